@@ -1,0 +1,129 @@
+"""What a training method is: which networks take part, and the loss of each phase of a step.
+
+The trainer owns everything else (data order, optimisers, precision, EMA, checkpoints, launch). An objective draws all of
+its randomness from the `Draws` it is handed and changes nothing but what `after_step` says it changes, so that a run
+resumed at step N continues exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.components import save_component
+from samplers.noise import fold
+
+
+@dataclass
+class Batch:
+    """One batch from a data source; what a source does not have stays None.
+
+    index (B,) int64: the samples' global counters, from which every random number about them is drawn.
+    images (B, 3, H, W) in [-1, 1] or latents (B, C, h, w); captions: B strings; labels (B,) class or concept indices.
+    """
+
+    index: Tensor
+    images: Tensor | None = None
+    latents: Tensor | None = None
+    captions: Sequence[str] | None = None
+    labels: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Batch(**{**vars(self), **moved})
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Counter-based random numbers for the samples of one batch: row i is a function of (seed, index[i], purpose).
+
+    A sample counter is used once in a run, so neither the step nor the rank enters: one process or many, a long run or one
+    resumed, the same sample gets the same numbers.
+    """
+
+    seed: int
+    index: Tensor  # (B,) int64 on the CPU
+    phase: str = ""
+
+    def _rows(self, fill, purpose: str, device) -> Tensor:
+        rows = []
+        for counter in self.index.tolist():
+            generator = torch.Generator().manual_seed(fold(self.seed, counter, self.phase, purpose))
+            rows.append(fill(generator))
+        return torch.stack(rows).to(device)
+
+    def normal(self, purpose: str, shape: Sequence[int] = (), device=None) -> Tensor:
+        """(B, *shape) unit normal."""
+        return self._rows(lambda g: torch.randn(tuple(shape), generator=g), purpose, device)
+
+    def uniform(self, purpose: str, shape: Sequence[int] = (), device=None) -> Tensor:
+        """(B, *shape) uniform in [0, 1)."""
+        return self._rows(lambda g: torch.rand(tuple(shape), generator=g), purpose, device)
+
+
+@dataclass(frozen=True)
+class Role:
+    """A network's part in a method: does it train, and is an averaged copy of it kept."""
+
+    network: nn.Module
+    trains: bool = True
+    ema: bool = True
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser update within a step: its name and the role whose weights it changes."""
+
+    name: str
+    role: str
+
+
+class Objective:
+    """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults."""
+
+    roles: dict[str, Role]
+
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        """The updates of a step, in order. A pure function of the step."""
+        return tuple(Phase(name, name) for name, role in self.roles.items() if role.trains)
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar mean loss over the batch, detached scalars to log). `models` holds the callable networks by role,
+        wrapped for distributed training and in the trainer's autocast; no global random numbers, no side effects."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called once per step after all updates and averages."""
+
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor | None:
+        """A picture of progress: (N, 3, H, W) in [-1, 1] for the contact sheet, from the averaged networks; None for none."""
+        return None
+
+    def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
+        """Numbers worth logging now and then, from the averaged networks (a held-out score, for instance)."""
+        return {}
+
+    def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write the result of a finished run where it can be used: by default one component folder per averaged role."""
+        for name, role in self.roles.items():
+            if role.trains:
+                save_component(models[name], folder if len(self.roles) == 1 else folder / name)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What else the method must have to resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)}.")

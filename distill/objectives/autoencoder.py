@@ -1,0 +1,90 @@
+"""Training of the autoencoder: pictures come back sharp, latents stay small and bear a little noise.
+
+Loss = |y - x| + |grad y - grad x| + w |z|^2, with y the decoding of the latents plus noise. The gradient term pays for
+blurred edges, which are what one sees of vector graphics. Most of the run sees random crops (a fully convolutional network
+learns the same from a quarter of the pixels); the end sees whole pictures, borders included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from distill.metrics import psnr
+from distill.objective import Batch, Draws, Objective, Phase, Role
+from gen.components import Config
+
+
+class AutoencoderObjectiveConfig(Config):
+    """Weights of the loss, and the crop schedule."""
+
+    gradient_weight: NonNegativeFloat = Field(1.0, description="weight of the image-gradient term")
+    latent_weight: NonNegativeFloat = Field(1e-3, description="weight of the mean square of the latents")
+    noise: NonNegativeFloat = Field(0.1, description="standard deviation of the noise on the latents")
+    crop: NonNegativeInt = Field(64, description="side of the random crops in pixels; 0 trains on whole pictures throughout")
+    crop_steps: NonNegativeInt = Field(0, description="steps that train on crops; whole pictures from this step on")
+
+
+def gradient_difference(y: Tensor, x: Tensor) -> Tensor:
+    """Mean |difference| of the horizontal plus that of the vertical first differences of two pictures (B, C, H, W)."""
+    error = y - x
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def random_crops(images: Tensor, size: int, places: Tensor) -> Tensor:
+    """(B, C, size, size) cut from images (B, C, H, W) at places (B, 2) in [0, 1): fractions of the room down and across."""
+    room = torch.tensor([images.shape[2] - size + 1, images.shape[3] - size + 1])
+    corners = (places.cpu() * room).long().tolist()
+    return torch.stack([image[:, i : i + size, j : j + size] for image, (i, j) in zip(images, corners, strict=True)])
+
+
+class AutoencoderObjective(Objective):
+    """Role "autoencoder" trains, with an average of its weights."""
+
+    def __init__(self, config: AutoencoderObjectiveConfig, network: nn.Module):
+        if config.crop % network.factor:
+            raise ValueError(f"crop is {config.crop}; it must be divisible by the autoencoder's factor, {network.factor}.")
+        self.config, self.factor = config, network.factor
+        self.roles = {"autoencoder": Role(network)}
+        self._fixed: Tensor | None = None  # pictures that `measure` uses: the first batch that `preview` was shown
+
+    def crop_size(self, step: int, side: int) -> int:
+        """Side of the pictures trained on at a step, given pictures of `side` pixels."""
+        return self.config.crop if 0 < self.config.crop < side and step < self.config.crop_steps else side
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        images = batch.images
+        size = self.crop_size(step, min(images.shape[-2:]))
+        if size < max(images.shape[-2:]):
+            images = random_crops(images, size, draws.uniform("crop", (2,)))
+        images = images.contiguous(memory_format=torch.channels_last)
+        network = self.roles["autoencoder"].network
+        shape = (network.channels, images.shape[2] // self.factor, images.shape[3] // self.factor)
+        noise = self.config.noise * draws.normal("noise", shape, images.device)
+        y, z = models["autoencoder"](images, noise)
+        y, z = y.float(), z.float()
+
+        pixel, gradient = (y - images).abs().mean(), gradient_difference(y, images)
+        loss = pixel + self.config.gradient_weight * gradient + self.config.latent_weight * z.square().mean()
+        logs = {"l1": pixel, "gradient": gradient, "psnr": psnr(y, images), "latent_std": z.std()}
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    @torch.no_grad()
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor:
+        """Originals, then their reconstructions."""
+        self._fixed = batch.images if self._fixed is None else self._fixed
+        network = models["autoencoder"]
+        return torch.cat([batch.images, network(batch.images)[0].float().clamp(-1, 1)])
+
+    @torch.no_grad()
+    def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
+        """PSNR in dB and the latents' standard deviation on the pictures of the first preview."""
+        if self._fixed is None:
+            return {}
+        y, z = models["autoencoder"](self._fixed)
+        return {"psnr": psnr(y.float(), self._fixed).item(), "latent_std": z.float().std().item()}

@@ -1,0 +1,156 @@
+"""Train a denoiser by predicting what noise was added: diffusion and flow matching in one loss.
+
+The network predicts raw = a x0 + b eps (its prediction row); the error may be measured on any other reading. As x is given,
+alpha dx0 + sigma deps = 0, so the error of a reading p x0 + q eps is (p - q alpha / sigma) dx0, and measuring it there only
+weighs the raw error: no conversion, no cancellation. prediction=x0 with loss=flow is JiT's recipe (arXiv 2511.13720).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.objective import Batch, Draws, Objective, Phase, Role
+from gen.components import Config, load_component
+from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
+from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.path import NoiseLevel, Scalar, expand
+from samplers.prediction import prediction_row
+
+Kind = Literal["eps", "x0", "v", "flow", "edm"]
+
+
+class TimeConfig(Config):
+    """How training levels are drawn: uniform in t, or t = t_noise sigmoid(mean + std n) (arXiv 2403.03206)."""
+
+    type: Literal["uniform", "logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+class PreviewConfig(Config):
+    """The contact sheet made while training."""
+
+    prompts: list[str] = ["a red heart"]
+    num_inference_steps: int = Field(20, gt=0)
+    guidance_scale: float = 3.0
+
+
+class DiffusionConfig(Config):
+    """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder and text_encoder are component folders."""
+
+    path: PathConfig = RectifiedFlowPath(type="rectified_flow")
+    prediction: Kind = "flow"
+    loss: Kind | None = None  # the reading whose error is measured; the predicted one if not given
+    min_sigma: float = Field(0.05, gt=0)
+    time: TimeConfig = TimeConfig()
+    clock: str = "1000t"
+    latent_scale: float = Field(1.0, gt=0)
+    autoencoder: Path | None = None
+    text_encoder: Path | None = None
+    preview: PreviewConfig = PreviewConfig()
+    defaults: Defaults = Defaults()  # of the exported model
+
+
+class DiffusionObjective(Objective):
+    """One role, `denoiser`. Data gives latents, or images (encoded here if there is an autoencoder), and captions or labels."""
+
+    def __init__(self, config: DiffusionConfig, network: nn.Module):
+        self.config = config
+        self.path = config.path.build()
+        self.roles = {"denoiser": Role(network)}
+        self.autoencoder = load_component(config.autoencoder, "autoencoder") if config.autoencoder else None
+        self.text_encoder = load_component(config.text_encoder, "text_encoder") if config.text_encoder else None
+
+    def denoiser(self, network: nn.Module) -> NetworkDenoiser:
+        return NetworkDenoiser(network, self.path, self.config.prediction, self.config.clock)
+
+    @torch.no_grad()
+    def clean(self, batch: Batch) -> Tensor:
+        """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""
+        if batch.latents is not None:
+            return batch.latents.float() * self.config.latent_scale
+        if self.autoencoder is None:
+            return batch.images
+        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.config.latent_scale
+
+    @torch.no_grad()
+    def condition(self, batch: Batch, device: torch.device) -> Condition:
+        if self.text_encoder is None:
+            return Condition(label=batch.labels)
+        tokens, mask = self.text_encoder.to(device).encode(batch.captions)
+        return Condition(tokens=tokens.float(), mask=mask)
+
+    def levels(self, draws: Draws, device: torch.device) -> NoiseLevel:
+        """One level per sample, (B,)."""
+        time = self.config.time
+        if time.type == "uniform":
+            t = draws.uniform("time", device=device)
+        else:
+            t = torch.sigmoid(time.mean + time.std * draws.normal("time", device=device))
+        return self.path(t * self.path.t_noise)
+
+    def weight(self, level: NoiseLevel) -> Scalar:
+        """The factor from an error of the raw prediction to one of the measured reading, (B,)."""
+        predicted, measured = self.config.prediction, self.config.loss
+        if measured is None or measured == predicted:
+            return 1.0
+        ratio = level.alpha / level.sigma.clamp(min=self.config.min_sigma)
+
+        def on_x0(kind: str) -> Scalar:
+            p, q = prediction_row(kind, level, self.path)
+            return p - q * ratio
+
+        return on_x0(measured) / on_x0(predicted)
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x0 = self.clean(batch)
+        level = self.levels(draws, x0.device)
+        eps = draws.normal("eps", x0.shape[1:], x0.device)
+        x = level.mix(x0, eps)
+        prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), Context())
+        a, b = prediction.row
+        target = expand(a, x) * x0 + expand(b, x) * eps
+        error = (prediction.raw.float() - target).square().flatten(1).mean(1)
+        return (self.weight(level) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
+
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor | None:
+        from samplers.guidance.cfg import ClassifierFree
+        from samplers.noise import normal
+        from samplers.registry import get_grid, get_solver
+        from samplers.sample import sample
+
+        config, network = self.config.preview, models["denoiser"]
+        like = self.clean(batch)
+        if self.text_encoder is not None:
+            prompts = Batch(index=torch.arange(len(config.prompts)), captions=config.prompts)
+            condition = self.condition(prompts, like.device)
+        else:
+            condition = Condition(label=None if batch.labels is None else batch.labels[:16])
+        count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
+        levels = get_grid("uniform", self.path, config.num_inference_steps)
+        x = normal(range(seed, seed + count), like.shape[1:], device=like.device) * levels[0].sigma
+        guided = ClassifierFree(self.denoiser(network), config.guidance_scale)
+        with torch.autocast(like.device.type, torch.bfloat16):
+            latents = sample(guided, get_solver("dpmpp_2m"), x, levels, condition) / self.config.latent_scale
+            return (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+
+    def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
+        """A model folder that `Generator.from_pretrained` opens."""
+        network = models["denoiser"]
+        config = ModelConfig(
+            path=self.config.path,
+            prediction=self.config.prediction,
+            clock=self.config.clock,
+            latent_scale=self.config.latent_scale,
+            sample_size=network.config.size * (self.autoencoder.factor if self.autoencoder else 1),
+            defaults=self.config.defaults,
+        )
+        write_model(folder, config, network, self.autoencoder, self.text_encoder)

@@ -1,0 +1,94 @@
+"""Optimisers, the learning rate as a pure function of the step, and optimiser state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import OptimizerConfig, ScheduleConfig
+
+
+def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
+    """The learning rate at a step (0-based) as a share of the peak: warm-up, plateau, linear cool-down."""
+    factor = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    start = max_steps * (1 - schedule.cooldown)
+    if step > start:
+        progress = (step - start) / (max_steps - start)
+        factor *= 1 - (1 - schedule.final) * progress
+    return factor
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Muon's share: 2-D weights inside repeated blocks. Embeddings, heads, norms and biases stay with AdamW."""
+    return parameter.ndim == 2 and any(part.isdigit() for part in name.split(".")) and min(parameter.shape) > 1
+
+
+class Optimizer:
+    """One role's optimiser: AdamW, or Muon and AdamW side by side, stepped and saved as one."""
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig):
+        self.names = {p: n for n, p in network.named_parameters() if p.requires_grad}
+        self.parameters = list(self.names)
+        self.clip = config.clip
+        matrices = [p for p, n in self.names.items() if config.type == "muon" and _is_block_matrix(n, p)]
+        chosen = set(matrices)
+        rest = [p for p in self.parameters if p not in chosen]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
+            muon = torch.optim.Muon(
+                matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            )
+            self.parts.append(muon)
+        if rest:
+            adamw = torch.optim.AdamW(
+                rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, eps=1e-8, fused=True
+            )
+            self.parts.append(adamw)
+        self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self, factor: float) -> Tensor:
+        """Clip the global gradient norm, update at `factor` times the peak rates; returns the norm before clipping.
+
+        Nothing is updated where the norm is not finite: the caller reports it.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        if torch.isfinite(norm):
+            groups = [group for part in self.parts for group in part.param_groups]
+            for group, peak in zip(groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
+            for part in self.parts:
+                part.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`parameter::slot` -> tensor."""
+        return {
+            f"{self.names[parameter]}::{slot}": torch.as_tensor(value)
+            for part in self.parts
+            for parameter, slots in part.state.items()
+            for slot, value in slots.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        by_name = {name: parameter for parameter, name in self.names.items()}
+        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        unknown = sorted({key.partition("::")[0] for key in state} - by_name.keys())
+        if unknown:
+            raise ValueError(f"Optimiser state for unknown parameters: {_some(unknown)}; the network has changed.")
+        for key, value in state.items():
+            name, _, slot = key.partition("::")
+            parameter = by_name[name]
+            device = "cpu" if value.ndim == 0 and parameter.device.type == "cpu" else parameter.device
+            owner[parameter].state[parameter][slot] = value.to(device)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,55 @@
+"""`python -m distill.train CONFIG.yaml key=value ...`: train what the config says; the same under `accelerate launch`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from distill.config import ConfigError, TrainConfig, load_config
+
+
+def make_trainer(config: TrainConfig):
+    """Build network, objective and data source from a config."""
+    import torch
+
+    from distill.data import make_source
+    from distill.objectives import make_objective
+    from distill.trainer import Trainer
+    from gen.components import build, load_component
+
+    torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
+    network = load_component(config.init_from) if config.init_from else build(config.network)
+    network.train().requires_grad_(True)
+    source = make_source(config.data, config.seed)
+    return Trainer(config, make_objective(config.objective, network), source)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.train", description=__doc__)
+    parser.add_argument("config", help="a YAML file, for example configs/default/generator.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=100 optimizer.lr=2e-4")
+    parser.add_argument("--dry-run", action="store_true", help="check the config, print it with parameter counts, and stop")
+    given = parser.parse_args(arguments)
+    try:
+        config = load_config(given.config, given.overrides)
+        from distill.trainer import TrainingError
+
+        trainer = make_trainer(config)
+        if given.dry_run:
+            print(config.model_dump_json(indent=2))
+            for name, network in trainer.networks.items():
+                print(f"{name}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
+            return 0
+        trainer.train()
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Parts that the backbones share.
+
+Shapes: images (B, C, H, W), tokens (B, L, D), time and labels (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen.attention import attention
+from samplers.denoiser import Context
+
+QK_NORM_EPS = 1e-6  # fixed: the default of F.rms_norm depends on the dtype
+
+
+def timestep_embedding(time: Tensor, dim: int) -> Tensor:
+    """(B,) -> (B, dim): cos then sin of time at dim / 2 frequencies from 1 down to 1 / 10000 (exclusive), at least float32."""
+    time = time if time.dtype == torch.float64 else time.float()
+    frequencies = torch.exp(torch.arange(dim // 2, device=time.device, dtype=time.dtype) * (-math.log(10000) / (dim // 2)))
+    angles = time[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def qk_normalize(kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Unit root mean square along each head, without a weight (a float32 weight would leave the fused kernel in autocast)."""
+    if kind == "none":
+        return tensors
+    return tuple(F.rms_norm(tensor, tensor.shape[-1:], eps=QK_NORM_EPS) for tensor in tensors)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for q, k and v."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool, qk_norm: str):
+        super().__init__()
+        self.heads, self.qk_norm = heads, qk_norm
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k = qk_normalize(self.qk_norm, q, k)
+        return self.proj(attention(q, k, v, backend=backend).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, gelu: str):
+        super().__init__()
+        self.approximate = {"exact": "none", "tanh": "tanh"}[gelu]
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
+    """The patch grid (rows, columns) of an input, or a sentence about what is wrong with it."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"The network takes images of shape (B, {channels}, H, W); it was given {tuple(x.shape)}.")
+    height, width = x.shape[2:]
+    if height % patch or width % patch or not height or not width:
+        raise ValueError(
+            f"The network cuts images into patches of {patch} by {patch}, so height and width must be multiples of {patch}; "
+            f"it was given {height} by {width}."
+        )
+    return height // patch, width // patch
+
+
+def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """(B, rows * columns, patch * patch * C) -> (B, C, rows * patch, columns * patch)."""
+    x = tokens.unflatten(1, (rows, columns)).unflatten(3, (patch, patch, -1))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def resize_positions(positions: Tensor, trained: int, rows: int, columns: int) -> Tensor:
+    """(1, trained^2, D) position embeddings at another grid (1, rows * columns, D), bicubic; the trained grid is untouched."""
+    if (rows, columns) == (trained, trained):
+        return positions
+    grid = positions.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
+    dtype = grid.dtype if grid.dtype == torch.float64 else torch.float32
+    grid = F.interpolate(grid.to(dtype), size=(rows, columns), mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+def class_index(label: Tensor | None, num_classes: int, batch: int, device: torch.device) -> Tensor:
+    """Rows of a (num_classes + 1)-row label table; negative labels and no labels at all are the null row, the last one."""
+    if label is None:
+        return torch.full((batch,), num_classes, device=device)
+    if label.device.type == "cpu" and label.numel() and int(label.max()) >= num_classes:
+        raise ValueError(
+            f"The network knows the labels 0 to {num_classes - 1} (negative = unconditional); it was given {int(label.max())}."
+        )
+    return torch.where(label < 0, num_classes, label)
+
+
+def memoize(network: nn.Module, context: Context | None, name: str, owners: tuple, compute: Callable[[], Any]) -> Any:
+    """`compute()` once per run where that is safe: no context, gradients or training mean every time."""
+    if context is None or network.training or torch.is_grad_enabled():
+        return compute()
+    return context.memo(f"{name} {id(network)}", (network, *owners), compute)
+
+
+def run_block(context: Context | None, index: int, count: int, block: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """A block of the network, through the run's "block" hook if there is one: hook(index, count, x, run) -> x.
+
+    `run()` evaluates the block; a cache returns something else instead. index counts 0 .. count - 1 through the network.
+    """
+    hook = context.hooks.get("block") if context is not None else None
+    if hook is None:
+        return block(x, *args)
+    return hook(index, count, x, lambda: block(x, *args))

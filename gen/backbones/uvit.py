@@ -1,0 +1,242 @@
+"""U-ViT (arXiv 2209.12152): a plain transformer over [label, time, text, patches] with long skips between its halves.
+
+    patches --in--> in_blocks --> mid_block --> out_blocks --norm, head--> patches
+                        |                           ^
+                        +---- long skips (concat) --+
+
+Everything that the image depends on is a token: there is no modulation. Parameter shapes and the order of the sequence are
+the published ones. Ours on top: qk-norm, zero-initialised residuals, learned null tokens, other sizes, a refining head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gen.backbones.blocks import (
+    MLP,
+    SelfAttention,
+    check_image,
+    class_index,
+    memoize,
+    resize_positions,
+    run_block,
+    timestep_embedding,
+    unpatchify,
+)
+from gen.components import Config
+from samplers.denoiser import Condition, Context
+
+
+class UViTConfig(Config):
+    """Sizes of a U-ViT. The defaults of the switches are those of the published checkpoints."""
+
+    size: int = Field(gt=0, description="height and width it is trained at, in pixels or latent pixels")
+    patch: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    out_channels: int | None = Field(default=None, gt=0, description="channels, unless given")
+    dim: int = Field(gt=0)
+    depth: int = Field(gt=0, description="depth // 2 blocks down, one in the middle, depth // 2 up")
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    num_classes: int = Field(default=0, ge=0, description="0: takes no label")
+    text_tokens: int = Field(default=0, ge=0, description="length of the text part of the sequence; 0: takes no text")
+    text_dim: int = Field(default=0, ge=0)
+    text_norm: bool = Field(default=False, description="LayerNorm on text features before their projection")
+    time_mlp: bool = False
+    qkv_bias: bool = False
+    qk_norm: Literal["none", "rms"] = "none"
+    gelu: Literal["exact", "tanh"] = "exact"
+    skip_scale: float = Field(default=1.0, gt=0, le=1, description="kappa of ScaleLong (arXiv 2310.13545); 1: plain skips")
+    zero_init: bool = Field(default=False, description="every residual branch starts at zero")
+    final_conv: bool = True
+    refine_channels: int = Field(default=0, ge=0, description="width of a residual two-convolution head; 0: none")
+
+    @model_validator(mode="after")
+    def _fits(self) -> UViTConfig:
+        if self.size % self.patch:
+            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.dim % self.heads or self.dim % 2:
+            raise ValueError(f"dim {self.dim} must be even and a multiple of heads {self.heads}")
+        if bool(self.text_tokens) != bool(self.text_dim):
+            raise ValueError("text_tokens and text_dim go together: give both, or neither")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side at the trained size."""
+        return self.size // self.patch
+
+    @property
+    def extras(self) -> int:
+        """Tokens before the patches: label, time, text."""
+        return bool(self.num_classes) + 1 + self.text_tokens
+
+
+# Published sizes (arXiv 2209.12152, Table 1 and appendix).
+PRESETS: dict[str, dict[str, int]] = {
+    "S": {"dim": 512, "depth": 12, "heads": 8},
+    "S-deep": {"dim": 512, "depth": 16, "heads": 8},
+    "M": {"dim": 768, "depth": 16, "heads": 12},
+    "L": {"dim": 1024, "depth": 20, "heads": 16},
+    "H": {"dim": 1152, "depth": 28, "heads": 16},
+}
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; on the way up it first merges the long skip."""
+
+    def __init__(self, config: UViTConfig, skip: bool = False):
+        super().__init__()
+        dim = config.dim
+        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, config.heads, config.qkv_bias, config.qk_norm)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * config.mlp_ratio), config.gelu)
+
+    def forward(self, x: Tensor, skip: Tensor | None, backend: str) -> Tensor:
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x = x + self.attn(self.norm1(x), backend)
+        return x + self.mlp(self.norm2(x))
+
+
+class Refine(nn.Module):
+    """A residual correction at full resolution, against visible patch borders; zero at the start."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.conv1(x), approximate="tanh"))
+
+
+class UViT(nn.Module):
+    """U-ViT backbone. `attention_backend` may be set to any name that `gen.attention` knows."""
+
+    attention_backend: str = "auto"
+
+    def __init__(self, config: UViTConfig):
+        super().__init__()
+        self.config = config
+        dim, out = config.dim, config.out_channels or config.channels
+        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
+        self.time_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)) if config.time_mlp else None
+        self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        if config.text_dim:
+            self.text_norm = nn.LayerNorm(config.text_dim) if config.text_norm else nn.Identity()
+            self.text_embed = nn.Linear(config.text_dim, dim)
+            self.null_tokens = nn.Parameter(torch.empty(config.text_tokens, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.extras + config.grid**2, dim))
+        half = config.depth // 2
+        self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
+        self.mid_block = Block(config)
+        self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, config.patch**2 * out)
+        self.final_conv = nn.Conv2d(out, out, 3, padding=1) if config.final_conv else None
+        self.refine = Refine(out, config.refine_channels) if config.refine_channels else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals of 0.02 as published; the final convolution starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.config.text_dim:
+            nn.init.trunc_normal_(self.null_tokens, std=0.02)
+        if self.final_conv is not None:
+            nn.init.dirac_(self.final_conv.weight)
+            nn.init.zeros_(self.final_conv.bias)
+        if self.config.zero_init:
+            for block in self.blocks:
+                nn.init.zeros_(block.attn.proj.weight)
+                nn.init.zeros_(block.mlp.fc2.weight)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in the order they run."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
+        """(B, channels, H, W), (B,) -> (B, out_channels, H, W). H and W may differ from the trained size.
+
+        Labels that are negative or missing, text rows without a real token and missing text are unconditional. Raises
+        ValueError for a size that patches do not divide, for more text tokens than the network has room for, and for a label
+        or text that this network does not take.
+        """
+        rows, columns = check_image(x, self.config.channels, self.config.patch)
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        # every token takes the dtype of the patches, so under autocast the whole residual stream stays in half precision
+        extras = [token.to(patches.dtype) for token in self.extra_tokens(patches, time, condition, context)]
+        x = torch.cat([*extras, patches], dim=1) + self.positions(rows, columns).to(patches.dtype)
+
+        count, half = len(self.in_blocks) * 2 + 1, len(self.in_blocks)
+        skips: list[Tensor] = []
+        for i, block in enumerate(self.in_blocks):
+            x = run_block(context, i, count, block, x, None, self.attention_backend)
+            skips.append(x)
+        x = run_block(context, half, count, self.mid_block, x, None, self.attention_backend)
+        for i, block in enumerate(self.out_blocks):
+            skip, kappa = skips.pop(), self.config.skip_scale ** (half - 1 - i)  # ScaleLong: the deepest is scaled most
+            x = run_block(context, half + 1 + i, count, block, x, skip if kappa == 1 else kappa * skip, self.attention_backend)
+
+        x = self.head(self.norm(x[:, self.config.extras :]))
+        x = unpatchify(x, rows, columns, self.config.patch)
+        if self.final_conv is not None:
+            x = self.final_conv(x)
+        return x if self.refine is None else self.refine(x)
+
+    def extra_tokens(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None) -> list[Tensor]:
+        """The tokens before the patches, in the published order: label, time, text."""
+        tokens = []
+        if self.label_embed is not None:
+            index = class_index(condition.label, self.config.num_classes, len(x), x.device)
+            tokens.append(self.label_embed(index)[:, None])
+        elif condition.label is not None:
+            raise ValueError("This network takes no label (its config has num_classes 0), but the condition has one.")
+
+        token = timestep_embedding(time, self.config.dim).to(self.pos_embed.dtype)
+        tokens.append((token if self.time_embed is None else self.time_embed(token))[:, None])
+
+        if self.config.text_dim:
+            owners = (condition.tokens, condition.mask)
+            tokens.append(memoize(self, context, "text tokens", owners, lambda: self.text_tokens(condition, len(x))))
+        elif condition.tokens is not None:
+            raise ValueError("This network takes no text (its config has text_dim 0), but the condition has tokens.")
+        return tokens
+
+    def text_tokens(self, condition: Condition, batch: int) -> Tensor:
+        """(B, text_tokens, dim): projected features where there is a real token, learned null tokens everywhere else."""
+        null = self.null_tokens.expand(batch, -1, -1)
+        tokens = condition.tokens
+        if tokens is None:
+            return null
+        length, room = tokens.shape[1], self.config.text_tokens
+        if tokens.shape[2] != self.config.text_dim:
+            raise ValueError(f"The network takes text features of width {self.config.text_dim}; it was given {tokens.shape[2]}.")
+        if length > room:
+            raise ValueError(f"The network has room for {room} text tokens; it was given {length}: shorten the prompt.")
+        text = self.text_embed(self.text_norm(tokens.to(self.text_embed.weight.dtype)))
+        if condition.mask is not None:
+            text = torch.where(condition.mask[..., None], text, null[:, :length].to(text.dtype))
+        return torch.cat([text, null[:, length:].to(text.dtype)], dim=1)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """(1, extras + rows * columns, dim)."""
+        extras = self.config.extras
+        if (rows, columns) == (self.config.grid, self.config.grid):
+            return self.pos_embed
+        grid = resize_positions(self.pos_embed[:, extras:], self.config.grid, rows, columns)
+        return torch.cat([self.pos_embed[:, :extras], grid], dim=1)

@@ -1,0 +1,88 @@
+"""Networks as folders: `config.json` names a type from the registry below and its sizes, `model.safetensors` the weights.
+
+The registry is closed: a file can only name what is listed here, and its config is validated by that type's own pydantic
+model, so no file chooses what code runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from gen.checkpoints import CheckpointError, load_weights, read_json, write_json, write_weights
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys, NaN and silent type changes are refused; values do not change later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# type name -> (module, config class, network class); imported when used
+COMPONENTS: dict[str, tuple[str, str, str]] = {
+    "uvit": ("gen.backbones.uvit", "UViTConfig", "UViT"),
+    "dit": ("gen.backbones.dit", "DiTConfig", "DiT"),
+    "autoencoder": ("gen.latents", "AutoencoderConfig", "Autoencoder"),
+    "text_encoder": ("gen.text", "TextEncoderConfig", "TextEncoder"),
+}
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error as one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg'].lower()}" for e in error.errors())
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """A network with fresh weights from its config, e.g. {"type": "uvit", "dim": 256, ...}."""
+    config = dict(config)
+    kind = config.pop("type", None)
+    if kind not in COMPONENTS:
+        raise ValueError(f"Unknown network type {kind!r}: choose one of {', '.join(COMPONENTS)}.")
+    module, config_class, network_class = COMPONENTS[kind]
+    module = importlib.import_module(module)
+    try:
+        return getattr(module, network_class)(getattr(module, config_class)(**config))
+    except ValidationError as error:
+        raise ValueError(f"The config of a {kind} is not valid: {describe(error)}.") from None
+
+
+def config_of(network: nn.Module) -> dict[str, Any]:
+    """The config that `build` makes this network from."""
+    kind = next(kind for kind, (_, _, name) in COMPONENTS.items() if name == type(network).__name__)
+    return {"type": kind, **network.config.model_dump(mode="json")}
+
+
+def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Write a network as a folder. A network with more than weights adds its own files through `save_extra(folder)`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder / "model.safetensors", network.state_dict(), dtype)
+    if hasattr(network, "save_extra"):
+        network.save_extra(folder)
+    write_json(folder / "config.json", config_of(network))
+
+
+def load_component(folder: Path | str, *types: str) -> nn.Module:
+    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there.
+
+    A network with more than weights reads its own files through `load_extra(folder)`.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if types and config.get("type") not in types:
+        raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
+    try:
+        network = build(config)
+    except ValueError as error:
+        raise CheckpointError(folder / "config.json", str(error)) from None
+    load_weights(network, folder / "model.safetensors")
+    if hasattr(network, "load_extra"):
+        network.load_extra(folder)
+    return network.eval().requires_grad_(False)

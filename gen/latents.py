@@ -1,0 +1,110 @@
+"""A small convolutional autoencoder: pictures (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f) and back.
+
+It is fully convolutional, so any height and width divisible by the factor f will do, and nothing joins the encoder to the
+decoder but the latents. Resolution changes are exact rearrangements of pixels (unshuffle and shuffle), nearly all blocks run
+at 1/4 and 1/8 of the resolution, and one light convolution at full size draws the edges: decoding stays cheap on a CPU.
+
+Latents are bounded by 3 tanh(z / 3) instead of being pulled to a prior, which keeps their spread near 1 and their tails short.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from gen.components import Config
+
+LATENT_BOUND = 3.0
+
+
+class AutoencoderConfig(Config):
+    """Sizes. Widths and blocks run from the finest resolution to the coarsest in the encoder and back in the decoder."""
+
+    factor: int = Field(8, ge=2, le=64, description="picture pixels per latent pixel, each way; a power of two")
+    channels: PositiveInt = Field(16, description="latent channels")
+    encoder_widths: tuple[PositiveInt, ...] = Field((64, 128), min_length=1, max_length=6)
+    encoder_blocks: tuple[int, ...] = (1, 2)
+    decoder_widths: tuple[PositiveInt, ...] = Field((128, 64, 32), min_length=1, max_length=6)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1)
+    refine_width: PositiveInt = Field(16, description="channels at full resolution, just before the picture")
+
+    @model_validator(mode="after")
+    def _check(self) -> AutoencoderConfig:
+        if self.factor & (self.factor - 1):
+            raise ValueError(f"factor is {self.factor}; it must be a power of two")
+        for side in ("encoder", "decoder"):
+            widths, blocks = getattr(self, f"{side}_widths"), getattr(self, f"{side}_blocks")
+            if len(widths) != len(blocks):
+                raise ValueError(f"{side}_widths has {len(widths)} entries and {side}_blocks {len(blocks)}; they must agree")
+            if 2 ** len(widths) > 2 * self.factor:
+                raise ValueError(f"{side}_widths has {len(widths)} levels, more than a factor of {self.factor} has room for")
+            if min(blocks) < 0 or max(blocks) > 64:
+                raise ValueError(f"{side}_blocks must lie between 0 and 64")
+        return self
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(x)))), the second convolution starting at zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class Autoencoder(nn.Module):
+    """`encode` pictures to latents, `decode` latents to pictures. `factor` and `channels` say how their shapes relate."""
+
+    def __init__(self, config: AutoencoderConfig | None = None):
+        super().__init__()
+        self.config = config = config or AutoencoderConfig()
+        self.factor, self.channels = config.factor, config.channels
+
+        widths, blocks = config.encoder_widths, config.encoder_blocks
+        stem = config.factor // 2 ** (len(widths) - 1)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(stem), nn.Conv2d(3 * stem**2, widths[0], 3, padding=1)]
+        for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            if level:
+                layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * widths[level - 1], width, 1)]
+            layers += [ResidualBlock(width) for _ in range(count)]
+        layers += [nn.SiLU(), nn.Conv2d(widths[-1], config.channels, 3, padding=1)]
+        self.encoder = nn.Sequential(*layers)
+
+        widths, blocks = config.decoder_widths, config.decoder_blocks
+        layers = [nn.Conv2d(config.channels, widths[0], 3, padding=1)]
+        for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            if level:
+                layers += [nn.SiLU(), nn.Conv2d(widths[level - 1], 4 * width, 1), nn.PixelShuffle(2)]
+            layers += [ResidualBlock(width) for _ in range(count)]
+        up = config.factor // 2 ** (len(widths) - 1)
+        layers += [nn.SiLU(), nn.Conv2d(widths[-1], up**2 * config.refine_width, 3, padding=1), nn.PixelShuffle(up)]
+        layers += [nn.SiLU(), nn.Conv2d(config.refine_width, 3, 3, padding=1)]
+        self.decoder = nn.Sequential(*layers)
+        self.to(memory_format=torch.channels_last)  # convolutions run two to three times faster this way on a CPU
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, C, H/f, W/f), each value within +-3, of pictures (B, 3, H, W) in [-1, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
+            raise ValueError(
+                f"The autoencoder takes pictures (B, 3, H, W) with H and W divisible by {self.factor}, not {tuple(images.shape)}."
+            )
+        z = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return LATENT_BOUND * torch.tanh(z / LATENT_BOUND)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, f h, f w) of latents (B, C, h, w); nominally in [-1, 1], not clamped."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(f"The autoencoder takes latents (B, {self.channels}, h, w), not {tuple(latents.shape)}.")
+        return self.decoder(latents.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(reconstructions (B, 3, H, W), latents); `noise` is added to the latents before they are decoded."""
+        latents = self.encode(images)
+        return self.decode(latents if noise is None else latents + noise), latents

@@ -1,0 +1,223 @@
+"""A model as a folder: `config.json`, one subfolder per network, `README.md`.
+
+    config.json          the path, what the network predicts, its clock, the defaults (`ModelConfig`)
+    denoiser/            a backbone (uvit, dit)
+    autoencoder/         pictures <-> latents; models of pixels have none
+    text_encoder/        class-conditional and unconditional models have none
+
+Each subfolder is a component of `gen.components`. A folder is written beside its final name and renamed, so that a reader
+sees a whole model or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from torch import nn
+
+from gen.checkpoints import CheckpointError, read_json, write_bytes, write_json
+from gen.components import describe, load_component, save_component
+from samplers import path as paths
+from samplers.denoiser import NetworkDenoiser
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "denoiser": ("uvit", "dit"),
+    "autoencoder": ("autoencoder",),
+    "text_encoder": ("text_encoder",),
+}
+OWN_FILES = {"config.json", "README.md", "LICENSE", "NOTICE", ".gitattributes", *PARTS}
+
+Option = bool | int | FiniteFloat | str
+
+
+class Strict(BaseModel):
+    """Unknown keys, NaN, and `true` for 1 are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RectifiedFlowPath(Strict):
+    type: Literal["rectified_flow"]
+
+    def build(self) -> paths.Path:
+        return paths.RectifiedFlow()
+
+
+class VarianceExplodingPath(Strict):
+    type: Literal["variance_exploding"]
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def build(self) -> paths.Path:
+        return paths.VarianceExploding(self.sigma_min, self.sigma_max)
+
+
+class VariancePreservingPath(Strict):
+    """Betas by rule; start, end and steps keep the rule's published values where not given."""
+
+    type: Literal["variance_preserving"]
+    betas: Literal["linear", "scaled_linear", "cosine"]
+    start: float | None = Field(None, gt=0, lt=1)
+    end: float | None = Field(None, gt=0, lt=1)
+    steps: int = Field(1000, ge=2, le=100_000)
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _cosine_has_no_ends(self) -> VariancePreservingPath:
+        if self.betas == "cosine" and (self.start is not None or self.end is not None or self.zero_terminal_snr):
+            raise ValueError("cosine betas take steps only, no start, end or zero_terminal_snr")
+        return self
+
+    def build(self) -> paths.Path:
+        options = {name: value for name in ("start", "end") if (value := getattr(self, name)) is not None}
+        if self.betas != "cosine":
+            options["zero_terminal_snr"] = self.zero_terminal_snr
+        return getattr(paths.VariancePreserving, self.betas)(steps=self.steps, **options)
+
+
+PathConfig = Annotated[RectifiedFlowPath | VariancePreservingPath | VarianceExplodingPath, Field(discriminator="type")]
+
+
+class Defaults(Strict):
+    """What a call uses where it says nothing."""
+
+    num_inference_steps: int = Field(20, ge=1, le=1000)
+    guidance_scale: float = Field(1.0, ge=0, le=100)
+    guidance_interval: tuple[float, float] | None = None
+    sampler: str = "dpmpp_2m"
+    sampler_options: dict[str, Option] = {}
+    schedule: str = "uniform"
+    schedule_options: dict[str, Option] = {}
+
+
+class ModelConfig(Strict):
+    """`config.json` of a model folder.
+
+    prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`. latent_scale: the denoiser sees
+    latent_scale times the autoencoder's latents. sample_size: height and width in pixels of a picture by default.
+    classes: the names of labels 0, 1, ... of a class-conditional model.
+    """
+
+    format: Literal["fewstep"] = "fewstep"
+    version: Literal[1] = 1
+    path: PathConfig
+    prediction: Literal["eps", "x0", "v", "flow", "edm"]
+    clock: Literal["t", "1000t", "index", "log_sigma/4"]
+    input_scale: Literal["none", "edm"] = "none"
+    sigma_data: float = Field(0.5, gt=0)
+    latent_scale: float = Field(1.0, gt=0)
+    sample_size: PositiveInt
+    defaults: Defaults = Defaults()
+    classes: tuple[str, ...] | None = None
+
+    def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
+        """The network as a denoiser on this config's path."""
+        return NetworkDenoiser(
+            network, self.path.build(), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
+        )
+
+
+def model_config(value: Mapping[str, Any] | ModelConfig) -> ModelConfig:
+    """A checked config from plain values; ValueError says which keys are wrong."""
+    if isinstance(value, ModelConfig):
+        return value
+    try:
+        return ModelConfig.model_validate_json(json.dumps(value))  # JSON mode: lists serve as tuples, all else is strict
+    except (ValidationError, TypeError, ValueError) as error:
+        reason = describe(error) if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"The model config is not valid: {reason}.") from None
+
+
+def read_model_config(folder: Path | str) -> ModelConfig:
+    """`config.json` of a model folder, checked."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(folder, "is not a folder; give a model folder, which holds config.json and denoiser/.")
+    if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
+        raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; gen.bridge opens those.")
+    value = read_json(folder / "config.json")
+    if value.get("format") != "fewstep":
+        raise CheckpointError(folder / "config.json", "is not the config of a fewstep model (it lacks \"format\": \"fewstep\").")
+    if isinstance(value.get("version"), int) and value["version"] > 1:
+        raise CheckpointError(folder / "config.json", f"has version {value['version']}; this fewstep reads version 1.")
+    try:
+        return model_config(value)
+    except ValueError as error:
+        raise CheckpointError(folder / "config.json", str(error)) from None
+
+
+def write_model_config(folder: Path | str, config: Mapping[str, Any] | ModelConfig) -> ModelConfig:
+    """Check a config and write it as `config.json` of a folder."""
+    checked = model_config(config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", checked.model_dump(mode="json", exclude_none=True))
+    return checked
+
+
+def read_parts(folder: Path | str) -> dict[str, nn.Module]:
+    """The networks of a model folder by part name; `denoiser` is always among them."""
+    folder = Path(folder)
+    found = {name: folder / name for name in PARTS if (folder / name).is_dir()}
+    if "denoiser" not in found:
+        raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
+    return {name: load_component(where, *PARTS[name]) for name, where in found.items()}
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"{folder} exists and is not a folder; choose another name for the model.")
+    inside = {entry.name for entry in folder.iterdir()}
+    if inside and "config.json" not in inside:
+        raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
+    if inside:
+        read_model_config(folder)
+    if foreign := sorted(inside - OWN_FILES):
+        raise ValueError(f"{folder} also holds {foreign[0]!r}, which saving would delete; move it or choose another folder.")
+
+
+def write_model(
+    folder: Path | str,
+    config: Mapping[str, Any] | ModelConfig,
+    denoiser: nn.Module,
+    autoencoder: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    readme: str | None = None,
+) -> Path:
+    """Write a model folder in one piece; a model already there is replaced, any other folder refused.
+
+    Floating weights are stored in `dtype` (as they are when None). `readme` is the text of README.md, the model card.
+    """
+    folder, config = Path(folder).absolute(), model_config(config)
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
+    try:
+        write_model_config(new, config)
+        for name, network in {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder}.items():
+            if network is not None:
+                save_component(network, new / name, dtype)
+        write_bytes(new / "README.md", (readme or f"# {folder.name}\n\nA fewstep model.\n").encode())
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder

@@ -1,0 +1,216 @@
+"""The recipe of a picture: everything it takes to make it again, kept inside its PNG.
+
+Two text chunks: `parameters`, the line that image viewers and AUTOMATIC1111 read (`gen.infotext`), and `fewstep`, the
+recipe as JSON, from which `Generator.replay` and `fewstep replay` work. There is no date and no path in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CHUNK = "fewstep"
+MAX_FILE = 256 * 1024 * 1024
+MAX_PIXELS = 64_000_000
+
+Option = bool | int | float | str
+Text = Annotated[str, Field(max_length=10_000)]
+Name = Annotated[str, Field(max_length=300)]
+Side = Annotated[int, Field(ge=1, le=16_384)]
+
+
+class RecipeError(ValueError):
+    """A picture whose recipe cannot be read or written; the message names the file and says why."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(_Part):
+    """name: "default", a hub id or a folder's own name; weights: part -> sha256 of its file (empty: made in memory)."""
+
+    name: Name
+    weights: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+
+
+class Batch(_Part):
+    """How many pictures went through the network together and which one this was: rounding depends on the number."""
+
+    size: int = Field(1, ge=1, le=1024)
+    row: int = Field(0, ge=0, lt=1024)
+
+
+class Machine(_Part):
+    """What the numbers were computed with. threads is 0 where the device has no such setting."""
+
+    device: Name
+    dtype: Name
+    attention: Name
+    threads: int = Field(0, ge=0, le=4096)
+    torch: Name
+    fewstep: Name
+
+
+class Recipe(_Part):
+    """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
+
+    version: Literal[1] = 1
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    class_label: int | None = Field(None, ge=-1)
+    seed: int = Field(ge=0, lt=1 << 63)
+    height: Side
+    width: Side
+    num_inference_steps: int = Field(ge=1, le=1000)
+    sampler: Name
+    sampler_options: dict[Name, Option] = {}
+    schedule: Name
+    schedule_options: dict[Name, Option] = {}
+    guidance_scale: float = Field(ge=0, le=100)
+    guidance_interval: tuple[float, float] | None = None
+    adapters: dict[Name, float] = {}
+    stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
+    unrecorded: tuple[Name, ...] = ()
+    nfe: float = Field(ge=0, description="network evaluations for this picture")
+    model: Model
+    batch: Batch = Batch()
+    machine: Machine
+
+    def to_json(self) -> str:
+        """ASCII JSON on one line: safe in any text chunk."""
+        import json
+
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), ensure_ascii=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """A recipe from its JSON; RecipeError says what is wrong with it."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text"
+            if where == "version" and isinstance(first.get("input"), int) and first["input"] > 1:
+                raise RecipeError(f"the recipe has version {first['input']}; this fewstep reads version 1.") from None
+            raise RecipeError(f"the recipe is damaged or not ours ({where}: {first['msg'].lower()}).") from None
+
+
+def free_name(path: Path | str) -> Path:
+    """The path itself, or with -1, -2, ... before its suffix if files of that name exist."""
+    path = Path(path)
+    candidate, n = path, 0
+    while os.path.lexists(candidate):
+        n += 1
+        candidate = path.with_name(f"{path.stem}-{n}{path.suffix}")
+    return candidate
+
+
+def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
+    """The two text chunks; text beyond Latin-1 goes to an iTXt chunk, as PNG demands."""
+    from gen.infotext import to_infotext
+
+    info = PngImagePlugin.PngInfo()
+    line = to_infotext(recipe).replace("\0", "\ufffd")  # NUL ends a PNG text field; the JSON keeps it
+    try:
+        line.encode("latin-1")
+        info.add_text("parameters", line)
+    except UnicodeEncodeError:
+        info.add_itxt("parameters", line)
+    info.add_text(CHUNK, recipe.to_json())
+    return info
+
+
+def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = None, overwrite: bool = False) -> Path:
+    """Write a PNG in one piece: the whole picture under its name, or nothing. Returns the path.
+
+    RecipeError if the name does not end in .png, if a file of that name exists and `overwrite` is not set, or if the
+    folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise RecipeError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
+            file.flush()
+            os.fsync(file.fileno())
+        _place(temporary, path, overwrite)
+    except FileExistsError:
+        raise RecipeError(f"{path} exists already; choose another name, or pass overwrite=True.") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written ({error.strerror or error}).") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _place(temporary: Path, path: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # fails if the name is taken, with no moment in between
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)
+
+
+def open_png(path: Path | str) -> Image.Image:
+    """Open a PNG from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RecipeError(f"{path} is not a regular file; give the path of a PNG.")
+        if status.st_size > MAX_FILE:
+            raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB, which no picture made here is.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=["PNG"])
+    except OSError as error:
+        reason = error.strerror or "it is not a PNG, or damaged"
+        raise RecipeError(f"{path} cannot be opened ({reason}).") from None
+    except RecipeError:
+        raise
+    except (ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise RecipeError(f"{path} cannot be opened ({error}).") from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than the {MAX_PIXELS // 10**6} million read.")
+    return image
+
+
+def read_chunks(path: Path | str) -> dict[str, str]:
+    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text."""
+    with open_png(path) as image:
+        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
+        if CHUNK in found or "parameters" in found:
+            return found
+        try:
+            return {**found, **{key: str(value) for key, value in image.text.items()}}
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RecipeError(f"{path} is damaged ({error}).") from None
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """The recipe in a PNG; RecipeError if there is none or it cannot be read."""
+    chunks = read_chunks(path)
+    if CHUNK not in chunks:
+        other = "; it holds a parameters text of another program" if "parameters" in chunks else ""
+        raise RecipeError(f"{path} holds no fewstep recipe{other}.")
+    try:
+        return Recipe.from_json(chunks[CHUNK])
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None

@@ -1,0 +1,152 @@
+"""A small BERT-style text encoder that loads in milliseconds: plain torch, with `tokenizers` for the word pieces.
+
+Texts become tokens (B, L, D) with a mask (B, L), True where a token was read; L is always `max_tokens`, so what a prompt
+gives does not depend on the prompts beside it. The network is BERT's: word and position embeddings, then post-norm layers
+of self-attention and a GELU feed-forward (Devlin et al. 2019, arXiv 1810.04805; Vaswani et al. 2017, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from gen.checkpoints import CheckpointError, read_json
+from gen.components import Config
+from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece
+
+
+class TextEncoderConfig(Config):
+    """Sizes; the defaults are those of MiniLM-L6-H384 with half its layers and a vocabulary cut to 8,192 word pieces."""
+
+    vocab_size: int = Field(8192, ge=8, le=1_000_000)
+    dim: int = Field(384, ge=8, le=16384)
+    layers: int = Field(3, ge=1, le=96)
+    heads: PositiveInt = 12
+    hidden: int = Field(1536, ge=8, le=65536, description="width of the feed-forward")
+    max_tokens: int = Field(16, ge=3, le=512, description="tokens read of a text, [CLS] and [SEP] included")
+
+    @model_validator(mode="after")
+    def _check(self) -> TextEncoderConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim is {self.dim}, which {self.heads} heads do not divide")
+        return self
+
+
+class Layer(nn.Module):
+    """One post-norm transformer layer."""
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.project = nn.Linear(config.dim, config.dim)
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-12)
+        self.up = nn.Linear(config.dim, config.hidden)
+        self.down = nn.Linear(config.hidden, config.dim)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-12)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(dim // self.heads) + bias
+        attended = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(batch, length, dim)
+        x = self.norm1(x + self.project(attended))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class TextEncoder(nn.Module):
+    """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`."""
+
+    def __init__(self, config: TextEncoderConfig | None = None):
+        super().__init__()
+        self.config = config = config or TextEncoderConfig()
+        self.dim, self.max_tokens = config.dim, config.max_tokens
+        self.word = nn.Embedding(config.vocab_size, config.dim)
+        self.position = nn.Embedding(config.max_tokens, config.dim)
+        self.norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.word_pieces: WordPiece | None = None
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def set_vocabulary(self, pieces: Sequence[str]) -> None:
+        """The word pieces in the order of their embeddings: [PAD], [UNK], [CLS], [SEP], then the rest ("##" marks a piece
+        that continues a word). ValueError if their number is not the config's."""
+        if len(pieces) != self.config.vocab_size:
+            raise ValueError(f"The vocabulary has {len(pieces)} word pieces, but the text encoder has {self.config.vocab_size}.")
+        self.word_pieces = WordPiece(pieces)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids (B, L) int64, mask (B, L) bool, both on the network's device); an empty text has an all-False mask.
+
+        A text longer than L - 2 word pieces is cut, with a warning that quotes what is not read.
+        """
+        if self.word_pieces is None:
+            raise ValueError("The text encoder has no vocabulary yet: load it from its folder, or call set_vocabulary.")
+        if isinstance(texts, str):
+            raise ValueError("The text encoder takes a list of texts, not one string; put it in a list.")
+        room = self.max_tokens - 2
+        ids = torch.full((len(texts), self.max_tokens), PAD)
+        lengths = torch.zeros(len(texts), dtype=torch.long)
+        for row, (pieces, unread) in enumerate(self.word_pieces(texts, room)):
+            if unread:
+                warnings.warn(
+                    f"A prompt is longer than the {room} word pieces that the text encoder reads; "
+                    f"not read: {unread[:200] + '…' * (len(unread) > 200)!r}",
+                    stacklevel=3,
+                )
+            tokens = [CLS, *pieces, SEP]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            lengths[row] = len(tokens) if pieces else 0
+        mask = torch.arange(self.max_tokens) < lengths[:, None]
+        return ids.to(self.word.weight.device), mask.to(self.word.weight.device)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Tokens (B, L, D) from ids (B, L) and their mask (B, L); rows beyond the mask are zero."""
+        x = self.norm(self.word(ids) + self.position.weight[: ids.shape[1]])
+        # a finite bias, so that an empty text (all masked) gives numbers and not NaN
+        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(torch.bfloat16).min / 2)
+        for layer in self.layers:
+            x = layer(x, bias[:, None, None, :])
+        return (x * mask[..., None]).to(self.word.weight.dtype)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(tokens (B, L, D), mask (B, L) bool) of B texts; an empty text has an all-False mask and zero tokens."""
+        ids, mask = self.tokenize(texts)
+        return self(ids, mask), mask
+
+    def pooled(self, texts: Sequence[str]) -> Tensor:
+        """Sentence embeddings (B, D): the mean of each text's tokens, zero for an empty text."""
+        return mean_token(*self.encode(texts))
+
+    def save_extra(self, folder: Path) -> None:
+        if self.word_pieces is None:
+            raise ValueError("The text encoder has no vocabulary to save; call set_vocabulary first.")
+        self.word_pieces.save(Path(folder) / "tokenizer.json")
+
+    def load_extra(self, folder: Path) -> None:
+        path = Path(folder) / "tokenizer.json"
+        pieces = WordPiece.pieces_in(path, read_json(path))
+        try:
+            self.set_vocabulary(pieces)
+        except ValueError as error:
+            raise CheckpointError(path, str(error)) from None
+
+
+def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, D): the mean over the True places of `mask` (B, L) of tokens (B, L, D); zero where there is none."""
+    weight = mask[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+__all__ = ["PAD", "UNK", "Layer", "TextEncoder", "TextEncoderConfig", "mean_token"]

@@ -1,0 +1,177 @@
+"""Denoisers: everything that predicts a clean image, as one function type.
+
+A denoiser maps (x, level, condition, context) to a `Prediction`. Guidance, canvases, caches and adapters are denoisers
+around denoisers; `NetworkDenoiser` is the only leaf, the only one that knows a network's clock and scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from samplers.path import NoiseLevel, Path, Scalar, expand
+from samplers.prediction import Prediction, prediction_row
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the image should be. Every tensor has the batch first; None means the model does not get that input.
+
+    label (B,) integers, negative = unconditional; tokens (B, L, D) text features with mask (B, L), True = a real token (a row
+    without any is unconditional); pooled (B, P); image (B, C, H, W) aligned with x; extra: further tensors by name.
+    """
+
+    label: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+    image: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to every tensor."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        parts = {name: None if value is None else function(value) for name, value in parts.items()}
+        return Condition(**parts, extra={name: function(value) for name, value in self.extra.items()})
+
+    def cat(self, others: Sequence[Condition]) -> Condition:
+        """Stack conditions along the batch; all must hold the same inputs with the same token length."""
+        everyone = [self, *others]
+
+        def join(values: list[Tensor | None], name: str) -> Tensor | None:
+            missing = sum(v is None for v in values)
+            if missing == len(values):
+                return None
+            if missing:
+                raise ValueError(f"Conditions to batch together differ: {name!r} is set in some and missing in others.")
+            return torch.cat(values)
+
+        names = sorted({name for c in everyone for name in c.extra})
+        extra = {name: join([c.extra.get(name) for c in everyone], name) for name in names}
+        parts = {f.name: join([getattr(c, f.name) for c in everyone], f.name) for f in fields(self) if f.name != "extra"}
+        return Condition(**parts, extra=extra)
+
+    def slice(self, box: tuple[int, int, int, int]) -> Condition:
+        """Crop what is aligned with x to (top, left, height, width)."""
+        if self.image is None:
+            return self
+        top, left, height, width = box
+        return replace(self, image=self.image[..., top : top + height, left : left + width])
+
+    def null(self) -> Condition:
+        """The unconditional counterpart: label -1, no real tokens, zero pooled vector."""
+        return replace(
+            self,
+            label=None if self.label is None else torch.full_like(self.label, -1),
+            tokens=None if self.tokens is None else torch.zeros_like(self.tokens),
+            mask=None if self.tokens is None else self.tokens.new_zeros(self.tokens.shape[:2], dtype=torch.bool),
+            pooled=None if self.pooled is None else torch.zeros_like(self.pooled),
+        )
+
+    def __getitem__(self, rows: Any) -> Condition:
+        """Pick samples of the batch."""
+        return self.map(lambda value: value[rows])
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where in a run a denoiser is being called. One per run; `store` is shared by every copy made from it.
+
+    step / steps: position in the run, for display and per-step memory, never for schedules (those are in log-SNR).
+    branch: which of several evaluations this is, e.g. ("null",) or ("tile", 3), so that memories do not mix.
+    adapters: name -> weight of the adapters in force. hooks: name -> callable handed to the network.
+    """
+
+    step: int = 0
+    steps: int = 0
+    branch: tuple[Hashable, ...] = ()
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    hooks: Mapping[str, Any] = field(default_factory=dict)
+    store: dict[Any, Any] = field(default_factory=dict)
+
+    def fork(self, *branch: Hashable) -> Context:
+        """The same run, one branch deeper."""
+        return replace(self, branch=(*self.branch, *branch))
+
+    def at(self, step: int) -> Context:
+        return replace(self, step=step)
+
+    def memo(self, name: str, owners: tuple, compute: Callable[[], Any]) -> Any:
+        """`compute()` once per run and branch, for as long as `owners` are the very same objects."""
+        key = (name, self.branch, tuple(sorted(self.adapters.items())))
+        entry = self.store.get(key)
+        if entry is None or len(entry[0]) != len(owners) or any(a is not b for a, b in zip(entry[0], owners, strict=True)):
+            entry = self.store[key] = (owners, compute())
+        return entry[1]
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far, counted in samples: a batch of B under two-branch guidance counts 2B."""
+        return self.store.get("evaluations", 0)
+
+    def count(self, samples: int) -> None:
+        self.store["evaluations"] = self.evaluations + samples
+
+
+class Denoiser(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction: ...
+
+
+class Network(Protocol):
+    """What a backbone is to a sampler: (x (B, C, H, W), time (B,) on its own clock, condition, context) -> (B, C', H, W)."""
+
+    def __call__(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> Tensor: ...
+
+
+# The clocks that published networks read, as functions of (level, path).
+CLOCKS: dict[str, Callable[[NoiseLevel, Path], Scalar]] = {
+    "t": lambda level, path: level.t,  # rectified flow in [0, 1] (Flux)
+    "1000t": lambda level, path: 1000 * level.t,  # U-ViT, SD3
+    "index": lambda level, path: len(path.table) * level.t - 1,  # 0-based table index: DiT, PixArt, Stable Diffusion
+    "log_sigma/4": lambda level, path: -level.logsnr / 4,  # EDM's c_noise, written on sigma / alpha
+}
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network as a denoiser: its path, what it predicts, its clock, its input scale.
+
+    The network runs in `dtype` (x's own when None) and its output comes back in x's dtype. A network with twice x's channels
+    has a learned variance in the second half. input_scale: "none", or "edm" for c_in = 1 / sqrt(sigma^2 + sigma_data^2).
+    """
+
+    network: Network
+    path: Path
+    prediction: str = "eps"
+    clock: str = "t"
+    input_scale: str = "none"
+    dtype: torch.dtype | None = None
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.clock not in CLOCKS:
+            raise ValueError(f"Unknown clock {self.clock!r}: choose one of {', '.join(CLOCKS)}.")
+        if self.input_scale not in ("none", "edm"):
+            raise ValueError(f"Unknown input scale {self.input_scale!r}: choose none or edm.")
+        prediction_row(self.prediction, NoiseLevel(0.5, 0.5, 0.5), self.path)  # refuses unknown names now, not mid-run
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        context.count(x.shape[0])
+        time = CLOCKS[self.clock](level, self.path)
+        if not isinstance(time, Tensor):
+            time = torch.full((x.shape[0],), float(time), dtype=torch.float32, device=x.device)
+        scaled = x
+        if self.input_scale == "edm":
+            scaled = x * expand((level.sigma**2 + self.sigma_data**2) ** -0.5, x)
+        raw = self.network(scaled.to(self.dtype or x.dtype), time, condition, context).to(x.dtype)
+        variance = None
+        if raw.shape[1] == 2 * x.shape[1]:
+            raw, variance = raw.chunk(2, dim=1)
+        return Prediction(x, level, raw, prediction_row(self.prediction, level, self.path), variance)

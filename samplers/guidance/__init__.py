@@ -1,0 +1,5 @@
+"""Guidance: denoisers around denoisers."""
+
+from samplers.guidance.cfg import ClassifierFree
+
+__all__ = ["ClassifierFree"]

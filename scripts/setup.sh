@@ -1,0 +1,34 @@
+# Sourced by ./run and ./test: makes .venv ready and leaves its path in $python. Quick when nothing has changed.
+#   FEWSTEP_EXTRAS   extras to install (set by the caller)
+# pip reads its own variables (PIP_INDEX_URL and so on), for example to take torch's CPU-only build on a machine without a GPU.
+set -eu
+root=$(cd "$(dirname "$0")" && pwd)
+venv="$root/.venv"
+python="$venv/bin/python"
+stamp="$venv/.fewstep-$FEWSTEP_EXTRAS"
+wanted=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" | sha256sum | cut -d ' ' -f 1)
+
+if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    interpreter=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+    "$interpreter" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "fewstep needs Python 3.11 or newer; found $("$interpreter" --version)." >&2
+        exit 2
+    }
+    [ -x "$python" ] || { echo "Creating .venv ..." >&2; "$interpreter" -m venv "$venv"; }
+    pip="$python -m pip --disable-pip-version-check install --quiet"
+    gpu=no
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then gpu=yes; fi
+    if ! "$python" -c 'import torch' 2>/dev/null; then
+        echo "Installing torch ..." >&2
+        # torch goes first, so that no other package's requirement picks its build.
+        if [ $gpu = yes ]; then $pip "torch>=2.10"; else $pip "torch==2.13.0"; fi
+    fi
+    extras=$FEWSTEP_EXTRAS
+    [ $gpu = yes ] && extras="${extras:+$extras,}xformers"
+    echo "Installing fewstep ..." >&2
+    $pip -e "$root${extras:+[$extras]}"
+    case ",$FEWSTEP_EXTRAS," in
+        *,dev,*) $pip --no-deps "k-diffusion==0.1.1.post1" ;;  # a numerical reference; its own requirements are not needed
+    esac
+    printf '%s\n' "$wanted" > "$stamp"
+fi
