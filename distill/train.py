@@ -22,7 +22,7 @@ def make_trainer(config: TrainConfig):
     network = load_component(config.init_from) if config.init_from else build(config.network)
     network.train().requires_grad_(True)
     source = make_source(config.data, config.seed)
-    return Trainer(config, make_objective(config.objective, network), source)
+    return Trainer(config, make_objective(config.objective, network, source), source)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,53 @@
+"""Generation: networks, weights, the `Generator`, recipes and the command line.
+
+Importing this package imports nothing else; what it exports is loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gen.generator import Generator, Output
+    from gen.grid import contact_sheet
+    from gen.model_folder import ModelConfig, write_model, write_model_config
+    from gen.recipe import Recipe, read_recipe, save_image
+
+_EXPORTS = {
+    "Generator": "gen.generator",
+    "Output": "gen.generator",
+    "ModelConfig": "gen.model_folder",
+    "write_model": "gen.model_folder",
+    "write_model_config": "gen.model_folder",
+    "Recipe": "gen.recipe",
+    "read_recipe": "gen.recipe",
+    "save_image": "gen.recipe",
+    "contact_sheet": "gen.grid",
+}
+__project__ = "fewstep"
+__all__ = [  # noqa: RUF022 (in the order a reader meets them)
+    "Generator",
+    "Output",
+    "Recipe",
+    "read_recipe",
+    "save_image",
+    "contact_sheet",
+    "ModelConfig",
+    "write_model",
+    "write_model_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fewstep")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

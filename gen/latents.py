@@ -52,8 +52,6 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
@@ -87,13 +85,24 @@ class Autoencoder(nn.Module):
         layers += [nn.SiLU(), nn.Conv2d(widths[-1], up**2 * config.refine_width, 3, padding=1), nn.PixelShuffle(up)]
         layers += [nn.SiLU(), nn.Conv2d(config.refine_width, 3, 3, padding=1)]
         self.decoder = nn.Sequential(*layers)
+        self.reset_parameters()
         self.to(memory_format=torch.channels_last)  # convolutions run two to three times faster this way on a CPU
+
+    def reset_parameters(self) -> None:
+        """Convolutions that keep their input's variance (PyTorch's own shrink it threefold, and colours learn late)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, C, H/f, W/f), each value within +-3, of pictures (B, 3, H, W) in [-1, 1]."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ValueError(
-                f"The autoencoder takes pictures (B, 3, H, W) with H and W divisible by {self.factor}, not {tuple(images.shape)}."
+                f"The autoencoder takes pictures (B, 3, H, W), H and W divisible by {self.factor}, not {tuple(images.shape)}."
             )
         z = self.encoder(images.contiguous(memory_format=torch.channels_last))
         return LATENT_BOUND * torch.tanh(z / LATENT_BOUND)

@@ -144,7 +144,7 @@ def read_model_config(folder: Path | str) -> ModelConfig:
         raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; gen.bridge opens those.")
     value = read_json(folder / "config.json")
     if value.get("format") != "fewstep":
-        raise CheckpointError(folder / "config.json", "is not the config of a fewstep model (it lacks \"format\": \"fewstep\").")
+        raise CheckpointError(folder / "config.json", 'is not the config of a fewstep model (it lacks "format": "fewstep").')
     if isinstance(value.get("version"), int) and value["version"] > 1:
         raise CheckpointError(folder / "config.json", f"has version {value['version']}; this fewstep reads version 1.")
     try:

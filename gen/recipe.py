@@ -188,7 +188,7 @@ def open_png(path: Path | str) -> Image.Image:
         raise RecipeError(f"{path} cannot be opened ({error}).") from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than the {MAX_PIXELS // 10**6} million read.")
+        raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
     return image
 
 

@@ -1,10 +1,10 @@
-"""What a call to `Generator` asks for, checked before any work: every refusal is a sentence that says what would be accepted."""
+"""What a call to `Generator` asks for, checked before any work; every refusal says what would be accepted."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -56,6 +56,16 @@ def interval(name: str, value: object) -> tuple[float, float] | None:
     if low >= high:
         raise ValueError(f"{name} is ({low:g}, {high:g}); its first value must be the lower.")
     return low, high
+
+
+def options(name: str, value: object) -> dict[str, bool | int | float | str]:
+    """Plain named values, as a recipe can hold them."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {value!r}; give a dict of names and values.")
+    for key, one in value.items():
+        if not isinstance(one, bool | int | float | str) or (isinstance(one, float) and not math.isfinite(one)):
+            raise ValueError(f"{name}[{key!r}] is {one!r}; give a finite number, True, False or a string.")
+    return dict(value)
 
 
 def text(name: str, value: object) -> str:

@@ -83,7 +83,7 @@ class TextEncoder(nn.Module):
         """The word pieces in the order of their embeddings: [PAD], [UNK], [CLS], [SEP], then the rest ("##" marks a piece
         that continues a word). ValueError if their number is not the config's."""
         if len(pieces) != self.config.vocab_size:
-            raise ValueError(f"The vocabulary has {len(pieces)} word pieces, but the text encoder has {self.config.vocab_size}.")
+            raise ValueError(f"The vocabulary has {len(pieces)} word pieces; the text encoder needs {self.config.vocab_size}.")
         self.word_pieces = WordPiece(pieces)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ def render(svg: str, size: int) -> bytes | str:
     if sum(value * count for value, count in enumerate(histogram)) < MIN_ALPHA * size * size:
         return "empty"
     file = io.BytesIO()
-    picture.save(file, "WEBP", lossless=True, quality=100, method=6)
+    picture.save(file, "WEBP", lossless=True, quality=80, method=4)
     return file.getvalue()
 
 

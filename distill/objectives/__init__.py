@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from torch import nn
 
 from distill.objective import Objective
 from gen.components import describe
+
+if TYPE_CHECKING:
+    from distill.data import Source
 
 OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
@@ -20,8 +23,8 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
 }
 
 
-def make_objective(config: dict[str, Any], network: nn.Module) -> Objective:
-    """The objective that `config["type"]` names, training `network`."""
+def make_objective(config: dict[str, Any], network: nn.Module, source: Source | None = None) -> Objective:
+    """The objective that `config["type"]` names, training `network` on `source`."""
     config = dict(config)
     kind = config.pop("type", None)
     if kind not in OBJECTIVES:
@@ -34,4 +37,4 @@ def make_objective(config: dict[str, Any], network: nn.Module) -> Objective:
         parsed = getattr(module, config_class)(**config)
     except ValidationError as error:
         raise ValueError(f"The {kind} objective's config is not valid: {describe(error)}.") from None
-    return getattr(module, objective_class)(parsed, network)
+    return getattr(module, objective_class)(parsed, network, source)

@@ -8,6 +8,7 @@ learns the same from a quarter of the pixels); the end sees whole pictures, bord
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from distill.metrics import psnr
 from distill.objective import Batch, Draws, Objective, Phase, Role
 from gen.components import Config
+
+if TYPE_CHECKING:
+    from distill.data import Source
+
+MEASURED = 64  # pictures
 
 
 class AutoencoderObjectiveConfig(Config):
@@ -44,12 +50,12 @@ def random_crops(images: Tensor, size: int, places: Tensor) -> Tensor:
 class AutoencoderObjective(Objective):
     """Role "autoencoder" trains, with an average of its weights."""
 
-    def __init__(self, config: AutoencoderObjectiveConfig, network: nn.Module):
+    def __init__(self, config: AutoencoderObjectiveConfig, network: nn.Module, source: Source | None = None):
         if config.crop % network.factor:
             raise ValueError(f"crop is {config.crop}; it must be divisible by the autoencoder's factor, {network.factor}.")
         self.config, self.factor = config, network.factor
         self.roles = {"autoencoder": Role(network)}
-        self._fixed: Tensor | None = None  # pictures that `measure` uses: the first batch that `preview` was shown
+        self.source = source
 
     def crop_size(self, step: int, side: int) -> int:
         """Side of the pictures trained on at a step, given pictures of `side` pixels."""
@@ -77,14 +83,14 @@ class AutoencoderObjective(Objective):
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor:
         """Originals, then their reconstructions."""
-        self._fixed = batch.images if self._fixed is None else self._fixed
-        network = models["autoencoder"]
-        return torch.cat([batch.images, network(batch.images)[0].float().clamp(-1, 1)])
+        return torch.cat([batch.images, models["autoencoder"](batch.images)[0].float().clamp(-1, 1)])
 
     @torch.no_grad()
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
-        """PSNR in dB and the latents' standard deviation on the pictures of the first preview."""
-        if self._fixed is None:
+        """PSNR in dB, without noise, and the latents' standard deviation, on the source's first pictures, whole."""
+        if self.source is None:
             return {}
-        y, z = models["autoencoder"](self._fixed)
-        return {"psnr": psnr(y.float(), self._fixed).item(), "latent_std": z.float().std().item()}
+        network = models["autoencoder"]
+        images = self.source.batch(range(MEASURED)).images.to(next(network.parameters()).device)
+        y, z = network(images)
+        return {"psnr": psnr(y.float(), images).item(), "latent_std": z.float().std().item()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,9 @@ from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPat
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import prediction_row
+
+if TYPE_CHECKING:
+    from distill.data import Source
 
 Kind = Literal["eps", "x0", "v", "flow", "edm"]
 
@@ -60,7 +63,7 @@ class DiffusionConfig(Config):
 class DiffusionObjective(Objective):
     """One role, `denoiser`. Data gives latents, or images (encoded here if there is an autoencoder), and captions or labels."""
 
-    def __init__(self, config: DiffusionConfig, network: nn.Module):
+    def __init__(self, config: DiffusionConfig, network: nn.Module, source: Source | None = None):
         self.config = config
         self.path = config.path.build()
         self.roles = {"denoiser": Role(network)}

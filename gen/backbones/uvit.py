@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from gen.backbones.blocks import (
     MLP,
     SelfAttention,
+    TimeMLP,
+    check_condition,
     check_image,
     class_index,
     memoize,
@@ -49,7 +51,7 @@ class UViTConfig(Config):
     text_norm: bool = Field(default=False, description="LayerNorm on text features before their projection")
     time_mlp: bool = False
     qkv_bias: bool = False
-    qk_norm: Literal["none", "rms"] = "none"
+    qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "exact"
     skip_scale: float = Field(default=1.0, gt=0, le=1, description="kappa of ScaleLong (arXiv 2310.13545); 1: plain skips")
     zero_init: bool = Field(default=False, description="every residual branch starts at zero")
@@ -97,7 +99,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, config.heads, config.qkv_bias, config.qk_norm)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, int(dim * config.mlp_ratio), config.gelu)
+        self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, config.gelu)
 
     def forward(self, x: Tensor, skip: Tensor | None, backend: str) -> Tensor:
         if self.skip_linear is not None:
@@ -129,7 +131,7 @@ class UViT(nn.Module):
         self.config = config
         dim, out = config.dim, config.out_channels or config.channels
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
-        self.time_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)) if config.time_mlp else None
+        self.time_embed = TimeMLP(dim, dim, 4 * dim) if config.time_mlp else None
         self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
         if config.text_dim:
             self.text_norm = nn.LayerNorm(config.text_dim) if config.text_norm else nn.Identity()
@@ -177,6 +179,7 @@ class UViT(nn.Module):
         or text that this network does not take.
         """
         rows, columns = check_image(x, self.config.channels, self.config.patch)
+        check_condition(condition, len(x), self.config)
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)
         # every token takes the dtype of the patches, so under autocast the whole residual stream stays in half precision
         extras = [token.to(patches.dtype) for token in self.extra_tokens(patches, time, condition, context)]
@@ -204,17 +207,13 @@ class UViT(nn.Module):
         if self.label_embed is not None:
             index = class_index(condition.label, self.config.num_classes, len(x), x.device)
             tokens.append(self.label_embed(index)[:, None])
-        elif condition.label is not None:
-            raise ValueError("This network takes no label (its config has num_classes 0), but the condition has one.")
 
-        token = timestep_embedding(time, self.config.dim).to(self.pos_embed.dtype)
-        tokens.append((token if self.time_embed is None else self.time_embed(token))[:, None])
+        embed = timestep_embedding(time, self.config.dim).to(self.pos_embed.dtype)
+        tokens.append((embed if self.time_embed is None else self.time_embed(embed))[:, None])
 
         if self.config.text_dim:
-            owners = (condition.tokens, condition.mask)
-            tokens.append(memoize(self, context, "text tokens", owners, lambda: self.text_tokens(condition, len(x))))
-        elif condition.tokens is not None:
-            raise ValueError("This network takes no text (its config has text_dim 0), but the condition has tokens.")
+            owners, batch = (condition.tokens, condition.mask), len(x)
+            tokens.append(memoize(self, context, f"text tokens {batch}", owners, lambda: self.text_tokens(condition, batch)))
         return tokens
 
     def text_tokens(self, condition: Condition, batch: int) -> Tensor:
@@ -223,11 +222,7 @@ class UViT(nn.Module):
         tokens = condition.tokens
         if tokens is None:
             return null
-        length, room = tokens.shape[1], self.config.text_tokens
-        if tokens.shape[2] != self.config.text_dim:
-            raise ValueError(f"The network takes text features of width {self.config.text_dim}; it was given {tokens.shape[2]}.")
-        if length > room:
-            raise ValueError(f"The network has room for {room} text tokens; it was given {length}: shorten the prompt.")
+        length = tokens.shape[1]
         text = self.text_embed(self.text_norm(tokens.to(self.text_embed.weight.dtype)))
         if condition.mask is not None:
             text = torch.where(condition.mask[..., None], text, null[:, :length].to(text.dtype))

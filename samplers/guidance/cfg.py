@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,9 +48,7 @@ class ClassifierFree:
         if not isinstance(scale, Tensor) and scale == 0:
             null = context.memo("cfg null", (condition, self.negative), lambda: self._null(condition, x.shape[0]))
             return self.denoiser(x, level, null, context.fork("null"))
-        both = context.memo(
-            "cfg both", (condition, self.negative), lambda: condition.cat([self._null(condition, x.shape[0])])
-        )
+        both = context.memo("cfg both", (condition, self.negative), lambda: self._both(condition, x.shape[0]))
         levels = NoiseLevel(*(_twice(v) for v in (level.t, level.alpha, level.sigma)))
         prediction = self.denoiser(torch.cat([x, x]), levels, both, context.fork("cond", "null"))
         cond, null = prediction.raw.chunk(2)
@@ -66,10 +64,22 @@ class ClassifierFree:
             return torch.where((logsnr >= low) & (logsnr <= high), self.scale, 1.0)
         return self.scale if isinstance(logsnr, Tensor) or low <= logsnr <= high else 1.0
 
+    def _both(self, condition: Condition, batch: int) -> Condition:
+        null = self._null(condition, batch)
+        if (condition.mask is None) != (null.mask is None):  # a missing mask means that every token is real
+            condition, null = _with_mask(condition), _with_mask(null)
+        return condition.cat([null])
+
     def _null(self, condition: Condition, batch: int) -> Condition:
         if self.negative is None:
             return condition.null()
         return self.negative.map(lambda v: v.expand(batch, *v.shape[1:]) if v.shape[0] == 1 else v)
+
+
+def _with_mask(condition: Condition) -> Condition:
+    if condition.tokens is None or condition.mask is not None:
+        return condition
+    return replace(condition, mask=condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool))
 
 
 def _twice(value: Scalar) -> Scalar:

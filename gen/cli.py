@@ -1,0 +1,227 @@
+"""The command line: `fewstep image "a red heart"`. Every command is a page of its own in `gen.commands`.
+
+Paths of finished files go to stdout, everything said to stderr. Exit codes: 0 done, 1 a replay that came out different,
+2 a request that cannot be met (one sentence says why), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# commands that belong to other packages: a closed table, run as `python -m MODULE` would be
+MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
+HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    name="fewstep",
+    help="Make pictures with few-step diffusion samplers; train and evaluate the models that do.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"fewstep {version('fewstep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None: ...
+
+
+Model = Annotated[str, typer.Option(help="default, a model folder, or a hub id (owner/name).")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
+
+
+@app.command()
+def image(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="Pictures per prompt.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="The first picture's seed; the next get seed + 1, ... [default: random]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    sampler_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the sampler; repeatable.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    model: Model = "default",
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per network call. [default: 8]")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the file.")] = True,
+    quiet: Quiet = False,
+) -> int:
+    """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
+    from gen.commands.image import run
+
+    return run(
+        prompts or [],
+        model=model,
+        output=output,
+        grid=grid,
+        device=device,
+        dtype=dtype,
+        metadata=metadata,
+        quiet=quiet,
+        sampler_option=sampler_option or [],
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        schedule=schedule,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative,
+        height=height,
+        width=width,
+        batch_size=batch_size,
+    )
+
+
+@app.command()
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A PNG with a fewstep recipe.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: NAME-replay.png beside it]")] = None,
+    model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
+    from gen.commands.replay import run
+
+    return run(picture, output=output, model=model, device=device, dtype=dtype, quiet=quiet)
+
+
+@app.command()
+def info(
+    picture: Annotated[Path, typer.Argument(help="A PNG.")],
+    json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
+) -> None:
+    """Show the recipe in a picture, ours or AUTOMATIC1111's."""
+    from gen.commands.show import info
+
+    print(info(picture, json))
+
+
+@app.command()
+def env() -> None:
+    """Show versions, devices and attention backends, and why one is not available."""
+    from gen.commands.show import env
+
+    print(env())
+
+
+@app.command()
+def samplers() -> None:
+    """List the samplers and schedules."""
+    from gen.commands.show import samplers
+
+    print(samplers())
+
+
+@app.command(context_settings=HANDED_OVER, add_help_option=False)
+def train(context: typer.Context) -> int:
+    """Train what a config says: fewstep train CONFIG.yaml key=value ..."""
+    return hand_over("train", context.args)
+
+
+@app.command(context_settings=HANDED_OVER, add_help_option=False)
+def evaluate(context: typer.Context) -> int:
+    """Measure a model: fewstep evaluate ..."""
+    return hand_over("evaluate", context.args)
+
+
+@data.command(context_settings=HANDED_OVER, add_help_option=False)
+def build(context: typer.Context) -> int:
+    """Build the default model's training data: fewstep data build ..."""
+    return hand_over("data build", context.args)
+
+
+def hand_over(command: str, arguments: Sequence[str]) -> int:
+    """Run another package's module as a program of its own, in this process."""
+    import importlib.util
+    import runpy
+
+    module = MODULES[command]
+    if importlib.util.find_spec(module.split(".")[0]) is None or importlib.util.find_spec(module) is None:
+        raise ValueError(
+            f"`fewstep {command}` needs the module {module}, which this installation lacks; install fewstep whole."
+        )
+    before = sys.argv
+    sys.argv = [f"fewstep {command}", *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):
+        print(f"Note: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error is one sentence on stderr."""
+    if os.environ.get("FEWSTEP_TRACEBACK"):
+        return app(arguments, prog_name="fewstep", standalone_mode=False) or 0
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            return app(arguments, prog_name="fewstep", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output left: not our error, and nothing to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help text
+        print(error.format_message() if bare else f"fewstep: {_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: Exception) -> str:
+    if hasattr(error, "format_message"):  # wrong usage, in the words of the parser
+        context = getattr(error, "ctx", None)
+        hint = f" See `{context.command_path} --help`." if context is not None else ""
+        return f"{error.format_message()}{hint}"
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
+    kind = type(error).__name__
+    return f"{kind}: {error}. This is a defect of fewstep; set FEWSTEP_TRACEBACK=1 to see where it happened."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

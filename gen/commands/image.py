@@ -1,0 +1,114 @@
+"""`fewstep image`: prompts to PNG files, saved as they are finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gen.commands.output import Target, check_png, save_free, say
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """key=value strings as options: true and false, numbers, else text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{pair!r} is not an option; write it as name=value, for example eta=0.5.")
+        options[name.replace("-", "_")] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
+    """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise."""
+    if generator.text_encoder is not None:
+        if not prompts:
+            raise ValueError('No prompt was given; write one in quotes, for example: fewstep image "a red heart".')
+        return {"prompt": list(prompts)}
+    if generator.classes:
+        return {"class_labels": list(prompts) or [-1]}
+    return {"prompt": list(prompts) or None}
+
+
+def run(
+    prompts: Sequence[str],
+    *,
+    model: str,
+    output: Path | None,
+    grid: Path | None,
+    device: str | None,
+    dtype: str | None,
+    metadata: bool,
+    quiet: bool,
+    sampler_option: Sequence[str],
+    **call: Any,
+) -> int:
+    """Generate and save; returns the exit code. Arguments are the command's."""
+    target = Target.of(output)
+    sheet = None if grid is None else check_png(grid)
+    if sampler_option:
+        call["sampler_options"] = parse_options(sampler_option)
+
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model, device, dtype)
+    subject = subjects(generator, prompts)
+    saved: list[Path] = []
+    shown: list[tuple[Any, str]] = []
+
+    def save(batch: Any) -> None:
+        for image, recipe in zip(batch.images, batch.recipes, strict=True):
+            label = _label(generator, recipe)
+            path = save_free(image, target.path(label, recipe.seed), recipe if metadata else None)
+            saved.append(path)
+            print(path, flush=True)
+            if sheet is not None:
+                shown.append((image, f"{label}\nseed {recipe.seed}".strip()))
+
+    start = time.perf_counter()
+    try:
+        result = generator(**subject, **call, progress=not quiet, on_images=save)
+    except KeyboardInterrupt:
+        say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
+        return 130
+    first = result.recipes[0]
+    say(
+        f"{_pictures(len(saved))}, seed {_range(result.seeds)}, {first.sampler} on {first.schedule}, "
+        f"{first.num_inference_steps} steps, guidance {first.guidance_scale:g}, {time.perf_counter() - start:.1f} s "
+        f"on {generator.device} in {first.machine.dtype}",
+        quiet,
+    )
+    if sheet is not None:
+        from gen.grid import contact_sheet
+
+        images, captions = zip(*shown, strict=True)
+        print(save_free(contact_sheet(images, captions), sheet), flush=True)
+    return 0
+
+
+def _label(generator: Any, recipe: Any) -> str:
+    if recipe.class_label is None or recipe.class_label < 0:
+        return recipe.prompt
+    names = generator.config.classes or ()
+    return names[recipe.class_label] if recipe.class_label < len(names) else f"class {recipe.class_label}"
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
+
+
+def _range(seeds: Sequence[int]) -> str:
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

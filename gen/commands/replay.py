@@ -1,0 +1,77 @@
+"""`fewstep replay`: make the picture of a recipe again and say whether it came out the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gen.commands.output import check_png, printable, save_free, say
+from gen.recipe import Machine, Recipe, open_png, read_recipe
+
+
+def run(path: Path, *, output: Path | None, model: str | None, device: str | None, dtype: str | None, quiet: bool) -> int:
+    """Exit code 0 if every pixel is the same, 1 if not."""
+    recipe = read_recipe(path)
+    target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
+    if model is None and recipe.model.name != "default":  # a file from outside must not choose what is opened or downloaded
+        raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
+
+    import numpy as np
+    import torch
+
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model or "default", device or _device(recipe), dtype or recipe.machine.dtype)
+    if recipe.model.weights and generator.weights != recipe.model.weights:
+        changed = sorted(k for k in recipe.model.weights if generator.weights.get(k) != recipe.model.weights[k])
+        say(f"Note: the weights of the model's {', '.join(map(printable, changed))} are not the ones it was made with.", quiet)
+    if recipe.unrecorded:
+        say(f"Note: the recipe does not hold the {printable(', '.join(recipe.unrecorded))}, so the picture will differ.", quiet)
+    if hasattr(generator.network, "attention_backend"):
+        generator.network.attention_backend = recipe.machine.attention.split()[0] if recipe.machine.attention else "auto"
+    if generator.device.type == "cpu" and recipe.machine.threads:
+        torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
+    generator.name = recipe.model.name
+
+    made = generator.replay(recipe, progress=not quiet)
+    copy = save_free(made.images[0], target, made.recipes[0])
+    print(copy, flush=True)
+    if copy.read_bytes() == path.read_bytes():
+        say("Identical to the last byte.", quiet)
+        return 0
+    with open_png(path) as image:
+        before = np.asarray(image.convert("RGB"), dtype=np.int16)
+    difference = (
+        np.abs(before - np.asarray(made.images[0], dtype=np.int16))
+        if before.shape[:2] == (recipe.height, recipe.width)
+        else None
+    )
+    changes = machine_changes(recipe, made.recipes[0].machine)
+    why = f" Made with {changes}." if changes else ""
+    if difference is None:
+        say(
+            f"Different: the file is {before.shape[1]} x {before.shape[0]}, its recipe {recipe.width} x {recipe.height}.", quiet
+        )
+        return 1
+    if not difference.any():
+        say(f"The same in every pixel; only the file around them differs.{why}", quiet)
+        return 0
+    share = (difference.max(-1) > 0).mean()
+    say(f"Different: {share:.1%} of the pixels, by at most {difference.max()} of 255.{why}", quiet)
+    return 1
+
+
+def machine_changes(recipe: Recipe, now: Machine) -> str:
+    """What of the computation is not as it was, in words."""
+    before, after = recipe.machine.model_dump(), now.model_dump()
+    return ", ".join(
+        f"{name} {printable(str(before[name]))} (now {after[name]})" for name in before if before[name] != after[name]
+    )
+
+
+def _device(recipe: Recipe) -> str:
+    import torch
+
+    kind = recipe.machine.device.split()[0] if recipe.machine.device else "cpu"
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return kind if present.get(kind) else "cpu"

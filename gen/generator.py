@@ -1,0 +1,383 @@
+"""`Generator`: prompts in, pictures and their recipes out.
+
+    generator = Generator.from_pretrained("default")
+    generator("a red heart", seed=7).images[0].save("heart.png")
+
+The arguments are diffusers' where diffusers has them. A picture depends on its seed and recipe, not on the pictures beside
+it. Latents are (B, C, h, w), pictures (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gen import request
+from gen.model_folder import ModelConfig, model_config, write_model
+from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
+from gen.recipe import Recipe
+from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
+from samplers.denoiser import Condition, NetworkDenoiser
+from samplers.path import NoiseLevel
+from samplers.registry import get_grid, get_solver, grid_info, parse_sampler
+from samplers.sample import Solver
+
+BATCH = 8  # pictures per network call unless the caller says otherwise
+OUTPUTS = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class Output:
+    """What a call returns: pictures in the order asked for, their recipes and seeds, and evaluations per picture.
+
+    images: PIL pictures, a numpy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or latents (B, C, h, w).
+    An interrupted call holds the pictures it got to.
+    """
+
+    images: Any
+    recipes: list[Recipe]
+    seeds: list[int]
+    nfe: float
+    interrupted: bool = False
+
+
+class Generator:
+    """A model ready to make pictures. `from_pretrained` opens one; the constructor takes networks that you have.
+
+    config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
+    arithmetic and the other networks stay float32. `interrupt = True`, set from a callback, ends the call early.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | Mapping[str, Any],
+        network: nn.Module,
+        autoencoder: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+        *,
+        name: str = "unnamed",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        weights: Mapping[str, str] | None = None,
+    ):
+        self.config, self.name = model_config(config), name
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.network = network.to(self.device, self.dtype).eval()
+        self.autoencoder = autoencoder and autoencoder.to(self.device, memory_format=torch.channels_last).eval()
+        self.text_encoder = text_encoder and text_encoder.to(self.device).eval()
+        self.denoiser: NetworkDenoiser = self.config.denoiser(self.network, self.dtype)
+        self.adapters: dict[str, float] = {}
+        self.interrupt = False
+        self.weights = dict(weights or {})
+        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "default",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Generator:
+        """Open a model: "default" (it comes with the package), a model folder, or a hub id "owner/name".
+
+        device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
+        bfloat16 where the device is fast at it, else float32. Raises ValueError with the reason if the model cannot be used.
+        """
+        name, folder = find_model(model, revision)
+        config, parts, weights = load_model(folder)
+        return cls(
+            config,
+            parts["denoiser"],
+            parts.get("autoencoder"),
+            parts.get("text_encoder"),
+            name=name,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+        )
+
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
+        """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""
+        return write_model(folder, self.config, self.network, self.autoencoder, self.text_encoder, dtype=dtype)
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.channels
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent pixel, each way; 1 for a model of pixels."""
+        return self.autoencoder.factor if self.autoencoder is not None else 1
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows; 0 for a network that takes no label."""
+        return getattr(self.network.config, "num_classes", 0) or 0
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once."""
+        if self.text_encoder is None:
+            raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._encoded:
+                if len(self._encoded) >= 1024:
+                    self._encoded.clear()
+                # one at a time: what a prompt gives must not depend on the prompts beside it
+                tokens, mask = self.text_encoder.encode([prompt])
+                if not prompt.strip():
+                    tokens, mask = torch.zeros_like(tokens), torch.zeros_like(mask)
+                self._encoded[prompt] = tokens.to(self.dtype), mask
+        tokens, masks = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+        return Condition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w)."""
+        images = latents.float()
+        if self.autoencoder is not None:
+            images = self.autoencoder.decode(images / self.config.latent_scale)
+        return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def _instead(self) -> str:
+        return "give class_labels instead" if self.classes else "it is unconditional, so leave the prompt out"
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., Mapping[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        sampler: str | Solver | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+        schedule: str | Sequence[NoiseLevel] | None = None,
+        schedule_options: Mapping[str, Any] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+        on_images: Callable[[Output], None] | None = None,
+    ) -> Output:
+        """Make pictures. What is left out comes from the model's own defaults.
+
+        prompt, negative_prompt: a string or one per picture; an empty prompt is unconditional, without guidance.
+        height, width: pixels. guidance_scale: 1 is none. guidance_interval: (low, high) in log-SNR where guidance acts.
+        seed: the first picture's; the next get seed + 1, ... seeds: one each. generator: seeds are drawn from it.
+        latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
+        class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
+        noise levels of your own. batch_size: pictures per network call; halved by itself when memory runs out.
+        callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
+        latents and denoised) and may return them changed. on_images is called with every batch that is done.
+        Raises ValueError in a sentence for anything it cannot do.
+        """
+        prompts, negatives, classes = self._subjects(prompt, negative_prompt, class_labels)
+        per_prompt = request.whole("num_images_per_prompt", num_images_per_prompt, 1, request.MAX_IMAGES)
+        total = len(prompts) * per_prompt
+        request.whole("the number of pictures", total, 1, request.MAX_IMAGES)
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUTS)}.")
+        batch_size = BATCH if batch_size is None else request.whole("batch_size", batch_size, 1, 1024)
+        inputs = check_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+
+        multiple = self.factor * self.network.config.patch
+        noise = request.unit_noise(latents, total, self.channels, self.factor, multiple)
+        if noise is not None:
+            own = tuple(side * self.factor for side in noise.shape[2:])
+            if (height or own[0], width or own[1]) != own:
+                raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
+            height, width = own
+        settings = self._settings(
+            height=height,
+            width=width,
+            steps=num_inference_steps,
+            scale=guidance_scale,
+            interval=guidance_interval,
+            sampler=sampler,
+            sampler_options=sampler_options,
+            schedule=schedule,
+            schedule_options=schedule_options,
+        )
+        if settings.scale == 1 and any(negatives):
+            warnings.warn("negative_prompt has no effect at guidance_scale 1; raise the scale to use it.", stacklevel=2)
+        items = request.items(prompts, negatives, classes, per_prompt, request.draw_seeds(total, seed, seeds, generator), noise)
+        callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
+        return self._make(items, settings, batch_size, output_type, callback, progress, on_images)
+
+    def replay(self, recipe: Recipe, output_type: str = "pil", progress: bool = True) -> Output:
+        """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
+
+        Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes.
+        """
+        settings = self._settings(
+            height=recipe.height,
+            width=recipe.width,
+            steps=recipe.num_inference_steps,
+            scale=recipe.guidance_scale,
+            interval=recipe.guidance_interval,
+            sampler=recipe.sampler,
+            sampler_options=recipe.sampler_options,
+            schedule=recipe.schedule,
+            schedule_options=recipe.schedule_options,
+        )
+        if recipe.batch.row >= recipe.batch.size:
+            raise ValueError(f"The recipe says picture {recipe.batch.row} of a batch of {recipe.batch.size}, which has none.")
+        label = [-1 if recipe.class_label is None else recipe.class_label] if self.classes else None
+        prompts, negatives, labels = self._subjects(recipe.prompt, recipe.negative_prompt, label)
+        [item] = request.items(prompts, negatives, labels, 1, [recipe.seed], None)
+        settings = replace(settings, stop_at=recipe.stopped_at)
+        self.interrupt = False
+        size, row = recipe.batch.size, recipe.batch.row
+        with progress_bar(settings.steps, progress) as bar:
+            made = make_batch(self, [item] * size, settings, output_type, None, bar)
+        return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
+
+    def _subjects(self, prompt: object, negative: object, class_labels: object) -> tuple[list[str], list[str], list[int]]:
+        """(prompts, negative prompts, labels) of equal length."""
+        prompts = [""] if prompt is None else request.texts("prompt", prompt)
+        labels = [-1]
+        if class_labels is not None:
+            if not self.classes:
+                raise ValueError(f"The model {self.name!r} takes no class_labels; leave them out.")
+            labels = request.labels(class_labels, self.config.classes, self.classes)
+        if self.text_encoder is None and any(prompts):
+            raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
+        count = max(len(prompts), len(labels))
+        negatives = [""] if negative is None else request.texts("negative_prompt", negative)
+        if self.text_encoder is None and any(negatives):
+            raise ValueError(f"The model {self.name!r} reads no text; leave negative_prompt out.")
+        for name, values in (("prompt", prompts), ("class_labels", labels), ("negative_prompt", negatives)):
+            if len(values) not in (1, count):
+                raise ValueError(f"{name} has {len(values)} entries where {count} are asked for; give one for all, or {count}.")
+        return tuple(values * count if len(values) == 1 else values for values in (prompts, negatives, labels))
+
+    def _settings(
+        self, *, height, width, steps, scale, interval, sampler, sampler_options, schedule, schedule_options
+    ) -> Settings:
+        """Everything that all pictures of a call share; the model's defaults fill what is None."""
+        defaults = self.config.defaults
+        height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
+        if steps is None:
+            steps = defaults.num_inference_steps
+        steps = request.whole("num_inference_steps", steps, 1, request.MAX_STEPS)
+        unconditional = self.text_encoder is None and not self.classes
+        if scale is not None:
+            scale = request.real("guidance_scale", scale, 0, request.MAX_SCALE)
+            if unconditional and scale != 1:
+                raise ValueError(f"The model {self.name!r} is unconditional and cannot be guided; leave guidance_scale out.")
+        else:
+            scale = 1.0 if unconditional else defaults.guidance_scale
+        interval = defaults.guidance_interval if interval is None else request.interval("guidance_interval", interval)
+        unrecorded = [name for name, own in (("sampler", sampler), ("schedule", schedule)) if own and not isinstance(own, str)]
+        if sampler_options is None:
+            sampler_options = defaults.sampler_options if sampler is None else {}
+        sampler_options = request.options("sampler_options", sampler_options)
+        sampler = defaults.sampler if sampler is None else sampler
+        solver = sampler
+        if isinstance(sampler, str):  # "DPM++ 2M Karras" names both
+            sampler, own_schedule = parse_sampler(sampler)
+            schedule = own_schedule if schedule is None else schedule
+            solver = get_solver(sampler, **sampler_options)
+        if schedule_options is None:
+            schedule_options = defaults.schedule_options if schedule is None else {}
+        schedule_options = request.options("schedule_options", schedule_options)
+        schedule = defaults.schedule if schedule is None else schedule
+        levels = schedule
+        if isinstance(schedule, str):
+            schedule = grid_info(schedule).name
+            levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
+        return Settings(
+            height=height,
+            width=width,
+            steps=len(levels) - 1,
+            scale=scale,
+            interval=interval,
+            sampler=sampler if isinstance(sampler, str) else type(sampler).__name__,
+            sampler_options=sampler_options,
+            schedule=schedule if isinstance(schedule, str) else "custom",
+            schedule_options=schedule_options,
+            solver=solver,
+            levels=tuple(levels),
+            unrecorded=tuple(unrecorded),
+        )
+
+    def _make(
+        self,
+        items: list[request.Item],
+        settings: Settings,
+        batch_size: int,
+        output_type: str,
+        callback: tuple | None,
+        progress: bool,
+        on_images: Callable[[Output], None] | None,
+    ) -> Output:
+        """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other."""
+        self.interrupt = False
+        guided = [i for i, item in enumerate(items) if is_guided(item, settings)]
+        plain = sorted(set(range(len(items))) - set(guided))
+        queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]
+        queue.sort()
+        done: dict[int, tuple[Tensor, Recipe]] = {}
+        with progress_bar(settings.steps * len(queue), progress) as bar:
+            while queue and not self.interrupt:
+                rows = queue.pop(0)
+                try:
+                    made = make_batch(self, [items[i] for i in rows], settings, output_type, callback, bar)
+                except torch.OutOfMemoryError:
+                    made = None  # halved below, once the traceback has let go of the batch's memory
+                if made is None:
+                    queue[:0] = self._halved(rows, settings)
+                    continue
+                done |= zip(rows, zip(made.shown, made.recipes, strict=True), strict=True)
+                if on_images is not None:
+                    on_images(_output(made.shown, made.recipes, output_type, self.interrupt))
+        order = sorted(done)
+        return _output(torch.stack([done[i][0] for i in order]), [done[i][1] for i in order], output_type, self.interrupt)
+
+    def _halved(self, rows: list[int], settings: Settings) -> list[list[int]]:
+        if len(rows) == 1:
+            raise ValueError(
+                f"One picture of {settings.width} x {settings.height} does not fit in the memory of {self.device}; "
+                "make it smaller, or use another device or dtype."
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = (len(rows) + 1) // 2
+        return [rows[:middle], rows[middle:]]
+
+
+def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:
+    nfe = sum(recipe.nfe for recipe in recipes) / len(recipes)
+    return Output(_as_type(shown, output_type), recipes, [recipe.seed for recipe in recipes], nfe, interrupted)
+
+
+def _as_type(shown: Tensor, output_type: str) -> Any:
+    if output_type in ("latent", "pt"):
+        return shown
+    array = shown.permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else to_pil(array)
+
+
+def to_pil(array: np.ndarray) -> list[Image.Image]:
+    """8-bit pictures of an array (B, H, W, 3) in [0, 1]."""
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype("uint8")]

@@ -1,0 +1,253 @@
+"""One batch of pictures from noise to recipe: the part of `Generator` that runs per batch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gen.attention import choose
+from gen.recipe import Batch, Machine, Model, Recipe
+from gen.request import Item
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.guidance.cfg import ClassifierFree
+from samplers.noise import NoiseSource, normal, seeded_noise
+from samplers.path import NoiseLevel
+from samplers.sample import Solver, State, trajectory
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+
+CALLBACK_TENSORS = ("latents", "denoised")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of a call share. `stop_at`: end after this many steps, as an interrupted run did."""
+
+    height: int
+    width: int
+    steps: int
+    scale: float
+    interval: tuple[float, float] | None
+    sampler: str
+    sampler_options: dict[str, Any]
+    schedule: str
+    schedule_options: dict[str, Any]
+    solver: Solver
+    levels: tuple[NoiseLevel, ...]
+    unrecorded: tuple[str, ...] = ()
+    stop_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished batch: shown (B, ...) as `output_type` wants it, still a tensor."""
+
+    shown: Tensor
+    recipes: list[Recipe]
+
+
+@dataclass
+class WithCallback:
+    """A solver that hands every new state to the caller, who may change it or stop the run."""
+
+    solver: Solver
+    generator: Generator
+    callback: Callable[..., Mapping[str, Tensor] | None]
+    inputs: Sequence[str]
+    edited: bool = field(default=False, init=False)
+
+    def init(self, x: Tensor) -> State:
+        return self.solver.init(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        after = self.solver.step(denoiser, state, s, t, condition, context, noise)
+        tensors = {"latents": after.x, "denoised": clean(after)}
+        given = {name: tensors[name] for name in self.inputs}
+        version = after.x._version
+        returned = self.callback(self.generator, context.step, t.t, dict(given))
+        if returned is None:
+            returned = {}
+        if not isinstance(returned, Mapping) or not set(returned) <= set(CALLBACK_TENSORS):
+            what = sorted(map(str, returned)) if isinstance(returned, Mapping) else type(returned).__name__
+            raise ValueError(f"callback_on_step_end returned {what}; return None or a dict with the latents.")
+        latents = returned.get("latents", after.x)
+        if not isinstance(latents, Tensor) or latents.shape != after.x.shape:
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"callback_on_step_end returned latents of {shape}; they must stay {tuple(after.x.shape)}.")
+        if latents is after.x and after.x._version == version:
+            return after
+        self.edited = True
+        return replace(after, x=latents.to(after.x))
+
+
+def clean(state: State) -> Tensor:
+    """The clean picture that a state points to, or its own x before any prediction."""
+    return state.x if state.prediction is None else state.prediction.x0
+
+
+def check_inputs(callback: object, inputs: object) -> tuple[str, ...]:
+    """The tensor names a callback asks for."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end is {callback!r}, which cannot be called; give a function.")
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not set(inputs) <= set(CALLBACK_TENSORS):
+        raise ValueError(f"callback_on_step_end_tensor_inputs is {inputs!r}; name some of {', '.join(CALLBACK_TENSORS)}.")
+    return tuple(inputs)
+
+
+def progress_bar(steps: int, show: bool):
+    """A bar on a terminal; nothing elsewhere, and nothing if not wanted."""
+    if not show:
+        return contextlib.nullcontext(_NoBar())
+    from tqdm import tqdm
+
+    return tqdm(total=steps, disable=None, leave=False, unit="step")
+
+
+class _NoBar:
+    def update(self, steps: int) -> None: ...
+
+
+def is_guided(item: Item, settings: Settings) -> bool:
+    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
+    return settings.scale != 1 and bool(item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0)
+
+
+def make_batch(
+    generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar
+) -> Made:
+    """Sample and decode pictures that are all guided or all not."""
+    seeds = [item.seed for item in items]
+    shape = (generator.channels, settings.height // generator.factor, settings.width // generator.factor)
+    if items[0].latent is None:
+        noise = normal(seeds, shape, "latents", device=generator.device)
+    else:
+        noise = torch.stack([item.latent for item in items]).to(generator.device)
+    solver = settings.solver if callback is None else WithCallback(settings.solver, generator, *callback)
+    states = trajectory(
+        _field(generator, items, settings),
+        solver,
+        noise * settings.levels[0].sigma,
+        settings.levels,
+        _condition(generator, items),
+        noise=seeded_noise(seeds, noise),
+        context=Context(adapters=dict(generator.adapters)),
+    )
+    for state in states:
+        bar.update(1)
+        if generator.interrupt or state.step == settings.stop_at:
+            break
+    early = state.step < len(settings.levels) - 1
+    latents = clean(state) if early else state.x
+    shown = latents if output_type == "latent" else generator.decode(latents)
+    changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
+    recipes = []
+    computed_with = machine(generator, shape[1:])
+    for row, item in enumerate(items):
+        unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed)
+        batch = Batch(size=len(items), row=row)
+        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with))
+    return Made(shown, recipes)
+
+
+def _condition(generator: Generator, items: Sequence[Item]) -> Condition:
+    condition = Condition()
+    if generator.text_encoder is not None:
+        condition = generator.encode_prompt([item.prompt for item in items])
+    if not generator.classes:
+        return condition
+    return replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
+
+
+def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> Denoiser:
+    """The denoiser of a batch: the network, under guidance where the batch has it."""
+    if not is_guided(items[0], settings):
+        return generator.denoiser
+    negatives = [item.negative_prompt for item in items]
+    negative = generator.encode_prompt(negatives) if any(text.strip() for text in negatives) else None
+    if negative is not None and generator.classes:
+        negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
+    return ClassifierFree(generator.denoiser, settings.scale, negative, settings.interval or (-math.inf, math.inf))
+
+
+def _recipe(
+    generator: Generator,
+    item: Item,
+    settings: Settings,
+    batch: Batch,
+    state: State,
+    early: bool,
+    unrecorded: tuple[str, ...],
+    computed_with: Machine,
+) -> Recipe:
+    return Recipe(
+        prompt=item.prompt,
+        negative_prompt=item.negative_prompt,
+        class_label=item.label if generator.classes else None,
+        seed=item.seed,
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=settings.steps,
+        sampler=settings.sampler,
+        sampler_options=settings.sampler_options,
+        schedule=settings.schedule,
+        schedule_options=settings.schedule_options,
+        guidance_scale=settings.scale,
+        guidance_interval=settings.interval,
+        adapters=dict(generator.adapters),
+        stopped_at=state.step if early else None,
+        unrecorded=unrecorded,
+        nfe=state.evaluations,
+        model=Model(name=generator.name[:300], weights=generator.weights),
+        batch=batch,
+        machine=computed_with,
+    )
+
+
+def machine(generator: Generator, latent: tuple[int, int]) -> Machine:
+    """What a generator computes latents of (h, w) with, as its recipes record it."""
+    device = generator.device
+    name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return Machine(
+        device=name,
+        dtype=str(generator.dtype).removeprefix("torch."),
+        attention=_attention(generator, latent),
+        threads=torch.get_num_threads() if device.type == "cpu" else 0,
+        torch=torch.__version__,
+        fewstep=fewstep_version(),
+    )
+
+
+def _attention(generator: Generator, latent: tuple[int, int]) -> str:
+    """The backend, and for "auto" the one it comes to on this device at this length: "auto (sdpa)"."""
+    network, config = generator.network, generator.network.config
+    asked = getattr(network, "attention_backend", "auto")
+    if asked != "auto":
+        return asked
+    length = latent[0] * latent[1] // config.patch**2 + getattr(config, "extras", 0)
+    probe = torch.empty(1, 1, 1, 1, device=generator.device, dtype=generator.dtype)
+    probe = probe.expand(1, length, config.heads, config.dim // config.heads)
+    return f"auto ({choose(probe, probe, probe)})"
+
+
+def fewstep_version() -> str:
+    try:
+        return version("fewstep")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,75 @@
+"""Configs: strict YAML, overrides, and errors that name the culprit."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.config import ConfigError, ScheduleConfig, load_config, read_yaml
+from distill.optim import lr_factor
+
+MINIMAL = "output: runs/x\nobjective: {type: diffusion}\nnetwork: {type: uvit}\ndata: {type: emoji}\nmax_steps: 10\nbatch_size: 4\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str | bytes):
+        path = tmp_path / "c.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+def test_values_and_overrides(write):
+    config = load_config(write(MINIMAL), ["optimizer.lr=2e-4", "max_steps=7", "ema.decay=0.5", "network.dim=64"])
+    assert config.optimizer.lr == 2e-4 and config.max_steps == 7 and config.ema.decay == 0.5
+    assert config.network == {"type": "uvit", "dim": 64}
+
+
+def test_exponent_numbers_are_numbers(write):
+    assert read_yaml(write("a: 1e-4\nb: 1E5\nc: -2e+3\n")) == {"a": 1e-4, "b": 1e5, "c": -2e3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "max_stepz: 3\n", "did you mean 'max_steps'"),
+        (MINIMAL + "max_steps: 11\n", "'max_steps' appears twice"),
+        (MINIMAL + "optimizer: {lr: .nan}\n", "optimizer.lr"),
+        (MINIMAL + "optimizer: {lr: -1}\n", "greater than 0"),
+        (MINIMAL.replace("max_steps: 10", "max_steps: true"), "max_steps"),
+        (MINIMAL.replace("max_steps: 10", "max_steps: 10.5"), "max_steps"),
+        (MINIMAL.replace("max_steps: 10", "max_steps: 0"), "greater than 0"),
+        (MINIMAL + "a: &x [1]\nb: *x\n", "aliases"),
+        (MINIMAL + "a: !!python/object:os.system {}\n", "not valid YAML"),
+        ("- 1\n", "a config is a mapping"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("#" * 1_000_001, "larger than 1 MB"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(write, text, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(write(text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("override", "message"), [("max_steps", "key=value"), ("=3", "key=value"), ("seed.x=3", "is a value")])
+def test_a_bad_override_is_one_sentence(write, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(MINIMAL + "seed: 1\n"), [override])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_learning_rate_rises_holds_and_falls():
+    schedule = ScheduleConfig(warmup=4, cooldown=0.5, final=0.1)
+    factors = [lr_factor(step, 20, schedule) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert set(factors[4:11]) == {1.0}
+    assert factors[15] == pytest.approx(1 - 0.9 * 0.5)
+    assert factors[20] == pytest.approx(0.1)

@@ -1,0 +1,101 @@
+"""Tiny models with random weights: every kind of model folder, small enough to run in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gen.components import build
+from gen.generator import Generator
+from gen.model_folder import write_model
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "red",
+    "blue",
+    "heart",
+    "cat",
+    "dog",
+    "on",
+    "the",
+    "moon",
+    "blurry",
+    "##s",
+    "!",
+]
+DEFAULTS = {"num_inference_steps": 4, "guidance_scale": 3.0, "sampler": "dpmpp_2m", "schedule": "uniform"}
+CONFIG = {"path": {"type": "rectified_flow"}, "prediction": "x0", "clock": "1000t", "sample_size": 32, "defaults": DEFAULTS}
+UVIT = {"type": "uvit", "size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2}
+
+
+def randomise(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights that make every input matter: an untrained network with zeroed branches would pass too much."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            scale = 0.3 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return network
+
+
+def tiny_text_encoder():
+    encoder = randomise(
+        build({"type": "text_encoder", "vocab_size": 16, "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "max_tokens": 8}), 3
+    )
+    encoder.set_vocabulary(WORDS)
+    return encoder
+
+
+def tiny_autoencoder():
+    sizes = {
+        "factor": 4,
+        "channels": 4,
+        "encoder_widths": [8],
+        "encoder_blocks": [1],
+        "decoder_widths": [8],
+        "decoder_blocks": [1],
+    }
+    return randomise(build({"type": "autoencoder", **sizes, "refine_width": 4}), 2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Text to pictures through latents, 32 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    network = randomise(build({**UVIT, "text_tokens": 8, "text_dim": 16}), 1)
+    return write_model(folder, CONFIG, network, tiny_autoencoder(), tiny_text_encoder())
+
+
+@pytest.fixture(scope="session")
+def class_model(tmp_path_factory) -> Path:
+    """Three named classes, pixels, a variance-preserving path and eps prediction."""
+    folder = tmp_path_factory.mktemp("models") / "classes"
+    config = {
+        "path": {"type": "variance_preserving", "betas": "scaled_linear"},
+        "prediction": "eps",
+        "clock": "index",
+        "sample_size": 8,
+        "defaults": {**DEFAULTS, "sampler": "ddim", "schedule": "trailing"},
+        "classes": ["cat", "dog", "goldfish"],
+    }
+    network = randomise(build({**UVIT, "channels": 3, "num_classes": 3}), 4)
+    return write_model(folder, config, network)
+
+
+@pytest.fixture(scope="session")
+def pixel_model(tmp_path_factory) -> Path:
+    """Unconditional pixels."""
+    folder = tmp_path_factory.mktemp("models") / "pixels"
+    config = {**CONFIG, "sample_size": 8, "defaults": {"num_inference_steps": 3, "sampler": "euler", "schedule": "uniform"}}
+    return write_model(folder, config, randomise(build({**UVIT, "channels": 3}), 5))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model) -> Generator:
+    return Generator.from_pretrained(tiny_model, device="cpu", dtype="float32")

@@ -1,0 +1,347 @@
+"""The command line: what lands on disk, what is said where, and every wrong request as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gen import cli
+from gen.commands.output import Target, printable, slug
+from gen.recipe import read_recipe, save_image
+
+
+@pytest.fixture
+def fewstep(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def image(fewstep, tiny_model):
+    return lambda *arguments: fewstep("image", *arguments, "--model", tiny_model, "--dtype", "float32", "--device", "cpu")
+
+
+def files(folder: Path = Path()) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_image_names_files_after_prompt_and_seed(image):
+    code, out, err = image("a red heart", "Hérz/../日", "-n", 2, "--seed", 5)
+    names = ["a-red-heart-5.png", "a-red-heart-6.png", "hérz-日-7.png", "hérz-日-8.png"]
+    assert code == 0 and out.split() == files() == names
+    assert "4 pictures, seed 5 to 8" in err and err.count("\n") == 1
+    recipe = read_recipe(names[3])
+    assert (recipe.prompt, recipe.seed, recipe.batch.row) == ("Hérz/../日", 8, 3)
+
+
+def test_image_never_overwrites(image):
+    image("a cat", "--seed", 1)
+    before = Path("a-cat-1.png").read_bytes()
+    assert image("a cat", "--seed", 1, "--steps", 2)[1].split() == ["a-cat-1-1.png"]
+    assert image("a dog", "a dog", "-o", "a-cat-1.png")[1].split() == ["a-cat-1-2.png", "a-cat-1-3.png"]
+    assert Path("a-cat-1.png").read_bytes() == before
+
+
+def test_image_options_reach_the_recipe(image):
+    options = {"--steps": 3, "--sampler": "DDIM", "--schedule": "karras", "--guidance-scale": 2.5, "--negative": "blurry"}
+    options |= {"--height": 24, "--width": 40, "--sampler-option": "eta=0.5", "--seed": 9, "-o": "out/new"}
+    code, out, _ = image("a cat", *[part for pair in options.items() for part in pair])
+    recipe = read_recipe(out.strip())
+    assert code == 0 and out.strip() == os.path.join("out", "new", "a-cat-9.png")
+    assert (recipe.num_inference_steps, recipe.sampler, recipe.schedule, recipe.guidance_scale) == (3, "ddim", "karras", 2.5)
+    assert (recipe.negative_prompt, recipe.height, recipe.width, recipe.sampler_options) == ("blurry", 24, 40, {"eta": 0.5})
+    assert recipe.machine.dtype == "float32" and Image.open(out.strip()).size == (40, 24)
+
+
+def test_image_without_metadata_and_quietly(image):
+    code, out, err = image("a cat", "--no-metadata", "-q", "-o", "x.png")
+    assert (code, out, err) == (0, "x.png\n", "")
+    with Image.open("x.png") as picture:
+        assert picture.info == {}
+
+
+def test_image_with_a_contact_sheet(image):
+    code, out, _ = image("a cat", "a dog", "-n", 2, "--grid", "sheet.png", "-o", "all")
+    assert code == 0 and len(out.split()) == 5 and out.split()[-1] == "sheet.png"
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width == 2 * 32 + 3 * 8
+
+
+def test_a_random_seed_is_said_and_makes_the_picture_again(image):
+    err = image("a cat", "-o", "x.png")[2]
+    seed = read_recipe("x.png").seed
+    assert f"seed {seed}," in err
+    image("a cat", "--seed", seed, "-o", "y.png")
+    assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
+
+
+def test_class_models_take_names_and_numbers(fewstep, class_model):
+    code, out, _ = fewstep("image", "goldfish", "1", "--seed", 3, "--model", class_model)
+    assert code == 0 and out.split() == ["goldfish-3.png", "dog-4.png"] and read_recipe("dog-4.png").class_label == 1
+    code, _, err = fewstep("image", "goldfsh", "--model", class_model)
+    assert code == 2 and "Did you mean 'goldfish'?" in err
+
+
+def test_unconditional_models_take_no_prompt(fewstep, pixel_model):
+    code, out, _ = fewstep("image", "-n", 2, "--seed", 3, "--model", pixel_model)
+    assert code == 0 and out.split() == ["image-3.png", "image-4.png"]
+    assert fewstep("image", "a cat", "--model", pixel_model)[0] == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replay_gives_the_same_bytes(fewstep, tiny_model, dtype):
+    fewstep(
+        "image", "a cat", "", "a dog", "-n", 2, "--seed", 1, "--sampler", "euler_a", "--dtype", dtype, "--model", tiny_model
+    )
+    code, out, err = fewstep("replay", "a-dog-6.png", "--model", tiny_model)
+    assert code == 0 and out == "a-dog-6-replay.png\n" and "Identical to the last byte." in err
+    assert Path("a-dog-6-replay.png").read_bytes() == Path("a-dog-6.png").read_bytes()
+    code, out, _ = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", "image-4.png", "-q")
+    assert code == 0 and out == "image-4-1.png\n"
+
+
+def test_replay_says_what_differs(fewstep, image, tiny_model):
+    image("a cat", "--seed", 1)
+    code, _, err = fewstep("replay", "a-cat-1.png", "--model", tiny_model, "--dtype", "bfloat16")
+    assert code == 1 and "Different:" in err and "dtype float32 (now bfloat16)" in err
+    with Image.open("a-cat-1.png") as picture:
+        picture.save("again.png", pnginfo=_info(picture), compress_level=1)
+        changed = picture.point(lambda v: min(v + 3, 255))
+        changed.save("changed.png", pnginfo=_info(picture))
+        picture.resize((16, 16)).save("small.png", pnginfo=_info(picture))
+    code, _, err = fewstep("replay", "again.png", "--model", tiny_model)
+    assert code == 0 and "The same in every pixel" in err
+    code, _, err = fewstep("replay", "changed.png", "--model", tiny_model)
+    assert code == 1 and "by at most 3 of 255" in err
+    code, _, err = fewstep("replay", "small.png", "--model", tiny_model)
+    assert code == 1 and "16 x 16" in err
+
+
+def _info(picture):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, value in picture.info.items():
+        info.add_text(name, value)
+    return info
+
+
+def test_replay_opens_no_model_that_a_file_names(fewstep, image, monkeypatch):
+    image("a cat", "--seed", 1)
+    recipe = read_recipe("a-cat-1.png")
+    for name in ("someone/model", "../../models/x", "tiny"):
+        hostile = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
+        save_image(Image.open("a-cat-1.png"), "hostile.png", hostile, overwrite=True)
+        monkeypatch.setattr("gen.pretrained.download", lambda *_: pytest.fail("downloaded"))
+        code, _, err = fewstep("replay", "hostile.png")
+        assert code == 2 and f"{name!r}; say where it is with --model" in err
+
+
+def test_info_shows_recipes_of_both_kinds(fewstep, image):
+    image("a cat \x1b[31m", "--seed", 1, "-o", "x.png")
+    code, out, _ = fewstep("info", "x.png")
+    assert code == 0 and r"a cat \x1b[31m" in out and "\x1b" not in out and "dpmpp_2m" in out
+    assert json.loads(fewstep("info", "x.png", "--json")[1]) == json.loads(read_recipe("x.png").to_json())
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", "a dog\nSteps: 20, Sampler: Euler a, Seed: 7, Size: 8x8")
+    Image.new("RGB", (8, 8)).save("other.png", pnginfo=info)
+    assert "Euler a" in fewstep("info", "other.png")[1]
+    Image.new("RGB", (8, 8)).save("bare.png")
+    assert fewstep("info", "bare.png") == (2, "", "fewstep: bare.png holds no recipe.\n")
+
+
+def test_env_and_samplers(fewstep):
+    code, out, _ = fewstep("env")
+    assert code == 0 and "torch" in out and "attention sdpa" in out and "used by default" in out
+    code, out, _ = fewstep("samplers")
+    assert code == 0 and "dpmpp_2m" in out and "karras" in out and "Euler" in out
+
+
+MISTAKES = [
+    (["--steps", "0"], "num_inference_steps is 0"),
+    (["--steps", "many"], "--steps"),
+    (["--steps", "1000000"], "from 1 to 1000"),
+    (["--stps", "3"], "--steps"),
+    (["--sampler", "eulr"], "did you mean 'euler'"),
+    (["--schedule", "karas"], "did you mean 'karras'"),
+    (["--sampler-option", "eta"], "name=value"),
+    (["--sampler-option", "etta=1"], "no option 'etta'"),
+    (["--guidance-scale", "nan"], "guidance_scale is nan"),
+    (["--guidance-scale", "-1"], "from 0 to 100"),
+    (["--seed", "-1"], "seed is -1"),
+    (["--seed", str(1 << 63)], "seed is 9223372036854775808"),
+    (["-n", "0"], "num_images_per_prompt is 0"),
+    (["--height", "33"], "nearest allowed: 32 and 40"),
+    (["--width", "1000000"], "megapixels"),
+    (["--batch-size", "0"], "batch_size is 0"),
+    (["--device", "tpu9"], "Unknown device 'tpu9'"),
+    (["--dtype", "int4"], "Unknown dtype 'int4'"),
+    (["-o", "x.jpg"], "ends in .png"),
+    (["-o", "taken/x.png"], "not a folder"),
+    (["-o", "taken"], "not a folder"),
+    (["--grid", "x.gif"], "ends in .png"),
+    (["--grid", "."], "ends in .png"),
+    (["--grid", "taken/x.png"], "not a folder"),
+    (["--model", "nowhere"], "nowhere does not exist"),
+    (["--model", "taken"], "taken is not a folder"),
+    (["-o", "a\0b.png"], "null"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: "-".join(v) if isinstance(v, list) else "")
+def test_mistakes_are_one_sentence_and_exit_code_2(fewstep, tiny_model, arguments, message):
+    Path("taken").write_text("mine")
+    model = [] if "--model" in arguments else ["--model", tiny_model]
+    code, out, err = fewstep("image", "a cat", *arguments, *model)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1 and err.startswith("fewstep: ")
+    assert "defect" not in err and files() == ["taken"]
+
+
+def test_other_mistakes(fewstep, tiny_model):
+    assert "Did you mean 'image'?" in fewstep("imge")[2]
+    assert "write one in quotes" in fewstep("image", "--model", tiny_model)[2]
+    assert "No such file" in fewstep("replay", "none.png")[2]
+    assert "No such file" in fewstep("info", "none.png")[2]
+    Path("fake.png").write_text("<svg/>")
+    assert "not a PNG" in fewstep("info", "fake.png")[2]
+    code, out, err = fewstep()
+    assert code == 2 and out == "" and "Commands:" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(fewstep, tiny_model):
+    Path("locked").mkdir(mode=0o500)
+    code, _, err = fewstep("image", "a cat", "-o", "locked", "--model", tiny_model)
+    assert code == 2 and "locked cannot be written to" in err
+
+
+def test_output_is_checked_before_the_model_is_opened(image, monkeypatch):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("gen.generator.Generator.from_pretrained", lambda *_: pytest.fail("opened"))
+    code, _, err = image("a cat", "-o", "out")
+    assert code == 2 and "out cannot be written to (Read-only file system)" in err
+
+
+def test_an_unforeseen_error_is_called_a_defect(image, monkeypatch):
+    monkeypatch.setattr("gen.generator.Generator.decode", lambda *_: 1 // 0)
+    code, _, err = image("a cat")
+    assert code == 2 and "ZeroDivisionError" in err and "defect of fewstep" in err and files() == []
+
+
+def test_ctrl_c_keeps_what_is_finished(image, monkeypatch):
+    from gen.generator import Generator
+
+    decode, calls = Generator.decode, []
+
+    def interrupted(self, latents):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(self, latents)
+
+    monkeypatch.setattr(Generator, "decode", interrupted)
+    code, out, err = image("a cat", "-n", 6, "--batch-size", 2, "--seed", 1)
+    assert code == 130 and out.split() == files() == [f"a-cat-{n}.png" for n in range(1, 5)]
+    assert "Interrupted; 4 pictures saved." in err
+    assert all(read_recipe(name).prompt == "a cat" for name in files())
+
+
+HANDED = [("train", "distill.train"), ("evaluate", "distill.evaluate"), ("data build", "distill.emoji.build")]
+
+
+@pytest.mark.parametrize(("command", "module"), HANDED)
+def test_commands_of_other_packages_are_handed_over(fewstep, monkeypatch, command, module):
+    assert cli.MODULES[command] == module
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    seen = []
+
+    def run(name, run_name, alter_sys):
+        seen.append((name, run_name, sys.argv))
+        raise SystemExit(3)
+
+    monkeypatch.setattr("runpy.run_module", run)
+    before = sys.argv
+    code, _, _ = fewstep(*command.split(), "config.yaml", "--help", "steps=3", "-x")
+    assert code == 3 and sys.argv is before
+    assert seen == [(module, "__main__", [f"fewstep {command}", "config.yaml", "--help", "steps=3", "-x"])]
+
+
+def test_a_missing_package_is_a_sentence(fewstep, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = fewstep("train", "x.yaml")
+    assert code == 2 and "needs the module distill.train" in err
+
+
+def run_as_program(*arguments: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "gen", *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+def test_as_a_program(tiny_model, tmp_path):
+    done = run_as_program("image", "a cat", "--seed", 1, "--model", tiny_model, "-q", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a-cat-1.png\n", "")
+    done = run_as_program("image", "a cat", "--steps", 0, "--model", tiny_model, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and files(tmp_path) == ["a-cat-1.png"]
+
+
+def test_ctrl_c_as_a_program(tiny_model, tmp_path):
+    """SIGINT in the middle of a long request: exit code 130, whole files only, no traceback."""
+    command = [sys.executable, "-m", "gen", "image", "a cat", "-n", "5000", "--steps", "50", "--batch-size", "1", "-q"]
+    program = subprocess.Popen(
+        [*command, "--model", str(tiny_model)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert program.stdout.readline().startswith("a-cat-")
+        time.sleep(0.2)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130 and "Traceback" not in err
+    assert len(files(tmp_path)) == out.count("\n") + 1 and all(read_recipe(tmp_path / name) for name in files(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["image", "--help"], ["imge"]])
+def test_help_and_version_start_without_torch(arguments):
+    code = (
+        "import sys; from gen.cli import main; main(sys.argv[1:]); "
+        "print({m.split('.')[0] for m in sys.modules} & {'torch', 'rich', 'PIL', 'numpy', 'transformers'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [("a red heart", "a-red-heart"), ("../../etc/passwd", "etc-passwd"), ("", "image"), ("!?", "image"), ("x" * 500, "x" * 60)],
+)
+def test_slugs(prompt, name):
+    assert slug(prompt) == name
+    assert slug("猫" * 100) == "猫" * 20 and "/" not in slug("a/b\\c\0d") and not slug(".hidden").startswith(".")
+
+
+def test_targets(tmp_path):
+    assert Target.of(tmp_path / "new").path("A Cat", 3) == tmp_path / "new" / "a-cat-3.png"
+    assert Target.of(tmp_path / "x.PNG").path("A Cat", 3) == tmp_path / "x.PNG"
+    assert not (tmp_path / "new").exists()
+    assert printable("a\x1b[0m\u202e\n\tb") == "a\\x1b[0m\\u202e\n\tb"

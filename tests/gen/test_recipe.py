@@ -1,0 +1,307 @@
+"""Recipes in PNG files: whole round trips, other programs' reading, and files made to hurt."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from gen.grid import contact_sheet, wrap
+from gen.infotext import from_infotext, to_infotext
+from gen.recipe import Batch, Machine, Model, Recipe, RecipeError, free_name, open_png, png_chunks, read_recipe, save_image
+
+MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
+
+
+def make(**changes) -> Recipe:
+    values = {
+        "prompt": "a red heart",
+        "seed": 965400086,
+        "height": 64,
+        "width": 128,
+        "num_inference_steps": 20,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        "guidance_scale": 3.0,
+        "nfe": 40.0,
+        "model": Model(name="default", weights={"denoiser": "ab" * 32}),
+        "batch": Batch(size=4, row=1),
+        "machine": MACHINE,
+    }
+    return Recipe(**{**values, **changes})
+
+
+PICTURE = Image.new("RGB", (128, 64), "red")
+prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+
+
+@settings(database=None, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompt=prompts,
+    negative_prompt=prompts,
+    seed=st.integers(0, (1 << 63) - 1),
+    guidance_scale=st.floats(0, 100),
+    sampler_options=st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=20),
+        st.one_of(st.booleans(), st.integers(-(10**30), 10**30), st.floats(allow_nan=False, allow_infinity=False), prompts),
+    ),
+)
+def test_any_recipe_comes_back_from_its_picture(tmp_path, **values):
+    recipe = make(**values)
+    path = save_image(PICTURE, tmp_path / "a.png", recipe, overwrite=True)
+    assert read_recipe(path) == recipe
+    with Image.open(path) as image:  # the pixels too, and nothing that a PNG reader warns of
+        assert image.tobytes() == PICTURE.tobytes()
+
+
+# no line break of any kind, and nothing that the grammar itself uses
+plain = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=100).map(lambda s: s.strip())
+
+
+@settings(database=None, max_examples=100, deadline=None)
+@given(prompt=plain, negative=plain, name=plain.filter(bool))
+def test_the_infotext_line_reads_back(prompt, negative, name):
+    if prompt.startswith("Negative prompt:"):
+        return
+    recipe = make(prompt=prompt, negative_prompt=negative, model=Model(name=name))
+    found = from_infotext(to_infotext(recipe))
+    assert (found["Prompt"], found["Negative prompt"], found["Model"]) == (prompt, negative, name)
+    assert (found["Steps"], found["Size"], found["Seed"]) == ("20", "128x64", "965400086")
+
+
+def test_the_infotext_line_is_written_as_viewers_know_it():
+    assert to_infotext(make(negative_prompt="blurry, dark", model=Model(name="a, b: c", weights={"denoiser": "0" * 64}))) == (
+        "a red heart\nNegative prompt: blurry, dark\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.0, "
+        'Seed: 965400086, Size: 128x64, Model hash: 0000000000, Model: "a, b: c", Version: fewstep 0.1.0'
+    )
+
+
+def test_an_outside_program_reads_it(tmp_path):
+    sd_parsers = pytest.importorskip("sd_parsers")
+    recipe = make(prompt="ein rotes Herz, 日本 🦊", negative_prompt="blurry")
+    found = sd_parsers.ParserManager().parse(save_image(PICTURE, tmp_path / "a.png", recipe))
+    assert [p.value for p in found.prompts] == [recipe.prompt] and [p.value for p in found.negative_prompts] == ["blurry"]
+    sampler = found.samplers[0]
+    assert sampler.name == "DPM++ 2M" and sampler.model.name == "default" and sampler.model.hash == "abababab" + "ab"
+    assert sampler.parameters["seed"] == "965400086" and sampler.parameters["scheduler"] == "Karras"
+    assert sampler.parameters["cfg_scale"] == "3.0" and sampler.parameters["steps"] == "20"
+
+
+def test_text_of_another_program():
+    found = from_infotext(
+        "masterpiece, (cat:1.2)\nsecond line\nNegative prompt: bad\nworse\nSteps: 20, Sampler: Euler a, CFG scale: 7, "
+        'Seed: 965400086, Size: 512x512, Lora hashes: "x: 1, y: 2"'
+    )
+    assert found["Prompt"] == "masterpiece, (cat:1.2)\nsecond line" and found["Negative prompt"] == "bad\nworse"
+    assert found["Sampler"] == "Euler a" and found["Lora hashes"] == "x: 1, y: 2"
+    assert from_infotext("only a prompt")["Prompt"] == "only a prompt"
+    assert from_infotext("")["Prompt"] == ""
+
+
+def test_chunks_are_of_the_kind_their_text_needs(tmp_path):
+    latin = save_image(PICTURE, tmp_path / "latin.png", make(prompt="café")).read_bytes()
+    wide = save_image(PICTURE, tmp_path / "wide.png", make(prompt="猫")).read_bytes()
+    assert latin.count(b"tEXt") == 2 and b"iTXt" not in latin
+    assert wide.count(b"tEXt") == 1 and wide.count(b"iTXt") == 1
+
+
+def test_nothing_private_or_changing_is_written(tmp_path):
+    first, second = (save_image(PICTURE, tmp_path / f"{name}.png", make()).read_bytes() for name in "ab")
+    assert first == second and str(tmp_path).encode() not in first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": -1},
+        {"seed": 1 << 63},
+        {"seed": True},
+        {"num_inference_steps": 0},
+        {"guidance_scale": float("nan")},
+        {"sampler_options": {"eta": float("inf")}},
+        {"height": 0},
+        {"prompt": "x" * 10_001},
+        {"unknown": 1},
+        {"model": {"name": "m", "weights": {"denoiser": "xyz"}}},
+        {"batch": {"size": 10**6}},
+    ],
+)
+def test_recipes_are_strict(change):
+    with pytest.raises(ValueError):
+        make(**change)
+
+
+def with_chunk(path: Path, **chunks: str) -> Path:
+    info = PngImagePlugin.PngInfo()
+    for name, value in chunks.items():
+        info.add_itxt(name, value)
+    PICTURE.save(path, pnginfo=info)
+    return path
+
+
+GOOD = make().to_json()
+DAMAGED = {
+    "empty": "",
+    "not json": "{",
+    "list": "[]",
+    "deep": "[" * 100_000,
+    "nan": GOOD.replace('"guidance_scale": 3.0', '"guidance_scale": NaN'),
+    "bool for int": GOOD.replace('"num_inference_steps": 20', '"num_inference_steps": true'),
+    "unknown key": GOOD.replace('{"version"', '{"__class__": "os.system", "version"', 1),
+    "huge batch": GOOD.replace('"size": 4', '"size": 400000'),
+    "huge picture": GOOD.replace('"height": 64', '"height": 6400000'),
+    "missing": GOOD.replace('"seed": 965400086, ', ""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_recipes_are_refused(tmp_path, kind):
+    path = with_chunk(tmp_path / "a.png", fewstep=DAMAGED[kind])
+    with pytest.raises(RecipeError, match=r"a\.png: the recipe is damaged or not ours"):
+        read_recipe(path)
+
+
+def test_what_has_no_recipe_says_so(tmp_path):
+    with pytest.raises(RecipeError, match="reads version 1"):
+        read_recipe(with_chunk(tmp_path / "a.png", fewstep=GOOD.replace('"version": 1', '"version": 2')))
+    with pytest.raises(RecipeError, match=r"holds no fewstep recipe; it holds a parameters text"):
+        read_recipe(with_chunk(tmp_path / "b.png", parameters="a cat"))
+    with pytest.raises(RecipeError, match=r"holds no fewstep recipe\."):
+        read_recipe(save_image(PICTURE, tmp_path / "c.png"))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def good_png() -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG", pnginfo=png_chunks(make()))
+    return buffer.getvalue()
+
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "gif": b"GIF89a" + bytes(100),
+    "truncated header": good_png()[:20],
+    "900 megapixels": png(30_000, 30_000),
+    "100 megapixels": png(10_000, 10_000),
+    "70 megapixels": png(10_000, 7_000),
+    "zero width": png(0, 10),
+    "text bomb": png(8, 8, chunk(b"zTXt", b"fewstep\0\0" + zlib.compress(bytes(200_000_000), 1))),
+    "no pixels": png(8, 8, chunk(b"IDAT", b"")),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_are_one_clear_error(tmp_path, kind):
+    path = tmp_path / "a.png"
+    path.write_bytes(HOSTILE[kind])
+    with pytest.raises(RecipeError, match=r"a\.png"):
+        read_recipe(path)
+
+
+def test_files_that_are_no_files(tmp_path):
+    with pytest.raises(RecipeError, match="No such file"):
+        open_png(tmp_path / "none.png")
+    with pytest.raises(RecipeError, match="not a regular file"):
+        open_png(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    with pytest.raises(RecipeError, match="not a regular file"):
+        open_png(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    with pytest.raises(RecipeError, match="No such file"):
+        open_png(tmp_path / "link.png")
+
+
+@settings(database=None, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, len(good_png()) - 1), byte=st.integers(0, 255), cut=st.booleans())
+def test_any_damage_is_read_or_refused(tmp_path, position, byte, cut):
+    data = bytearray(good_png())
+    data[position] = byte
+    path = tmp_path / "a.png"
+    path.write_bytes(data[:position] if cut else data)
+    try:
+        assert read_recipe(path).version == 1
+    except RecipeError as error:
+        assert "a.png" in str(error)
+
+
+def test_saving_never_overwrites_unless_told(tmp_path):
+    path = save_image(PICTURE, tmp_path / "a.png", make())
+    before = path.read_bytes()
+    with pytest.raises(RecipeError, match="exists already"):
+        save_image(Image.new("RGB", (1, 1)), path)
+    assert path.read_bytes() == before
+    save_image(Image.new("RGB", (1, 1)), path, overwrite=True)
+    assert path.read_bytes() != before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert free_name(path).name == "a-1.png"
+    with pytest.raises(RecipeError, match=r"ends in \.png"):
+        save_image(PICTURE, tmp_path / "a.jpg")
+    with pytest.raises(RecipeError, match="cannot be written"):
+        save_image(PICTURE, tmp_path / "no" / "a.png")
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
+    old = save_image(PICTURE, tmp_path / "a.png", make()).read_bytes()
+
+    def full(self, file, *_, **__):
+        file.write(b"\x89PNG")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    for name in ("a.png", "b.png"):
+        with pytest.raises(RecipeError, match="No space left"):
+            save_image(PICTURE, tmp_path / name, make(), overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
+
+
+def test_contact_sheet_places_pictures_in_rows():
+    colours = ["red", "lime", "blue", "black", "yellow"]
+    sheet = contact_sheet(
+        [Image.new("RGB", (40, 30), c) for c in colours], [f"{c} one" for c in colours], columns=3, title="All"
+    )
+    assert sheet.mode == "RGB" and sheet.getpixel((0, 0)) == (255, 255, 255)
+    columns = [28, 76, 124]
+    found = [[sheet.getpixel((x, y)) for x in columns] for y in range(sheet.height)]
+    rows = [row for i, row in enumerate(found) if row != found[i - 1]]
+    assert [(255, 0, 0), (0, 255, 0), (0, 0, 255)] in rows and [(0, 0, 0), (255, 255, 0), (255, 255, 255)] in rows
+    bare = contact_sheet([Image.new("RGB", (40, 30), c) for c in colours], columns=3)
+    assert bare.width == sheet.width and bare.height < sheet.height
+
+
+def test_captions_wrap_into_their_cell():
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(12)
+    lines = wrap("a very long caption that goes on and on, supercalifragilisticexpialidocious and more", font, 80, 3)
+    assert len(lines) == 3 and all(font.getlength(line) <= 80 for line in lines) and lines[-1].endswith("…")
+    assert wrap("short", font, 80, 3) == ["short"]
+    assert wrap("one\ntwo", font, 80, 3) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "at least one picture"),
+        (([PICTURE], ["a", "b"]), "got 2 captions"),
+        (([PICTURE], None, 0), "columns=0"),
+        (([Image.new("1", (12_000, 9_000))],), "too large"),
+    ],
+)
+def test_contact_sheets_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        contact_sheet(*arguments)

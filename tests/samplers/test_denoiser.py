@@ -1,0 +1,78 @@
+"""Condition and Context: batching, cropping, emptying, and memory that lasts one run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from samplers import Condition, Context
+
+
+def full(batch=2):
+    return Condition(
+        label=torch.arange(batch),
+        tokens=torch.randn(batch, 5, 8),
+        mask=torch.ones(batch, 5, dtype=torch.bool),
+        pooled=torch.randn(batch, 6),
+        image=torch.arange(batch * 16.0).reshape(batch, 1, 4, 4),
+        extra={"size": torch.ones(batch, 2)},
+    )
+
+
+def test_cat_stacks_every_input():
+    a, b = full(2), full(3)
+    joined = a.cat([b])
+    for name in ("label", "tokens", "mask", "pooled", "image"):
+        assert torch.equal(getattr(joined, name), torch.cat([getattr(a, name), getattr(b, name)]))
+    assert torch.equal(joined.extra["size"], torch.ones(5, 2))
+    assert torch.equal(joined[2:].label, b.label) and torch.equal(joined[2:].extra["size"], b.extra["size"])
+
+
+@pytest.mark.parametrize("name", ["label", "tokens", "mask", "pooled", "image", "size"])
+def test_cat_refuses_different_inputs(name):
+    without = replace(full(), extra={}) if name == "size" else replace(full(), **{name: None})
+    for a, b in ((full(), without), (without, full())):
+        with pytest.raises(ValueError, match=f"'{name}' is set in some and missing in others"):
+            a.cat([b])
+
+
+def test_slice_crops_the_aligned_image_only():
+    condition = full()
+    cropped = condition.slice((1, 2, 2, 1))
+    assert torch.equal(cropped.image, condition.image[:, :, 1:3, 2:3])
+    assert cropped.tokens is condition.tokens
+    bare = Condition(label=torch.zeros(1))
+    assert bare.slice((0, 0, 1, 1)) is bare
+
+
+def test_null_is_unconditional():
+    null = full().null()
+    assert (null.label == -1).all() and not null.mask.any() and not null.tokens.any() and not null.pooled.any()
+    assert torch.equal(null.image, full().image) and "size" in null.extra  # structure, not content
+    assert Condition().null() == Condition()
+    assert Condition(tokens=torch.ones(2, 5, 8)).null().mask.shape == (2, 5)  # even where no mask was given
+
+
+def test_memo_computes_once_per_owner_branch_and_adapters():
+    context, calls = Context(), []
+    owner, other = object(), object()
+
+    def compute():
+        calls.append(1)
+        return len(calls)
+
+    assert [context.memo("k", (owner,), compute) for _ in range(3)] == [1, 1, 1]
+    assert context.at(5).memo("k", (owner,), compute) == 1  # another step of the same run
+    assert context.fork("null").memo("k", (owner,), compute) == 2
+    assert Context(store=context.store, adapters={"a": 1.0}).memo("k", (owner,), compute) == 3
+    assert context.memo("k", (other,), compute) == 4  # a new owner replaces the old
+    assert context.memo("k", (owner,), compute) == 5
+    assert context.memo("k", (owner, other), compute) == 6
+    assert Context().memo("k", (owner,), compute) == 7  # another run
+
+
+def test_branches_nest():
+    context = Context().fork("tile", 3).fork("null")
+    assert context.branch == ("tile", 3, "null")
+    context.count(4)
+    assert context.evaluations == 4

@@ -1,0 +1,105 @@
+"""Names users type: looked up kindly, closed, and honest about what they are."""
+
+import pytest
+
+from samplers import (
+    GRIDS,
+    SOLVERS,
+    Heun,
+    Multistep,
+    RectifiedFlow,
+    get_grid,
+    get_solver,
+    grid_info,
+    grid_names,
+    parse_sampler,
+    solver_info,
+    solver_names,
+)
+
+PATH = RectifiedFlow()
+
+
+@pytest.mark.parametrize(
+    ("label", "solver", "grid"),
+    [
+        ("Euler", "euler", None),
+        ("Euler a", "euler_a", None),
+        ("DDIM", "ddim", None),
+        ("Heun", "heun", None),
+        ("UniPC", "unipc", None),
+        ("DPM++ 2M", "dpmpp_2m", None),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M SDE", "dpmpp_2m_sde", None),
+        ("DPM++ 2M SDE Karras", "dpmpp_2m_sde", "karras"),
+        ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde_heun", "karras"),
+        ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde", "exponential"),
+        ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
+        ("euler sgm_uniform", "euler", "sgm_uniform"),
+        ("EULER_ANCESTRAL", "euler_a", None),
+    ],
+)
+def test_labels(label, solver, grid):
+    assert parse_sampler(label) == (solver, grid)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_records_tell_the_truth(name):
+    info, solver = solver_info(name), get_solver(name)
+    assert info.grid in GRIDS and info.description
+    if isinstance(solver, Multistep):
+        assert info.order == solver.order and info.evaluations == 1
+        assert info.stochastic == (solver.eta > 0)
+    else:
+        assert isinstance(solver, Heun) and info.evaluations == 2
+    for option in info.options:
+        assert option in type(solver).__dataclass_fields__
+    for alias in info.aliases:
+        assert get_solver(alias) == solver
+
+
+def test_options_reach_the_solver():
+    assert get_solver("ddim", eta=0.3) == Multistep(1, eta=0.3, noise="ancestral")
+    assert get_solver("dpmpp_2m", rule="exact") == Multistep(2)
+    assert get_solver("heun", s_churn=2.0) == Heun(s_churn=2.0)
+    assert get_grid("uniform", PATH, 4, shift=3.0)[1].t == pytest.approx(0.9)
+    assert get_grid("Karras", PATH, 4, rho=3.0) == get_grid("karras", PATH, 4, rho=3.0)
+
+
+def test_no_spelling_names_two_things():
+    for table in (SOLVERS, GRIDS):
+        spellings = [s for info in table.values() for s in {_plain(s) for s in (info.name, *info.aliases)}]
+        assert len(set(spellings)) == len(spellings)
+
+
+def _plain(name):
+    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: get_solver("eular"), r"Unknown sampler 'eular': did you mean 'euler'\? Known: euler, euler_a"),
+        (lambda: get_solver("DPM++ 2MM"), r"did you mean 'dpmpp_2m'"),
+        (lambda: get_solver("qqqqqq"), r"Unknown sampler 'qqqqqq'\. Known"),
+        (lambda: get_solver(None), "chosen by its name"),
+        (lambda: get_solver("euler", eta=1.0), r"sampler 'euler' has no option 'eta': it takes none"),
+        (lambda: get_solver("ddim", etaa=1.0), "it takes eta, s_noise"),
+        (lambda: get_solver("ddim", eta=2.0), "0 <= eta <= 1"),
+        (lambda: get_grid("karas", PATH, 4), r"Unknown grid 'karas': did you mean 'karras'\?"),
+        (lambda: get_grid("karras", PATH, 4, shift=3.0), "grid 'karras' has no option 'shift': it takes sigma_min"),
+        (lambda: parse_sampler("DPM++ 9M Karras"), "Unknown sampler"),
+    ],
+)
+def test_errors_are_sentences(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_names():
+    assert {"euler", "euler_a", "ddim", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "unipc"} <= {
+        *solver_names()
+    }
+    assert {"karras", "exponential", "polyexponential", "uniform", "beta", "sgm_uniform"} <= {*grid_names()}
+    assert grid_info("SGM Uniform").name == "sgm_uniform"
