@@ -1,8 +1,8 @@
 """Latents made once: a picture source seen through a frozen autoencoder, with a fixed number of variants per picture.
 
 Encoding costs about as much as training on the latent, so a run of many passes saves most of it. The cache is one
-safetensors file (N, V, C, h, w) in bfloat16, keyed by the autoencoder's weights and the data's config: anything else is
-made anew. Captions stay fresh, as they are drawn per sample.
+safetensors file (N, V, C, h, w) in bfloat16, keyed by the autoencoder's weights, the archives and the variants' settings:
+anything else is made anew. Captions stay fresh, as they are drawn per sample.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,15 +18,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import trange
 
+from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData
 from distill.objective import Batch
 from gen.checkpoints import sha256, write_weights
 from gen.components import Config, load_component
 
 
 class LatentCacheConfig(Config):
-    """`emoji` is the picture source's own section; it must set `variants`."""
+    """`emoji`: the picture source's own settings. variants: of each picture, the plain one included."""
 
-    emoji: dict[str, Any] = {}
+    emoji: EmojiConfig = EmojiConfig()
     autoencoder: Path
     variants: int = Field(16, gt=0)
     folder: Path = Path("data/latents")
@@ -38,19 +38,20 @@ class LatentCache:
     """`batch` as the picture source's, with latents (B, C, h, w) in place of images."""
 
     def __init__(self, config: LatentCacheConfig, seed: int):
-        from distill.emoji.data import EmojiConfig, EmojiData
-
-        settings = {**config.emoji, "variants": config.variants}
-        self.source = EmojiData(EmojiConfig(**settings), seed)
-        weights = config.autoencoder / "model.safetensors"
-        key = json.dumps([sha256(weights), settings, [str(p) for p in self.source.archive_hashes], seed], sort_keys=True)
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self.path = config.folder / f"{name}.safetensors"
+        settings = config.emoji.model_copy(update={"variants": config.variants})
+        self.source = EmojiData(settings, seed)
+        files = [config.autoencoder / "model.safetensors", *(settings.archives or (SHIPPED,))]
+        looks = settings.model_dump(include={"size", "variants", "recolor", "background"})
+        key = json.dumps([[sha256(file) for file in files], looks], sort_keys=True)
+        self.path = config.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         self.latents = _read(self.path)
         if self.latents is None:
             self.latents = self._make(load_component(config.autoencoder, "autoencoder"), config)
             config.folder.mkdir(parents=True, exist_ok=True)
             write_weights(self.path, {"latents": self.latents})
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     @torch.no_grad()
     def _make(self, autoencoder: nn.Module, config: LatentCacheConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where training samples come from: the protocol of a data source, and the registry of those a config can name."""
+"""Where samples come from: a source gives the batch for any set of sample counters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from distill.objective import Batch
 from gen.components import describe
 
 
 class Source(Protocol):
-    """An endless stream of samples, addressed by counter: sample i is a function of (seed, i) alone."""
+    """A data set as a pure function of counters, so that a run resumes, and splits over processes, from numbers alone.
 
-    def batch(self, counters: Sequence[int]) -> Batch:
-        """The samples with these counters, in this order."""
-        ...
+    A counter names one sample of a run, forever: the same counter gives the same picture, caption and noise, whatever else
+    is in the batch. Counters run from 0 without end; a source repeats its pictures as it sees fit.
+    """
+
+    def __len__(self) -> int:
+        """How many distinct pictures there are."""
+
+    def batch(self, counters: Sequence[int] | Tensor) -> Batch:
+        """The samples with these counters (B,)."""
 
 
 # type name -> (module, config class, source class); imported when used
@@ -29,17 +36,17 @@ SOURCES: dict[str, tuple[str, str, str]] = {
 
 
 def make_source(config: dict[str, Any], seed: int) -> Source:
-    """The source that `config["type"]` names."""
+    """A source from its config, e.g. {"type": "emoji", "size": 64}. Raises ValueError for an unknown type or key."""
     config = dict(config)
     kind = config.pop("type", None)
     if kind not in SOURCES:
         near = difflib.get_close_matches(str(kind), SOURCES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"Unknown data source {kind!r}: {hint}Known: {', '.join(SOURCES)}.")
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown data source {kind!r}: choose one of {', '.join(SOURCES)}.{hint}")
     module, config_class, source_class = SOURCES[kind]
     module = importlib.import_module(module)
     try:
-        parsed = getattr(module, config_class)(**config)
+        settings = getattr(module, config_class)(**config)
     except ValidationError as error:
-        raise ValueError(f"The {kind} data's config is not valid: {describe(error)}.") from None
-    return getattr(module, source_class)(parsed, seed)
+        raise ValueError(f"The config of data source {kind!r} is not valid: {describe(error)}.") from None
+    return getattr(module, source_class)(settings, seed)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from distill.emoji.recolor import measure
 
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:
@@ -33,7 +39,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Biased upwards for few samples: compare values of equal N only.
     """
     a, b = _features(a, b, least=2)
-    cov_a, cov_b, root = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1), None
+    cov_a, cov_b = (torch.cov(features.T).reshape(a.shape[1], -1) for features in (a, b))
     root = _root(cov_a)
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
@@ -57,7 +63,69 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     real, generated = _features(real, generated, least=k + 1)
 
     def covered(points: Tensor, manifold: Tensor) -> float:
-        radii = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
-        return float((torch.cdist(points, manifold) <= radii).any(1).double().mean())
+        exact = "donot_use_mm_for_euclid_dist"  # or a point would not lie on its own ball
+        radii = torch.cdist(manifold, manifold, compute_mode=exact).kthvalue(k + 1, dim=1).values  # the nearest is itself
+        return float((torch.cdist(points, manifold, compute_mode=exact) <= radii).any(1).double().mean())
 
     return covered(generated, real), covered(real, generated)
+
+
+def top_k(scores: Tensor, targets: Tensor, k: int) -> float:
+    """The share of rows of scores (N, L) whose target (N,) is among the k highest (k is cut to L)."""
+    return float((scores.topk(min(k, scores.shape[1]), dim=1).indices == targets[:, None]).any(1).double().mean())
+
+
+def nearest(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(root-mean-square distance (N,), index (N,)) of the row of b (M, D) that is nearest to each row of a (N, D); with
+    `allowed` (N, M), among those marked True. inf and 0 where none is."""
+    a, b = _features(a, b, least=1)
+    distances, indices = [], []
+    for start in range(0, len(a), 256):
+        distance = torch.cdist(a[start : start + 256], b) / a.shape[1] ** 0.5
+        if allowed is not None:
+            distance = distance.masked_fill(~allowed[start : start + 256], torch.inf)
+        least, index = distance.min(1)
+        distances.append(least)
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """How close pictures come to training pictures. `share` of them are nearer to one than `threshold`, which by chance
+    `expected` of independent drawings would be; distance (N,) and index (N,) are those of the nearest."""
+
+    share: float
+    expected: float
+    threshold: float
+    distance: Tensor
+    index: Tensor
+
+
+def near_copies(pictures: Tensor, training: Tensor, vendors: Sequence[str], expected: float = 0.05) -> NearCopies:
+    """Which pictures (N, C, H, W) nearly copy one of the training pictures (M, C, H, W).
+
+    Vendors draw the same things independently, so a training picture's distance to the nearest picture of any other vendor
+    is what a new drawing would show. The threshold is the `expected` quantile of that distance: nearer than all but 5 % of
+    independent drawings. `vendors` (M) names each training picture's. Distances are root mean squares over pixels averaged
+    down to at most 32 x 32, so they do not hang on single pixels; a shifted or recoloured copy is not found.
+    """
+    if len(vendors) != len(training) or len(set(vendors)) < 2:
+        raise ValueError("Near-copies are judged by the distance between vendors: give every training picture's vendor, "
+                         "at least two different ones.")  # fmt: skip
+    small = [F.adaptive_avg_pool2d(x.float(), min(32, x.shape[-1])).flatten(1) for x in (pictures, training)]
+    numbers = {vendor: number for number, vendor in enumerate(dict.fromkeys(vendors))}
+    vendor = torch.tensor([numbers[name] for name in vendors])
+    between, _ = nearest(small[1], small[1], vendor[:, None] != vendor)
+    threshold = float(between.quantile(expected))
+    distance, index = nearest(*small)
+    return NearCopies(float((distance < threshold).double().mean()), expected, threshold, distance, index)
+
+
+def object_colours(images: Tensor) -> tuple[str | None, ...]:
+    """The colour word of what stands before the background, for each picture (B, 3, H, W) in [-1, 1]; None where no hue
+    dominates. The background is the median colour of the border; what differs from it is the object."""
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], 2).median(2).values
+    apart = (images - border[:, :, None, None]).abs().amax(1, keepdim=True) > 0.25
+    rgba = torch.cat([(images.clamp(-1, 1) + 1) * 127.5, apart * 255.0], 1)
+    return measure(rgba.round().to(torch.uint8)).names

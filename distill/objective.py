@@ -115,10 +115,10 @@ class Objective:
         return {}
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
-        """Write the result of a finished run where it can be used: by default one component folder per averaged role."""
-        for name, role in self.roles.items():
-            if role.trains:
-                save_component(models[name], folder if len(self.roles) == 1 else folder / name)
+        """Write the result of a finished run where it can be used: by default one component folder per trained role."""
+        trained = [name for name, role in self.roles.items() if role.trains]
+        for name in trained:
+            save_component(models[name], folder if len(trained) == 1 else folder / name)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What else the method must have to resume."""

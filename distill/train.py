@@ -13,6 +13,7 @@ def make_trainer(config: TrainConfig):
     """Build network, objective and data source from a config."""
     import torch
 
+    import distill.evaluator  # noqa: F401  (makes its network type known)
     from distill.data import make_source
     from distill.objectives import make_objective
     from distill.trainer import Trainer

@@ -6,8 +6,8 @@ Asked for by name, a backend that cannot serve raises with that sentence: nothin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,7 +19,7 @@ from torch import Tensor
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 HALF = (torch.float16, torch.bfloat16)
-# CPU in half precision: up to how many tokens plain matrix products beat the fused kernel, forwards alone and in training
+# CPU, half precision: up to this many tokens plain matrix products beat the fused kernel (its backward is 2 to 4 times slower)
 SHORT, SHORT_TRAINING = 128, 1024
 
 
@@ -43,8 +43,7 @@ def attention(
     if backend == "auto":
         backend = choose(q, k, v, bias, lengths)
     elif backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = "".join(f" Did you mean {near}?" for near in difflib.get_close_matches(str(backend), BACKENDS, n=1))
         raise ValueError(f"Unknown attention backend {backend!r}: choose auto, {', '.join(BACKENDS)}.{hint}")
     elif reason := BACKENDS[backend][1](q, bias, lengths):
         raise ValueError(f"Attention backend {backend!r} cannot serve this call: {reason}. Use backend='auto' or another one.")
@@ -52,13 +51,12 @@ def attention(
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Lengths | None = None) -> str:
-    """What `auto` runs. CUDA: xformers where it serves the call, else sdpa. CPU: math for short sequences in half precision,
-    where the fused kernel's backward is 2 to 4 times slower, else sdpa."""
+    """What `auto` runs: on CUDA xformers where it serves the call; on a CPU math for short half precision; else sdpa."""
     if q.device.type == "cuda":
         return "sdpa" if xformers_why_not(q, bias, lengths) else "xformers"
     longest = max(q.shape[1], k.shape[1]) if lengths is None else max(*lengths[0], *lengths[1])
-    short = longest <= (SHORT_TRAINING if q.requires_grad else SHORT)
-    return "math" if q.device.type == "cpu" and q.dtype in HALF and short else "sdpa"
+    limit = SHORT_TRAINING if q.requires_grad else SHORT
+    return "math" if q.device.type == "cpu" and q.dtype in HALF and longest <= limit else "sdpa"
 
 
 def available_backends() -> dict[str, str | None]:
@@ -82,9 +80,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Length
     if lengths is not None:
         if bias is not None:
             raise ValueError("Packed lengths and a bias cannot be combined: pad the sequences and mask them instead.")
-        (queries, keys), ok = lengths, q.shape[0] == 1
-        ok = ok and len(queries) == len(keys) and sum(queries) == q.shape[1] and sum(keys) == k.shape[1]
-        if not ok or min(*queries, *keys) < 1:
+        queries, keys = lengths
+        fits = (len(q), len(queries), sum(queries), sum(keys)) == (1, len(keys), q.shape[1], k.shape[1])
+        if not fits or min([*queries, *keys], default=0) < 1:
             raise ValueError(
                 "Packed sequences need B = 1 and as many query as key lengths, all positive, that add up to Lq and Lk; "
                 f"it was given {shapes} with lengths {list(queries)} and {list(keys)}."
@@ -92,13 +90,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Length
 
 
 def _each_segment(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> Tensor:
-    """Packed sequences one by one: no work on pairs that do not see each other, every sequence exactly as if alone."""
+    """Packed sequences one by one, each exactly as if alone."""
     parts = zip(q.split(list(lengths[0]), 1), k.split(list(lengths[1]), 1), v.split(list(lengths[1]), 1), strict=True)
     return torch.cat([kernel(*part, None, None, scale) for part in parts], dim=1)
-
-
-def _always(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:
-    return None
 
 
 def math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths | None, scale: float) -> Tensor:
@@ -119,8 +113,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
     if lengths is not None:
         return _each_segment(sdpa, q, k, v, lengths, scale)
     if bias is not None:
-        bias = bias[(None,) * (4 - bias.ndim)]
-        bias = bias if bias.dtype == torch.bool else bias.to(q.dtype)
+        bias = bias[(None,) * (4 - bias.ndim)].to(torch.bool if bias.dtype == torch.bool else q.dtype)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
 
@@ -137,12 +130,10 @@ def _additive(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @cache
 def _fmha() -> ModuleType | None:
     """xFormers' memory-efficient attention: its successor package mslk where that is real, else xformers itself."""
-    for package, module in (("mslk", "mslk.attention.fmha"), ("xformers", "xformers.ops.fmha")):
-        if importlib.util.find_spec(package) is not None:
-            try:
-                return importlib.import_module(module)
-            except ImportError:  # the mslk on the package index can be an empty placeholder
-                continue
+    for name in ("mslk.attention.fmha", "xformers.ops.fmha"):
+        if importlib.util.find_spec(name.split(".")[0]) is not None:
+            with contextlib.suppress(ImportError):  # the mslk on the package index can be an empty placeholder
+                return importlib.import_module(name)
     return None
 
 
@@ -206,8 +197,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
 
 # name -> (kernel, why it cannot serve a call)
 BACKENDS: dict[str, tuple[Callable[..., Tensor], Callable[..., str | None]]] = {
-    "math": (math, _always),
-    "sdpa": (sdpa, _always),
+    "math": (math, lambda *_: None),
+    "sdpa": (sdpa, lambda *_: None),
     "xformers": (xformers, xformers_why_not),
     "flex": (flex, flex_why_not),
 }

@@ -103,6 +103,12 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
             value.copy_(tensors[name])
 
 
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -140,6 +146,7 @@ def write_weights(
     }
     try:
         save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
         sync(temporary)
         os.replace(temporary, path)
     finally:

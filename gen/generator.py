@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gen import request
 from gen.model_folder import ModelConfig, model_config, write_model
 from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
-from gen.recipe import Recipe
+from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
@@ -47,6 +47,14 @@ class Output:
     seeds: list[int]
     nfe: float
     interrupted: bool = False
+
+    def save(self, path: Path | str, overwrite: bool = False) -> list[Path]:
+        """Write PIL pictures as PNG with their recipes: heart.png, or heart-0.png, heart-1.png, ... for several."""
+        if not isinstance(self.images, list):
+            raise ValueError('Only PIL pictures are saved with their recipes; call with output_type="pil".')
+        path = Path(path)
+        names = [path] if len(self.images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.images))]
+        return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
 
 
 class Generator:

@@ -1,7 +1,9 @@
 """A small convolutional autoencoder: pictures (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f) and back.
 
 It is fully convolutional, so any height and width divisible by the factor f will do, and nothing joins the encoder to the
-decoder but the latents. Resolution changes are exact rearrangements of pixels (unshuffle and shuffle), nearly all blocks run
+decoder but the latents. Encoder and decoder are each a network beside a linear map, after Chen et al. 2024 (DC-AE, arXiv
+2410.10733, section 3.1), and start as averages over small squares and copies into them: training begins from a small picture
+of the picture, and adds what that lacks. Resolution changes are exact rearrangements of pixels (unshuffle and shuffle), nearly all blocks run
 at 1/4 and 1/8 of the resolution, and one light convolution at full size draws the edges: decoding stays cheap on a CPU.
 
 Latents are bounded by 3 tanh(z / 3) instead of being pulled to a prior, which keeps their spread near 1 and their tails short.
@@ -46,7 +48,7 @@ class AutoencoderConfig(Config):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), the second convolution starting at zero."""
+    """x + conv(silu(conv(silu(x)))); the second convolution starts at zero."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -55,6 +57,23 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+def _average_squares(weight: Tensor, factor: int) -> Tensor:
+    """Fill the weight (C, 3 f^2, 1, 1) of a linear map from the f x f pixels of a latent pixel to its channels: the first
+    3 s^2 channels are averages over s x s squares, with the largest s that fits; the rest are zero."""
+    channels, side = weight.shape[0], 1
+    while 3 * (2 * side) ** 2 <= channels and 2 * side <= factor:
+        side *= 2
+    pixels = torch.arange(factor) * side // factor
+    square = pixels[:, None] * side + pixels  # which square a pixel lies in
+    weight.zero_()
+    for colour in range(3):
+        for index in range(side**2):
+            if (channel := colour * side**2 + index) < channels:
+                inside = (square == index).float()
+                weight[channel, colour * factor**2 : (colour + 1) * factor**2, 0, 0] = (inside / inside.sum()).flatten()
+    return weight
 
 
 class Autoencoder(nn.Module):
@@ -85,11 +104,17 @@ class Autoencoder(nn.Module):
         layers += [nn.SiLU(), nn.Conv2d(widths[-1], up**2 * config.refine_width, 3, padding=1), nn.PixelShuffle(up)]
         layers += [nn.SiLU(), nn.Conv2d(config.refine_width, 3, 3, padding=1)]
         self.decoder = nn.Sequential(*layers)
+
+        pixels = 3 * config.factor**2
+        self.encoder_skip = nn.Conv2d(pixels, config.channels, 1)
+        self.decoder_skip = nn.Conv2d(config.channels, pixels, 1)
         self.reset_parameters()
         self.to(memory_format=torch.channels_last)  # convolutions run two to three times faster this way on a CPU
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Convolutions that keep their input's variance (PyTorch's own shrink it threefold, and colours learn late)."""
+        """Convolutions that keep their input's variance (PyTorch's own shrink it threefold, and colours learn late), with
+        little added to the linear maps at first."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -97,6 +122,10 @@ class Autoencoder(nn.Module):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
+        for last in (self.encoder[-1], self.decoder[-1]):
+            last.weight *= 0.1
+        averages = _average_squares(self.encoder_skip.weight, self.factor)
+        self.decoder_skip.weight.copy_((averages > 0).float().transpose(0, 1))
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, C, H/f, W/f), each value within +-3, of pictures (B, 3, H, W) in [-1, 1]."""
@@ -104,14 +133,16 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"The autoencoder takes pictures (B, 3, H, W), H and W divisible by {self.factor}, not {tuple(images.shape)}."
             )
-        z = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        z = self.encoder(images) + self.encoder_skip(F.pixel_unshuffle(images, self.factor))
         return LATENT_BOUND * torch.tanh(z / LATENT_BOUND)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, f h, f w) of latents (B, C, h, w); nominally in [-1, 1], not clamped."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"The autoencoder takes latents (B, {self.channels}, h, w), not {tuple(latents.shape)}.")
-        return self.decoder(latents.contiguous(memory_format=torch.channels_last))
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        return self.decoder(latents) + F.pixel_shuffle(self.decoder_skip(latents), self.factor)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstructions (B, 3, H, W), latents); `noise` is added to the latents before they are decoded."""

@@ -39,13 +39,13 @@ class TimeConfig(Config):
 class PreviewConfig(Config):
     """The contact sheet made while training."""
 
-    prompts: list[str] = ["a red heart"]
+    prompts: tuple[str, ...] = ("a red heart",)
     num_inference_steps: int = Field(20, gt=0)
     guidance_scale: float = 3.0
 
 
 class DiffusionConfig(Config):
-    """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder and text_encoder are component folders."""
+    """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders."""
 
     path: PathConfig = RectifiedFlowPath(type="rectified_flow")
     prediction: Kind = "flow"

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from distill.data import Source
 
 # how a phrase of common words is put together; {} is a word
-PATTERNS = ("{}", "{} {}", "a {}", "a {} {}", "{} {} {}", "{} and {}", "a {} on a {}", "{} with {}", "{}, {}, {}", "the {} of {}")
+PATTERNS = (
+    "{}",
+    "{} {}",
+    "a {}",
+    "a {} {}",
+    "{} {} {}",
+    "{} and {}",
+    "a {} on a {}",
+    "{} with {}",
+    "{}, {}, {}",
+    "the {} of {}",
+)
 HELD_OUT_SEED = 20_201_225
 
 
@@ -64,7 +75,9 @@ class TextObjective(Objective):
     def __init__(self, config: TextObjectiveConfig, network: nn.Module, source: Source | None = None):
         teacher = load_component(config.teacher, "text_encoder")
         if len(config.layers) != network.config.layers:
-            raise ValueError(f"layers names {len(config.layers)} layers of the teacher; the student has {network.config.layers}.")
+            raise ValueError(
+                f"layers names {len(config.layers)} layers of the teacher; the student has {network.config.layers}."
+            )
         try:
             network.load_state_dict(picked_layers(teacher, config.layers))
         except RuntimeError as error:

@@ -116,6 +116,7 @@ class Refine(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.gelu(self.conv1(x), approximate="tanh"))
@@ -183,7 +184,7 @@ class UViT(nn.Module):
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)
         # every token takes the dtype of the patches, so under autocast the whole residual stream stays in half precision
         extras = [token.to(patches.dtype) for token in self.extra_tokens(patches, time, condition, context)]
-        x = torch.cat([*extras, patches], dim=1) + self.positions(rows, columns).to(patches.dtype)
+        x = torch.cat([*extras, patches], dim=1) + self.positions(rows, columns, context).to(patches.dtype)
 
         count, half = len(self.in_blocks) * 2 + 1, len(self.in_blocks)
         skips: list[Tensor] = []
@@ -228,10 +229,14 @@ class UViT(nn.Module):
             text = torch.where(condition.mask[..., None], text, null[:, :length].to(text.dtype))
         return torch.cat([text, null[:, length:].to(text.dtype)], dim=1)
 
-    def positions(self, rows: int, columns: int) -> Tensor:
-        """(1, extras + rows * columns, dim)."""
-        extras = self.config.extras
-        if (rows, columns) == (self.config.grid, self.config.grid):
+    def positions(self, rows: int, columns: int, context: Context | None = None) -> Tensor:
+        """(1, extras + rows * columns, dim): learned; interpolated for another grid than the trained one."""
+        extras, grid = self.config.extras, self.config.grid
+        if (rows, columns) == (grid, grid):
             return self.pos_embed
-        grid = resize_positions(self.pos_embed[:, extras:], self.config.grid, rows, columns)
-        return torch.cat([self.pos_embed[:, :extras], grid], dim=1)
+
+        def compute() -> Tensor:
+            patches = resize_positions(self.pos_embed[:, extras:], grid, rows, columns)
+            return torch.cat([self.pos_embed[:, :extras], patches], dim=1)
+
+        return memoize(self, context, f"positions {rows} {columns}", (), compute)

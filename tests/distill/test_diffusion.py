@@ -124,6 +124,4 @@ def test_a_backbone_resumes_bit_for_bit(tmp_path, network):
     assert second.step == 6
     for name, value in whole.networks["denoiser"].state_dict().items():
         assert torch.equal(value, second.networks["denoiser"].state_dict()[name]), name
-        assert torch.equal(
-            whole.averaged["denoiser"].state_dict()[name], second.averaged["denoiser"].state_dict()[name]
-        ), name
+        assert torch.equal(whole.averaged["denoiser"].state_dict()[name], second.averaged["denoiser"].state_dict()[name]), name

@@ -195,7 +195,9 @@ def fake(request, monkeypatch):
     name = {"xformers": "xformers.ops.fmha", "mslk": "mslk.attention.fmha"}[request.param]
     kernel = FakeKernel(name)
     find = module.importlib.util.find_spec
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda n: n == request.param if n in ("xformers", "mslk") else find(n))
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda n: n == request.param if n in ("xformers", "mslk") else find(n)
+    )
     monkeypatch.setitem(sys.modules, name, kernel)
     for parent in (name.rsplit(".", 1)[0], name.split(".")[0]):
         monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))

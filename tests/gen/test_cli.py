@@ -311,7 +311,7 @@ def test_ctrl_c_as_a_program(tiny_model, tmp_path):
         [*command, "--model", str(tiny_model)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        assert program.stdout.readline().startswith("a-cat-")
+        assert program.stdout.readline().startswith("a-cat-"), program.stderr.read()
         time.sleep(0.2)
         program.send_signal(signal.SIGINT)
         out, err = program.communicate(timeout=60)

@@ -17,6 +17,7 @@ from gen.checkpoints import CheckpointError
 from gen.generator import Generator
 from gen.model_folder import model_config, read_model_config, write_model
 from gen.pretrained import find_model, resolve_device, resolve_dtype
+from gen.recipe import read_recipe
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal
@@ -138,6 +139,13 @@ def test_latents_replace_the_seeds_noise(tiny):
     assert torch.equal(pixels(tiny, "a cat", latents=noise, seed=1), pixels(tiny, "a cat", seed=5))
     wide = tiny("a cat", latents=torch.randn(1, 4, 8, 12), progress=False)
     assert wide.images[0].size == (48, 32) and wide.recipes[0].unrecorded == ("latents",)
+
+
+def test_stochastic_samplers_draw_from_the_seeds(tiny):
+    noise = normal([5], (4, 8, 8), "latents").repeat(2, 1, 1, 1)
+    for sampler, alike in (("euler", True), ("euler_a", False)):
+        first, second = pixels(tiny, ["a cat"] * 2, latents=noise, seeds=[1, 2], sampler=sampler)
+        assert torch.allclose(first, second, atol=1e-4) == alike
 
 
 def test_class_labels_by_number_and_name(class_model):
@@ -517,6 +525,18 @@ def test_importing_gen_is_light():
     heavy = ["transformers", "diffusers", "peft", "gradio", "accelerate", "huggingface_hub", "distill", "rich"]
     run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_output_saves_pictures_with_their_recipes(tiny, tmp_path):
+    result = tiny("a cat", num_images_per_prompt=2, num_inference_steps=1, progress=False)
+    paths = result.save(tmp_path / "cat.png")
+    assert [path.name for path in paths] == ["cat-0.png", "cat-1.png"] and [
+        read_recipe(path) for path in paths
+    ] == result.recipes
+    with pytest.raises(ValueError, match="exists already"):
+        result.save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="Only PIL pictures"):
+        tiny("a cat", num_inference_steps=1, output_type="pt", progress=False).save(tmp_path / "x.png")
 
 
 def test_pictures_are_plain_pil(tiny):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 
 from gen.checkpoints import CheckpointError, write_json
@@ -27,11 +28,35 @@ def test_shapes_follow_the_factor(factor):
 
 def test_latents_are_bounded_and_near_the_plain_value_inside(network):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    plain = network.encoder(images)
+    plain = network.encoder(images) + network.encoder_skip(F.pixel_unshuffle(images, 8))
     torch.testing.assert_close(network.encode(images), 3 * torch.tanh(plain / 3))
     network.encoder[-1].weight.data *= 1e4
     latents = network.encode(images)
     assert latents.abs().max() <= 3 and latents.abs().max() > 2.9
+
+
+@pytest.mark.parametrize(("channels", "square"), [(16, 4), (12, 4), (48, 2), (3, 8), (11, 8)])
+def test_it_starts_as_averages_over_squares(channels, square):
+    network = Autoencoder(SMALL.model_copy(update={"channels": channels}))
+    with torch.no_grad():
+        network.encoder[-1].weight.zero_()
+        network.decoder[-1].weight.zero_()
+        images = torch.rand(2, 3, 16, 24) * 0.2 - 0.1  # where tanh is nearly the identity
+        reconstruction, latents = network(images)
+    average = F.avg_pool2d(images, square)
+    torch.testing.assert_close(
+        reconstruction, average.repeat_interleave(square, 2).repeat_interleave(square, 3), atol=1e-4, rtol=0
+    )
+    assert torch.equal(latents[:, 3 * (8 // square) ** 2 :], torch.zeros_like(latents[:, 3 * (8 // square) ** 2 :]))
+
+
+def test_the_default_start_is_close_to_the_averages():
+    """Training starts from a small picture of the picture: a random start would have an error as large as the picture."""
+    torch.manual_seed(0)
+    images = F.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, (64, 64), mode="bilinear")
+    with torch.no_grad():
+        error = (build({"type": "autoencoder"})(images)[0] - images).square().mean()
+    assert error < 0.1 * images.square().mean()
 
 
 def test_only_latents_reach_the_decoder(network):

@@ -104,7 +104,8 @@ def equations(w: dict, c: UViTConfig, x, time, condition: Condition):
             label = int(condition.label[b])
             sequence.append(w["label_embed.weight"][label if label >= 0 else c.num_classes])
         frequencies = [10000 ** (-i / (c.dim // 2)) for i in range(c.dim // 2)]
-        token = torch.tensor([math.cos(time[b] * f) for f in frequencies] + [math.sin(time[b] * f) for f in frequencies]).to(x)
+        angles = torch.tensor(frequencies, dtype=torch.float64) * time[b]
+        token = torch.cat([angles.cos(), angles.sin()])
         if c.time_mlp:
             hidden = linear("time_embed.0", token)
             token = linear("time_embed.2", hidden * torch.sigmoid(hidden))
@@ -247,9 +248,7 @@ def test_other_sizes():
 def test_the_trained_size_is_untouched():
     net = network()
     assert net.positions(2, 2) is net.pos_embed
-    same = torch.nn.functional.interpolate(
-        net.pos_embed[:, 1:].unflatten(1, (2, 2)).movedim(3, 1), size=(2, 2), mode="bicubic"
-    )
+    same = torch.nn.functional.interpolate(net.pos_embed[:, 1:].unflatten(1, (2, 2)).movedim(3, 1), size=(2, 2), mode="bicubic")
     torch.testing.assert_close(same.movedim(1, 3).flatten(1, 2), parts.resize_positions(net.pos_embed[:, 1:], 2, 2, 2))
 
 

@@ -1,0 +1,198 @@
+"""The emoji data: pictures in memory, and batches that are a pure function of the samples' counters.
+
+A picture has countless variants: recoloured or not, on white or on a colour. Variant 0 is the plain picture on white.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+from torch import Tensor
+
+from distill.emoji.archive import Record, read_archive
+from distill.emoji.captions import Names, name_concepts, read_common, write_caption
+from distill.emoji.packs import DataError
+from distill.emoji.recolor import BACKGROUNDS, COLOURS, composite, measure, recolour
+from distill.objective import Batch
+from gen.components import Config
+from samplers.noise import fold
+
+SHIPPED = Path(__file__).with_name("emoji.zip")
+_CHUNK = 2
+_COLOUR_NAMES, _BACKGROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
+
+
+class EmojiConfig(Config):
+    """archives: files to read (none: the one that is shipped). size: side of the pictures. common_weight: share of samples
+    from the everyday concepts of common.txt. variants: how many variants of a picture occur (none: no limit). recolor,
+    background: share of variants with another colour, on a coloured background. drop_caption: share of empty captions.
+    style: share of captions that name the style."""
+
+    archives: tuple[str, ...] = ()
+    size: int = Field(128, ge=8, le=1024)
+    common_weight: float = Field(0.6, ge=0, le=1)
+    variants: int | None = Field(None, ge=1)
+    recolor: float = Field(0.35, ge=0, le=1)
+    background: float = Field(0.15, ge=0, le=1)
+    drop_caption: float = Field(0.1, ge=0, le=1)
+    style: float = Field(0.5, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One look of picture `index`: its object's new colour, and the background's; None leaves the colour, or white."""
+
+    index: int
+    color: str | None = None
+    background: str | None = None
+
+
+class EmojiData:
+    """A data source (see distill.data.Source). `pictures` (N, 4, size, size) uint8 RGBA; `records` describe them;
+    `labels` (N,) are their concepts' indices in `concepts`; `common` are the everyday concepts' indices."""
+
+    def __init__(self, config: EmojiConfig | None = None, seed: int = 0):
+        """Reads the archives; raises DataError where one cannot be used."""
+        self.config, self.seed = config or EmojiConfig(), seed
+        self.records: list[Record] = []
+        encoded: list[bytes] = []
+        concepts: set[str] = set()
+        for path in self.config.archives or (SHIPPED,):
+            records, pictures, labels = read_archive(path)
+            self.records += records
+            encoded += pictures
+            concepts.update(labels)
+        if not self.records:
+            raise DataError("The archives hold no pictures; build them with `fewstep data build`.")
+        self.concepts = sorted(concepts)
+        position = {label: i for i, label in enumerate(self.concepts)}
+        self.labels = torch.tensor([position[record.label] for record in self.records])
+
+        common = read_common()
+        self.common = sorted(position[label] for label in common if label in position)
+        described = {r.label: (r.names, r.tags, r.keywords) for r in self.records}
+        by_label = name_concepts(described, common)
+        self.names: list[Names] = [by_label[record.label] for record in self.records]
+        everyday = set(self.common)
+        self._common = [i for i, label in enumerate(self.labels.tolist()) if label in everyday]
+        self._other = [i for i, label in enumerate(self.labels.tolist()) if label not in everyday]
+
+        native = self._decode(encoded)
+        self.palette = measure(native)
+        self._recolourable = self.palette.recolourable.tolist()
+        self.pictures = self._resize(native)
+
+    def _decode(self, encoded: list[bytes]) -> Tensor:
+        def decode(item: tuple[int, bytes]) -> np.ndarray:
+            index, data = item
+            try:
+                with Image.open(BytesIO(data), formats=["WEBP"]) as image:
+                    if max(image.size) > 1024 or image.size[0] != image.size[1]:
+                        raise ValueError(f"it is {image.size[0]}x{image.size[1]}, not square or larger than 1024")
+                    return np.array(image.convert("RGBA"))
+            except (ValueError, OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                raise DataError(f"{self.records[index].file_name} is not a usable WebP picture: {error}.") from None
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for index, picture in enumerate(pool.map(decode, enumerate(encoded))):
+                if index == 0:
+                    pictures = torch.empty(len(encoded), 4, *picture.shape[:2], dtype=torch.uint8)
+                if picture.shape[:2] != pictures.shape[2:]:
+                    raise DataError(f"{self.records[index].file_name} has another size than the pictures before it.")
+                pictures[index] = torch.from_numpy(picture).permute(2, 0, 1)
+        return pictures
+
+    def _resize(self, pictures: Tensor) -> Tensor:
+        side, size = pictures.shape[-1], self.config.size
+        if side == size:
+            return pictures
+        if side % size:
+            raise DataError(f"size is {size}, but the pictures are {side} pixels wide; choose a divisor of {side}.")
+        small = []
+        for chunk in pictures.split(256):
+            rgb, alpha = chunk[:, :3].float(), chunk[:, 3:].float()
+            # colours are averaged by how opaque they are, or transparent pixels would darken the edges
+            alpha_mean = F.avg_pool2d(alpha, side // size)
+            colour = F.avg_pool2d(rgb * alpha, side // size) / alpha_mean.clamp_min(1e-3)
+            small.append(torch.cat([colour, alpha_mean], 1).round_().clamp_(0, 255).to(torch.uint8))
+        return torch.cat(small)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def choose(self, counters: Sequence[int]) -> list[tuple[int, int]]:
+        """(picture index, variant number) of each sample: everyday concepts with `common_weight`, pictures alike within."""
+        chosen = []
+        for counter in counters:
+            rng = random.Random(fold(self.seed, "choose", counter))
+            everyday = rng.random() < self.config.common_weight
+            pool = (self._common if everyday else self._other) or self._common or self._other
+            chosen.append((pool[rng.randrange(len(pool))], rng.randrange(self.config.variants or 1 << 31)))
+        return chosen
+
+    def variant(self, index: int, k: int) -> Variant:
+        """Variant k of a picture. It depends on which picture it is, not on the seed or on what else is loaded, so that
+        encoded variants can be stored and used by other runs."""
+        if k == 0:
+            return Variant(index)
+        rng = random.Random(fold(0, "variant", self.records[index].file_name, k))
+        wants_colour, wants_background = rng.random() < self.config.recolor, rng.random() < self.config.background
+        color, background = rng.choice(_COLOUR_NAMES), rng.choice(_BACKGROUND_NAMES)
+        if not (wants_colour and self._recolourable[index]) or color in self.names[index].held_out:
+            color = None
+        # an object of the background's colour could not be seen, and white is the background by default
+        while background == (color or self.palette.names[index]):
+            background = rng.choice(_BACKGROUND_NAMES)
+        if not wants_background and color != "white":
+            background = None
+        return Variant(index, color, background)
+
+    def render(self, variants: Sequence[Variant]) -> Tensor:
+        """The pictures (B, 3, size, size) float32 in [-1, 1]."""
+        size = self.config.size
+        out = torch.empty(len(variants), 3, size, size)
+        # a few pictures at a time stay in the processor's cache, which makes this several times faster
+        for start in range(0, len(variants), _CHUNK):
+            self._render_into(out[start : start + _CHUNK], variants[start : start + _CHUNK])
+        return out
+
+    def _render_into(self, out: Tensor, variants: Sequence[Variant]) -> None:
+        index = torch.tensor([v.index for v in variants])
+        rgba = self.pictures[index].float().div_(255)
+        rgb, alpha = rgba[:, :3], rgba[:, 3:]
+        rows = [i for i, v in enumerate(variants) if v.color is not None]
+        if rows:
+            rgb[rows] = recolour(rgb[rows], self.palette, index[rows], [variants[i].color for i in rows])
+        colours = [BACKGROUNDS[v.background] if v.background else (255, 255, 255) for v in variants]
+        out.copy_(composite(rgb, alpha, torch.tensor(colours).float().div_(255))).mul_(2).sub_(1)
+
+    def caption(self, variant: Variant, counter: int) -> str:
+        """What sample `counter` calls a variant; empty with probability `drop_caption`."""
+        rng = random.Random(fold(self.seed, "caption", counter))
+        if rng.random() < self.config.drop_caption:
+            return ""
+        record, names = self.records[variant.index], self.names[variant.index]
+        dominant = self.palette.names[variant.index]
+        return write_caption(names, record.style, dominant, variant.color, variant.background, self.config.style, rng)
+
+    def batch(self, counters: Sequence[int] | Tensor) -> Batch:
+        """Images, captions and concept indices of the samples with these counters."""
+        numbers = [int(counter) for counter in counters]
+        variants = [self.variant(index, k) for index, k in self.choose(numbers)]
+        return Batch(
+            index=torch.tensor(numbers),
+            images=self.render(variants),
+            captions=[self.caption(variant, counter) for variant, counter in zip(variants, numbers, strict=True)],
+            labels=self.labels[[variant.index for variant in variants]],
+        )
