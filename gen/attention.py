@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Lengths = tuple[Sequence[int], Sequence[int]]
-HALF = (torch.float16, torch.bfloat16)
 # CPU, half precision: up to this many tokens plain matrix products beat the fused kernel (its backward is 2 to 4 times slower)
 SHORT, SHORT_TRAINING = 128, 1024
 
@@ -56,7 +55,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths:
         return "sdpa" if xformers_why_not(q, bias, lengths) else "xformers"
     longest = max(q.shape[1], k.shape[1]) if lengths is None else max(*lengths[0], *lengths[1])
     limit = SHORT_TRAINING if q.requires_grad else SHORT
-    return "math" if q.device.type == "cpu" and q.dtype in HALF and longest <= limit else "sdpa"
+    return "math" if q.device.type == "cpu" and q.dtype.itemsize == 2 and longest <= limit else "sdpa"
 
 
 def available_backends() -> dict[str, str | None]:
@@ -140,8 +139,10 @@ def _fmha() -> ModuleType | None:
 def xformers_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:
     if q.device.type != "cuda":
         return f"xformers has CUDA kernels only and the tensors are on {q.device.type}"
-    if q.dtype not in (*HALF, torch.float32):
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"xformers computes in float16, bfloat16 or float32, not {q.dtype}"
+    if q.dtype == torch.bfloat16 and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "xformers has bfloat16 kernels from compute capability 8.0 on"
     if q.shape[-1] % 8:
         return f"xformers needs a head width that is a multiple of 8, not {q.shape[-1]}"
     return "it is not installed (pip install 'fewstep[xformers]')" if _fmha() is None else None

@@ -143,8 +143,6 @@ class Generator:
                     self._encoded.clear()
                 # one at a time: what a prompt gives must not depend on the prompts beside it
                 tokens, mask = self.text_encoder.encode([prompt])
-                if not prompt.strip():
-                    tokens, mask = torch.zeros_like(tokens), torch.zeros_like(mask)
                 self._encoded[prompt] = tokens.to(self.dtype), mask
         tokens, masks = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
         return Condition(tokens=torch.cat(tokens), mask=torch.cat(masks))

@@ -21,14 +21,14 @@ _MASK = (1 << 64) - 1
 
 
 def fold(seed: int, *words: int | float | str) -> int:
-    """Mix integers, floats and strings into one 63-bit seed (splitmix64 finaliser over the words)."""
-    state = seed & _MASK
-    for word in words:
+    """Mix a seed and integers, floats and strings into one 63-bit seed (the splitmix64 finaliser over each in turn)."""
+    state = 0
+    for word in (seed, *words):
         if isinstance(word, float):
             word = int.from_bytes(struct.pack("<d", word), "little")
         elif isinstance(word, str):
             word = fold(len(word), *word.encode())
-        state = (state + 0x9E3779B97F4A7C15 + (word & _MASK)) & _MASK
+        state = (state + 0x9E3779B97F4A7C15) & _MASK ^ (word & _MASK)
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31

@@ -110,19 +110,21 @@ def test_crops_come_first_and_whole_pictures_last():
 
 
 def test_autoencoder_learns_discs():
+    """On a few fixed pictures it gets well below the linear start's error; crops first, whole pictures later."""
+    images = discs(4, 16)
+
     class Source:
         def batch(self, counters):
-            return batch_of(discs(len(counters), 16, start=10_000))
+            return batch_of(images)
 
-    objective = autoencoder(crop=8, crop_steps=100)
+    objective = autoencoder(crop=8, crop_steps=10, noise=0.02)
     objective.source = Source()
     models = {"autoencoder": objective.roles["autoencoder"].network}
     before = objective.measure(models)["psnr"]
-    train(objective, lambda step: batch_of(discs(16, 16, step), start=16 * step), 150)
-    after = objective.measure(models)
-    assert before < 12 and after["psnr"] > 19, (before, after)
-    preview = objective.preview(models, batch_of(discs(3, 16)), 0)
-    assert torch.equal(preview[:3], discs(3, 16)) and (preview[3:] - preview[:3]).abs().mean() < 0.2
+    train(objective, lambda step: batch_of(images, start=4 * step), 50, lr=1e-2)
+    assert objective.measure(models)["psnr"] > before + 5
+    preview = objective.preview(models, batch_of(images), 0)
+    assert torch.equal(preview[:4], images) and 0 < (preview[4:] - preview[:4]).abs().mean() < 0.1
 
 
 # ---- text ----
@@ -196,8 +198,8 @@ def test_a_student_of_all_layers_is_the_teacher(teacher_folder):
     network = student(layers=6)
     objective = TextObjective(TextObjectiveConfig(teacher=str(teacher_folder), layers=tuple(range(6))), network)
     models = {name: role.network for name, role in objective.roles.items()}
-    loss, _ = objective.loss(Phase("text_encoder", "text_encoder"), models, batch_of(torch.zeros(3, 0), ["a red car", "", "cross"]),
-                             Draws(0, torch.arange(3)), 0)  # fmt: skip
+    batch = batch_of(torch.zeros(3, 0), ["a red car", "", "cross"])
+    loss, _ = objective.loss(Phase("text_encoder", "text_encoder"), models, batch, Draws(0, batch.index), 0)
     assert loss.abs() < 1e-5
     assert objective.measure(models)["sentence_cosine"] > 1 - 1e-5
     assert [p.name for p in objective.phases(0)] == ["text_encoder"]
@@ -348,8 +350,8 @@ def test_evaluator_measures_on_a_held_out_archive(trained, tmp_path):
         pixels = ((image.permute(1, 2, 0) + 1) * 127.5).byte().numpy()
         Image.fromarray(pixels).convert("RGBA").save(buffer, "WEBP", lossless=True)
         pictures[name] = buffer.getvalue()
-        records.append(Record(file_name=name, pack="shapes", family="test", style="plain", hex=f"{i:X}", group="x", subgroup="x",
-                              label=Shapes.concepts[label], names=(), tags=(), keywords=(), licence="MIT"))  # fmt: skip
+        records.append(Record(file_name=name, pack="shapes", family="test", style="plain", hex=f"{i:X}", group="x",
+                              subgroup="x", label=Shapes.concepts[label], names=(), tags=(), keywords=(), licence="MIT"))  # fmt: skip
     write_archive(tmp_path / "held.zip", records, pictures, Shapes.concepts)
     measured = EvaluatorObjectiveConfig(text_encoder=objective.config.text_encoder, held_out=str(tmp_path / "held.zip"))
     objective.config, before = measured, objective.config
