@@ -1,14 +1,13 @@
 """Latents made once: a picture source seen through a frozen autoencoder, with a fixed number of variants per picture.
 
 Encoding costs about as much as training on the latent, so a run of many passes saves most of it. The cache is one
-safetensors file (N, V, C, h, w) in bfloat16, keyed by the autoencoder's weights, the archives and the variants' settings:
-anything else is made anew. Captions stay fresh, as they are drawn per sample.
+safetensors file (N, V, C, h, w) in bfloat16, named by a hash of all that it depends on. Captions stay fresh, as they are
+drawn per sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import trange
 
-from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData
+from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
 from distill.objective import Batch
 from gen.checkpoints import sha256, write_weights
 from gen.components import Config, load_component
@@ -40,25 +39,30 @@ class LatentCache:
     def __init__(self, config: LatentCacheConfig, seed: int):
         settings = config.emoji.model_copy(update={"variants": config.variants})
         self.source = EmojiData(settings, seed)
-        files = [config.autoencoder / "model.safetensors", *(settings.archives or (SHIPPED,))]
-        looks = settings.model_dump(include={"size", "variants", "recolor", "background"})
-        key = json.dumps([[sha256(file) for file in files], looks], sort_keys=True)
-        self.path = config.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        jobs = [(index, k) for index in range(len(self.source)) for k in range(config.variants)]
+        variants = [self.source.variant(index, k) for index, k in jobs]
+        self.path = config.folder / f"{self._key(config, settings, variants)}.safetensors"
         self.latents = _read(self.path)
         if self.latents is None:
-            self.latents = self._make(load_component(config.autoencoder, "autoencoder"), config)
+            self.latents = self._make(load_component(config.autoencoder, "autoencoder"), config, variants)
             config.folder.mkdir(parents=True, exist_ok=True)
             write_weights(self.path, {"latents": self.latents})
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def _key(self, config: LatentCacheConfig, settings: EmojiConfig, variants: list[Variant]) -> str:
+        """A hash of all that latents depend on: weights, archives, every variant, and how a sample of them is drawn."""
+        files = [config.autoencoder / "model.safetensors", *(settings.archives or (SHIPPED,))]
+        key = hashlib.sha256(repr(([sha256(file) for file in files], settings.size, variants)).encode())
+        key.update(self.source.render(variants[:: max(1, len(variants) // 64)]).numpy().tobytes())
+        return key.hexdigest()[:16]
+
     @torch.no_grad()
-    def _make(self, autoencoder: nn.Module, config: LatentCacheConfig) -> Tensor:
-        jobs = [(index, k) for index in range(len(self.source)) for k in range(config.variants)]
+    def _make(self, autoencoder: nn.Module, config: LatentCacheConfig, variants: list[Variant]) -> Tensor:
         parts = []
-        for start in trange(0, len(jobs), config.batch_size, desc="encoding", unit="batch"):
-            pictures = self.source.render([self.source.variant(i, k) for i, k in jobs[start : start + config.batch_size]])
+        for start in trange(0, len(variants), config.batch_size, desc="encoding", unit="batch"):
+            pictures = self.source.render(variants[start : start + config.batch_size])
             with torch.autocast("cpu", torch.bfloat16):
                 parts.append(autoencoder.encode(pictures).bfloat16())
         return torch.cat(parts).unflatten(0, (len(self.source), config.variants)).contiguous()

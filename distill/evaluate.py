@@ -23,6 +23,7 @@ from distill import metrics
 from distill.emoji.archive import read_archive
 from distill.emoji.captions import HELD_OUT, read_common
 from distill.emoji.data import SHIPPED as SHIPPED_DATA
+from distill.evaluator.colours import object_colours
 from distill.evaluator.network import Evaluator, load_evaluator
 from distill.evaluator.pictures import read_pictures
 from distill.evaluator.report import print_table, write_sheet
@@ -194,7 +195,7 @@ def composition(
     prompts = [pair.prompt for pair in pairs]
     seeds = [fold(settings.seed, pair.prompt, i % settings.repeats) % 2**53 for i, pair in enumerate(pairs)]
     made = generate(generator, prompts, seeds, settings)
-    colours = metrics.object_colours(made.images)
+    colours = object_colours(made.images)
     top5 = (_by_parts(evaluator.classify, made.images).topk(5).indices == targets[:, None]).any(1).tolist()
     coloured = [colour == pair.colour for colour, pair in zip(colours, pairs, strict=True)]
     both = [a and b for a, b in zip(coloured, top5, strict=True)]
@@ -206,7 +207,7 @@ def composition(
     rows = {}
     for start in range(0, len(pairs), settings.repeats):
         part = slice(start, start + settings.repeats)
-        rows[prompts[start]] = {**shares(part), "colours_found": [colour or "none" for colour in colours[part]]}
+        rows[prompts[start]] = {**shares(part), "colours_found": colours[part]}
     report = {"pictures": len(pairs), **shares(slice(None)), "seconds_per_image": made.seconds, "by_pair": rows}
     return report, made, prompts
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.emoji.recolor import measure
-
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB between pictures (..., H, W) in [-1, 1], over all of them; y is clamped first."""
@@ -120,12 +118,3 @@ def near_copies(pictures: Tensor, training: Tensor, vendors: Sequence[str], expe
     threshold = float(between.quantile(expected))
     distance, index = nearest(*small)
     return NearCopies(float((distance < threshold).double().mean()), expected, threshold, distance, index)
-
-
-def object_colours(images: Tensor) -> tuple[str | None, ...]:
-    """The colour word of what stands before the background, for each picture (B, 3, H, W) in [-1, 1]; None where no hue
-    dominates. The background is the median colour of the border; what differs from it is the object."""
-    border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], 2).median(2).values
-    apart = (images - border[:, :, None, None]).abs().amax(1, keepdim=True) > 0.25
-    rgba = torch.cat([(images.clamp(-1, 1) + 1) * 127.5, apart * 255.0], 1)
-    return measure(rgba.round().to(torch.uint8)).names

@@ -103,9 +103,7 @@ class Trainer:
             last = micro == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
-                    loss, scalars = self.objective.loss(
-                        phase, self.models, batch.to(self.accelerator.device), draws, step
-                    )
+                    loss, scalars = self.objective.loss(phase, self.models, batch.to(self.accelerator.device), draws, step)
                 self._require_finite(loss, f"the loss of phase {phase.name!r}", batch, step)
                 self.accelerator.backward(loss / len(batches))
             for name, value in {"loss": loss.detach(), **scalars}.items():

@@ -3,8 +3,10 @@
 It is fully convolutional, so any height and width divisible by the factor f will do, and nothing joins the encoder to the
 decoder but the latents. Encoder and decoder are each a network beside a linear map, after Chen et al. 2024 (DC-AE, arXiv
 2410.10733, section 3.1), and start as averages over small squares and copies into them: training begins from a small picture
-of the picture, and adds what that lacks. Resolution changes are exact rearrangements of pixels (unshuffle and shuffle), nearly all blocks run
-at 1/4 and 1/8 of the resolution, and one light convolution at full size draws the edges: decoding stays cheap on a CPU.
+of the picture, and adds what that lacks.
+
+Resolution changes are exact rearrangements of pixels (unshuffle and shuffle), nearly all blocks run at 1/4 and 1/8 of the
+resolution, and one light convolution at full size draws the edges: decoding stays cheap on a CPU.
 
 Latents are bounded by 3 tanh(z / 3) instead of being pulled to a prior, which keeps their spread near 1 and their tails short.
 """

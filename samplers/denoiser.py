@@ -43,15 +43,13 @@ class Condition:
         everyone = [self, *others]
 
         def join(values: list[Tensor | None], name: str) -> Tensor | None:
-            missing = sum(v is None for v in values)
-            if missing == len(values):
-                return None
-            if missing:
+            present = [v for v in values if v is not None]
+            if present and len(present) < len(values):
                 raise ValueError(f"Conditions to batch together differ: {name!r} is set in some and missing in others.")
-            return torch.cat(values)
+            return torch.cat(present) if present else None
 
         names = sorted({name for c in everyone for name in c.extra})
-        extra = {name: join([c.extra.get(name) for c in everyone], name) for name in names}
+        extra: dict[str, Any] = {name: join([c.extra.get(name) for c in everyone], name) for name in names}
         parts = {f.name: join([getattr(c, f.name) for c in everyone], f.name) for f in fields(self) if f.name != "extra"}
         return Condition(**parts, extra=extra)
 
@@ -131,7 +129,7 @@ class Network(Protocol):
 
 
 # The clocks that published networks read, as functions of (level, path).
-CLOCKS: dict[str, Callable[[NoiseLevel, Path], Scalar]] = {
+CLOCKS: dict[str, Callable[[NoiseLevel, Any], Scalar]] = {
     "t": lambda level, path: level.t,  # rectified flow in [0, 1] (Flux)
     "1000t": lambda level, path: 1000 * level.t,  # U-ViT, SD3
     "index": lambda level, path: len(path.table) * level.t - 1,  # 0-based table index: DiT, PixArt, Stable Diffusion
@@ -158,6 +156,8 @@ class NetworkDenoiser:
     def __post_init__(self) -> None:
         if self.clock not in CLOCKS:
             raise ValueError(f"Unknown clock {self.clock!r}: choose one of {', '.join(CLOCKS)}.")
+        if self.clock == "index" and not hasattr(self.path, "table"):
+            raise ValueError(f"The clock 'index' counts a table's timesteps, and {type(self.path).__name__} has no table.")
         if self.input_scale not in ("none", "edm"):
             raise ValueError(f"Unknown input scale {self.input_scale!r}: choose none or edm.")
         prediction_row(self.prediction, NoiseLevel(0.5, 0.5, 0.5), self.path)  # refuses unknown names now, not mid-run

@@ -77,11 +77,13 @@ def uniform_time(path: Path, steps: int, spacing: str = "trailing", rounded: boo
         if (rounded or spacing == "leading") and steps > size:
             raise ValueError(f"A table of {size} timesteps cannot give {steps} distinct ones: ask for at most {size} steps.")
         whole = round if rounded else float
-        index = {
-            "trailing": lambda: [whole(size - i * size / steps) - 1 for i in range(steps)],
-            "leading": lambda: [(steps - 1 - i) * (size // steps) for i in range(steps)],
-            "linspace": lambda: [whole((size - 1) * (1 - u)) for u in _ramp(steps)],
-        }[spacing]()
+        index: list[float]
+        if spacing == "trailing":
+            index = [whole(size - i * size / steps) - 1 for i in range(steps)]
+        elif spacing == "leading":
+            index = [(steps - 1 - i) * (size // steps) for i in range(steps)]
+        else:
+            index = [whole((size - 1) * (1 - u)) for u in _ramp(steps)]
         clock = [(n + 1) / size for n in index]
     return _from_clock(path, [shift * t / (1 + (shift - 1) * t) for t in clock])
 
@@ -176,13 +178,12 @@ def _ramp(steps: int) -> list[float]:
 def _bounds(path: Path, low: float | None, high: float | None) -> tuple[float, float]:
     """(lowest, highest) sigma / alpha, with the path's defaults for what is None."""
     if isinstance(path, VarianceExploding):
-        ends = path.sigma_min, path.sigma_max
+        default_low, default_high = path.sigma_min, path.sigma_max
     elif isinstance(path, VariancePreserving):
         finite = [v for v in path.table if math.isfinite(v)]
-        ends = math.exp(-finite[0]), math.exp(-finite[-1])
+        default_low, default_high = math.exp(-finite[0]), math.exp(-finite[-1])
     else:
-        ends = (math.exp(-path(u * path.t_noise).logsnr) for u in (0.001, 0.999))
-    default_low, default_high = ends
+        default_low, default_high = (math.exp(-path(u * path.t_noise).logsnr) for u in (0.001, 0.999))
     low, high = default_low if low is None else low, default_high if high is None else high
     if not 0 < low < high < math.inf:
         raise ValueError(

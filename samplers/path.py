@@ -15,12 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Scalar = float | Tensor
+if TYPE_CHECKING:
+    Scalar: TypeAlias = Any  # a union would make the type checker ask, at every product, which of the two it is
+else:
+    Scalar = float | Tensor
 
 
 def lift(function: Callable[[Tensor], Tensor], value: Scalar) -> Scalar:

@@ -102,7 +102,7 @@ def sample(
     on_step: Callable[[State], None] | None = None,
 ) -> Tensor:
     """x at the last level. Arguments as in `trajectory`; `on_step` sees every state."""
-    state = None
+    state = State(x)
     for state in trajectory(denoiser, solver, x, levels, condition, noise=noise, context=context):
         if on_step is not None:
             on_step(state)

@@ -57,10 +57,7 @@ def svg_document(icon: dict[str, Any], default_width: float, default_height: flo
     left, top, width, height = box
     side = max(width, height) * (1 + 2 * MARGIN)
     view = f"{left + (width - side) / 2:g} {top + (height - side) / 2:g} {side:g} {side:g}"
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{view}">{body}</svg>'
-    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view}">{body}</svg>'
 
 
 def render(svg: str, size: int) -> bytes | str:

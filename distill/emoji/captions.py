@@ -23,7 +23,7 @@ KINDS = {"label": 0.30, "everyday": 0.36, "synonym": 0.16, "rare": 0.04, "colour
 COLOUR_WORDS = {"gray": ("gray", "grey"), "purple": ("purple", "purple", "violet"), "teal": ("teal", "teal", "turquoise")}
 
 _COLOUR = re.compile(
-    r"\b(light blue|dark blue|red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr[ae]y|teal|turquoise|gold)\b ?"
+    r"\b(light blue|dark blue|red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr[ae]y|teal|turquoise)\b ?"
 )
 _UNCOUNTED = {
     *("bread", "popcorn", "sushi", "corn", "maize", "cheese", "fire", "snow", "ice", "wood", "fog", "lightning", "salt"),
@@ -201,7 +201,9 @@ def write_caption(
 def _noun(names: Names, dominant: str | None, colour: str | None, rng: random.Random) -> tuple[str, bool]:
     """(what the object is called, whether it stands without an article)."""
     kind = rng.choices(list(KINDS), KINDS.values())[0]
-    if colour is None and kind == "coloured" and dominant and dominant not in names.held_out:
+    # a label that names a colour knows better than the pixels: a black cat may be drawn in dark blue
+    own_colour = names.base_label != names.label
+    if colour is None and kind == "coloured" and dominant and not own_colour and dominant not in names.held_out:
         colour = dominant
     if colour is not None:
         word = rng.choice(COLOUR_WORDS.get(colour, (colour,)))

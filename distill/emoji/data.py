@@ -60,7 +60,8 @@ class Variant:
 
 class EmojiData:
     """A data source (see distill.data.Source). `pictures` (N, 4, size, size) uint8 RGBA; `records` describe them;
-    `labels` (N,) are their concepts' indices in `concepts`; `common` are the everyday concepts' indices."""
+    `labels` (N,) are their concepts' indices in `concepts`; `common` are the everyday concepts' indices; `recolourable` says
+    which pictures have variants in other colours."""
 
     def __init__(self, config: EmojiConfig | None = None, seed: int = 0):
         """Reads the archives; raises DataError where one cannot be used."""
@@ -90,7 +91,9 @@ class EmojiData:
 
         native = self._decode(encoded)
         self.palette = measure(native)
-        self._recolourable = self.palette.recolourable.tolist()
+        # people and hands keep their colour: another would read as a skin tone
+        people = [record.group == "people-body" for record in self.records]
+        self.recolourable: list[bool] = (self.palette.recolourable & ~torch.tensor(people)).tolist()
         self.pictures = self._resize(native)
 
     def _decode(self, encoded: list[bytes]) -> Tensor:
@@ -149,7 +152,7 @@ class EmojiData:
         rng = random.Random(fold(0, "variant", self.records[index].file_name, k))
         wants_colour, wants_background = rng.random() < self.config.recolor, rng.random() < self.config.background
         color, background = rng.choice(_COLOUR_NAMES), rng.choice(_BACKGROUND_NAMES)
-        if not (wants_colour and self._recolourable[index]) or color in self.names[index].held_out:
+        if not (wants_colour and self.recolourable[index]) or color in self.names[index].held_out:
             color = None
         # an object of the background's colour could not be seen, and white is the background by default
         while background == (color or self.palette.names[index]):
@@ -183,7 +186,7 @@ class EmojiData:
         if rng.random() < self.config.drop_caption:
             return ""
         record, names = self.records[variant.index], self.names[variant.index]
-        dominant = self.palette.names[variant.index]
+        dominant = self.palette.names[variant.index] if self.recolourable[variant.index] else None
         return write_caption(names, record.style, dominant, variant.color, variant.background, self.config.style, rng)
 
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:

@@ -1,7 +1,7 @@
 """Give a picture's object another colour: the pixels near its dominant hue move to the hue that is asked for.
 
-Pictures are RGB (B, 3, H, W) in [0, 1], with alpha apart and not multiplied in. Hue is in degrees, saturation and value in [0, 1] (the usual
-hexcone model, A. R. Smith, "Color gamut transform pairs", 1978).
+Pictures are RGB (B, 3, H, W) in [0, 1], with alpha apart and not multiplied in. Hue is in degrees, saturation and value in
+[0, 1] (the hexcone model: A. R. Smith, "Color gamut transform pairs", 1978).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[float, float, float, float]] = {
     "pink": (335, 0.55, 0.5, 0.5),
     "brown": (22, 0.75, 0.55, 0.0),
     "black": (0, 0.0, 0.25, 0.0),
-    "white": (0, 0.0, 0.25, 0.75),
+    "white": (0, 0.0, 0.45, 0.5),
     "gray": (0, 0.0, 0.65, 0.0),
     "teal": (178, 0.9, 0.75, 0.0),
 }
@@ -97,13 +97,15 @@ def hue_difference(a: Tensor, b: Tensor) -> Tensor:
     return difference - 360 * torch.round(difference / 360)
 
 
-def colour_name(hue: float, saturation: float, value: float) -> str:
-    """The everyday word for a hue that covers most of a picture."""
+def colour_name(hue: float, saturation: float, value: float) -> str | None:
+    """The everyday word for a colour that covers most of a picture, or None where it is too dull to have one."""
+    if saturation < 0.35:
+        return None
     if 12 < hue < 45 and value < 0.62:
         return "brown"
-    if hue < 13 or hue >= 348:
-        return "red" if saturation > 0.5 else "pink"
-    limits = ((38, "orange"), (68, "yellow"), (165, "green"), (192, "teal"), (248, "blue"), (295, "purple"))
+    if hue < 13 or hue >= 334:
+        return "red" if saturation > (0.5 if hue < 13 or hue >= 348 else 0.65) else "pink"
+    limits = ((38, "orange"), (62, "yellow"), (165, "green"), (192, "teal"), (248, "blue"), (295, "purple"))
     return next((name for limit, name in limits if hue < limit), "pink")
 
 
@@ -160,7 +162,7 @@ def recolour(rgb: Tensor, palette: Palette, rows: Tensor, colours: list[str]) ->
     member = member * ((saturation - 0.1) / 0.1).clamp(0, 1) * ((value - 0.05) / 0.1).clamp(0, 1)
     # dull and dark objects are lifted: a dark green times "yellow" would be olive
     vivid = (0.75 / palette.saturation[rows].clamp_min(0.1)).clamp(1, 2)[:, None, None]
-    bright = (0.9 / palette.value[rows].clamp_min(0.1)).clamp(1, 1.8)[:, None, None]
+    bright = (0.9 / palette.value[rows].clamp_min(0.1)).clamp(1, 2.4)[:, None, None]
     new_hue = target_hue + SPREAD * distance
     new_hue = new_hue - 360 * torch.floor(new_hue / 360)
     new_saturation = (saturation * vivid).clamp(0, 1) * saturation_factor

@@ -15,12 +15,12 @@ NUMBERS = 16  # random numbers per picture that `augment` uses
 
 
 def affine(images: Tensor, u: Tensor) -> Tensor:
-    """Zoom by 0.75 to 1.3 (unequal by up to 10 %), turn by up to 15 degrees, shift by up to 12 %; u is (B, 5) in [0, 1)."""
-    zoom = torch.exp((u[:, 0] - 0.5) * 0.55)
-    stretch, angle = torch.exp((u[:, 1] - 0.5) * 0.2), (u[:, 2] - 0.5) * (math.pi / 6)
+    """Zoom by 0.83 to 1.2 (unequal by up to 10 %), turn by up to 12 degrees, shift by up to 4 %; u is (B, 5) in [0, 1)."""
+    zoom = torch.exp((u[:, 0] - 0.5) * 0.37)
+    stretch, angle = torch.exp((u[:, 1] - 0.5) * 0.2), (u[:, 2] - 0.5) * (math.pi / 7.5)
     matrix = torch.stack(
-        [zoom * stretch * angle.cos(), -zoom * angle.sin(), (u[:, 3] - 0.5) * 0.24,
-         zoom * angle.sin(), zoom / stretch * angle.cos(), (u[:, 4] - 0.5) * 0.24], 1,
+        [zoom * stretch * angle.cos(), -zoom * angle.sin(), (u[:, 3] - 0.5) * 0.16,
+         zoom * angle.sin(), zoom / stretch * angle.cos(), (u[:, 4] - 0.5) * 0.16], 1,
     ).view(-1, 2, 3)  # fmt: skip
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -52,8 +52,8 @@ def blur(images: Tensor, weight: Tensor) -> Tensor:
 
 
 def tone(images: Tensor, u: Tensor) -> Tensor:
-    """Contrast, brightness and saturation each changed by up to a quarter; u is (B, 3) in [0, 1). Hues stay."""
-    contrast, brightness, saturation = ((u - 0.5) * 0.5).view(-1, 3, 1, 1, 1).unbind(1)
+    """Contrast changed by up to 15 %, brightness by 7.5 % of its range, saturation by 30 %, hues not; u (B, 3) in [0, 1)."""
+    contrast, brightness, saturation = ((u - 0.5) * 0.3).view(-1, 3, 1, 1, 1).unbind(1)
     gray = images.mean(1, keepdim=True)
     images = gray + (images - gray) * (1 + 2 * saturation)
     return images * (1 + contrast) + brightness
@@ -62,9 +62,10 @@ def tone(images: Tensor, u: Tensor) -> Tensor:
 def augment(images: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     """All of the above, each on a share of the pictures; u is (B, NUMBERS) in [0, 1), noise (B, 3, H, W) unit normal."""
     images = affine(images, u[:, :5])
-    images = torch.where((u[:, 5] < 0.7).view(-1, 1, 1, 1), tone(images, u[:, 6:9]), images)
-    levels = torch.where(u[:, 9] < 0.25, 2 + (u[:, 10] * 4).floor(), math.inf)
+    images = torch.where((u[:, 5] < 0.5).view(-1, 1, 1, 1), tone(images, u[:, 6:9]), images)
+    levels = torch.where(u[:, 9] < 0.15, 2 + (u[:, 10] * 4).floor(), math.inf)
     images = posterise(images, levels)
-    images = outline(images, torch.where(u[:, 11] < 0.35, 0.5 + u[:, 12] * 1.5, 0.0))
-    images = blur(images, torch.where(u[:, 13] < 0.4, u[:, 14], 0.0))
-    return (images + (u[:, 15] * 0.2).view(-1, 1, 1, 1) * noise).clamp(-1, 1)
+    images = outline(images, torch.where(u[:, 11] < 0.3, 0.5 + u[:, 12] * 1.5, 0.0))
+    images = blur(images, torch.where(u[:, 13] < 0.3, u[:, 14], 0.0))
+    level = (u[:, 15] - 0.6).clamp_min(0) * 0.35
+    return (images + level.view(-1, 1, 1, 1) * noise).clamp(-1, 1)

@@ -149,7 +149,7 @@ class Multistep:
         for evaluation in history:
             if weight := weights.get(evaluation.step):
                 x = torch.add(x, evaluation.x0, alpha=weight)
-        if spread:
+        if spread and noise is not None:
             x = torch.add(x, noise(s, t), alpha=spread)
         return replace(state, x=x, prediction=prediction, history=history)
 

@@ -350,8 +350,9 @@ def test_evaluator_measures_on_a_held_out_archive(trained, tmp_path):
         pixels = ((image.permute(1, 2, 0) + 1) * 127.5).byte().numpy()
         Image.fromarray(pixels).convert("RGBA").save(buffer, "WEBP", lossless=True)
         pictures[name] = buffer.getvalue()
-        records.append(Record(file_name=name, pack="shapes", family="test", style="plain", hex=f"{i:X}", group="x",
-                              subgroup="x", label=Shapes.concepts[label], names=(), tags=(), keywords=(), licence="MIT"))  # fmt: skip
+        unused = {"names": (), "tags": (), "keywords": (), "group": "x", "subgroup": "x", "licence": "MIT", "style": "plain"}
+        concept = Shapes.concepts[label]
+        records.append(Record(file_name=name, pack="shapes", family="test", hex=f"{i:X}", label=concept, **unused))
     write_archive(tmp_path / "held.zip", records, pictures, Shapes.concepts)
     measured = EvaluatorObjectiveConfig(text_encoder=objective.config.text_encoder, held_out=str(tmp_path / "held.zip"))
     objective.config, before = measured, objective.config

@@ -13,6 +13,7 @@ from distill.emoji.archive import Record, write_archive
 from distill.emoji.captions import HELD_OUT, read_common
 from distill.emoji.recolor import BACKGROUNDS
 from distill.evaluate import Settings, choose_labels, composition, evaluate, main
+from distill.evaluator.colours import object_colours
 from distill.evaluator.network import Evaluator, EvaluatorConfig
 from gen.components import save_component
 from gen.text import TextEncoder, TextEncoderConfig
@@ -173,6 +174,27 @@ def test_composition_measures_colour_and_object_apart(text_encoder, evaluator):
     assert report["by_pair"]["a green dog"]["colours_found"] == ["green", "green"]
     wrong, _, _ = composition(Drawing(lambda p, s: disc(p, s, "orange")), evaluator, text_encoder, wanted)
     assert wrong["colour"] == wrong["both"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [((230, 40, 40), "red"), ((60, 110, 230), "blue"), ((60, 170, 70), "green"), ((140, 70, 200), "purple"),
+     ((250, 210, 60), "yellow"), ((245, 150, 60), "orange"), ((140, 95, 60), "brown"), ((250, 170, 200), "pink"),
+     ((60, 180, 180), "teal"), ((128, 128, 128), "gray"), ((20, 20, 24), "black")],
+)  # fmt: skip
+@pytest.mark.parametrize("background", [(255, 255, 255), (180, 215, 250)])
+def test_object_colours_ignore_the_background(rgb, name, background):
+    image = torch.tensor(background).float().view(1, 3, 1, 1).expand(1, 3, 64, 64).clone()
+    image[:, :, 16:48, 20:44] = torch.tensor(rgb).float().view(3, 1, 1)
+    image[:, :, 20:24, 24:28] = 10.0  # an eye does not matter
+    assert object_colours(image / 127.5 - 1) == [name]
+
+
+def test_an_object_of_many_colours_or_none_is_not_given_one():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.ones(2, 3, 64, 64)
+    image[0, :, 16:48, 16:48] = torch.rand(3, 32, 32, generator=generator) * 2 - 1
+    assert object_colours(image) == ["gray", "white"]
 
 
 def test_choose_labels():

@@ -4,16 +4,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from distill.metrics import (
-    frechet_distance,
-    kernel_distance,
-    near_copies,
-    nearest,
-    object_colours,
-    precision_recall,
-    psnr,
-    top_k,
-)
+from distill.metrics import frechet_distance, kernel_distance, near_copies, nearest, precision_recall, psnr, top_k
 
 
 @pytest.fixture
@@ -139,17 +130,3 @@ def test_near_copies_compares_between_vendors_only(generator):
     assert near_copies(training, training, vendors).threshold > 0.5
     with pytest.raises(ValueError, match="at least two"):
         near_copies(training, training, ["one"] * 40)
-
-
-@pytest.mark.parametrize(
-    ("rgb", "name"),
-    [((230, 40, 40), "red"), ((60, 110, 230), "blue"), ((60, 170, 70), "green"), ((140, 70, 200), "purple"),
-     ((250, 210, 60), "yellow"), ((128, 128, 128), None)],
-)  # fmt: skip
-@pytest.mark.parametrize("background", [(255, 255, 255), (90, 180, 100)])
-def test_object_colours_ignore_the_background(rgb, name, background):
-    if rgb == (60, 170, 70) and background != (255, 255, 255):
-        pytest.skip("green on green is not to be seen")
-    image = torch.tensor(background).float().view(1, 3, 1, 1).expand(1, 3, 64, 64).clone()
-    image[:, :, 16:48, 20:44] = torch.tensor(rgb).float().view(3, 1, 1)
-    assert object_colours(image / 127.5 - 1) == (name,)

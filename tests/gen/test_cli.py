@@ -300,7 +300,7 @@ def run_as_program(*arguments: object, **options) -> subprocess.CompletedProcess
 def test_as_a_program(tiny_model, tmp_path):
     done = run_as_program("image", "a cat", "--seed", 1, "--model", tiny_model, "-q", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a-cat-1.png\n", "")
-    done = run_as_program("image", "a cat", "--steps", 0, "--model", tiny_model, cwd=tmp_path)
+    done = run_as_program("image", "a cat", "-o", "x.jpg", cwd=tmp_path)  # refused before anything loads
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and files(tmp_path) == ["a-cat-1.png"]
 
 
@@ -314,7 +314,7 @@ def test_ctrl_c_as_a_program(tiny_model, tmp_path):
         assert program.stdout.readline().startswith("a-cat-"), program.stderr.read()
         time.sleep(0.2)
         program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=120)
     finally:
         program.kill()
     assert program.returncode == 130 and "Traceback" not in err

@@ -277,6 +277,9 @@ def test_batches_that_do_not_fit_are_halved(tiny_model, monkeypatch):
     limit = 2
     torch.testing.assert_close(pixels(generator, PROMPTS, seeds=SEEDS), expected, atol=1e-4, rtol=0)
     assert max(sizes) == 6  # three guided pictures at first
+    batches = []
+    generator(["a cat"] * 3, seed=1, num_inference_steps=1, on_images=batches.append, progress=False)
+    assert [batch.seeds for batch in batches] == [[1], [2], [3]]
     limit = 0
     with pytest.raises(ValueError, match="does not fit in the memory of cpu"):
         generator("a cat", progress=False)

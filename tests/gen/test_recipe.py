@@ -83,6 +83,10 @@ def test_the_infotext_line_is_written_as_viewers_know_it():
     )
 
 
+def test_values_with_a_colon_are_quoted():
+    assert 'Model: "a: b", ' in to_infotext(make(model=Model(name="a: b")))
+
+
 def test_an_outside_program_reads_it(tmp_path):
     sd_parsers = pytest.importorskip("sd_parsers")
     recipe = make(prompt="ein rotes Herz, 日本 🦊", negative_prompt="blurry")
@@ -227,7 +231,7 @@ def test_files_that_are_no_files(tmp_path):
         open_png(tmp_path / "link.png")
 
 
-@settings(database=None, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(database=None, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, len(good_png()) - 1), byte=st.integers(0, 255), cut=st.booleans())
 def test_any_damage_is_read_or_refused(tmp_path, position, byte, cut):
     data = bytearray(good_png())
