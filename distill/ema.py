@@ -17,8 +17,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """average <- decay average + (1 - decay) weights, after `step` completed steps; buffers are copied."""
+        """average <- decay average + (1 - decay) weights, after `step` completed steps.
+
+        Floating buffers, such as the statistics of batch norms, belong to the weights they were measured with and are
+        averaged alike; counters are copied.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), [p.detach() for p in network.parameters()], 1 - decay)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floating], [theirs.detach() for _, theirs in floating], 1 - decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)

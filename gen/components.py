@@ -18,7 +18,7 @@ from gen.checkpoints import CheckpointError, load_weights, read_json, write_json
 
 
 class Config(BaseModel):
-    """Base of every config: unknown keys, NaN and silent type changes are refused; values do not change later."""
+    """Base of every config: unknown keys, NaN and infinities are refused; values do not change later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
