@@ -160,7 +160,7 @@ class NetworkDenoiser:
             raise ValueError(f"The clock 'index' counts a table's timesteps, and {type(self.path).__name__} has no table.")
         if self.input_scale not in ("none", "edm"):
             raise ValueError(f"Unknown input scale {self.input_scale!r}: choose none or edm.")
-        prediction_row(self.prediction, NoiseLevel(0.5, 0.5, 0.5), self.path)  # refuses unknown names now, not mid-run
+        prediction_row(self.prediction, self.path(0.5), self.path)  # refuses unknown names now, not mid-run
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         context.count(x.shape[0])
@@ -174,4 +174,4 @@ class NetworkDenoiser:
         variance = None
         if raw.shape[1] == 2 * x.shape[1]:
             raw, variance = raw.chunk(2, dim=1)
-        return Prediction(x, level, raw, prediction_row(self.prediction, level, self.path), variance)
+        return Prediction(x, level, raw, prediction_row(self.prediction, level, self.path, self.sigma_data), variance)

@@ -17,28 +17,27 @@ from samplers.path import NoiseLevel, Path, Scalar, expand
 Row = tuple[Scalar, Scalar]
 
 
-def _edm_row(level: NoiseLevel, path: Path, sigma_data: float = 0.5) -> Row:
+def _edm_row(level: NoiseLevel, path: Path, sigma_data: float) -> Row:
     """EDM's F: x0 = c_skip x + c_out F (arXiv 2206.00364, Table 1), on x = x0 + sigma eps."""
     total = level.sigma**2 + sigma_data**2
     c_skip, c_out = sigma_data**2 / total, level.sigma * sigma_data / total**0.5
     return (1 - c_skip * level.alpha) / c_out, -c_skip * level.sigma / c_out
 
 
-ROWS: dict[str, Callable[[NoiseLevel, Path], Row]] = {
-    "eps": lambda level, path: (0.0, 1.0),
-    "x0": lambda level, path: (1.0, 0.0),
-    "v": lambda level, path: (-level.sigma, level.alpha),
-    "flow": lambda level, path: path.rate(level),
+ROWS: dict[str, Callable[[NoiseLevel, Path, float], Row]] = {
+    "eps": lambda level, path, sigma_data: (0.0, 1.0),
+    "x0": lambda level, path, sigma_data: (1.0, 0.0),
+    "v": lambda level, path, sigma_data: (-level.sigma, level.alpha),
+    "flow": lambda level, path, sigma_data: path.rate(level),
     "edm": _edm_row,
 }
 
 
-def prediction_row(kind: str, level: NoiseLevel, path: Path) -> Row:
-    """The (a, b) of raw = a x0 + b eps for a prediction kind: eps, x0, v, flow (dx/dt) or edm (F)."""
-    try:
-        return ROWS[kind](level, path)
-    except KeyError:
-        raise ValueError(f"Unknown prediction {kind!r}: choose one of {', '.join(ROWS)}.") from None
+def prediction_row(kind: str, level: NoiseLevel, path: Path, sigma_data: float = 0.5) -> Row:
+    """The (a, b) of raw = a x0 + b eps for a prediction kind: eps, x0, v, flow (dx/dt) or edm (F, with its sigma_data)."""
+    if kind not in ROWS:
+        raise ValueError(f"Unknown prediction {kind!r}: choose one of {', '.join(ROWS)}.")
+    return ROWS[kind](level, path, sigma_data)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ class DiffusionConfig(Config):
     loss: Kind | None = None  # the reading whose error is measured; the predicted one if not given
     min_sigma: float = Field(0.05, gt=0)
     time: TimeConfig = TimeConfig()
-    clock: str = "1000t"
+    clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
+    input_scale: Literal["none", "edm"] = "none"
+    sigma_data: float = Field(0.5, gt=0)
     latent_scale: float = Field(1.0, gt=0)
     autoencoder: Path | None = None
     text_encoder: Path | None = None
@@ -71,7 +73,10 @@ class DiffusionObjective(Objective):
         self.text_encoder = load_component(config.text_encoder, "text_encoder") if config.text_encoder else None
 
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
-        return NetworkDenoiser(network, self.path, self.config.prediction, self.config.clock)
+        config = self.config
+        return NetworkDenoiser(
+            network, self.path, config.prediction, config.clock, config.input_scale, sigma_data=config.sigma_data
+        )
 
     @torch.no_grad()
     def clean(self, batch: Batch) -> Tensor:
@@ -106,7 +111,7 @@ class DiffusionObjective(Objective):
         ratio = level.alpha / level.sigma.clamp(min=self.config.min_sigma)
 
         def on_x0(kind: str) -> Scalar:
-            p, q = prediction_row(kind, level, self.path)
+            p, q = prediction_row(kind, level, self.path, self.config.sigma_data)
             return p - q * ratio
 
         return on_x0(measured) / on_x0(predicted)
@@ -152,6 +157,8 @@ class DiffusionObjective(Objective):
             path=self.config.path,
             prediction=self.config.prediction,
             clock=self.config.clock,
+            input_scale=self.config.input_scale,
+            sigma_data=self.config.sigma_data,
             latent_scale=self.config.latent_scale,
             sample_size=network.config.size * (self.autoencoder.factor if self.autoencoder else 1),
             defaults=self.config.defaults,

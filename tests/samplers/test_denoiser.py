@@ -76,3 +76,24 @@ def test_branches_nest():
     assert context.branch == ("tile", 3, "null")
     context.count(4)
     assert context.evaluations == 4
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_edm_preconditioning_uses_one_sigma_data_throughout(sigma_data):
+    """A network that computes EDM's F for a known x0 from its scaled input gives that x0 back."""
+    path, sigma, x0 = VarianceExploding(), 2.0, torch.full((2, 1, 3, 3), 0.7, dtype=torch.float64)
+    total = sigma**2 + sigma_data**2
+
+    def network(scaled, time, condition, context):
+        x = scaled * total**0.5
+        return (x0 - sigma_data**2 / total * x) / (sigma * sigma_data / total**0.5)
+
+    denoiser = NetworkDenoiser(network, path, "edm", "log_sigma/4", "edm", sigma_data=sigma_data)
+    x = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prediction = denoiser(x, path(sigma), Condition(), Context())
+    torch.testing.assert_close(prediction.x0, x0, atol=1e-12, rtol=0)
+
+
+def test_the_table_clock_needs_a_table():
+    with pytest.raises(ValueError, match="RectifiedFlow has no table"):
+        NetworkDenoiser(lambda *_: None, RectifiedFlow(), "eps", "index")

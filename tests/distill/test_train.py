@@ -1,0 +1,157 @@
+"""`python -m distill.train` as a user runs it: a YAML file in, a model folder out that `Generator` opens."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from distill.cache import LatentCache, LatentCacheConfig
+from distill.emoji.archive import Record, write_archive
+from distill.emoji.data import EmojiConfig
+from distill.train import main
+from gen.components import load_component, save_component
+from gen.generator import Generator
+from tests.gen.conftest import UVIT, tiny_autoencoder, tiny_text_encoder
+
+COLOURS = {"red heart": (220, 30, 30), "blue book": (30, 60, 220), "green apple": (40, 160, 60)}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder with three pictures of 32 pixels and the frozen parts of a small model."""
+    folder = tmp_path_factory.mktemp("workspace")
+    records, pictures = [], {}
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        name = f"images/fake/1F60{number}.webp"
+        picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+        picture.paste((*colour, 255), (8, 8, 24, 24))
+        file = io.BytesIO()
+        picture.save(file, "WEBP", lossless=True)
+        pictures[name] = file.getvalue()
+        known = {"group": "objects", "subgroup": "other", "names": (), "tags": (), "keywords": (), "licence": "MIT"}
+        records.append(
+            Record(file_name=name, pack="fake", family="train", style="fake", hex=f"1F60{number}", label=label, **known)
+        )
+    write_archive(folder / "tiny.zip", records, pictures, list(COLOURS))
+    save_component(tiny_autoencoder(), folder / "autoencoder")
+    save_component(tiny_text_encoder(), folder / "text_encoder")
+    return folder
+
+
+def cache(workspace, variants=3, **emoji) -> LatentCache:
+    settings = EmojiConfig(archives=(str(workspace / "tiny.zip"),), size=32, **emoji)
+    config = LatentCacheConfig(
+        emoji=settings, autoencoder=workspace / "autoencoder", variants=variants, folder=workspace / "latents"
+    )
+    return LatentCache(config, seed=0)
+
+
+def test_cached_latents_are_those_of_the_pictures(workspace):
+    latents = cache(workspace)
+    autoencoder = load_component(workspace / "autoencoder")
+    pictures = latents.source.batch(range(12))
+    cached = latents.batch(range(12))
+    assert cached.captions == pictures.captions and torch.equal(cached.labels, pictures.labels)
+    with torch.no_grad():
+        expected = autoencoder.encode(pictures.images)
+    torch.testing.assert_close(cached.latents, expected, atol=0.05, rtol=0.05)  # made and kept in bfloat16
+    assert not torch.allclose(cached.latents, expected.flip(0), atol=0.05, rtol=0.05)
+
+
+def test_a_cache_is_used_again_only_for_the_same_latents(workspace):
+    first = cache(workspace)
+    written = first.path.stat().st_mtime_ns
+    assert cache(workspace).path == first.path and first.path.stat().st_mtime_ns == written
+    assert cache(workspace, variants=2).path != first.path
+    assert cache(workspace, background=0.9).path != first.path
+    first.path.unlink()  # the tensor of `first` is mapped from the old file
+    first.path.write_bytes(b"damaged")
+    assert torch.equal(cache(workspace).latents, first.latents)
+
+
+def config(workspace, **changes) -> dict:
+    return {
+        "output": str(workspace / "run"),
+        "max_steps": 4,
+        "batch_size": 4,
+        "device": "cpu",
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "preview_every": 4,
+        "network": {**UVIT, "text_tokens": 8, "text_dim": 16},
+        "objective": {
+            "type": "diffusion",
+            "prediction": "x0",
+            "loss": "flow",
+            "autoencoder": str(workspace / "autoencoder"),
+            "text_encoder": str(workspace / "text_encoder"),
+            "preview": {"prompts": ["a red heart", "a cat"], "num_inference_steps": 2},
+            "defaults": {"num_inference_steps": 3, "guidance_scale": 2.0},
+        },
+        "data": {
+            "type": "emoji_latents",
+            "emoji": {"archives": [str(workspace / "tiny.zip")], "size": 32},
+            "autoencoder": str(workspace / "autoencoder"),
+            "variants": 2,
+            "folder": str(workspace / "latents"),
+        },
+        **changes,
+    }
+
+
+@pytest.fixture
+def run(workspace, tmp_path):
+    def run(*overrides, **changes) -> int:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config(workspace, output=str(tmp_path / "run"), **changes)))
+        return main([str(path), *overrides])
+
+    return run
+
+
+def test_a_run_ends_in_a_model_that_opens(run, tmp_path):
+    assert run() == 0
+    generator = Generator.from_pretrained(tmp_path / "run" / "export", device="cpu", dtype="float32")
+    output = generator("a red heart", seed=1, progress=False)
+    assert output.images[0].size == (32, 32) and output.recipes[0].num_inference_steps == 3
+    sheet = Image.open(tmp_path / "run" / "previews" / "00000004.png")
+    assert sheet.size == (64, 32)
+
+
+def test_pictures_without_a_cache_train_too(run, workspace):
+    data = {"type": "emoji", "archives": [str(workspace / "tiny.zip")], "size": 32}
+    assert run(data=data) == 0
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
+    assert run("--dry-run") == 0
+    assert "denoiser: 0." in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_step=3", "did you mean 'max_steps'"),
+        ("network.dim=33", "dim 33"),
+        ("network.type=unet", "Unknown network type 'unet'"),
+        ("objective.type=difusion", "did you mean 'diffusion'"),
+        ("objective.prediction=noise", "prediction"),
+        ("objective.clock=seconds", "clock"),
+        ("data.type=emojis", "Did you mean 'emoji'"),
+        ("objective.text_encoder=absent", "absent"),
+        ("output=/proc/none", "cannot be written"),
+        ("device=cuda", "no CUDA"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(run, capsys, override, message):
+    if override == "device=cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert run(override) in (1, 2)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("error:")]) == 1
+    assert message in said[-1]
