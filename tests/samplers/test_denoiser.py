@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samplers import Condition, Context
+from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, VarianceExploding
 
 
 def full(batch=2):
