@@ -42,9 +42,8 @@ class Trainer:
         self.run = Path(config.output)
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu", mixed_precision={"bf16": "bf16", "fp32": "no"}[config.precision]
-        )
+        # launch, devices and DDP are accelerate's; precision is ours, as its global state takes one for all runs of a process
+        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise TrainingError("device: cuda was asked for, but no CUDA device is available; use device=cpu or auto.")
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -102,7 +101,7 @@ class Trainer:
             draws = Draws(self.config.seed, batch.index, phase.name)
             last = micro == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with self.accelerator.autocast():
+                with self._autocast():
                     loss, scalars = self.objective.loss(phase, self.models, batch.to(self.accelerator.device), draws, step)
                 self._require_finite(loss, f"the loss of phase {phase.name!r}", batch, step)
                 self.accelerator.backward(loss / len(batches))
@@ -112,6 +111,10 @@ class Trainer:
         norm = optimizer.step(factor)
         self._require_finite(norm, f"the gradient of role {phase.role!r}", batches[-1], step)
         return {**logged, "grad_norm": norm, "lr_factor": torch.tensor(factor)}
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     def _require_finite(self, value: Tensor, what: str, batch: Batch, step: int) -> None:
         if not torch.isfinite(value):
