@@ -9,11 +9,14 @@ stamp="$venv/.fewstep-$FEWSTEP_EXTRAS"
 wanted=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" | sha256sum | cut -d ' ' -f 1)
 
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
-    interpreter=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
-    "$interpreter" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "fewstep needs Python 3.11 or newer; found $("$interpreter" --version)." >&2
+    interpreter=""
+    for name in python3 python3.13 python3.12 python3.11; do  # a name on the path may be a stub that does not run
+        if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then interpreter=$name; break; fi
+    done
+    if [ -z "$interpreter" ]; then
+        echo "fewstep needs Python 3.11 or newer with its venv module; python3 is $(python3 --version 2>&1 || true)." >&2
         exit 2
-    }
+    fi
     [ -x "$python" ] || { echo "Creating .venv ..." >&2; "$interpreter" -m venv "$venv"; }
     pip="$python -m pip --disable-pip-version-check install --quiet"
     gpu=no
