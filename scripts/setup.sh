@@ -18,20 +18,20 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
         exit 2
     fi
     [ -x "$python" ] || { echo "Creating .venv ..." >&2; "$interpreter" -m venv "$venv"; }
-    pip="$python -m pip --disable-pip-version-check install --quiet"
+    install() { "$python" -m pip --disable-pip-version-check install --quiet "$@"; }
     gpu=no
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then gpu=yes; fi
     if ! "$python" -c 'import torch' 2>/dev/null; then
         echo "Installing torch ..." >&2
         # torch goes first, so that no other package's requirement picks its build.
-        if [ $gpu = yes ]; then $pip "torch>=2.10"; else $pip "torch==2.13.0"; fi
+        if [ $gpu = yes ]; then install "torch>=2.10"; else install "torch==2.13.0"; fi
     fi
     extras=$FEWSTEP_EXTRAS
     [ $gpu = yes ] && extras="${extras:+$extras,}xformers"
     echo "Installing fewstep ..." >&2
-    $pip -e "$root${extras:+[$extras]}"
+    install -e "$root${extras:+[$extras]}"
     case ",$FEWSTEP_EXTRAS," in
-        *,dev,*) $pip --no-deps "k-diffusion==0.1.1.post1" ;;  # a numerical reference; its own requirements are not needed
+        *,dev,*) install --no-deps "k-diffusion==0.1.1.post1" ;;  # a numerical reference; its own requirements are not needed
     esac
     printf '%s\n' "$wanted" > "$stamp"
 fi
