@@ -308,7 +308,13 @@ def test_ctrl_c_as_a_program(tiny_model, tmp_path):
     """SIGINT in the middle of a long request: exit code 130, whole files only, no traceback."""
     command = [sys.executable, "-m", "gen", "image", "a cat", "-n", "5000", "--steps", "50", "--batch-size", "1", "-q"]
     program = subprocess.Popen(
-        [*command, "--model", str(tiny_model)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--model", str(tiny_model)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run that was itself started in the background ignores SIGINT, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert program.stdout.readline().startswith("a-cat-"), program.stderr.read()
