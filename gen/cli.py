@@ -144,6 +144,42 @@ def samplers() -> None:
     print(samplers())
 
 
+@app.command()
+def compare(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
+    samplers: Annotated[str, typer.Option(help="Names with commas between; a name may include its schedule.")] = (
+        "euler,heun,dpmpp_2m,dpmpp_3m,unipc,deis"
+    ),
+    schedules: Annotated[str | None, typer.Option(help="Each sampler on each of these. [default: the model's]")] = None,
+    steps: Annotated[str, typer.Option(help="Step counts, with commas between.")] = "4,8,16,32",
+    reference: Annotated[int, typer.Option(help="Steps of the reference that distances are measured to.")] = 200,
+    seed: Annotated[int, typer.Option(help="The first picture's seed.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    model: Model = "default",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
+    from gen.commands.compare import run
+
+    return run(
+        prompts or [],
+        samplers=samplers,
+        schedules=schedules,
+        steps=steps,
+        reference=reference,
+        model=model,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+    )
+
+
 @app.command(context_settings=HANDED_OVER, add_help_option=False)
 def train(context: typer.Context) -> int:
     """Train what a config says: fewstep train CONFIG.yaml key=value ..."""

@@ -27,7 +27,7 @@ from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
-from samplers.registry import get_grid, get_solver, grid_info, parse_sampler
+from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
@@ -299,11 +299,12 @@ class Generator:
             sampler_options = defaults.sampler_options if sampler is None else {}
         sampler_options = request.options("sampler_options", sampler_options)
         sampler = defaults.sampler if sampler is None else sampler
-        solver = sampler
+        solver, brownian = sampler, False
         if isinstance(sampler, str):  # "DPM++ 2M Karras" names both
             sampler, own_schedule = parse_sampler(sampler)
             schedule = own_schedule if schedule is None else schedule
-            solver = get_solver(sampler, **sampler_options)
+            solver, info = get_solver(sampler, **sampler_options), solver_info(sampler)
+            brownian, steps = info.brownian, 2 if info.adaptive else steps  # an adaptive solver chooses its own steps
         if schedule_options is None:
             schedule_options = defaults.schedule_options if schedule is None else {}
         schedule_options = request.options("schedule_options", schedule_options)
@@ -324,6 +325,7 @@ class Generator:
             schedule_options=schedule_options,
             solver=solver,
             levels=tuple(levels),
+            brownian=brownian,
             unrecorded=tuple(unrecorded),
         )
 

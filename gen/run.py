@@ -15,6 +15,7 @@ from torch import Tensor
 from gen.attention import choose
 from gen.recipe import Batch, Machine, Model, Recipe
 from gen.request import Item
+from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import NoiseSource, normal, seeded_noise
@@ -29,7 +30,8 @@ CALLBACK_TENSORS = ("latents", "denoised")
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pictures of a call share. `stop_at`: end after this many steps, as an interrupted run did."""
+    """What all pictures of a call share. brownian: noise comes from one Brownian path per picture. stop_at: end after this
+    many steps, as an interrupted run did."""
 
     height: int
     width: int
@@ -42,6 +44,7 @@ class Settings:
     schedule_options: dict[str, Any]
     solver: Solver
     levels: tuple[NoiseLevel, ...]
+    brownian: bool = False
     unrecorded: tuple[str, ...] = ()
     stop_at: int | None = None
 
@@ -146,7 +149,7 @@ def make_batch(
         noise * settings.levels[0].sigma,
         settings.levels,
         _condition(generator, items),
-        noise=seeded_noise(seeds, noise),
+        noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
         context=Context(adapters=dict(generator.adapters)),
     )
     for state in states:

@@ -132,6 +132,80 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True)
+class Trigonometric:
+    """x = cos(t) x0 + sin(t) eps for t from 0 to pi / 2: TrigFlow, the path of sCM (arXiv 2410.11081, section 3).
+
+    The papers' noise has the data's standard deviation sigma_d; here it is 1, so x is their x_t / sigma_d. Log-SNR is
+    -log tan(t), and v = dx/dt is the flow.
+    """
+
+    @property
+    def t_noise(self) -> float:
+        return math.pi / 2
+
+    def __call__(self, t: Scalar) -> NoiseLevel:
+        # the complement of t rather than its cosine: exactly 0 at pi / 2
+        return NoiseLevel(t, lift(torch.sin, math.pi / 2 - t), lift(torch.sin, t))
+
+    def at_logsnr(self, value: Scalar) -> NoiseLevel:
+        alpha, sigma = _preserving(value)
+        return NoiseLevel(
+            lift(lambda v: torch.atan2(torch.sigmoid(-2 * v).sqrt(), torch.sigmoid(2 * v).sqrt()), value), alpha, sigma
+        )
+
+    def rate(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
+        return -level.sigma, level.alpha
+
+
+@dataclass(frozen=True)
+class VariancePreservingSDE:
+    """alpha^2 + sigma^2 = 1 in continuous time, with the noise rate beta(t) = beta_min + t (beta_max - beta_min).
+
+    log alpha = -beta_min t / 2 - (beta_max - beta_min) t^2 / 4 for t from 0 to 1: the VP SDE of arXiv 2011.13456, equation 33.
+    d sigma / dt is infinite at t = 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"VariancePreservingSDE got beta_min={self.beta_min} and beta_max={self.beta_max}; "
+                "give finite rates with 0 < beta_min <= beta_max."
+            )
+
+    @property
+    def t_noise(self) -> float:
+        return 1.0
+
+    def _log_alpha(self, t: Scalar) -> Scalar:
+        return -0.5 * self.beta_min * t - 0.25 * (self.beta_max - self.beta_min) * t**2
+
+    def __call__(self, t: Scalar) -> NoiseLevel:
+        return NoiseLevel(
+            t,
+            lift(lambda u: self._log_alpha(u).exp(), t),
+            lift(lambda u: (-(2 * self._log_alpha(u)).expm1()).sqrt(), t),  # no cancellation at small t
+        )
+
+    def at_logsnr(self, value: Scalar) -> NoiseLevel:
+        def clock(v: Tensor) -> Tensor:
+            log_alpha = 0.5 * torch.nn.functional.logsigmoid(2 * v)
+            root = (0.25 * self.beta_min**2 - (self.beta_max - self.beta_min) * log_alpha).sqrt()
+            return -2 * log_alpha / (0.5 * self.beta_min + root)  # the quadratic's root without a difference
+
+        alpha, sigma = _preserving(value)
+        return NoiseLevel(lift(clock, value), alpha, sigma)
+
+    def rate(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
+        d_alpha = -0.5 * (self.beta_min + level.t * (self.beta_max - self.beta_min)) * level.alpha
+        if not isinstance(level.sigma, Tensor) and level.sigma == 0:
+            return d_alpha, math.inf
+        return d_alpha, -level.alpha / level.sigma * d_alpha
+
+
+@dataclass(frozen=True)
 class VariancePreserving:
     """alpha^2 + sigma^2 = 1, given by its log-SNR at t = 1/N, 2/N, ..., 1: the table of a discrete-time model.
 
@@ -184,6 +258,12 @@ class VariancePreserving:
         t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         bar = torch.cos((t + offset) / (1 + offset) * torch.pi / 2) ** 2
         return cls.from_betas((1 - bar[1:] / bar[:-1]).clamp(max=max_beta))
+
+    @classmethod
+    def sigmoid(cls, start=1e-4, end=0.02, steps=1000, zero_terminal_snr=False) -> VariancePreserving:
+        """Betas along a sigmoid from -6 to 6: GeoDiff, and diffusers' "sigmoid"."""
+        betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
+        return cls.from_betas(betas, zero_terminal_snr)
 
     @property
     def t_noise(self) -> float:
@@ -257,6 +337,11 @@ class VariancePreserving:
             d_alpha = torch.where(far, torch.full_like(t, -alpha_last / (1 - last)), d_alpha)
             d_sigma = torch.where(far, -alpha / sigma * d_alpha, d_sigma)
         return d_alpha.to(level.t), d_sigma.to(level.t)
+
+
+def _preserving(logsnr: Scalar) -> tuple[Scalar, Scalar]:
+    """(alpha, sigma) with alpha^2 + sigma^2 = 1."""
+    return lift(lambda v: torch.sigmoid(2 * v).sqrt(), logsnr), lift(lambda v: torch.sigmoid(-2 * v).sqrt(), logsnr)
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

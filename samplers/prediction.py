@@ -92,6 +92,10 @@ class Prediction:
         """dx/dt along the probability-flow ODE on the path's own clock: alpha' x0 + sigma' eps."""
         return self._read(*path.rate(self.level))
 
+    def read(self, row: Row) -> Tensor:
+        """The raw output that a network with this row would have given: row[0] x0 + row[1] eps."""
+        return self.raw if row is self.row else self._read(*row)
+
     def with_raw(self, raw: Tensor) -> Prediction:
         """The same reading rule on another raw output: for linear operations."""
         return replace(self, raw=raw)

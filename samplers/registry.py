@@ -17,6 +17,16 @@ from samplers.grids import Grid
 from samplers.path import Path
 from samplers.sample import Solver
 from samplers.solvers import Heun, Multistep
+from samplers.solvers.adaptive import Adaptive
+from samplers.solvers.blockwise import Blockwise
+from samplers.solvers.churn import Churned
+from samplers.solvers.consistency import TCD, Consistency
+from samplers.solvers.ddpm import DDPM
+from samplers.solvers.er_sde import ERSDE
+from samplers.solvers.pndm import PNDM
+from samplers.solvers.restart import Restart
+from samplers.solvers.runge_kutta import RungeKutta
+from samplers.solvers.singlestep import Singlestep
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,10 @@ class SolverInfo:
     description: str
     order: int
     evaluations: int = 1  # network evaluations per step
+    extra: int = 0  # and how many more a run of some steps takes
     stochastic: bool = False
+    brownian: bool = False  # solves the reverse SDE: its noise is best taken from one Brownian path (`brownian_noise`)
+    adaptive: bool = False  # chooses steps of its own: `evaluations` are those of one of them, and a grid of 2 steps is enough
     grid: str = "karras"  # the grid it is usually run on
     aliases: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -46,6 +59,7 @@ class GridInfo:
 
 
 _SDE = ("eta", "s_noise")
+_CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
 SOLVERS: dict[str, SolverInfo] = {
     info.name: info
@@ -59,7 +73,7 @@ SOLVERS: dict[str, SolverInfo] = {
             "Euler ancestral: Euler with fresh noise at every step",
             1,
             stochastic=True,
-            aliases=("Euler a", "euler_ancestral", "ddpm"),
+            aliases=("Euler a", "euler_ancestral"),
             options=_SDE,
         ),
         SolverInfo(
@@ -70,14 +84,156 @@ SOLVERS: dict[str, SolverInfo] = {
             grid="trailing",
             options=_SDE,
         ),
+        SolverInfo("heun", Heun, "Heun with churn (EDM, Algorithm 2)", 2, evaluations=2, aliases=("edm",), options=_CHURN),
         SolverInfo(
-            "heun",
-            Heun,
-            "Heun with churn (EDM, Algorithm 2)",
+            "dpm_2",
+            partial(Churned, Singlestep(2, "eps")),
+            "DPM-Solver-2 with churn: midpoint in log sigma",
             2,
             evaluations=2,
-            aliases=("edm",),
-            options=("s_churn", "s_tmin", "s_tmax", "s_noise"),
+            aliases=("DPM2",),
+            options=_CHURN,
+        ),
+        SolverInfo(
+            "dpm_2_a",
+            partial(Singlestep, order=2, of="eps", eta=1.0, noise="ancestral"),
+            "DPM-Solver-2 ancestral",
+            2,
+            evaluations=2,
+            stochastic=True,
+            aliases=("DPM2 a", "dpm_2_ancestral"),
+            options=_SDE,
+        ),
+        SolverInfo(
+            "dpm_solver_2",
+            partial(Singlestep, order=2, of="eps"),
+            "DPM-Solver-2: the noise prediction at two points of each step",
+            2,
+            evaluations=2,
+            grid="uniform_logsnr",
+            options=("rule", "r1"),
+        ),
+        SolverInfo(
+            "dpm_solver_3",
+            partial(Singlestep, order=3, of="eps"),
+            "DPM-Solver-3: the noise prediction at three points of each step",
+            3,
+            evaluations=3,
+            grid="uniform_logsnr",
+            options=("rule", "r1", "r2"),
+        ),
+        SolverInfo(
+            "dpm_fast",
+            Blockwise,
+            "DPM-Solver-fast: third order over blocks of three steps, one evaluation each",
+            3,
+            grid="uniform_logsnr",
+            aliases=("DPM fast", "dpm_solver_fast"),
+            options=("order", "of", "rule"),
+        ),
+        SolverInfo(
+            "dpm_adaptive",
+            Adaptive,
+            "DPM-Solver-23 with steps of its own choice between those of the grid, of which 2 are enough",
+            3,
+            evaluations=3,
+            adaptive=True,
+            grid="uniform_logsnr",
+            aliases=("DPM adaptive",),
+            options=("order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety", *_SDE),
+        ),
+        SolverInfo(
+            "dpmpp_2s",
+            partial(Singlestep, order=2),
+            "DPM-Solver++(2S): x0 at two points of each step",
+            2,
+            evaluations=2,
+            aliases=("DPM++ 2S",),
+            options=("rule", "r1"),
+        ),
+        SolverInfo(
+            "dpmpp_3s",
+            partial(Singlestep, order=3),
+            "DPM-Solver++(3S): x0 at three points of each step",
+            3,
+            evaluations=3,
+            aliases=("DPM++ 3S",),
+            options=("rule", "r1", "r2"),
+        ),
+        SolverInfo(
+            "dpmpp_2s_a",
+            partial(Singlestep, order=2, eta=1.0, noise="ancestral"),
+            "DPM-Solver++(2S) ancestral",
+            2,
+            evaluations=2,
+            stochastic=True,
+            aliases=("DPM++ 2S a", "dpmpp_2s_ancestral"),
+            options=_SDE,
+        ),
+        SolverInfo(
+            "dpmpp_sde",
+            partial(Singlestep, order=2, eta=1.0, noise="overlapping"),
+            "DPM-Solver++ with noise at both points of each step; wants Brownian noise",
+            2,
+            evaluations=2,
+            stochastic=True,
+            brownian=True,
+            aliases=("DPM++ SDE",),
+            options=("r1", *_SDE),
+        ),
+        SolverInfo(
+            "seeds_2",
+            partial(Singlestep, order=2, eta=1.0),
+            "SEEDS-2: the reverse SDE through two points of each step",
+            2,
+            evaluations=2,
+            stochastic=True,
+            brownian=True,
+            aliases=("SEEDS-2",),
+            options=("r1", *_SDE),
+        ),
+        SolverInfo(
+            "seeds_3",
+            partial(Singlestep, order=3, eta=1.0),
+            "SEEDS-3: the reverse SDE through three points of each step",
+            3,
+            evaluations=3,
+            stochastic=True,
+            brownian=True,
+            aliases=("SEEDS-3",),
+            options=("r1", "r2", *_SDE),
+        ),
+        SolverInfo(
+            "flow_midpoint",
+            partial(RungeKutta, "midpoint"),
+            "Midpoint rule in the path's clock, for flow models",
+            2,
+            evaluations=2,
+            grid="uniform",
+        ),
+        SolverInfo(
+            "flow_heun",
+            partial(RungeKutta, "heun"),
+            "Heun in the path's clock, for flow models",
+            2,
+            evaluations=2,
+            grid="uniform",
+        ),
+        SolverInfo(
+            "flow_ralston",
+            partial(RungeKutta, "ralston"),
+            "Ralston's second-order rule in the path's clock, for flow models",
+            2,
+            evaluations=2,
+            grid="uniform",
+        ),
+        SolverInfo(
+            "flow_rk4",
+            partial(RungeKutta, "rk4"),
+            "Classical Runge-Kutta in the path's clock, for flow models",
+            4,
+            evaluations=4,
+            grid="uniform",
         ),
         SolverInfo(
             "dpmpp_2m",
@@ -93,6 +249,7 @@ SOLVERS: dict[str, SolverInfo] = {
             "DPM-Solver++(2M) with noise",
             2,
             stochastic=True,
+            brownian=True,
             aliases=("DPM++ 2M SDE",),
             options=("rule", *_SDE),
         ),
@@ -102,6 +259,7 @@ SOLVERS: dict[str, SolverInfo] = {
             "DPM-Solver++(2M) with noise, exact coefficients",
             2,
             stochastic=True,
+            brownian=True,
             aliases=("DPM++ 2M SDE Heun",),
             options=_SDE,
         ),
@@ -119,13 +277,14 @@ SOLVERS: dict[str, SolverInfo] = {
             "DPM-Solver++(3M) with noise; for 30 steps and more",
             3,
             stochastic=True,
+            brownian=True,
             grid="exponential",
             aliases=("DPM++ 3M SDE",),
             options=("rule", *_SDE),
         ),
         SolverInfo(
             "unipc",
-            partial(Multistep, 3, rule="bh2", corrector_order=4),
+            partial(Multistep, order=3, rule="bh2", corrector_order=4),
             "UniPC-3: third-order predictor and free corrector",
             3,
             grid="uniform_logsnr",
@@ -137,13 +296,124 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "sa_solver",
-            partial(Multistep, 3, eta=1.0, corrector_order=4),
+            partial(Multistep, order=3, eta=1.0, corrector_order=4),
             "SA-Solver: stochastic Adams predictor and corrector, tau^2 = eta throughout",
             3,
             stochastic=True,
+            brownian=True,
             grid="uniform_logsnr",
             aliases=("SA-Solver",),
             options=("order", "corrector_order", *_SDE),
+        ),
+        SolverInfo(
+            "dpm_solver_2m",
+            partial(Multistep, order=2, of="eps", rule="midpoint"),
+            "DPM-Solver(2M): second-order multistep on the noise prediction",
+            2,
+            options=("rule", "eta", "s_noise"),
+        ),
+        SolverInfo(
+            "dpm_solver_3m",
+            partial(Multistep, order=3, of="eps", rule="published"),
+            "DPM-Solver(3M) on the noise prediction, coefficients as published; rule='exact' is DEIS",
+            3,
+            options=("rule", "eta", "s_noise"),
+        ),
+        SolverInfo(
+            "deis",
+            partial(Multistep, order=3, of="eps"),
+            "DEIS in log-rho: exact integrals of the noise prediction",
+            3,
+            options=("order",),
+        ),
+        SolverInfo(
+            "lms",
+            partial(Multistep, order=4, of="eps", coordinate="ratio"),
+            "Linear multistep: Adams-Bashforth in sigma",
+            4,
+            aliases=("LMS", "rho_deis"),
+            options=("order",),
+        ),
+        SolverInfo(
+            "ipndm",
+            partial(Multistep, order=4, of="eps", coordinate="step"),
+            "iPNDM: Adams-Bashforth as if all steps were equally long",
+            4,
+            options=("order",),
+        ),
+        SolverInfo(
+            "ipndm_v",
+            partial(Multistep, order=4, of="eps", coordinate="ratio"),
+            "iPNDM with variable steps, the same as LMS",
+            4,
+            options=("order",),
+        ),
+        SolverInfo(
+            "pndm",
+            PNDM,
+            "PLMS: iPNDM after one Heun step, or after three Runge-Kutta steps",
+            4,
+            extra=1,
+            grid="trailing",
+            aliases=("PLMS",),
+            options=("warmup",),
+        ),
+        SolverInfo(
+            "ddpm",
+            DDPM,
+            "DDPM ancestral sampling; variance may be fixed_small (Euler ancestral), fixed_large or learned_range",
+            1,
+            stochastic=True,
+            grid="trailing",
+            options=("variance", "s_noise"),
+        ),
+        SolverInfo(
+            "er_sde",
+            ERSDE,
+            "ER-SDE-Solver-3: little noise at low noise levels",
+            3,
+            stochastic=True,
+            aliases=("ER SDE",),
+            options=("order", "scale", "rule", "s_noise"),
+        ),
+        SolverInfo(
+            "consistency",
+            Consistency,
+            "Consistency models: to the data and back to the next level's noise",
+            1,
+            stochastic=True,
+            options=("sigma_min", "s_noise"),
+        ),
+        SolverInfo(
+            "lcm",
+            Consistency,
+            "Latent consistency models: 2 to 8 steps",
+            1,
+            stochastic=True,
+            grid="trailing",
+            aliases=("LCM",),
+            options=("s_noise",),
+        ),
+        SolverInfo(
+            "tcd",
+            TCD,
+            "Trajectory consistency: eta = 0 is deterministic, 1 all new noise",
+            1,
+            stochastic=True,
+            grid="trailing",
+            aliases=("TCD",),
+            options=("eta",),
+        ),
+        SolverInfo(
+            "restart",
+            Restart,
+            "Heun that goes back from sigma_min to sigma_max with new noise",
+            2,
+            evaluations=2,
+            extra=18,
+            stochastic=True,
+            aliases=("Restart",),
+            options=("sigma_min", "sigma_max", "steps", "times"),
         ),
     )
 }
@@ -154,7 +424,7 @@ GRIDS: dict[str, GridInfo] = {
     info.name: info
     for info in (
         GridInfo("karras", grids.karras, "even in (sigma / alpha)^(1/7): many steps at low noise", (), (*_SIGMAS, "rho")),
-        GridInfo("exponential", grids.exponential, "even in log(sigma / alpha)", (), _SIGMAS),
+        GridInfo("exponential", grids.exponential, "even in log(sigma / alpha)", ("edm_ve",), _SIGMAS),
         GridInfo(
             "polyexponential", grids.polyexponential, "a power of an even ramp in log(sigma / alpha)", (), (*_SIGMAS, "rho")
         ),
@@ -169,19 +439,61 @@ GRIDS: dict[str, GridInfo] = {
             (),
             ("shift",),
         ),
-        GridInfo("leading", partial(grids.uniform_time, spacing="leading"), "multiples of N // steps of a table"),
+        GridInfo(
+            "leading",
+            partial(grids.uniform_time, spacing="leading"),
+            "multiples of N // steps of a table, from `offset` up",
+            (),
+            ("offset",),
+        ),
         GridInfo(
             "linspace",
             partial(grids.uniform_time, spacing="linspace", rounded=True),
             "a table's whole timesteps, first and last included",
         ),
+        GridInfo("normal", grids.normal, "timesteps evenly, first and last included", ("Normal",), ("shift",)),
+        GridInfo("simple", grids.simple, "every (N / steps)-th timestep from the noisiest down", ("Simple",), ("shift",)),
         GridInfo(
-            "normal",
-            partial(grids.uniform_time, spacing="linspace"),
-            "a table's clock evenly, first and last timestep included",
+            "ddim_uniform", grids.ddim_uniform, "timesteps 1, 1 + N // steps, ...: the DDIM code's", ("ddim_steps",), ("shift",)
         ),
-        GridInfo("sgm_uniform", grids.sgm_uniform, "a table's timesteps, evenly, the first left out", ("SGM Uniform",)),
-        GridInfo("beta", grids.beta, "the clock at quantiles of Beta(0.6, 0.6)", (), ("alpha", "beta")),
+        GridInfo(
+            "sgm_uniform", grids.sgm_uniform, "a table's timesteps, evenly, the first left out", ("SGM Uniform",), ("shift",)
+        ),
+        GridInfo(
+            "quadratic",
+            grids.quadratic,
+            "even in the clock's square root, down to t_min",
+            ("time_quadratic",),
+            ("t_min", "power"),
+        ),
+        GridInfo("beta", grids.beta, "the clock at quantiles of Beta(0.6, 0.6)", (), ("alpha", "beta", "shift")),
+        GridInfo(
+            "kl_optimal",
+            grids.kl_optimal,
+            "even in arctan(sigma / alpha), the angle of the cosine schedule",
+            ("KL Optimal", "cosine"),
+            _SIGMAS,
+        ),
+        GridInfo(
+            "laplace", grids.laplace, "log(sigma / alpha) at quantiles of a Laplace distribution", (), (*_SIGMAS, "mu", "beta")
+        ),
+        GridInfo(
+            "vp", grids.vp, "even on the continuous VP clock; rho=2 for DEIS's quadratic time", (), (*_SIGMAS, "eps_s", "rho")
+        ),
+        GridInfo(
+            "linear_quadratic",
+            grids.linear_quadratic,
+            "small even steps at high noise, then quadratic: Movie Gen",
+            ("Linear Quadratic",),
+            ("threshold_noise", "linear_steps"),
+        ),
+        GridInfo(
+            "dynamic_shift",
+            grids.dynamic_shift,
+            "rectified flow shifted for the number of image tokens: Flux, SD3",
+            ("flux",),
+            ("tokens", "base_tokens", "max_tokens", "base_shift", "max_shift", "terminal"),
+        ),
         GridInfo(
             "align_your_steps",
             grids.align_your_steps,
@@ -256,7 +568,7 @@ def _find(table: dict[str, Any], name: str, kind: str) -> Any:
     raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
 
 
-def _check_options(info: SolverInfo | GridInfo, options: dict[str, Any], kind: str) -> None:
+def _check_options(info: Any, options: dict[str, Any], kind: str) -> None:
     for name in options:
         if name not in info.options:
             takes = f"it takes {', '.join(info.options)}" if info.options else "it takes none"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,11 +21,12 @@ from samplers.prediction import Prediction
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One remembered x0 prediction, keyed by the step that made it."""
+    """One remembered prediction, keyed by the step that made it; its eps only where the solver works on eps."""
 
     step: int
     level: NoiseLevel
     x0: Tensor
+    eps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class State:
     prediction: Prediction | None = None
     history: tuple[Evaluation, ...] = ()
     evaluations: float = 0.0  # network evaluations so far, per image
+    carry: Any = None  # what else the solver keeps from step to step, for itself alone
 
-    def remember(self, level: NoiseLevel, x0: Tensor, keep: int) -> tuple[Evaluation, ...]:
+    def remember(self, level: NoiseLevel, x0: Tensor, keep: int, eps: Tensor | None = None) -> tuple[Evaluation, ...]:
         """History with this step's evaluation last, oldest first, `keep` at most; repeating a step replaces its entry."""
         past = tuple(e for e in self.history if e.step != self.step)
-        return (*past, Evaluation(self.step, level, x0))[-keep:] if keep else ()
+        return (*past, Evaluation(self.step, level, x0, eps))[-keep:] if keep else ()
 
 
 class Solver(Protocol):

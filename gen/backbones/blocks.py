@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from gen.attention import attention
 from samplers.denoiser import Condition, Context
+from samplers.hooks import Site
 
 QK_NORM_EPS = 1e-6
 
@@ -40,6 +42,22 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) if kind == "layer" else x
 
 
+@dataclass(frozen=True)
+class Hooked:
+    """An attention's place and the run's hooks for it (`samplers.hooks`); either may be missing."""
+
+    site: Site
+    attention: Callable[..., Tensor] | None
+    heads: Callable[..., Tensor] | None
+
+
+def hooked(context: Context | None, *site: int) -> Hooked | None:
+    """The attention hooks of a run at a site (index, count, extras, rows, columns); None where there are none."""
+    hooks = context.hooks if context is not None else {}
+    attention, heads = hooks.get("attention"), hooks.get("heads")
+    return None if attention is None and heads is None else Hooked(Site(*site), attention, heads)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for q, k and v."""
 
@@ -49,10 +67,16 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
+    def forward(self, x: Tensor, backend: str = "auto", hooks: Hooked | None = None) -> Tensor:
+        if hooks is not None and hooks.attention is not None:
+            return hooks.attention(hooks.site, x, lambda: self(x, backend, replace(hooks, attention=None)))
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         q, k = normalize_heads(qkv[:, :, :2], self.qk_norm).unbind(2)
-        return self.proj(attention(q, k, qkv[:, :, 2], backend=backend).flatten(2))
+        if hooks is None or hooks.heads is None:
+            out = attention(q, k, qkv[:, :, 2], backend=backend)
+        else:
+            out = hooks.heads(hooks.site, q, k, qkv[:, :, 2], lambda q, k, v: attention(q, k, v, backend=backend))
+        return self.proj(out.flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -70,8 +94,17 @@ class CrossAttention(nn.Module):
         k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).unbind(2)
         return normalize_heads(k, self.qk_norm), v
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, backend: str = "auto") -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        backend: str = "auto",
+        hooks: Hooked | None = None,
+    ) -> Tensor:
         """mask (B, 1, 1, L), True = attend."""
+        if hooks is not None and hooks.attention is not None:
+            return hooks.attention(replace(hooks.site, kind="cross"), x, lambda: self(x, keys_values, mask, backend))
         q = normalize_heads(self.q(x).unflatten(-1, (self.heads, -1)), self.qk_norm)
         return self.proj(attention(q, *keys_values, mask, backend=backend).flatten(2))
 

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from gen.backbones.blocks import (
     MLP,
     CrossAttention,
+    Hooked,
     SelfAttention,
     TimeMLP,
     check_condition,
     check_image,
     class_index,
+    hooked,
     memoize,
     run_block,
     timestep_embedding,
@@ -119,14 +121,20 @@ class Block(nn.Module):
             self.table = nn.Parameter(torch.empty(6, dim))
 
     def forward(
-        self, x: Tensor, c: Tensor, keys_values: KeysValues | None, mask: Tensor | None, backend: str = "auto"
+        self,
+        x: Tensor,
+        c: Tensor,
+        keys_values: KeysValues | None,
+        mask: Tensor | None,
+        backend: str = "auto",
+        hooks: Hooked | None = None,
     ) -> Tensor:
         """c: (B, dim), through SiLU, for adaln; (B, 6, dim), the shared projection, for adaln_single."""
         c = self.modulation(c).unflatten(-1, (6, -1)) if c.ndim == 2 else self.table + c
         shift1, scale1, gate1, shift2, scale2, gate2 = c.to(x.dtype).unsqueeze(2).unbind(1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), backend)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), backend, hooks)
         if self.cross is not None:
-            x = x + self.cross(x, keys_values, mask, backend)
+            x = x + self.cross(x, keys_values, mask, backend, hooks)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -207,7 +215,8 @@ class DiT(nn.Module):
             owners, batch = (condition.tokens, condition.mask), len(x)
             keys_values, mask = memoize(self, context, f"text keys {batch}", owners, lambda: self.read_text(condition, batch))
         for i, block in enumerate(self.blocks):
-            x = run_block(context, i, config.depth, block, x, shared, keys_values[i], mask, self.attention_backend)
+            hooks = hooked(context, i, config.depth, 0, rows, columns)
+            x = run_block(context, i, config.depth, block, x, shared, keys_values[i], mask, self.attention_backend, hooks)
 
         if config.modulation == "adaln":
             final = self.final_modulation(activated).unflatten(-1, (2, -1))

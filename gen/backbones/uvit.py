@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from gen.backbones.blocks import (
     MLP,
+    Hooked,
     SelfAttention,
     TimeMLP,
     check_condition,
     check_image,
     class_index,
+    hooked,
     memoize,
     resize_positions,
     run_block,
@@ -101,10 +103,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, config.gelu)
 
-    def forward(self, x: Tensor, skip: Tensor | None, backend: str) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None, backend: str, hooks: Hooked | None = None) -> Tensor:
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attn(self.norm1(x), backend)
+        x = x + self.attn(self.norm1(x), backend, hooks)
         return x + self.mlp(self.norm2(x))
 
 
@@ -187,14 +189,16 @@ class UViT(nn.Module):
         x = torch.cat([*extras, patches], dim=1) + self.positions(rows, columns, context).to(patches.dtype)
 
         count, half = len(self.in_blocks) * 2 + 1, len(self.in_blocks)
-        skips: list[Tensor] = []
+        hooks = [hooked(context, i, count, self.config.extras, rows, columns) for i in range(count)]
+        backend, skips = self.attention_backend, list[Tensor]()
         for i, block in enumerate(self.in_blocks):
-            x = run_block(context, i, count, block, x, None, self.attention_backend)
+            x = run_block(context, i, count, block, x, None, backend, hooks[i])
             skips.append(x)
-        x = run_block(context, half, count, self.mid_block, x, None, self.attention_backend)
+        x = run_block(context, half, count, self.mid_block, x, None, backend, hooks[half])
         for i, block in enumerate(self.out_blocks):
             skip, kappa = skips.pop(), self.config.skip_scale ** (half - 1 - i)  # ScaleLong: the deepest is scaled most
-            x = run_block(context, half + 1 + i, count, block, x, skip if kappa == 1 else kappa * skip, self.attention_backend)
+            skip = skip if kappa == 1 else kappa * skip
+            x = run_block(context, half + 1 + i, count, block, x, skip, backend, hooks[half + 1 + i])
 
         x = self.head(self.norm(x[:, self.config.extras :]))
         x = unpatchify(x, rows, columns, self.config.patch)

@@ -1,5 +1,42 @@
-"""Guidance: denoisers around denoisers."""
+"""Guidance: denoisers around denoisers.
 
+Linear rules act on the network's own output, non-linear ones on x0 (CFG-Zero* on the velocity), and all of them stack:
+
+    Rescale(PerturbedAttention(ClassifierFree(net, 5), 3, (4,), base=net), 0.7)
+
+A rule sees the result of those under it, so the order matters for non-linear ones. CFG++ alone is a solver around a solver.
+"""
+
+from samplers.guidance.apg import AdaptiveProjected
+from samplers.guidance.auto import Autoguidance
+from samplers.guidance.branches import Guided
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.cfgpp import PlusPlus
+from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
+from samplers.guidance.rescale import Rescale
+from samplers.guidance.schedule import Piecewise, PowerCosine
+from samplers.guidance.threshold import Clip, DynamicThreshold
+from samplers.guidance.zero import ZeroStar
 
-__all__ = ["ClassifierFree"]
+__all__ = [
+    "GUIDANCE",
+    "AdaptiveProjected",
+    "Autoguidance",
+    "ClassifierFree",
+    "Clip",
+    "DynamicThreshold",
+    "GuidanceInfo",
+    "Guided",
+    "PerturbedAttention",
+    "Piecewise",
+    "PlusPlus",
+    "PowerCosine",
+    "Rescale",
+    "SkipLayer",
+    "SmoothedEnergy",
+    "ZeroStar",
+    "get_guidance",
+    "guidance_info",
+    "guidance_names",
+]

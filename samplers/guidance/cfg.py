@@ -2,85 +2,58 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path, Scalar, expand
+from samplers.denoiser import Condition, Context
+from samplers.guidance.branches import TwoBranch, both_branches, guided, lerp, one_branch, scale_at
+from samplers.path import NoiseLevel, Scalar
 from samplers.prediction import Prediction
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(TwoBranch):
     """raw = raw_null + scale (raw_cond - raw_null): scale 1 is the plain conditional model, more follows the condition more.
 
-    `negative` takes the place of the empty condition (batch of x's, or 1). Both branches run as one batch of 2B, conditional
-    half first. Where they are not needed they do not run: scale 1, or a level outside `interval`, evaluates only the
-    condition; scale 0 only the null. interval: (lowest, highest) logsnr at which guidance acts (arXiv 2404.07724).
+    Both branches run as one batch of 2B, conditional half first. Where they are not needed they do not run: scale 1, or a
+    level outside `interval`, evaluates only the condition; scale 0 only the null. `negative` and `interval` as in `TwoBranch`.
+    channels: guide only the first so many channels of raw and take the others from the condition (DiT's published samples
+    guide 3 of 4); None guides all. keep_both evaluates both branches at scale 0 and 1 too, for rules that read them (CFG++).
     A learned variance is the conditional branch's.
 
     Source: arXiv 2207.12598, equation 6, with scale = 1 + w.
     """
 
-    denoiser: Denoiser
-    scale: float
-    negative: Condition | None = None
-    interval: tuple[float, float] = (-math.inf, math.inf)
+    channels: int | None = None
+    keep_both: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
-            raise ValueError(f"The guidance scale must be a finite number, got {self.scale!r}; 1 means no guidance.")
-        low, high = self.interval
-        if not low < high:
-            raise ValueError(f"The guidance interval {self.interval} is empty: give (lowest, highest) log-SNR.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
+        super().__post_init__()
+        if self.channels is not None and (isinstance(self.channels, bool) or self.channels < 1):
+            raise ValueError(f"Guidance got channels={self.channels!r}; give how many to guide, at least 1, or None for all.")
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        scale = self._scale_at(level)
-        if not isinstance(scale, Tensor) and scale == 1:
-            return self.denoiser(x, level, condition, context.fork("cond"))
-        if not isinstance(scale, Tensor) and scale == 0:
-            null = context.memo("cfg null", (condition, self.negative), lambda: self._null(condition, x.shape[0]))
-            return self.denoiser(x, level, null, context.fork("null"))
-        both = context.memo("cfg both", (condition, self.negative), lambda: self._both(condition, x.shape[0]))
-        levels = NoiseLevel(*(_twice(v) for v in (level.t, level.alpha, level.sigma)))
-        prediction = self.denoiser(torch.cat([x, x]), levels, both, context.fork("cond", "null"))
-        cond, null = prediction.raw.chunk(2)
-        raw = null + expand(scale, x) * (cond - null)
-        a, b = (v[: len(x)] if isinstance(v, Tensor) and v.ndim else v for v in prediction.row)
-        variance = None if prediction.variance is None else prediction.variance.chunk(2)[0]
-        return Prediction(x, level, raw, (a, b), variance)
+        if self.channels is not None and self.channels > x.shape[1]:
+            raise ValueError(f"Guidance got channels={self.channels}, but images here have {x.shape[1]}; give at most that.")
+        scale = scale_at(self.scale, self.interval, level)
+        if isinstance(scale, Tensor) or self._needs_both(scale, level):
+            cond, null = both_branches(self.denoiser, x, level, condition, self.negative, context)
+            return self.combine(cond, null, scale, context)
+        if scale == 1:
+            return self.conditional(x, level, condition, context)
+        null = one_branch(self.denoiser, x, level, condition, self.negative, context)
+        return guided(null, null.raw, None, null)
 
-    def _scale_at(self, level: NoiseLevel) -> Scalar:
+    def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
+        raw = lerp(null.raw, cond.raw, scale)
+        if self.channels is not None:
+            raw = torch.cat([raw[:, : self.channels], cond.raw[:, self.channels :]], dim=1)
+        return guided(cond, raw, cond, null)
+
+    def _needs_both(self, scale: float, level: NoiseLevel) -> bool:
         low, high = self.interval
-        logsnr = level.logsnr
-        if isinstance(logsnr, Tensor) and (low, high) != (-math.inf, math.inf):
-            return torch.where((logsnr >= low) & (logsnr <= high), self.scale, 1.0)
-        return self.scale if isinstance(logsnr, Tensor) or low <= logsnr <= high else 1.0
-
-    def _both(self, condition: Condition, batch: int) -> Condition:
-        null = self._null(condition, batch)
-        if (condition.mask is None) != (null.mask is None):  # a missing mask means that every token is real
-            condition, null = _with_mask(condition), _with_mask(null)
-        return condition.cat([null])
-
-    def _null(self, condition: Condition, batch: int) -> Condition:
-        if self.negative is None:
-            return condition.null()
-        return self.negative.map(lambda v: v.expand(batch, *v.shape[1:]) if v.shape[0] == 1 else v)
-
-
-def _with_mask(condition: Condition) -> Condition:
-    if condition.tokens is None or condition.mask is not None:
-        return condition
-    return replace(condition, mask=condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool))
-
-
-def _twice(value: Scalar) -> Scalar:
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
+        if self.keep_both and (isinstance(level.logsnr, Tensor) or low <= level.logsnr <= high):
+            return True
+        return scale not in (0, 1) or (scale == 0 and self.channels is not None)

@@ -11,8 +11,16 @@ polynomial through the remembered predictions (logsnr_j, x0_j) turns the integra
 gives Euler, DDIM and flow Euler; two give DPM-Solver++(2M) and RES; three the 3M; with noise their SDE forms; and the same
 formula with the new prediction among the points is the corrector of UniPC and SA-Solver.
 
-The b_j are host float64 numbers: moments of the kernel against Lagrange polynomials. Where h is infinite (s is pure noise,
-or t is clean data) a single value is the exact limit, so neither end of a path needs an epsilon.
+The same solution written with the noise prediction, in y = x / alpha and r = sigma / alpha, is
+
+    y_t = y_s + (1 + tau^2) integral_s^t eps dr + tau sqrt(r_s^2 - r_t^2) z                                  (2)
+
+(DPM-Solver, arXiv 2206.00927, equation 3.4; SA-Solver, Appendix A). A polynomial of eps in logsnr gives the multistep
+DPM-Solver and DEIS in log-rho; in r, LMS, rho-DEIS and iPNDM with variable steps; in the index of the step, iPNDM and PLMS.
+
+The b_j are host float64 numbers: moments of the kernel against Lagrange polynomials. Where a kernel is infinitely long (s is
+pure noise, or t is clean data and the polynomial lives in logsnr) x0 taken as constant in (1) is the limit, so neither end of
+a path needs an epsilon.
 """
 
 from __future__ import annotations
@@ -30,8 +38,10 @@ from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import Evaluation, State
 from samplers.solvers.evaluate import evaluate
+from samplers.solvers.ratio import noise_ratio
 
 RULES = ("exact", "midpoint", "bh1", "bh2", "published")
+COORDINATES = ("logsnr", "ratio", "step")
 
 
 def kernel_moments(h: float, count: int) -> list[float]:
@@ -67,14 +77,12 @@ def rule_moments(h: float, count: int, rule: str) -> list[float]:
     return moments
 
 
-@lru_cache(maxsize=1 << 14)
-def adams_weights(h: float, nodes: tuple[float, ...], rule: str = "exact") -> tuple[float, ...]:
-    """b_j = sum_k m_k [w^k] L_j(w), with L_j the Lagrange polynomials through `nodes`.
+def lagrange_weights(nodes: Sequence[float], moments: Sequence[float]) -> tuple[float, ...]:
+    """b_j = sum_k moments_k [w^k] L_j(w), with L_j the Lagrange polynomials through `nodes`; one moment per node.
 
-    h is the step in the kernel's unit, (1 + tau^2)(logsnr_t - logsnr_s). Nodes are positions relative to the step, 0 at its
-    start and 1 at its end, which keeps the system well scaled however small the step.
+    Nodes are positions relative to the step, 0 at its start and 1 at its end, which keeps the system well scaled however
+    small the step.
     """
-    moments = rule_moments(h, len(nodes), rule)
     weights = []
     for j, node in enumerate(nodes):
         polynomial = [1.0]  # coefficients of L_j, lowest power first
@@ -85,13 +93,28 @@ def adams_weights(h: float, nodes: tuple[float, ...], rule: str = "exact") -> tu
     return tuple(weights)
 
 
+@lru_cache(maxsize=1 << 14)
+def adams_weights(h: float, nodes: tuple[float, ...], rule: str = "exact") -> tuple[float, ...]:
+    """The b_j of nodes in logsnr. h is the step in the kernel's unit: (1 + tau^2)(logsnr_t - logsnr_s) for x0 in equation (1),
+    logsnr_s - logsnr_t for eps in (2)."""
+    return lagrange_weights(nodes, rule_moments(h, len(nodes), rule))
+
+
+@lru_cache(maxsize=1 << 14)
+def uniform_weights(nodes: tuple[float, ...]) -> tuple[float, ...]:
+    """The b_j of nodes in a coordinate in which the kernel is constant: the Adams methods of textbooks."""
+    return lagrange_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
+
+
 @dataclass(frozen=True)
 class Multistep:
-    """Equation (1) through the `order` latest predictions: one evaluation per step.
+    """Equation (1) or (2) through the `order` latest predictions: one evaluation per step.
 
+    of: what the polynomial interpolates, "x0" (1) or "eps" (2). coordinate: where it lives, "logsnr"; and for eps also
+    "ratio", r = sigma / alpha, or "step", the index of the step, as if all steps were equally long.
     eta: noise strength, 0 = the ODE. noise="sde": tau^2 = eta, as in k-diffusion's SDE samplers; noise="ancestral": the eta
-    of DDIM and Euler-ancestral (arXiv 2010.02502, equation 16), at most 1. The two agree at 0 and 1. s_noise scales z.
-    rule: how the integral is taken, see `rule_moments`.
+    of DDIM and Euler-ancestral (arXiv 2010.02502, equation 16), at most 1, for x0. The two agree at 0 and 1. s_noise scales z.
+    rule: how the integral is taken in logsnr, see `rule_moments`.
     corrector_order: 0 for none, else the number of points of the corrector, the new one included: UniPC-p has order p and
     corrector_order p + 1. The corrector of a step uses the prediction made at the start of the next, so it costs nothing and
     the last step has none.
@@ -105,6 +128,8 @@ class Multistep:
     rule: str = "exact"
     corrector_order: int = 0
     s_noise: float = 1.0
+    of: str = "x0"
+    coordinate: str = "logsnr"
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4) or isinstance(self.order, bool):
@@ -115,6 +140,17 @@ class Multistep:
             raise ValueError(f"Unknown rule {self.rule!r}: choose one of {', '.join(RULES)}.")
         if self.noise not in ("sde", "ancestral"):
             raise ValueError(f"Unknown noise {self.noise!r}: choose sde or ancestral.")
+        if self.of not in ("x0", "eps"):
+            raise ValueError(f"Multistep got of={self.of!r}; choose x0 or eps.")
+        if self.coordinate not in COORDINATES:
+            raise ValueError(f"Unknown coordinate {self.coordinate!r}: choose one of {', '.join(COORDINATES)}.")
+        if self.coordinate != "logsnr" and (self.of, self.rule) != ("eps", "exact"):
+            raise ValueError(
+                f"The coordinate {self.coordinate!r} is for of='eps' and rule='exact', not of={self.of!r} and "
+                f"rule={self.rule!r}: choose these, or the coordinate logsnr."
+            )
+        if self.of == "eps" and self.eta and self.noise == "ancestral":
+            raise ValueError("Ancestral noise is defined on x0: choose noise='sde' with of='eps'.")
         largest = 1.0 if self.noise == "ancestral" else math.inf
         if not (0 <= self.eta <= largest and math.isfinite(self.eta)):
             raise ValueError(f"Multistep got eta={self.eta}; with noise={self.noise!r} give 0 <= eta <= {largest}, finite.")
@@ -138,7 +174,8 @@ class Multistep:
         if spread and noise is None:
             raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
         prediction = evaluate(denoiser, state, s, condition, context)
-        history = state.remember(s, prediction.x0, max(self.order + (self.corrector_order > 0), self.corrector_order))
+        keep_last = max(self.order + (self.corrector_order > 0), self.corrector_order)
+        history = state.remember(s, prediction.x0, keep_last, prediction.eps if self.of == "eps" else None)
 
         weights = self.weights(history, s, t)
         if all(e.step != state.step for e in state.history):  # a repeated step does not start from a predictor's output
@@ -148,13 +185,13 @@ class Multistep:
         x = keep * state.x if keep else torch.zeros_like(state.x)
         for evaluation in history:
             if weight := weights.get(evaluation.step):
-                x = torch.add(x, evaluation.x0, alpha=weight)
+                x = torch.add(x, self._read(evaluation, s, t), alpha=weight)
         if spread and noise is not None:
             x = torch.add(x, noise(s, t), alpha=spread)
         return replace(state, x=x, prediction=prediction, history=history)
 
     def transition(self, s: NoiseLevel, t: NoiseLevel) -> tuple[float, float, float]:
-        """(factor of x_s, amplitude of z, (1 + tau^2) h) of equation (1)."""
+        """(factor of x_s, amplitude of z, the kernel's h of `adams_weights`) of equation (1) or (2)."""
         if isinstance(s.sigma, Tensor) or isinstance(t.sigma, Tensor):
             raise TypeError("Solvers step between levels of plain floats; got tensors. Use path(t) with a float t.")
         h = t.logsnr - s.logsnr
@@ -163,6 +200,9 @@ class Multistep:
                 f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must differ and fall in noise from one to the next "
                 "(only a solver without noise may go the other way, between finite levels)."
             )
+        if self._interpolates(s, t) == "eps":
+            spread = self.s_noise * t.sigma * math.sqrt(self.eta * math.expm1(2 * h)) if self.eta else 0.0
+            return t.alpha / s.alpha, spread, -h
         if self.eta == 0:
             return t.sigma / s.sigma, 0.0, h
         if self.noise == "sde":
@@ -177,43 +217,69 @@ class Multistep:
         return t.sigma / s.sigma * math.sqrt(decay2), spread, h - 0.5 * math.log(decay2) if decay2 else math.inf
 
     def weights(self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel) -> dict[int, float]:
-        """alpha_t b_j of the predictor from s to t, by the step that made x0_j; history[-1] is the prediction at s."""
-        points, nodes = _behind(history, s, t, self.order)
+        """Factors of the predictor's x0_j or eps_j from s to t, by the step that made them; history[-1] is the one at s."""
+        points, nodes = self._behind(history, s, t, self.order)
         return self._weigh(points, nodes, s, t)
 
     def correction(self, history: Sequence[Evaluation]) -> dict[int, float]:
-        """alpha_t (corrector b_j - predictor b_j) of the step that ended at history[-1]: what to add to its result."""
+        """Corrector's factors less the predictor's of the step that ended at history[-1]: what to add to its result."""
         if not self.corrector_order or len(history) < 2 or history[-2].step != history[-1].step - 1:
             return {}
         *past, new = history
         s, t = past[-1].level, new.level
         if math.isinf(t.logsnr - s.logsnr):
             return {}
-        points, nodes = _behind(past, s, t, self.corrector_order - 1)
+        points, nodes = self._behind(past, s, t, self.corrector_order - 1)
         change = self._weigh([*points, new], [*nodes, 1.0], s, t)
         for step, weight in self.weights(past, s, t).items():
             change[step] = change.get(step, 0.0) - weight
         return change
 
+    def _interpolates(self, s: NoiseLevel, t: NoiseLevel) -> str:
+        """What the polynomial of this step is of: x0 also for a step on which the kernel of equation (2) is infinitely long."""
+        endless = s.alpha == 0 or (t.sigma == 0 and (self.coordinate == "logsnr" or self.eta > 0))
+        return "x0" if endless else self.of
+
+    def _read(self, evaluation: Evaluation, s: NoiseLevel, t: NoiseLevel) -> Tensor:
+        if self._interpolates(s, t) == "x0":
+            return evaluation.x0
+        if evaluation.eps is None:
+            raise ValueError(
+                "This history holds x0 predictions only: start a solver of eps from `init`, not from another's state."
+            )
+        return evaluation.eps
+
     def _weigh(self, points: Sequence[Evaluation], nodes: Sequence[float], s: NoiseLevel, t: NoiseLevel) -> dict[int, float]:
-        stretched = self.transition(s, t)[2]
-        b = adams_weights(stretched, tuple(nodes), self.rule)
-        return {e.step: t.alpha * weight for e, weight in zip(points, b, strict=True)}
+        kernel = self.transition(s, t)[2]
+        if self._interpolates(s, t) == "x0":
+            scale, b = t.alpha, adams_weights(kernel, tuple(nodes), self.rule)
+        elif self.coordinate == "logsnr":
+            scale, b = t.sigma * (1 + self.eta), adams_weights(kernel, tuple(nodes), self.rule)
+        else:
+            scale, b = t.alpha * (noise_ratio(t) - noise_ratio(s)) * (1 + self.eta), uniform_weights(tuple(nodes))
+        return {e.step: scale * weight for e, weight in zip(points, b, strict=True)}
 
+    def _behind(
+        self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel, count: int
+    ) -> tuple[list[Evaluation], list[float]]:
+        """The `count` latest evaluations a polynomial over the step may pass through, newest first, and their nodes.
 
-def _behind(history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel, count: int) -> tuple[list[Evaluation], list[float]]:
-    """The `count` latest evaluations a polynomial over the step may pass through, newest first, and their nodes.
-
-    One if h is infinite. Predictions at pure noise lie infinitely far away, where they have no weight; those ahead of s (left
-    from before a jump back to a noisier level) belong to another trajectory.
-    """
-    h = t.logsnr - s.logsnr
-    points, nodes = [history[-1]], [0.0]
-    if math.isinf(h):
+        One where h is infinite, but for eps on the way to clean data in a coordinate in which that is near. Predictions at
+        pure noise lie infinitely far away, where they have no weight, save in the index of the step; those ahead of s (left
+        from before a jump back to a noisier level) belong to another trajectory.
+        """
+        new = history[-1]
+        points, nodes, last = [new], [0.0], 0.0
+        if math.isinf(t.logsnr - s.logsnr) and self._interpolates(s, t) == "x0":
+            return points, nodes
+        for e in reversed(history[:-1]):
+            if self.coordinate == "logsnr":
+                place = (e.level.logsnr - s.logsnr) / (t.logsnr - s.logsnr)
+            else:
+                place = (noise_ratio(e.level) - noise_ratio(s)) / (noise_ratio(t) - noise_ratio(s))
+            by_index = self.coordinate == "step"
+            if len(points) < count and place < last and (by_index or place > -math.inf):
+                points.append(e)
+                nodes.append(float(e.step - new.step) if by_index else place)
+                last = place
         return points, nodes
-    for e in reversed(history[:-1]):
-        node = (e.level.logsnr - s.logsnr) / h
-        if len(points) < count and -math.inf < node < nodes[-1]:
-            points.append(e)
-            nodes.append(node)
-    return points, nodes

@@ -8,22 +8,30 @@ import pytest
 
 from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, grid_names
 from samplers import grids as g
+from samplers.path import Trigonometric, VariancePreservingSDE
 
 PATHS = {
     "VE": VarianceExploding(),
     "VP": VariancePreserving.scaled_linear(),
     "zero SNR": VariancePreserving.scaled_linear(zero_terminal_snr=True),
     "RF": RectifiedFlow(),
+    "trigonometric": Trigonometric(),
+    "VP SDE": VariancePreservingSDE(),
 }
-TABLE_ONLY = ("leading", "linspace", "normal")
+TABLE_ONLY = ("leading", "linspace")
+FLOW_ONLY = ("dynamic_shift",)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", grid_names())
 def test_every_grid_on_every_path(name, path, steps):
-    if name in TABLE_ONLY and path in ("VE", "RF"):
+    if name in TABLE_ONLY and path not in ("VP", "zero SNR"):
         with pytest.raises(ValueError, match="no table of timesteps"):
+            get_grid(name, PATHS[path], steps)
+        return
+    if name in FLOW_ONLY and path != "RF":
+        with pytest.raises(ValueError, match="rectified flow"):
             get_grid(name, PATHS[path], steps)
         return
     levels = get_grid(name, PATHS[path], steps)
@@ -39,7 +47,9 @@ def test_bounds_mean_the_same_on_every_path(name):
     if name != "uniform_logsnr":
         bounds = {"sigma_min": math.exp(-3), "sigma_max": math.exp(3)}
     grids = [[v.logsnr for v in get_grid(name, path, 9, **bounds)] for path in PATHS.values()]
-    assert np.allclose(grids[0][:-1], grids[1][:-1], atol=1e-11) and np.allclose(grids[0][:-1], grids[3][:-1], atol=1e-11)
+    assert np.allclose(grids[0][:-1], grids[1][:-1], atol=1e-11) and all(
+        np.allclose(grids[0][:-1], other[:-1], atol=1e-11) for other in grids[3:]
+    )
     assert math.isclose(grids[0][0], -3, abs_tol=1e-12) and math.isclose(grids[0][-2], 3, abs_tol=1e-12)
 
 

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from samplers import NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving
+from samplers.path import Trigonometric, VariancePreservingSDE
 
 PATHS = {
     "VE": VarianceExploding(),
     "VP linear": VariancePreserving.linear(),
     "VP scaled": VariancePreserving.scaled_linear(),
     "VP cosine": VariancePreserving.cosine(),
+    "VP sigmoid": VariancePreserving.sigmoid(),
     "VP zero SNR": VariancePreserving.scaled_linear(zero_terminal_snr=True),
+    "VP SDE": VariancePreservingSDE(),
+    "trigonometric": Trigonometric(),
     "RF": RectifiedFlow(),
 }
 # between the knots of a 1000-entry table, and in both of its end pieces

@@ -16,6 +16,8 @@ from samplers import (
     solver_info,
     solver_names,
 )
+from samplers.solvers.runge_kutta import TABLEAUS, RungeKutta
+from samplers.solvers.singlestep import Singlestep
 
 PATH = RectifiedFlow()
 
@@ -35,6 +37,21 @@ PATH = RectifiedFlow()
         ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
         ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde_heun", "karras"),
         ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde", "exponential"),
+        ("DPM2", "dpm_2", None),
+        ("DPM2 a Karras", "dpm_2_a", "karras"),
+        ("DPM++ 2S a", "dpmpp_2s_a", None),
+        ("DPM++ SDE Karras", "dpmpp_sde", "karras"),
+        ("DPM fast", "dpm_fast", None),
+        ("DPM adaptive", "dpm_adaptive", None),
+        ("LMS", "lms", None),
+        ("LMS Karras", "lms", "karras"),
+        ("PLMS", "pndm", None),
+        ("LCM", "lcm", None),
+        ("TCD", "tcd", None),
+        ("DDPM", "ddpm", None),
+        ("Restart", "restart", None),
+        ("DEIS", "deis", None),
+        ("SA-Solver", "sa_solver", None),
         ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
         ("euler sgm_uniform", "euler", "sgm_uniform"),
         ("EULER_ANCESTRAL", "euler_a", None),
@@ -51,8 +68,14 @@ def test_records_tell_the_truth(name):
     if isinstance(solver, Multistep):
         assert info.order == solver.order and info.evaluations == 1
         assert info.stochastic == (solver.eta > 0)
-    else:
-        assert isinstance(solver, Heun) and info.evaluations == 2
+    elif isinstance(solver, Singlestep):
+        assert info.order == info.evaluations == solver.order
+        assert info.stochastic == (solver.eta > 0)
+    elif isinstance(solver, RungeKutta):
+        tableau = TABLEAUS[solver.method]
+        assert (info.order, info.evaluations) == (tableau.order, len(tableau.nodes))
+    elif isinstance(solver, Heun):
+        assert info.evaluations == 2
     for option in info.options:
         assert option in type(solver).__dataclass_fields__
     for alias in info.aliases:
@@ -63,6 +86,7 @@ def test_options_reach_the_solver():
     assert get_solver("ddim", eta=0.3) == Multistep(1, eta=0.3, noise="ancestral")
     assert get_solver("dpmpp_2m", rule="exact") == Multistep(2)
     assert get_solver("heun", s_churn=2.0) == Heun(s_churn=2.0)
+    assert get_solver("unipc", order=2) == Multistep(2, rule="bh2", corrector_order=4)
     assert get_grid("uniform", PATH, 4, shift=3.0)[1].t == pytest.approx(0.9)
     assert get_grid("Karras", PATH, 4, rho=3.0) == get_grid("karras", PATH, 4, rho=3.0)
 

@@ -1,0 +1,35 @@
+"""What caches share: when they may act, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+from torch import Tensor
+
+from samplers.path import NoiseLevel
+
+Interval: TypeAlias = tuple[float, float]
+
+EVERYWHERE: Interval = (-math.inf, math.inf)
+
+
+def may_act(interval: Interval, level: NoiseLevel) -> bool:
+    """Whether the level lies in the interval (lowest, highest logsnr). Levels per sample, as in training, are never cached."""
+    return not isinstance(level.logsnr, Tensor) and interval[0] <= level.logsnr <= interval[1]
+
+
+def check_interval(interval: Interval) -> None:
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"The cache interval {interval} is empty: give (lowest, highest) log-SNR.")
+
+
+def check_stride(stride: int, name: str = "stride") -> None:
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"The cache's {name} must be a whole number of at least 1 (1 caches nothing), got {stride!r}.")
+
+
+def check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not 0 <= threshold < math.inf:
+        raise ValueError(f"The cache's threshold must be a finite number of at least 0 (0 caches nothing), got {threshold!r}.")

@@ -1,0 +1,72 @@
+"""First-block cache: the first block decides whether the others need to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_threshold, may_act
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.hooks import check_reached, with_hook
+from samplers.memory import latest, remember
+from samplers.path import NoiseLevel, Path
+from samplers.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class FirstBlockCache:
+    """Blocks 1 and on are skipped, and what they last added is added again, while the first block adds much the same:
+
+        mean |r - r_last| < threshold mean |r_last|,   r = output - input of block 0, r_last that of the last full evaluation.
+
+    Every image of the batch must agree, so none is cached more than it would be alone. threshold 0 changes nothing; 0.05 to
+    0.15 is usual. interval: (lowest, highest) logsnr in which blocks may be skipped. A skipped call evaluates one block. It
+    still counts as an evaluation of the network. One device synchronisation per call. Needs the network's "block" hook.
+
+    Source: the first-block cache of ParaAttention; TeaCache, arXiv 2411.19108, for the idea.
+    """
+
+    denoiser: Denoiser
+    threshold: float = 0.08
+    interval: Interval = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_interval(self.interval)
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        if self.threshold == 0 or isinstance(level.logsnr, Tensor):
+            return self.denoiser(x, level, condition, context)
+        name = ("first block", id(self.denoiser))
+        past = latest(context, name)
+        last = past[1] if past is not None and may_act(self.interval, level) else None
+        first: dict[str, Tensor] = {}  # of this call: block 0's output, what it added, and the rest to add if skipping
+
+        def hook(index: int, count: int, tokens: Tensor, run: Any) -> Tensor:
+            if index == 0:
+                out = run()
+                first.update(out=out, added=out - tokens)
+                if last is not None and last[0].shape == out.shape and self._same(first["added"], last[0]):
+                    first["rest"] = last[1]
+                return out
+            if "rest" in first:
+                return tokens if index < count - 1 else first["out"] + first["rest"]
+            out = run()
+            if index == count - 1:
+                remember(context, name, (first["added"], out - first["out"]))
+            return out
+
+        hooked = with_hook(context, "block", hook)
+        prediction = self.denoiser(x, level, condition, hooked)
+        check_reached(hooked, "block", "The first-block cache")
+        return prediction
+
+    def _same(self, added: Tensor, last: Tensor) -> bool:
+        change, size = ((v.abs().flatten(1).float().mean(1)) for v in (added - last, last))
+        return bool((change < self.threshold * size).all())

@@ -1,0 +1,84 @@
+"""Caches by name: the closed table that command lines, recipes and documentation read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from samplers.cache.broadcast import PyramidBroadcast
+from samplers.cache.easy import EasyCache
+from samplers.cache.first_block import FirstBlockCache
+from samplers.cache.reuse import Reuse
+from samplers.cache.taylor import TaylorSeer
+from samplers.denoiser import Denoiser
+from samplers.registry import _check_options, _find
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the tables say about a cache. `factory(denoiser, **options)` builds it; `saves` is what runs less often."""
+
+    name: str
+    factory: Callable[..., Denoiser]
+    description: str
+    saves: str
+    aliases: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+CACHES: dict[str, CacheInfo] = {
+    info.name: info
+    for info in (
+        CacheInfo(
+            "reuse",
+            Reuse,
+            "extrapolates the output at skipped steps",
+            "evaluations",
+            options=("stride", "order", "interval", "reading"),
+        ),
+        CacheInfo(
+            "easy",
+            EasyCache,
+            "repeats the output until its estimated change is too large",
+            "evaluations",
+            aliases=("EasyCache",),
+            options=("threshold", "interval"),
+        ),
+        CacheInfo(
+            "first_block",
+            FirstBlockCache,
+            "repeats all blocks but the first while that changes little",
+            "blocks",
+            aliases=("FirstBlockCache", "fbcache"),
+            options=("threshold", "interval"),
+        ),
+        CacheInfo(
+            "taylor",
+            TaylorSeer,
+            "forecasts what the blocks add",
+            "blocks",
+            aliases=("TaylorSeer",),
+            options=("stride", "order", "interval"),
+        ),
+        CacheInfo(
+            "pyramid",
+            PyramidBroadcast,
+            "repeats attention outputs",
+            "attention",
+            aliases=("PyramidAttentionBroadcast", "pab"),
+            options=("self_stride", "cross_stride", "interval"),
+        ),
+    )
+}
+
+
+def cache_names() -> tuple[str, ...]:
+    return tuple(CACHES)
+
+
+def get_cache(name: str, denoiser: Denoiser, **options: Any) -> Denoiser:
+    """A cache around a denoiser, by name or alias. Raises ValueError for an unknown name or option."""
+    info: CacheInfo = _find(CACHES, name, "cache")
+    _check_options(info, options, "cache")
+    return info.factory(denoiser, **options)

@@ -1,0 +1,40 @@
+"""Between two noises or latents: straight, or along the sphere that unit noise lives on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samplers.path import Scalar, expand
+
+
+def lerp(a: Tensor, b: Tensor, u: Scalar, keep_variance: bool = False) -> Tensor:
+    """(1 - u) a + u b, for u a float or (B,). keep_variance: divided by sqrt((1 - u)^2 + u^2), so that independent unit
+    noises give unit noise. Exact at u = 0 and 1."""
+    u = expand(u, a)
+    mixed = (1 - u) * a + u * b
+    return mixed / ((1 - u) ** 2 + u**2) ** 0.5 if keep_variance else mixed
+
+
+def slerp(a: Tensor, b: Tensor, u: Scalar) -> Tensor:
+    """Turn each image of a (B, ...) towards its counterpart in b by the part u, a float or (B,), of the angle between them.
+
+    The direction moves at constant speed along the great circle and the norm linearly from |a| to |b|, each per image; for
+    unit noise in many dimensions the result is distributed like unit noise. Exact at u = 0 and 1. Parallel images are
+    interpolated straight; between exactly opposite ones there is no shortest way, and the result means nothing.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"Interpolation needs two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+    rows = (-1, *[1] * (a.ndim - 1))
+    norm_a, norm_b = (v.flatten(1).norm(dim=1).reshape(rows) for v in (a, b))
+    unit_a, unit_b = a / norm_a, b / norm_b
+    # half angles keep their digits where the images are nearly parallel or opposite
+    apart, together = ((unit_a - s * unit_b).flatten(1).norm(dim=1).reshape(rows) for s in (1, -1))
+    angle = 2 * torch.atan2(apart, together)
+    u = torch.as_tensor(expand(u, a), dtype=a.dtype, device=a.device)
+    sine = angle.sin()
+    straight = angle < 1e-6
+    on_a = torch.where(straight, 1 - u, ((1 - u) * angle).sin() / sine)
+    on_b = torch.where(straight, u, (u * angle).sin() / sine)
+    norm = (1 - u) * norm_a + u * norm_b
+    return on_a * (norm / norm_a) * a + on_b * (norm / norm_b) * b

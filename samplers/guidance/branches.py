@@ -1,0 +1,172 @@
+"""The two evaluations that guidance compares, and what its rules share.
+
+Shapes: x and every reading (B, ...); scales and levels are floats, or (B,) with one per sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.path import NoiseLevel, Path, Scalar, expand
+from samplers.prediction import Prediction
+
+Interval: TypeAlias = tuple[float, float]
+Schedule: TypeAlias = Callable[[NoiseLevel], Scalar]  # a guidance scale for every noise level
+
+EVERYWHERE: Interval = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Guided(Prediction):
+    """A guided prediction that remembers what it was made of: `cond`, which guidance strengthens, and `null`, which it leads
+    away from; None for what was not evaluated.
+
+    Rules on top of guidance (rescale, perturbed attention, CFG++) read them; whatever changes raw or x0 keeps them.
+    """
+
+    cond: Prediction | None = None
+    null: Prediction | None = None
+
+
+def guided(base: Prediction, raw: Tensor, cond: Prediction | None = None, null: Prediction | None = None) -> Guided:
+    """`raw` in the reading of `base`, with its learned variance."""
+    return Guided(base.x, base.level, raw, base.row, base.variance, cond, null)
+
+
+def both_branches(
+    denoiser: Denoiser, x: Tensor, level: NoiseLevel, condition: Condition, negative: Condition | None, context: Context
+) -> tuple[Prediction, Prediction]:
+    """(conditional, unconditional) predictions from one batch of 2B, conditional half first."""
+    both = context.memo("cfg both", (condition, negative), lambda: _both(condition, negative, x.shape[0]))
+    levels = NoiseLevel(*(_twice(v) for v in (level.t, level.alpha, level.sigma)))
+    joint = denoiser(torch.cat([x, x]), levels, both, context.fork("cond", "null"))
+
+    def half(rows: slice) -> Prediction:
+        a, b = (v[rows] if isinstance(v, Tensor) and v.ndim else v for v in joint.row)
+        variance = None if joint.variance is None else joint.variance[rows]
+        return Prediction(x, level, joint.raw[rows], (a, b), variance)
+
+    return half(slice(0, len(x))), half(slice(len(x), None))
+
+
+def one_branch(
+    denoiser: Denoiser, x: Tensor, level: NoiseLevel, condition: Condition, negative: Condition | None, context: Context
+) -> Prediction:
+    """The unconditional prediction alone."""
+    null = context.memo("cfg null", (condition, negative), lambda: _null(condition, negative, x.shape[0]))
+    return denoiser(x, level, null, context.fork("null"))
+
+
+@dataclass(frozen=True)
+class TwoBranch:
+    """What two-branch rules have in common: where they act, how strongly, and that nothing is evaluated in vain.
+
+    scale: a number, or a function of the level (`samplers.guidance.schedule`). `negative` takes the place of the empty
+    condition (batch of x's, or 1). interval: (lowest, highest) logsnr at which guidance acts (arXiv 2404.07724); outside, and
+    where the scale is 1, only the condition is evaluated. A subclass says how the branches `combine`.
+    """
+
+    denoiser: Denoiser
+    scale: float | Schedule
+    negative: Condition | None = None
+    interval: Interval = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+        check_interval(self.interval)
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        scale = scale_at(self.scale, self.interval, level)
+        if not isinstance(scale, Tensor) and scale == 1:
+            return self.conditional(x, level, condition, context)
+        cond, null = both_branches(self.denoiser, x, level, condition, self.negative, context)
+        return self.combine(cond, null, scale, context)
+
+    def conditional(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        cond = self.denoiser(x, level, condition, context.fork("cond"))
+        return guided(cond, cond.raw, cond)
+
+    def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
+        raise NotImplementedError
+
+
+def scale_at(scale: float | Schedule, interval: Interval, level: NoiseLevel) -> Scalar:
+    """The scale at a level: 1, no guidance, outside the interval. A float for float levels, (B,) for (B,) ones."""
+    low, high = interval
+    value = scale(level) if callable(scale) else scale
+    if isinstance(level.logsnr, Tensor) and interval != EVERYWHERE:
+        return torch.where((level.logsnr >= low) & (level.logsnr <= high), value, 1.0)
+    return value if isinstance(level.logsnr, Tensor) or low <= level.logsnr <= high else 1.0
+
+
+def check_scale(scale: Any, name: str = "guidance scale") -> None:
+    if callable(scale):
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"The {name} must be a finite number, got {scale!r}; 1 means no guidance.")
+
+
+def check_interval(interval: Interval) -> None:
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"The guidance interval {interval} is empty: give (lowest, highest) log-SNR.")
+
+
+def clean(prediction: Prediction) -> Tensor:
+    """x0, for rules that act on it. Raises ValueError where the output does not determine it: eps at pure noise."""
+    alpha, a = prediction.level.alpha, prediction.row[0]
+    if not isinstance(alpha, Tensor) and not isinstance(a, Tensor) and alpha == 0 and a == 0:
+        raise ValueError(
+            "At pure noise (alpha = 0) an eps prediction says nothing about the image, so a rule that acts on x0 cannot be "
+            "used there: use a model that predicts x0, v or flow, or start the grid at a level with alpha > 0."
+        )
+    return prediction.x0
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32, so that norms of half-precision images do not overflow."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of every sample, (B, 1, ...)."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def lerp(a: Tensor, b: Tensor, weight: Scalar) -> Tensor:
+    """a + weight (b - a)."""
+    return a + expand(weight, a) * (b - a)
+
+
+def _both(condition: Condition, negative: Condition | None, batch: int) -> Condition:
+    null = _null(condition, negative, batch)
+    if (condition.mask is None) != (null.mask is None):  # a missing mask means that every token is real
+        condition, null = _with_mask(condition), _with_mask(null)
+    return condition.cat([null])
+
+
+def _null(condition: Condition, negative: Condition | None, batch: int) -> Condition:
+    if negative is None:
+        return condition.null()
+    return negative.map(lambda v: v.expand(batch, *v.shape[1:]) if v.shape[0] == 1 else v)
+
+
+def _with_mask(condition: Condition) -> Condition:
+    if condition.tokens is None or condition.mask is not None:
+        return condition
+    return replace(condition, mask=condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool))
+
+
+def _twice(value: Scalar) -> Scalar:
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value

@@ -1,0 +1,165 @@
+"""Guidance by name: the closed table that command lines, recipes and documentation read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from samplers.denoiser import Denoiser
+from samplers.guidance.apg import AdaptiveProjected
+from samplers.guidance.auto import Autoguidance
+from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.cfgpp import PlusPlus
+from samplers.guidance.perturb import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.rescale import Rescale
+from samplers.guidance.threshold import Clip, DynamicThreshold
+from samplers.guidance.zero import ZeroStar
+from samplers.registry import _check_options, _find
+from samplers.sample import Solver
+
+
+@dataclass(frozen=True)
+class GuidanceInfo:
+    """What the tables say about a guidance method. `factory(denoiser, **options)` builds it around a plain denoiser.
+
+    `solver`, where there is one, must go around the solver too. `evaluations` is the number of network evaluations per image
+    where guidance acts. modifier: a rule that goes around another guidance, not around a plain denoiser.
+    """
+
+    name: str
+    factory: Callable[..., Denoiser]
+    description: str
+    evaluations: int = 2
+    solver: Callable[[Solver], Solver] | None = None
+    modifier: bool = False
+    aliases: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # of the options, those without a default
+
+
+def _perturbed(
+    rule: type[Perturbed],
+    denoiser: Denoiser,
+    scale: float = 1.0,
+    perturbed_scale: float = 2.8,
+    layers: tuple[int, ...] = (),
+    perturbed_interval: tuple[float, float] | None = None,
+    blur: float | None = None,
+    **options: Any,
+) -> Denoiser:
+    """A perturbed network around classifier-free guidance of `scale`; scale 1 evaluates no unconditional branch."""
+    extra: dict[str, Any] = {} if perturbed_interval is None else {"interval": perturbed_interval}
+    if blur is not None:
+        extra["blur"] = blur
+    return rule(ClassifierFree(denoiser, scale, **options), perturbed_scale, tuple(layers), base=denoiser, **extra)
+
+
+_CFG = ("scale", "negative", "interval")
+_PERTURBED = (*_CFG, "perturbed_scale", "layers", "perturbed_interval")
+
+GUIDANCE: dict[str, GuidanceInfo] = {
+    info.name: info
+    for info in (
+        GuidanceInfo(
+            "cfg",
+            ClassifierFree,
+            "classifier-free guidance; scale 1 is off",
+            aliases=("classifier_free",),
+            options=(*_CFG, "channels"),
+            needs=("scale",),
+        ),
+        GuidanceInfo(
+            "cfg++",
+            partial(ClassifierFree, keep_both=True),
+            "CFG++: guided image, unguided noise; scale 0 to 1, at most about 2",
+            solver=PlusPlus,
+            options=_CFG,
+            needs=("scale",),
+        ),
+        GuidanceInfo(
+            "cfg_zero",
+            ZeroStar,
+            "CFG-Zero*: guidance with a fitted unconditional velocity, for flow models",
+            aliases=("cfg_zero*", "cfg_zero_star"),
+            options=(*_CFG, "optimised", "zero_until"),
+            needs=("scale",),
+        ),
+        GuidanceInfo(
+            "apg",
+            AdaptiveProjected,
+            "adaptive projected guidance: high scales without oversaturation",
+            aliases=("adaptive_projected",),
+            options=(*_CFG, "eta", "threshold", "momentum"),
+            needs=("scale",),
+        ),
+        GuidanceInfo(
+            "autoguidance",
+            Autoguidance,
+            "away from a weaker model's prediction",
+            options=("weak", "scale", "interval"),
+            needs=("weak", "scale"),
+        ),
+        GuidanceInfo(
+            "pag",
+            partial(_perturbed, PerturbedAttention),
+            "perturbed-attention guidance, with or without classifier-free guidance",
+            evaluations=3,
+            aliases=("perturbed_attention",),
+            options=_PERTURBED,
+            needs=("layers",),
+        ),
+        GuidanceInfo(
+            "slg",
+            partial(_perturbed, SkipLayer),
+            "skip-layer guidance, with or without classifier-free guidance",
+            evaluations=3,
+            aliases=("skip_layer",),
+            options=_PERTURBED,
+            needs=("layers",),
+        ),
+        GuidanceInfo(
+            "seg",
+            partial(_perturbed, SmoothedEnergy),
+            "smoothed-energy guidance, with or without classifier-free guidance",
+            evaluations=3,
+            aliases=("smoothed_energy",),
+            options=(*_PERTURBED, "blur"),
+            needs=("layers",),
+        ),
+        GuidanceInfo("rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, options=("factor", "on")),
+        GuidanceInfo(
+            "dynamic_threshold",
+            DynamicThreshold,
+            "draws a predicted image into its range, by a percentile",
+            0,
+            modifier=True,
+            aliases=("dynamic_thresholding",),
+            options=("percentile", "limit"),
+        ),
+        GuidanceInfo("clip", Clip, "clamps a predicted image to its range", 0, modifier=True, options=("limit",)),
+    )
+}
+
+
+def guidance_names() -> tuple[str, ...]:
+    return tuple(GUIDANCE)
+
+
+def guidance_info(name: str) -> GuidanceInfo:
+    """The record of a guidance method, by name or alias."""
+    return _find(GUIDANCE, name, "guidance")
+
+
+def get_guidance(name: str, denoiser: Denoiser, solver: Solver, **options: Any) -> tuple[Denoiser, Solver]:
+    """(denoiser, solver) under a guidance method by name or alias; the solver is changed by cfg++ alone.
+
+    Modifiers go around what an earlier call returned. Raises ValueError for an unknown name, an option that the method does
+    not have, or one that it needs and was not given.
+    """
+    info = guidance_info(name)
+    _check_options(info, options, "guidance")
+    if missing := [name for name in info.needs if name not in options]:
+        raise ValueError(f"The guidance {info.name!r} needs {' and '.join(missing)}: give a value for each.")
+    return info.factory(denoiser, **options), solver if info.solver is None else info.solver(solver)

@@ -1,0 +1,103 @@
+"""Singlestep methods with their nodes on the grid: one evaluation per step, orders rising within blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import State
+from samplers.solvers.evaluate import evaluate
+from samplers.solvers.multistep import Multistep
+from samplers.solvers.singlestep import advance, read, stage_weights, step_weights
+
+
+def block_orders(steps: int, order: int) -> tuple[tuple[int, int], ...]:
+    """(position in its block, from 1; length of the block) of every step: blocks of `order`, the last ones shorter.
+
+    Order 3 ends on blocks of 2 and 1, or of 1, or of 2, as steps leaves 0, 1 or 2 over three; order 2 on 1 and 1, or on 1
+    (DPM-Solver-fast, arXiv 2206.00927, section 3.3).
+    """
+    left = steps % order
+    tail = [left] if left else list(range(order - 1, 0, -1)) or [1]
+    if order == 2 and not left:
+        tail = [1, 1]
+    blocks = [order] * ((steps - sum(tail)) // order) + tail
+    return tuple((position, block) for block in blocks for position in range(1, block + 1))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where the current block began and what was read since; `x` is the last result."""
+
+    start: Tensor
+    levels: tuple[NoiseLevel, ...]
+    readings: tuple[Tensor, ...]
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """DPM-Solver-fast and the singlestep DPM-Solver++ on a given grid: the levels of a block are the nodes of one step.
+
+    A run of N steps takes exactly N evaluations. Within a block the k-th step goes from the block's start through the k
+    readings made in it, so that only ends of blocks have the full order. The blocks follow from the number of steps; a state
+    that was changed since the last step (re-noised, repainted) begins a block of its own, and a step of infinite length is
+    the first-order one.
+
+    of: "eps" for DPM-Solver, "x0" for DPM-Solver++. rule: see `step_weights`.
+
+    Source: arXiv 2206.00927, section 3.3; arXiv 2211.01095, section 4.
+    """
+
+    order: int = 3
+    of: str = "eps"
+    rule: str = "published"
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3) or isinstance(self.order, bool):
+            raise ValueError(f"Blockwise got order={self.order!r}; choose 1, 2 or 3.")
+        if self.of not in ("x0", "eps"):
+            raise ValueError(f"Blockwise got of={self.of!r}; choose x0 (DPM-Solver++) or eps (DPM-Solver).")
+        if self.rule not in ("published", "exact"):
+            raise ValueError(f"Blockwise got rule={self.rule!r}; choose published or exact.")
+
+    def init(self, x: Tensor) -> State:
+        return State(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        keep, _, span = Multistep(1).transition(s, t)
+        prediction = evaluate(denoiser, state, s, condition, context)
+        if math.isinf(span):
+            x = advance(state.x, s, t, keep, "x0", [prediction.x0], (1.0,))
+            return replace(state, x=x, prediction=prediction, carry=None)
+
+        position, length = block_orders(max(context.steps, context.step + 1), self.order)[context.step]
+        block = state.carry
+        if position == 1 or not isinstance(block, _Block) or block.x is not state.x:
+            block = _Block(state.x, (), (), state.x)
+        levels = (*block.levels, s)
+        readings = (*block.readings, read(prediction, self.of))
+
+        start = levels[0]
+        keep, _, span = Multistep(1).transition(start, t)
+        nodes = tuple((level.logsnr - start.logsnr) / span for level in levels)
+        if position == length:
+            weights = step_weights(span, nodes, self.of, self.rule)
+        else:
+            weights = stage_weights(span, nodes, 1.0, self.of)
+        x = advance(block.start, start, t, keep, self.of, readings, weights)
+        return replace(state, x=x, prediction=prediction, carry=_Block(block.start, levels, readings, x))

@@ -1,0 +1,65 @@
+"""Churn: a little fresh noise before each step (EDM, Algorithm 2), for any solver."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import Solver, State
+from samplers.solvers.ratio import noise_ratio
+
+
+@dataclass(frozen=True)
+class Churned:
+    """Raises the noise from r = sigma / alpha to r (1 + gamma) before each step of `solver`, where s_tmin <= r <= s_tmax.
+
+    gamma = min(s_churn / steps, sqrt 2 - 1), the fresh noise has standard deviation s_noise times what the rise calls for. The
+    inner solver must take a state as it comes: one without memory (Singlestep), since its last result is not what it gets.
+
+    Source: arXiv 2206.00364, Algorithm 2, lines 4 to 6.
+    """
+
+    solver: Solver
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("s_churn", "s_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Churned got {name}={getattr(self, name)}; give a finite number of at least 0.")
+        if not self.s_tmin <= self.s_tmax:
+            raise ValueError(f"Churned got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+
+    def init(self, x: Tensor) -> State:
+        return self.solver.init(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        r = noise_ratio(s)
+        if self.s_churn and self.s_tmin <= r <= self.s_tmax and r < math.inf:
+            if noise is None:
+                raise ValueError(
+                    f"Churn (s_churn={self.s_churn}) adds noise: pass noise=, for instance seeded_noise(seeds, x)."
+                )
+            raised = r * (1 + min(self.s_churn / max(context.steps, 1), math.sqrt(2) - 1))  # line 5
+            hat = denoiser.path.at_logsnr(-math.log(raised))
+            fresh = self.s_noise * hat.alpha * math.sqrt(raised**2 - r**2)
+            x = torch.add(hat.alpha / s.alpha * state.x, noise(s, hat), alpha=fresh)  # line 6
+            state, s = replace(state, x=x), hat
+        return self.solver.step(denoiser, state, s, t, condition, context, noise)

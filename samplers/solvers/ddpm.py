@@ -1,0 +1,84 @@
+"""DDPM ancestral sampling, with fixed and with learned variance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import State
+from samplers.solvers.evaluate import evaluate
+
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """x_t from the posterior of the noising process, given x_s and the predicted x0, between any two levels.
+
+    variance: "fixed_small", the posterior's own beta-tilde (arXiv 2006.11239, equation 7: Euler-ancestral); "fixed_large",
+    the forward step's beta; "learned_range", exp of the mix of their logarithms that the network asks for: its second
+    output v, -1 for beta-tilde to 1 for beta (arXiv 2102.09672, equation 15). Written on sigma / alpha, so that all paths take
+    the steps of the variance-preserving one. No noise is added at clean data. s_noise scales the noise.
+
+    Raises ValueError where learned_range meets a model without a variance output.
+    """
+
+    variance: str = "fixed_small"
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.variance not in VARIANCES:
+            raise ValueError(f"Unknown variance {self.variance!r}: choose one of {', '.join(VARIANCES)}.")
+        if not 0 <= self.s_noise < math.inf:
+            raise ValueError(f"DDPM got s_noise={self.s_noise}; give a finite factor of at least 0.")
+
+    def init(self, x: Tensor) -> State:
+        return State(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        if not t.logsnr > s.logsnr:
+            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        if noise is None and t.sigma and self.s_noise:
+            raise ValueError("DDPM adds noise: pass noise=, for instance seeded_noise(seeds, x).")
+        prediction = evaluate(denoiser, state, s, condition, context)
+        x = t.alpha * prediction.x0
+        if t.sigma:
+            forget = -math.expm1(2 * (s.logsnr - t.logsnr))  # 1 - (r_t / r_s)^2, the share of x0 in the mean
+            x = forget * x
+            if s.alpha:
+                x = torch.add(x, state.x, alpha=(t.sigma / s.sigma) ** 2 * s.alpha / t.alpha)
+            if noise is not None and self.s_noise:
+                x = x + self.s_noise * self._std(prediction.variance, s, t, forget) * noise(s, t)
+        return replace(state, x=x, prediction=prediction)
+
+    def _std(self, learned: Tensor | None, s: NoiseLevel, t: NoiseLevel, forget: float) -> float | Tensor:
+        """Standard deviation of the added noise: beta-tilde = sigma_t^2 forget; beta = beta-tilde over (r_t / r_s)^2
+        (1 + r_s^2) / (1 + r_t^2), which is the ratio of sigma^2 on the variance-preserving path."""
+        small = t.sigma * math.sqrt(forget)
+        if self.variance == "fixed_small":
+            return small
+        spread_s, spread_t = (math.hypot(v.alpha, v.sigma) / v.sigma for v in (s, t))
+        large = small * spread_t / spread_s
+        if self.variance == "fixed_large":
+            return large
+        if learned is None:
+            raise ValueError(
+                "variance='learned_range' needs a network with a variance output (twice x's channels) and this one has none: "
+                "choose fixed_small or fixed_large."
+            )
+        return math.sqrt(small * large) * (0.5 * math.log(large / small) * learned).exp()
