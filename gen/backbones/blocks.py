@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gen.attention import attention
+from gen.components import Config
 from samplers.denoiser import Condition, Context
 
 QK_NORM_EPS = 1e-6
@@ -38,6 +40,36 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
         norm = norm if norm.dtype == torch.float64 else norm.float()
         return x * (norm.square() / x.shape[-1] + QK_NORM_EPS).rsqrt().to(x.dtype)
     return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) if kind == "layer" else x
+
+
+class BackboneConfig(Config):
+    """What every backbone's config has: the picture it takes, the conditions it takes, and the width of its tokens."""
+
+    size: int = Field(gt=0, description="height and width it is trained at, in pixels or latent pixels")
+    patch: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    num_classes: int = Field(default=0, ge=0, description="0: takes no label")
+    text_tokens: int = Field(default=0, ge=0, description="the most text tokens it takes; 0: takes no text")
+    text_dim: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> BackboneConfig:
+        if self.size % self.patch:
+            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.dim % self.heads or self.dim % 4:
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 and of heads {self.heads}")
+        if bool(self.text_tokens) != bool(self.text_dim):
+            raise ValueError("text_tokens and text_dim go together: give both, or neither")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side at the trained size."""
+        return self.size // self.patch
 
 
 class SelfAttention(nn.Module):
@@ -109,15 +141,7 @@ def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-class TakesCondition(Protocol):
-    """The part of a backbone's config that says which conditions it takes."""
-
-    num_classes: int
-    text_tokens: int
-    text_dim: int
-
-
-def check_condition(condition: Condition, batch: int, config: TakesCondition) -> None:
+def check_condition(condition: Condition, batch: int, config: BackboneConfig) -> None:
     """Refuses, in a sentence, a label or text that the network does not take or that does not fit it."""
     label, tokens, mask = condition.label, condition.tokens, condition.mask
     if label is not None:
