@@ -63,6 +63,7 @@ class TrainConfig(Config):
     ema: EmaConfig = EmaConfig()
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # torch.compile the trained networks: a minute at the start for a tenth or more in speed
     threads: int | None = Field(None, gt=0)
     prefetch: bool = False  # make the next batch in a second thread while this one trains
     init_from: Path | None = None  # a component folder whose weights the run starts from

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from distill.objective import Batch
-from gen.components import describe
+from gen.components import from_registry
 
 
 class Source(Protocol):
@@ -37,16 +34,5 @@ SOURCES: dict[str, tuple[str, str, str]] = {
 
 def make_source(config: dict[str, Any], seed: int) -> Source:
     """A source from its config, e.g. {"type": "emoji", "size": 64}. Raises ValueError for an unknown type or key."""
-    config = dict(config)
-    kind = config.pop("type", None)
-    if kind not in SOURCES:
-        near = difflib.get_close_matches(str(kind), SOURCES, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown data source {kind!r}: choose one of {', '.join(SOURCES)}.{hint}")
-    module, config_class, source_class = SOURCES[kind]
-    module = importlib.import_module(module)
-    try:
-        settings = getattr(module, config_class)(**config)
-    except ValidationError as error:
-        raise ValueError(f"The config of data source {kind!r} is not valid: {describe(error)}.") from None
-    return getattr(module, source_class)(settings, seed)
+    source, checked = from_registry(SOURCES, "data source", config)
+    return source(checked, seed)

@@ -1,9 +1,10 @@
 """`python -m distill.evaluate`: how well a model draws what it is asked for, in numbers and on a sheet to look at.
 
-One picture per label is made through `gen.Generator` and shown to the evaluation network, which saw other vendors and never
-a generated picture: is the label its first answer, among its first five, how well does the picture fit the prompt, how far
-is the set from real ones, how many nearly copy a training picture. `--composition` asks for colours of things that training
-left out instead. Writes report.json and sheet.png.
+One picture per label is made through `gen.Generator` and shown to the evaluation network. That network never saw a generated
+picture; it was trained on the generator's drawings, changed strongly, and those of one vendor more. Is the label its first
+answer, among its first five, how well does the picture fit the prompt, how far is the set from real ones, how many nearly
+copy a training picture? `--composition` asks for colours of things that training left out instead. Writes report.json and
+sheet.png.
 """
 
 from __future__ import annotations

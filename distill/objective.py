@@ -42,6 +42,10 @@ class Batch:
         return Batch(**{**vars(self), **moved})
 
 
+# pictures (N, 3, H, W) in [-1, 1] and their captions, None for none
+Preview = tuple[Tensor, Sequence[str] | None]
+
+
 @dataclass(frozen=True)
 class Draws:
     """Counter-based random numbers for the samples of one batch: row i is a function of (seed, index[i], purpose).
@@ -106,8 +110,8 @@ class Objective:
     def after_step(self, step: int) -> None:
         """Called once per step after all updates and averages."""
 
-    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor | None:
-        """A picture of progress: (N, 3, H, W) in [-1, 1] for the contact sheet, from the averaged networks; None for none."""
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
+        """A contact sheet of progress, made by the averaged networks; None for none."""
         return None
 
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:

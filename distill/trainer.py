@@ -8,7 +8,6 @@ whole state: 2N steps equal N, a resume, and N more, bit for bit, and ranks shar
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import time
@@ -59,6 +58,9 @@ class Trainer:
         trained = [name for name, role in objective.roles.items() if role.trains]
         self.emas = {n: Ema(self.networks[n], config.ema.decay) for n in trained if objective.roles[n].ema}
         self.optimizers = {name: Optimizer(self.networks[name], config.optimizer) for name in trained}
+        if config.compile:  # in place and after the copy for the average, so that names and checkpoints stay as they are
+            for name in trained:
+                self.networks[name].compile()
         # accelerate wraps for DDP; optimisers and data stay ours, so nothing scales the learning rate or reorders samples.
         self.models = {n: self.accelerator.prepare_model(m) if n in trained else m for n, m in self.networks.items()}
         self.step = 0
@@ -179,12 +181,15 @@ class Trainer:
             file.write(json.dumps({"time": round(time.time(), 1), **row}) + "\n")
 
     def _preview(self, batch: Batch) -> None:
+        from gen.grid import contact_sheet, to_pictures, write_png
+
         with torch.no_grad():
-            images = self.objective.preview(self.averaged, batch.to(self.accelerator.device), self.config.seed)
-        if images is not None:
+            shown = self.objective.preview(self.averaged, batch.to(self.accelerator.device), self.config.seed)
+        if shown is not None:
             folder = self.run / "previews"
             folder.mkdir(exist_ok=True)
-            save_sheet(images, folder / f"{self.step:08d}.png")
+            images, captions = shown
+            write_png(contact_sheet(to_pictures(images), captions), folder / f"{self.step:08d}.png")
 
     # ---- checkpoints ----
 
@@ -220,20 +225,6 @@ class Trainer:
         self.step = saved.step
         if self.accelerator.is_main_process:
             tqdm.write(f"Resuming {self.run} at step {self.step}.")
-
-
-def save_sheet(images: Tensor, path: Path) -> None:
-    """Tile (N, 3, H, W) pictures in [-1, 1] into one PNG, about square."""
-    from PIL import Image
-
-    columns = math.ceil(math.sqrt(len(images)))
-    pad = -len(images) % columns
-    images = torch.cat([images, images.new_ones(pad, *images.shape[1:])])
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
-    pixels = ((torch.cat(rows, dim=1).float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(temporary, format="PNG")
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ model, so no file chooses what code runs.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# type name -> (module, config class, network class); imported when used
+# type name -> (module, config class, class it is the config of); imported when used
+Registry = Mapping[str, tuple[str, str, str]]
+
 COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.backbones.uvit", "UViTConfig", "UViT"),
     "dit": ("gen.backbones.dit", "DiTConfig", "DiT"),
@@ -39,18 +43,29 @@ def describe(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg'].lower()}" for e in error.errors())
 
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """A network with fresh weights from its config, e.g. {"type": "uvit", "dim": 256, ...}."""
-    config = dict(config)
-    kind = config.pop("type", None)
-    if kind not in COMPONENTS:
-        raise ValueError(f"Unknown network type {kind!r}: choose one of {', '.join(COMPONENTS)}.")
-    module, config_class, network_class = COMPONENTS[kind]
-    module = importlib.import_module(module)
+def from_registry(registry: Registry, what: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(class, checked config) of the row that config["type"] names, imported now.
+
+    `what` is the kind of thing, for the sentence of the ValueError where the type or its config is not valid.
+    """
+    settings = dict(config)
+    kind = settings.pop("type", None)
+    if kind not in registry:
+        near = difflib.get_close_matches(str(kind), registry, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"Unknown {what} {kind!r}: {hint}Known: {', '.join(registry)}.")
+    name, config_class, built_class = registry[kind]
+    module = importlib.import_module(name)
     try:
-        return getattr(module, network_class)(getattr(module, config_class)(**config))
+        return getattr(module, built_class), getattr(module, config_class)(**settings)
     except ValidationError as error:
-        raise ValueError(f"The config of a {kind} is not valid: {describe(error)}.") from None
+        raise ValueError(f"The config of {what} {kind!r} is not valid: {describe(error)}.") from None
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh weights from its config, e.g. {"type": "uvit", "dim": 256, ...}."""
+    network, checked = from_registry(COMPONENTS, "network type", config)
+    return network(checked)
 
 
 def config_of(network: nn.Module) -> dict[str, Any]:
@@ -79,7 +94,8 @@ def load_component(folder: Path | str, *types: str) -> nn.Module:
     if types and config.get("type") not in types:
         raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
     try:
-        network = build(config)
+        with torch.device("meta"):  # shapes only: drawing random weights, to overwrite them, would take longer than reading
+            network = build(config)
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None
     load_weights(network, folder / "model.safetensors")

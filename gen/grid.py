@@ -1,14 +1,35 @@
-"""Contact sheets: pictures side by side with their captions under them, on white."""
+"""Contact sheets: pictures side by side with their captions under them, on white; and tensors as pictures."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gen.checkpoints import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_PIXELS = 100_000_000
 _GAP = 8
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """8-bit pictures of a tensor (N, 3, H, W) in [-1, 1]; what lies outside is clipped."""
+    pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(picture) for picture in pixels.cpu().numpy()]
+
+
+def write_png(image: Image.Image, path: Path | str) -> None:
+    """Write, or replace, a PNG in one piece."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def wrap(text: str, font: ImageFont.ImageFont, width: int, lines: int) -> list[str]:

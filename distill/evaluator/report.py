@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-def to_pil(images: Tensor) -> list[Image]:
-    """Pictures (N, 3, H, W) in [-1, 1] as PIL images."""
-    from PIL import Image
-
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in pixels]
 
 
 def write_sheet(images: Tensor, captions: Sequence[str], path: Path, most: int = 400) -> None:
     """A contact sheet of at most `most` pictures, evenly chosen."""
-    from gen.grid import contact_sheet
+    from gen.grid import contact_sheet, to_pictures, write_png
 
     chosen = [i * len(images) // min(most, len(images)) for i in range(min(most, len(images)))]
-    temporary = path.with_suffix(".tmp")
-    contact_sheet(to_pil(images[chosen]), [captions[i] for i in chosen]).save(temporary, format="PNG")
-    temporary.replace(path)
+    write_png(contact_sheet(to_pictures(images[chosen]), [captions[i] for i in chosen]), path)
 
 
 def print_table(report: dict[str, Any], title: str) -> None:

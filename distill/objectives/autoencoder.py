@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from distill.metrics import psnr
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
 from gen.components import Config
 
 if TYPE_CHECKING:
@@ -81,9 +81,10 @@ class AutoencoderObjective(Objective):
         return loss, {name: value.detach() for name, value in logs.items()}
 
     @torch.no_grad()
-    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor:
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """Originals, then their reconstructions."""
-        return torch.cat([batch.images, models["autoencoder"](batch.images)[0].float().clamp(-1, 1)])
+        images = torch.cat([batch.images, models["autoencoder"](batch.images)[0].float().clamp(-1, 1)])
+        return images, ["original"] * len(batch) + ["decoded"] * len(batch)
 
     @torch.no_grad()
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
 from gen.components import Config, load_component
 from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from samplers.denoiser import Condition, Context, NetworkDenoiser
@@ -129,7 +129,7 @@ class DiffusionObjective(Objective):
         error = (prediction.raw.float() - target).square().flatten(1).mean(1)
         return (self.weight(level) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
 
-    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Tensor | None:
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
         from samplers.guidance.cfg import ClassifierFree
         from samplers.noise import normal
         from samplers.registry import get_grid, get_solver
@@ -148,7 +148,8 @@ class DiffusionObjective(Objective):
         guided = ClassifierFree(self.denoiser(network), config.guidance_scale)
         with torch.autocast(like.device.type, torch.bfloat16):
             latents = sample(guided, get_solver("dpmpp_2m"), x, levels, condition) / self.config.latent_scale
-            return (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+            images = (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+        return images, config.prompts if self.text_encoder is not None else None
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that `Generator.from_pretrained` opens."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gen.attention import attention
+from gen.components import Config
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
 
@@ -56,6 +58,36 @@ def hooked(context: Context | None, *site: int) -> Hooked | None:
     hooks = context.hooks if context is not None else {}
     attention, heads = hooks.get("attention"), hooks.get("heads")
     return None if attention is None and heads is None else Hooked(Site(*site), attention, heads)
+
+
+class BackboneConfig(Config):
+    """What every backbone's config has: the picture it takes, the conditions it takes, and the width of its tokens."""
+
+    size: int = Field(gt=0, description="height and width it is trained at, in pixels or latent pixels")
+    patch: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    num_classes: int = Field(default=0, ge=0, description="0: takes no label")
+    text_tokens: int = Field(default=0, ge=0, description="the most text tokens it takes; 0: takes no text")
+    text_dim: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> BackboneConfig:
+        if self.size % self.patch:
+            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.dim % self.heads or self.dim % 4:
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 and of heads {self.heads}")
+        if bool(self.text_tokens) != bool(self.text_dim):
+            raise ValueError("text_tokens and text_dim go together: give both, or neither")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side at the trained size."""
+        return self.size // self.patch
 
 
 class SelfAttention(nn.Module):
@@ -142,15 +174,7 @@ def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-class TakesCondition(Protocol):
-    """The part of a backbone's config that says which conditions it takes."""
-
-    num_classes: int
-    text_tokens: int
-    text_dim: int
-
-
-def check_condition(condition: Condition, batch: int, config: TakesCondition) -> None:
+def check_condition(condition: Condition, batch: int, config: BackboneConfig) -> None:
     """Refuses, in a sentence, a label or text that the network does not take or that does not fit it."""
     label, tokens, mask = condition.label, condition.tokens, condition.mask
     if label is not None:

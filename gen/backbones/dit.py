@@ -13,11 +13,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from gen.backbones.blocks import (
     MLP,
+    BackboneConfig,
     CrossAttention,
     Hooked,
     SelfAttention,
@@ -31,47 +32,21 @@ from gen.backbones.blocks import (
     timestep_embedding,
     unpatchify,
 )
-from gen.components import Config
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
 KeysValues = tuple[Tensor, Tensor]
 
 
-class DiTConfig(Config):
+class DiTConfig(BackboneConfig):
     """Sizes of a DiT. The defaults of the switches are those of the published checkpoints."""
 
-    size: int = Field(gt=0, description="height and width it is trained at, in pixels or latent pixels")
-    patch: int = Field(gt=0)
-    channels: int = Field(gt=0)
     learned_variance: bool = Field(default=False, description="twice the channels come out; the second half is a variance")
-    dim: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
     modulation: Literal["adaln", "adaln_single"] = "adaln"
-    num_classes: int = Field(default=0, ge=0, description="0: takes no label")
-    text_tokens: int = Field(default=0, ge=0, description="the most text tokens it takes; 0: takes no text")
-    text_dim: int = Field(default=0, ge=0)
     position_scale: float = Field(default=1.0, gt=0, description="divides positions (PixArt: 0.5, 1, 2 at 256, 512, 1024)")
     qkv_bias: bool = True
     qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "tanh"
-
-    @model_validator(mode="after")
-    def _fits(self) -> DiTConfig:
-        if self.size % self.patch:
-            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
-        if self.dim % self.heads or self.dim % 4:
-            raise ValueError(f"dim {self.dim} must be a multiple of 4 and of heads {self.heads}")
-        if bool(self.text_tokens) != bool(self.text_dim):
-            raise ValueError("text_tokens and text_dim go together: give both, or neither")
-        return self
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side at the trained size."""
-        return self.size // self.patch
 
 
 # Published sizes: DiT (Table 1) and PixArt-alpha.
@@ -87,12 +62,13 @@ PRESETS: dict[str, dict] = {
 def sincos_positions(rows: int, columns: int, dim: int, trained: int, scale: float) -> Tensor:
     """(1, rows * columns, dim) float64: the column in the first half, the row in the second, each sine then cosine.
 
-    Other sizes than the trained one cover the same range of positions, more or less finely.
+    Other sizes than the trained one cover the same range of positions, more or less finely. Always on the CPU, whatever the
+    default device is: as no file holds them, a network loaded without weights of its own must have them from here.
     """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
 
     def axis(count: int) -> Tensor:
-        angles = (torch.arange(count, dtype=torch.float64) * (trained / count) / scale)[:, None] * frequencies
+        angles = (torch.arange(count, dtype=torch.float64, device="cpu") * (trained / count) / scale)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     column = axis(columns)[None, :].expand(rows, -1, -1)

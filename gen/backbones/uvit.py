@@ -14,11 +14,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from gen.backbones.blocks import (
     MLP,
+    BackboneConfig,
     Hooked,
     SelfAttention,
     TimeMLP,
@@ -32,24 +33,14 @@ from gen.backbones.blocks import (
     timestep_embedding,
     unpatchify,
 )
-from gen.components import Config
 from samplers.denoiser import Condition, Context
 
 
-class UViTConfig(Config):
-    """Sizes of a U-ViT. The defaults of the switches are those of the published checkpoints."""
+class UViTConfig(BackboneConfig):
+    """Sizes of a U-ViT: depth // 2 blocks down, one in the middle, depth // 2 up. `text_tokens` is the length of the text
+    part of the sequence. The defaults of the switches are those of the published checkpoints."""
 
-    size: int = Field(gt=0, description="height and width it is trained at, in pixels or latent pixels")
-    patch: int = Field(gt=0)
-    channels: int = Field(gt=0)
     out_channels: int | None = Field(default=None, gt=0, description="channels, unless given")
-    dim: int = Field(gt=0)
-    depth: int = Field(gt=0, description="depth // 2 blocks down, one in the middle, depth // 2 up")
-    heads: int = Field(gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    num_classes: int = Field(default=0, ge=0, description="0: takes no label")
-    text_tokens: int = Field(default=0, ge=0, description="length of the text part of the sequence; 0: takes no text")
-    text_dim: int = Field(default=0, ge=0)
     text_norm: bool = Field(default=False, description="LayerNorm on text features before their projection")
     time_mlp: bool = False
     qkv_bias: bool = False
@@ -59,21 +50,6 @@ class UViTConfig(Config):
     zero_init: bool = Field(default=False, description="every residual branch starts at zero")
     final_conv: bool = True
     refine_channels: int = Field(default=0, ge=0, description="width of a residual two-convolution head; 0: none")
-
-    @model_validator(mode="after")
-    def _fits(self) -> UViTConfig:
-        if self.size % self.patch:
-            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
-        if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim {self.dim} must be even and a multiple of heads {self.heads}")
-        if bool(self.text_tokens) != bool(self.text_dim):
-            raise ValueError("text_tokens and text_dim go together: give both, or neither")
-        return self
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side at the trained size."""
-        return self.size // self.patch
 
     @property
     def extras(self) -> int:

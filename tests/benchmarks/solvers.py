@@ -20,8 +20,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samplers import Condition, Context, NoiseLevel, Prediction, VarianceExploding, VariancePreserving
-from samplers import get_grid, get_solver, sample, seeded_noise
+from samplers import (
+    Condition,
+    Context,
+    NoiseLevel,
+    Prediction,
+    VarianceExploding,
+    VariancePreserving,
+    get_grid,
+    get_solver,
+    sample,
+    seeded_noise,
+)
 from samplers.registry import SOLVERS, SolverInfo
 from tests.oracles import Mixture, reference_ode
 from tests.samplers.references import k_diffusion, k_sigmas

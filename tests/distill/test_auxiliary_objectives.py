@@ -123,7 +123,8 @@ def test_autoencoder_learns_discs():
     before = objective.measure(models)["psnr"]
     train(objective, lambda step: batch_of(images, start=4 * step), 50, lr=1e-2)
     assert objective.measure(models)["psnr"] > before + 5
-    preview = objective.preview(models, batch_of(images), 0)
+    preview, captions = objective.preview(models, batch_of(images), 0)
+    assert captions == ["original"] * 4 + ["decoded"] * 4
     assert torch.equal(preview[:4], images) and 0 < (preview[4:] - preview[:4]).abs().mean() < 0.1
 
 

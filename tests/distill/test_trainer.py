@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from distill import checkpoint as checkpoints
+from distill.optim import Muon
 from distill.trainer import TrainingError
 from tests.distill.toy import toy_trainer
 
@@ -167,3 +168,36 @@ def test_another_network_is_not_resumed(tmp_path):
     toy_trainer(tmp_path, max_steps=5).train()
     with pytest.raises(TrainingError, match="another network"):
         toy_trainer(tmp_path, network={"type": "toy", "dim": 2}).train()
+
+
+@pytest.mark.parametrize("shapes", [[(24, 16), (16, 24), (24, 16), (16, 16)]])
+def test_muon_in_batches_is_torchs_muon(shapes):
+    """Same state, same updates to bfloat16 rounding (an update has entries of about 0.2 lr)."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+
+    def run(kind, **settings):
+        parameters = [torch.nn.Parameter(value.clone()) for value in start]
+        optimizer = kind(parameters, lr=0.1, weight_decay=0.2, momentum=0.9, **settings)
+        for step in grads:
+            for parameter, grad in zip(parameters, step, strict=True):
+                parameter.grad = grad.clone()
+            optimizer.step()
+        return parameters, optimizer
+
+    ours, optimizer = run(Muon)
+    theirs, reference = run(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).abs().max() < 0.02 * (b - before).abs().max()
+        assert torch.allclose(optimizer.state[a]["momentum_buffer"], reference.state[b]["momentum_buffer"], atol=1e-6)
+
+
+def test_compile_is_for_trained_networks_only_and_changes_no_name(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    trainer = toy_trainer(tmp_path / "run", compile=True)
+    assert compiled == [trainer.networks["net"]]
+    trainer.train()
+    toy_trainer(tmp_path / "plain").train()
+    assert same(everything(tmp_path / "run"), everything(tmp_path / "plain"))

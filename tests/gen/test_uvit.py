@@ -397,7 +397,7 @@ def test_errors_are_sentences(changes, call, message):
     ("change", "message"),
     [
         ({"size": 5}, "size 5 must be a multiple of patch 2"),
-        ({"heads": 3}, "multiple of heads 3"),
+        ({"heads": 3}, "of heads 3"),
         ({"text_dim": 5}, "go together"),
         ({"qk_norm": "l2"}, "qk_norm"),
         ({"width": 3}, "width"),
