@@ -466,7 +466,7 @@ def test_make_source(archive):
     source = make_source({"type": "emoji", "archives": [str(archive)], "size": 16}, 1)
     assert len(source) == 2
     assert source.batch([0, 1]).images.shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match="Did you mean 'emoji'"):
+    with pytest.raises(ValueError, match="did you mean 'emoji'"):
         make_source({"type": "emojis"}, 0)
     with pytest.raises(ValueError, match="not valid: sise: extra"):
         make_source({"type": "emoji", "sise": 64}, 0)

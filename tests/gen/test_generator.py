@@ -339,7 +339,7 @@ BAD = [
     ({"latents": torch.zeros(1, 4, 8, 8), "height": 64}, "latents are for 32 x 32"),
     ({"latents": [1]}, "latents must be a tensor"),
     ({"class_labels": 1}, "takes no class_labels"),
-    ({"sampler": "dpmpp_2n"}, "did you mean 'dpmpp_2m'"),
+    ({"sampler": "dpmpp_2mm"}, "did you mean 'dpmpp_2m'"),
     ({"sampler_options": {"etta": 1}}, "no option 'etta'"),
     ({"sampler": "ddim", "sampler_options": {"eta": NAN}}, "finite number"),
     ({"sampler_options": 3}, "give a dict"),
