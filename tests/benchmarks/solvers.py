@@ -19,14 +19,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from gen.commands.show import table
 from samplers import (
     Condition,
     Context,
     NoiseLevel,
     Prediction,
-    VarianceExploding,
     VariancePreserving,
+    brownian_noise,
     get_grid,
     get_solver,
     sample,
@@ -78,6 +80,7 @@ def contestants(steps: int) -> dict[str, dict[str, Callable[[], object]]]:
             made.set_timesteps(steps)
             current = x
             for t in made.timesteps:
+                made.scale_model_input(current, t)  # every diffusers loop pays for this
                 current = made.step(x0, t, current, return_dict=False)[0]
             return current
 
@@ -126,34 +129,71 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 32) -> float:
     return float(((a @ angles).sort(0).values - (b @ angles).sort(0).values).abs().mean())
 
 
+def settings(info: SolverInfo, path, budget: int) -> tuple[dict, int]:
+    """(options, steps) that spend about `budget` evaluations; an adaptive solver gets a tolerance in place of steps."""
+    if info.adaptive:
+        return {"rtol": 2.0 / budget**2, "atol": 2.0 / budget**2}, 2
+    return {}, max(1, round((budget - info.extra) / info.evaluations))
+
+
+def all_at_once(source: Callable, start: Tensor) -> Callable[[NoiseLevel, NoiseLevel], Tensor]:
+    """Noise for all samples as if they were one image: a seed for each would take most of the time."""
+    draw = source([0], start[None])
+
+    def noise(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+        return draw(s, t)[0]
+
+    if hasattr(draw, "renewed"):
+        noise.renewed = lambda *key: lambda s, t: draw.renewed(*key)(s, t)[0]
+    return noise
+
+
 def error_curves(count: int, solvers: dict[str, SolverInfo]) -> dict[str, list[dict]]:
     """solver -> one row per budget of evaluations that it can meet."""
-    path = VarianceExploding(0.02, 80.0)
+    path = VariancePreserving.scaled_linear()
     denoiser = Mixture.example(path)
     draw = torch.Generator().manual_seed(0)
-    start = 80 * torch.randn(count, 2, generator=draw, dtype=torch.float64)
+    start = path(1.0).sigma * torch.randn(count, 2, generator=draw, dtype=torch.float64)
     data = denoiser.sample(count, path(0.0), draw)
-    truth = reference_ode(denoiser, start[:256], path(80.0), path(1e-4), 2000)
-    noise = seeded_noise(range(count), start)
+    truth = reference_ode(denoiser, start[:256], path(1.0), path.at_logsnr(9.0), 2000)
     floor = sliced_wasserstein(denoiser.sample(count, path(0.0), draw), data)
 
-    curves: dict[str, list[dict]] = {"(exact samples)": [{"nfe": 0, "distribution": floor}]}
-    for name, info in solvers.items():
-        rows = []
+    curves: dict[str, list[dict]] = {"(exact samples)": [{"budget": 0, "nfe": 0, "distribution": floor}]}
+    for name, info in tqdm(solvers.items(), desc="solvers"):
+        rows, noise = [], all_at_once(brownian_noise if info.brownian else seeded_noise, start)
         for budget in BUDGETS:
+            options, steps = settings(info, path, budget)
             context = Context()
-            steps = max(1, round(budget / info.evaluations))
-            try:
-                x = sample(denoiser, get_solver(name), start, get_grid(info.grid, path, steps), noise=noise, context=context)
-            except ValueError as error:  # a solver may need a few steps, or a grid have too few levels
-                print(f"{name} with {steps} steps: {error}")
-                continue
-            row = {"steps": steps, "nfe": context.evaluations / count, "distribution": sliced_wasserstein(x, data)}
+            x = sample(
+                denoiser, get_solver(name, **options), start, get_grid(info.grid, path, steps), noise=noise, context=context
+            )
+            nfe = context.evaluations / count
+            row = {"budget": budget, "steps": steps, "nfe": nfe, "distribution": sliced_wasserstein(x, data)}
             if not info.stochastic:
                 row["error"] = float((x[:256] - truth).square().mean().sqrt())
-            rows.append(row)
+            if nfe <= 1.5 * budget or info.adaptive:
+                rows.append(row)
         curves[name] = rows
     return curves
+
+
+def error_table(curves: dict[str, list[dict]]) -> str:
+    """Solvers without noise by error, then the others by distance; an adaptive one says how many evaluations it took."""
+
+    def cell(name: str, row: dict) -> str:
+        value = row.get("error", row["distribution"])
+        return f"{value:.1e}" + (f" @{row['nfe']:.0f}" if SOLVERS[name].adaptive else "")
+
+    text = []
+    for noise, title in ((False, "RMS error"), (True, "distance of the distribution")):
+        rows = []
+        for name, found in curves.items():
+            if name in SOLVERS and SOLVERS[name].stochastic == noise:
+                cells = {row["budget"]: cell(name, row) for row in found}
+                rows.append((name, SOLVERS[name].grid, *(cells.get(budget, "") for budget in BUDGETS)))
+        text.append(table((title, "grid", *(f"{budget} nfe" for budget in BUDGETS)), rows))
+    floor = curves["(exact samples)"][0]["distribution"]
+    return "\n\n".join(text) + f"\n(two exact sets of samples are {floor:.1e} apart)"
 
 
 def plot(curves: dict[str, list[dict]], path: Path) -> None:
@@ -167,7 +207,7 @@ def plot(curves: dict[str, list[dict]], path: Path) -> None:
     for axis, key, title in zip(axes, ("error", "distribution"), titles, strict=True):
         for name, rows in curves.items():
             points = [(row["nfe"], row[key]) for row in rows if key in row and row["nfe"]]
-            if points:
+            if points and min(value for _, value in points) > 0:
                 axis.plot(*zip(*points, strict=True), "--" if SOLVERS[name].stochastic else "-", label=name, linewidth=1.2)
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=title)
         axis.grid(True, which="both", alpha=0.3)
@@ -187,30 +227,16 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
 
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     times = host_times(given.steps, given.repeats)
-    table = Table(title=f"host time per step, {given.steps} steps on {SHAPE}, torch {torch.__version__}")
     columns = list(dict.fromkeys(key for row in times for key in row))
-    for column in columns:
-        table.add_column(column)
-    for row in times:
-        table.add_row(*(str(row.get(column, "")) for column in columns))
-    console.print(table)
+    print(f"Host time per step, {given.steps} steps on {SHAPE}, torch {torch.__version__}:")
+    print(table(columns, [[str(row.get(column, "")) for column in columns] for row in times]), "\n")
 
     curves = error_curves(given.samples, SOLVERS)
-    table = Table("solver", "grid", *(f"{budget} nfe" for budget in BUDGETS), title="RMS error, or distribution distance in ()")
-    for name, rows in curves.items():
-        if name in SOLVERS:
-            cells = {row["steps"]: f"{row['error']:.1e}" if "error" in row else f"({row['distribution']:.3f})" for row in rows}
-            wanted = [max(1, round(budget / SOLVERS[name].evaluations)) for budget in BUDGETS]
-            table.add_row(name, SOLVERS[name].grid, *(cells.get(steps, "") for steps in wanted))
-    console.print(table)
+    print(error_table(curves))
     (given.out / "solvers.json").write_text(json.dumps({"host_time": times, "curves": curves}, indent=1))
     plot(curves, given.out / "solvers.png")
-    console.print(f"Written: {given.out / 'solvers.json'}, {given.out / 'solvers.png'}")
+    print(f"Written: {given.out / 'solvers.json'}, {given.out / 'solvers.png'}")
 
 
 if __name__ == "__main__":
