@@ -86,10 +86,7 @@ def _listed(names: list[str]) -> str:
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
-    """Fill a module from a file: every parameter and buffer present, nothing left over, every shape equal.
-
-    A module on the meta device, which has shapes only, gets its tensors here, on the CPU.
-    """
+    """Fill a module from a file: every parameter and buffer present, nothing left over, every shape equal."""
     tensors, own = read_weights(path), module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -102,10 +99,8 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     if problems:
         raise CheckpointError(path, f"does not fit {type(module).__name__}: {'; '.join(problems)}.")
     with torch.no_grad():
-        made = {name: torch.empty_like(value, device="cpu") for name, value in own.items() if value.is_meta}
         for name, value in own.items():
-            made.get(name, value).copy_(tensors[name])
-    module.load_state_dict(made, strict=False, assign=True)
+            value.copy_(tensors[name])
 
 
 def _umask() -> int:

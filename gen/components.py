@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +85,23 @@ def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | 
     write_json(folder / "config.json", config_of(network))
 
 
+@contextmanager
+def _no_initialisation() -> Iterator[None]:
+    """Inside, `nn.init` does nothing: weights that a file will overwrite need not be drawn first, which takes longer than
+    reading them. (The meta device would do, but its first use imports for two seconds.)"""
+    names = [
+        name for name, value in vars(nn.init).items() if name.endswith("_") and not name.startswith("_") and callable(value)
+    ]
+    before = {name: getattr(nn.init, name) for name in names}
+    try:
+        for name in names:
+            setattr(nn.init, name, lambda tensor, *args, **options: tensor)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(nn.init, name, function)
+
+
 def load_component(folder: Path | str, *types: str) -> nn.Module:
     """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there.
 
@@ -94,7 +112,7 @@ def load_component(folder: Path | str, *types: str) -> nn.Module:
     if types and config.get("type") not in types:
         raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
     try:
-        with torch.device("meta"):  # shapes only: drawing random weights, to overwrite them, would take longer than reading
+        with _no_initialisation():
             network = build(config)
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None

@@ -62,13 +62,12 @@ PRESETS: dict[str, dict] = {
 def sincos_positions(rows: int, columns: int, dim: int, trained: int, scale: float) -> Tensor:
     """(1, rows * columns, dim) float64: the column in the first half, the row in the second, each sine then cosine.
 
-    Other sizes than the trained one cover the same range of positions, more or less finely. Always on the CPU, whatever the
-    default device is: as no file holds them, a network loaded without weights of its own must have them from here.
+    Other sizes than the trained one cover the same range of positions, more or less finely.
     """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def axis(count: int) -> Tensor:
-        angles = (torch.arange(count, dtype=torch.float64, device="cpu") * (trained / count) / scale)[:, None] * frequencies
+        angles = (torch.arange(count, dtype=torch.float64) * (trained / count) / scale)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     column = axis(columns)[None, :].expand(rows, -1, -1)
@@ -177,7 +176,8 @@ class DiT(nn.Module):
         config = self.config
         rows, columns = check_image(x, config.channels, config.patch)
         check_condition(condition, len(x), config)
-        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        # contiguous, or the residual stream keeps the order of the convolution, and every product copies its weights
+        x = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         x = x + self.positions(rows, columns, context).to(x.dtype)
 
         c = self.time_embed(timestep_embedding(time, FREQUENCIES).to(self.time_embed[0].weight.dtype))
