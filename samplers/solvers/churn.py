@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
 from samplers.solvers.ratio import noise_ratio
+
+
+class Churning(Protocol):
+    """The settings of churn."""
+
+    @property
+    def s_churn(self) -> float: ...
+    @property
+    def s_tmin(self) -> float: ...
+    @property
+    def s_tmax(self) -> float: ...
+    @property
+    def s_noise(self) -> float: ...
+
+
+def raise_noise(
+    churn: Churning, path: Path, state: State, s: NoiseLevel, context: Context, noise: NoiseSource | None
+) -> tuple[State, NoiseLevel]:
+    """(state, level) with the noise raised from r to r (1 + gamma), or as they were where churn does not act."""
+    r = noise_ratio(s)
+    if not churn.s_churn or not churn.s_tmin <= r <= churn.s_tmax or r == math.inf:
+        return state, s
+    if noise is None:
+        name = type(churn).__name__
+        raise ValueError(f"{name} with s_churn={churn.s_churn} adds noise: pass noise=, e.g. seeded_noise(seeds, x).")
+    raised = r * (1 + min(churn.s_churn / max(context.steps, 1), math.sqrt(2) - 1))  # line 5
+    hat = path.at_logsnr(-math.log(raised))
+    fresh = churn.s_noise * hat.alpha * math.sqrt(raised**2 - r**2)
+    x = torch.add(hat.alpha / s.alpha * state.x, noise(s, hat), alpha=fresh)  # line 6
+    return replace(state, x=x), hat
 
 
 @dataclass(frozen=True)
@@ -51,15 +82,5 @@ class Churned:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        r = noise_ratio(s)
-        if self.s_churn and self.s_tmin <= r <= self.s_tmax and r < math.inf:
-            if noise is None:
-                raise ValueError(
-                    f"Churn (s_churn={self.s_churn}) adds noise: pass noise=, for instance seeded_noise(seeds, x)."
-                )
-            raised = r * (1 + min(self.s_churn / max(context.steps, 1), math.sqrt(2) - 1))  # line 5
-            hat = denoiser.path.at_logsnr(-math.log(raised))
-            fresh = self.s_noise * hat.alpha * math.sqrt(raised**2 - r**2)
-            x = torch.add(hat.alpha / s.alpha * state.x, noise(s, hat), alpha=fresh)  # line 6
-            state, s = replace(state, x=x), hat
+        state, s = raise_noise(self, denoiser.path, state, s, context, noise)
         return self.solver.step(denoiser, state, s, t, condition, context, noise)

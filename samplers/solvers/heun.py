@@ -12,12 +12,9 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import State
+from samplers.solvers.churn import raise_noise
 from samplers.solvers.evaluate import evaluate
-
-
-def _ratio(level: NoiseLevel) -> float:
-    """sigma / alpha, the noise level of EDM; infinite at pure noise."""
-    return level.sigma / level.alpha if level.alpha else math.inf
+from samplers.solvers.ratio import noise_ratio
 
 
 @dataclass(frozen=True)
@@ -58,20 +55,12 @@ class Heun:
     ) -> State:
         if not t.logsnr > s.logsnr:
             raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
-        r_s, r_t = _ratio(s), _ratio(t)
-        if self.s_churn and self.s_tmin <= r_s <= self.s_tmax and r_s < math.inf:
-            if noise is None:
-                raise ValueError(f"Heun with s_churn={self.s_churn} adds noise: pass noise=, e.g. seeded_noise(seeds, x).")
-            r_hat = r_s * (1 + min(self.s_churn / max(context.steps, 1), math.sqrt(2) - 1))  # line 5
-            hat = denoiser.path.at_logsnr(-math.log(r_hat))
-            x = hat.alpha / s.alpha * state.x  # line 6
-            x = torch.add(x, noise(s, hat), alpha=self.s_noise * hat.alpha * math.sqrt(r_hat**2 - r_s**2))
-            state, s, r_s = replace(state, x=x), hat, r_hat
+        state, s = raise_noise(self, denoiser.path, state, s, context, noise)
 
         first = evaluate(denoiser, state, s, condition, context)
         if s.alpha == 0 or t.sigma == 0:
             return replace(state, x=t.mix(first.x0, first.eps), prediction=first)
-        dr, kept = r_t - r_s, t.alpha / s.alpha * state.x
+        dr, kept = noise_ratio(t) - noise_ratio(s), t.alpha / s.alpha * state.x
         euler = torch.add(kept, first.eps, alpha=t.alpha * dr)  # line 8
         second = denoiser(euler, t, condition, context)
         x = torch.add(kept, first.eps + second.eps, alpha=t.alpha * dr / 2)  # line 11
