@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from gen.backbones.blocks import mean_token
 from gen.checkpoints import CheckpointError, read_json
 from gen.components import Config
 from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece
@@ -141,12 +142,6 @@ class TextEncoder(nn.Module):
             self.set_vocabulary(pieces)
         except ValueError as error:
             raise CheckpointError(path, str(error)) from None
-
-
-def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
-    """(B, D): the mean over the True places of `mask` (B, L) of tokens (B, L, D); zero where there is none."""
-    weight = mask[..., None].to(tokens.dtype)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 __all__ = ["PAD", "UNK", "Layer", "TextEncoder", "TextEncoderConfig", "mean_token"]

@@ -223,6 +223,12 @@ def class_index(label: Tensor | None, num_classes: int, batch: int, device: torc
     return torch.where(label < 0, num_classes, label)
 
 
+def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, D): the mean over the True places of `mask` (B, L) of tokens (B, L, D); zero where there is none."""
+    weight = mask[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
 def memoize(network: nn.Module, context: Context | None, name: str, owners: tuple, compute: Callable[[], Any]) -> Any:
     """`compute()` once per run where that is safe: no context, gradients or training mean every time."""
     if context is None or network.training or torch.is_grad_enabled():

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gen.backbones.blocks import (
@@ -27,6 +27,7 @@ from gen.backbones.blocks import (
     check_image,
     class_index,
     hooked,
+    mean_token,
     memoize,
     run_block,
     timestep_embedding,
@@ -47,6 +48,13 @@ class DiTConfig(BackboneConfig):
     qkv_bias: bool = True
     qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "tanh"
+    pooled_text: bool = Field(default=False, description="the mean token, through an MLP, joins the time in the modulation")
+
+    @model_validator(mode="after")
+    def _check_pooled(self) -> DiTConfig:
+        if self.pooled_text and not self.text_dim:
+            raise ValueError("pooled_text is the mean of text tokens, but text_dim is 0: this network reads no text")
+        return self
 
 
 # Published sizes: DiT (Table 1) and PixArt-alpha.
@@ -128,6 +136,7 @@ class DiT(nn.Module):
         if config.text_dim:
             self.text_embed = MLP(config.text_dim, dim, dim, "tanh")
             self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.text_dim))
+            self.pooled_embed = MLP(config.text_dim, dim, dim, "tanh") if config.pooled_text else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         if config.modulation == "adaln":
@@ -155,6 +164,7 @@ class DiT(nn.Module):
         if config.text_dim:
             small += [self.text_embed.fc1, self.text_embed.fc2]
             zero += [block.cross.proj for block in self.blocks]
+            zero += [self.pooled_embed.fc2] if config.pooled_text else []
             nn.init.normal_(self.null_text, std=config.text_dim**-0.5)
         if config.modulation == "adaln":
             zero += [block.modulation for block in self.blocks] + [self.final_modulation]
@@ -183,13 +193,15 @@ class DiT(nn.Module):
         c = self.time_embed(timestep_embedding(time, FREQUENCIES).to(self.time_embed[0].weight.dtype))
         if self.label_embed is not None:
             c = c + self.label_embed(class_index(condition.label, config.num_classes, len(x), x.device))
-        activated = F.silu(c)
-        shared = activated if config.modulation == "adaln" else self.shared_modulation(activated).unflatten(-1, (6, -1))
-
         keys_values, mask = [None] * config.depth, None
         if config.text_dim:
             owners, batch = (condition.tokens, condition.mask), len(x)
-            keys_values, mask = memoize(self, context, f"text keys {batch}", owners, lambda: self.read_text(condition, batch))
+            read = memoize(self, context, f"text keys {batch}", owners, lambda: self.read_text(condition, batch))
+            keys_values, mask, pooled = read
+            c = c if pooled is None else c + pooled
+        activated = F.silu(c)
+        shared = activated if config.modulation == "adaln" else self.shared_modulation(activated).unflatten(-1, (6, -1))
+
         for i, block in enumerate(self.blocks):
             hooks = hooked(context, i, config.depth, 0, rows, columns)
             x = run_block(context, i, config.depth, block, x, shared, keys_values[i], mask, self.attention_backend, hooks)
@@ -201,8 +213,9 @@ class DiT(nn.Module):
         shift, scale = final.to(x.dtype).unsqueeze(2).unbind(1)
         return unpatchify(self.head(modulate(self.norm(x), shift, scale)), rows, columns, config.patch)
 
-    def read_text(self, condition: Condition, batch: int) -> tuple[Sequence[KeysValues], Tensor | None]:
-        """Every block's keys and values, and which of them may be attended to (B, 1, 1, L), None for all.
+    def read_text(self, condition: Condition, batch: int) -> tuple[Sequence[KeysValues], Tensor | None, Tensor | None]:
+        """(every block's keys and values, which of them may be attended to (B, 1, 1, L), the pooled text's share of the
+        modulation (B, dim)); None for all of them, and for a network without pooled text.
 
         Rows without a real token, and all rows where there is no text, read the learned null text instead.
         """
@@ -213,9 +226,14 @@ class DiT(nn.Module):
             missing = self.config.text_tokens - tokens.shape[1]
             tokens, mask = F.pad(tokens.to(null.dtype), (0, 0, 0, missing)), F.pad(mask, (0, missing))
             real = mask.any(1, keepdim=True)
-            tokens, mask = torch.where(real[..., None], tokens, null), (mask | ~real)[:, None, None]
-        text = self.text_embed(tokens.to(null.dtype))
-        return [block.cross.keys_values(text) for block in self.blocks], mask
+            tokens, mask = torch.where(real[..., None], tokens, null), (mask | ~real)
+        tokens = tokens.to(null.dtype)
+        pooled = None
+        if self.pooled_embed is not None:
+            pooled = self.pooled_embed(tokens.mean(1) if mask is None else mean_token(tokens, mask))
+        text = self.text_embed(tokens)
+        keys_values = [block.cross.keys_values(text) for block in self.blocks]
+        return keys_values, None if mask is None else mask[:, None, None], pooled
 
     def positions(self, rows: int, columns: int, context: Context | None) -> Tensor:
         """(1, rows * columns, dim)."""

@@ -20,6 +20,8 @@ VARIANTS = {
     "adaln, both": CLASSES | TEXT | {"qkv_bias": False},
     "single, label": SINGLE | CLASSES | {"qk_norm": "layer", "mlp_ratio": 2.0},
     "single, both": SINGLE | CLASSES | TEXT | {"qk_norm": "rms"},
+    "adaln, pooled": CLASSES | TEXT | {"pooled_text": True},
+    "single, pooled": SINGLE | TEXT | {"qk_norm": "rms", "pooled_text": True},
     "unconditional": {},
 }
 
@@ -106,6 +108,9 @@ def equations(w: dict, c: DiTConfig, x, time, condition: Condition):
         if c.text_dim:
             real = condition.mask[b]
             text = condition.tokens[b][real] if real.any() else w["null_text"]
+            if c.pooled_text:
+                pooled = linear("pooled_embed.fc1", text.mean(0))
+                cond = cond + linear("pooled_embed.fc2", gelu(pooled, "tanh"))
             text = linear("text_embed.fc2", gelu(linear("text_embed.fc1", text), "tanh"))
         v = []
         for i in range(g):
@@ -251,7 +256,7 @@ def test_published_sizes(preset, options, millions):
     assert round(count / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize("variant", ["adaln, both", "single, both"])
+@pytest.mark.parametrize("variant", ["adaln, both", "single, both", "adaln, pooled"])
 @torch.no_grad()
 def test_unconditional_rows(variant):
     """A negative label, an all-False mask, no input at all and the null condition are one and the same."""
@@ -264,9 +269,10 @@ def test_unconditional_rows(variant):
     assert (net(x, time, condition) - nothing).flatten(1).abs().amax(1).min() > 1e-3
 
 
+@pytest.mark.parametrize("variant", ["PixArt", "single, pooled"])
 @torch.no_grad()
-def test_masked_tokens_have_no_influence_and_real_ones_do():
-    net = network(torch.float64, **VARIANTS["PixArt"])
+def test_masked_tokens_have_no_influence_and_real_ones_do(variant):
+    net = network(torch.float64, **VARIANTS[variant])
     x, time, condition = inputs(net.config, dtype=torch.float64)
     noise = torch.randn(condition.tokens.shape, dtype=torch.float64)
     base = net(x, time, condition)
