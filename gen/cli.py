@@ -64,8 +64,29 @@ def image(
     sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
     schedule: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
     sampler_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the sampler; repeatable.")] = None,
+    schedule_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the schedule; repeatable.")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
+    ] = None,
+    guidance_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the guidance; repeatable.")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which guidance acts.")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
+    cache_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the cache; repeatable.")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from (PNG, JPEG, WebP).")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of --image is replaced, 0 to 1. [default: 0.8; 1 with a mask]")
+    ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     model: Model = "default",
@@ -89,7 +110,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
-        sampler_option=sampler_option or [],
+        options={"sampler": sampler_option, "schedule": schedule_option, "guidance": guidance_option, "cache": cache_option},
         num_images_per_prompt=number,
         seed=seed,
         num_inference_steps=steps,
@@ -97,6 +118,12 @@ def image(
         schedule=schedule,
         guidance_scale=guidance_scale,
         negative_prompt=negative,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        cache=cache,
+        image=image,
+        mask=mask,
+        strength=strength,
         height=height,
         width=width,
         batch_size=batch_size,
@@ -110,12 +137,14 @@ def replay(
     model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
     device: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
     dtype: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture that it started from, if it did.")] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="The mask, likewise.")] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
     from gen.commands.replay import run
 
-    return run(picture, output=output, model=model, device=device, dtype=dtype, quiet=quiet)
+    return run(picture, output=output, model=model, device=device, dtype=dtype, image=image, mask=mask, quiet=quiet)
 
 
 @app.command()
@@ -139,7 +168,7 @@ def env() -> None:
 
 @app.command()
 def samplers() -> None:
-    """List the samplers and schedules."""
+    """List the samplers, schedules, guidance rules and caches."""
     from gen.commands.show import samplers
 
     print(samplers())

@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
+from gen.edit import make_edit
+from gen.field import Rules
 from gen.model_folder import ModelConfig, model_config, write_model
 from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.recipe import Recipe, save_image
@@ -181,6 +183,13 @@ class Generator:
         schedule: str | Sequence[NoiseLevel] | None = None,
         schedule_options: Mapping[str, Any] | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance: str | Sequence[str] | None = None,
+        guidance_options: Mapping[str, Any] | None = None,
+        cache: str | Sequence[str] | None = None,
+        cache_options: Mapping[str, Any] | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
@@ -192,7 +201,10 @@ class Generator:
         seed: the first picture's; the next get seed + 1, ... seeds: one each. generator: seeds are drawn from it.
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
-        noise levels of your own. batch_size: pictures per network call; halved by itself when memory runs out.
+        noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
+        image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
+        mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
+        runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return them changed. on_images is called with every batch that is done.
         Raises ValueError in a sentence for anything it cannot do.
@@ -223,18 +235,32 @@ class Generator:
             sampler_options=sampler_options,
             schedule=schedule,
             schedule_options=schedule_options,
+            rules=self._rules(guidance, guidance_options, cache, cache_options),
+            edit=(image, mask, strength),
         )
-        if settings.scale == 1 and any(negatives):
-            warnings.warn("negative_prompt has no effect at guidance_scale 1; raise the scale to use it.", stacklevel=2)
+        if settings.scale == settings.rules.off and any(negatives):
+            warnings.warn(
+                f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=2
+            )
         items = request.items(prompts, negatives, classes, per_prompt, request.draw_seeds(total, seed, seeds, generator), noise)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return self._make(items, settings, batch_size, output_type, callback, progress, on_images)
 
-    def replay(self, recipe: Recipe, output_type: str = "pil", progress: bool = True) -> Output:
+    def replay(
+        self, recipe: Recipe, output_type: str = "pil", progress: bool = True, *, image: Any = None, mask: Any = None
+    ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
 
-        Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes.
+        Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
+        image and mask that it began with by their sha256 only: give them again.
         """
+        start = recipe.start
+        for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
+            if needed and given is None:
+                raise ValueError(f"The picture was made from {'an' if name == 'image' else 'a'} {name}, which is not in its "
+                                 f"recipe; give it as {name} (--{name}).")  # fmt: skip
+            if given is not None and not needed:
+                raise ValueError(f"The picture was made without {'an' if name == 'image' else 'a'} {name}; leave it out.")
         settings = self._settings(
             height=recipe.height,
             width=recipe.width,
@@ -245,7 +271,12 @@ class Generator:
             sampler_options=recipe.sampler_options,
             schedule=recipe.schedule,
             schedule_options=recipe.schedule_options,
+            rules=Rules.of(recipe.guidance, recipe.guidance_options, recipe.cache, recipe.cache_options),
+            edit=(image, mask, start and start.strength),
         )
+        if start is not None and settings.edit.start != start:
+            changed = "image" if settings.edit.start.image != start.image else "mask"
+            raise ValueError(f"This {changed} is not the one that the picture was made from: its sha256 differs.")
         if recipe.batch.row >= recipe.batch.size:
             raise ValueError(f"The recipe says picture {recipe.batch.row} of a batch of {recipe.batch.size}, which has none.")
         label = [-1 if recipe.class_label is None else recipe.class_label] if self.classes else None
@@ -254,7 +285,7 @@ class Generator:
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False
         size, row = recipe.batch.size, recipe.batch.row
-        with progress_bar(settings.steps, progress) as bar:
+        with progress_bar(len(settings.levels) - 1, progress) as bar:
             made = make_batch(self, [item] * size, settings, output_type, None, bar)
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
 
@@ -277,8 +308,14 @@ class Generator:
                 raise ValueError(f"{name} has {len(values)} entries where {count} are asked for; give one for all, or {count}.")
         return tuple(values * count if len(values) == 1 else values for values in (prompts, negatives, labels))
 
+    def _rules(self, guidance: object, guidance_options: object, cache: object, cache_options: object) -> Rules:
+        defaults = self.config.defaults
+        if guidance is None and guidance_options is None:
+            guidance_options = defaults.guidance_options
+        return Rules.of(defaults.guidance if guidance is None else guidance, guidance_options, cache, cache_options)
+
     def _settings(
-        self, *, height, width, steps, scale, interval, sampler, sampler_options, schedule, schedule_options
+        self, *, height, width, steps, scale, interval, sampler, sampler_options, schedule, schedule_options, rules, edit
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -289,10 +326,12 @@ class Generator:
         unconditional = self.text_encoder is None and not self.classes
         if scale is not None:
             scale = request.real("guidance_scale", scale, 0, request.MAX_SCALE)
-            if unconditional and scale != 1:
+            if unconditional and scale != rules.off:
                 raise ValueError(f"The model {self.name!r} is unconditional and cannot be guided; leave guidance_scale out.")
+        elif unconditional:
+            scale = rules.off
         else:
-            scale = 1.0 if unconditional else defaults.guidance_scale
+            scale = defaults.guidance_scale if rules.usual is None else rules.usual
         interval = defaults.guidance_interval if interval is None else request.interval("guidance_interval", interval)
         unrecorded = [name for name, own in (("sampler", sampler), ("schedule", schedule)) if own and not isinstance(own, str)]
         if sampler_options is None:
@@ -313,18 +352,27 @@ class Generator:
         if isinstance(schedule, str):
             schedule = grid_info(schedule).name
             levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
+        levels, steps = tuple(levels), len(levels) - 1
+        start = make_edit(self, *edit, height, width)
+        if start is not None:
+            levels = start.levels(levels)
+            if start.mask is not None and rules.guidance[0] == "cfg++":
+                raise ValueError("cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting.")
+        rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
         return Settings(
             height=height,
             width=width,
-            steps=len(levels) - 1,
+            steps=steps,
             scale=scale,
             interval=interval,
             sampler=sampler if isinstance(sampler, str) else type(sampler).__name__,
             sampler_options=sampler_options,
             schedule=schedule if isinstance(schedule, str) else "custom",
             schedule_options=schedule_options,
+            rules=rules,
+            edit=start,
             solver=solver,
-            levels=tuple(levels),
+            levels=levels,
             brownian=brownian,
             unrecorded=tuple(unrecorded),
         )
@@ -346,7 +394,7 @@ class Generator:
         queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]
         queue.sort()
         done: dict[int, tuple[Tensor, Recipe]] = {}
-        with progress_bar(settings.steps * len(queue), progress) as bar:
+        with progress_bar((len(settings.levels) - 1) * len(queue), progress) as bar:
             while queue and not self.interrupt:
                 rows = queue.pop(0)
                 try:

@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 OWN_FILES = {"config.json", "README.md", "LICENSE", "NOTICE", ".gitattributes", *PARTS}
 
-Option = bool | int | FiniteFloat | str
+Option = bool | int | FiniteFloat | str | tuple[int | FiniteFloat, ...]
 
 
 class Strict(BaseModel):
@@ -91,6 +91,8 @@ class Defaults(Strict):
     num_inference_steps: int = Field(20, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=0, le=100)
     guidance_interval: tuple[float, float] | None = None
+    guidance: str = "cfg"
+    guidance_options: dict[str, Option] = {}
     sampler: str = "dpmpp_2m"
     sampler_options: dict[str, Option] = {}
     schedule: str = "uniform"

@@ -20,7 +20,7 @@ CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
 MAX_PIXELS = 64_000_000
 
-Option = bool | int | float | str
+Option = bool | int | float | str | tuple[int | float, ...]
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=300)]
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -59,6 +59,14 @@ class Machine(_Part):
     fewstep: Name
 
 
+class Start(_Part):
+    """What an edit began with: sha256 of the image's bytes and the mask's, brought to the picture's size, and the strength."""
+
+    image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    mask: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    strength: float = Field(ge=0, le=1)
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -76,6 +84,11 @@ class Recipe(_Part):
     schedule_options: dict[Name, Option] = {}
     guidance_scale: float = Field(ge=0, le=100)
     guidance_interval: tuple[float, float] | None = None
+    guidance: Name = "cfg"
+    guidance_options: dict[Name, Option] = {}
+    cache: Name = ""
+    cache_options: dict[Name, Option] = {}
+    start: Start | None = None
     adapters: dict[Name, float] = {}
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
     unrecorded: tuple[Name, ...] = ()

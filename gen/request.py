@@ -58,14 +58,24 @@ def interval(name: str, value: object) -> tuple[float, float] | None:
     return low, high
 
 
-def options(name: str, value: object) -> dict[str, bool | int | float | str]:
-    """Plain named values, as a recipe can hold them."""
+Option = bool | int | float | str | tuple[int | float, ...]
+
+
+def options(name: str, value: object) -> dict[str, Option]:
+    """Plain named values, as a recipe can hold them; a list of numbers becomes a tuple."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} is {value!r}; give a dict of names and values.")
-    for key, one in value.items():
-        if not isinstance(one, bool | int | float | str) or (isinstance(one, float) and not math.isfinite(one)):
-            raise ValueError(f"{name}[{key!r}] is {one!r}; give a finite number, True, False or a string.")
-    return dict(value)
+    return {key: _option(f"{name}[{key!r}]", one) for key, one in value.items()}
+
+
+def _option(name: str, value: object) -> Option:
+    several = isinstance(value, list | tuple)
+    for one in value if several else [value]:
+        if not isinstance(one, int | float if several else bool | int | float | str) or (
+            isinstance(one, float) and not math.isfinite(one)
+        ):
+            raise ValueError(f"{name} is {value!r}; give a finite number, several, True, False or a string.")
+    return tuple(value) if several else value
 
 
 def text(name: str, value: object) -> str:

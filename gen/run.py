@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.edit import Edit
+from gen.field import Rules
 from gen.recipe import Batch, Machine, Model, Recipe
 from gen.request import Item
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import NoiseSource, normal, seeded_noise
 from samplers.path import NoiseLevel
 from samplers.sample import Solver, State, trajectory
@@ -30,8 +30,8 @@ CALLBACK_TENSORS = ("latents", "denoised")
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pictures of a call share. brownian: noise comes from one Brownian path per picture. stop_at: end after this
-    many steps, as an interrupted run did."""
+    """What all pictures of a call share. levels: those that are run, of the schedule's `steps` + 1. brownian: noise comes from
+    one Brownian path per picture. stop_at: end after this many steps, as an interrupted run did."""
 
     height: int
     width: int
@@ -42,6 +42,8 @@ class Settings:
     sampler_options: dict[str, Any]
     schedule: str
     schedule_options: dict[str, Any]
+    rules: Rules
+    edit: Edit | None
     solver: Solver
     levels: tuple[NoiseLevel, ...]
     brownian: bool = False
@@ -129,7 +131,7 @@ class _NoBar:
 
 def is_guided(item: Item, settings: Settings) -> bool:
     """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
-    return settings.scale != 1 and bool(item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0)
+    return settings.scale != settings.rules.off and bool(item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0)
 
 
 def make_batch(
@@ -142,11 +144,19 @@ def make_batch(
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
-    solver = settings.solver if callback is None else WithCallback(settings.solver, generator, *callback)
+    field, solver = _field(generator, items, settings)
+    solver = solver if callback is None else WithCallback(solver, generator, *callback)
+    x, edit = noise * settings.levels[0].sigma, settings.edit
+    if edit is not None:
+        x = settings.levels[0].mix(edit.latents, noise)
+        if edit.mask is not None:
+            from samplers.editing import Inpaint
+
+            field = Inpaint(field, edit.latents, edit.latent_mask, noise)
     states = trajectory(
-        _field(generator, items, settings),
+        field,
         solver,
-        noise * settings.levels[0].sigma,
+        x,
         settings.levels,
         _condition(generator, items),
         noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
@@ -159,11 +169,14 @@ def make_batch(
     early = state.step < len(settings.levels) - 1
     latents = clean(state) if early else state.x
     shown = latents if output_type == "latent" else generator.decode(latents)
+    if edit is not None and output_type != "latent":
+        shown = edit.keep_known(shown)
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     computed_with = machine(generator, shape[1:])
     for row, item in enumerate(items):
-        unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed)
+        beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
+        unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
         batch = Batch(size=len(items), row=row)
         recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with))
     return Made(shown, recipes)
@@ -178,15 +191,14 @@ def _condition(generator: Generator, items: Sequence[Item]) -> Condition:
     return replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
 
 
-def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> Denoiser:
-    """The denoiser of a batch: the network, under guidance where the batch has it."""
-    if not is_guided(items[0], settings):
-        return generator.denoiser
+def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Denoiser, Solver]:
+    """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     negatives = [item.negative_prompt for item in items]
     negative = generator.encode_prompt(negatives) if any(text.strip() for text in negatives) else None
     if negative is not None and generator.classes:
         negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
-    return ClassifierFree(generator.denoiser, settings.scale, negative, settings.interval or (-math.inf, math.inf))
+    guided = is_guided(items[0], settings)
+    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
 
 
 def _recipe(
@@ -213,6 +225,11 @@ def _recipe(
         schedule_options=settings.schedule_options,
         guidance_scale=settings.scale,
         guidance_interval=settings.interval,
+        guidance=settings.rules.name,
+        guidance_options=dict(settings.rules.guidance_options),
+        cache=settings.rules.cache_name,
+        cache_options=dict(settings.rules.cache_options),
+        start=None if settings.edit is None else settings.edit.start,
         adapters=dict(generator.adapters),
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,

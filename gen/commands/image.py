@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from gen.commands.output import Target, check_png, save_free, say
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """key=value strings as options: true and false, numbers, else text."""
+    """key=value strings as options: true and false, numbers, several numbers with commas between, else text."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -29,7 +29,8 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    parts = [_value(part) for part in text.split(",")] if "," in text else [text]
+    return text if any(isinstance(part, str) for part in parts) else parts
 
 
 def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
@@ -53,14 +54,13 @@ def run(
     dtype: str | None,
     metadata: bool,
     quiet: bool,
-    sampler_option: Sequence[str],
+    options: Mapping[str, Sequence[str] | None],
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
     target = Target.of(output)
     sheet = None if grid is None else check_png(grid)
-    if sampler_option:
-        call["sampler_options"] = parse_options(sampler_option)
+    call |= {f"{kind}_options": parse_options(pairs) for kind, pairs in options.items() if pairs}
 
     from gen.generator import Generator
 

@@ -9,7 +9,17 @@ from gen.commands.output import check_png, printable, save_free, say
 from gen.recipe import Machine, Recipe, open_png, read_recipe
 
 
-def run(path: Path, *, output: Path | None, model: str | None, device: str | None, dtype: str | None, quiet: bool) -> int:
+def run(
+    path: Path,
+    *,
+    output: Path | None,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    image: Path | None,
+    mask: Path | None,
+    quiet: bool,
+) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
     target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
@@ -33,14 +43,14 @@ def run(path: Path, *, output: Path | None, model: str | None, device: str | Non
         torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
     generator.name = recipe.model.name
 
-    made = generator.replay(recipe, progress=not quiet)
+    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():
         say("Identical to the last byte.", quiet)
         return 0
-    with open_png(path) as image:
-        before = np.asarray(image.convert("RGB"), dtype=np.int16)
+    with open_png(path) as old:
+        before = np.asarray(old.convert("RGB"), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))
         if before.shape[:2] == (recipe.height, recipe.width)

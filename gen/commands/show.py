@@ -47,16 +47,31 @@ def env() -> str:
 
 
 def samplers() -> str:
+    from samplers.cache import CACHES
+    from samplers.guidance import GUIDANCE
     from samplers.registry import GRIDS, SOLVERS
 
+    given = ("scale", "negative", "interval")  # by options of the call's own
     solvers = [
         (s.name, str(s.order), str(s.evaluations), "yes" if s.stochastic else "no", ", ".join(s.options), s.description)
         for s in SOLVERS.values()
     ]
     grids = [(g.name, ", ".join(g.options), g.description) for g in GRIDS.values()]
+    rules = [
+        (
+            g.name,
+            "around another" if g.modifier else str(g.evaluations),
+            ", ".join(o for o in g.options if o not in given),
+            g.description,
+        )
+        for g in GUIDANCE.values()
+    ]
+    caches = [(c.name, c.saves, ", ".join(c.options), c.description) for c in CACHES.values()]
     return "\n\n".join(
         (
             table(("sampler", "order", "nfe/step", "noise", "options", "description"), solvers),
             table(("schedule", "options", "description"), grids),
+            table(("guidance", "nfe/step", "options", "description"), rules),
+            table(("cache", "spares", "options", "description"), caches),
         )
     )

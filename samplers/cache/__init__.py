@@ -7,7 +7,7 @@ They belong directly around the network, under guidance: ClassifierFree(TaylorSe
 from samplers.cache.broadcast import PyramidBroadcast
 from samplers.cache.easy import EasyCache
 from samplers.cache.first_block import FirstBlockCache
-from samplers.cache.registry import CACHES, CacheInfo, cache_names, get_cache
+from samplers.cache.registry import CACHES, CacheInfo, cache_info, cache_names, get_cache
 from samplers.cache.reuse import Reuse
 from samplers.cache.taylor import TaylorSeer
 
@@ -19,6 +19,7 @@ __all__ = [
     "PyramidBroadcast",
     "Reuse",
     "TaylorSeer",
+    "cache_info",
     "cache_names",
     "get_cache",
 ]

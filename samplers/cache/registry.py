@@ -17,12 +17,14 @@ from samplers.registry import _check_options, _find
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What the tables say about a cache. `factory(denoiser, **options)` builds it; `saves` is what runs less often."""
+    """What the tables say about a cache. `factory(denoiser, **options)` builds it; `saves` is what runs less often.
+    together: the images of a batch decide as one, so that an image may depend on those beside it."""
 
     name: str
     factory: Callable[..., Denoiser]
     description: str
     saves: str
+    together: bool = False
     aliases: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
@@ -50,6 +52,7 @@ CACHES: dict[str, CacheInfo] = {
             FirstBlockCache,
             "repeats all blocks but the first while that changes little",
             "blocks",
+            together=True,
             aliases=("FirstBlockCache", "fbcache"),
             options=("threshold", "interval"),
         ),
@@ -77,8 +80,13 @@ def cache_names() -> tuple[str, ...]:
     return tuple(CACHES)
 
 
+def cache_info(name: str) -> CacheInfo:
+    """The record of a cache, by name or alias."""
+    return _find(CACHES, name, "cache")
+
+
 def get_cache(name: str, denoiser: Denoiser, **options: Any) -> Denoiser:
     """A cache around a denoiser, by name or alias. Raises ValueError for an unknown name or option."""
-    info: CacheInfo = _find(CACHES, name, "cache")
+    info = cache_info(name)
     _check_options(info, options, "cache")
     return info.factory(denoiser, **options)

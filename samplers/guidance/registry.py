@@ -25,7 +25,8 @@ class GuidanceInfo:
     """What the tables say about a guidance method. `factory(denoiser, **options)` builds it around a plain denoiser.
 
     `solver`, where there is one, must go around the solver too. `evaluations` is the number of network evaluations per image
-    where guidance acts. modifier: a rule that goes around another guidance, not around a plain denoiser.
+    where guidance acts. modifier: a rule that goes around another guidance, not around a plain denoiser; compares: one that
+    must find a guided image and the conditional one there. off: the scale at which nothing is guided; usual: one that is.
     """
 
     name: str
@@ -34,6 +35,9 @@ class GuidanceInfo:
     evaluations: int = 2
     solver: Callable[[Solver], Solver] | None = None
     modifier: bool = False
+    compares: bool = False
+    off: float = 1.0
+    usual: float | None = None  # None: the model's
     aliases: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # of the options, those without a default
@@ -75,6 +79,8 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             partial(ClassifierFree, keep_both=True),
             "CFG++: guided image, unguided noise; scale 0 to 1, at most about 2",
             solver=PlusPlus,
+            off=0.0,
+            usual=0.6,
             options=_CFG,
             needs=("scale",),
         ),
@@ -128,7 +134,9 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             options=(*_PERTURBED, "blur"),
             needs=("layers",),
         ),
-        GuidanceInfo("rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, options=("factor", "on")),
+        GuidanceInfo(
+            "rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, compares=True, options=("factor", "on")
+        ),
         GuidanceInfo(
             "dynamic_threshold",
             DynamicThreshold,

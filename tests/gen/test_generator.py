@@ -344,7 +344,7 @@ BAD = [
     ({"sampler": "ddim", "sampler_options": {"eta": NAN}}, "finite number"),
     ({"sampler_options": 3}, "give a dict"),
     ({"schedule": "karas"}, "did you mean 'karras'"),
-    ({"schedule_options": {"rho": [7]}}, "finite number"),
+    ({"schedule_options": {"rho": [[7]]}}, "finite number"),
     ({"output_type": "jpg"}, "choose one of pil, np, pt, latent"),
     ({"callback_on_step_end": 3}, "cannot be called"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, "name some of latents, denoised"),

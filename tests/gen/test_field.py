@@ -1,0 +1,146 @@
+"""Guidance and caches by name: what a call builds, what its recipe holds, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gen.field import Rules
+from gen.recipe import Recipe
+from samplers.cache import FirstBlockCache, Reuse
+from samplers.denoiser import Condition, Context
+from samplers.guidance import AdaptiveProjected, ClassifierFree, PerturbedAttention, PlusPlus, Rescale
+from samplers.noise import normal
+from samplers.path import RectifiedFlow
+from samplers.registry import get_grid, get_solver
+from samplers.sample import sample
+
+PROMPTS = ["a red heart", "", "a cat"]
+
+
+def pixels(generator, *args, **kwargs) -> torch.Tensor:
+    return generator(*args, output_type="latent", progress=False, **kwargs).images
+
+
+def by_hand(generator, wrap, solver="dpmpp_2m", prompt="a red heart"):
+    """The latents of seed 7 with the field that `wrap` makes of the denoiser and the solver."""
+    tokens, mask = generator.text_encoder.encode([prompt])
+    levels = get_grid("uniform", RectifiedFlow(), 5)
+    field, solver = wrap(generator.denoiser, get_solver(solver))
+    x = normal([7], (4, 8, 8), "latents") * levels[0].sigma
+    with torch.no_grad():
+        return sample(field, solver, x, levels, Condition(tokens=tokens, mask=mask), context=Context())
+
+
+CASES = {
+    "apg": ({"guidance": "apg", "guidance_options": {"momentum": -0.5}},
+            lambda d, s: (AdaptiveProjected(d, 2.5, momentum=-0.5), s)),
+    "apg + rescale": ({"guidance": "apg + rescale", "guidance_options": {"factor": 0.4}},
+                      lambda d, s: (Rescale(AdaptiveProjected(d, 2.5), 0.4), s)),
+    "rescale alone goes around cfg": ({"guidance": "rescale"}, lambda d, s: (Rescale(ClassifierFree(d, 2.5)), s)),
+    "cfg++": ({"guidance": "cfg++"}, lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), PlusPlus(s))),
+    "pag": ({"guidance": "pag", "guidance_options": {"layers": [1], "perturbed_scale": 2}},
+            lambda d, s: (PerturbedAttention(ClassifierFree(d, 2.5), 2.0, (1,), base=d), s)),
+    "interval": ({"guidance": "apg", "guidance_interval": (-1.0, 1.0)},
+                 lambda d, s: (AdaptiveProjected(d, 2.5, interval=(-1.0, 1.0)), s)),
+    "cache": ({"cache": "reuse", "cache_options": {"stride": 2}}, lambda d, s: (ClassifierFree(Reuse(d, stride=2), 2.5), s)),
+    "two caches": ({"cache": "pyramid + first_block", "cache_options": {"threshold": 0.3}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_call_is_the_stack_built_by_hand(tiny, case):
+    asked, wrap = CASES[case]
+    made = tiny(
+        ["a red heart"], seed=7, num_inference_steps=5, guidance_scale=2.5, output_type="latent", progress=False, **asked
+    )
+    plain = by_hand(tiny, lambda d, s: (ClassifierFree(d, 2.5), s))
+    assert not torch.allclose(made.images, plain, atol=1e-3)  # each of them changes something
+    if wrap is not None:
+        torch.testing.assert_close(made.images, by_hand(tiny, wrap), rtol=0, atol=1e-6)
+    [recipe] = made.recipes
+    again = tiny.replay(Recipe.from_json(recipe.to_json()), output_type="latent", progress=False)
+    assert torch.equal(again.images, made.images) and again.recipes[0] == recipe
+
+
+@pytest.mark.parametrize("asked", [{"guidance": "apg + rescale"}, {"guidance": "cfg++"}, {"cache": "first_block"}])
+def test_rows_without_a_prompt_stay_unguided(tiny, asked):
+    together = pixels(tiny, PROMPTS, seeds=[1, 2, 3], **asked)
+    alone = pixels(tiny, "", seed=2, **({} if "guidance" in asked else asked))
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=0)
+
+
+def test_perturbations_need_no_prompt(tiny):
+    options = {"layers": 1, "perturbed_scale": 4.0}
+    perturbed = pixels(tiny, "", seed=2, guidance="pag + rescale", guidance_options=options)
+    assert not torch.allclose(perturbed, pixels(tiny, "", seed=2), atol=1e-3)
+
+
+def test_cfgpp_has_a_scale_of_its_own(tiny):
+    made = tiny("a cat", seed=1, guidance="cfg++", progress=False)
+    assert made.recipes[0].guidance_scale == 0.6 and made.recipes[0].nfe == 8
+    assert tiny("a cat", seed=1, guidance="cfg++", guidance_scale=0, progress=False).recipes[0].nfe == 4
+    with pytest.warns(UserWarning, match="no effect at guidance_scale 0;"):
+        tiny("a cat", "a dog", seed=1, guidance="cfg++", guidance_scale=0, progress=False)
+
+
+def test_a_cache_that_decides_for_the_batch_says_so(tiny):
+    for cache, batch, said in (("first_block", 2, True), ("first_block", 1, False), ("reuse", 2, False)):
+        made = tiny(["a cat", "a dog"], seed=1, cache=cache, batch_size=batch, progress=False)
+        assert [("pictures beside it" in recipe.unrecorded) for recipe in made.recipes] == [said, said]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"guidance": "apgg"}, "Unknown guidance 'apgg': did you mean 'apg'"),
+        ({"guidance": "rescale + apg"}, "name one rule, then modifiers"),
+        ({"guidance": "apg + cfg"}, "name one rule, then modifiers"),
+        ({"guidance": 3}, "give a name, or several with \\+ between"),
+        ({"guidance": "pag"}, "pag needs layers in guidance_options"),
+        ({"guidance": "pag", "guidance_options": {"layers": 9}}, "the network has blocks 0 to"),
+        ({"guidance": "pag", "guidance_options": {"layers": "x"}}, "give the numbers of the blocks"),
+        ({"guidance": "apg", "guidance_options": {"scale": 3}}, "given by guidance_scale itself"),
+        ({"guidance": "apg", "guidance_options": {"eta2": 3}}, "apg takes eta, momentum, threshold"),
+        ({"guidance": "apg", "guidance_options": {"eta": [1, "x"]}}, "give a finite number, several"),
+        ({"guidance": "apg", "guidance_options": {"momentum": float("nan")}}, "give a finite number"),
+        ({"guidance": "rescale", "guidance_options": {"factor": 2}}, "must lie between 0 \\(off\\) and 1"),
+        ({"guidance": "autoguidance"}, "Autoguidance needs a weaker model"),
+        ({"cache": "taylr"}, "Unknown cache 'taylr': did you mean 'taylor'"),
+        ({"cache": "taylor", "cache_options": {"stride": 0}}, "stride must be a whole number of at least 1"),
+        ({"cache_options": {"stride": 2}}, "no cache takes none"),
+    ],
+)
+def test_refusals(tiny, asked, message):
+    with pytest.raises(ValueError, match=message):
+        tiny("a cat", seed=1, progress=False, **asked)
+
+
+def test_a_models_own_guidance_is_the_default(tiny_model, tmp_path):
+    import json
+    import shutil
+
+    from gen.generator import Generator
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["defaults"] |= {"guidance": "apg", "guidance_options": {"momentum": -0.5}}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = Generator.from_pretrained(folder, device="cpu", dtype="float32")
+    recipe = generator("a cat", seed=1, progress=False).recipes[0]
+    assert (recipe.guidance, recipe.guidance_options) == ("apg", {"momentum": -0.5})
+    recipe = generator("a cat", seed=1, guidance="cfg", progress=False).recipes[0]
+    assert (recipe.guidance, recipe.guidance_options) == ("cfg", {})
+
+
+def test_the_common_case_imports_no_family():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from gen.field import Rules; Rules.of(None, {}, None, None); print('samplers.guidance.apg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert Rules.of("CFG", {}, "fbcache", {}).cache == ("first_block",)
+    assert FirstBlockCache.__name__ == "FirstBlockCache"
