@@ -12,7 +12,7 @@ from samplers.cache.first_block import FirstBlockCache
 from samplers.cache.reuse import Reuse
 from samplers.cache.taylor import TaylorSeer
 from samplers.denoiser import Denoiser
-from samplers.registry import _check_options, _find
+from samplers.names import check_options, find
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def cache_names() -> tuple[str, ...]:
 
 def cache_info(name: str) -> CacheInfo:
     """The record of a cache, by name or alias."""
-    return _find(CACHES, name, "cache")
+    return find(CACHES, name, "cache")
 
 
 def get_cache(name: str, denoiser: Denoiser, **options: Any) -> Denoiser:
     """A cache around a denoiser, by name or alias. Raises ValueError for an unknown name or option."""
     info = cache_info(name)
-    _check_options(info, options, "cache")
+    check_options(info, options, "cache")
     return info.factory(denoiser, **options)

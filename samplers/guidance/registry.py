@@ -16,7 +16,7 @@ from samplers.guidance.perturb import Perturbed, PerturbedAttention, SkipLayer, 
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
 from samplers.guidance.zero import ZeroStar
-from samplers.registry import _check_options, _find
+from samplers.names import check_options, find
 from samplers.sample import Solver
 
 
@@ -157,7 +157,7 @@ def guidance_names() -> tuple[str, ...]:
 
 def guidance_info(name: str) -> GuidanceInfo:
     """The record of a guidance method, by name or alias."""
-    return _find(GUIDANCE, name, "guidance")
+    return find(GUIDANCE, name, "guidance")
 
 
 def get_guidance(name: str, denoiser: Denoiser, solver: Solver, **options: Any) -> tuple[Denoiser, Solver]:
@@ -167,7 +167,7 @@ def get_guidance(name: str, denoiser: Denoiser, solver: Solver, **options: Any) 
     not have, or one that it needs and was not given.
     """
     info = guidance_info(name)
-    _check_options(info, options, "guidance")
+    check_options(info, options, "guidance")
     if missing := [name for name in info.needs if name not in options]:
         raise ValueError(f"The guidance {info.name!r} needs {' and '.join(missing)}: give a value for each.")
     return info.factory(denoiser, **options), solver if info.solver is None else info.solver(solver)

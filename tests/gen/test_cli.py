@@ -72,7 +72,7 @@ def test_image_options_reach_the_recipe(image):
 def test_image_takes_guidance_caches_and_a_picture_to_start_from(image, fewstep, tiny_model):
     image("a cat", "--seed", 1)
     Image.new("L", (32, 32), 255).save("mask.png")
-    code, out, err = image(
+    code, _, err = image(
         "a dog", "--seed", 2, "-o", "edit.png", "--image", "a-cat-1.png", "--mask", "mask.png", "--strength", 0.75,
         "--guidance", "pag + clip", "--guidance-option", "layers=0,1", "--guidance-option", "limit=2.5",
         "--guidance-interval", -3, 2.5, "--cache", "taylor", "--cache-option", "stride=2",
@@ -84,7 +84,7 @@ def test_image_takes_guidance_caches_and_a_picture_to_start_from(image, fewstep,
     assert (recipe.cache, recipe.cache_options) == ("taylor", {"stride": 2})
     assert (recipe.guidance_interval, recipe.schedule_options) == ((-3, 2.5), {"rho": 5})
     assert recipe.start.strength == 0.75 and recipe.start.mask
-    code, out, err = fewstep("replay", "edit.png", "--model", tiny_model, "--image", "a-cat-1.png", "--mask", "mask.png")
+    code, _, err = fewstep("replay", "edit.png", "--model", tiny_model, "--image", "a-cat-1.png", "--mask", "mask.png")
     assert code == 0 and "Identical to the last byte" in err
     code, _, err = fewstep("replay", "edit.png", "--model", tiny_model)
     assert code == 2 and "give it as image (--image)" in err
