@@ -1,8 +1,6 @@
 """`python -m gen`: the command line."""
 
-import sys
-
-from gen.cli import main
+from gen.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
