@@ -64,7 +64,9 @@ def image(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
-    schedule: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]")
+    ] = None,
     sampler_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the sampler; repeatable.")] = None,
     schedule_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the schedule; repeatable.")

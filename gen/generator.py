@@ -321,7 +321,9 @@ class Generator:
         defaults = self.config.defaults
         height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
         if steps is None:
-            steps = defaults.num_inference_steps
+            own = schedule_options if schedule == "table" and isinstance(schedule_options, Mapping) else {}
+            values, pure = own.get("values", ()), bool(own.get("pure_noise"))
+            steps = len(values) + pure if values and isinstance(values, Sequence) else defaults.num_inference_steps
         steps = request.whole("num_inference_steps", steps, 1, request.MAX_STEPS)
         unconditional = self.text_encoder is None and not self.classes
         if scale is not None:

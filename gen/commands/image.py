@@ -62,6 +62,13 @@ def run(
     sheet = None if grid is None else check_png(grid)
     call |= {f"{kind}_options": parse_options(pairs) for kind, pairs in options.items() if pairs}
 
+    if str(call["schedule"]).lower().endswith(".json"):
+        from samplers.search.table import read_table
+
+        found = read_table(call["schedule"])
+        call["schedule_options"] = {"values": found.sigmas, "unit": "sigma", "pure_noise": found.pure_noise}
+        call["schedule"] = "table"
+
     from gen.generator import Generator
 
     generator = Generator.from_pretrained(model, device, dtype)

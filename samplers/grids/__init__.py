@@ -14,7 +14,7 @@ from samplers.grids.clock import beta, ddim_uniform, normal, quadratic, sgm_unif
 from samplers.grids.common import Grid
 from samplers.grids.ratio import exponential, karras, kl_optimal, laplace, linear_quadratic, polyexponential, uniform_logsnr, vp
 from samplers.grids.shift import dynamic_mu, dynamic_shift, resolution_shift, shifted
-from samplers.grids.tables import align_your_steps, from_table
+from samplers.grids.tables import align_your_steps, from_table, table
 
 __all__ = [
     "Grid",
@@ -36,6 +36,7 @@ __all__ = [
     "sgm_uniform",
     "shifted",
     "simple",
+    "table",
     "uniform_logsnr",
     "uniform_time",
     "vp",

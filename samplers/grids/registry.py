@@ -104,5 +104,12 @@ GRIDS: dict[str, GridInfo] = {
             ("ays", "Align Your Steps"),
             ("family",),
         ),
+        GridInfo(
+            "table",
+            grids.table,
+            "levels of your own: a JSON file that samplers.search saved, or values=",
+            (),
+            ("values", "unit", "pure_noise"),
+        ),
     )
 }

@@ -50,3 +50,17 @@ def from_table(path: Path, values: Sequence[float], unit: str = "t") -> Grid:
     if levels and levels[-1].sigma == 0:
         levels.pop()
     return finish(path, levels)
+
+
+def table(path: Path, steps: int, values: Sequence[float] = (), unit: str = "sigma", pure_noise: bool = False) -> Grid:
+    """`from_table` as a grid of `steps` steps, with pure noise before the values if asked for: JSON has no infinity."""
+    check_steps(steps)
+    if isinstance(values, str) or not values:
+        raise ValueError(f"The grid 'table' needs values, the levels noisiest first; it was given {values!r}.")
+    first = {"t": path.t_noise, "logsnr": -math.inf}.get(unit, math.inf)
+    levels = from_table(path, [first, *values] if pure_noise else values, unit)
+    if len(levels) - 1 != steps:
+        raise ValueError(
+            f"This table makes {len(levels) - 1} steps, but {steps} were asked for; leave the number of steps out."
+        )
+    return levels

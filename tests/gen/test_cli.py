@@ -91,6 +91,25 @@ def test_image_takes_guidance_caches_and_a_picture_to_start_from(image, fewstep,
     assert "'strength': 0.75" in fewstep("info", "edit.png")[1]
 
 
+def test_image_takes_a_saved_table_of_levels(image, fewstep, tiny_model):
+    from samplers.grids import from_table
+    from samplers.path import RectifiedFlow
+    from samplers.search import save_table
+
+    save_table("found.json", from_table(RectifiedFlow(), [1.0, 0.8, 0.3]))
+    code, _, err = image("a cat", "--seed", 1, "--schedule", "found.json")
+    assert code == 0, err
+    recipe = read_recipe("a-cat-1.png")
+    assert (recipe.schedule, recipe.num_inference_steps, recipe.unrecorded) == ("table", 3, ())
+    code, _, err = fewstep("replay", "a-cat-1.png", "--model", tiny_model)
+    assert code == 0 and "Identical to the last byte" in err
+    code, _, err = image("a cat", "--seed", 1, "--schedule", "found.json", "--steps", 5)
+    assert code == 2 and "makes 3 steps, but 5 were asked for" in err
+    Path("broken.json").write_text("{")
+    code, _, err = image("a cat", "--schedule", "broken.json")
+    assert code == 2 and "broken.json" in err
+
+
 def test_image_without_metadata_and_quietly(image):
     code, out, err = image("a cat", "--no-metadata", "-q", "-o", "x.png")
     assert (code, out, err) == (0, "x.png\n", "")

@@ -34,7 +34,8 @@ def test_every_grid_on_every_path(name, path, steps):
         with pytest.raises(ValueError, match="rectified flow"):
             get_grid(name, PATHS[path], steps)
         return
-    levels = get_grid(name, PATHS[path], steps)
+    own = {"values": [0.9 * 0.8**i for i in range(steps)]} if name == "table" else {}
+    levels = get_grid(name, PATHS[path], steps, **own)
     assert len(levels) == steps + 1
     assert levels[-1].sigma == 0 and levels[-1].alpha == 1
     assert all(a.logsnr < b.logsnr for a, b in pairwise(levels))
@@ -130,6 +131,9 @@ def test_steps_are_checked(name, steps):
         (lambda: g.from_table(PATHS["RF"], [0.5, -0.1]), "negative"),
         (lambda: g.from_table(PATHS["RF"], []), "whole number of at least 1"),
         (lambda: g.from_table(PATHS["RF"], [0.5], unit="snr"), "Unknown unit"),
+        (lambda: g.table(PATHS["RF"], 3), "needs values"),
+        (lambda: g.table(PATHS["RF"], 3, "0.5"), "needs values"),
+        (lambda: g.table(PATHS["RF"], 3, [0.5, 0.2]), "makes 2 steps, but 3 were asked for"),
     ],
 )
 def test_errors_are_sentences(call, message):
@@ -141,3 +145,12 @@ def test_a_table_may_or_may_not_end_in_clean_data():
     with_zero, without = (g.from_table(PATHS["RF"], v) for v in ([1.0, 0.7, 0.2, 0.0], [1.0, 0.7, 0.2]))
     assert with_zero == without and len(without) == 4
     assert g.from_table(PATHS["VE"], [math.log(0.1), math.inf], "logsnr")[0].sigma == pytest.approx(10)
+
+
+@pytest.mark.parametrize("unit", ["t", "sigma", "logsnr"])
+def test_a_named_table_may_begin_with_pure_noise(unit):
+    values = {"t": [0.7, 0.2], "sigma": [7 / 3, 0.25], "logsnr": [math.log(3 / 7), math.log(4)]}[unit]
+    levels = get_grid("table", PATHS["RF"], 3, values=values, unit=unit, pure_noise=True)
+    expected = g.from_table(PATHS["RF"], [1.0, 0.7, 0.2])
+    assert np.allclose([[v.t, v.alpha] for v in levels], [[v.t, v.alpha] for v in expected], atol=1e-14)
+    assert levels[0].alpha == 0
