@@ -41,7 +41,7 @@ def read_config(value: Mapping[str, Any], norm_type: str, norm_eps: float) -> di
     norm_eps: what diffusers takes where the file is silent. ValueError for a class, key or value that does not belong.
     """
     kind = value.get("_class_name")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ValueError(f"has _class_name {kind!r}; {', '.join(CLASSES)} can be read")
     for key in sorted(value.keys() - IGNORED - NEEDED.keys() - READ):
         raise ValueError(f"has the key {key!r}, which is not known{nearest(key, [*IGNORED, *NEEDED, *READ])}")
@@ -52,7 +52,7 @@ def read_config(value: Mapping[str, Any], norm_type: str, norm_eps: float) -> di
     if given != norm_type or given not in CLASSES[kind]:
         raise ValueError(f"has norm_type {given!r}, and the tensors are those of {norm_type!r}")
     activation = value.get("activation_fn", "gelu-approximate")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"has activation_fn {activation!r}; {' or '.join(ACTIVATIONS)} can be read")
     settings: dict[str, Any] = {"gelu": ACTIVATIONS[activation]}
     whole = (("heads", "num_attention_heads", 16), ("head_dim", "attention_head_dim", 72), ("size", "sample_size", None))

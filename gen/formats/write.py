@@ -25,11 +25,11 @@ def write_checkpoint(network: nn.Module, path: Path | str, format: str, *, dtype
     replaced in one piece.
     """
     kind, path = find(format), Path(path)
-    check(network, kind)
     if kind.config_out is None and path.suffix != ".safetensors":
         raise ValueError(f"{path}: the format {kind.name} is one file; give a name that ends in .safetensors.")
-    if kind.config_out and (path.suffix or path.is_file()) and not path.is_dir():
-        raise ValueError(f"{path}: the format {kind.name} is a folder; give a name without an ending.")
+    if kind.config_out and (path.suffix == ".safetensors" or path.is_file()):
+        raise ValueError(f"{path}: the format {kind.name} is a folder; give the name of one.")
+    check(network, kind)
     tensors = named_tensors(network, kind)
     if kind.config_out is None:
         path.parent.mkdir(parents=True, exist_ok=True)
