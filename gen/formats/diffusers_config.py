@@ -61,11 +61,11 @@ def read_config(value: Mapping[str, Any], norm_type: str, norm_eps: float) -> di
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"has {theirs} {number!r}, where a whole number from 1 is needed")
         settings[ours] = number
-    for ours, theirs, default in (("norm_eps", "norm_eps", norm_eps), ("position_scale", "interpolation_scale", None)):
-        number = value.get(theirs, default)
-        if number is not None and (not isinstance(number, int | float) or isinstance(number, bool) or number <= 0):
-            raise ValueError(f"has {theirs} {number!r}, where a number above 0 is needed")
-        settings[ours] = number
+    for ours, theirs, usual in (("norm_eps", "norm_eps", norm_eps), ("position_scale", "interpolation_scale", None)):
+        real = value.get(theirs, usual)
+        if real is not None and (not isinstance(real, int | float) or isinstance(real, bool) or real <= 0):
+            raise ValueError(f"has {theirs} {real!r}, where a number above 0 is needed")
+        settings[ours] = real
     return settings
 
 

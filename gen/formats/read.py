@@ -118,7 +118,8 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def slots_of(kind: Format, network: nn.Module) -> dict[str, Slot]:
     """Every name that a file of this network has in this format."""
-    own, depth = own_tensors(network), network.config.depth
+    config: Any = network.config
+    own, depth = own_tensors(network), config.depth
     table = expand(kind.table, depth // 2 if kind.kind == "uvit" else depth)
     return {theirs: slot for theirs, slot in table.items() if slot.name in own}
 
@@ -188,7 +189,8 @@ def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: S
 
 def default_null(network: nn.Module, kind: Format, features: Tensor | None = None) -> dict[str, Tensor]:
     """What the tensors that a format lacks are for these features of "no text"; for zeros where there are none."""
-    config, own = network.config, own_tensors(network)
+    own = own_tensors(network)
+    config: Any = network.config
     if not any(name in own for name in kind.absent):
         return {}
     weight = network.get_submodule("text_embed")
@@ -200,7 +202,7 @@ def default_null(network: nn.Module, kind: Format, features: Tensor | None = Non
 
 
 def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, path: Path | str) -> None:
-    config = network.config
+    config: Any = network.config
     wanted = (config.text_tokens, config.text_dim)
     needed = any(name in own_tensors(network) for name in kind.absent)
     if features is not None and (not needed or features.shape != wanted):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 LEAVES = ("weight", "bias")
-Row = tuple[str | tuple[str, ...], str]
+Row = tuple[Sequence[str], str]  # a str, or several
 Table = Sequence[Row]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ def check(network: nn.Module, kind: Format) -> None:
     config = config_of(network)
     if config["type"] != kind.kind:
         raise ValueError(f"The format {kind.name} holds networks of type {kind.kind}; this one is of type {config['type']}.")
-    usual = {name: field.default for name, field in type(network.config).model_fields.items()} | dict(kind.fixed)
+    own: Any = network.config
+    usual = {name: field.default for name, field in type(own).model_fields.items()} | dict(kind.fixed)
     for name, value in config.items():
         if name == "type" or name in kind.stored or value == usual[name]:
             continue
