@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+PICKLE = (
+    "is a pickle file, which can run code when opened; convert it to safetensors first "
+    "(`fewstep convert --from-pickle IN OUT.safetensors`)."
+)
 
 
 class CheckpointError(ValueError):
@@ -29,11 +34,17 @@ class CheckpointError(ValueError):
         super().__init__(f"{path}: {reason}")
 
 
-def _regular_file(path: Path) -> None:
+def regular_file(path: Path) -> None:
+    """CheckpointError unless the path is a file that can be opened: no folder, no pipe, no broken link."""
     try:
         mode = path.stat().st_mode
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read ({error.strerror}).") from None
+    except FileNotFoundError:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise CheckpointError(path, f"{what}; check the name.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(path, "is a folder; give the path of a file.")
     if not stat.S_ISREG(mode):
         raise CheckpointError(path, "is not a regular file; give the path of a file.")
 
@@ -51,7 +62,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{name} is not a number that a config may hold")
 
     path = Path(path)
-    _regular_file(path)
+    regular_file(path)
     if path.stat().st_size > 1_000_000:
         raise CheckpointError(path, "is larger than 1 MB, which no config is.")
     try:
@@ -63,44 +74,112 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return value
 
 
+def _why_unusable(path: Path, error: Exception) -> str:
+    """What a file that is not safetensors looks like, from its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "is empty (0 bytes); download or write it again."
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file it stands for; fetch that with `git lfs pull`."
+    if head.lstrip().startswith(b"<"):
+        return "is a web page, not weights: the download went wrong; try it again."
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return PICKLE
+    return f"is not a usable safetensors file ({error}); download or write it again."
+
+
+class TensorFile:
+    """A safetensors file: its header is checked at once, its tensors are read one by one.
+
+    shapes, dtypes: of every tensor, by name (dtypes as the format spells them: F32, BF16, ...). The file is mapped, not
+    read, and the mapping is renewed every `WINDOW` bytes, so that reading never holds more than that beside the reader's own
+    memory.
+    """
+
+    WINDOW = 64 << 20
+
+    def __init__(self, path: Path | str):
+        self.path = path = Path(path)
+        regular_file(path)
+        if path.suffix in PICKLES:
+            raise CheckpointError(path, PICKLE)
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.offset_keys()}
+                self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
+            self._refuse_duplicates()
+        except PermissionError as error:
+            raise CheckpointError(path, f"cannot be read ({error.strerror}).") from None
+        except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+            raise CheckpointError(path, _why_unusable(path, error)) from None
+
+    def _refuse_duplicates(self) -> None:
+        def unique(pairs):
+            names = [name for name, _ in pairs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice")
+
+        with open(self.path, "rb") as file:
+            json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)
+
+    def tensors(self, names: Sequence[str] | None = None, allow_nonfinite: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all tensors, or of those named, in the order of the file. A tensor is a view of the mapped file:
+        copy it, and let go of it before the next."""
+        left = [name for name in self.shapes if names is None or name in names]
+        while left:
+            read = 0
+            try:
+                with safe_open(self.path, framework="pt") as file:
+                    while left and read < self.WINDOW:
+                        tensor = file.get_tensor(left[0])
+                        if not (allow_nonfinite or finite(tensor)):
+                            raise CheckpointError(
+                                self.path, f"tensor {left[0]!r} holds NaN or infinite values; the file is damaged."
+                            )
+                        read += tensor.nbytes
+                        yield left.pop(0), tensor
+                        del tensor
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise CheckpointError(self.path, _why_unusable(self.path, error)) from None
+
+
+def finite(tensor: Tensor) -> bool:
+    """Has a tensor no NaN and no infinity? One pass, and no copy where the dtype has a kernel for extremes."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def read_weights(path: Path | str, allow_nonfinite: bool = False) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU."""
-    path = Path(path)
-    _regular_file(path)
-    if path.suffix in PICKLES:
-        raise CheckpointError(path, "is a pickle file, which can run code when opened; convert it to safetensors first.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(path, f"is not a usable safetensors file ({error}); download or write it again.") from None
-    for name, tensor in tensors.items():
-        if not allow_nonfinite and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(path, f"tensor {name!r} holds NaN or infinite values; the file is damaged.")
-    return tensors
+    return dict(TensorFile(path).tensors(allow_nonfinite=allow_nonfinite))
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are; names that a terminal cannot show are quoted."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:5]) + more
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Fill a module from a file: every parameter and buffer present, nothing left over, every shape equal."""
-    tensors, own = read_weights(path), module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    file, own = TensorFile(path), module.state_dict()
+    missing, unknown = sorted(own.keys() - file.shapes.keys()), sorted(file.shapes.keys() - own.keys())
     shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, the model needs {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
+        f"{name} is {file.shapes[name]}, the model needs {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & file.shapes.keys())
+        if own[name].shape != file.shapes[name]
     ]
-    problems = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has unknown {_listed(unknown)}"] * bool(unknown)
-    problems += [_listed(shapes)] * bool(shapes)
+    problems = [f"lacks {listed(missing)}"] * bool(missing) + [f"has unknown {listed(unknown)}"] * bool(unknown)
+    problems += [listed(shapes)] * bool(shapes)
     if problems:
         raise CheckpointError(path, f"does not fit {type(module).__name__}: {'; '.join(problems)}.")
     with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+        for name, tensor in file.tensors():
+            own[name].copy_(tensor)
 
 
 def _umask() -> int:

@@ -214,6 +214,28 @@ def compare(
     )
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, an index of several, or a folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write; nothing is overwritten.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="uvit, dit, pixart, diffusers-dit, diffusers-pixart, fewstep.")
+    ] = None,
+    from_pickle: Annotated[
+        bool, typer.Option("--from-pickle", help="IN is a .pt or .pth file; write its tensors as safetensors.")
+    ] = False,
+    key: Annotated[str | None, typer.Option(help="The entry of the pickle that holds the weights.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads, where neither width nor config tells them.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width in latent pixels, where the file does not tell.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the file's]")] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Convert checkpoints: between published formats, and from pickle to safetensors."""
+    from gen.commands.convert import run
+
+    return run(source, target, to=to, from_pickle=from_pickle, key=key, heads=heads, size=size, dtype=dtype, quiet=quiet)
+
+
 @app.command(context_settings=HANDED_OVER, add_help_option=False)
 def train(context: typer.Context) -> int:
     """Train what a config says: fewstep train CONFIG.yaml key=value ..."""

@@ -86,7 +86,7 @@ def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | 
 
 
 @contextmanager
-def _no_initialisation() -> Iterator[None]:
+def no_initialisation() -> Iterator[None]:
     """Inside, `nn.init` does nothing: weights that a file will overwrite need not be drawn first, which takes longer than
     reading them. (The meta device would do, but its first use imports for two seconds.)"""
     names = [
@@ -112,7 +112,7 @@ def load_component(folder: Path | str, *types: str) -> nn.Module:
     if types and config.get("type") not in types:
         raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
     try:
-        with _no_initialisation():
+        with no_initialisation():
             network = build(config)
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None

@@ -23,10 +23,14 @@ from samplers.hooks import Site
 QK_NORM_EPS = 1e-6
 
 
-def timestep_embedding(time: Tensor, dim: int) -> Tensor:
-    """(B,) -> (B, dim): cos then sin of time at dim / 2 frequencies from 1 down to 1 / 10000 (exclusive), at least float32."""
+def timestep_embedding(time: Tensor, dim: int, freq_shift: int = 0) -> Tensor:
+    """(B,) -> (B, dim): cos then sin of time at dim / 2 frequencies from 1 down to 1 / 10000 (exclusive), at least float32.
+
+    The frequencies are 10000^(-i / (dim / 2 - freq_shift)); a freq_shift of 1 includes 1 / 10000.
+    """
     time = time if time.dtype == torch.float64 else time.float()
-    frequencies = torch.exp(torch.arange(dim // 2, device=time.device, dtype=time.dtype) * (-math.log(10000) / (dim // 2)))
+    step = -math.log(10000) / (dim // 2 - freq_shift)
+    frequencies = torch.exp(torch.arange(dim // 2, device=time.device, dtype=time.dtype) * step)
     angles = time[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -212,8 +216,16 @@ def resize_positions(positions: Tensor, trained: int, rows: int, columns: int) -
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
-def class_index(label: Tensor | None, num_classes: int, batch: int, device: torch.device) -> Tensor:
-    """Rows of a (num_classes + 1)-row label table; negative labels and no labels at all are the null row, the last one."""
+def class_index(label: Tensor | None, num_classes: int, batch: int, device: torch.device, null: bool = True) -> Tensor:
+    """Rows of a (num_classes + 1)-row label table; negative labels and no labels at all are the null row, the last one.
+
+    null: whether the table has that row; a table without it takes no image without a label.
+    """
+    if not null and (label is None or (label.device.type == "cpu" and label.numel() and int(label.min()) < 0)):
+        raise ValueError(
+            "This network has no row for images without a label (its config has null_label false): give every image a label, "
+            "and leave guidance at 1."
+        )
     if label is None:
         return torch.full((batch,), num_classes, device=device)
     if label.device.type == "cpu" and label.numel() and int(label.max()) >= num_classes:

@@ -48,6 +48,8 @@ class DiTConfig(BackboneConfig):
     qkv_bias: bool = True
     qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "tanh"
+    freq_shift: Literal[0, 1] = Field(default=0, description="as in timestep_embedding; diffusers' class-conditional DiT has 1")
+    mlp_norm_eps: float = Field(default=1e-6, gt=0, description="of the norm before the MLP; diffusers' DiT has 1e-5")
     pooled_text: bool = Field(default=False, description="the mean token, through an MLP, joins the time in the modulation")
 
     @model_validator(mode="after")
@@ -96,7 +98,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attn = SelfAttention(dim, config.heads, config.qkv_bias, config.qk_norm)
         self.cross = CrossAttention(dim, config.heads, config.qk_norm) if config.text_dim else None
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(dim, eps=config.mlp_norm_eps, elementwise_affine=False)
         self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, config.gelu)
         if config.modulation == "adaln":
             self.modulation = nn.Linear(dim, 6 * dim)
@@ -190,7 +192,8 @@ class DiT(nn.Module):
         x = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         x = x + self.positions(rows, columns, context).to(x.dtype)
 
-        c = self.time_embed(timestep_embedding(time, FREQUENCIES).to(self.time_embed[0].weight.dtype))
+        frequencies = timestep_embedding(time, FREQUENCIES, config.freq_shift)
+        c = self.time_embed(frequencies.to(self.time_embed[0].weight.dtype))
         if self.label_embed is not None:
             c = c + self.label_embed(class_index(condition.label, config.num_classes, len(x), x.device))
         keys_values, mask = [None] * config.depth, None

@@ -41,6 +41,7 @@ class UViTConfig(BackboneConfig):
     part of the sequence. The defaults of the switches are those of the published checkpoints."""
 
     out_channels: int | None = Field(default=None, gt=0, description="channels, unless given")
+    null_label: bool = Field(default=True, description="the table of labels has a last row for images without one")
     text_norm: bool = Field(default=False, description="LayerNorm on text features before their projection")
     time_mlp: bool = False
     qkv_bias: bool = False
@@ -111,7 +112,7 @@ class UViT(nn.Module):
         dim, out = config.dim, config.out_channels or config.channels
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(dim, dim, 4 * dim) if config.time_mlp else None
-        self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.label_embed = nn.Embedding(config.num_classes + config.null_label, dim) if config.num_classes else None
         if config.text_dim:
             self.text_norm = nn.LayerNorm(config.text_dim) if config.text_norm else nn.Identity()
             self.text_embed = nn.Linear(config.text_dim, dim)
@@ -186,7 +187,8 @@ class UViT(nn.Module):
         """The tokens before the patches, in the published order: label, time, text."""
         tokens = []
         if self.label_embed is not None:
-            index = class_index(condition.label, self.config.num_classes, len(x), x.device)
+            null = self.config.null_label
+            index = class_index(condition.label, self.config.num_classes, len(x), x.device, null)
             tokens.append(self.label_embed(index)[:, None])
 
         embed = timestep_embedding(time, self.config.dim).to(self.pos_embed.dtype)
