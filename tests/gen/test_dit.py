@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gen.backbones.dit import PRESETS, DiT, DiTConfig, sincos_positions
+from gen.backbones.dit import DiT, DiTConfig, sincos_positions
 from gen.components import build
 from samplers.denoiser import Condition, Context
 
@@ -235,25 +235,6 @@ def test_pixart_is_diffusers_pixart(size):
     expected = reference(x, tokens, time, added, encoder_attention_mask=mask.float()).sample
     assert expected.shape == (3, 8, *size) and expected.std() > 0.1
     torch.testing.assert_close(net(x, time, condition), expected, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("preset", "options", "millions"),
-    [
-        ("S", {"num_classes": 1000}, 32.96),
-        ("B", {"num_classes": 1000}, 130.51),
-        ("L", {"num_classes": 1000}, 458.10),
-        ("XL", {"num_classes": 1000}, 675.13),
-        ("PixArt", {"position_scale": 0.5}, 610.86),
-    ],
-)
-def test_published_sizes(preset, options, millions):
-    with torch.device("meta"):
-        net = DiT(DiTConfig(size=32, patch=2, channels=4, learned_variance=True, **PRESETS[preset], **options))
-    count = sum(p.numel() for name, p in net.named_parameters() if name != "null_text")  # a buffer in PixArt
-    if preset != "PixArt":
-        count += net.pos_embed.numel()  # a parameter in DiT, though a fixed one
-    assert round(count / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("variant", ["adaln, both", "single, both", "adaln, pooled"])
