@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import importlib.util
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 
 import torch
@@ -136,6 +136,12 @@ def _fmha() -> ModuleType | None:
     return None
 
 
+@lru_cache(maxsize=32)
+def _segments(fmha: ModuleType, queries: tuple[int, ...], keys: tuple[int, ...], device: torch.device) -> object:
+    """The mask of packed lengths: it lies on the device, so it is made once and not in every layer of every step."""
+    return fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(queries), list(keys), device=device)
+
+
 def xformers_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:
     if q.device.type != "cuda":
         return f"xformers has CUDA kernels only and the tensors are on {q.device.type}"
@@ -154,7 +160,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Leng
     # its kernels read 16 bytes at a time along the last axis, from aligned rows
     q, k, v = (x if x.stride(-1) == 1 and not any(s % 8 for s in x.stride()[:-1]) else x.contiguous() for x in (q, k, v))
     if lengths is not None:
-        bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(lengths[0]), list(lengths[1]), device=q.device)
+        bias = _segments(fmha, tuple(lengths[0]), tuple(lengths[1]), q.device)
     elif bias is not None:
         bias, empty = _additive(bias, q.dtype)
         bias = bias.expand(*bias.shape[:-1], k.shape[1])

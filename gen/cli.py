@@ -179,6 +179,14 @@ def samplers() -> None:
 
 
 @app.command()
+def models() -> None:
+    """List the published sizes of the networks: parameters and operations."""
+    from gen.commands.models import models
+
+    print(models())
+
+
+@app.command()
 def compare(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
     samplers: Annotated[str, typer.Option(help="Names with commas between; a name may include its schedule.")] = (

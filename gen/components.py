@@ -32,6 +32,7 @@ Registry = Mapping[str, tuple[str, str, str]]
 COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.backbones.uvit", "UViTConfig", "UViT"),
     "dit": ("gen.backbones.dit", "DiTConfig", "DiT"),
+    "dimr": ("gen.backbones.dimr", "DiMRConfig", "DiMR"),
     "autoencoder": ("gen.latents", "AutoencoderConfig", "Autoencoder"),
     "text_encoder": ("gen.text", "TextEncoderConfig", "TextEncoder"),
 }

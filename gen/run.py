@@ -158,7 +158,7 @@ def make_batch(
         solver,
         x,
         settings.levels,
-        _condition(generator, items),
+        _condition(generator, items, settings),
         noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
         context=Context(adapters=dict(generator.adapters)),
     )
@@ -182,13 +182,21 @@ def make_batch(
     return Made(shown, recipes)
 
 
-def _condition(generator: Generator, items: Sequence[Item]) -> Condition:
+def _condition(generator: Generator, items: Sequence[Item], settings: Settings) -> Condition:
     condition = Condition()
     if generator.text_encoder is not None:
         condition = generator.encode_prompt([item.prompt for item in items])
-    if not generator.classes:
+    if generator.classes:
+        condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
+    return _told_its_size(condition, generator, len(items), settings)
+
+
+def _told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
+    """With height, width and height / width in pixels, for a network that asks for them."""
+    if not getattr(generator.network.config, "size_conditions", False):
         return condition
-    return replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
+    size = torch.tensor([[settings.height, settings.width]] * count, dtype=torch.float32, device=generator.device)
+    return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
 
 
 def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Denoiser, Solver]:
@@ -197,6 +205,8 @@ def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> t
     negative = generator.encode_prompt(negatives) if any(text.strip() for text in negatives) else None
     if negative is not None and generator.classes:
         negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
+    if negative is not None:
+        negative = _told_its_size(negative, generator, len(items), settings)
     guided = is_guided(items[0], settings)
     return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
 

@@ -4,11 +4,14 @@
 
 Two choices are independent. Modulation by c = time + label: "adaln" gives every block its own projection of c to shift, scale
 and gate; "adaln_single" one projection for all blocks plus a table per block. Conditions: labels, text, both or neither.
+
+Ours on top: qk-norm, pooled text, task routing, other sizes than the trained one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gen.attention import choose
 from gen.backbones.blocks import (
     MLP,
     BackboneConfig,
@@ -23,6 +27,7 @@ from gen.backbones.blocks import (
     Hooked,
     SelfAttention,
     TimeMLP,
+    Visible,
     check_condition,
     check_image,
     class_index,
@@ -31,8 +36,10 @@ from gen.backbones.blocks import (
     memoize,
     run_block,
     timestep_embedding,
+    trimmed_length,
     unpatchify,
 )
+from gen.backbones.routing import Routing, route
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
@@ -52,21 +59,16 @@ class DiTConfig(BackboneConfig):
     mlp_norm_eps: float = Field(default=1e-6, gt=0, description="of the norm before the MLP; diffusers' DiT has 1e-5")
     pooled_text: bool = Field(default=False, description="the mean token, through an MLP, joins the time in the modulation")
 
+    size_conditions: bool = Field(default=False, description="the picture's size and aspect ratio join the time (PixArt 1024)")
+    routing: Routing | None = Field(default=None, description="task routing (arXiv 2310.07138)")
+
     @model_validator(mode="after")
-    def _check_pooled(self) -> DiTConfig:
+    def _check_conditions(self) -> DiTConfig:
         if self.pooled_text and not self.text_dim:
             raise ValueError("pooled_text is the mean of text tokens, but text_dim is 0: this network reads no text")
+        if self.size_conditions and self.dim % 3:
+            raise ValueError(f"size_conditions needs a dim that is a multiple of 3, not {self.dim}")
         return self
-
-
-# Published sizes: DiT (Table 1) and PixArt-alpha.
-PRESETS: dict[str, dict] = {
-    "S": {"dim": 384, "depth": 12, "heads": 6},
-    "B": {"dim": 768, "depth": 12, "heads": 12},
-    "L": {"dim": 1024, "depth": 24, "heads": 16},
-    "XL": {"dim": 1152, "depth": 28, "heads": 16},
-    "PixArt": {"dim": 1152, "depth": 28, "heads": 16, "modulation": "adaln_single", "text_tokens": 120, "text_dim": 4096},
-}
 
 
 def sincos_positions(rows: int, columns: int, dim: int, trained: int, scale: float) -> Tensor:
@@ -86,7 +88,17 @@ def sincos_positions(rows: int, columns: int, dim: int, trained: int, scale: flo
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """A prompt as the blocks need it: every block's keys and values, what each row may see of them, and the pooled text's share
+    of the modulation (B, dim). None: the network has no such part."""
+
+    keys_values: Sequence[KeysValues | None]
+    visible: Visible = None
+    pooled: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -110,23 +122,32 @@ class Block(nn.Module):
         x: Tensor,
         c: Tensor,
         keys_values: KeysValues | None,
-        mask: Tensor | None,
+        visible: Visible,
         backend: str = "auto",
         hooks: Hooked | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
-        """c: (B, dim), through SiLU, for adaln; (B, 6, dim), the shared projection, for adaln_single."""
+        """c: (B, dim), through SiLU, for adaln; (B, 6, dim), the shared projection, for adaln_single. active: (B, 1, dim), the
+        channels that the block works on."""
         c = self.modulation(c).unflatten(-1, (6, -1)) if c.ndim == 2 else self.table + c
         shift1, scale1, gate1, shift2, scale2, gate2 = c.to(x.dtype).unsqueeze(2).unbind(1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), backend, hooks)
+        x, rest = route(x, active)
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), backend, hooks))
         if self.cross is not None:
-            x = x + self.cross(x, keys_values, mask, backend, hooks)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+            x = x + self.cross(x, keys_values, visible, backend, hooks)
+        x = torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+        return x if rest is None else x + rest
 
 
 class DiT(nn.Module):
-    """DiT backbone. `attention_backend` may be set to any name that `gen.attention` knows."""
+    """DiT backbone. `attention_backend` may be set to any name that `gen.attention` knows, for this network alone.
+
+    packed_text: True packs the rows' text one after another, so that cross-attention sees no padding; False pads and masks;
+    None packs where xFormers runs, whose kernels then need no mask. On a CPU masked padding costs no more than packing.
+    """
 
     attention_backend: str = "auto"
+    packed_text: bool | None = None
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -135,6 +156,8 @@ class DiT(nn.Module):
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(FREQUENCIES, dim, dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.size_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
+        self.aspect_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
         if config.text_dim:
             self.text_embed = MLP(config.text_dim, dim, dim, "tanh")
             self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.text_dim))
@@ -161,6 +184,8 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
         nn.init.zeros_(self.patch_embed.bias)
         config, small, zero = self.config, [self.time_embed[0], self.time_embed[2]], [self.head]
+        if config.size_conditions:
+            small += [self.size_embed[0], self.size_embed[2], self.aspect_embed[0], self.aspect_embed[2]]
         if config.num_classes:
             small.append(self.label_embed)
         if config.text_dim:
@@ -182,8 +207,10 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, channels or twice that, H, W). H and W may differ from the trained size.
 
-        Labels that are negative or missing, text rows without a real token and missing text are unconditional. Raises
-        ValueError for a size that patches do not divide and for a label or text that this network does not take.
+        Labels that are negative or missing, text rows without a real token and missing text are unconditional. A network with
+        size conditions reads the picture's height and width in pixels from condition.extra["size"] (B, 2) and height / width
+        from condition.extra["aspect"] (B, 1). Raises ValueError for a size that patches do not divide, for a label or text that
+        this network does not take and for a missing size.
         """
         config = self.config
         rows, columns = check_image(x, config.channels, config.patch)
@@ -192,22 +219,24 @@ class DiT(nn.Module):
         x = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         x = x + self.positions(rows, columns, context).to(x.dtype)
 
-        frequencies = timestep_embedding(time, FREQUENCIES, config.freq_shift)
-        c = self.time_embed(frequencies.to(self.time_embed[0].weight.dtype))
+        c = self.embed(time)
         if self.label_embed is not None:
             c = c + self.label_embed(class_index(condition.label, config.num_classes, len(x), x.device))
-        keys_values, mask = [None] * config.depth, None
+        if config.size_conditions:
+            c = c + self.sizes(condition, len(x))
+        text = ReadText([None] * config.depth)
         if config.text_dim:
-            owners, batch = (condition.tokens, condition.mask), len(x)
-            read = memoize(self, context, f"text keys {batch}", owners, lambda: self.read_text(condition, batch))
-            keys_values, mask, pooled = read
-            c = c if pooled is None else c + pooled
+            owners, batch, form = (condition.tokens, condition.mask), len(x), (self.packed_text, self.attention_backend)
+            text = memoize(self, context, f"text keys {batch} {form}", owners, lambda: self.read_text(condition, batch))
+            c = c if text.pooled is None else c + text.pooled
         activated = F.silu(c)
         shared = activated if config.modulation == "adaln" else self.shared_modulation(activated).unflatten(-1, (6, -1))
+        active = None if config.routing is None else config.routing.mask(time, config.dim, x.dtype)
 
+        backend, count = self.attention_backend, config.depth
         for i, block in enumerate(self.blocks):
-            hooks = hooked(context, i, config.depth, 0, rows, columns)
-            x = run_block(context, i, config.depth, block, x, shared, keys_values[i], mask, self.attention_backend, hooks)
+            hooks = hooked(context, i, count, 0, rows, columns)
+            x = run_block(context, i, count, block, x, shared, text.keys_values[i], text.visible, backend, hooks, active)
 
         if config.modulation == "adaln":
             final = self.final_modulation(activated).unflatten(-1, (2, -1))
@@ -216,27 +245,60 @@ class DiT(nn.Module):
         shift, scale = final.to(x.dtype).unsqueeze(2).unbind(1)
         return unpatchify(self.head(modulate(self.norm(x), shift, scale)), rows, columns, config.patch)
 
-    def read_text(self, condition: Condition, batch: int) -> tuple[Sequence[KeysValues], Tensor | None, Tensor | None]:
-        """(every block's keys and values, which of them may be attended to (B, 1, 1, L), the pooled text's share of the
-        modulation (B, dim)); None for all of them, and for a network without pooled text.
+    def embed(self, time: Tensor) -> Tensor:
+        """(B,) -> (B, dim)."""
+        frequencies = timestep_embedding(time, FREQUENCIES, self.config.freq_shift)
+        return self.time_embed(frequencies.to(self.time_embed[0].weight.dtype))
 
-        Rows without a real token, and all rows where there is no text, read the learned null text instead.
-        """
+    def sizes(self, condition: Condition, batch: int) -> Tensor:
+        """(B, dim): the embeddings of height, width and aspect ratio, a third of the channels each."""
+        parts = []
+        for name, width, embed in (("size", 2, self.size_embed), ("aspect", 1, self.aspect_embed)):
+            value = condition.extra.get(name)
+            if value is None or value.shape != (batch, width):
+                raise ValueError(
+                    "This network is told the size of the picture: give condition.extra['size'] as (B, 2), height and width in "
+                    f"pixels, and condition.extra['aspect'] as (B, 1), height / width. With {batch} images, {name!r} is "
+                    f"{'missing' if value is None else tuple(value.shape)}."
+                )
+            frequencies = timestep_embedding(value.flatten(), FREQUENCIES).to(embed[0].weight.dtype)
+            parts.append(embed(frequencies).unflatten(0, (batch, width)).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def read_text(self, condition: Condition, batch: int) -> ReadText:
+        """The condition's text for this batch. Rows without a real token, and all rows where there is no text, read the learned
+        null text instead. Padding that no row needs is left away, or all of it where the text is packed."""
         tokens, mask, null = condition.tokens, condition.mask, self.null_text
         if tokens is None:
             tokens, mask = null.expand(batch, -1, -1), None
         elif mask is not None:
-            missing = self.config.text_tokens - tokens.shape[1]
-            tokens, mask = F.pad(tokens.to(null.dtype), (0, 0, 0, missing)), F.pad(mask, (0, missing))
             real = mask.any(1, keepdim=True)
-            tokens, mask = torch.where(real[..., None], tokens, null), (mask | ~real)
+            if torch.is_grad_enabled() or not bool(real.all()):  # in training the null text is always part of the graph
+                missing = self.config.text_tokens - tokens.shape[1]
+                tokens, mask = F.pad(tokens.to(null.dtype), (0, 0, 0, missing)), F.pad(mask, (0, missing))
+                tokens, mask = torch.where(real[..., None], tokens, null), (mask | ~real)
         tokens = tokens.to(null.dtype)
         pooled = None
         if self.pooled_embed is not None:
             pooled = self.pooled_embed(tokens.mean(1) if mask is None else mean_token(tokens, mask))
+        visible: Visible = None
+        if mask is not None:
+            if mask.device.type == "cpu" or not torch.is_grad_enabled():  # training on a GPU does not wait for the mask
+                keep = trimmed_length(mask, null.dtype)
+                tokens, mask = tokens[:, :keep], mask[:, :keep]
+            visible = mask[:, None, None]
+            if self.packs(tokens):
+                visible, tokens = tuple(mask.sum(1).tolist()), tokens[mask][None]
         text = self.text_embed(tokens)
-        keys_values = [block.cross.keys_values(text) for block in self.blocks]
-        return keys_values, None if mask is None else mask[:, None, None], pooled
+        return ReadText([block.cross.keys_values(text) for block in self.blocks], visible, pooled)
+
+    def packs(self, tokens: Tensor) -> bool:
+        """Whether text of this device and dtype is packed: see the class."""
+        waits = tokens.device.type != "cpu" and torch.is_grad_enabled()  # for the lengths, in every step of training
+        if self.packed_text is not None or waits or self.attention_backend not in ("auto", "xformers"):
+            return bool(self.packed_text)
+        probe = tokens.new_empty(1, 1, self.config.heads, self.config.dim // self.config.heads)
+        return self.attention_backend == "xformers" or choose(probe, probe, probe, None, ([1], [1])) == "xformers"
 
     def positions(self, rows: int, columns: int, context: Context | None) -> Tensor:
         """(1, rows * columns, dim)."""

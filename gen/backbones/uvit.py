@@ -5,7 +5,8 @@
                         +---- long skips (concat) --+
 
 Everything that the image depends on is a token: there is no modulation. Parameter shapes and the order of the sequence are
-the published ones. Ours on top: qk-norm, zero-initialised residuals, learned null tokens, other sizes, a refining head.
+the published ones. Ours on top: scaled skips, task routing, qk-norm, zero-initialised residuals, learned null tokens, other
+sizes, a refining head.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gen.backbones.blocks import (
@@ -33,6 +34,7 @@ from gen.backbones.blocks import (
     timestep_embedding,
     unpatchify,
 )
+from gen.backbones.routing import Routing, route
 from samplers.denoiser import Condition, Context
 
 
@@ -48,24 +50,24 @@ class UViTConfig(BackboneConfig):
     qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "exact"
     skip_scale: float = Field(default=1.0, gt=0, le=1, description="kappa of ScaleLong (arXiv 2310.13545); 1: plain skips")
+    skip_scaling: Literal["power", "sqrt2", "learned", "learned_each"] = Field(
+        default="power", description="skips times powers of skip_scale, 1 / sqrt(2), or a learned gate (shared, or one each)"
+    )
+    routing: Routing | None = Field(default=None, description="task routing (arXiv 2310.07138)")
     zero_init: bool = Field(default=False, description="every residual branch starts at zero")
     final_conv: bool = True
     refine_channels: int = Field(default=0, ge=0, description="width of a residual two-convolution head; 0: none")
+
+    @model_validator(mode="after")
+    def _check_skips(self) -> UViTConfig:
+        if self.skip_scale != 1 and self.skip_scaling != "power":
+            raise ValueError(f"skip_scale is for skip_scaling 'power'; with {self.skip_scaling!r} leave it out")
+        return self
 
     @property
     def extras(self) -> int:
         """Tokens before the patches: label, time, text."""
         return bool(self.num_classes) + 1 + self.text_tokens
-
-
-# Published sizes (arXiv 2209.12152, Table 1 and appendix).
-PRESETS: dict[str, dict[str, int]] = {
-    "S": {"dim": 512, "depth": 12, "heads": 8},
-    "S-deep": {"dim": 512, "depth": 16, "heads": 8},
-    "M": {"dim": 768, "depth": 16, "heads": 12},
-    "L": {"dim": 1024, "depth": 20, "heads": 16},
-    "H": {"dim": 1152, "depth": 28, "heads": 16},
-}
 
 
 class Block(nn.Module):
@@ -80,11 +82,43 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, config.gelu)
 
-    def forward(self, x: Tensor, skip: Tensor | None, backend: str, hooks: Hooked | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Tensor | None, backend: str, hooks: Hooked | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        """active: (B, 1, dim), the channels that the block works on once it has merged the skip."""
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x, rest = route(x, active)
         x = x + self.attn(self.norm1(x), backend, hooks)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x if rest is None else x + rest
+
+
+class SkipGate(nn.Module):
+    """ScaleLong's learned scaling (arXiv 2310.13545): sigmoid(W2 relu(W1 m)), a number in 0 .. 1 for every token,
+    from all tokens' means m over the channels. It is made for one grid; others are resized to it and back.
+    """
+
+    def __init__(self, extras: int, grid: int, reduction: int = 16):
+        super().__init__()
+        self.extras, self.grid = extras, grid
+        tokens = extras + grid**2
+        self.fc1 = nn.Linear(tokens, max(1, tokens // reduction))
+        self.fc2 = nn.Linear(max(1, tokens // reduction), tokens)
+
+    def forward(self, skip: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, extras + rows * columns, D) -> the same, scaled."""
+        means = self.resize(skip.mean(-1), (rows, columns), (self.grid, self.grid))
+        gate = self.fc2(F.relu(self.fc1(means))).sigmoid()
+        return skip * self.resize(gate, (self.grid, self.grid), (rows, columns))[..., None].to(skip.dtype)
+
+    def resize(self, values: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+        """Numbers of tokens (B, extras + patches) at another grid."""
+        if old == new:
+            return values
+        patches = values[:, None, self.extras :].unflatten(-1, old)
+        patches = F.interpolate(patches, size=new, mode="bilinear", align_corners=False)
+        return torch.cat([values[:, : self.extras], patches.flatten(1)], dim=1)
 
 
 class Refine(nn.Module):
@@ -122,6 +156,8 @@ class UViT(nn.Module):
         self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
         self.mid_block = Block(config)
         self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
+        gates = {"learned": 1, "learned_each": half}.get(config.skip_scaling, 0)
+        self.skip_gates = nn.ModuleList(SkipGate(config.extras, config.grid) for _ in range(gates))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.patch**2 * out)
         self.final_conv = nn.Conv2d(out, out, 3, padding=1) if config.final_conv else None
@@ -168,20 +204,29 @@ class UViT(nn.Module):
         count, half = len(self.in_blocks) * 2 + 1, len(self.in_blocks)
         hooks = [hooked(context, i, count, self.config.extras, rows, columns) for i in range(count)]
         backend, skips = self.attention_backend, list[Tensor]()
+        active = None if self.config.routing is None else self.config.routing.mask(time, self.config.dim, x.dtype)
         for i, block in enumerate(self.in_blocks):
-            x = run_block(context, i, count, block, x, None, backend, hooks[i])
+            x = run_block(context, i, count, block, x, None, backend, hooks[i], active)
             skips.append(x)
-        x = run_block(context, half, count, self.mid_block, x, None, backend, hooks[half])
+        x = run_block(context, half, count, self.mid_block, x, None, backend, hooks[half], active)
         for i, block in enumerate(self.out_blocks):
-            skip, kappa = skips.pop(), self.config.skip_scale ** (half - 1 - i)  # ScaleLong: the deepest is scaled most
-            skip = skip if kappa == 1 else kappa * skip
-            x = run_block(context, half + 1 + i, count, block, x, skip, backend, hooks[half + 1 + i])
+            skip = self.scaled(skips.pop(), i, rows, columns)
+            x = run_block(context, half + 1 + i, count, block, x, skip, backend, hooks[half + 1 + i], active)
 
         x = self.head(self.norm(x[:, self.config.extras :]))
         x = unpatchify(x, rows, columns, self.config.patch)
         if self.final_conv is not None:
             x = self.final_conv(x)
         return x if self.refine is None else self.refine(x)
+
+    def scaled(self, skip: Tensor, i: int, rows: int, columns: int) -> Tensor:
+        """The skip that out block i merges (ScaleLong): 0 is the deepest."""
+        if self.skip_gates:
+            return self.skip_gates[i % len(self.skip_gates)](skip, rows, columns)
+        if self.config.skip_scaling == "sqrt2":
+            return skip * 0.5**0.5
+        kappa = self.config.skip_scale ** (len(self.out_blocks) - 1 - i)  # the deepest is scaled most
+        return skip if kappa == 1 else kappa * skip
 
     def extra_tokens(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None) -> list[Tensor]:
         """The tokens before the patches, in the published order: label, time, text."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_threshold, may_act
+from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_threshold, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.memory import latest, remember
@@ -59,6 +59,7 @@ class FirstBlockCache:
                 return tokens if index < count - 1 else first["out"] + first["rest"]
             out = run()
             if index == count - 1:
+                check_one_shape(first["out"], out, "The first-block cache")
                 remember(context, name, (first["added"], out - first["out"]))
             return out
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
+from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.memory import latest, remember
@@ -61,6 +61,7 @@ class TaylorSeer:
                 return tokens if index < count - 1 else start[0] + _forecast(differences, logsnr - known)
             out = run()
             if index == count - 1:
+                check_one_shape(start[0], out, "TaylorSeer")
                 before = None if last is None or last[1][1][0].shape != out.shape else last[1]
                 remember(context, name, (logsnr, _differences(out - start[0], logsnr, before, self.order)))
             return out

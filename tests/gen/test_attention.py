@@ -8,6 +8,8 @@ import torch
 
 from gen import attention as module
 from gen.attention import BACKENDS, attention, available_backends, choose
+from gen.backbones.dit import DiT, DiTConfig
+from samplers.denoiser import Condition, Context
 
 
 def tensors(b=2, lq=7, lk=5, h=3, d=8, dtype=torch.float32, device="cpu"):
@@ -206,6 +208,7 @@ def fake(request, monkeypatch):
     module._fmha.cache_clear()
     yield kernel
     module._fmha.cache_clear()
+    module._segments.cache_clear()
 
 
 class Elsewhere:
@@ -240,6 +243,36 @@ def test_xformers_packed_lengths(fake):
     result = attention(q, k, v, lengths=((3, 5), (6, 2)), backend="xformers")
     assert torch.equal(result, attention(q, k, v, lengths=((3, 5), (6, 2)), backend="math"))
     assert fake.seen[3].q_seqlen == [3, 5] and fake.seen[3].kv_seqlen == [6, 2] and fake.seen[3].device == q.device
+
+
+@torch.no_grad()
+def test_xformers_gets_packed_text(fake):
+    """A network that is told to use xFormers packs its text: no padding, no bias, one mask for all blocks and steps."""
+    shape = {"size": 4, "patch": 2, "channels": 3, "dim": 32, "depth": 2, "heads": 2, "text_tokens": 20, "text_dim": 6}
+    torch.manual_seed(0)
+    net = DiT(DiTConfig(**shape)).eval()
+    for parameter in net.parameters():
+        parameter.normal_(std=0.3)
+    mask = torch.arange(20) < torch.tensor([3, 17, 0])[:, None]
+    condition = Condition(tokens=torch.randn(3, 20, 6), mask=mask)
+    x, time = torch.randn(3, 3, 4, 4), torch.rand(3)
+    masked = net(x, time, condition)
+    net.attention_backend = "xformers"
+    context, calls, kernel = Context(), [], fake.memory_efficient_attention
+
+    def recording(query, key, value, attn_bias=None, p=0.0, scale=None):
+        calls.append((query, key, value, attn_bias))
+        return kernel(query, key, value, attn_bias, p, scale)
+
+    fake.memory_efficient_attention = recording
+    for _ in range(2):
+        torch.testing.assert_close(net(x, time, condition, context), masked, rtol=1e-6, atol=5e-6)
+    cross = [call for call in calls if call[3] is not None]
+    assert len(calls) == 8 and len(cross) == 4 and len({id(call[3]) for call in cross}) == 1
+    for query, key, value, bias in cross:
+        assert query.shape == (1, 12, 2, 16) and key.shape == value.shape == (1, 40, 2, 16)  # 3 + 17 + the null text's 20
+        assert bias.q_seqlen == [4, 4, 4] and bias.kv_seqlen == [3, 17, 20] and bias.device == x.device
+        assert all(t.stride(-1) == 1 and not any(s % 8 for s in t.stride()[:-1]) for t in (query, key, value))
 
 
 @pytest.mark.parametrize(

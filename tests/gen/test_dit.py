@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from gen.backbones.dit import PRESETS, DiT, DiTConfig, sincos_positions
+from gen.backbones import dit
+from gen.backbones.dit import DiT, DiTConfig, sincos_positions
 from gen.components import build
 from samplers.denoiser import Condition, Context
+from samplers.hooks import with_hook
 
 TINY = {"size": 4, "patch": 2, "channels": 3, "dim": 16, "depth": 3, "heads": 2}
 CLASSES = {"num_classes": 5}
@@ -23,6 +25,9 @@ VARIANTS = {
     "adaln, pooled": CLASSES | TEXT | {"pooled_text": True},
     "single, pooled": SINGLE | TEXT | {"qk_norm": "rms", "pooled_text": True},
     "unconditional": {},
+    "sizes": SINGLE | TEXT | {"size_conditions": True, "dim": 24},
+    "routed": CLASSES | {"routing": {}},
+    "routed, text": SINGLE | TEXT | {"routing": {"share": 0.5, "power": 1.5, "last": 10}},
 }
 
 
@@ -56,7 +61,10 @@ def inputs(config: DiTConfig, batch=3, height=None, width=None, dtype=torch.floa
     if config.text_dim:
         tokens = normal(batch, config.text_tokens, config.text_dim)
         mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]][:batch]).bool()
-    return x, time.to(dtype), Condition(label=label, tokens=tokens, mask=mask)
+    extra = {}
+    if config.size_conditions:
+        extra = {"size": normal(batch, 2).abs() * 3, "aspect": normal(batch, 1).abs()}
+    return x, time.to(dtype), Condition(label=label, tokens=tokens, mask=mask, extra=extra)
 
 
 def equations(w: dict, c: DiTConfig, x, time, condition: Condition):
@@ -100,8 +108,15 @@ def equations(w: dict, c: DiTConfig, x, time, condition: Condition):
     images, p, g, single = [], c.patch, c.grid, c.modulation == "adaln_single"
     for b in range(len(x)):
         frequencies = torch.tensor([10000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
-        embedding = torch.cat([(time[b] * frequencies).cos(), (time[b] * frequencies).sin()])
-        cond = linear("time_embed.2", silu(linear("time_embed.0", embedding)))
+
+        def embedded(name, number, frequencies=frequencies):
+            embedding = torch.cat([(number * frequencies).cos(), (number * frequencies).sin()])
+            return linear(f"{name}.2", silu(linear(f"{name}.0", embedding)))
+
+        cond = embedded("time_embed", time[b])
+        if c.size_conditions:
+            (height, width), [aspect] = condition.extra["size"][b], condition.extra["aspect"][b]
+            cond = cond + torch.cat([embedded("size_embed", v) for v in (height, width)] + [embedded("aspect_embed", aspect)])
         if c.num_classes:
             label = int(condition.label[b])
             cond = cond + w["label_embed.weight"][label if label >= 0 else c.num_classes]
@@ -118,6 +133,11 @@ def equations(w: dict, c: DiTConfig, x, time, condition: Condition):
                 patch = x[b, :, i * p : (i + 1) * p, j * p : (j + 1) * p]
                 v.append(torch.einsum("dcij,cij->d", w["patch_embed.weight"], patch) + w["patch_embed.bias"] + position(j, i))
         v = torch.stack(v)
+        active = torch.ones(c.dim, dtype=torch.bool)
+        if c.routing is not None:
+            width = math.floor(c.routing.share * c.dim)
+            start = round((float(time[b]) / c.routing.last) ** c.routing.power * (c.dim - width))
+            active[:start], active[start + width :] = False, False
         for n in range(c.depth):
             name = f"blocks.{n}"
             if single:
@@ -125,13 +145,14 @@ def equations(w: dict, c: DiTConfig, x, time, condition: Condition):
             else:
                 rows = linear(f"{name}.modulation", silu(cond)).view(6, -1)
             shift1, scale1, gate1, shift2, scale2, gate2 = rows
+            passing, v = v * ~active, v * active
             qkv = linear(f"{name}.attn.qkv", norm(v) * (1 + scale1) + shift1).split(c.dim, dim=-1)
             v = v + gate1 * linear(f"{name}.attn.proj", attend(*qkv))
             if c.text_dim:
                 keys, values = linear(f"{name}.cross.kv", text).split(c.dim, dim=-1)
                 v = v + linear(f"{name}.cross.proj", attend(linear(f"{name}.cross.q", v), keys, values))
             hidden = gelu(linear(f"{name}.mlp.fc1", norm(v) * (1 + scale2) + shift2), c.gelu)
-            v = v + gate2 * linear(f"{name}.mlp.fc2", hidden)
+            v = v + gate2 * linear(f"{name}.mlp.fc2", hidden) + passing
         shift, scale = w["final_table"] + cond if single else linear("final_modulation", silu(cond)).view(2, -1)
         v = linear("head", norm(v) * (1 + scale) + shift)
 
@@ -151,7 +172,7 @@ def test_forward_is_the_equations(variant, dtype, tolerance):
     net = network(dtype, **VARIANTS[variant])
     x, time, condition = inputs(net.config, dtype=dtype)
     weights = {name: value.double() for name, value in net.state_dict().items()}
-    exact = Condition(condition.label, None if condition.tokens is None else condition.tokens.double(), condition.mask)
+    exact = condition.map(lambda value: value.double() if value.is_floating_point() else value)
     expected = equations(weights, net.config, x.double(), time.double(), exact)
     result = net(x, time, condition)
     assert result.dtype == dtype and expected.std() > 0.1
@@ -207,15 +228,17 @@ def test_class_conditional_is_diffusers_dit():
     torch.testing.assert_close(net(x, time, condition), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (8, 12), (4, 6)])
 @torch.no_grad()
-def test_pixart_is_diffusers_pixart(size):
+def test_pixart_is_diffusers_pixart(size, sizes):
     from diffusers import PixArtTransformer2DModel
 
-    net = network(**VARIANTS["PixArt"] | {"channels": 4, "depth": 2, "size": 8, "position_scale": 2.0})
+    shape = {"channels": 4, "depth": 2, "dim": 24, "size": 8, "position_scale": 2.0, "size_conditions": sizes}
+    net = network(**VARIANTS["PixArt"] | shape)
     reference = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2,
-        cross_attention_dim=16, caption_channels=6, interpolation_scale=2, use_additional_conditions=False,
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2,
+        cross_attention_dim=24, caption_channels=6, interpolation_scale=2, use_additional_conditions=sizes,
     ).eval()  # fmt: skip
     own, weights = dict(net.named_parameters()), shared_names(net, reference.state_dict())
     for i in range(2):
@@ -223,6 +246,9 @@ def test_pixart_is_diffusers_pixart(size):
     weights["scale_shift_table"] = own["final_table"]
     named = {"proj_out": "head", "adaln_single.linear": "shared_modulation"}
     named |= {f"adaln_single.emb.timestep_embedder.linear_{i}": f"time_embed.{j}" for i, j in ((1, 0), (2, 2))}
+    for ours, theirs in (("size_embed", "resolution_embedder"), ("aspect_embed", "aspect_ratio_embedder")):
+        if sizes:
+            named |= {f"adaln_single.emb.{theirs}.linear_{i}": f"{ours}.{j}" for i, j in ((1, 0), (2, 2))}
     named |= {f"caption_projection.linear_{i}": f"text_embed.fc{i}" for i in (1, 2)}
     weights |= {f"{a}.{kind}": own[f"{b}.{kind}"] for a, b in named.items() for kind in ("weight", "bias")}
     missing, unexpected = reference.load_state_dict(weights, strict=False)
@@ -231,29 +257,10 @@ def test_pixart_is_diffusers_pixart(size):
     # rows without a real token read the learned null text here, and anything at all there
     tokens = torch.where(condition.mask.any(1)[:, None, None], condition.tokens, net.null_text)
     mask = condition.mask | ~condition.mask.any(1, keepdim=True)
-    added = {"resolution": None, "aspect_ratio": None}
+    added = {"resolution": condition.extra.get("size"), "aspect_ratio": condition.extra.get("aspect")}
     expected = reference(x, tokens, time, added, encoder_attention_mask=mask.float()).sample
     assert expected.shape == (3, 8, *size) and expected.std() > 0.1
     torch.testing.assert_close(net(x, time, condition), expected, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("preset", "options", "millions"),
-    [
-        ("S", {"num_classes": 1000}, 32.96),
-        ("B", {"num_classes": 1000}, 130.51),
-        ("L", {"num_classes": 1000}, 458.10),
-        ("XL", {"num_classes": 1000}, 675.13),
-        ("PixArt", {"position_scale": 0.5}, 610.86),
-    ],
-)
-def test_published_sizes(preset, options, millions):
-    with torch.device("meta"):
-        net = DiT(DiTConfig(size=32, patch=2, channels=4, learned_variance=True, **PRESETS[preset], **options))
-    count = sum(p.numel() for name, p in net.named_parameters() if name != "null_text")  # a buffer in PixArt
-    if preset != "PixArt":
-        count += net.pos_embed.numel()  # a parameter in DiT, though a fixed one
-    assert round(count / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("variant", ["adaln, both", "single, both", "adaln, pooled"])
@@ -284,6 +291,85 @@ def test_masked_tokens_have_no_influence_and_real_ones_do(variant):
     torch.testing.assert_close(net(x[1:2], time[1:2], only_real), base[1:2], rtol=1e-12, atol=1e-12)
     short = Condition(tokens=condition.tokens[:, :1], mask=torch.tensor([[True], [True], [False]]))
     torch.testing.assert_close(net(x, time, short)[1:], base[1:], rtol=1e-12, atol=1e-12)
+
+
+LONG = SINGLE | {"text_tokens": 40, "text_dim": 6, "depth": 2}
+
+
+def long_text(net, lengths, dtype=torch.float32):
+    """(x, time, condition) with so many real tokens per row of 40; what is masked is large noise."""
+    generator = torch.Generator().manual_seed(2)
+    batch = len(lengths)
+    x, tokens = torch.randn(batch, 3, 4, 4, generator=generator), torch.randn(batch, 40, 6, generator=generator)
+    mask = torch.arange(40) < torch.tensor(lengths)[:, None]
+    tokens = torch.where(mask[..., None], tokens, 50 * tokens)
+    return x.to(dtype), torch.arange(batch).to(dtype), Condition(tokens=tokens.to(dtype), mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("lengths", "kept"), [([3, 9], 16), ([16, 1], 16), ([17, 3], 32), ([33, 2], 40), ([3, 0], 40)])
+@torch.no_grad()
+def test_padding_that_no_row_needs_is_left_away_to_the_bit(lengths, kept, dtype, monkeypatch):
+    """And where a prompt shares its batch with a longer one, it is what it is alone."""
+    net = network(dtype, **LONG)
+    x, time, condition = long_text(net, lengths, dtype)
+    seen = []
+    for block in net.blocks:
+        block.cross.kv.register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
+    trimmed = net(x, time, condition)
+    assert set(seen) == {40 if dtype == torch.bfloat16 else kept}
+    monkeypatch.setattr(dit, "trimmed_length", lambda mask, dtype: mask.shape[1])
+    assert torch.equal(net(x, time, condition), trimmed)
+    assert seen[-1] == 40
+
+
+@pytest.mark.parametrize("lengths", [[40, 2, 7], [5, 5], [1, 0, 3]])
+@pytest.mark.parametrize("backend", ["auto", "math", "sdpa"])
+@torch.no_grad()
+def test_packed_text_is_masked_text(lengths, backend):
+    net = network(**LONG)
+    x, time, condition = long_text(net, lengths)
+    masked = net(x, time, condition)
+    net.packed_text, net.attention_backend = True, backend
+    seen = []
+    for block in net.blocks:
+        block.cross.kv.register_forward_hook(lambda _, args, out: seen.append(out.shape[:2]))
+    packed = net(x, time, condition)
+    torch.testing.assert_close(packed, masked, rtol=1e-6, atol=2e-6)
+    assert set(seen) == {(1, sum(n or 40 for n in lengths))}  # a row without text reads the null text, which has 40
+    context = Context()
+    assert torch.equal(net(x, time, condition, context), packed) and torch.equal(net(x, time, condition, context), packed)
+    net.packed_text = False  # in the same run: the stored form is not mistaken for the other
+    torch.testing.assert_close(net(x, time, condition, context), masked, rtol=1e-6, atol=2e-6)
+
+
+@torch.no_grad()
+def test_packed_text_under_hooks_and_holes_in_the_mask():
+    net = network(torch.float64, **LONG)
+    x, time, condition = long_text(net, [12, 30], torch.float64)
+    holes = Condition(tokens=condition.tokens, mask=condition.mask & (torch.arange(40) % 3 > 0))
+    masked = net(x, time, holes)
+    net.packed_text = True
+    torch.testing.assert_close(net(x, time, holes), masked, rtol=1e-12, atol=1e-12)
+    kinds = []
+    context = with_hook(Context(), "attention", lambda site, tokens, run: kinds.append(site.kind) or run())
+    torch.testing.assert_close(net(x, time, holes, context), masked, rtol=1e-12, atol=1e-12)
+    assert kinds == ["self", "cross"] * 2
+
+
+def test_training_keeps_the_null_text_in_the_graph():
+    """Every parameter has a gradient in every step, also where no row of a batch is unconditional; packing changes none."""
+    net = network(torch.float64, **LONG)
+    x, time, condition = long_text(net, [12, 30], torch.float64)
+    gradients = []
+    for packed in (None, True):
+        net.packed_text = packed
+        net.zero_grad()
+        net(x, time, condition).square().sum().backward()
+        assert net.null_text.grad is not None and net.null_text.grad.abs().max() == 0
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -394,6 +480,8 @@ def test_block_hook_and_backend():
         ({}, {"tokens": torch.zeros(1, 4, 6)}, "takes no text"),
         (CLASSES, {"label": torch.tensor([5])}, "labels 0 to 4 .*given 5"),
         (TEXT, {"tokens": torch.zeros(1, 5, 6)}, "room for 4 text tokens and was given 5"),
+        (VARIANTS["sizes"], {}, r"extra\['size'\] as \(B, 2\).*'size' is missing"),
+        (VARIANTS["sizes"], {"extra": {"size": torch.ones(1, 2), "aspect": torch.ones(1)}}, r"'aspect' is \(1,\)"),
     ],
 )
 def test_errors_are_sentences(changes, call, message):
@@ -409,6 +497,8 @@ def test_errors_are_sentences(changes, call, message):
         ({"dim": 18}, "multiple of 4"),
         ({"text_dim": 5}, "go together"),
         ({"modulation": "film"}, "modulation"),
+        ({"size_conditions": True}, "multiple of 3, not 16"),
+        ({"routing": {"share": 0}}, "routing.share"),
     ],
 )
 def test_configs_that_do_not_fit(change, message):

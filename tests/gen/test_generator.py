@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from gen.checkpoints import CheckpointError
+from gen.components import build
 from gen.generator import Generator
 from gen.model_folder import model_config, read_model_config, write_model
 from gen.pretrained import find_model, resolve_device, resolve_dtype
@@ -24,6 +25,7 @@ from samplers.noise import normal
 from samplers.path import RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
+from tests.gen.conftest import CONFIG, UVIT, randomise, tiny_autoencoder, tiny_text_encoder
 
 PROMPTS = ["a red heart", "a cat", "", "the moon on a dog"]
 SEEDS = [3, 1 << 62, 0, 99]
@@ -545,3 +547,17 @@ def test_output_saves_pictures_with_their_recipes(tiny, tmp_path):
 def test_pictures_are_plain_pil(tiny):
     [picture] = tiny("a cat", num_inference_steps=1, progress=False).images
     assert isinstance(picture, Image.Image) and picture.mode == "RGB" and picture.size == (32, 32)
+
+
+@pytest.mark.parametrize("negative", ["", "a blurry dog"])
+def test_a_network_that_asks_for_it_is_told_the_size(tmp_path, negative):
+    """Height, width and height / width in pixels, in both branches of guidance; at another size the picture is another one."""
+    text = {"text_tokens": 8, "text_dim": 16, "size_conditions": True}
+    network = randomise(build({**UVIT, "type": "dit", "dim": 24, **text}), 1)
+    folder = write_model(tmp_path / "sized", CONFIG, network, tiny_autoencoder(), tiny_text_encoder())
+    generator = Generator.from_pretrained(folder, device="cpu", dtype="float32")
+    seen = []
+    generator.network.register_forward_pre_hook(lambda _, args: seen.append(args[2].extra))
+    options = {"seed": 1, "height": 16, "width": 32, "progress": False, "num_inference_steps": 1, "negative_prompt": negative}
+    generator("a red heart", **options)
+    assert seen[0]["size"].tolist() == [[16.0, 32.0]] * 2 and seen[0]["aspect"].tolist() == [[0.5]] * 2

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gen.backbones import blocks as parts
-from gen.backbones.uvit import PRESETS, UViT, UViTConfig
+from gen.backbones.uvit import SkipGate, UViT, UViTConfig
 from gen.components import build
 from samplers.denoiser import Condition, Context
 
@@ -19,6 +20,10 @@ VARIANTS = {
     "text": TEXT | {"time_mlp": True, "text_norm": True, "qk_norm": "rms", "refine_channels": 4},
     "both": CLASSES | TEXT | {"qkv_bias": True, "qk_norm": "layer", "final_conv": False, "out_channels": 6},
     "scaled skips": {"skip_scale": 0.7, "mlp_ratio": 2.0, "heads": 4, "depth": 8},
+    "skips over root two": {"skip_scaling": "sqrt2"},
+    "learned skips": CLASSES | {"skip_scaling": "learned", "size": 8, "depth": 7},
+    "skips learned each": {"skip_scaling": "learned_each", "size": 8, "routing": {"share": 0.6, "power": 2.0}},
+    "routed": TEXT | {"skip_scale": 0.8, "routing": {}},
 }
 
 
@@ -76,7 +81,17 @@ def equations(w: dict, c: UViTConfig, x, time, condition: Condition):
             return v / (v.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         return layer_norm(v, 1, 0, 1e-6) if c.qk_norm == "layer" else v
 
-    def block(name, v):
+    def window(b):
+        """The channels that the blocks work on."""
+        channels = torch.arange(c.dim)
+        if c.routing is None:
+            return channels >= 0
+        width = math.floor(c.routing.share * c.dim)
+        start = round((float(time[b]) / c.routing.last) ** c.routing.power * (c.dim - width))
+        return (channels >= start) & (channels < start + width)
+
+    def block(name, v, on):
+        full, v = v, torch.where(on, v, 0)
         q, k, value = linear(f"{name}.attn.qkv", norm(f"{name}.norm1", v)).split(c.dim, dim=-1)
         heads, width = [], c.dim // c.heads
         for h in range(c.heads):
@@ -85,7 +100,8 @@ def equations(w: dict, c: UViTConfig, x, time, condition: Condition):
             weights = scores.exp() / scores.exp().sum(1, keepdim=True)
             heads.append(torch.einsum("qk,kd->qd", weights, value[:, at]))
         v = v + linear(f"{name}.attn.proj", torch.cat(heads, -1))
-        return v + linear(f"{name}.mlp.fc2", gelu(linear(f"{name}.mlp.fc1", norm(f"{name}.norm2", v))))
+        v = v + linear(f"{name}.mlp.fc2", gelu(linear(f"{name}.mlp.fc1", norm(f"{name}.norm2", v))))
+        return v + torch.where(on, 0, full)
 
     def conv3(name, image):
         padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
@@ -120,14 +136,19 @@ def equations(w: dict, c: UViTConfig, x, time, condition: Condition):
                 sequence.append(torch.einsum("dcij,cij->d", w["patch_embed.weight"], patch) + w["patch_embed.bias"])
         v = torch.stack(sequence) + w["pos_embed"][0]
 
-        half, skips = c.depth // 2, []
+        half, skips, on = c.depth // 2, [], window(b)
         for i in range(half):
-            v = block(f"in_blocks.{i}", v)
+            v = block(f"in_blocks.{i}", v, on)
             skips.append(v)
-        v = block("mid_block", v)
+        v = block("mid_block", v, on)
         for i in range(half):
-            joined = torch.cat([v, skips[half - 1 - i] * c.skip_scale ** (half - 1 - i)], -1)
-            v = block(f"out_blocks.{i}", linear(f"out_blocks.{i}.skip_linear", joined))
+            skip = skips[half - 1 - i]
+            if "learned" in c.skip_scaling:
+                gate = f"skip_gates.{i if c.skip_scaling == 'learned_each' else 0}"
+                hidden = linear(f"{gate}.fc1", skip.sum(1) / c.dim).clamp_min(0)
+                skip = skip / (1 + torch.exp(-linear(f"{gate}.fc2", hidden)))[:, None]
+            skip = skip / 2**0.5 if c.skip_scaling == "sqrt2" else skip * c.skip_scale ** (half - 1 - i)
+            v = block(f"out_blocks.{i}", linear(f"out_blocks.{i}.skip_linear", torch.cat([v, skip], -1)), on)
         v = linear("head", norm("norm", v))[-g * g :]
 
         channels = c.out_channels or c.channels
@@ -158,31 +179,6 @@ def test_forward_is_the_equations(variant, dtype, tolerance):
     result = net(x, time, condition)
     assert result.dtype == dtype and expected.std() > 0.1
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * 5)
-
-
-@pytest.mark.parametrize(
-    ("preset", "sizes", "millions"),
-    [
-        ("S", {"size": 32, "patch": 2, "channels": 3}, 44.26),  # CIFAR-10
-        ("S", {"size": 64, "patch": 4, "channels": 3}, 44.29),  # CelebA
-        ("M", {"size": 64, "patch": 4, "channels": 3, "num_classes": 1000}, 130.94),
-        ("L", {"size": 64, "patch": 4, "channels": 3, "num_classes": 1000}, 286.83),
-        ("L", {"size": 32, "patch": 2, "channels": 4, "num_classes": 1000}, 286.76),
-        ("H", {"size": 32, "patch": 2, "channels": 4, "num_classes": 1000, "final_conv": False}, 500.83),
-        ("S", {"size": 32, "patch": 2, "channels": 4, "text_tokens": 77, "text_dim": 768}, 44.69),  # MS-COCO
-        ("S-deep", {"size": 32, "patch": 2, "channels": 4, "text_tokens": 77, "text_dim": 768}, 58.35),
-    ],
-)
-def test_published_sizes(preset, sizes, millions):
-    with torch.device("meta"):
-        net = UViT(UViTConfig(**PRESETS[preset], **sizes))
-    count = sum(p.numel() for p in net.parameters())
-    count -= net.config.text_tokens * net.config.dim  # the learned null tokens are ours
-    assert round(count / 1e6, 2) == millions
-    if "text_dim" in sizes:
-        assert net.pos_embed.shape == (1, 334, 512)
-    if preset == "H":
-        assert len(net.state_dict()) == 355
 
 
 @torch.no_grad()
@@ -243,6 +239,27 @@ def test_other_sizes():
     grid = net.pos_embed[:, 1:].unflatten(1, (4, 4)).movedim(3, 1)
     expected = torch.nn.functional.interpolate(grid, size=(6, 3), mode="bicubic")[0].movedim(0, 2)
     torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_learned_skips_at_other_sizes():
+    """The gate reads and is read by any grid: a picture that is the same everywhere gets the same gates at every size."""
+    gate = SkipGate(extras=1, grid=4).double()
+    flat = torch.ones(2, 17, 3, dtype=torch.float64) * torch.tensor([1.0, -0.5])[:, None, None]
+    gate.fc2.weight[1:] = gate.fc2.weight[1]
+    gate.fc2.bias[1:] = gate.fc2.bias[1]
+    trained = gate(flat, 4, 4)
+    wide = gate(flat[:, :1].expand(-1, 1 + 3 * 7, -1), 3, 7)
+    torch.testing.assert_close(wide[:, 1:], trained[:, 1:2].expand_as(wide[:, 1:]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(wide[:, 0], trained[:, 0], rtol=1e-12, atol=1e-12)
+    torch.manual_seed(0)
+    rows = torch.randn(1, 1 + 8 * 8, 3, dtype=torch.float64)
+    gate = SkipGate(extras=1, grid=4).double()
+    image = rows[:, 1:].mean(-1).view(1, 1, 8, 8)
+    means = torch.cat([rows[:, :1].mean(-1), F.interpolate(image, size=(4, 4), mode="bilinear").flatten(1)], 1)
+    out = gate.fc2(gate.fc1(means).relu()).sigmoid()
+    scale = F.interpolate(out[:, None, 1:].unflatten(-1, (4, 4)), size=(8, 8), mode="bilinear").flatten(1)
+    torch.testing.assert_close(gate(rows, 8, 8)[:, 1:], rows[:, 1:] * scale[..., None], rtol=1e-12, atol=1e-12)
 
 
 def test_the_trained_size_is_untouched():
@@ -400,6 +417,8 @@ def test_errors_are_sentences(changes, call, message):
         ({"heads": 3}, "of heads 3"),
         ({"text_dim": 5}, "go together"),
         ({"qk_norm": "l2"}, "qk_norm"),
+        ({"skip_scaling": "sqrt2", "skip_scale": 0.5}, "leave it out"),
+        ({"routing": {"share": 1.5}}, "routing.share"),
         ({"width": 3}, "width"),
     ],
 )
