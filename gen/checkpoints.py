@@ -73,11 +73,40 @@ def read_weights(path: Path | str, allow_nonfinite: bool = False) -> dict[str, T
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(path, f"is not a usable safetensors file ({error}); download or write it again.") from None
+        raise CheckpointError(path, _why_unusable(path, error)) from None
     for name, tensor in tensors.items():
         if not allow_nonfinite and tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(path, f"tensor {name!r} holds NaN or infinite values; the file is damaged.")
     return tensors
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The texts in a safetensors file's header."""
+    path = Path(path)
+    _regular_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(path, _why_unusable(path, error)) from None
+
+
+def _why_unusable(path: Path, error: Exception) -> str:
+    """What a file that safetensors refuses is instead, where its first bytes tell."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(200)
+    except OSError as reason:
+        return f"cannot be read ({reason.strerror})."
+    if not start:
+        return "is empty; download or write it again."
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`."
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not weights; the download needs another address, or a login."
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "is a pickle or zip file under another name, which can run code when opened; convert it to safetensors first."
+    return f"is not a usable safetensors file ({error}); download or write it again."
 
 
 def _listed(names: list[str]) -> str:
