@@ -37,7 +37,6 @@ class _Active:
 
     batch: samples in the call, -1 outside of one. tensors: samples and weights on the device, made once per call and group."""
 
-    owner: Adapters
     weights: AdapterWeights
     uniform: dict[str, float] = field(default_factory=dict)
     rows: Rows | None = None
@@ -54,7 +53,7 @@ class _Active:
         return self.tensors[key]
 
 
-_ACTIVE: contextvars.ContextVar[_Active | None] = contextvars.ContextVar("adapters in force", default=None)
+_ACTIVE: contextvars.ContextVar[dict[Adapters, _Active]] = contextvars.ContextVar("adapters in force")
 
 
 class Adapters:
@@ -116,7 +115,8 @@ class Adapters:
     @contextmanager
     def using(self, weights: AdapterWeights) -> Iterator[None]:
         """Inside, calls of the network that bring no adapters of their own use these: for networks that take no context."""
-        token = _ACTIVE.set(_Active(self, weights, batch=-1, outer=_ACTIVE.get()))
+        before = _ACTIVE.get({})
+        token = _ACTIVE.set({**before, self: _Active(weights, batch=-1, outer=before.get(self))})
         try:
             yield
         finally:
@@ -124,21 +124,24 @@ class Adapters:
 
     def _enter(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         context = next((value for value in (*args, *kwargs.values()) if isinstance(value, Context)), None)
-        outer = _ACTIVE.get()
+        before = _ACTIVE.get({})
+        outer = before.get(self)
         weights: AdapterWeights = {} if context is None else context.adapters
-        if not weights and outer is not None and outer.owner is self:
+        if not weights and outer is not None:
             weights = outer.weights
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        _ACTIVE.set(self._activate(weights, 0 if x is None else len(x), outer))
+        _ACTIVE.set({**before, self: self._activate(weights, 0 if x is None else len(x), outer)})
 
     def _leave(self, network: nn.Module, args: tuple, output: Any) -> None:
-        active = _ACTIVE.get()
-        if active is not None and active.owner is self and active.batch >= 0:
-            _ACTIVE.set(active.outer)
+        before = _ACTIVE.get({})
+        active = before.get(self)
+        if active is not None and active.batch >= 0:
+            others = {owner: one for owner, one in before.items() if owner is not self}
+            _ACTIVE.set(others if active.outer is None else {**others, self: active.outer})
 
     def _activate(self, weights: AdapterWeights, batch: int, outer: _Active | None) -> _Active:
         """The adapters of a call; work in their number only, not in the number loaded or the size of the network."""
-        active = _Active(self, weights, batch=batch, outer=outer)
+        active = _Active(weights, batch=batch, outer=outer)
         if isinstance(weights, Mapping) and all(isinstance(w, int | float) for w in weights.values()):
             active.uniform = {name: float(w) for name, w in weights.items() if w != 0}
             self._check(list(active.uniform))
@@ -249,8 +252,8 @@ class _Hook:
     terms: dict[str, list[Term]]
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        active = _ACTIVE.get()
-        if active is None or active.owner is not self.adapters or not (active.uniform or active.rows):
+        active = _ACTIVE.get({}).get(self.adapters)
+        if active is None or not (active.uniform or active.rows):
             return output
         x, total = args[0], _Sum(output, channel_axis(module))
         if active.rows is None:

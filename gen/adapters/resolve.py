@@ -61,8 +61,11 @@ class Index:
                 self._fused(name, known, dit)
         self._split()
         self.underscored: dict[str, set[tuple[Target, ...]]] = {}
+        real = {name.replace(".", "_") for name in self.modules}
         for name, targets in self.targets.items():
-            self.underscored.setdefault(name.replace(".", "_"), set()).add(targets)
+            plain = name.replace(".", "_")
+            if name in self.modules or plain not in real:  # an alias gives way to a module
+                self.underscored.setdefault(plain, set()).add(targets)
 
     def _add(self, name: str, targets: tuple[Target, ...]) -> None:
         self.targets.setdefault(name, targets)
@@ -95,9 +98,12 @@ class Index:
                     stops += size
                 self._add(prefix + fused, tuple(targets))
 
-    def find(self, path: str) -> tuple[Target, ...]:
-        """Where a layer goes; () if nowhere. AdapterError if two modules answer to the name."""
-        if path in self.targets:
+    def find(self, path: str, underscored: bool = False) -> tuple[Target, ...]:
+        """Where a layer goes; () if nowhere. underscored: the path is in kohya's spelling, where a_b may be a.b.
+
+        AdapterError if two modules answer to the name.
+        """
+        if path in self.targets and not underscored:
             return self.targets[path]
         found = self.underscored.get(path, set())
         if len(found) > 1:
@@ -131,7 +137,7 @@ def resolve(
             continue
         index = indices[part]
         try:
-            targets = index.find(path)
+            targets = index.find(path, adapter.format == "kohya")
             if not targets:
                 unmatched[layer] = nearest(path, list(index.targets)) if len(unmatched) < SHOWN else ""
                 continue
@@ -202,7 +208,7 @@ def renamed(adapter: Adapter, networks: Mapping[str, nn.Module]) -> Adapter:
     layers = {}
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
-        [*targets] = indices[part].find(path)
+        [*targets] = indices[part].find(path, adapter.format == "kohya")
         if len(targets) > 1 or targets[0].rows is not None:
             raise AdapterError(
                 f"{layer} of {adapter.name} is part of {report.matched[layer][0]}, which has no name of its own."
