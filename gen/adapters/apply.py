@@ -88,7 +88,9 @@ class Adapters:
         for module, term in bound:
             if module not in self._terms:
                 terms = self._terms[module] = {}
-                self._handles[module] = self.index.modules[module].register_forward_hook(_Hook(self, module, terms))
+                self._handles[module] = self.index.modules[module].register_forward_hook(
+                    _Hook(self, module, terms), with_kwargs=True
+                )
             self._terms[module].setdefault(adapter.name, []).append(term)
 
     def remove(self, name: str) -> None:
@@ -251,11 +253,11 @@ class _Hook:
     name: str
     terms: dict[str, list[Term]]
 
-    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         active = _ACTIVE.get({}).get(self.adapters)
         if active is None or not (active.uniform or active.rows):
             return output
-        x, total = args[0], _Sum(output, channel_axis(module))
+        x, total = next(iter((*args, *kwargs.values()))), _Sum(output, channel_axis(module))
         if active.rows is None:
             for name, weight in active.uniform.items():
                 for term in self.terms.get(name, ()):
@@ -306,6 +308,7 @@ class _Sum:
         self.value, self.axis, self.own = output, axis, False
 
     def add(self, y: Tensor, rows: tuple[int, int] | None, index: Tensor | None = None) -> None:
+        y = y.to(self.value.dtype)
         if rows is None and index is None:
             self.value = self.value + y
             self.own = True
@@ -313,7 +316,6 @@ class _Sum:
         if not self.own:
             self.value, self.own = self.value.clone(), True
         part = self.value if rows is None else self.value.narrow(self.axis, rows[0], rows[1] - rows[0])
-        y = y.to(part.dtype)
         if index is None:
             part.add_(y)
         else:

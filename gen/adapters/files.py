@@ -27,6 +27,7 @@ from gen.checkpoints import CheckpointError, read_json, read_metadata, read_weig
 FORMATS = tuple(WRITTEN)
 IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 MAX_KEYS = 200_000
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of training that take the first factors from W
 
 
 def read_adapter(path: Path | str, name: str | None = None, strict: bool = True) -> Adapter:
@@ -86,6 +87,12 @@ def from_tensors(
             raise AdapterError(f"layer {layer.partition('.')[2]!r}: {error}") from None
     notes = [f"{len(unknown)} unknown keys were passed over: {_some(unknown)}"] if unknown else []
     notes += _scale_note(metadata, configs, layers)
+    for config in configs.values():
+        start = config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(MOVES_BASE):
+            notes.append(
+                f"it was started by {start[:20]!r}, which changes the model's own weights; it is right only if converted"
+            )
     return Adapter(name, layers, metadata, max(dialects, key=lambda d: dialects[d]), keys, tuple(notes))
 
 

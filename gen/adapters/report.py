@@ -13,8 +13,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Report:
-    """matched: layer -> modules that it changes. unmatched: layers without a module, each with the nearest module's name, or
-    why there is none. mismatched: layers whose module has another shape, each with a sentence. notes: what else to know."""
+    """matched: layer -> modules that it changes. unmatched: layers without a module; the first few with the nearest module's
+    name, or why there is none. mismatched: layers that do not fit their module, each with a sentence. notes: what else to know.
+    """
 
     adapter: Adapter
     matched: dict[str, tuple[str, ...]]
@@ -33,18 +34,18 @@ class Report:
         rank = f", rank {'/'.join(map(str, adapter.ranks))}" if adapter.ranks else ""
         on = " and ".join(sorted({layer.partition(".")[0].replace("_", " ") for layer in self.matched}))
         total = len(adapter.layers)
-        count = f"{total} layers" if self.complete else f"{len(self.matched)} of {total} layers"
+        count = f"{'' if self.complete else f'{len(self.matched)} of '}{total} layer{'s' * (total != 1)}"
         return f"{adapter.name}: {count} ({types}){rank}, on the {on or 'nothing'}"
 
     def problems(self) -> str:
         """What did not fit, the first few of each kind; empty where everything did."""
         parts = []
         if self.unmatched:
-            lines = [f"{layer}{f' (nearest: {near})' if near else ''}" for layer, near in self.unmatched.items()]
-            parts.append(f"{len(lines)} layers have no module in this model: {_some(lines)}")
+            lines = [f"{layer}{f' ({hint})' if hint else ''}" for layer, hint in self.unmatched.items()]
+            parts.append(f"{_count(lines, 'has', 'have')} no module in this model: {_some(lines)}")
         if self.mismatched:
             lines = [f"{layer} {why}" for layer, why in self.mismatched.items()]
-            parts.append(f"{len(lines)} layers do not fit their modules: {_some(lines)}")
+            parts.append(f"{_count(lines, 'does', 'do')} not fit: {_some(lines)}")
         return "; ".join(parts)
 
     def text(self) -> str:
@@ -53,10 +54,14 @@ class Report:
 
 
 def nearest(path: str, names: Sequence[str]) -> str:
-    """The module name most like a path, "" for none; both are compared with underscores for dots."""
+    """ "nearest: " and the module name most like a path, "" for none; compared with underscores for dots."""
     plain = {name.replace(".", "_"): name for name in names}
     found = difflib.get_close_matches(path.replace(".", "_"), plain, 1, cutoff=0.5)
-    return plain[found[0]] if found else ""
+    return f"nearest: {plain[found[0]]}" if found else ""
+
+
+def _count(lines: Sequence[str], one: str, several: str) -> str:
+    return f"1 layer {one}" if len(lines) == 1 else f"{len(lines)} layers {several}"
 
 
 def _some(lines: Sequence[str]) -> str:

@@ -129,6 +129,7 @@ def resolve(
     matched: dict[str, tuple[str, ...]] = {}
     unmatched: dict[str, str] = {}
     mismatched: dict[str, str] = {}
+    taken: dict[str, dict[str, list[tuple[int, int, str]]]] = {}  # part -> module -> (first row, end, layer)
     wide = []
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
@@ -145,6 +146,8 @@ def resolve(
             if whole and delta.dims[0] != whole:
                 raise AdapterError(f"changes {delta.dims[0]} rows where the model has {whole}")
             pieces = [(t, _fitted(delta if t.cut is None else delta.select(*t.cut), t, index)) for t in targets]
+            if other := _overlap(targets, taken.setdefault(part, {}), layer):
+                raise AdapterError(f"changes the same weights of {targets[0].module} as {other}")
         except AdapterError as error:
             mismatched[layer] = str(error).rstrip(".")
             continue
@@ -154,16 +157,28 @@ def resolve(
             wide.append(layer)
     notes = list(adapter.notes)
     if wide:
-        notes.append(f"{len(wide)} layers have a higher rank than their weight can have, {wide[0]} for one")
+        notes.append(f"rank above what the weight can have in {len(wide)} of the layers, {wide[0]} for one")
     report = Report(adapter, matched, unmatched, mismatched, tuple(notes))
     if not matched:
         raise AdapterError(f"{adapter.name} fits nothing in this model: {report.problems()}.")
     if strict and not report.complete:
         raise AdapterError(
             f"{adapter.name} does not fit this model: {report.problems()}. Load it with strict=False to use the "
-            f"{len(matched)} layers that do fit."
+            f"{len(matched)} that do."
         )
     return placed, report
+
+
+def _overlap(targets: tuple[Target, ...], taken: dict[str, list[tuple[int, int, str]]], layer: str) -> str | None:
+    """An earlier layer of the same adapter that changes some of the same rows; if there is none, these are noted as taken."""
+    for target in targets:
+        start, stop = target.rows or (0, 1 << 62)
+        for other_start, other_stop, other in taken.get(target.module, ()):
+            if start < other_stop and other_start < stop:
+                return other
+    for target in targets:
+        taken.setdefault(target.module, []).append((*(target.rows or (0, 1 << 62)), layer))
+    return None
 
 
 def _smaller_side(delta: Delta) -> int:

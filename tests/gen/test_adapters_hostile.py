@@ -185,7 +185,7 @@ def layer(name: str, out: int = 8, width: int = 8, rank: int = 2, **more: torch.
 
 
 FITS = {
-    "no module": (layer("blokc.to_q"), r"fits nothing in this model: 1 layers have no module .*nearest: block\.to_q\)"),
+    "no module": (layer("blokc.to_q"), r"fits nothing in this model: 1 layer has no module .*nearest: block\.to_q\)"),
     "a shape": (layer("block.to_q", 9), r"fits nothing .*denoiser\.block\.to_q is \(9, 8\) where block\.to_q is \(8, 8\)"),
     "transposed": (layer("block.to_q", 4, 16), r"is \(4, 16\) where"),
     "a rank over the layer": (layer("block.to_q", rank=9), r"has rank 9, more than block\.to_q has rows or columns"),
@@ -212,7 +212,7 @@ def test_an_adapter_that_fits_in_part():
     with pytest.raises(AdapterError) as error:
         adapters.load(from_tensors(tensors, name="x"))
     for part in ("x does not fit", "2 layers have no module", "denoiser.block.to_kk (nearest: block.to_k)",
-                 "denoiser.elsewhere", "1 layers do not fit", "strict=False to use the 1 layers"):  # fmt: skip
+                 "denoiser.elsewhere", "1 layer does not fit", "strict=False to use the 1 that do"):  # fmt: skip
         assert part in str(error.value)
     report = adapters.load(from_tensors(tensors, name="x"), strict=False)
     assert list(report.matched) == ["denoiser.block.to_q"] and set(report.unmatched) == {
@@ -222,6 +222,23 @@ def test_an_adapter_that_fits_in_part():
     assert report.summary() == "x: 1 of 4 layers (LoRA), rank 2, on the denoiser" and "nearest: block.to_k" in report.text()
     with pytest.raises(AdapterError, match="named 'x' is loaded already"):
         adapters.load(from_tensors(layer("block.to_q"), name="x"))
+
+
+def test_two_layers_for_the_same_weights():
+    """A file with two names of one module would act twice there."""
+    fused = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(8, 24)})})
+    parts = layer("attn.to_q") | layer("attn.to_v")
+    assert Adapters(fused).load(from_tensors(parts)).complete
+    for other, out in (("attn.q_proj", 8), ("attn.qkv", 24)):
+        with pytest.raises(AdapterError, match=rf"{other} changes the same weights of attn.qkv as denoiser.attn.to_q"):
+            Adapters(fused).load(from_tensors(parts | layer(other, out)))
+
+
+def test_notes():
+    report = Adapters(nn.ModuleDict({"a": nn.Linear(8, 4)})).load(
+        from_tensors(layer("a", 4, rank=6), {"lora_adapter_metadata": json.dumps({"init_lora_weights": "pissa_niter_4"})})
+    )
+    assert "rank above what the weight can have" in report.text() and "'pissa_niter_4'" in report.text()
 
 
 def test_a_thousand_unmatched_layers_are_a_short_message():
