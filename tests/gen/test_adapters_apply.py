@@ -148,7 +148,7 @@ def test_each_sample_its_own(kind):
 @torch.no_grad()
 def test_fused_and_unfused(kind, dtype):
     torch.manual_seed(0)
-    network, x = Layers().to(dtype), rand(3, 6, 2, 5, 5).to(dtype)
+    network, x, dora = Layers().to(dtype), rand(3, 6, 2, 5, 5).to(dtype), changes("dora")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     adapters = Adapters(network)
     adapters.load(make("a", changes(kind)))
@@ -159,7 +159,7 @@ def test_fused_and_unfused(kind, dtype):
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
         close(network(x), applied, tolerance)
         if dtype == torch.float64:
-            adapters.load(make("c", changes("dora")))  # of the original weights, also now
+            adapters.load(make("c", dora))  # of the original weights, also now
             with adapters.using({"c": 1.0}):
                 both = network(x)
         with pytest.raises(AdapterError, match="'a' is fused"), adapters.using({"a": 1.0}):
@@ -170,7 +170,8 @@ def test_fused_and_unfused(kind, dtype):
             adapters.remove("a")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     if dtype == torch.float64:
-        with adapters.using({"a": 0.8, "b": 0.5, "c": 1.0}):
+        adapters.load(make("d", dora))
+        with adapters.using({"a": 0.8, "b": 0.5, "d": 1.0}):
             close(network(x), both)
 
 
@@ -218,6 +219,14 @@ def test_layers_for_q_k_and_v_are_rows_of_the_fused_projection(config):
     close(run(network, Context(adapters=[{}, {"a": 0.7}])), torch.stack([run(network)[0], wanted[1]]))
     with adapters.fusing({"a": 0.7}):
         close(run(network), wanted)
+
+    other = lora((32, 32), magnitude=rand(32).abs())  # on rows that "a" changes: of the original weight, not of a's result
+    adapters.load(make("b", {f"{site}.attn.to_v": other}))
+    with torch.no_grad():
+        weight[64:] += 0.9 * other.delta(network.get_submodule(f"{site}.attn.qkv").weight[64:])
+    wanted = run(expected)
+    close(run(network, Context(adapters={"a": 0.7, "b": 0.9})), wanted)
+    close(run(network, Context(adapters=[{"b": 0.9, "a": 0.7}] * 2)), wanted)
 
 
 def test_a_layer_for_the_fused_projection_is_cut_for_three_modules():
