@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gen.adapters import AdapterError, Delta, from_tensors, read_adapter, renamed, to_tensors, write_adapter
-from gen.adapters.keys import SUFFIXES
+from gen.adapters.keys import SUFFIXES, parse
 from gen.checkpoints import CheckpointError, read_metadata
 
 
@@ -303,6 +303,20 @@ def test_selecting_rows_is_selecting_rows_of_the_change(kind):
     torch.testing.assert_close(part.delta(weight[3:6]), delta.delta(weight)[3:6], rtol=1e-6, atol=1e-6)
     if delta.bias() is not None:
         torch.testing.assert_close(part.bias(), delta.bias()[3:6])
+
+
+def test_old_names_of_attention():
+    """Before its processors were modules, diffusers named their factors; CLIP has other names for the same layers."""
+    text = "text_encoder.text_model.encoder.layers.0.self_attn"
+    for key, layer in {
+        "unet.mid.attn1.processor.to_q_lora.down.weight": "denoiser.mid.attn1.to_q",
+        "unet.mid.attn1.processor.to_out_lora.up.weight": "denoiser.mid.attn1.to_out.0",
+        f"{text}.to_v_lora.up.weight": f"{text}.v_proj",
+        f"{text}.to_out_lora.down.weight": f"{text}.out_proj",
+        f"{text}.k_proj.lora_linear_layer.up.weight": f"{text}.k_proj",
+    }.items():
+        found = parse(key)
+        assert (found.layer, found.factor) == (layer, key.split(".")[-2])
 
 
 def test_every_suffix_is_spelled_once():
