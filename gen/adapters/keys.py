@@ -67,7 +67,7 @@ SUFFIXES: dict[str, str] = {
     "w_norm": "weight",
     "b_norm": "bias",
 }
-_PROCESSOR = re.compile(r"(.+)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
+_PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 # words in keys of methods that are not a change of weights in one of our forms
 FOREIGN = {
     "oft_": "OFT",
