@@ -158,6 +158,17 @@ def read_weights(path: Path | str, allow_nonfinite: bool = False) -> dict[str, T
     return dict(TensorFile(path).tensors(allow_nonfinite=allow_nonfinite))
 
 
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The texts in a safetensors file's header."""
+    path = Path(path)
+    regular_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(path, _why_unusable(path, error)) from None
+
+
 def listed(names: Sequence[str]) -> str:
     """The first five names, and how many more there are; names that a terminal cannot show are quoted."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

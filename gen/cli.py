@@ -52,6 +52,9 @@ def _common(
 Model = Annotated[str, typer.Option(help="default, a model folder, or a hub id (owner/name).")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
+Lora = Annotated[
+    list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 
 
@@ -93,6 +96,7 @@ def image(
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    lora: Lora = None,
     model: Model = "default",
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
@@ -114,6 +118,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
+        lora=lora or [],
         options={"sampler": sampler_option, "schedule": schedule_option, "guidance": guidance_option, "cache": cache_option},
         num_images_per_prompt=number,
         seed=seed,
@@ -143,12 +148,17 @@ def replay(
     dtype: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture that it started from, if it did.")] = None,
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="The mask, likewise.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="A LoRA that it was made with; found by its content; repeatable.")
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
     from gen.commands.replay import run
 
-    return run(picture, output=output, model=model, device=device, dtype=dtype, image=image, mask=mask, quiet=quiet)
+    return run(
+        picture, output=output, model=model, device=device, dtype=dtype, image=image, mask=mask, lora=lora or [], quiet=quiet
+    )
 
 
 @app.command()

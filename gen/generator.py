@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
+
+if TYPE_CHECKING:
+    from gen.adapters import Adapter, Report
+    from gen.adapters.model import ModelAdapters
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -88,7 +93,8 @@ class Generator:
         self.adapters: dict[str, float] = {}
         self.interrupt = False
         self.weights = dict(weights or {})
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._encoded: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._loaded: ModelAdapters | None = None
 
     @classmethod
     def from_pretrained(
@@ -134,19 +140,72 @@ class Generator:
         """How many classes the network knows; 0 for a network that takes no label."""
         return getattr(self.network.config, "num_classes", 0) or 0
 
+    def load_adapter(
+        self, adapter: str | Path | Adapter, name: str | None = None, weight: float = 1.0, strict: bool = True
+    ) -> Report:
+        """Load a LoRA or a relative of it (`gen.adapters`) from a safetensors file or folder, to act with `weight`.
+
+        name: by which `set_adapters` and recipes call it; the file's own if None. The model's weights stay as they are.
+        Raises ValueError for a file that is damaged or fits nothing, and where layers are left over unless strict=False.
+        Returns what matched.
+        """
+        from gen.adapters import Adapter, read_adapter
+
+        if not isinstance(adapter, Adapter):
+            adapter = read_adapter(adapter, name, strict)
+        elif name is not None:
+            adapter = replace(adapter, name=name)
+        weight = request.real("weight", weight, -100, 100)
+        if self._loaded is None:
+            from gen.adapters.model import ModelAdapters
+
+            self._loaded = ModelAdapters({"denoiser": self.network, "text_encoder": self.text_encoder})
+        report = self._loaded.load(adapter, strict)
+        self._encoded.clear()
+        self.set_adapters({**self.adapters, adapter.name: weight})
+        return report
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; ValueError if there is none of this name."""
+        if self._loaded is None:
+            raise ValueError(f"No adapter named {name!r} is loaded; none is.")
+        self._loaded.remove(name)
+        self._encoded.clear()
+        self.adapters.pop(name, None)
+
+    def set_adapters(self, weights: Mapping[str, float]) -> None:
+        """Which of the loaded adapters act from now on, and how strongly; those left out stay loaded and do nothing."""
+        self.adapters = self._in_force(weights)
+
+    def _in_force(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Checked weights of loaded adapters."""
+        if self._loaded is not None:
+            return self._loaded.check(weights)
+        if weights:
+            raise ValueError(f"No adapter named {next(iter(weights))!r} is loaded; load it with load_adapter (--lora).")
+        return {}
+
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once."""
+    def encode_prompt(self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
+        """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once.
+
+        adapters: name -> weight of those in force, `generator.adapters` if None.
+        """
         if self.text_encoder is None:
             raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
+        active = (
+            {} if self._loaded is None else self._loaded.on("text_encoder", self.adapters if adapters is None else adapters)
+        )
+        key = tuple(sorted(active.items()))
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._encoded:
+            if (prompt, key) not in self._encoded:
                 if len(self._encoded) >= 1024:
                     self._encoded.clear()
                 # one at a time: what a prompt gives must not depend on the prompts beside it
-                tokens, mask = self.text_encoder.encode([prompt])
-                self._encoded[prompt] = tokens.to(self.dtype), mask
-        tokens, masks = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+                with self._loaded.parts["text_encoder"].using(active) if active else nullcontext():
+                    tokens, mask = self.text_encoder.encode([prompt])
+                self._encoded[prompt, key] = tokens.to(self.dtype), mask
+        tokens, masks = zip(*(self._encoded[prompt, key] for prompt in prompts), strict=True)
         return Condition(tokens=torch.cat(tokens), mask=torch.cat(masks))
 
     @torch.no_grad()
@@ -237,6 +296,7 @@ class Generator:
             schedule_options=schedule_options,
             rules=self._rules(guidance, guidance_options, cache, cache_options),
             edit=(image, mask, strength),
+            adapters=self.adapters,
         )
         if settings.scale == settings.rules.off and any(negatives):
             warnings.warn(
@@ -273,6 +333,7 @@ class Generator:
             schedule_options=recipe.schedule_options,
             rules=Rules.of(recipe.guidance, recipe.guidance_options, recipe.cache, recipe.cache_options),
             edit=(image, mask, start and start.strength),
+            adapters=self._as_recorded(recipe),
         )
         if start is not None and settings.edit.start != start:
             changed = "image" if settings.edit.start.image != start.image else "mask"
@@ -288,6 +349,23 @@ class Generator:
         with progress_bar(len(settings.levels) - 1, progress) as bar:
             made = make_batch(self, [item] * size, settings, output_type, None, bar)
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
+
+    def _as_recorded(self, recipe: Recipe) -> dict[str, float]:
+        """The adapters of a recipe, if they are loaded and the same files; ValueError says which is not."""
+        loaded = {} if self._loaded is None else self._loaded.loaded
+        for name in recipe.adapters:
+            digest = (recipe.adapter_files or {}).get(name)
+            if name not in loaded:
+                file = f" (sha256 {digest[:12]}…)" if digest else ""
+                raise ValueError(
+                    f"The picture was made with the adapter {name!r}{file}, which is not loaded; load it under that name with "
+                    "load_adapter (--lora)."
+                )
+            if digest is not None and loaded[name].sha256 != digest:
+                raise ValueError(
+                    f"The loaded adapter {name!r} is not the file that the picture was made with: its sha256 differs."
+                )
+        return dict(recipe.adapters)
 
     def _subjects(self, prompt: object, negative: object, class_labels: object) -> tuple[list[str], list[str], list[int]]:
         """(prompts, negative prompts, labels) of equal length."""
@@ -315,7 +393,20 @@ class Generator:
         return Rules.of(defaults.guidance if guidance is None else guidance, guidance_options, cache, cache_options)
 
     def _settings(
-        self, *, height, width, steps, scale, interval, sampler, sampler_options, schedule, schedule_options, rules, edit
+        self,
+        *,
+        height,
+        width,
+        steps,
+        scale,
+        interval,
+        sampler,
+        sampler_options,
+        schedule,
+        schedule_options,
+        rules,
+        edit,
+        adapters,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -373,6 +464,7 @@ class Generator:
             schedule_options=schedule_options,
             rules=rules,
             edit=start,
+            adapters=self._in_force(adapters),
             solver=solver,
             levels=levels,
             brownian=brownian,

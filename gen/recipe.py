@@ -23,6 +23,7 @@ MAX_PIXELS = 64_000_000
 Option = bool | int | float | str | tuple[int | float, ...]
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=300)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
@@ -38,7 +39,7 @@ class Model(_Part):
     """name: "default", a hub id or a folder's own name; weights: part -> sha256 of its file (empty: made in memory)."""
 
     name: Name
-    weights: dict[Name, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+    weights: dict[Name, Digest] = {}
 
 
 class Batch(_Part):
@@ -62,8 +63,8 @@ class Machine(_Part):
 class Start(_Part):
     """What an edit began with: sha256 of the image's bytes and the mask's, brought to the picture's size, and the strength."""
 
-    image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    mask: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    image: Digest
+    mask: Digest | None = None
     strength: float = Field(ge=0, le=1)
 
 
@@ -90,6 +91,7 @@ class Recipe(_Part):
     cache_options: dict[Name, Option] = {}
     start: Start | None = None
     adapters: dict[Name, float] = {}
+    adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
     unrecorded: tuple[Name, ...] = ()
     nfe: float = Field(ge=0, description="network evaluations for this picture")

@@ -44,6 +44,7 @@ class Settings:
     schedule_options: dict[str, Any]
     rules: Rules
     edit: Edit | None
+    adapters: dict[str, float]
     solver: Solver
     levels: tuple[NoiseLevel, ...]
     brownian: bool = False
@@ -160,7 +161,7 @@ def make_batch(
         settings.levels,
         _condition(generator, items, settings),
         noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
-        context=Context(adapters=dict(generator.adapters)),
+        context=Context(adapters=settings.adapters),
     )
     for state in states:
         bar.update(1)
@@ -173,6 +174,7 @@ def make_batch(
         shown = edit.keep_known(shown)
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
+    changed = (*changed, *_unrecorded_adapters(generator, settings))
     computed_with = machine(generator, shape[1:])
     for row, item in enumerate(items):
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
@@ -185,7 +187,7 @@ def make_batch(
 def _condition(generator: Generator, items: Sequence[Item], settings: Settings) -> Condition:
     condition = Condition()
     if generator.text_encoder is not None:
-        condition = generator.encode_prompt([item.prompt for item in items])
+        condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
     if generator.classes:
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
     return _told_its_size(condition, generator, len(items), settings)
@@ -202,7 +204,7 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
 def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     negatives = [item.negative_prompt for item in items]
-    negative = generator.encode_prompt(negatives) if any(text.strip() for text in negatives) else None
+    negative = generator.encode_prompt(negatives, settings.adapters) if any(text.strip() for text in negatives) else None
     if negative is not None and generator.classes:
         negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
     if negative is not None:
@@ -240,7 +242,8 @@ def _recipe(
         cache=settings.rules.cache_name,
         cache_options=dict(settings.rules.cache_options),
         start=None if settings.edit is None else settings.edit.start,
-        adapters=dict(generator.adapters),
+        adapters=settings.adapters,
+        adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,
         nfe=state.evaluations,
@@ -248,6 +251,20 @@ def _recipe(
         batch=batch,
         machine=computed_with,
     )
+
+
+def _adapter_files(generator: Generator, settings: Settings) -> dict[str, str]:
+    """name -> sha256 of the adapters that took part and were read from files."""
+    loaded = {name: generator._loaded.loaded[name] for name in settings.adapters}
+    return {name: adapter.sha256 for name, adapter in loaded.items() if adapter.sha256}
+
+
+def _unrecorded_adapters(generator: Generator, settings: Settings) -> list[str]:
+    if generator._loaded is None:
+        return []
+    files = _adapter_files(generator, settings)
+    made = [f"adapter {name}"[:300] for name in settings.adapters if name not in files]
+    return made + ["fused adapters"] * generator._loaded.fused
 
 
 def machine(generator: Generator, latent: tuple[int, int]) -> Machine:

@@ -75,19 +75,33 @@ class Condition:
         return self.map(lambda value: value[rows])
 
 
+# One weight per adapter; or some adapters with a weight per sample, (B,) on the CPU; or one mapping per sample. In a batch of
+# several times B, which is how guidance stacks its branches, sample i has the adapters of sample i mod B.
+AdapterWeights = Mapping[str, float | Sequence[float] | Tensor] | Sequence[Mapping[str, float]]
+
+
+def adapters_key(adapters: AdapterWeights) -> tuple:
+    """What tells one choice of adapters from another; the same for equal ones."""
+    if not isinstance(adapters, Mapping):
+        return tuple(tuple(sorted(one.items())) for one in adapters)
+    values = {name: w.tolist() if isinstance(w, Tensor) else w for name, w in adapters.items()}
+    return tuple(sorted((name, w if isinstance(w, int | float) else tuple(w)) for name, w in values.items()))
+
+
 @dataclass(frozen=True)
 class Context:
     """Where in a run a denoiser is being called. One per run; `store` is shared by every copy made from it.
 
     step / steps: position in the run, for display and per-step memory, never for schedules (those are in log-SNR).
     branch: which of several evaluations this is, e.g. ("null",) or ("tile", 3), so that memories do not mix.
-    adapters: name -> weight of the adapters in force. hooks: name -> callable handed to the network.
+    adapters: name -> weight of the adapters in force; samples of a batch may differ in it (`AdapterWeights`).
+    hooks: name -> callable handed to the network.
     """
 
     step: int = 0
     steps: int = 0
     branch: tuple[Hashable, ...] = ()
-    adapters: Mapping[str, float] = field(default_factory=dict)
+    adapters: AdapterWeights = field(default_factory=dict)
     hooks: Mapping[str, Any] = field(default_factory=dict)
     store: dict[Any, Any] = field(default_factory=dict)
 
@@ -100,7 +114,7 @@ class Context:
 
     def memo(self, name: str, owners: tuple, compute: Callable[[], Any]) -> Any:
         """`compute()` once per run and branch, for as long as `owners` are the very same objects."""
-        key = (name, self.branch, tuple(sorted(self.adapters.items())))
+        key = (name, self.branch, adapters_key(self.adapters))
         entry = self.store.get(key)
         if entry is None or len(entry[0]) != len(owners) or any(a is not b for a, b in zip(entry[0], owners, strict=True)):
             entry = self.store[key] = (owners, compute())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from samplers.denoiser import Context
+from samplers.denoiser import Context, adapters_key
 
 
 def recall(context: Context, name: Hashable) -> list[tuple[int, Any]]:
@@ -32,4 +32,4 @@ def latest(context: Context, name: Hashable, within: int | None = None) -> tuple
 
 
 def _key(context: Context, name: Hashable) -> Hashable:
-    return ("memory", name, context.branch, tuple(sorted(context.adapters.items())))
+    return ("memory", name, context.branch, adapters_key(context.adapters))

@@ -54,6 +54,7 @@ def run(
     dtype: str | None,
     metadata: bool,
     quiet: bool,
+    lora: Sequence[str],
     options: Mapping[str, Sequence[str] | None],
     **call: Any,
 ) -> int:
@@ -72,6 +73,10 @@ def run(
     from gen.generator import Generator
 
     generator = Generator.from_pretrained(model, device, dtype)
+    if lora:
+        from gen.commands.lora import load
+
+        load(generator, lora, quiet)
     subject = subjects(generator, prompts)
     saved: list[Path] = []
     shown: list[tuple[Any, str]] = []

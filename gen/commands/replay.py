@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gen.commands.output import check_png, printable, save_free, say
@@ -18,6 +19,7 @@ def run(
     dtype: str | None,
     image: Path | None,
     mask: Path | None,
+    lora: Sequence[str],
     quiet: bool,
 ) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
@@ -42,6 +44,10 @@ def run(
     if generator.device.type == "cpu" and recipe.machine.threads:
         torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
     generator.name = recipe.model.name
+    if lora:
+        from gen.commands.lora import load_recorded
+
+        load_recorded(generator, recipe, lora, quiet)
 
     made = generator.replay(recipe, progress=not quiet, image=image, mask=mask)
     copy = save_free(made.images[0], target, made.recipes[0])

@@ -1,0 +1,322 @@
+"""Adapters on a network, which stays as it is: each run says in `Context.adapters` which of them act on it, and how strongly.
+
+    adapters = Adapters(network)
+    adapters.load(read_adapter("style.safetensors"))
+    network(x, time, condition, Context(adapters={"style": 0.8}))
+
+An adapter of weight w changes a layer's weight from W to W + w D (`gen.adapters.delta`); several add up. What a run sets is
+found by name, so switching costs the same among two loaded adapters and among fifty. Different samples of a batch may have
+different adapters: `Context.adapters` is then one mapping per sample, or holds one weight per sample.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import difflib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.adapters.adapter import Adapter
+from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.report import Report
+from gen.adapters.resolve import Index, Target, resolve
+from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
+from samplers.denoiser import AdapterWeights, Context, adapters_key
+
+Rows = dict[str, tuple[list[int], list[float]]]
+
+
+@dataclass(eq=False)
+class _Active:
+    """The adapters in force during one call of a network: one weight each, or, for each, the samples that have it.
+
+    batch: samples in the call, -1 outside of one. tensors: samples and weights on the device, made once per call and group."""
+
+    weights: AdapterWeights
+    uniform: dict[str, float] = field(default_factory=dict)
+    rows: Rows | None = None
+    batch: int = 0
+    tensors: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    outer: _Active | None = None
+
+    def tensor(self, rows: Sequence[int], weights: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+        """(indices (n,), weights (n,)) on the device of `like`."""
+        key = (tuple(rows), tuple(weights), like.device, like.dtype)
+        if key not in self.tensors:
+            made = torch.tensor(rows, device=like.device), torch.tensor(weights, device=like.device, dtype=like.dtype)
+            self.tensors[key] = made
+        return self.tensors[key]
+
+
+_ACTIVE: contextvars.ContextVar[dict[Adapters, _Active]] = contextvars.ContextVar("adapters in force")
+
+
+class Adapters:
+    """The adapters loaded for one network. The network is walked once, here; it gets hooks, and nothing else of it changes."""
+
+    def __init__(self, network: nn.Module, part: str = "denoiser"):
+        self.network, self.part = network, part
+        self.index = Index(network)
+        self.adapters: dict[str, Adapter] = {}
+        self.fused: dict[str, float] = {}
+        self._placed: dict[str, list[tuple[Target, Delta]]] = {}
+        self._terms: dict[str, dict[str, list[Term]]] = {}  # module -> adapter -> what it computes
+        self._handles: dict[str, Any] = {}
+        self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
+        network.register_forward_pre_hook(self._enter, with_kwargs=True)
+        network.register_forward_hook(self._leave, always_call=True)
+
+    # ---- loading
+
+    def load(self, adapter: Adapter, strict: bool = True) -> Report:
+        """Load an adapter under its name. AdapterError if the name is taken, or if it does not fit (see `resolve`)."""
+        placed, report = resolve(adapter, {self.part: self.index}, strict)
+        self.place(adapter, placed[self.part])
+        return report
+
+    def place(self, adapter: Adapter, placed: list[tuple[Target, Delta]]) -> None:
+        """Load an adapter whose targets are resolved already; it may have none here."""
+        if adapter.name in self.adapters:
+            raise AdapterError(f"An adapter named {adapter.name!r} is loaded already; give this one another name.")
+        bound = [(t.module, bind(delta, t, self.index.modules[t.module], self._original(t.module)[0])) for t, delta in placed]
+        self.adapters[adapter.name], self._placed[adapter.name] = adapter, placed
+        for module, term in bound:
+            if module not in self._terms:
+                terms = self._terms[module] = {}
+                self._handles[module] = self.index.modules[module].register_forward_hook(
+                    _Hook(self, module, terms), with_kwargs=True
+                )
+            self._terms[module].setdefault(adapter.name, []).append(term)
+
+    def remove(self, name: str) -> None:
+        """Unload an adapter; a fused one must be unfused first."""
+        self._check([name])
+        if name in self.fused:
+            raise AdapterError(f"The adapter {name!r} is fused into the weights; unfuse it before unloading it.")
+        for module in {target.module for target, _ in self._placed.pop(name)}:
+            del self._terms[module][name]
+            if not self._terms[module]:
+                self._handles.pop(module).remove()
+                del self._terms[module]
+        del self.adapters[name]
+
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.adapters:
+                near = difflib.get_close_matches(str(name), self.adapters, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise AdapterError(f"No adapter named {name!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}.{hint}")
+
+    # ---- runs
+
+    @contextmanager
+    def using(self, weights: AdapterWeights) -> Iterator[None]:
+        """Inside, calls of the network that bring no adapters of their own use these: for networks that take no context."""
+        before = _ACTIVE.get({})
+        token = _ACTIVE.set({**before, self: _Active(weights, batch=-1, outer=before.get(self))})
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def _enter(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        context = next((value for value in (*args, *kwargs.values()) if isinstance(value, Context)), None)
+        before = _ACTIVE.get({})
+        outer = before.get(self)
+        weights: AdapterWeights = {} if context is None else context.adapters
+        if not weights and outer is not None:
+            weights = outer.weights
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        _ACTIVE.set({**before, self: self._activate(weights, 0 if x is None else len(x), outer)})
+
+    def _leave(self, network: nn.Module, args: tuple, output: Any) -> None:
+        before = _ACTIVE.get({})
+        active = before.get(self)
+        if active is not None and active.batch >= 0:
+            others = {owner: one for owner, one in before.items() if owner is not self}
+            _ACTIVE.set(others if active.outer is None else {**others, self: active.outer})
+
+    def _activate(self, weights: AdapterWeights, batch: int, outer: _Active | None) -> _Active:
+        """The adapters of a call; work in their number only, not in the number loaded or the size of the network."""
+        active = _Active(weights, batch=batch, outer=outer)
+        if isinstance(weights, Mapping) and all(isinstance(w, int | float) for w in weights.values()):
+            active.uniform = {name: float(w) for name, w in weights.items() if w != 0}
+            self._check(list(active.uniform))
+        else:
+            active.rows = per_sample(weights, batch)
+            self._check(list(active.rows))
+        for name in active.rows if active.rows is not None else active.uniform:
+            if name in self.fused:
+                raise AdapterError(
+                    f"The adapter {name!r} is fused into the weights and always acts; unfuse it, or leave it out."
+                )
+        return active
+
+    # ---- fusing
+
+    def fuse(self, weights: Mapping[str, float]) -> None:
+        """Write W + sum w D into the weights, computed in float32 and rounded once. The originals are kept for `unfuse`."""
+        self._check(list(weights))
+        if self.fused:
+            raise AdapterError(f"{', '.join(self.fused)} are fused into the weights already; unfuse them first.")
+        sums: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, w in weights.items():
+            for target, delta in self._placed[name]:
+                module = self.index.modules[target.module]
+                weight, bias = sums.get(target.module) or _wide(module)
+                rows = slice(*target.rows) if target.rows else slice(None)
+                weight[rows] += w * delta.delta(module.weight.detach()[rows])
+                change = delta.bias(weight.dtype)
+                if change is not None:
+                    if bias is None:
+                        raise AdapterError(f"{target.module} has no bias for {name!r} to be fused into; run it without fusing.")
+                    bias[rows] += w * change.to(bias.device)
+                sums[target.module] = weight, bias
+        for name, (weight, bias) in sums.items():
+            module = self.index.modules[name]
+            self._originals[name] = module.weight.detach().clone(), None if bias is None else module.bias.detach().clone()
+            _write(module, weight, bias)
+        self.fused = dict(weights)
+
+    def unfuse(self) -> None:
+        """The weights as they were, to the last bit."""
+        for name, original in self._originals.items():
+            _write(self.index.modules[name], *original)
+        self._originals.clear()
+        self.fused = {}
+
+    @contextmanager
+    def fusing(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Fused inside, as before outside."""
+        self.fuse(weights)
+        try:
+            yield
+        finally:
+            self.unfuse()
+
+    def _original(self, name: str) -> tuple[Tensor, Tensor | None]:
+        module = self.index.modules[name]
+        bias = getattr(module, "bias", None)
+        return self._originals.get(name) or (module.weight.detach(), None if bias is None else bias.detach())
+
+
+def _wide(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Copies of a module's weight and bias, in float32 or wider."""
+    wide = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
+    bias = getattr(module, "bias", None)
+    return module.weight.detach().to(wide, copy=True), None if bias is None else bias.detach().to(wide, copy=True)
+
+
+@torch.no_grad()
+def _write(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    module.weight.copy_(weight)
+    if bias is not None:
+        module.bias.copy_(bias)
+
+
+def per_sample(weights: AdapterWeights, batch: int) -> Rows:
+    """adapter -> (samples that have it, their weights), zeros left out. A batch of several times as many samples, as guidance
+    makes, has them over and over. AdapterError where the numbers do not agree."""
+    if isinstance(weights, Mapping):
+        given = {name: adapters_key({name: w})[0][1] for name, w in weights.items()}
+        lengths = {len(w) for w in given.values() if isinstance(w, tuple)}
+        count = next(iter(lengths), 1)
+        table = {name: list(w) if isinstance(w, tuple) else [w] * count for name, w in given.items()}
+        if len(lengths) > 1:
+            raise AdapterError(
+                f"The adapters have {' and '.join(map(str, sorted(lengths)))} weights; give one per sample to each."
+            )
+    else:
+        count = len(weights)
+        names = dict.fromkeys(name for one in weights for name in one)
+        table = {name: [float(one.get(name, 0.0)) for one in weights] for name in names}
+    if not count or batch % count:
+        raise AdapterError(f"The adapters are given for {count} samples, and the network was given {batch}; give one for each.")
+    rows: Rows = {}
+    for name, own in table.items():
+        found = [(i, own[i % count]) for i in range(batch) if own[i % count] != 0]
+        if found:
+            rows[name] = [i for i, _ in found], [w for _, w in found]
+    return rows
+
+
+@dataclass(eq=False)
+class _Hook:
+    """Adds to a module's output what the adapters in force make of its input."""
+
+    adapters: Adapters
+    name: str
+    terms: dict[str, list[Term]]
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        active = _ACTIVE.get({}).get(self.adapters)
+        if active is None or not (active.uniform or active.rows):
+            return output
+        x, total = next(iter((*args, *kwargs.values()))), _Sum(output, channel_axis(module))
+        if active.rows is None:
+            for name, weight in active.uniform.items():
+                for term in self.terms.get(name, ()):
+                    base = self._base(module, x, output) if term.needs_base else None
+                    total.add(term(module, x, base, weight), term.rows)
+            return total.value
+        here = {name: rows for name, rows in active.rows.items() if name in self.terms}
+        if here and len(x) != active.batch:
+            raise AdapterError(
+                f"{self.name} sees {len(x)} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
+            )
+        groups: dict[Hashable, list[tuple[LowRank, int, float]]] = {}  # by rank and output rows
+        for name, (rows, weights) in here.items():
+            for term in self.terms[name]:
+                if isinstance(term, LowRank) and term.plain and isinstance(module, nn.Linear):
+                    members = groups.setdefault((len(term.down), term.rows), [])
+                    members += [(term, row, weight) for row, weight in zip(rows, weights, strict=True)]
+                    continue
+                index, w = active.tensor(rows, weights, output)
+                base = self._base(module, x[index], output[index]) if term.needs_base else None
+                y = term(module, x[index], base)
+                total.add(y * w.reshape(-1, *[1] * (y.ndim - 1)), term.rows, index)
+        for members in groups.values():
+            index, w = active.tensor([row for _, row, _ in members], [term.scale * w for term, _, w in members], output)
+            total.add(batched([term for term, *_ in members], w, x[index]), members[0][0].rows, index)
+        return total.value
+
+    def _base(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """The module's output by its original weight, without the bias."""
+        original = self.adapters._originals.get(self.name)
+        if original is not None:
+            return operate(module, x, original[0])
+        bias = getattr(module, "bias", None)
+        return output if bias is None else output - along(bias, output, channel_axis(module))
+
+
+def batched(terms: Sequence[LowRank], weights: Tensor, x: Tensor) -> Tensor:
+    """w_i B_i A_i x_i of n samples x (n, ..., in) with low-rank terms of one rank, as two batched products: (n, ..., out)."""
+    down, up = (torch.stack([getattr(term, side) for term in terms]) for side in ("down", "up"))
+    inner = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), down.transpose(1, 2)) * weights[:, None, None]
+    return torch.bmm(inner, up.transpose(1, 2)).reshape(*x.shape[:-1], up.shape[1])
+
+
+class _Sum:
+    """An output to which changes are added: of all of it or of some channels, in all samples or in some."""
+
+    def __init__(self, output: Tensor, axis: int):
+        self.value, self.axis, self.own = output, axis, False
+
+    def add(self, y: Tensor, rows: tuple[int, int] | None, index: Tensor | None = None) -> None:
+        y = y.to(self.value.dtype)
+        if rows is None and index is None:
+            self.value = self.value + y
+            self.own = True
+            return
+        if not self.own:
+            self.value, self.own = self.value.clone(), True
+        part = self.value if rows is None else self.value.narrow(self.axis, rows[0], rows[1] - rows[0])
+        if index is None:
+            part.add_(y)
+        else:
+            part.index_add_(0, index, y.expand(len(index), *part.shape[1:]))

@@ -1,0 +1,157 @@
+"""The spellings of adapter files, as tables: which part of a model a key is for, which layer, which factor.
+
+lora_unet_blocks_0_attn_qkv.lora_down.weight      kohya, LyCORIS (underscores), also lora_te_, lora_te1_, lora_te2_
+transformer.blocks.0.attn.to_q.lora_A.weight      diffusers (dots), also unet., text_encoder.
+base_model.model.blocks.0.attn.qkv.lora_A.weight  peft
+diffusion_model.blocks.0.attn.qkv.lora_A.weight   ai-toolkit, ComfyUI
+unet.mid.attn1.processor.to_q_lora.down.weight    diffusers before 0.22, also text_model...q_proj.lora_linear_layer.down.weight
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from gen.adapters.delta import AdapterError
+
+# prefix -> (part, dialect); the first that fits counts
+PREFIXES: dict[str, tuple[str, str]] = {
+    "lora_unet_": ("denoiser", "kohya"),
+    "lora_transformer_": ("denoiser", "kohya"),
+    "lycoris_": ("denoiser", "kohya"),
+    "lora_te_": ("text_encoder", "kohya"),
+    "lora_te1_": ("text_encoder", "kohya"),
+    "lora_te2_": ("text_encoder_2", "kohya"),
+    "lora_te3_": ("text_encoder_3", "kohya"),
+    "base_model.model.": ("denoiser", "peft"),
+    "text_encoder.": ("text_encoder", "diffusers"),
+    "text_encoder_2.": ("text_encoder_2", "diffusers"),
+    "text_encoder_3.": ("text_encoder_3", "diffusers"),
+    "unet.": ("denoiser", "diffusers"),
+    "transformer.": ("denoiser", "diffusers"),
+    "denoiser.": ("denoiser", "diffusers"),
+    "model.diffusion_model.": ("denoiser", "ai-toolkit"),
+    "diffusion_model.": ("denoiser", "ai-toolkit"),
+}
+BARE = ("denoiser", "diffusers")  # no prefix at all
+
+_SAME = (
+    *[f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")],
+    *[f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")],
+)
+# how a key ends -> the factor it is
+SUFFIXES: dict[str, str] = {
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora_mid.weight": "mid",
+    "lora_up.bias": "up_bias",
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_B.bias": "up_bias",
+    "lora_A.default.weight": "down",
+    "lora_B.default.weight": "up",
+    "lora_B.default.bias": "up_bias",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "lora_linear_layer.down.weight": "down",
+    "lora_linear_layer.up.weight": "up",
+    "alpha": "alpha",
+    "lora.alpha": "alpha",
+    "dora_scale": "magnitude",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    "lora_magnitude_vector.default.weight": "magnitude",
+    **{name: name for name in _SAME},
+    "diff": "weight",
+    "diff_b": "bias",
+    "w_norm": "weight",
+    "b_norm": "bias",
+}
+_PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+# words in keys of methods that are not a change of weights in one of our forms
+FOREIGN = {
+    "oft_": "OFT",
+    "boft": "BOFT",
+    "ia3": "IA3",
+    "on_input": "IA3",
+    "lora_embedding_": "a LoRA of an embedding table",
+    "lora_E": "AdaLoRA",
+    "vera_lambda": "VeRA",
+    "lora_S": "SVD LoRA",
+    "emb_params": "a textual inversion",
+}
+
+
+class Key(NamedTuple):
+    """layer: "<part>.<path>"; dialect: the name of the file format that spells it so."""
+
+    layer: str
+    factor: str
+    dialect: str
+
+
+def parse(key: str) -> Key | None:
+    """What a key says; None for one that no table has. AdapterError for one that no honest file has."""
+    if any(bad in key for bad in ("..", "/", "\\", "\0", "__")) or not key.isprintable():
+        raise AdapterError(f"its key {key[:100]!r} is not the name of a layer; the file is damaged or hostile.")
+    prefix = next((p for p in PREFIXES if key.startswith(p)), "")
+    part, dialect = PREFIXES.get(prefix, BARE)
+    rest = key[len(prefix) :]
+    if old := _PROCESSOR.fullmatch(rest):
+        name = {"out": "to_out.0"}.get(old[2], f"to_{old[2]}")
+        if old[1].endswith("self_attn"):  # CLIP's own names
+            name = f"{old[2]}_proj"
+        return Key(f"{part}.{old[1]}.{name}", old[3], dialect)
+    # the longest ending that a table has: dots in it, so cut at each of the last few
+    for dots in (4, 3, 2, 1):
+        pieces = rest.rsplit(".", dots)
+        if len(pieces) == dots + 1 and (factor := SUFFIXES.get(".".join(pieces[1:]))):
+            return Key(f"{part}.{pieces[0]}", factor, dialect)
+    return None
+
+
+_OURS = {"down": "A.weight", "up": "B.weight", "up_bias": "B.bias"}
+_DOTTED = {
+    **{factor: f"lora_{end}" for factor, end in _OURS.items()},
+    "mid": "lora_mid.weight",
+    "magnitude": "lora_magnitude_vector",
+    "weight": "diff",
+    "bias": "diff_b",
+}
+_KOHYA = {
+    "down": "lora_down.weight",
+    "up": "lora_up.weight",
+    "mid": "lora_mid.weight",
+    "up_bias": "lora_up.bias",
+    "magnitude": "dora_scale",
+    "weight": "diff",
+    "bias": "diff_b",
+}
+# format -> part -> prefix
+WRITTEN: dict[str, dict[str, str]] = {
+    "kohya": {
+        "denoiser": "lora_unet_",
+        "text_encoder": "lora_te_",
+        "text_encoder_2": "lora_te2_",
+        "text_encoder_3": "lora_te3_",
+    },
+    "diffusers": {
+        "denoiser": "transformer.",
+        "text_encoder": "text_encoder.",
+        "text_encoder_2": "text_encoder_2.",
+        "text_encoder_3": "text_encoder_3.",
+    },
+    "peft": {"denoiser": "base_model.model."},
+    "ai-toolkit": {"denoiser": "diffusion_model."},
+}
+
+
+def spell(format: str, layer: str, factor: str) -> str:
+    """The key of a layer's factor in a format. AdapterError if the format has no place for that part of a model."""
+    part, _, path = layer.partition(".")
+    prefix = WRITTEN[format].get(part)
+    if prefix is None:
+        raise AdapterError(f"The {format} format holds one network and has no place for the {part}; write it as kohya.")
+    if format == "kohya":
+        return f"{prefix}{path.replace('.', '_')}.{_KOHYA.get(factor, factor)}"
+    return f"{prefix}{path}.{_DOTTED.get(factor, factor)}"

@@ -1,0 +1,68 @@
+"""What became of an adapter's layers when it was loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gen.adapters.adapter import Adapter
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """matched: layer -> modules that it changes. unmatched: layers without a module; the first few with the nearest module's
+    name, or why there is none. mismatched: layers that do not fit their module, each with a sentence. notes: what else to know.
+    """
+
+    adapter: Adapter
+    matched: dict[str, tuple[str, ...]]
+    unmatched: dict[str, str]
+    mismatched: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return not self.unmatched and not self.mismatched
+
+    def summary(self) -> str:
+        """One line: style: 96 layers (LoRA), rank 16, on the denoiser."""
+        adapter = self.adapter
+        types = ", ".join(name if len(adapter.types) == 1 else f"{count} {name}" for name, count in adapter.types.items())
+        rank = f", rank {'/'.join(map(str, adapter.ranks))}" if adapter.ranks else ""
+        on = " and ".join(sorted({layer.partition(".")[0].replace("_", " ") for layer in self.matched}))
+        total = len(adapter.layers)
+        count = f"{'' if self.complete else f'{len(self.matched)} of '}{total} layer{'s' * (total != 1)}"
+        return f"{adapter.name}: {count} ({types}){rank}, on the {on or 'nothing'}"
+
+    def problems(self) -> str:
+        """What did not fit, the first few of each kind; empty where everything did."""
+        parts = []
+        if self.unmatched:
+            lines = [f"{layer}{f' ({hint})' if hint else ''}" for layer, hint in self.unmatched.items()]
+            parts.append(f"{_count(lines, 'has', 'have')} no module in this model: {_some(lines)}")
+        if self.mismatched:
+            lines = [f"{layer} {why}" for layer, why in self.mismatched.items()]
+            parts.append(f"{_count(lines, 'does', 'do')} not fit: {_some(lines)}")
+        return "; ".join(parts)
+
+    def text(self) -> str:
+        """All of it, for people."""
+        return "\n".join([self.summary(), *filter(None, [self.problems()]), *(f"Note: {note}" for note in self.notes)])
+
+
+def nearest(path: str, names: Sequence[str]) -> str:
+    """ "nearest: " and the module name most like a path, "" for none; compared with underscores for dots."""
+    plain = {name.replace(".", "_"): name for name in names}
+    found = difflib.get_close_matches(path.replace(".", "_"), plain, 1, cutoff=0.5)
+    return f"nearest: {plain[found[0]]}" if found else ""
+
+
+def _count(lines: Sequence[str], one: str, several: str) -> str:
+    return f"1 layer {one}" if len(lines) == 1 else f"{len(lines)} layers {several}"
+
+
+def _some(lines: Sequence[str]) -> str:
+    return ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")

@@ -1,0 +1,232 @@
+"""From the layers of an adapter to the modules of a network, by tables and exact names; nothing is guessed.
+
+A module answers to its own name, to the same with underscores for dots (kohya), to the names that diffusers has for the parts
+of our DiT, and, where q, k and v are one projection, to the names of the three, which are then rows of it. The other way
+round, a layer on a fused projection is cut into the rows of three modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from gen.adapters.adapter import Adapter
+from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.report import SHOWN, Report, nearest
+
+# fused projection -> what its equal parts of rows are called elsewhere
+FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "qkv": (("to_q", "q_proj", "q"), ("to_k", "k_proj", "k"), ("to_v", "v_proj", "v")),
+    "to_qkv": (("to_q", "q_proj", "q"), ("to_k", "k_proj", "k"), ("to_v", "v_proj", "v")),
+    "kv": (("to_k", "k_proj", "k"), ("to_v", "v_proj", "v")),
+    "to_kv": (("to_k", "k_proj", "k"), ("to_v", "v_proj", "v")),
+}
+# our DiT's names -> diffusers' (PixArtTransformer2DModel, DiTTransformer2DModel)
+DIFFUSERS_DIT = (
+    ("blocks.", "transformer_blocks."),
+    (".attn.", ".attn1."),
+    (".cross.", ".attn2."),
+    (".mlp.fc1", ".ff.net.0.proj"),
+    (".mlp.fc2", ".ff.net.2"),
+)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module, or its rows start to stop; cut: which rows of the layer's change go there, if not all."""
+
+    module: str
+    rows: tuple[int, int] | None = None
+    cut: tuple[int, int] | None = None
+
+
+class Index:
+    """The modules of a network that an adapter can change, by every name they answer to. Walks the network once."""
+
+    def __init__(self, network: nn.Module):
+        self.modules = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, WEIGHTED) and isinstance(getattr(module, "weight", None), Tensor)
+        }
+        self.targets: dict[str, tuple[Target, ...]] = {name: (Target(name),) for name in self.modules}
+        dit = type(network).__name__ == "DiT"
+        for name in self.modules:
+            for known in (name, _diffusers_name(name)) if dit else (name,):
+                self._add(known, (Target(name),))
+                self._fused(name, known, dit)
+        self._split()
+        self.underscored: dict[str, set[tuple[Target, ...]]] = {}
+        real = {name.replace(".", "_") for name in self.modules}
+        for name, targets in self.targets.items():
+            plain = name.replace(".", "_")
+            if name in self.modules or plain not in real:  # an alias gives way to a module
+                self.underscored.setdefault(plain, set()).add(targets)
+
+    def _add(self, name: str, targets: tuple[Target, ...]) -> None:
+        self.targets.setdefault(name, targets)
+
+    def _fused(self, name: str, known: str, dit: bool) -> None:
+        parent, _, last = known.rpartition(".")
+        parts = FUSED.get(last)
+        module = self.modules[name]
+        if parts and isinstance(module, nn.Linear) and module.out_features % len(parts) == 0:
+            size = module.out_features // len(parts)
+            for i, names in enumerate(parts):
+                for part in names:
+                    self._add(f"{parent}.{part}".lstrip("."), (Target(name, (i * size, (i + 1) * size)),))
+        if dit and last in ("proj", "q") and parent.rpartition(".")[2] in ("attn", "cross", "attn1", "attn2"):
+            for other in {"proj": ("to_out.0", "to_out"), "q": ("to_q",)}[last]:
+                self._add(f"{parent}.{other}", (Target(name),))
+
+    def _split(self) -> None:
+        """Fused names for modules that are apart."""
+        for parent in {name.rpartition(".")[0] for name in self.modules}:
+            prefix = parent + "." if parent else ""
+            for fused, parts in FUSED.items():
+                names = [next((prefix + n for n in options if prefix + n in self.modules), None) for options in parts]
+                if None in names or not all(isinstance(self.modules[n], nn.Linear) for n in names if n):
+                    continue
+                stops, targets = 0, []
+                for name in filter(None, names):
+                    size = self.modules[name].out_features
+                    targets.append(Target(name, None, (stops, stops + size)))
+                    stops += size
+                self._add(prefix + fused, tuple(targets))
+
+    def find(self, path: str, underscored: bool = False) -> tuple[Target, ...]:
+        """Where a layer goes; () if nowhere. underscored: the path is in kohya's spelling, where a_b may be a.b.
+
+        AdapterError if two modules answer to the name.
+        """
+        if path in self.targets and not underscored:
+            return self.targets[path]
+        found = self.underscored.get(path, set())
+        if len(found) > 1:
+            several = " and ".join(sorted(targets[0].module for targets in found))
+            raise AdapterError(f"could be any of {several}: with underscores their names are the same")
+        return next(iter(found), ())
+
+
+def _diffusers_name(name: str) -> str:
+    for ours, theirs in DIFFUSERS_DIT:
+        name = name.replace(ours, theirs, 1)
+    return name
+
+
+def resolve(
+    adapter: Adapter, indices: Mapping[str, Index], strict: bool = True
+) -> tuple[dict[str, list[tuple[Target, Delta]]], Report]:
+    """(part -> targets with what changes there, report). indices: part of the model -> its modules.
+
+    AdapterError, with what was not found and the nearest names, if nothing matches, or, when strict, if anything is left over.
+    """
+    placed: dict[str, list[tuple[Target, Delta]]] = {part: [] for part in indices}
+    matched: dict[str, tuple[str, ...]] = {}
+    unmatched: dict[str, str] = {}
+    mismatched: dict[str, str] = {}
+    taken: dict[str, dict[str, list[tuple[int, int, str]]]] = {}  # part -> module -> (first row, end, layer)
+    wide = []
+    for layer, delta in adapter.layers.items():
+        part, _, path = layer.partition(".")
+        if part not in indices:
+            unmatched[layer] = f"this model has no {part.replace('_', ' ')}" if len(unmatched) < SHOWN else ""
+            continue
+        index = indices[part]
+        try:
+            targets = index.find(path, adapter.format == "kohya")
+            if not targets:
+                unmatched[layer] = nearest(path, list(index.targets)) if len(unmatched) < SHOWN else ""
+                continue
+            whole = sum(target.cut[1] - target.cut[0] for target in targets if target.cut)
+            if whole and delta.dims[0] != whole:
+                raise AdapterError(f"changes {delta.dims[0]} rows where the model has {whole}")
+            pieces = [(t, _fitted(delta if t.cut is None else delta.select(*t.cut), t, index)) for t in targets]
+            if other := _overlap(targets, taken.setdefault(part, {}), layer):
+                raise AdapterError(f"changes the same weights of {targets[0].module} as {other}")
+        except AdapterError as error:
+            mismatched[layer] = str(error).rstrip(".")
+            continue
+        placed[part] += pieces
+        matched[layer] = tuple(target.module for target in targets)
+        if delta.rank and delta.rank > _smaller_side(delta):
+            wide.append(layer)
+    notes = list(adapter.notes)
+    if wide:
+        notes.append(f"rank above what the weight can have in {len(wide)} of the layers, {wide[0]} for one")
+    report = Report(adapter, matched, unmatched, mismatched, tuple(notes))
+    if not matched:
+        raise AdapterError(f"{adapter.name} fits nothing in this model: {report.problems()}.")
+    if strict and not report.complete:
+        raise AdapterError(
+            f"{adapter.name} does not fit this model: {report.problems()}. Load it with strict=False to use the "
+            f"{len(matched)} that do."
+        )
+    return placed, report
+
+
+def _overlap(targets: tuple[Target, ...], taken: dict[str, list[tuple[int, int, str]]], layer: str) -> str | None:
+    """An earlier layer of the same adapter that changes some of the same rows; if there is none, these are noted as taken."""
+    for target in targets:
+        start, stop = target.rows or (0, 1 << 62)
+        for other_start, other_stop, other in taken.get(target.module, ()):
+            if start < other_stop and other_start < stop:
+                return other
+    for target in targets:
+        taken.setdefault(target.module, []).append((*(target.rows or (0, 1 << 62)), layer))
+    return None
+
+
+def _smaller_side(delta: Delta) -> int:
+    return min(delta.dims[0], math.prod(delta.dims[1:]))
+
+
+def _fitted(delta: Delta, target: Target, index: Index) -> Delta:
+    module = index.modules[target.module]
+    shape = tuple(module.weight.shape)
+    if target.rows is not None:
+        shape = (target.rows[1] - target.rows[0], *shape[1:])
+    if not delta.fits(shape):
+        raise AdapterError(f"is {delta.dims} where {target.module} is {shape}")
+    if delta.rank and delta.rank > max(shape[0], math.prod(shape[1:])):
+        raise AdapterError(f"has rank {delta.rank}, more than {target.module} has rows or columns, {shape}")
+    if delta.kind not in ("full", "bias") and not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        raise AdapterError(
+            f"is a {delta.type} on {target.module}, a {type(module).__name__}, which only a full difference changes"
+        )
+    bias = delta.bias()
+    if bias is not None and (
+        getattr(module, "bias", None) is None and not isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    ):
+        raise AdapterError(f"changes a bias that {target.module} does not have")
+    if bias is not None and bias.shape != shape[:1]:
+        raise AdapterError(f"changes a bias of {bias.numel()} where {target.module} has {shape[0]} outputs")
+    if "magnitude" in delta.factors and delta.factors["magnitude"].numel() != shape[delta.magnitude_axis]:
+        raise AdapterError(
+            f"has a DoRA magnitude of {delta.factors['magnitude'].numel()} values where {target.module} needs "
+            f"{shape[delta.magnitude_axis]}"
+        )
+    return delta
+
+
+def renamed(adapter: Adapter, networks: Mapping[str, nn.Module]) -> Adapter:
+    """The same adapter with the networks' own module names, so that it can be written with dots.
+
+    networks: part -> network, {"denoiser": ...}. AdapterError if a layer has no module, or only rows of one.
+    """
+    indices = {part: Index(network) for part, network in networks.items()}
+    _, report = resolve(adapter, indices)
+    layers = {}
+    for layer, delta in adapter.layers.items():
+        part, _, path = layer.partition(".")
+        [*targets] = indices[part].find(path, adapter.format == "kohya")
+        if len(targets) > 1 or targets[0].rows is not None:
+            raise AdapterError(
+                f"{layer} of {adapter.name} is part of {report.matched[layer][0]}, which has no name of its own."
+            )
+        layers[f"{part}.{targets[0].module}"] = delta
+    return replace(adapter, layers=layers, format="", keys={})

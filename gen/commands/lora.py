@@ -1,0 +1,57 @@
+"""`--lora FILE[:WEIGHT]` of `fewstep image` and `fewstep replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gen.commands.output import printable, say
+from gen.recipe import Recipe
+
+
+def parse_lora(text: str) -> tuple[Path, float | None]:
+    """(file, weight, None where not given) of FILE or FILE:WEIGHT."""
+    file, colon, tail = text.rpartition(":")
+    if colon and file:
+        try:
+            return Path(file), float(tail)
+        except ValueError:
+            pass
+    return Path(text), None
+
+
+def load(generator: Any, specs: Sequence[str], quiet: bool) -> None:
+    """Load adapters and say what matched. Two files of one name become name and name-2."""
+    from gen.adapters import read_adapter
+
+    for spec in specs:
+        path, weight = parse_lora(spec)
+        adapter = read_adapter(path)
+        name, n = adapter.name, 1
+        while name in generator.adapters:
+            n += 1
+            name = f"{adapter.name}-{n}"
+        report = generator.load_adapter(replace(adapter, name=name), weight=1.0 if weight is None else weight)
+        say(printable(report.text()), quiet)
+
+
+def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool) -> None:
+    """Load the adapters of a recipe under the names and weights that it has, each found by its content."""
+    from gen.adapters import read_adapter
+
+    for spec in specs:
+        path, weight = parse_lora(spec)
+        adapter = read_adapter(path)
+        names = [name for name, digest in (recipe.adapter_files or {}).items() if digest == adapter.sha256]
+        if not names:
+            raise ValueError(
+                f"{path} is not one of the files that the picture was made with: no sha256 in its recipe is the same."
+            )
+        for name in names:
+            own = recipe.adapters.get(name, 0.0)
+            if weight is not None and weight != own:
+                raise ValueError(f"The weight of {path} is the recipe's own, {own:g}; leave :{weight:g} out.")
+            report = generator.load_adapter(replace(adapter, name=name), weight=own)
+            say(printable(report.text()), quiet)

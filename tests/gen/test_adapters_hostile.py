@@ -1,0 +1,265 @@
+"""Files and adapters that must be refused, each with a sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+from torch import nn
+
+from gen.adapters import AdapterError, Adapters, from_tensors, read_adapter
+from gen.checkpoints import CheckpointError
+
+NAME = "lora_unet_block_to_q"
+
+
+def good() -> dict[str, torch.Tensor]:
+    return {
+        f"{NAME}.lora_down.weight": torch.ones(2, 8),
+        f"{NAME}.lora_up.weight": torch.ones(8, 2),
+        f"{NAME}.alpha": torch.tensor(1.0),
+    }
+
+
+def network() -> nn.Module:
+    return nn.ModuleDict({"block": nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)}), "norm": nn.LayerNorm(8)})
+
+
+GOOD = save(good())
+HEADER = struct.unpack("<Q", GOOD[:8])[0]
+FILES = {
+    "empty": (b"", "is empty"),
+    "seven bytes": (b"1234567", "not a usable safetensors"),
+    "truncated data": (GOOD[:-5], "not a usable safetensors"),
+    "truncated header": (GOOD[:40], "not a usable safetensors"),
+    "trailing bytes": (GOOD + b"x", "not a usable safetensors"),
+    "header of 2^63": (struct.pack("<Q", 1 << 63) + GOOD[8:], "not a usable safetensors"),
+    "header of 200 MB": (struct.pack("<Q", 200_000_000) + GOOD[8:], "not a usable safetensors"),
+    "not JSON": (GOOD[:8] + b"x" * HEADER + GOOD[8 + HEADER :], "not a usable safetensors"),
+    "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not a usable safetensors"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+    "web page": (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+    "zip": (b"PK\x03\x04" + bytes(100), "pickle or zip"),
+    "pickle": (b"\x80\x02}q\x00." + bytes(100), "pickle or zip"),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_that_are_not_safetensors(file, tmp_path):
+    content, reason = FILES[file]
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors: .*{reason}"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+def test_things_that_are_not_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    for name, reason in {
+        "fifo.safetensors": "not a regular file",
+        "gone.safetensors": "No such file",
+        "missing.safetensors": "No such file",
+        "folder.safetensors": "a folder without adapter_model.safetensors",
+        "a.ckpt": "convert it to safetensors first",
+    }.items():
+        with pytest.raises(CheckpointError, match=reason):
+            read_adapter(tmp_path / name)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.booleans())
+def test_any_flipped_or_cut_byte_is_a_sentence_or_an_adapter(tmp_path, place, value, cut):
+    data = GOOD[:place] if cut else GOOD[:place] + bytes([value]) + GOOD[place + 1 :]
+    (tmp_path / "a.safetensors").write_bytes(data)
+    try:
+        assert read_adapter(tmp_path / "a.safetensors").layers
+    except CheckpointError as error:
+        assert str(error).endswith(".")
+
+
+def change(**changes) -> dict[str, torch.Tensor]:
+    """The good file with tensors changed, added, or, where None, taken out; "weight" may be left out of a name."""
+    tensors = good()
+    for key, value in changes.items():
+        name = f"{NAME}.{key}" + (".weight" if key.startswith("lora_") else "")
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = value
+    return tensors
+
+
+TENSORS = {
+    "no adapter": ({"blocks.0.weight": torch.ones(2, 2)}, "is it a checkpoint"),
+    "nothing": ({}, "is it a checkpoint"),
+    "A without B": (change(lora_up=None), "layer 'block_to_q': it has down but lacks up"),
+    "only alpha": ({f"{NAME}.alpha": torch.tensor(1.0)}, "it has no weights"),
+    "integers": (change(lora_up=torch.ones(8, 2, dtype=torch.int32)), "holds int32"),
+    "ranks differ": (change(lora_up=torch.ones(8, 3)), r"do not fit each other: .*up \(8, 3\)"),
+    "a number for a matrix": (change(lora_up=torch.tensor(1.0)), "do not fit each other"),
+    "a row for a matrix": (change(lora_down=torch.ones(2)), "do not fit each other"),
+    "no rows": (change(lora_down=torch.ones(0, 8), lora_up=torch.ones(8, 0)), r"is empty: \(0, 8\)"),
+    "rank": (change(lora_down=torch.ones(5000, 1), lora_up=torch.ones(1, 5000)), "rank is 5000; ranks up to 4096"),
+    "alpha": (change(alpha=torch.tensor(3e4)), "its scale is 15000"),
+    "two alphas": (change(alpha=torch.ones(2)), "its alpha has 2 values"),
+    "half a LoHa": (
+        {f"{NAME}.hada_w1_a": torch.ones(8, 2), f"{NAME}.hada_w1_b": torch.ones(2, 8)}, "lacks hada_w2_a and hada_w2_b"
+    ),
+    "mixed": (change(hada_w1_a=torch.ones(8, 2)), "lacks|beside"),
+    "two W1": ({f"{NAME}.lokr_{w}": torch.ones(2, 2) for w in ("w1", "w1_a", "w2")}, "it has lokr_w1_a beside"),
+    "dunder": ({"unet.time_embed.__class__.__init__.lora_A.weight": torch.ones(2, 2)}, "damaged or hostile"),
+    "traversal": ({"../../etc/passwd.lora_A.weight": torch.ones(2, 2)}, "damaged or hostile"),
+    "NUL": ({"unet.a\0b.lora_A.weight": torch.ones(2, 2)}, "damaged or hostile"),
+    "DoRA with bias": (change(dora_scale=torch.ones(8, 1)) | {f"{NAME}.lora_up.bias": torch.ones(8)}, "beside a bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_are_no_adapter(case, tmp_path):
+    tensors, reason = TENSORS[case]
+    with pytest.raises(AdapterError, match=reason):
+        from_tensors(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=reason) as error:
+        read_adapter(tmp_path / "a.safetensors")
+    assert "a.safetensors: is not an adapter that can be used: " in str(error.value) and str(error.value)[-1] in ".?"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["lora_up.weight", "alpha"])
+def test_values_that_are_not_finite(tensor, value, tmp_path):
+    tensors = good()
+    tensors[f"{NAME}.{tensor}"] = torch.full_like(tensors[f"{NAME}.{tensor}"], value)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=f"tensor '{NAME}.{tensor}' holds NaN or infinite"):
+        read_adapter(tmp_path / "a.safetensors")
+    if tensor == "alpha":
+        with pytest.raises(AdapterError, match="must be finite"):
+            from_tensors(tensors)
+
+
+CONFIGS = {
+    "not JSON": ("{", "not valid JSON"),
+    "deep": ("[" * 100_000, "not valid JSON"),
+    "a list": ("[]", "holds a list"),
+    "NaN": ('{"lora_alpha": NaN}', "NaN is not a number"),
+    "text": ('{"lora_alpha": "8"}', "'8' for lora_alpha"),
+    "true": ('{"lora_alpha": true}', "True for lora_alpha"),
+    "huge": ('{"lora_alpha": 1e300}', "its scale is 5e"),
+    "patterns": ('{"alpha_pattern": [1], "lora_alpha": 1}', "not a table"),
+    "a slow expression": ('{"alpha_pattern": {"(a+)+$": 1}, "lora_alpha": 1}', "too involved"),
+    "a broken expression": ('{"alpha_pattern": {"a[": 1}, "lora_alpha": 1}', "not a valid pattern"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configs_in_the_metadata(case):
+    text, reason = CONFIGS[case]
+    tensors = {"unet.block.to_q.lora_A.weight": torch.ones(2, 8), "unet.block.to_q.lora_B.weight": torch.ones(8, 2)}
+    with pytest.raises(AdapterError, match=reason):
+        from_tensors(tensors, {"lora_adapter_metadata": text})
+
+
+def test_a_config_beside_the_file_is_read_as_carefully(tmp_path):
+    save_file({"base_model.model.a.lora_A.weight": torch.ones(2, 8), "base_model.model.a.lora_B.weight": torch.ones(8, 2)},
+              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    os.mkfifo(tmp_path / "adapter_config.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "r": 3}')
+    with pytest.raises(CheckpointError, match="'r' appears twice"):
+        read_adapter(tmp_path)
+
+
+def layer(name: str, out: int = 8, width: int = 8, rank: int = 2, **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    tensors = {f"unet.{name}.lora_A.weight": torch.ones(rank, width), f"unet.{name}.lora_B.weight": torch.ones(out, rank)}
+    return tensors | {f"unet.{name}.{key}": value for key, value in more.items()}
+
+
+FITS = {
+    "no module": (layer("blokc.to_q"), r"fits nothing in this model: 1 layer has no module .*nearest: block\.to_q\)"),
+    "a shape": (layer("block.to_q", 9), r"fits nothing .*denoiser\.block\.to_q is \(9, 8\) where block\.to_q is \(8, 8\)"),
+    "transposed": (layer("block.to_q", 4, 16), r"is \(4, 16\) where"),
+    "a rank over the layer": (layer("block.to_q", rank=9), r"has rank 9, more than block\.to_q has rows or columns"),
+    "a LoRA of a norm": (layer("norm", 8, 1), "where norm is|a LayerNorm, which only a full difference changes"),
+    "a bias too long": ({"unet.block.to_q.diff_b": torch.ones(9)}, r"is \(9,\) where"),
+    "a magnitude": (layer("block.to_q", lora_magnitude_vector=torch.ones(7)), "magnitude of 7 values where block.to_q needs 8"),
+    "a text encoder": ({k.replace("unet", "text_encoder"): v for k, v in layer("block.to_q").items()}, "has no text encoder"),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_adapters_that_fit_nothing(case):
+    tensors, reason = FITS[case]
+    for strict in (True, False):
+        adapters = Adapters(network())
+        with pytest.raises(AdapterError, match=reason):
+            adapters.load(from_tensors(tensors, name="x"), strict)
+        assert not adapters.adapters
+
+
+def test_an_adapter_that_fits_in_part():
+    tensors = layer("block.to_q") | layer("block.to_kk") | layer("block.to_k", 9) | layer("elsewhere")
+    adapters = Adapters(network())
+    with pytest.raises(AdapterError) as error:
+        adapters.load(from_tensors(tensors, name="x"))
+    for part in ("x does not fit", "2 layers have no module", "denoiser.block.to_kk (nearest: block.to_k)",
+                 "denoiser.elsewhere", "1 layer does not fit", "strict=False to use the 1 that do"):  # fmt: skip
+        assert part in str(error.value)
+    report = adapters.load(from_tensors(tensors, name="x"), strict=False)
+    assert list(report.matched) == ["denoiser.block.to_q"] and set(report.unmatched) == {
+        "denoiser.block.to_kk",
+        "denoiser.elsewhere",
+    }
+    assert report.summary() == "x: 1 of 4 layers (LoRA), rank 2, on the denoiser" and "nearest: block.to_k" in report.text()
+    with pytest.raises(AdapterError, match="named 'x' is loaded already"):
+        adapters.load(from_tensors(layer("block.to_q"), name="x"))
+
+
+def test_two_layers_for_the_same_weights():
+    """A file with two names of one module would act twice there."""
+    fused = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(8, 24)})})
+    parts = layer("attn.to_q") | layer("attn.to_v")
+    assert Adapters(fused).load(from_tensors(parts)).complete
+    for other, out in (("attn.q_proj", 8), ("attn.qkv", 24)):
+        with pytest.raises(AdapterError, match=rf"{other} changes the same weights of attn.qkv as denoiser.attn.to_q"):
+            Adapters(fused).load(from_tensors(parts | layer(other, out)))
+
+
+def test_notes():
+    report = Adapters(nn.ModuleDict({"a": nn.Linear(8, 4)})).load(
+        from_tensors(layer("a", 4, rank=6), {"lora_adapter_metadata": json.dumps({"init_lora_weights": "pissa_niter_4"})})
+    )
+    assert "rank above what the weight can have" in report.text() and "'pissa_niter_4'" in report.text()
+
+
+def test_a_thousand_unmatched_layers_are_a_short_message():
+    tensors = {key: value for i in range(1000) for key, value in layer(f"transformer.blocks.{i}.attn").items()}
+    with pytest.raises(AdapterError, match=r"1000 layers have no module .* and 995 more") as error:
+        Adapters(network()).load(from_tensors(tensors))
+    assert len(str(error.value)) < 1000
+
+
+def test_a_name_with_two_readings_is_refused():
+    ambiguous = nn.ModuleDict({"a_b": nn.Linear(8, 8), "a": nn.ModuleDict({"b": nn.Linear(8, 8)})})
+    tensors = {key.replace("block_to_q", "a_b"): value for key, value in good().items()}
+    kohya = from_tensors(tensors)
+    with pytest.raises(AdapterError, match=r"could be any of a\.b and a_b"):
+        Adapters(ambiguous).load(kohya)
+    report = Adapters(ambiguous).load(from_tensors(layer("a.b")))
+    assert report.matched == {"denoiser.a.b": ("a.b",)}
+
+
+def test_metadata_is_only_text():
+    tensors = {key.replace("lora_unet_", "unet.").replace("block_", "block."): value for key, value in good().items()}
+    metadata = {"lora_adapter_metadata": json.dumps({"auto_mapping": {"module": "os"}, "r": 2, "unet.lora_alpha": 3})}
+    [delta] = from_tensors(tensors, metadata).layers.values()
+    assert delta.scale == 0.5  # the file's own alpha comes before a config
