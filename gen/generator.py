@@ -26,6 +26,7 @@ from gen.field import Rules
 from gen.model_folder import ModelConfig, model_config, write_model
 from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.recipe import Recipe, save_image
+from gen.conditions import join
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
@@ -34,6 +35,7 @@ from samplers.sample import Solver
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
+PROMPT_MEMORY = 256 << 20  # bytes of text features that a generator keeps
 
 
 @dataclass
@@ -88,7 +90,9 @@ class Generator:
         self.adapters: dict[str, float] = {}
         self.interrupt = False
         self.weights = dict(weights or {})
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._encoded: dict[tuple[str, bool], Condition] = {}
+        if hasattr(network, "set_null") and text_encoder is not None:  # a network that has no empty prompt of its own
+            network.set_null(self.encode_prompt([""], negative=True))
 
     @classmethod
     def from_pretrained(
@@ -104,7 +108,9 @@ class Generator:
         bfloat16 where the device is fast at it, else float32. Raises ValueError with the reason if the model cannot be used.
         """
         name, folder = find_model(model, revision)
-        config, parts, weights = load_model(folder)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        config, parts, weights = load_model(folder, dtype)
         return cls(
             config,
             parts["denoiser"],
@@ -135,19 +141,19 @@ class Generator:
         return getattr(self.network.config, "num_classes", 0) or 0
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompt(self, prompts: Sequence[str], negative: bool = False) -> Condition:
         """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once."""
         if self.text_encoder is None:
             raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._encoded:
-                if len(self._encoded) >= 1024:
-                    self._encoded.clear()
+            if (prompt, negative) not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
-                tokens, mask = self.text_encoder.encode([prompt])
-                self._encoded[prompt] = tokens.to(self.dtype), mask
-        tokens, masks = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
-        return Condition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+                condition = self.text_encoder.condition(prompt, negative)
+                condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
+                if sum(map(_bytes, self._encoded.values())) + _bytes(condition) > PROMPT_MEMORY:
+                    self._encoded = {key: kept for key, kept in self._encoded.items() if key[0] in prompts}
+                self._encoded[prompt, negative] = condition
+        return join([self._encoded[prompt, negative] for prompt in prompts])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -420,6 +426,12 @@ class Generator:
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
         return [rows[:middle], rows[middle:]]
+
+
+def _bytes(condition: Condition) -> int:
+    sizes: list[int] = []
+    condition.map(lambda v: sizes.append(v.nbytes) or v)  # type: ignore[func-returns-value]
+    return sum(sizes)
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.conditions import alike
 from gen.edit import Edit
 from gen.field import Rules
 from gen.recipe import Batch, Machine, Model, Recipe
@@ -144,7 +145,8 @@ def make_batch(
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
-    field, solver = _field(generator, items, settings)
+    condition, negative = _conditions(generator, items)
+    field, solver = _field(generator, items, settings, negative)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -158,7 +160,7 @@ def make_batch(
         solver,
         x,
         settings.levels,
-        _condition(generator, items),
+        condition,
         noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
         context=Context(adapters=dict(generator.adapters)),
     )
@@ -182,21 +184,25 @@ def make_batch(
     return Made(shown, recipes)
 
 
-def _condition(generator: Generator, items: Sequence[Item]) -> Condition:
-    condition = Condition()
+def _conditions(generator: Generator, items: Sequence[Item]) -> tuple[Condition, Condition | None]:
+    """What the pictures should be, and what they should not be where a prompt says so."""
+    condition, negative = Condition(), None
     if generator.text_encoder is not None:
         condition = generator.encode_prompt([item.prompt for item in items])
-    if not generator.classes:
-        return condition
-    return replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
+        negatives = [item.negative_prompt for item in items]
+        if any(text.strip() for text in negatives):
+            condition, negative = alike(condition, generator.encode_prompt(negatives, negative=True))
+    if generator.classes:
+        condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
+        if negative is not None:
+            negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
+    return condition, negative
 
 
-def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Denoiser, Solver]:
+def _field(
+    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None
+) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
-    negatives = [item.negative_prompt for item in items]
-    negative = generator.encode_prompt(negatives) if any(text.strip() for text in negatives) else None
-    if negative is not None and generator.classes:
-        negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
     guided = is_guided(items[0], settings)
     return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
 
