@@ -124,6 +124,10 @@ class Generator:
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
         """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""
+        if getattr(self.network, "bridged", False):
+            raise ValueError(
+                f"The model {self.name!r} is a diffusers pipeline, which cannot be saved as a model of ours; copy its folder."
+            )
         return write_model(folder, self.config, self.network, self.autoencoder, self.text_encoder, dtype=dtype)
 
     @property
@@ -244,7 +248,11 @@ class Generator:
             rules=self._rules(guidance, guidance_options, cache, cache_options),
             edit=(image, mask, strength),
         )
-        if settings.scale == settings.rules.off and any(negatives):
+        if any(negatives) and not settings.rules.negatives:
+            warnings.warn(
+                f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=2
+            )
+        elif settings.scale == settings.rules.off and any(negatives):
             warnings.warn(
                 f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=2
             )
@@ -326,6 +334,8 @@ class Generator:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
         height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
+        if rules.always and not getattr(self.network, "embeds", False):
+            raise ValueError(f"The model {self.name!r} reads no guidance scale; choose other guidance than {rules.name!r}.")
         if steps is None:
             steps = defaults.num_inference_steps
         steps = request.whole("num_inference_steps", steps, 1, request.MAX_STEPS)
@@ -357,6 +367,9 @@ class Generator:
         levels = schedule
         if isinstance(schedule, str):
             schedule = grid_info(schedule).name
+            if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
+                patch = self.factor * self.network.config.patch
+                schedule_options = {"tokens": height * width // patch**2, **schedule_options}
             levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
         levels, steps = tuple(levels), len(levels) - 1
         start = make_edit(self, *edit, height, width)

@@ -28,6 +28,7 @@ class BridgedConfig:
 class BridgedNetwork(nn.Module):
     """Base of the families' adapters. A subclass gives `call(x, time, condition)`, where tokens and pooled are x's dtype."""
 
+    bridged = True
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
 
     def __init__(self, network: nn.Module, config: BridgedConfig):

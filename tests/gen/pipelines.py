@@ -113,9 +113,7 @@ def stable_diffusion(prediction: str = "epsilon", **scheduler: Any):
         text_encoder=clip(1),
         tokenizer=clip_tokenizer(),
         unet=unet(),
-        scheduler=DDIMScheduler(
-            **noise, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction, **scheduler
-        ),
+        scheduler=DDIMScheduler(**noise, steps_offset=1, prediction_type=prediction, **scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -188,7 +186,7 @@ def dit():
     )  # fmt: skip
     names = {str(i): f"thing {i}, other {i}" for i in range(1000)}
     return DiTPipeline(
-        network, vae(scaling_factor=0.18215), DDIMScheduler(clip_sample=False, set_alpha_to_one=False), id2label=names
+        network, vae(scaling_factor=0.18215), DDIMScheduler(clip_sample=False), id2label=names
     )
 
 

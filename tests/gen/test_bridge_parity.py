@@ -1,0 +1,114 @@
+"""Each family's picture equals the diffusers pipeline's own, from the same noise, with guidance, in float32."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import cache
+
+import pytest
+import torch
+
+from gen.generator import Generator
+from samplers.path import VariancePreserving
+from tests.gen import pipelines
+
+PROMPT, NEGATIVE = "a cat, 3 red dogs on the moon.", "blurry"
+STEPS = 4
+CLOSE = {"atol": 1e-4, "rtol": 0}
+FAMILIES = ("stable_diffusion", "sdxl", "pixart", "dit", "sd3", "flux", "sana")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """name, options -> (diffusers pipeline, our generator of its saved folder), made once each."""
+
+    @cache
+    def open_one(name: str, **options):
+        pipeline = getattr(pipelines, name)(**options)
+        pipeline.set_progress_bar_config(disable=True)
+        folder = pipelines.save(pipeline, tmp_path_factory.mktemp(name))
+        if name == "dit":  # save_pretrained leaves the names of the classes out; published folders have them
+            index = json.loads((folder / "model_index.json").read_text())
+            index["id2label"] = {str(i): f"thing {i}, other {i}" for i in range(1000)}
+            (folder / "model_index.json").write_text(json.dumps(index))
+        return pipeline, Generator.from_pretrained(folder, device="cpu", dtype="float32")
+
+    return open_one
+
+
+def noise(generator: Generator, batch: int, size: int = pipelines.SIZE) -> torch.Tensor:
+    side = size // generator.factor
+    return torch.randn(batch, generator.channels, side, side, generator=torch.Generator().manual_seed(5))
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+
+
+def theirs(name: str, pipeline, x: torch.Tensor, scale: float, **options) -> torch.Tensor:
+    """The pipeline's pictures (B, 3, H, W) in [0, 1], without negative prompt unless one is in `options`."""
+    call = {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "pt", **options}
+    if name == "dit":
+        labels = call.pop("class_labels", [7] * len(x))
+        call["output_type"] = "np"
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            images = pipeline(labels, generator=torch.Generator().manual_seed(5), **call).images
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+    if name in ("pixart", "sana"):
+        call |= {"use_resolution_binning": False}
+    x = pack(x) if name == "flux" else x
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prompt = call.pop("prompt", [PROMPT] * len(x))
+        return pipeline(prompt, latents=x.clone(), height=pipelines.SIZE, width=pipelines.SIZE, **call).images
+
+
+def ours(name: str, generator: Generator, x: torch.Tensor, scale: float, **options) -> torch.Tensor:
+    """Our pictures from the same latents: unit noise times the first level's sigma is what the pipeline starts from."""
+    subject = {"class_labels": [7] * len(x)} if name == "dit" else {"prompt": [PROMPT] * len(x)}
+    call = {"num_inference_steps": STEPS, "guidance_scale": scale, **subject, **options}
+    settings = generator._settings(
+        height=None, width=None, steps=STEPS, scale=None, interval=None, sampler=call.get("sampler"), sampler_options=None,
+        schedule=call.get("schedule"), schedule_options=call.get("schedule_options"), rules=generator._rules(None, None, None, None),
+        edit=(None, None, None),
+    )  # fmt: skip
+    x = x / settings.levels[0].sigma
+    side = {"height": pipelines.SIZE, "width": pipelines.SIZE}
+    return generator(latents=x, output_type="pt", progress=False, **side, **call).images
+
+
+def grid_of(scheduler, path) -> list:
+    """A diffusers scheduler's grid, after set_timesteps, on our path."""
+    if isinstance(path, VariancePreserving):
+        return [*(path.discrete(int(t)) for t in scheduler.timesteps), path(0.0)]
+    return [path(float(sigma)) for sigma in scheduler.sigmas]
+
+
+def plain_grid(name: str, pipeline, generator: Generator) -> list | None:
+    """The grid where ours of the same name is another: diffusers' flow grids end a little above zero before the last step."""
+    if name in ("sd3", "sana"):
+        pipeline.scheduler.set_timesteps(STEPS)
+        return grid_of(pipeline.scheduler, generator.denoiser.path)
+    if name == "pixart":  # theirs rounds to whole timesteps
+        pipeline.scheduler.set_timesteps(STEPS)
+        return grid_of(pipeline.scheduler, generator.denoiser.path)
+    return None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_models_own_sampler_gives_the_pipelines_picture(opened, name):
+    """Sampler, grid and all from the folder: DDIM, Euler, 2M or flow Euler as the pipeline's scheduler is."""
+    pipeline, generator = opened(name)
+    x = noise(generator, 2)
+    reference = theirs(name, pipeline, x, 4.0)
+    found = ours(name, generator, x, 4.0, schedule=plain_grid(name, pipeline, generator))
+    assert reference.std() > 0.02
+    torch.testing.assert_close(found, reference, **CLOSE)
+    if name not in ("dit", "flux"):  # the negative prompt takes the place of the empty one
+        reference = theirs(name, pipeline, x, 4.0, negative_prompt=[NEGATIVE] * 2)
+        told = ours(name, generator, x, 4.0, negative_prompt=NEGATIVE, schedule=plain_grid(name, pipeline, generator))
+        torch.testing.assert_close(told, reference, **CLOSE)
+        assert (told - found).abs().max() > 1e-3
