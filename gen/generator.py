@@ -91,6 +91,7 @@ class Generator:
         self.interrupt = False
         self.weights = dict(weights or {})
         self._encoded: dict[tuple[str, bool], Condition] = {}
+        self._colours: Tensor | None = None
         if hasattr(network, "set_null") and text_encoder is not None:  # a network that has no empty prompt of its own
             network.set_null(self.encode_prompt([""], negative=True))
 
@@ -167,6 +168,15 @@ class Generator:
             images = self.autoencoder.decode(images / self.config.latent_scale)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
 
+    def preview(self, latents: Tensor) -> list[Image.Image]:
+        """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see `gen.preview`."""
+        from gen import preview
+
+        if self.autoencoder is not None and self._colours is None:
+            self._colours = preview.fit(self.autoencoder, self.device)
+        scaled = latents.to(self.device).float() / self.config.latent_scale
+        return preview.pictures(preview.to_rgb(scaled, self._colours))
+
     def _instead(self) -> str:
         return "give class_labels instead" if self.classes else "it is unconditional, so leave the prompt out"
 
@@ -216,7 +226,7 @@ class Generator:
         mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
         runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
-        latents and denoised) and may return them changed. on_images is called with every batch that is done.
+        latents and denoised) and may return the latents changed; generator.preview(denoised) is a small picture. on_images is called with every batch that is done.
         Raises ValueError in a sentence for anything it cannot do.
         """
         prompts, negatives, classes = self._subjects(prompt, negative_prompt, class_labels)

@@ -163,6 +163,7 @@ def pixart(sigma: bool = False, sized: bool = False):
 
     network = transformer(
         "PixArtTransformer2DModel",
+        num_attention_heads=3,
         out_channels=8,
         cross_attention_dim=16,
         caption_channels=16,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from functools import cache
 
 import pytest
 import torch
@@ -17,24 +15,6 @@ PROMPT, NEGATIVE = "a cat, 3 red dogs on the moon.", "blurry"
 STEPS = 4
 CLOSE = {"atol": 1e-4, "rtol": 0}
 FAMILIES = ("stable_diffusion", "sdxl", "pixart", "dit", "sd3", "flux", "sana")
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    """name, options -> (diffusers pipeline, our generator of its saved folder), made once each."""
-
-    @cache
-    def open_one(name: str, **options):
-        pipeline = getattr(pipelines, name)(**options)
-        pipeline.set_progress_bar_config(disable=True)
-        folder = pipelines.save(pipeline, tmp_path_factory.mktemp(name))
-        if name == "dit":  # save_pretrained leaves the names of the classes out; published folders have them
-            index = json.loads((folder / "model_index.json").read_text())
-            index["id2label"] = {str(i): f"thing {i}, other {i}" for i in range(1000)}
-            (folder / "model_index.json").write_text(json.dumps(index))
-        return pipeline, Generator.from_pretrained(folder, device="cpu", dtype="float32")
-
-    return open_one
 
 
 def noise(generator: Generator, batch: int, size: int = pipelines.SIZE) -> torch.Tensor:
@@ -87,28 +67,58 @@ def grid_of(scheduler, path) -> list:
     return [path(float(sigma)) for sigma in scheduler.sigmas]
 
 
-def plain_grid(name: str, pipeline, generator: Generator) -> list | None:
-    """The grid where ours of the same name is another: diffusers' flow grids end a little above zero before the last step."""
-    if name in ("sd3", "sana"):
-        pipeline.scheduler.set_timesteps(STEPS)
-        return grid_of(pipeline.scheduler, generator.denoiser.path)
-    if name == "pixart":  # theirs rounds to whole timesteps
-        pipeline.scheduler.set_timesteps(STEPS)
-        return grid_of(pipeline.scheduler, generator.denoiser.path)
-    return None
+def exact_clock(scheduler) -> None:
+    """Flow grids of the multistep solver cut the network's clock to whole numbers; the levels themselves stay as they are."""
+    set_timesteps = scheduler.set_timesteps
+
+    def uncut(*args, **options):
+        set_timesteps(*args, **options)
+        scheduler.timesteps = scheduler.sigmas[:-1] * 1000
+
+    scheduler.set_timesteps = uncut
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_models_own_sampler_gives_the_pipelines_picture(opened, name):
-    """Sampler, grid and all from the folder: DDIM, Euler, 2M or flow Euler as the pipeline's scheduler is."""
-    pipeline, generator = opened(name)
-    x = noise(generator, 2)
+def test_the_models_own_sampler_gives_the_pipelines_picture(bridged, name):
+    """Sampler, grid and guidance from the folder: DDIM, Euler, 2M or flow Euler as the pipeline's scheduler is."""
+    pipeline, generator = bridged(name)
+    x, grid = noise(generator, 2), None
+    if name == "sana":
+        exact_clock(pipeline.scheduler)
+    if name in ("sd3", "sana", "pixart"):  # their grids of these names end elsewhere, or keep to whole timesteps
+        pipeline.scheduler.set_timesteps(STEPS)
+        grid = grid_of(pipeline.scheduler, generator.denoiser.path)
     reference = theirs(name, pipeline, x, 4.0)
-    found = ours(name, generator, x, 4.0, schedule=plain_grid(name, pipeline, generator))
+    found = ours(name, generator, x, 4.0, schedule=grid)
     assert reference.std() > 0.02
     torch.testing.assert_close(found, reference, **CLOSE)
     if name not in ("dit", "flux"):  # the negative prompt takes the place of the empty one
         reference = theirs(name, pipeline, x, 4.0, negative_prompt=[NEGATIVE] * 2)
-        told = ours(name, generator, x, 4.0, negative_prompt=NEGATIVE, schedule=plain_grid(name, pipeline, generator))
+        told = ours(name, generator, x, 4.0, negative_prompt=NEGATIVE, schedule=grid)
         torch.testing.assert_close(told, reference, **CLOSE)
         assert (told - found).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dpmpp_2m_gives_the_pipelines_picture(bridged, name):
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipeline, generator = bridged(name)
+    kept = pipeline.scheduler
+    if isinstance(generator.denoiser.path, VariancePreserving):
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(kept.config, timestep_spacing="linspace")
+    else:
+        pipeline.scheduler = DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", use_dynamic_shifting=name == "flux"
+        )
+        exact_clock(pipeline.scheduler)
+    try:
+        x = noise(generator, 1)
+        reference = theirs(name, pipeline, x, 3.0)
+        grid = grid_of(pipeline.scheduler, generator.denoiser.path)
+        found = ours(name, generator, x, 3.0, sampler="dpmpp_2m", schedule=grid)
+    finally:
+        pipeline.scheduler = kept
+    torch.testing.assert_close(found, reference, **CLOSE)
+    first_order = ours(name, generator, x, 3.0, sampler="euler", schedule=grid)
+    assert (first_order - found).abs().max() > 1e-3
