@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
+from gen.conditions import join
 from gen.edit import make_edit
 from gen.field import Rules
 from gen.model_folder import ModelConfig, model_config, write_model
 from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.recipe import Recipe, save_image
-from gen.conditions import join
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
@@ -226,7 +226,8 @@ class Generator:
         mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
         runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
-        latents and denoised) and may return the latents changed; generator.preview(denoised) is a small picture. on_images is called with every batch that is done.
+        latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
+        on_images is called with every batch that is done.
         Raises ValueError in a sentence for anything it cannot do.
         """
         prompts, negatives, classes = self._subjects(prompt, negative_prompt, class_labels)

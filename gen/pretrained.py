@@ -77,9 +77,7 @@ def _download_pipeline(repository: str, revision: str | None) -> Path:
     return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes)))
 
 
-def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32
-) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
     """(config, networks by part, sha256 of each part's weights) of a model folder or a diffusers pipeline.
 
     dtype: what a pipeline's large networks are read as; a model of ours is read as float32.

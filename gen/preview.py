@@ -24,7 +24,8 @@ def fit(autoencoder: Any, device: torch.device, seed: int = 0) -> Tensor:
     source = torch.Generator().manual_seed(seed)
     side = CELLS * autoencoder.factor
     pictures = sum(  # several scales, as in photographs
-        F.interpolate(torch.randn(SAMPLES, 3, cells, cells, generator=source), (side, side), mode="bicubic") for cells in (2, 5, 11)
+        F.interpolate(torch.randn(SAMPLES, 3, cells, cells, generator=source), (side, side), mode="bicubic")
+        for cells in (2, 5, 11)
     )
     pictures = torch.tanh(0.8 * pictures).to(device)
     latents = torch.cat([autoencoder.encode(picture[None]).float() for picture in pictures])

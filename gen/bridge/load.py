@@ -73,13 +73,11 @@ def weight_files(names: Iterable[str], stem: str) -> tuple[str | None, list[str]
         dotted = f".{variant}" if variant else ""
         if (single := f"{stem}{dotted}.safetensors") in names:
             return variant or None, [single], None
-        shard = re.compile(rf"{re.escape(stem)}(?:{re.escape(dotted)}-|-)(\d+)-of-(\d+){re.escape(dotted)}?\.safetensors")
-        for index in (f"{stem}.safetensors.index{dotted}.json", f"{stem}{dotted}.safetensors.index.json"):
-            shards = sorted(name for name in names if shard.fullmatch(name) and (dotted in name if dotted else True))
-            if not variant:
-                shards = [name for name in shards if not any(f".{v}" in name for v in _VARIANTS if v)]
-            if index in names and shards:
-                return variant or None, shards, index
+        mark = re.escape(dotted)
+        shard = re.compile(rf"{re.escape(stem)}(?:{mark}-\d+-of-\d+|-\d+-of-\d+{mark})\.safetensors")
+        shards = sorted(name for name in names if shard.fullmatch(name))
+        if shards and (index := f"{stem}.safetensors.index{dotted}.json") in names:
+            return variant or None, shards, index
     return None, [], None
 
 
@@ -90,12 +88,15 @@ def find_weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
     if not files:
         if pickles := sorted(name for name in names if name.endswith(PICKLES)):
             raise CheckpointError(
-                folder, f"has only {pickles[0]}, a pickle file, which can run code when opened; convert it to safetensors first."
+                folder,
+                f"has only {pickles[0]}, a pickle file, which can run code when opened; convert it to safetensors first.",
             )
         raise CheckpointError(folder, f"has no {stem}.safetensors; the download is incomplete.")
     if index is not None:
         listed = read_json(folder / index).get("weight_map")
-        values = set(listed.values()) if isinstance(listed, dict) and all(isinstance(v, str) for v in listed.values()) else set()
+        values = (
+            set(listed.values()) if isinstance(listed, dict) and all(isinstance(v, str) for v in listed.values()) else set()
+        )
         if not values or not values <= set(files):
             odd = sorted(values - set(files))
             raise CheckpointError(folder / index, f"lists {odd[0]!r}, which is not there." if odd else "lists no weight files.")

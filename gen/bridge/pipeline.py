@@ -28,6 +28,7 @@ VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # the one p
 
 PIPELINES: dict[str, Family] = {
     "StableDiffusionPipeline": stable_diffusion.FAMILY,
+    "LatentConsistencyModelPipeline": stable_diffusion.LCM,
     "StableDiffusionXLPipeline": sdxl.FAMILY,
     "PixArtAlphaPipeline": pixart.ALPHA,
     "PixArtSigmaPipeline": pixart.SIGMA,
@@ -71,13 +72,13 @@ def _entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
     if value is None:
         return None, None
     if not isinstance(value, list) or len(value) != 2:
-        raise CheckpointError(path, f"has {part} = {value!r}; a pair such as ['diffusers', 'AutoencoderKL'] is meant to be there.")
+        raise CheckpointError(
+            path, f"has {part} = {value!r}; a pair such as ['diffusers', 'AutoencoderKL'] is meant to be there."
+        )
     return value[0], value[1]
 
 
-def open_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32
-) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
+def open_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
     """(config, networks by our part names, sha256 of their weights) of a pipeline's folder.
 
     dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision.

@@ -29,7 +29,7 @@ _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SPACED = ("leading", "trailing", "linspace")
 # Where a scheduler's own value is not written: diffusers' defaults.
-_LEADING = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "PNDMScheduler", "TCDScheduler")
+_LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 
 
 def sampling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,9 @@ def _table(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if spacing not in _SPACED:
         raise ValueError(f"timestep_spacing {spacing!r} is not one of {', '.join(_SPACED)}")
     options: dict[str, Any] = {}
-    if config.get("use_karras_sigmas"):
+    if name in ("LCMScheduler", "TCDScheduler"):
+        schedule = "trailing"  # theirs come from the top of the table whatever the spacing says
+    elif config.get("use_karras_sigmas"):
         schedule = "karras"
     elif spacing == "linspace" and name.startswith(("DPMSolver", "UniPC", "DEIS")):
         schedule = "sgm_uniform"  # theirs leaves the last timestep out

@@ -64,9 +64,7 @@ class BridgedAutoencoder(nn.Module):
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents.to(self.vae.dtype)).sample.to(latents.dtype)
 
-    def _in_parts(
-        self, x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, grow: int, shrink: int
-    ) -> Tensor:
+    def _in_parts(self, x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, grow: int, shrink: int) -> Tensor:
         """`code` of x (B, C, h, w): its output is `grow` times larger, `shrink` times smaller; tile and overlap in x's
         pixels."""
         pixels = x.shape[2] * x.shape[3] * grow**2

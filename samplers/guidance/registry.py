@@ -27,7 +27,8 @@ class GuidanceInfo:
 
     `solver`, where there is one, must go around the solver too. `evaluations` is the number of network evaluations per image
     where guidance acts. modifier: a rule that goes around another guidance, not around a plain denoiser; compares: one that
-    must find a guided image and the conditional one there. always: acts without a prompt too, and at every scale. off: the scale at which nothing is guided; usual: one that is.
+    must find a guided image and the conditional one there. always: acts without a prompt too, and at every scale. off: the
+    scale at which nothing is guided; usual: one that is.
     """
 
     name: str

@@ -120,6 +120,22 @@ def stable_diffusion(prediction: str = "epsilon", **scheduler: Any):
     )
 
 
+def latent_consistency():
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    return LatentConsistencyModelPipeline(
+        vae=vae(scaling_factor=0.18215),
+        text_encoder=clip(1),
+        tokenizer=clip_tokenizer(),
+        unet=unet(time_cond_proj_dim=32),
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+
+
 def sdxl(zeros: bool = True):
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -165,7 +181,7 @@ def pixart(sigma: bool = False, sized: bool = False):
         "PixArtTransformer2DModel",
         num_attention_heads=3,
         out_channels=8,
-        cross_attention_dim=16,
+        cross_attention_dim=24,
         caption_channels=16,
         norm_type="ada_norm_single",
         use_additional_conditions=sized,
@@ -183,12 +199,14 @@ def dit():
     from diffusers import DDIMScheduler, DiTPipeline
 
     network = transformer(
-        "DiTTransformer2DModel", out_channels=8, num_embeds_ada_norm=1000, activation_fn="gelu-approximate", norm_type="ada_norm_zero"
-    )  # fmt: skip
-    names = {str(i): f"thing {i}, other {i}" for i in range(1000)}
-    return DiTPipeline(
-        network, vae(scaling_factor=0.18215), DDIMScheduler(clip_sample=False), id2label=names
+        "DiTTransformer2DModel",
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_zero",
     )
+    names = {str(i): f"thing {i}, other {i}" for i in range(1000)}
+    return DiTPipeline(network, vae(scaling_factor=0.18215), DDIMScheduler(clip_sample=False), id2label=names)
 
 
 def sd3(with_t5: bool = True):
@@ -232,7 +250,9 @@ def flux(guided: bool = True):
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=guided,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True) if guided else FlowMatchEulerDiscreteScheduler()
+    scheduler = (
+        FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True) if guided else FlowMatchEulerDiscreteScheduler()
+    )
     return FluxPipeline(
         scheduler=scheduler,
         vae=vae(4, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),

@@ -71,6 +71,23 @@ def test_flux_reads_its_guidance_scale_and_can_be_guided_besides(bridged):
     torch.testing.assert_close(both, reference, **CLOSE)
 
 
+def test_latent_consistency_models_read_their_guidance_scale(bridged):
+    """One step is deterministic: the consistency function at the last timestep, under an embedded scale."""
+    pipeline, generator = bridged("latent_consistency")
+    assert generator.config.defaults.guidance == "embedded" and generator.config.defaults.sampler == "lcm"
+    x, options = noise(generator, 2), {"num_inference_steps": 1}
+    for scale in (8.5, 3.0):
+        reference = theirs("latent_consistency", pipeline, x, scale, **options)
+        level = generator.denoiser.path.discrete(999)
+        images = generator(
+            [PROMPT] * 2, latents=x / level.sigma, guidance_scale=scale, output_type="pt", progress=False, **options
+        ).images
+        # theirs mixes in the noisy input by boundary factors of 1e-8 at this timestep
+        torch.testing.assert_close(images, reference, **CLOSE)
+    default = generator([PROMPT] * 2, latents=x / level.sigma, output_type="pt", progress=False, **options).images
+    assert (default - images).abs().max() > 1e-4
+
+
 def test_flux_without_a_guidance_input(bridged):
     """Schnell: no embedded scale, an unshifted grid, and a rule that needs one is refused."""
     pipeline, generator = bridged("flux", guided=False)
@@ -96,7 +113,7 @@ def test_dit_knows_its_classes_by_name(bridged):
     named = generator(class_labels=["Thing 7"], num_inference_steps=1, seed=1, output_type="pt", progress=False)
     number = generator(class_labels=[7], num_inference_steps=1, seed=1, output_type="pt", progress=False)
     assert torch.equal(named.images, number.images) and generator.classes == 1000
-    with pytest.raises(ValueError, match="no class 'thing 70000'.*Did you mean"):
+    with pytest.raises(ValueError, match=r"no class 'thing 70000'.*Did you mean"):
         generator(class_labels=["thing 70000"])
 
 

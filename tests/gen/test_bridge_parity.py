@@ -51,10 +51,18 @@ def ours(name: str, generator: Generator, x: torch.Tensor, scale: float, **optio
     subject = {"class_labels": [7] * len(x)} if name == "dit" else {"prompt": [PROMPT] * len(x)}
     call = {"num_inference_steps": STEPS, "guidance_scale": scale, **subject, **options}
     settings = generator._settings(
-        height=None, width=None, steps=STEPS, scale=None, interval=None, sampler=call.get("sampler"), sampler_options=None,
-        schedule=call.get("schedule"), schedule_options=call.get("schedule_options"), rules=generator._rules(None, None, None, None),
+        height=pipelines.SIZE,
+        width=pipelines.SIZE,
+        steps=STEPS,
+        scale=None,
+        interval=None,
+        sampler=call.get("sampler"),
+        sampler_options=None,
+        schedule=call.get("schedule"),
+        schedule_options=None,
+        rules=generator._rules(None, None, None, None),
         edit=(None, None, None),
-    )  # fmt: skip
+    )
     x = x / settings.levels[0].sigma
     side = {"height": pipelines.SIZE, "width": pipelines.SIZE}
     return generator(latents=x, output_type="pt", progress=False, **side, **call).images

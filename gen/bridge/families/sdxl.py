@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
-from gen.bridge.families.stable_diffusion import UNet
+from gen.bridge.families.stable_diffusion import UNet, defaults
 from gen.bridge.network import setting
 from gen.bridge.prompts import Clip, PromptReader, whole_mask
 from samplers.denoiser import Condition
@@ -79,6 +79,6 @@ FAMILY = Family(
     clock="index",
     network=network,
     reader=reader,
-    defaults=lambda backbone: {"num_inference_steps": 30, "guidance_scale": 5.0},
+    defaults=defaults(5.0),
     size=latent_size,
 )
