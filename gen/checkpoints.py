@@ -49,8 +49,9 @@ def regular_file(path: Path) -> None:
         raise CheckpointError(path, "is not a regular file; give the path of a file.")
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """A JSON object from a file of at most 1 MB; duplicate keys and non-finite numbers are refused."""
+def read_json(path: Path | str, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object from a file of at most 1 MB; duplicate keys and non-finite numbers are refused. infinite: but infinities,
+    which diffusers writes in scheduler configs, are let through."""
 
     def no_duplicates(pairs):
         keys = [key for key, _ in pairs]
@@ -59,6 +60,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
         return dict(pairs)
 
     def no_constant(name):
+        if infinite and name in ("Infinity", "-Infinity"):
+            return float(name)
         raise ValueError(f"{name} is not a number that a config may hold")
 
     path = Path(path)

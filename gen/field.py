@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rules:
     """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
-    nothing; usual: the rule's own usual scale (None: the model's). together: a cache decides for a whole batch at once."""
+    nothing; usual: the rule's own usual scale (None: the model's). together: a cache decides for a whole batch at once.
+    negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt."""
 
     guidance: tuple[str, ...] = ("cfg",)
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,6 +33,8 @@ class Rules:
     off: float = 1.0
     usual: float | None = None
     together: bool = False
+    negatives: bool = True
+    always: bool = False
 
     @classmethod
     def of(cls, guidance: object, guidance_options: object, cache: object, cache_options: object) -> Rules:
@@ -68,6 +71,8 @@ class Rules:
             off=rules[0].off,
             usual=rules[0].usual,
             together=any(info.together for info in caches),
+            negatives="negative" in rules[0].options,
+            always=rules[0].always,
         )
 
     @property
@@ -106,7 +111,9 @@ class Rules:
         for name in self.guidance:
             info = guidance_info(name)
             own = _of(info, self.guidance_options)
-            if not info.modifier:
+            if info.always:
+                own["scale"] = scale
+            elif not info.modifier:
                 if not guided and "perturbed_scale" not in info.options:
                     continue
                 own |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
+from gen.conditions import join
 from gen.edit import make_edit
 from gen.field import Rules
 from gen.model_folder import ModelConfig, model_config, write_model
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
+PROMPT_MEMORY = 256 << 20  # bytes of text features that a generator keeps
 
 
 @dataclass
@@ -93,8 +95,11 @@ class Generator:
         self.adapters: dict[str, float] = {}
         self.interrupt = False
         self.weights = dict(weights or {})
-        self._encoded: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._encoded: dict[tuple, Condition] = {}
         self._loaded: ModelAdapters | None = None
+        self._colours: Tensor | None = None
+        if hasattr(network, "set_null") and text_encoder is not None:  # a network that has no empty prompt of its own
+            network.set_null(self.encode_prompt([""], negative=True))
 
     @classmethod
     def from_pretrained(
@@ -110,7 +115,9 @@ class Generator:
         bfloat16 where the device is fast at it, else float32. Raises ValueError with the reason if the model cannot be used.
         """
         name, folder = find_model(model, revision)
-        config, parts, weights = load_model(folder)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        config, parts, weights = load_model(folder, dtype)
         return cls(
             config,
             parts["denoiser"],
@@ -124,6 +131,10 @@ class Generator:
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
         """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""
+        if getattr(self.network, "bridged", False):
+            raise ValueError(
+                f"The model {self.name!r} is a diffusers pipeline, which cannot be saved as a model of ours; copy its folder."
+            )
         return write_model(folder, self.config, self.network, self.autoencoder, self.text_encoder, dtype=dtype)
 
     @property
@@ -186,7 +197,9 @@ class Generator:
         return {}
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
+    def encode_prompt(
+        self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None, *, negative: bool = False
+    ) -> Condition:
         """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once.
 
         adapters: name -> weight of those in force, `generator.adapters` if None.
@@ -198,15 +211,15 @@ class Generator:
         )
         key = tuple(sorted(active.items()))
         for prompt in dict.fromkeys(prompts):
-            if (prompt, key) not in self._encoded:
-                if len(self._encoded) >= 1024:
-                    self._encoded.clear()
+            if (prompt, negative, key) not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
-                with self._loaded.parts["text_encoder"].using(active) if active else nullcontext():
-                    tokens, mask = self.text_encoder.encode([prompt])
-                self._encoded[prompt, key] = tokens.to(self.dtype), mask
-        tokens, masks = zip(*(self._encoded[prompt, key] for prompt in prompts), strict=True)
-        return Condition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+                with self._loaded.parts["text_encoder"].using(active) if self._loaded and active else nullcontext():
+                    condition = self.text_encoder.condition(prompt, negative)
+                condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
+                if sum(map(_bytes, self._encoded.values())) + _bytes(condition) > PROMPT_MEMORY:
+                    self._encoded = {name: kept for name, kept in self._encoded.items() if name[0] in prompts}
+                self._encoded[prompt, negative, key] = condition
+        return join([self._encoded[prompt, negative, key] for prompt in prompts])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -215,6 +228,15 @@ class Generator:
         if self.autoencoder is not None:
             images = self.autoencoder.decode(images / self.config.latent_scale)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def preview(self, latents: Tensor) -> list[Image.Image]:
+        """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see `gen.preview`."""
+        from gen import preview
+
+        if self.autoencoder is not None and self._colours is None:
+            self._colours = preview.fit(self.autoencoder, self.device)
+        scaled = latents.to(self.device).float() / self.config.latent_scale
+        return preview.pictures(preview.to_rgb(scaled, self._colours))
 
     def _instead(self) -> str:
         return "give class_labels instead" if self.classes else "it is unconditional, so leave the prompt out"
@@ -265,7 +287,8 @@ class Generator:
         mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
         runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
-        latents and denoised) and may return them changed. on_images is called with every batch that is done.
+        latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
+        on_images is called with every batch that is done.
         Raises ValueError in a sentence for anything it cannot do.
         """
         prompts, negatives, classes = self._subjects(prompt, negative_prompt, class_labels)
@@ -298,7 +321,11 @@ class Generator:
             edit=(image, mask, strength),
             adapters=self.adapters,
         )
-        if settings.scale == settings.rules.off and any(negatives):
+        if any(negatives) and not settings.rules.negatives:
+            warnings.warn(
+                f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=2
+            )
+        elif settings.scale == settings.rules.off and any(negatives):
             warnings.warn(
                 f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=2
             )
@@ -411,6 +438,8 @@ class Generator:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
         height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
+        if rules.always and not getattr(self.network, "embeds", False):
+            raise ValueError(f"The model {self.name!r} reads no guidance scale; choose other guidance than {rules.name!r}.")
         if steps is None:
             own = schedule_options if schedule == "table" and isinstance(schedule_options, Mapping) else {}
             values, pure = own.get("values", ()), bool(own.get("pure_noise"))
@@ -444,6 +473,9 @@ class Generator:
         levels = schedule
         if isinstance(schedule, str):
             schedule = grid_info(schedule).name
+            if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
+                patch = self.factor * self.network.config.patch
+                schedule_options = {"tokens": height * width // patch**2, **schedule_options}
             levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
         levels, steps = tuple(levels), len(levels) - 1
         start = make_edit(self, *edit, height, width)
@@ -514,6 +546,12 @@ class Generator:
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
         return [rows[:middle], rows[middle:]]
+
+
+def _bytes(condition: Condition) -> int:
+    sizes: list[int] = []
+    condition.map(lambda v: sizes.append(v.nbytes) or v)  # type: ignore[func-returns-value]
+    return sum(sizes)
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

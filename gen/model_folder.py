@@ -143,7 +143,7 @@ def read_model_config(folder: Path | str) -> ModelConfig:
     if not folder.is_dir():
         raise CheckpointError(folder, "is not a folder; give a model folder, which holds config.json and denoiser/.")
     if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
-        raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; gen.bridge opens those.")
+        raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; Generator.from_pretrained opens those.")
     value = read_json(folder / "config.json")
     if value.get("format") != "fewstep":
         raise CheckpointError(folder / "config.json", 'is not the config of a fewstep model (it lacks "format": "fewstep").')

@@ -37,11 +37,14 @@ def download(repository: str, revision: str | None = None) -> Path:
     """A hub repository's model files; its config is checked before the weights are fetched."""
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ValueError("Models from the hub need the package huggingface_hub; install it, or give a folder.") from None
     try:
-        config = hf_hub_download(repository, "config.json", revision=revision)
+        try:
+            config = hf_hub_download(repository, "config.json", revision=revision)
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return _download_pipeline(repository, revision)
         read_model_config(Path(config).parent)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
     except CheckpointError as error:
@@ -57,8 +60,32 @@ def download(repository: str, revision: str | None = None) -> Path:
         raise ValueError(f"{repository} cannot be had from the hub: {reason.rstrip('.')}. Is it a folder's name?") from None
 
 
-def load_model(folder: Path) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
-    """(config, networks by part, sha256 of each part's weights)."""
+def _download_pipeline(repository: str, revision: str | None) -> Path:
+    """A diffusers pipeline: its index is checked, then only what we read of it is fetched, all of one commit."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    from gen.bridge.pipeline import INDEX, needed_files, read_index
+
+    folder = Path(hf_hub_download(repository, INDEX, revision=revision)).parent
+    _, classes, _ = read_index(folder)
+    try:
+        info = HfApi().repo_info(repository, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    names = [file.rfilename for file in info.siblings or []]
+    return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes)))
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
+    """(config, networks by part, sha256 of each part's weights) of a model folder or a diffusers pipeline.
+
+    dtype: what a pipeline's large networks are read as; a model of ours is read as float32.
+    """
+    if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
+        from gen.bridge.pipeline import open_pipeline
+
+        return open_pipeline(folder, dtype)
     config, parts = read_model_config(folder), read_parts(folder)
     return config, parts, {name: sha256(folder / name / "model.safetensors") for name in PARTS if name in parts}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.conditions import alike
 from gen.edit import Edit
 from gen.field import Rules
 from gen.recipe import Batch, Machine, Model, Recipe
@@ -145,7 +146,8 @@ def make_batch(
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
-    field, solver = _field(generator, items, settings)
+    condition, negative = _conditions(generator, items, settings)
+    field, solver = _field(generator, items, settings, negative)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -159,7 +161,7 @@ def make_batch(
         solver,
         x,
         settings.levels,
-        _condition(generator, items, settings),
+        condition,
         noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
         context=Context(adapters=settings.adapters),
     )
@@ -184,13 +186,21 @@ def make_batch(
     return Made(shown, recipes)
 
 
-def _condition(generator: Generator, items: Sequence[Item], settings: Settings) -> Condition:
-    condition = Condition()
+def _conditions(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Condition, Condition | None]:
+    """What the pictures should be, and what they should not be where a prompt says so."""
+    condition, negative = Condition(), None
     if generator.text_encoder is not None:
         condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
+        negatives = [item.negative_prompt for item in items]
+        if any(text.strip() for text in negatives):
+            refused = generator.encode_prompt(negatives, settings.adapters, negative=True)
+            condition, negative = alike(condition, refused)
     if generator.classes:
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
-    return _told_its_size(condition, generator, len(items), settings)
+        if negative is not None:
+            negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
+    condition = _told_its_size(condition, generator, len(items), settings)
+    return condition, negative and _told_its_size(negative, generator, len(items), settings)
 
 
 def _told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
@@ -201,14 +211,10 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
     return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
 
 
-def _field(generator: Generator, items: Sequence[Item], settings: Settings) -> tuple[Denoiser, Solver]:
+def _field(
+    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None
+) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
-    negatives = [item.negative_prompt for item in items]
-    negative = generator.encode_prompt(negatives, settings.adapters) if any(text.strip() for text in negatives) else None
-    if negative is not None and generator.classes:
-        negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
-    if negative is not None:
-        negative = _told_its_size(negative, generator, len(items), settings)
     guided = is_guided(items[0], settings)
     return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from gen.backbones.blocks import mean_token
 from gen.checkpoints import CheckpointError, read_json
 from gen.components import Config
+from gen.weighting import has_numbers
 from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece
+from samplers.denoiser import Condition
 
 
 class TextEncoderConfig(Config):
@@ -125,6 +127,16 @@ class TextEncoder(nn.Module):
         """(tokens (B, L, D), mask (B, L) bool) of B texts; an empty text has an all-False mask and zero tokens."""
         ids, mask = self.tokenize(texts)
         return self(ids, mask), mask
+
+    def condition(self, prompt: str, negative: bool = False) -> Condition:
+        """What one prompt says to a network, with a batch of 1. Words cannot be weighted: a weight in it is read as text, with
+        a warning."""
+        if has_numbers(prompt):
+            warnings.warn(
+                "This model's text encoder weighs no words: '(word:1.2)' in a prompt is read as it stands.", stacklevel=2
+            )
+        tokens, mask = self.encode([prompt])
+        return Condition(tokens=tokens, mask=mask)
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """Sentence embeddings (B, D): the mean of each text's tokens, zero for an empty text."""

@@ -12,6 +12,7 @@ from samplers.guidance.auto import Autoguidance
 from samplers.guidance.branches import Guided
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfgpp import PlusPlus
+from samplers.guidance.embedded import Embedded
 from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
 from samplers.guidance.rescale import Rescale
@@ -26,6 +27,7 @@ __all__ = [
     "ClassifierFree",
     "Clip",
     "DynamicThreshold",
+    "Embedded",
     "GuidanceInfo",
     "Guided",
     "PerturbedAttention",

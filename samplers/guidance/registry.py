@@ -12,6 +12,7 @@ from samplers.guidance.apg import AdaptiveProjected
 from samplers.guidance.auto import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfgpp import PlusPlus
+from samplers.guidance.embedded import Embedded
 from samplers.guidance.perturb import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
@@ -26,7 +27,8 @@ class GuidanceInfo:
 
     `solver`, where there is one, must go around the solver too. `evaluations` is the number of network evaluations per image
     where guidance acts. modifier: a rule that goes around another guidance, not around a plain denoiser; compares: one that
-    must find a guided image and the conditional one there. off: the scale at which nothing is guided; usual: one that is.
+    must find a guided image and the conditional one there. always: acts without a prompt too, and at every scale. off: the
+    scale at which nothing is guided; usual: one that is.
     """
 
     name: str
@@ -36,6 +38,7 @@ class GuidanceInfo:
     solver: Callable[[Solver], Solver] | None = None
     modifier: bool = False
     compares: bool = False
+    always: bool = False
     off: float = 1.0
     usual: float | None = None  # None: the model's
     aliases: tuple[str, ...] = ()
@@ -98,6 +101,15 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             "adaptive projected guidance: high scales without oversaturation",
             aliases=("adaptive_projected",),
             options=(*_CFG, "eta", "threshold", "momentum"),
+            needs=("scale",),
+        ),
+        GuidanceInfo(
+            "embedded",
+            Embedded,
+            "a scale that the network reads itself, for models distilled so (Flux.1 dev)",
+            evaluations=1,
+            always=True,
+            options=("scale",),
             needs=("scale",),
         ),
         GuidanceInfo(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,22 @@ def pixel_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_model) -> Generator:
     return Generator.from_pretrained(tiny_model, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def bridged(tmp_path_factory):
+    """name, options -> (a diffusers pipeline of `tests.gen.pipelines`, our generator of its saved folder), made once each."""
+    from tests.gen import pipelines
+
+    @cache
+    def open_one(name: str, **options):
+        pipeline = getattr(pipelines, name)(**options)
+        pipeline.set_progress_bar_config(disable=True)
+        folder = pipelines.save(pipeline, tmp_path_factory.mktemp("pipelines") / name)
+        if name == "dit":  # save_pretrained leaves the names of the classes out; published folders have them
+            index = json.loads((folder / "model_index.json").read_text())
+            index["id2label"] = {str(i): f"thing {i}, other {i}" for i in range(1000)}
+            (folder / "model_index.json").write_text(json.dumps(index))
+        return pipeline, Generator.from_pretrained(folder, device="cpu", dtype="float32")
+
+    return open_one

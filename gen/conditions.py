@@ -1,0 +1,35 @@
+"""Conditions of several prompts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from samplers.denoiser import Condition
+
+
+def pad_tokens(condition: Condition, length: int) -> Condition:
+    """Tokens (B, L, D) and mask up to `length`, with tokens that the mask hides."""
+    if condition.tokens is None or condition.tokens.shape[1] == length:
+        return condition
+    missing = length - condition.tokens.shape[1]
+    mask = condition.mask
+    if mask is None:
+        mask = condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool)
+    return replace(condition, tokens=F.pad(condition.tokens, (0, 0, 0, missing)), mask=F.pad(mask, (0, missing)))
+
+
+def join(conditions: Sequence[Condition]) -> Condition:
+    """Conditions as one batch; shorter texts get tokens that the mask hides."""
+    length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
+    padded = [pad_tokens(condition, length) for condition in conditions]
+    return padded[0].cat(padded[1:])
+
+
+def alike(a: Condition, b: Condition) -> tuple[Condition, Condition]:
+    """Two conditions with the same number of tokens, so that a batch can hold both."""
+    length = max((c.tokens.shape[1] for c in (a, b) if c.tokens is not None), default=0)
+    return pad_tokens(a, length), pad_tokens(b, length)
