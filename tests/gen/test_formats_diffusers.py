@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gen.backbones.dit import DiTConfig
 from gen.components import build
 from gen.formats import read_checkpoint, write_checkpoint
 from samplers.denoiser import Condition
@@ -114,6 +115,24 @@ def test_pixart_gives_diffusers_outputs(tmp_path, options):
     assert_same(network(x, time.float(), Condition(tokens=tokens, mask=mask)), run_pixart(model, x, time))
     expected = model(x, null.expand(3, -1, -1), time, {"resolution": None, "aspect_ratio": None}).sample
     assert_same(network(x, time.float(), Condition()), expected)
+
+
+@pytest.mark.skipif("size_conditions" not in DiTConfig.model_fields, reason="this DiT reads no sizes")
+@torch.no_grad()
+def test_pixart_with_size_conditions_gives_diffusers_outputs(tmp_path):
+    model = a_pixart(**PIXARTS["interpolated"] | {"use_additional_conditions": True})
+    model.save_pretrained(tmp_path / "there")
+    network = read_checkpoint(tmp_path / "there", null_text=torch.zeros(120, TEXT_DIM))
+    (x, time), (tokens, mask) = picture(model), text()
+    size, aspect = torch.tensor([[512.0, 1024.0], [768.0, 768.0], [1024.0, 512.0]]), torch.tensor([[0.5], [1.0], [2.0]])
+    added = {"resolution": size, "aspect_ratio": aspect}
+    expected = model(x, tokens, time, added, encoder_attention_mask=mask.float()).sample
+    condition = Condition(tokens=tokens, mask=mask, extra={"size": size, "aspect": aspect})
+    assert_same(network(x, time.float(), condition), expected)
+    write_checkpoint(network, tmp_path / "again", "diffusers-pixart")
+    before, after = (load_file(tmp_path / at / "diffusion_pytorch_model.safetensors") for at in ("there", "again"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "again/config.json").read_text())["use_additional_conditions"] is True
 
 
 @pytest.mark.parametrize("family", ["dit", "pixart"])
