@@ -226,8 +226,8 @@ class DiT(nn.Module):
             c = c + self.sizes(condition, len(x))
         text = ReadText([None] * config.depth)
         if config.text_dim:
-            owners, batch, form = (condition.tokens, condition.mask), len(x), (self.packed_text, self.attention_backend)
-            text = memoize(self, context, f"text keys {batch} {form}", owners, lambda: self.read_text(condition, batch))
+            owners, batch = (condition.tokens, condition.mask), len(x)
+            text = memoize(self, context, f"text keys {batch}", owners, lambda: self.read_text(condition, batch))
             c = c if text.pooled is None else c + text.pooled
         activated = F.silu(c)
         shared = activated if config.modulation == "adaln" else self.shared_modulation(activated).unflatten(-1, (6, -1))
