@@ -190,7 +190,7 @@ def test_command_line(image, fewstep, tiny_model, files):
     code, _, err = fewstep(*replay, "--lora", f"{files['style']}:0.5")
     assert code == 2 and "the recipe's own, 0.8" in err
     code, _, err = image("a cat", "--lora", "nowhere.safetensors")
-    assert code == 2 and err.count("\n") == 1 and "No such file" in err
+    assert code == 2 and err.count("\n") == 1 and "does not exist" in err
     same = files["style"].parent / "sub"
     same.mkdir()
     code, _, err = image(

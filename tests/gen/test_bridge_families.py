@@ -147,6 +147,8 @@ def test_a_picture_does_not_depend_on_those_beside_it(bridged):
     alone = generator(PROMPT, seeds=[4], **options)
     beside = generator(["word, " * 60, PROMPT], seeds=[3, 4], **options)
     torch.testing.assert_close(beside.images[1:], alone.images, **CLOSE)
+    long = generator("word, " * 60, negative_prompt=NEGATIVE, seeds=[3], **options)  # the two sides have other lengths
+    assert (long.images - beside.images[:1]).abs().max() > 1e-4
 
 
 def test_a_recipe_of_a_bridged_model_replays(bridged):
