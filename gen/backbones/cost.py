@@ -64,7 +64,7 @@ def _uvit(config: UViTConfig) -> Cost:
     if config.time_mlp:
         total.mlp(1, dim, 4 * dim, dim)
     if config.num_classes:
-        total.parameters += (config.num_classes + 1) * dim
+        total.parameters += (config.num_classes + config.null_label) * dim
     if config.text_dim:
         total.linear(0, config.text_dim, dim)
         total.parameters += 2 * config.text_dim * config.text_norm + config.text_tokens * dim

@@ -51,7 +51,7 @@ class DiTConfig(BackboneConfig):
 
     learned_variance: bool = Field(default=False, description="twice the channels come out; the second half is a variance")
     modulation: Literal["adaln", "adaln_single"] = "adaln"
-    position_scale: float = Field(default=1.0, gt=0, description="divides positions (PixArt: 0.5, 1, 2 at 256, 512, 1024)")
+    position_scale: float = Field(default=1.0, gt=0, description="divides positions (PixArt: 1, 1, 2 at 256, 512, 1024)")
     qkv_bias: bool = True
     qk_norm: Literal["none", "rms", "layer"] = "none"
     gelu: Literal["exact", "tanh"] = "tanh"

@@ -25,8 +25,8 @@ def _uvit() -> dict[str, Row]:
     rows = {
         "uvit-s-2-cifar10": small | PIXELS_32 | {"patch": 2},
         "uvit-s-4-celeba": small | PIXELS_64 | {"patch": 4},
-        "uvit-m-4-imagenet64": medium | PIXELS_64 | {"patch": 4} | CLASSES,
-        "uvit-l-4-imagenet64": large | PIXELS_64 | {"patch": 4} | CLASSES,
+        "uvit-m-4-imagenet64": medium | PIXELS_64 | {"patch": 4, "null_label": False} | CLASSES,
+        "uvit-l-4-imagenet64": large | PIXELS_64 | {"patch": 4, "null_label": False} | CLASSES,
         "uvit-l-2-imagenet256": large | LATENT_256 | {"patch": 2} | CLASSES,
         "uvit-h-2-imagenet256": huge | LATENT_256 | {"patch": 2} | CLASSES,
         "uvit-l-4-imagenet512": large | LATENT_512 | {"patch": 4} | CLASSES,
@@ -58,7 +58,7 @@ def _pixart() -> dict[str, Row]:
     common: Row = {"type": "dit", "dim": 1152, "depth": 28, "heads": 16, "patch": 2, "modulation": "adaln_single"}
     common |= {"learned_variance": True, "text_tokens": 120, "text_dim": 4096}
     return {
-        "pixart-alpha-256": common | LATENT_256 | {"position_scale": 0.5},
+        "pixart-alpha-256": common | LATENT_256 | {"position_scale": 1.0},
         "pixart-alpha-512": common | LATENT_512 | {"position_scale": 1.0},
         "pixart-alpha-1024": common | LATENT_1024 | {"position_scale": 2.0, "size_conditions": True},
     }

@@ -45,8 +45,8 @@ FILES = {
     "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not a usable safetensors"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "web page": (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
-    "zip": (b"PK\x03\x04" + bytes(100), "pickle or zip"),
-    "pickle": (b"\x80\x02}q\x00." + bytes(100), "pickle or zip"),
+    "zip": (b"PK\x03\x04" + bytes(100), "is a pickle file"),
+    "pickle": (b"\x80\x02}q\x00." + bytes(100), "is a pickle file"),
 }
 
 
@@ -65,8 +65,8 @@ def test_things_that_are_not_files(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"")
     for name, reason in {
         "fifo.safetensors": "not a regular file",
-        "gone.safetensors": "No such file",
-        "missing.safetensors": "No such file",
+        "gone.safetensors": "is a link to a file that does not exist",
+        "missing.safetensors": "does not exist",
         "folder.safetensors": "a folder without adapter_model.safetensors",
         "a.ckpt": "convert it to safetensors first",
     }.items():
@@ -105,7 +105,7 @@ TENSORS = {
     "ranks differ": (change(lora_up=torch.ones(8, 3)), r"do not fit each other: .*up \(8, 3\)"),
     "a number for a matrix": (change(lora_up=torch.tensor(1.0)), "do not fit each other"),
     "a row for a matrix": (change(lora_down=torch.ones(2)), "do not fit each other"),
-    "no rows": (change(lora_down=torch.ones(0, 8), lora_up=torch.ones(8, 0)), r"is empty: \(0, 8\)"),
+    "no rows": (change(lora_down=torch.ones(0, 8), lora_up=torch.ones(8, 0)), "is empty: "),
     "rank": (change(lora_down=torch.ones(5000, 1), lora_up=torch.ones(1, 5000)), "rank is 5000; ranks up to 4096"),
     "alpha": (change(alpha=torch.tensor(3e4)), "its scale is 15000"),
     "two alphas": (change(alpha=torch.ones(2)), "its alpha has 2 values"),

@@ -62,6 +62,7 @@ def ours(name: str, generator: Generator, x: torch.Tensor, scale: float, **optio
         schedule_options=None,
         rules=generator._rules(None, None, None, None),
         edit=(None, None, None),
+        adapters={},
     )
     x = x / settings.levels[0].sigma
     side = {"height": pipelines.SIZE, "width": pipelines.SIZE}
