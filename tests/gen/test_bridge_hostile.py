@@ -76,7 +76,7 @@ def test_missing_parts(folder):
     shutil.rmtree(folder / "text_encoder")
     refused(folder, "text_encoder: is missing")
     (folder / "text_encoder").mkdir()
-    refused(folder, "config.json: cannot be read")
+    refused(folder, "config.json: does not exist")
 
 
 def test_pickles_are_not_opened(folder):
