@@ -172,6 +172,14 @@ class TimeMLP(nn.Sequential):
         super().__init__(nn.Linear(frequencies, hidden), nn.SiLU(), nn.Linear(hidden, dim))
 
 
+def init_truncated(module: nn.Module) -> None:
+    """A linear layer or embedding as U-ViT and DiMR begin it: truncated normals of 0.02, no bias; other modules stay."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
 def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
     """The patch grid (rows, columns) of an input, or a sentence about what is wrong with it."""
     if x.ndim != 4 or x.shape[1] != channels:

@@ -25,6 +25,7 @@ from gen.backbones.blocks import (
     check_image,
     class_index,
     hooked,
+    init_truncated,
     memoize,
     resize_positions,
     run_block,
@@ -246,10 +247,7 @@ class DiMR(nn.Module):
     def reset_parameters(self) -> None:
         """Truncated normals of 0.02 for linear layers, labels and positions as published; norms start as constants in time."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_truncated(module)
             if isinstance(module, Stage):
                 nn.init.trunc_normal_(module.pos_embed, std=0.02)
 

@@ -28,6 +28,7 @@ from gen.backbones.blocks import (
     check_image,
     class_index,
     hooked,
+    init_truncated,
     memoize,
     resize_positions,
     run_block,
@@ -167,10 +168,7 @@ class UViT(nn.Module):
     def reset_parameters(self) -> None:
         """Truncated normals of 0.02 as published; the final convolution starts as the identity."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_truncated(module)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.config.text_dim:
             nn.init.trunc_normal_(self.null_tokens, std=0.02)

@@ -7,6 +7,14 @@ from typing import Any
 
 from gen.formats.table import nearest
 
+BLOCK = "transformer_blocks.{i}"
+# the rows of a block's self-attention and MLP, alike in all of its transformers
+BLOCK_ROWS = [
+    ((f"{BLOCK}.attn1.to_q.*", f"{BLOCK}.attn1.to_k.*", f"{BLOCK}.attn1.to_v.*"), "blocks.{i}.attn.qkv.*"),
+    (f"{BLOCK}.attn1.to_out.0.*", "blocks.{i}.attn.proj.*"),
+    (f"{BLOCK}.ff.net.0.proj.*", "blocks.{i}.mlp.fc1.*"),
+    (f"{BLOCK}.ff.net.2.*", "blocks.{i}.mlp.fc2.*"),
+]
 ACTIVATIONS = {"gelu-approximate": "tanh", "gelu": "exact"}
 CLASSES = {
     "DiTTransformer2DModel": ("ada_norm_zero",),

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.formats.diffusers_config import read_config, write_config
+from gen.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
 from gen.formats.dit import HEADS, STORED, image_sizes
 from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
 
 NORM_EPS = 1e-5
-BLOCK = "transformer_blocks.{i}"
 EMB = f"{BLOCK}.norm1.emb"
 
 TABLE = [
@@ -25,10 +24,7 @@ TABLE = [
     (f"{EMB}.timestep_embedder.linear_2.*", "time_embed.2.*"),
     (f"{EMB}.class_embedder.embedding_table.weight", "label_embed.weight"),
     (f"{BLOCK}.norm1.linear.*", "blocks.{i}.modulation.*"),
-    ((f"{BLOCK}.attn1.to_q.*", f"{BLOCK}.attn1.to_k.*", f"{BLOCK}.attn1.to_v.*"), "blocks.{i}.attn.qkv.*"),
-    (f"{BLOCK}.attn1.to_out.0.*", "blocks.{i}.attn.proj.*"),
-    (f"{BLOCK}.ff.net.0.proj.*", "blocks.{i}.mlp.fc1.*"),
-    (f"{BLOCK}.ff.net.2.*", "blocks.{i}.mlp.fc2.*"),
+    *BLOCK_ROWS,
     ("proj_out_1.*", "final_modulation.*"),
     ("proj_out_2.*", "head.*"),
 ]

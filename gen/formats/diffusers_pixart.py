@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.formats.diffusers_config import read_config, write_config
+from gen.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
 from gen.formats.dit import STORED, image_sizes
 from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
 from gen.formats.pixart import HEADS, scale_for
 
 NORM_EPS = 1e-6
 TOKENS = 120
-BLOCK = "transformer_blocks.{i}"
 EMB = "adaln_single.emb"
 
 TABLE = [
@@ -31,13 +30,10 @@ TABLE = [
     ("caption_projection.linear_1.*", "text_embed.fc1.*"),
     ("caption_projection.linear_2.*", "text_embed.fc2.*"),
     (f"{BLOCK}.scale_shift_table", "blocks.{i}.table"),
-    ((f"{BLOCK}.attn1.to_q.*", f"{BLOCK}.attn1.to_k.*", f"{BLOCK}.attn1.to_v.*"), "blocks.{i}.attn.qkv.*"),
-    (f"{BLOCK}.attn1.to_out.0.*", "blocks.{i}.attn.proj.*"),
+    *BLOCK_ROWS,
     (f"{BLOCK}.attn2.to_q.*", "blocks.{i}.cross.q.*"),
     ((f"{BLOCK}.attn2.to_k.*", f"{BLOCK}.attn2.to_v.*"), "blocks.{i}.cross.kv.*"),
     (f"{BLOCK}.attn2.to_out.0.*", "blocks.{i}.cross.proj.*"),
-    (f"{BLOCK}.ff.net.0.proj.*", "blocks.{i}.mlp.fc1.*"),
-    (f"{BLOCK}.ff.net.2.*", "blocks.{i}.mlp.fc2.*"),
     ("scale_shift_table", "final_table"),
     ("proj_out.*", "head.*"),
 ]
