@@ -263,6 +263,9 @@ def trimmed_length(mask: Tensor, dtype: torch.dtype) -> int:
     rest that is left away changes no bit of the result: a picture does not depend on the prompts of its batch.
     """
     step = 64 if dtype.itemsize == 2 else 16
+    # a length read from the values would break a compiled graph in two
+    if mask.shape[1] <= step or torch.compiler.is_compiling():
+        return mask.shape[1]
     used = mask.any(0).nonzero()
     longest = int(used[-1]) + 1 if len(used) else 1
     return min(-(-longest // step) * step, mask.shape[1])
