@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Lengths = tuple[Sequence[int], Sequence[int]]
-# CPU, half precision: up to this many tokens plain matrix products beat the fused kernel (its backward is 2 to 4 times slower)
-SHORT, SHORT_TRAINING = 128, 1024
+# CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow
+SHORT = 1024
 
 
 def attention(
@@ -50,12 +50,12 @@ def attention(
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Lengths | None = None) -> str:
-    """What `auto` runs: on CUDA xformers where it serves the call; on a CPU math for short half precision; else sdpa."""
+    """What `auto` runs: on CUDA xformers where it serves the call; on a CPU math to train on short sequences of half precision;
+    else sdpa."""
     if q.device.type == "cuda":
         return "sdpa" if xformers_why_not(q, bias, lengths) else "xformers"
     longest = max(q.shape[1], k.shape[1]) if lengths is None else max(*lengths[0], *lengths[1])
-    limit = SHORT_TRAINING if q.requires_grad else SHORT
-    return "math" if q.device.type == "cpu" and q.dtype.itemsize == 2 and longest <= limit else "sdpa"
+    return "math" if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.requires_grad and longest <= SHORT else "sdpa"
 
 
 def available_backends() -> dict[str, str | None]:

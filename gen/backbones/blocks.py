@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gen.attention import attention
+from gen.backbones.fused import linear_gelu
 from gen.components import Config
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
@@ -153,15 +154,19 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between them. fused: their kernels may be one, whose last bit can depend on the number of
+    rows."""
 
-    def __init__(self, dim: int, hidden: int, out: int, gelu: str):
+    def __init__(self, dim: int, hidden: int, out: int, gelu: str, fused: bool = True):
         super().__init__()
+        self.fused = fused
         self.approximate = {"exact": "none", "tanh": "tanh"}[gelu]
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self.fc2(linear_gelu(self.fc1, x, self.approximate))
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 

@@ -159,7 +159,8 @@ class DiT(nn.Module):
         self.size_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
         self.aspect_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
         if config.text_dim:
-            self.text_embed = MLP(config.text_dim, dim, dim, "tanh")
+            # not fused: a prompt reads the same to the bit, whatever its batch pads it to
+            self.text_embed = MLP(config.text_dim, dim, dim, "tanh", fused=False)
             self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.text_dim))
             self.pooled_embed = MLP(config.text_dim, dim, dim, "tanh") if config.pooled_text else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
