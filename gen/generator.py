@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
+from gen.backbones.fused import pack
 from gen.conditions import join
 from gen.edit import make_edit
 from gen.field import Rules
@@ -515,6 +516,7 @@ class Generator:
     ) -> Output:
         """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other."""
         self.interrupt = False
+        pack(self.network)
         guided = [i for i, item in enumerate(items) if is_guided(item, settings)]
         plain = sorted(set(range(len(items))) - set(guided))
         queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.backbones.cost import cost
+from gen.backbones.fused import pack
 from gen.backbones.presets import build_preset
 from gen.commands.show import table
 from samplers.denoiser import Condition, Context
@@ -134,6 +135,7 @@ def measure(case: str, dtype_name: str, repeats: int, smoke: bool) -> dict:
     dtype = DTYPES[dtype_name]
     twin = diffusers_twin(net).to(dtype)
     net = net.to(dtype)
+    pack(net)  # as `Generator` does
     with torch.inference_mode():
         runs = contestants(net, twin, dtype)
         ours, theirs = runs["ours"]().float(), runs["diffusers"]().float()

@@ -1,4 +1,6 @@
-"""Linear + GELU in one kernel: the same numbers, and left alone wherever the kernel cannot stand in for the layer."""
+"""Linear layers by one kernel or with packed weights: the same numbers, and left alone where that kernel cannot stand in."""
+
+import copy
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gen.backbones import fused
-from gen.backbones.fused import linear_gelu
+from gen.backbones.fused import PackedLinear, linear_gelu, pack
+from gen.generator import Generator
 
 
 def layer_and_input(dtype=torch.float32):
@@ -16,10 +19,10 @@ def layer_and_input(dtype=torch.float32):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Counts the calls that are judged to fuse."""
+    """The activations of the kernel's calls."""
     seen = []
-    judge = fused._fuses
-    monkeypatch.setattr(fused, "_fuses", lambda *given: seen.append(judge(*given)) or seen[-1])
+    kernel = fused._kernel
+    monkeypatch.setattr(fused, "_kernel", lambda layer, x, name, kind: seen.append(kind) or kernel(layer, x, name, kind))
     return seen
 
 
@@ -33,7 +36,7 @@ def test_equals_the_two_layers(approximate, dtype, tolerance, bias, calls):
     expected = F.gelu(product, approximate=approximate)
     with torch.inference_mode():
         result = linear_gelu(layer, x, approximate)
-    assert calls == [torch.backends.mkldnn.is_available()] and result.dtype == dtype
+    assert calls == [approximate] * torch.backends.mkldnn.is_available() and result.dtype == dtype
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -48,7 +51,7 @@ def test_gradients_and_derivatives_take_the_ordinary_way(calls):
         near = (linear_gelu(layer, x + 1e-3, "none") - linear_gelu(layer, x - 1e-3, "none")) / 2e-3
         torch.testing.assert_close(slope, near, rtol=1e-2, atol=1e-2)
         torch.func.vmap(lambda x: linear_gelu(layer, x, "none"))(x)
-    assert calls[:3] == [False] * 3 and calls[-1] is False
+        assert len(calls) == 2 * torch.backends.mkldnn.is_available()  # the two plain calls of the difference
 
 
 def test_hooks_other_layers_and_autocast_take_the_ordinary_way(calls):
@@ -62,4 +65,85 @@ def test_hooks_other_layers_and_autocast_take_the_ordinary_way(calls):
             assert linear_gelu(layer, x, "none").dtype == torch.bfloat16
         linear_gelu(layer.double(), x.double(), "none")
         linear_gelu(layer.float(), x.transpose(0, 1), "none")
-    assert calls == [False] * 5
+    assert not calls
+
+
+def packed_pair(dtype=torch.bfloat16):
+    """(packed, plain) networks of the same weights, large enough to be packed, and an input."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(128, 256), nn.SiLU(), nn.Linear(256, 128, bias=False)).to(dtype)
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    return packed, plain, torch.randn(2, 9, 128).to(dtype)
+
+
+def test_packed_weights_give_the_same_bits_and_follow_every_change():
+    packed, plain, x = packed_pair()
+    assert [type(m) for m in packed] == [PackedLinear, nn.SiLU, PackedLinear]
+    with torch.inference_mode():
+        for rows in (x, x[:1], x[0, 0]):
+            torch.testing.assert_close(packed(rows), plain(rows), rtol=8e-3, atol=1e-3)
+        assert packed[0]._packed is not None
+    changes = {
+        "data, in place": lambda layer: (layer.weight.data.mul_(2), pack(layer)),
+        "in place": lambda layer: layer.weight.mul_(-1),
+        "another tensor": lambda layer: setattr(layer.weight, "data", layer.weight.data.flip(0).contiguous()),
+        "loaded": lambda layer: layer.load_state_dict({k: v * 3 for k, v in layer.state_dict().items()}),
+    }
+    with torch.no_grad():
+        for name, change in changes.items():
+            change(packed[0]), change(plain[0])
+            plain[0].__class__ = nn.Linear
+            torch.testing.assert_close(packed(x), plain(x), rtol=8e-3, atol=8e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_packing_changes_neither_names_nor_copies_nor_training():
+    packed, plain, x = packed_pair()
+    assert list(packed.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        packed(x)
+        assert copy.deepcopy(packed)[0]._packed is None
+        handle = packed[2].register_forward_hook(lambda module, given, out: out + 1)
+        torch.testing.assert_close(packed(x), plain(x) + 1, rtol=8e-3, atol=8e-3)
+        handle.remove()
+    packed(x).float().sum().backward()
+    plain(x).float().sum().backward()
+    assert torch.equal(packed[0].weight.grad, plain[0].weight.grad)
+    wide = packed.float()
+    with torch.no_grad():
+        torch.testing.assert_close(wide(x.float()), plain.float()(x.float()), rtol=0, atol=0)
+
+
+def test_what_is_not_packed(monkeypatch):
+    def kinds(network):
+        pack(network)
+        return {type(m) for m in network.modules()}
+
+    class Other(nn.Linear):
+        pass
+
+    assert PackedLinear not in kinds(nn.Sequential(nn.Linear(128, 128)))  # float32: the usual kernel is as fast
+    assert PackedLinear not in kinds(nn.Sequential(nn.Linear(8, 8), Other(128, 128)).bfloat16())
+    monkeypatch.setattr(fused, "_free_memory", lambda: 128 * 128 * 2)
+    assert PackedLinear not in kinds(nn.Sequential(nn.Linear(128, 128)).bfloat16())
+
+
+def test_a_generator_packs_anew_for_every_run(tiny_model, monkeypatch):
+    monkeypatch.setattr(fused, "_SMALLEST", 1)
+    generator = Generator.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")
+
+    def draw():
+        return torch.as_tensor(generator("a cat", seed=0, num_inference_steps=2, output_type="pt", progress=False).images)
+
+    before = draw()
+    layer = next(m for m in generator.network.modules() if isinstance(m, PackedLinear))
+    assert layer._packed is not None
+    with torch.no_grad():
+        for module in generator.network.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(1.5)
+    changed = draw()
+    assert not torch.equal(changed, before)
+    monkeypatch.setattr(fused, "_free_memory", lambda: 0)
+    torch.testing.assert_close(draw(), changed, rtol=0, atol=0.02)
+    assert not any(isinstance(m, PackedLinear) for m in generator.network.modules())
