@@ -57,7 +57,7 @@ class TokenHeads(nn.Module):
                     module.bias.zero_()
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return torch.cat([head(tokens)[..., 0] for head, tokens in zip(self.heads, features, strict=True)], dim=1)
+        return torch.cat([head(tokens)[..., 0].float() for head, tokens in zip(self.heads, features, strict=True)], dim=1)
 
 
 def frozen_logits(heads: nn.Module, features: Sequence[Tensor]) -> Tensor:
