@@ -26,6 +26,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     ),
     "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
     "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
+    "trajectory_consistency": (
+        "distill.objectives.trajectory_consistency",
+        "TrajectoryConsistencyConfig",
+        "TrajectoryConsistencyObjective",
+    ),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 

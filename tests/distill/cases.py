@@ -65,4 +65,5 @@ CASES: dict[str, dict[str, Any]] = {
         steps=2,
         embed_guidance=True,
     ),
+    "trajectory_consistency": student("trajectory_consistency", teacher={"steps": 6}, steps=2),
 }

@@ -13,11 +13,13 @@ from distill.objective import Draws, Phase
 from distill.objectives.guidance import GuidanceConfig, GuidanceObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
+from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
 from gen.components import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.path import NoiseLevel
-from samplers.registry import get_grid
+from samplers.registry import get_grid, get_solver
+from samplers.sample import sample
 from samplers.solvers.consistency import BoundaryScaled
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Jump, batch_of, exact_teacher, loss_of, tiny_teacher
 
@@ -72,6 +74,59 @@ def test_a_fixed_scale_needs_no_embedding():
         GuidanceConfig(teacher={"guidance_scale": (1.0, 4.0)})
     with pytest.raises(ValueError, match="which is none"):
         GuidanceConfig()
+
+
+def test_levels_are_never_clean_data():
+    class Zero(Draws):
+        def uniform(self, purpose, shape=(), device=None):
+            return torch.zeros(len(self.index), *shape)
+
+    teacher = exact_teacher(VP, "v")
+    objective = GuidanceObjective(
+        GuidanceConfig(teacher={"guidance_scale": 4.0}, start="network"), Told(teacher, fixed=4.0), None, teacher
+    )
+    assert objective.draw_level(Zero(0, torch.arange(2)), CPU).sigma.min() > 0
+
+
+# ---- trajectory consistency ----
+
+
+@BOTH
+def test_trajectory_loss_is_between_two_ways_to_the_same_end(path, kind):
+    """By the samplers, one sample at a time: the student is a Gaussian's denoiser, the teacher a guided mixture's."""
+    teacher, student = exact_teacher(path, kind), exact_teacher(path, kind, gaussian=True).network
+    student.config = teacher.network.config
+    config = TrajectoryConsistencyConfig(
+        teacher={"steps": 6, "guidance_scale": 3.0}, start="network", distance="l2", target_ema=None
+    )
+    objective = TrajectoryConsistencyObjective(config, student, None, teacher)
+    batch = batch_of(12)
+    draws = Draws(0, batch.index, "student")
+    i, end = objective.indices(draws, 6, CPU)
+    assert (i == end).any() and (i > end).any() and (end == 0).any()
+    grid = get_grid("uniform", objective.path, 6)[::-1]
+    eps, euler, errors = draws.normal("eps", (2, 2, 2)), get_solver("ddim"), []
+    field = ClassifierFree(teacher.network.oracle, 3.0)
+    for row, (s, e) in enumerate(zip(i.tolist(), end.tolist(), strict=True)):
+        condition = Condition(label=batch.labels[row : row + 1])
+        x = grid[s + 1].mix(batch.latents[row : row + 1], eps[row : row + 1])
+        mine = sample(student.oracle, euler, x, [grid[s + 1], grid[e]], condition)
+        other = sample(field, euler, x, [grid[s + 1], grid[s]], condition)
+        other = other if s == e else sample(student.oracle, euler, other, [grid[s], grid[e]], condition)
+        errors.append((mine - other).square().mean())
+    torch.testing.assert_close(loss_of(objective, batch), torch.stack(errors).mean(), atol=1e-10, rtol=1e-8)
+
+
+def test_trajectory_ends_are_uniform_within_reach():
+    teacher = exact_teacher()
+    config = TrajectoryConsistencyConfig(teacher={"steps": 10}, start="network", reach=0.4, start_at=0.8, target_ema=None)
+    objective = TrajectoryConsistencyObjective(config, copy.deepcopy(teacher.network), None, teacher)
+    i, end = objective.indices(Draws(0, torch.arange(4000), "student"), 10, CPU)
+    assert set(i.tolist()) == set(range(8))
+    assert set((i - end)[i >= 4].tolist()) == {0, 1, 2, 3} and set(end[i == 1].tolist()) == {0, 1}
+    share = torch.bincount((i - end)[i >= 4]) / (i >= 4).sum()
+    torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.04, rtol=0)
+    assert objective.defaults().sampler == "tcd" and objective.defaults().sampler_options == {"eta": 0.3}
 
 
 # ---- latent consistency ----

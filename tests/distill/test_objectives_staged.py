@@ -115,6 +115,18 @@ def test_a_stage_ends_with_its_average_as_the_next_teacher():
     assert not torch.equal(live, expected)
 
 
+def test_a_stage_begins_a_new_average():
+    objective = tiny_progressive()
+    student, average = (objective.roles[role].network.head for role in ("student", "average"))
+    for step in range(3):
+        objective.after_step(step)
+    before = average.bias.detach().clone()
+    with torch.no_grad():
+        student.bias += 1
+    objective.after_step(3)
+    torch.testing.assert_close(average.bias, before + 0.9)  # decay (1 + 0) / (10 + 0), not that of a fourth step
+
+
 def test_later_stages_are_taught_by_the_stage_before():
     objective = tiny_progressive(teacher={"steps": 8, "guidance_scale": 4.0})
     batch = batch_of(4, shape=(2, 4, 4))
