@@ -106,8 +106,9 @@ class LoraNetwork(nn.Module):
         """Write the factors as a peft folder, which `Generator.load_adapter` opens; returns the weights' path."""
         from gen.adapters import Adapter, Delta, write_adapter
 
+        wrapped = "network." if getattr(self.base, "bridged", False) else ""  # our wrapper's name for it is not in the format
         layers = {
-            f"denoiser.{layer}": Delta(
+            f"denoiser.{layer.removeprefix(wrapped)}": Delta(
                 {"down": self.down[_key(layer)].detach().cpu(), "up": self.up[_key(layer)].detach().cpu()}, self.scale
             )
             for layer in self.names

@@ -152,6 +152,11 @@ class StudentObjective(Objective):
 
     def _start(self, network: nn.Module) -> nn.Module:
         config = self.config
+        if getattr(self.given.network, "bridged", False) and (config.lora is None or config.merge):
+            raise ValueError(
+                f"The teacher {self.given.name!r} is a diffusers pipeline, whose copy cannot be saved as a model of ours: "
+                "train a LoRA on it (objective.lora, for example {rank: 64}, without merge)."
+            )
         if config.lora is not None:
             return LoraNetwork(self.given.network, config.lora)
         if isinstance(network, nn.Identity):
