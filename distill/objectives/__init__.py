@@ -16,11 +16,28 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
     "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),
+    "progressive": ("distill.objectives.progressive", "ProgressiveConfig", "ProgressiveObjective"),
+    "guidance": ("distill.objectives.guidance", "GuidanceConfig", "GuidanceObjective"),
+    "tract": ("distill.objectives.tract", "TractConfig", "TractObjective"),
+    "multistep_consistency": (
+        "distill.objectives.multistep_consistency",
+        "MultistepConsistencyConfig",
+        "MultistepConsistencyObjective",
+    ),
+    "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
+    "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
+    "trajectory_consistency": (
+        "distill.objectives.trajectory_consistency",
+        "TrajectoryConsistencyConfig",
+        "TrajectoryConsistencyObjective",
+    ),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 
 
 def make_objective(config: dict[str, Any], network: nn.Module, source: Source | None = None) -> Objective:
-    """The objective that `config["type"]` names, training `network` on `source`."""
+    """The objective that `config["type"]` names, training `network` on `source`; an identity stands for no network given."""
     objective, checked = from_registry(OBJECTIVES, "objective", config)
+    if isinstance(network, nn.Identity) and not objective.makes_network:
+        raise ValueError(f"The objective {config['type']!r} trains the network that the config describes; give its section.")
     return objective(checked, network, source)
