@@ -6,9 +6,9 @@ Shapes: images (B, C, H, W), tokens (B, L, D), time and labels (B,).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
 
 QK_NORM_EPS = 1e-6
+SCALAR_FREQUENCIES = 256  # width of the sinusoids of an extra scalar
+ScalarName = Literal["guidance", "target_time"]
 Visible = Tensor | tuple[int, ...] | None  # which text a row may attend to: see `CrossAttention`
 
 
@@ -170,6 +172,43 @@ class TimeMLP(nn.Sequential):
 
     def __init__(self, frequencies: int, dim: int, hidden: int):
         super().__init__(nn.Linear(frequencies, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+
+
+class ExtraScalars(nn.ModuleDict):
+    """Numbers beside the time that a network reads, one MLP each, added to the time's embedding: what distilled networks are
+    told. They start at zero, so that a network given one is still the same function.
+
+    Each is a number per image in `Condition.extra`, (B,): "guidance" a guidance scale, "target_time" a second time on the
+    network's own clock.
+    """
+
+    SCALES: ClassVar[dict[str, float]] = {
+        "guidance": 100.0,
+        "target_time": 1.0,
+    }  # to the range in which time embeddings tell numbers apart
+
+    def __init__(self, names: Sequence[str], dim: int):
+        super().__init__({name: TimeMLP(SCALAR_FREQUENCIES, dim, dim) for name in names})
+
+    def reset_parameters(self) -> None:
+        for mlp in self.values():
+            nn.init.normal_(mlp[0].weight, std=0.02)
+            nn.init.zeros_(mlp[2].weight)
+
+    def forward(self, condition: Condition, batch: int) -> Tensor | float:
+        """(B, dim), or 0.0 of no scalars. ValueError, in a sentence, for one that is missing."""
+        total: Tensor | float = 0.0
+        for name, mlp in self.items():
+            value = condition.extra.get(name)
+            if value is None or value.shape != (batch,):
+                hint = " (guidance 'embedded' gives it)" if name == "guidance" else ""
+                raise ValueError(
+                    f"This network is told its {name}: give condition.extra[{name!r}], one number per image{hint}. With "
+                    f"{batch} images it is {'missing' if value is None else tuple(value.shape)}."
+                )
+            frequencies = timestep_embedding(self.SCALES[name] * value, SCALAR_FREQUENCIES)
+            total = total + mlp(frequencies.to(mlp[0].weight.dtype))
+        return total
 
 
 def init_truncated(module: nn.Module) -> None:

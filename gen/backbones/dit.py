@@ -24,7 +24,9 @@ from gen.backbones.blocks import (
     MLP,
     BackboneConfig,
     CrossAttention,
+    ExtraScalars,
     Hooked,
+    ScalarName,
     SelfAttention,
     TimeMLP,
     Visible,
@@ -61,6 +63,7 @@ class DiTConfig(BackboneConfig):
 
     size_conditions: bool = Field(default=False, description="the picture's size and aspect ratio join the time (PixArt 1024)")
     routing: Routing | None = Field(default=None, description="task routing (arXiv 2310.07138)")
+    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it is told beside the time: see ExtraScalars")
 
     @model_validator(mode="after")
     def _check_conditions(self) -> DiTConfig:
@@ -158,6 +161,7 @@ class DiT(nn.Module):
         self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
         self.size_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
         self.aspect_embed = TimeMLP(FREQUENCIES, dim // 3, dim // 3) if config.size_conditions else None
+        self.scalar_embeds = ExtraScalars(config.scalars, dim)
         if config.text_dim:
             self.text_embed = MLP(config.text_dim, dim, dim, "tanh")
             self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.text_dim))
@@ -199,10 +203,16 @@ class DiT(nn.Module):
             small.append(self.shared_modulation)
             for table in [block.table for block in self.blocks] + [self.final_table]:
                 nn.init.normal_(table, std=config.dim**-0.5)
+        self.scalar_embeds.reset_parameters()
         for module in small:
             nn.init.normal_(module.weight, std=0.02)
         for module in zero:
             nn.init.zeros_(module.weight)
+
+    @property
+    def embeds(self) -> bool:
+        """It reads a guidance scale."""
+        return "guidance" in self.config.scalars
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, channels or twice that, H, W). H and W may differ from the trained size.
@@ -219,7 +229,7 @@ class DiT(nn.Module):
         x = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         x = x + self.positions(rows, columns, context).to(x.dtype)
 
-        c = self.embed(time)
+        c = self.embed(time) + self.scalar_embeds(condition, len(x))
         if self.label_embed is not None:
             c = c + self.label_embed(class_index(condition.label, config.num_classes, len(x), x.device))
         if config.size_conditions:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from gen.backbones.blocks import (
     MLP,
     BackboneConfig,
+    ExtraScalars,
     Hooked,
+    ScalarName,
     SelfAttention,
     TimeMLP,
     check_condition,
@@ -58,6 +60,7 @@ class UViTConfig(BackboneConfig):
     zero_init: bool = Field(default=False, description="every residual branch starts at zero")
     final_conv: bool = True
     refine_channels: int = Field(default=0, ge=0, description="width of a residual two-convolution head; 0: none")
+    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it is told beside the time: see ExtraScalars")
 
     @model_validator(mode="after")
     def _check_skips(self) -> UViTConfig:
@@ -147,6 +150,7 @@ class UViT(nn.Module):
         dim, out = config.dim, config.out_channels or config.channels
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(dim, dim, 4 * dim) if config.time_mlp else None
+        self.scalar_embeds = ExtraScalars(config.scalars, dim)
         self.label_embed = nn.Embedding(config.num_classes + config.null_label, dim) if config.num_classes else None
         if config.text_dim:
             self.text_norm = nn.LayerNorm(config.text_dim) if config.text_norm else nn.Identity()
@@ -175,6 +179,7 @@ class UViT(nn.Module):
         if self.final_conv is not None:
             nn.init.dirac_(self.final_conv.weight)
             nn.init.zeros_(self.final_conv.bias)
+        self.scalar_embeds.reset_parameters()
         if self.config.zero_init:
             for block in self.blocks:
                 nn.init.zeros_(block.attn.proj.weight)
@@ -184,6 +189,11 @@ class UViT(nn.Module):
     def blocks(self) -> list[Block]:
         """All blocks in the order they run."""
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
+    @property
+    def embeds(self) -> bool:
+        """It reads a guidance scale."""
+        return "guidance" in self.config.scalars
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, out_channels, H, W). H and W may differ from the trained size.
@@ -235,7 +245,8 @@ class UViT(nn.Module):
             tokens.append(self.label_embed(index)[:, None])
 
         embed = timestep_embedding(time, self.config.dim).to(self.pos_embed.dtype)
-        tokens.append((embed if self.time_embed is None else self.time_embed(embed))[:, None])
+        embed = embed if self.time_embed is None else self.time_embed(embed)
+        tokens.append((embed + self.scalar_embeds(condition, len(x)))[:, None])
 
         if self.config.text_dim:
             owners, batch = (condition.tokens, condition.mask), len(x)

@@ -1,0 +1,390 @@
+"""What methods that make a fast student of a trained model have in common: the teacher, the student, their samplers.
+
+The teacher is a model folder. It decides the path, what the networks predict, the encoders and the scale of latents; the
+student starts as its copy, or as a LoRA on it. A method subclasses `StudentObjective` and writes `loss`; every network is
+called through `predict`, `teach` or `frozen`, which know the teacher's guidance and what the student is told.
+
+Images or latents x are (B, C, H, W); levels hold one value per sample, (B,).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill import steps
+from distill.lora import LoraConfig, LoraNetwork
+from distill.objective import Batch, Draws, Objective, Preview, Role
+from gen.checkpoints import write_bytes
+from gen.components import Config
+from gen.conditions import join
+from gen.model_folder import Defaults, ModelConfig, Option, write_model
+from gen.pretrained import DTYPES, find_model, load_model
+from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.guidance.branches import EVERYWHERE, both_branches, lerp, scale_at
+from samplers.path import NoiseLevel
+from samplers.prediction import Prediction
+from samplers.registry import get_grid, get_solver, grid_info, solver_info
+
+if TYPE_CHECKING:
+    from distill.data import Source
+
+Scale = float | Tensor
+
+
+class TeacherConfig(Config):
+    """The model that is distilled.
+
+    model: "default", a model folder, a diffusers pipeline or a hub id. guidance_scale: a number, or [low, high] to draw one per
+    sample uniformly; 1 is none. guidance_interval: (low, high) log-SNR in which guidance acts. solver, steps, schedule: how it
+    is run, over how many levels of which grid. dtype: of its weights, which save memory as bfloat16.
+    """
+
+    model: str = "default"
+    guidance_scale: float | tuple[float, float] = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    solver: Literal["ddim", "euler", "heun"] = "ddim"
+    steps: int = Field(64, gt=0)
+    schedule: str = "uniform"
+    schedule_options: dict[str, Option] = Field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherConfig:
+        if isinstance(self.guidance_scale, tuple) and not self.guidance_scale[0] <= self.guidance_scale[1]:
+            raise ValueError(f"guidance_scale {self.guidance_scale} is empty: give [low, high]")
+        grid_info(self.schedule)
+        return self
+
+
+class StudentPreviewConfig(Config):
+    """The contact sheet made while training, by the student's own sampler; without text, labels of the batch."""
+
+    prompts: tuple[str, ...] = ("a red heart", "a cat", "a rocket", "a house")
+
+
+class StudentConfig(Config):
+    """What every method of this kind is told.
+
+    steps, schedule: the levels that the student is to sample with. embed_guidance: the student is told the guidance scale
+    (its network's config needs scalars: [guidance]) and learns all of the teacher's range. guidance_scale: the one that the
+    exported student draws with by default; the middle of the teacher's range if not given. target_ema: decay of an averaged
+    copy of the student that makes the targets; None: the student itself makes them. lora: train a LoRA on the teacher and
+    export it alone, or, with `merge`, a whole model. start: the teacher's weights, or those that the run's init_from gave.
+    """
+
+    teacher: TeacherConfig = TeacherConfig()
+    steps: int = Field(4, gt=0)
+    schedule: str = "uniform"
+    schedule_options: dict[str, Option] = Field(default_factory=dict)
+    embed_guidance: bool = False
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    target_ema: float | None = Field(None, ge=0, lt=1)
+    lora: LoraConfig | None = None
+    merge: bool = False
+    start: Literal["teacher", "network"] = "teacher"
+    preview: StudentPreviewConfig = StudentPreviewConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentConfig:
+        grid_info(self.schedule)
+        if self.lora is not None and self.embed_guidance:
+            raise ValueError("a LoRA cannot be told the guidance scale: leave embed_guidance or lora out")
+        if self.lora is not None and self.start == "network":
+            raise ValueError("a LoRA starts from the teacher: leave start out")
+        return self
+
+
+@dataclass
+class Teacher:
+    """A loaded model: its config and networks."""
+
+    model: ModelConfig
+    network: nn.Module
+    autoencoder: nn.Module | None = None
+    text_encoder: nn.Module | None = None
+    name: str = "unnamed"
+
+    @classmethod
+    def load(cls, config: TeacherConfig) -> Teacher:
+        name, folder = find_model(config.model)
+        model, parts, _ = load_model(folder)
+        frozen = {part: network.eval().requires_grad_(False) for part, network in parts.items()}
+        network = frozen["denoiser"].to(DTYPES[config.dtype])
+        return cls(model, network, frozen.get("autoencoder"), frozen.get("text_encoder"), name)
+
+
+class StudentObjective(Objective):
+    """Roles `student` (trains), `teacher` (frozen) and, with target_ema, `target`. Subclasses write `loss` and may set
+    `sampler` and `sampler_options`, the solver that the student is sampled with."""
+
+    sampler: ClassVar[str] = "ddim"
+    sampler_options: ClassVar[Mapping[str, Any]] = {}
+    source: ClassVar[str] = ""  # of the method, for the model card
+
+    def __init__(self, config: Any, network: nn.Module, source: Source | None = None, teacher: Teacher | None = None):
+        self.config = config
+        self.given = teacher or Teacher.load(config.teacher)
+        self.model = self.given.model
+        self.autoencoder, self.text_encoder = self.given.autoencoder, self.given.text_encoder
+        self.dtype = next((p.dtype for p in self.given.network.parameters()), None)
+        self.dtype = None if self.dtype == torch.float32 else self.dtype
+        self.path = self.denoiser(self.given.network).path
+        if self.text_encoder is not None and hasattr(self.given.network, "set_null"):
+            self.given.network.set_null(self.text_encoder.condition("", True))
+        student = self._start(network)
+        self.roles = {"student": Role(student), "teacher": Role(self.given.network, trains=False, ema=False)}
+        if config.target_ema is not None:
+            self.roles["target"] = Role(frozen_copy(student), trains=False, ema=False)
+        options = dict(config.schedule_options)
+        self.levels = steps.Ladder.of(get_grid(config.schedule, self.path, config.steps, **options))
+        own = config.teacher
+        self.teacher_levels = steps.Ladder.of(get_grid(own.schedule, self.path, own.steps, **own.schedule_options))
+
+    def _start(self, network: nn.Module) -> nn.Module:
+        config = self.config
+        if config.lora is not None:
+            return LoraNetwork(self.given.network, config.lora)
+        told = "guidance" in (getattr(getattr(network, "config", None), "scalars", None) or ())
+        if told != config.embed_guidance and hasattr(network, "config"):
+            raise ValueError(
+                f"embed_guidance is {str(config.embed_guidance).lower()}, but the student's network "
+                f"{'is' if told else 'is not'} told a guidance scale; set network.scalars to "
+                f"{'[guidance]' if config.embed_guidance else '[]'}, or embed_guidance to {str(told).lower()}."
+            )
+        if config.start == "teacher":
+            copy_weights(self.given.network, network)
+        return network
+
+    # ---- the networks ----
+
+    def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
+        return self.model.denoiser(network, dtype)
+
+    def predict(self, network: nn.Module, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0) -> Prediction:
+        """The student's prediction, told the guidance scale if it reads one. Differentiable."""
+        if self.config.embed_guidance:
+            scale = scale if isinstance(scale, Tensor) else torch.full((len(x),), float(scale), device=x.device)
+            condition = replace(condition, extra={**condition.extra, "guidance": scale})
+        dtype = self.dtype if isinstance(network, LoraNetwork) else None
+        return self.denoiser(network, dtype)(x, level, condition, Context())
+
+    @torch.no_grad()
+    def frozen(
+        self,
+        models: Mapping[str, nn.Module],
+        x: Tensor,
+        level: NoiseLevel,
+        condition: Condition,
+        scale: Scale = 1.0,
+        role: str | None = None,
+    ) -> Prediction:
+        """The prediction that targets are made of, without gradients: by `role`, or the averaged student where there is one,
+        or the student itself."""
+        role = role or ("target" if "target" in self.roles else "student")
+        return self.predict(bare(models[role]), x, level, condition, scale)
+
+    @torch.no_grad()
+    def teach(
+        self, models: Mapping[str, nn.Module], x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0
+    ) -> Prediction:
+        """The teacher's prediction under classifier-free guidance of a scale, or one per sample."""
+        denoiser = self.denoiser(models["teacher"], self.dtype)
+        if not isinstance(scale, Tensor) and scale == 1:
+            return denoiser(x, level, condition, Context())
+        cond, null = both_branches(denoiser, x, level, condition, None, Context())
+        inside = scale_at(lambda _: torch.as_tensor(scale), self.config.teacher.guidance_interval or EVERYWHERE, level)
+        return cond.with_raw(lerp(null.raw, cond.raw, inside))
+
+    @torch.no_grad()
+    def teacher_step(
+        self, models: Mapping[str, nn.Module], x: Tensor, s: NoiseLevel, t: NoiseLevel, condition: Condition, scale: Scale = 1.0
+    ) -> Tensor:
+        """x at t from x at s by one step of the teacher's solver."""
+
+        def predict(x: Tensor, level: NoiseLevel) -> Prediction:
+            return self.teach(models, x, level, condition, scale)
+
+        return steps.step(self.config.teacher.solver, predict, x, s, t)
+
+    # ---- the batch ----
+
+    def scale(self, draws: Draws, device: torch.device) -> Scale:
+        """The teacher's guidance scale: its number, or one per sample (B,)."""
+        given = self.config.teacher.guidance_scale
+        if not isinstance(given, tuple):
+            return given
+        return given[0] + (given[1] - given[0]) * draws.uniform("guidance", device=device)
+
+    def pick(self, draws: Draws, purpose: str, count: int, device: torch.device) -> Tensor:
+        """(B,) int64, uniform over 0 ... count - 1."""
+        return (draws.uniform(purpose, device=device).double() * count).long().clamp(max=count - 1)
+
+    @torch.no_grad()
+    def clean(self, batch: Batch) -> Tensor:
+        """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""
+        if batch.latents is not None:
+            return batch.latents * self.model.latent_scale
+        if self.autoencoder is None:
+            return batch.images
+        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.model.latent_scale
+
+    @torch.no_grad()
+    def condition(self, batch: Batch, device: torch.device) -> Condition:
+        if self.text_encoder is None or batch.captions is None:
+            return Condition(label=batch.labels if getattr(self.given.network.config, "num_classes", 0) else None)
+        encoder = self.text_encoder.to(device)
+        if not hasattr(encoder, "encode"):
+            return join([encoder.condition(caption) for caption in batch.captions])
+        tokens, mask = encoder.encode(batch.captions)
+        return Condition(tokens=tokens.float(), mask=mask)
+
+    # ---- after a step, and what is kept ----
+
+    def after_step(self, step: int) -> None:
+        if "target" in self.roles:
+            move_towards(self.roles["target"].network, self.roles["student"].network, self.config.target_ema)
+
+    def kept(self) -> dict[str, nn.Module]:
+        """Networks that neither train nor stay as they were: a checkpoint has them."""
+        return {"target": self.roles["target"].network} if "target" in self.roles else {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{role}.{name}": v for role, network in self.kept().items() for name, v in network.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        kept = self.kept()
+        unknown = sorted(name for name in state if name.partition(".")[0] not in kept)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} keeps no {unknown[0]!r}, which the checkpoint holds.")
+        for role, network in kept.items():
+            own = {name.partition(".")[2]: value for name, value in state.items() if name.partition(".")[0] == role}
+            network.load_state_dict(own)
+
+    # ---- pictures and the result ----
+
+    def default_scale(self) -> float:
+        """The guidance scale that a student which reads one is told by default."""
+        given = self.config.teacher.guidance_scale
+        if self.config.guidance_scale is not None:
+            return self.config.guidance_scale
+        return sum(given) / 2 if isinstance(given, tuple) else given
+
+    def defaults(self) -> Defaults:
+        """How the exported student samples."""
+        return Defaults(
+            num_inference_steps=self.config.steps,
+            guidance_scale=self.default_scale() if self.config.embed_guidance else 1.0,
+            guidance="embedded" if self.config.embed_guidance else "cfg",
+            sampler=self.sampler,
+            sampler_options=dict(self.sampler_options),
+            schedule=self.config.schedule,
+            schedule_options=self.config.schedule_options,
+        )
+
+    @torch.no_grad()
+    def draw(self, network: nn.Module, noise: Tensor, condition: Condition, seeds: range | None = None) -> Tensor:
+        """x0 (B, C, h, w) from unit noise by the sampler of `defaults`; `seeds`, one per row, for one that adds noise."""
+        from samplers.noise import seeded_noise
+        from samplers.sample import sample
+
+        class Student:
+            path = self.path
+
+            def __call__(_, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+                return self.predict(network, x, level, condition, settings.guidance_scale)
+
+        settings = self.defaults()
+        levels = get_grid(settings.schedule, self.path, settings.num_inference_steps, **settings.schedule_options)
+        solver = get_solver(settings.sampler, **settings.sampler_options)
+        more = seeded_noise(seeds or range(len(noise)), noise) if solver_info(settings.sampler).stochastic else None
+        return sample(Student(), solver, noise * levels[0].sigma, levels, condition, noise=more)
+
+    @torch.no_grad()
+    def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
+        from samplers.noise import normal
+
+        like, prompts = self.clean(batch), self.config.preview.prompts
+        read = self.text_encoder is not None
+        count = len(prompts) if read else min(16, len(batch))
+        if read:
+            condition = self.condition(Batch(index=torch.arange(count), captions=prompts), like.device)
+        else:
+            condition = self.condition(batch, like.device).map(lambda v: v[:count])
+        seeds = range(seed, seed + count)
+        noise = normal(seeds, like.shape[1:], device=like.device, dtype=like.dtype)
+        with torch.autocast(like.device.type, torch.bfloat16):
+            latents = self.draw(models["student"], noise, condition, seeds) / self.model.latent_scale
+            images = (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+        return images, prompts if read else None
+
+    def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
+        """A model folder that samples in `steps` steps by itself, or a LoRA folder for `load_adapter` (see `StudentConfig`)."""
+        network, settings = models["student"], self.defaults()
+        if isinstance(network, LoraNetwork) and not self.config.merge:
+            network.save(folder, type(self).__name__.removesuffix("Objective").lower())
+            write_bytes(folder / "README.md", self.card(settings, adapter=True).encode())
+            return
+        if isinstance(network, LoraNetwork):
+            network = network.merged()
+        config = self.model.model_copy(update={"defaults": settings})
+        write_model(folder, config, network, self.autoencoder, self.text_encoder, readme=self.card(settings))
+
+    def card(self, settings: Defaults, adapter: bool = False) -> str:
+        """The text of README.md."""
+        method = type(self).__name__.removesuffix("Objective")
+        kind = "A LoRA" if adapter else "A model"
+        sampler = f"--sampler {settings.sampler} --schedule {settings.schedule} --steps {settings.num_inference_steps}"
+        usage = f"fewstep image --model {self.given.name} --lora THIS_FOLDER {sampler} --guidance-scale 1" if adapter else (
+            'fewstep image "a red heart" --model THIS_FOLDER'
+        )  # fmt: skip
+        return (
+            f"# {self.given.name}, {method}\n\n{kind} that makes pictures in {settings.num_inference_steps} step"
+            f"{'s' if settings.num_inference_steps > 1 else ''}, distilled from {self.given.name!r} with {method}"
+            f"{f' ({self.source})' if self.source else ''}.\n\n    {usage}\n"
+        )
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a wrapper for data-parallel training, for calls that need no gradients."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) network, over all floating tensors; 0 copies."""
+    for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mine.is_floating_point() and decay:
+            mine.lerp_(theirs.to(mine), 1 - decay)
+        else:
+            mine.copy_(theirs)
+
+
+@torch.no_grad()
+def copy_weights(teacher: nn.Module, student: nn.Module) -> None:
+    """Start a student as its teacher. It may have `scalar_embeds` more, which begin at zero; anything else is an error."""
+    theirs, own = teacher.state_dict(), student.state_dict()
+    extra = [name for name in own if name not in theirs and not name.startswith("scalar_embeds.")]
+    left = [name for name in theirs if name not in own]
+    other = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
+    if extra or left or other:
+        what = f"lacks {left[0]}" if left else f"has {extra[0]} besides" if extra else f"has another shape of {other[0]}"
+        raise ValueError(
+            f"The student's network is not the teacher's: it {what}. Give the teacher's network section, or set "
+            "objective.start to network."
+        )
+    for name, value in own.items():
+        if name in theirs:
+            value.copy_(theirs[name])
