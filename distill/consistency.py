@@ -26,8 +26,8 @@ def check_reach(path: Path, sigma_max: float) -> None:
     reach = noisiest.sigma / noisiest.alpha if noisiest.alpha else math.inf
     if sigma_max > reach * (1 + 1e-9):
         raise ValueError(
-            f"The noisiest level of the teacher's path has sigma / alpha = {reach:.6g}, but sigma_max is {sigma_max:g}: give at "
-            "most that (and in schedule_options too)."
+            f"The noisiest level of the teacher's path has sigma / alpha = {reach:.6g}, but sigma_max is {sigma_max:g}: give "
+            "at most that (and in schedule_options too)."
         )
 
 
@@ -35,9 +35,9 @@ def check_reach(path: Path, sigma_max: float) -> None:
 class Boundary:
     """The consistency function of a network: f = x / alpha where r = sigma_min, whatever the network says.
 
-    For EDM's network output F the published scalings, f = c_skip x + c_out F with c_skip = sd^2 / ((r - sigma_min)^2 + sd^2) and
-    c_out = sd (r - sigma_min) / sqrt(r^2 + sd^2), sd = sigma_data. For all other kinds f = c x / alpha + (1 - c) x0 with
-    c = w^2 / ((r - sigma_min)^2 + w^2), which leaves a trained denoiser as it is at r far above `width` w.
+    For EDM's network output F the published scalings, f = c_skip x + c_out F with c_skip = sd^2 / ((r - sigma_min)^2 + sd^2)
+    and c_out = sd (r - sigma_min) / sqrt(r^2 + sd^2), sd = sigma_data. For all other kinds f = c x / alpha + (1 - c) x0
+    with c = w^2 / ((r - sigma_min)^2 + w^2), which leaves a trained denoiser as it is at r far above `width` w.
 
     Source: arXiv 2303.01469, appendix C.
     """
@@ -83,14 +83,17 @@ def growing_decay(count: int, first: int, decay: float) -> float:
 
 
 def doubling_count(step: int, total: int, first: int, last: int) -> int:
-    """N(k) = min(s0 2^floor(k / K'), s1) + 1 levels, K' = floor(K / (log2 floor(s1 / s0) + 1)). arXiv 2310.14189, section 3.4."""
+    """N(k) = min(s0 2^floor(k / K'), s1) + 1 levels, K' = floor(K / (log2 floor(s1 / s0) + 1)).
+
+    Source: arXiv 2310.14189, section 3.4.
+    """
     every = max(1, math.floor(total / (math.log2(last // first) + 1)))
     return min(first * 2 ** min(step // every, 64), last) + 1
 
 
 def log_normal_shares(grid: Tensor, mean: float, std: float) -> Tensor:
-    """How often each of the pairs (grid[i], grid[i + 1]) is trained, (N - 1,), adding up to 1: the share of a log-normal between
-    its ends. arXiv 2310.14189, section 3.5."""
+    """How often each of the pairs (grid[i], grid[i + 1]) is trained, (N - 1,), adding up to 1: the share of a log-normal
+    between its ends. arXiv 2310.14189, section 3.5."""
     cumulative = torch.erf((grid.log() - mean) / (math.sqrt(2) * std))
     shares = cumulative[1:] - cumulative[:-1]
     return shares / shares.sum()

@@ -15,7 +15,7 @@ How = Literal["forward", "difference"]
 def along(
     function: Callable[..., Tensor], at: Sequence[Tensor], direction: Sequence[Tensor], how: How = "forward", step: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
-    """(f(at), d/dh f(at + h direction) at h = 0), both without gradients and outside autocast, as a derivative in half precision
+    """(f(at), d/dh f(at + h direction) at h = 0), both without gradients and outside autocast: a derivative in half precision
     is mostly rounding.
 
     forward: forward-mode differentiation, exact. difference: the central difference over `step`, two evaluations more, for

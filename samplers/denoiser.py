@@ -157,7 +157,8 @@ class NetworkDenoiser:
 
     The network runs in `dtype` (x's own when None) and its output comes back in x's dtype. A network with twice x's channels
     has a learned variance in the second half. A time that the condition tells beside the level's, extra["target_time"] (B,) on
-    the path's clock, reaches the network on its own clock. input_scale: "none", or "edm" for c_in = 1 / sqrt(sigma^2 + sigma_data^2).
+    the path's clock, reaches the network on its own. input_scale: "none", or "edm" for
+    c_in = 1 / sqrt(sigma^2 + sigma_data^2).
     """
 
     network: Network

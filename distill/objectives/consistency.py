@@ -39,7 +39,7 @@ class ConsistencyConfig(StudentConfig):
     huber: float = Field(0.00054, gt=0)
     weighting: Literal["uniform", "inverse_step"] = "uniform"
     schedule: str = "karras"
-    schedule_options: dict[str, Option] = {"sigma_min": 0.5, "sigma_max": 80.0}
+    schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
 
     @model_validator(mode="after")
     def _ordered(self) -> ConsistencyConfig:

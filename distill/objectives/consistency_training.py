@@ -1,7 +1,7 @@
 """Consistency training (arXiv 2303.01469, Algorithm 3): a consistency model without a teacher.
 
-The earlier point is the same picture with the same noise at the lower level, which is a step of the ODE on average. The teacher's
-folder only says what path, prediction and encoders the network has; with start: network it need not be where it begins.
+The earlier point is the same picture with the same noise at the lower level, which is a step of the ODE on average. The
+teacher's folder only says what path, prediction and encoders the network has; with start: network it is not where it begins.
 """
 
 from __future__ import annotations

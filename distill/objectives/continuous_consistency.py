@@ -47,7 +47,7 @@ class ContinuousConsistencyConfig(StudentConfig):
     share: float = Field(0.25, gt=0, le=1)
     derivative: How = "forward"
     schedule: str = "karras"
-    schedule_options: dict[str, Option] = {"sigma_min": 0.5, "sigma_max": 80.0}
+    schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
 
 
 class LevelWeight(nn.Module):

@@ -1,8 +1,8 @@
 """MeanFlow (arXiv 2505.13447): the mean velocity of a whole step, learned from its own derivative.
 
 u(x_t, r, t) is the mean of the velocity v over the trajectory from t to r, and x_r = x_t - (t - r) u. Differentiating
-(t - r) u along the trajectory gives u = v - (t - r) du/dt, a target that needs no teacher and no simulation. The network is told r
-(`scalars: [target_time]` in its config); where r = t, u is v, which is how a trained flow starts as a MeanFlow.
+(t - r) u along the trajectory gives u = v - (t - r) du/dt, a target that needs no teacher and no simulation. The network is
+told r (`scalars: [target_time]` in its config); where r = t, u is v, which is how a trained flow starts as a MeanFlow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distill.derivative import How, along, plain_attention
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
 from samplers.denoiser import Condition
-from samplers.path import NoiseLevel, RectifiedFlow, expand
+from samplers.path import RectifiedFlow, expand
 
 
 class MeanFlowConfig(StudentConfig):

@@ -19,7 +19,7 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives.mean_flow import aimed, check_map
 from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
 from samplers.denoiser import Condition
-from samplers.path import NoiseLevel, expand
+from samplers.path import NoiseLevel
 
 
 class MomentMatchingConfig(StudentConfig):
