@@ -118,8 +118,11 @@ class Optimizer:
         for key, value in state.items():
             name, _, slot = key.partition("::")
             parameter = by_name[name]
-            device = "cpu" if value.ndim == 0 and parameter.device.type == "cpu" else parameter.device
-            owner[parameter].state[parameter][slot] = value.to(device)
+            if value.shape == parameter.shape:  # in its order in memory: a fused kernel takes it for granted
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            else:
+                value = value.to("cpu" if value.ndim == 0 and parameter.device.type == "cpu" else parameter.device)
+            owner[parameter].state[parameter][slot] = value
 
 
 def _some(names: Iterable[str]) -> str:

@@ -39,6 +39,16 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "moment_matching": ("distill.objectives.moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
     "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),
+    "progressive": ("distill.objectives.progressive", "ProgressiveConfig", "ProgressiveObjective"),
+    "guidance": ("distill.objectives.guidance", "GuidanceConfig", "GuidanceObjective"),
+    "tract": ("distill.objectives.tract", "TractConfig", "TractObjective"),
+    "multistep_consistency": (
+        "distill.objectives.multistep_consistency",
+        "MultistepConsistencyConfig",
+        "MultistepConsistencyObjective",
+    ),
+    "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
+    "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 

@@ -29,7 +29,7 @@ from gen.conditions import join
 from gen.model_folder import Defaults, ModelConfig, Option, write_model
 from gen.pretrained import DTYPES, find_model, load_model
 from samplers.denoiser import Condition, Context, NetworkDenoiser
-from samplers.guidance.branches import EVERYWHERE, both_branches, lerp, scale_at
+from samplers.guidance.branches import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.registry import get_grid, get_solver, grid_info, solver_info
@@ -174,7 +174,7 @@ class StudentObjective(Objective):
         if self.config.embed_guidance:
             scale = scale if isinstance(scale, Tensor) else torch.full((len(x),), float(scale), device=x.device)
             condition = replace(condition, extra={**condition.extra, "guidance": scale})
-        dtype = self.dtype if isinstance(network, LoraNetwork) else None
+        dtype = self.dtype if isinstance(bare(network), LoraNetwork) else None
         return self.denoiser(network, dtype)(x, level, condition, Context())
 
     @torch.no_grad()
@@ -195,14 +195,15 @@ class StudentObjective(Objective):
     @torch.no_grad()
     def teach(
         self, models: Mapping[str, nn.Module], x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0
-    ) -> Prediction:
-        """The teacher's prediction under classifier-free guidance of a scale, or one per sample."""
+    ) -> Guided:
+        """The teacher's prediction under classifier-free guidance of a scale, or one per sample; `cond` is the one without."""
         denoiser = self.denoiser(models["teacher"], self.dtype)
         if not isinstance(scale, Tensor) and scale == 1:
-            return denoiser(x, level, condition, Context())
+            plain = denoiser(x, level, condition, Context())
+            return guided(plain, plain.raw, plain)
         cond, null = both_branches(denoiser, x, level, condition, None, Context())
         inside = scale_at(lambda _: torch.as_tensor(scale), self.config.teacher.guidance_interval or EVERYWHERE, level)
-        return cond.with_raw(lerp(null.raw, cond.raw, inside))
+        return guided(cond, lerp(null.raw, cond.raw, inside), cond, null)
 
     @torch.no_grad()
     def teacher_step(

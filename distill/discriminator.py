@@ -1,0 +1,70 @@
+"""A discriminator on the features of a frozen denoiser: small heads on the tokens of some of its blocks.
+
+The features are functions of (x, level, condition), so it judges noisy latents with no decoder and no second backbone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.hooks import check_reached, with_hook
+from samplers.noise import fold
+from samplers.path import NoiseLevel
+
+
+def block_features(
+    denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
+) -> list[Tensor]:
+    """The tokens (B, L, D) after some blocks of a network, float32; differentiable in x. ValueError if it has none."""
+    found: dict[int, Tensor] = {}
+
+    def keep(index: int, count: int, x: Tensor, run) -> Tensor:
+        if max(blocks) >= count:
+            raise ValueError(f"The discriminator reads block {max(blocks)}, but the network has {count}, counted from 0.")
+        out = run()
+        if index in blocks:
+            found[index] = out.float()
+        return out
+
+    context = with_hook(Context(), "block", keep)
+    denoiser(x, level, condition, context)
+    check_reached(context, "block", "The discriminator")
+    return [found[index] for index in blocks]
+
+
+class TokenHeads(nn.Module):
+    """Per block, a two-layer perceptron that judges every token: (B, L, D) each -> logits (B, blocks * L)."""
+
+    def __init__(self, width: int, blocks: int, hidden: int = 64):
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
+        )
+        numbers = itertools.count()  # initial weights of their own, not from the global generator
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                generator = torch.Generator().manual_seed(fold(0, "heads", next(numbers)))
+                bound = module.in_features**-0.5
+                with torch.no_grad():
+                    module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound)
+                    module.bias.zero_()
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return torch.cat([head(tokens)[..., 0] for head, tokens in zip(self.heads, features, strict=True)], dim=1)
+
+
+def frozen_logits(heads: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    """The logits, differentiable in the features alone: the heads get no gradient."""
+    return functional_call(heads, {name: value.detach() for name, value in heads.named_parameters()}, (features,))
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean relu(1 - D(real)) + mean relu(1 + D(fake))."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()

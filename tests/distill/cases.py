@@ -1,0 +1,68 @@
+"""A tiny training config for every registered objective: what the tests that run all of them read.
+
+"MODEL" stands for a class-conditional model folder (4 x 4 x 2), "TEXT" for a text encoder's. data: labels (latents with
+labels) or pictures (labelled, captioned). New objectives add a line to CASES.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZES = {"size": 4, "patch": 2, "channels": 2, "dim": 16, "depth": 3, "heads": 2, "num_classes": 3}
+COMMON = {
+    "max_steps": 4,
+    "batch_size": 2,
+    "accumulate": 1,
+    "checkpoint_every": 100,
+    "log_every": 2,
+    "device": "cpu",
+    "precision": "fp32",
+    "schedule": {"warmup": 1, "cooldown": 0.5},
+    "optimizer": {"type": "adamw", "lr": 1e-3},
+    "ema": {"decay": 0.9},
+}
+
+
+def case(objective: dict[str, Any], network: dict[str, Any], data: str, **changes: Any) -> dict[str, Any]:
+    return {**COMMON, "objective": objective, "network": network, "data": {"type": data}, **changes}
+
+
+def student(type: str, *, teacher: dict[str, Any] | None = None, scalars: tuple[str, ...] = (), **options: Any):
+    """A case of a method whose student is the teacher's DiT."""
+    objective = {"type": type, "teacher": {"model": "MODEL", "guidance_scale": 2.0, **(teacher or {})}, **options}
+    return case(objective, {"type": "dit", **SIZES, "scalars": list(scalars)}, "labels")
+
+
+AUTOENCODER = {
+    "type": "autoencoder", "factor": 4, "channels": 4, "encoder_widths": [8], "encoder_blocks": [1], "decoder_widths": [8],
+    "decoder_blocks": [1],
+}  # fmt: skip
+
+CASES: dict[str, dict[str, Any]] = {
+    "diffusion": case({"type": "diffusion", "prediction": "x0", "loss": "flow"}, {"type": "uvit", **SIZES}, "labels"),
+    "autoencoder": case({"type": "autoencoder"}, AUTOENCODER, "pictures"),
+    "text": case(
+        {"type": "text", "teacher": "TEXT", "layers": [0]},
+        {"type": "text_encoder", "vocab_size": 16, "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "max_tokens": 8},
+        "pictures",
+    ),
+    "evaluator": case(
+        {"type": "evaluator", "text_encoder": "TEXT", "held_out": None},
+        {"type": "evaluator", "size": 16, "widths": [8, 8], "dim": 16, "text_dim": 16},
+        "pictures",
+    ),
+    "progressive": student("progressive", teacher={"steps": 8}, steps=2, stage_steps=1, last_stage_steps=2),
+    "guidance": student("guidance", teacher={"guidance_scale": [1.0, 5.0]}, scalars=("guidance",), embed_guidance=True),
+    "tract": student("tract", teacher={"steps": 8}, steps=2, counts=[4, 2], stage_steps=2),
+    "multistep_consistency": student("multistep_consistency", steps=2, substeps=[4, 8], anneal=2),
+    "phased_consistency": student(
+        "phased_consistency", teacher={"steps": 6}, steps=2, lora={"rank": 2}, adversarial_weight=0.1
+    ),
+    "latent_consistency": student(
+        "latent_consistency",
+        teacher={"steps": 6, "guidance_scale": [2.0, 5.0]},
+        scalars=("guidance",),
+        steps=2,
+        embed_guidance=True,
+    ),
+}

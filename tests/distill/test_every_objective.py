@@ -1,0 +1,74 @@
+"""What must hold for every registered objective: its run resumes bit for bit, and its result is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import distill.evaluator  # noqa: F401  (makes its network type known)
+from distill import checkpoint as checkpoints
+from distill.config import TrainConfig
+from distill.objective import Batch
+from distill.objectives import OBJECTIVES, make_objective
+from distill.trainer import Trainer
+from gen.components import build, save_component
+from gen.model_folder import write_model
+from tests.distill.cases import CASES
+from tests.distill.students import Source, tiny_teacher
+from tests.gen.conftest import tiny_text_encoder
+
+
+class Pictures:
+    concepts = ("cat", "dog", "heart")
+
+    def batch(self, counters) -> Batch:
+        rows = [torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in counters]
+        index = torch.tensor(list(counters))
+        words = [self.concepts[i % 3] for i in counters]
+        return Batch(index=index, images=torch.stack(rows), captions=[f"a red {word}" for word in words], labels=index % 3)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, str]:
+    folder, teacher = tmp_path_factory.mktemp("models"), tiny_teacher()
+    write_model(folder / "model", teacher.model, teacher.network)
+    save_component(tiny_text_encoder(), folder / "text")
+    return {"MODEL": str(folder / "model"), "TEXT": str(folder / "text")}
+
+
+def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Trainer:
+    text = json.dumps(case)
+    for name, place in places.items():
+        text = text.replace(f'"{name}"', json.dumps(place))
+    config = TrainConfig(**{**json.loads(text), "output": output, "max_steps": max_steps})
+    torch.manual_seed(0)
+    network = build(config.network).train().requires_grad_(True)
+    source = {"labels": Source, "pictures": Pictures}[config.data["type"]]()
+    return Trainer(config, make_objective(config.objective, network, source), source)
+
+
+def everything(run) -> dict[str, torch.Tensor]:
+    saved = checkpoints.load_latest(run)
+    return {f"{group}/{name}": value for group, tensors in saved.tensors.items() for name, value in tensors.items()}
+
+
+def test_there_is_a_case_for_every_objective():
+    assert set(CASES) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_twice_n_steps_equal_n_a_resume_and_n_more_bit_for_bit(name, places, tmp_path):
+    state = torch.random.get_rng_state()
+    trainer(CASES[name], places, tmp_path / "whole", 4).train()
+    trainer(CASES[name], places, tmp_path / "parts", 2).train()
+    first = everything(tmp_path / "parts")
+    trainer(CASES[name], places, tmp_path / "parts", 4).train()
+    whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for key, value in whole.items():
+        assert torch.isfinite(value).all() and torch.equal(value, parts[key]), key
+    assert any(not torch.equal(value, first[key]) for key, value in whole.items() if key in first)
+    assert list((tmp_path / "whole" / "export").iterdir())
+    torch.random.set_rng_state(state)
