@@ -95,6 +95,7 @@ class Objective:
     """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults."""
 
     roles: dict[str, Role]
+    makes_network = False  # can do without a network section: it makes the network that it trains
 
     def phases(self, step: int) -> tuple[Phase, ...]:
         """The updates of a step, in order. A pure function of the step."""

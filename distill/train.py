@@ -20,7 +20,8 @@ def make_trainer(config: TrainConfig):
     from gen.components import build, load_component
 
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
-    network = load_component(config.init_from) if config.init_from else build(config.network)
+    given = build(config.network) if config.network else torch.nn.Identity()  # none: the objective makes it
+    network = load_component(config.init_from) if config.init_from else given
     network.train().requires_grad_(True)
     source = make_source(config.data, config.seed)
     return Trainer(config, make_objective(config.objective, network, source), source)

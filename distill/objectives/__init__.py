@@ -54,6 +54,8 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
 
 
 def make_objective(config: dict[str, Any], network: nn.Module, source: Source | None = None) -> Objective:
-    """The objective that `config["type"]` names, training `network` on `source`."""
+    """The objective that `config["type"]` names, training `network` on `source`; an identity stands for no network given."""
     objective, checked = from_registry(OBJECTIVES, "objective", config)
+    if isinstance(network, nn.Identity) and not objective.makes_network:
+        raise ValueError(f"The objective {config['type']!r} trains the network that the config describes; give its section.")
     return objective(checked, network, source)

@@ -24,7 +24,7 @@ from distill import steps
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Batch, Draws, Objective, Preview, Role
 from gen.checkpoints import write_bytes
-from gen.components import Config
+from gen.components import Config, build, config_of
 from gen.conditions import join
 from gen.model_folder import Defaults, ModelConfig, Option, write_model
 from gen.pretrained import DTYPES, find_model, load_model
@@ -72,7 +72,7 @@ class StudentPreviewConfig(Config):
 
 
 class StudentConfig(Config):
-    """What every method of this kind is told.
+    """What every method of this kind is told. Without a network section the student has the teacher's own network.
 
     steps, schedule: the levels that the student is to sample with. embed_guidance: the student is told the guidance scale
     (its network's config needs scalars: [guidance]) and learns all of the teacher's range. guidance_scale: the one that the
@@ -126,6 +126,7 @@ class StudentObjective(Objective):
     """Roles `student` (trains), `teacher` (frozen) and, with target_ema, `target`. Subclasses write `loss` and may set
     `sampler` and `sampler_options`, the solver that the student is sampled with."""
 
+    makes_network = True
     sampler: ClassVar[str] = "ddim"
     sampler_options: ClassVar[Mapping[str, Any]] = {}
     source: ClassVar[str] = ""  # of the method, for the model card
@@ -153,6 +154,8 @@ class StudentObjective(Objective):
         config = self.config
         if config.lora is not None:
             return LoraNetwork(self.given.network, config.lora)
+        if isinstance(network, nn.Identity):
+            network = self._like_teacher(("guidance",) if config.embed_guidance else ())
         told = "guidance" in (getattr(getattr(network, "config", None), "scalars", None) or ())
         if told != config.embed_guidance and hasattr(network, "config"):
             raise ValueError(
@@ -163,6 +166,19 @@ class StudentObjective(Objective):
         if config.start == "teacher":
             copy_weights(self.given.network, network)
         return network
+
+    def _like_teacher(self, scalars: tuple[str, ...]) -> nn.Module:
+        """A network of the teacher's kind and sizes, in float32, that is told `scalars` besides."""
+        teacher = self.given.network
+        if not scalars:
+            return copy.deepcopy(teacher).float().train().requires_grad_(True)
+        if not hasattr(teacher.config, "scalars"):
+            raise ValueError(
+                f"The teacher's network cannot be told its {scalars[0]} ({type(teacher).__name__} has no such input); leave "
+                "embed_guidance out, and give one guidance_scale or train a LoRA."
+            )
+        told = dict.fromkeys((*teacher.config.scalars, *scalars))
+        return build({**config_of(teacher), "scalars": list(told)}).train().requires_grad_(True)
 
     # ---- the networks ----
 

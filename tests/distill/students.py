@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,11 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives.student import StudentObjective, Teacher
 from gen.components import build
 from gen.model_folder import ModelConfig
-from samplers.denoiser import CLOCKS, Context
+from samplers.denoiser import CLOCKS, Condition, Context
+from samplers.path import NoiseLevel
+from samplers.prediction import prediction_row
+from samplers.registry import get_solver
+from samplers.sample import sample
 from tests.gen.conftest import randomise
 from tests.oracles import Gaussian, Mixture
 
@@ -62,6 +67,44 @@ def exact_teacher(path: dict[str, Any] = FLOW, prediction: str = "x0", gaussian:
 def tiny_teacher(kind: str = "dit", path: dict[str, Any] = FLOW, prediction: str = "x0", seed: int = 1) -> Teacher:
     network = randomise(build({"type": kind, **SIZES}), seed)
     return Teacher(model(path, prediction), network.eval().requires_grad_(False), name="tiny")
+
+
+class Jump(nn.Module):
+    """The student that a method of this family converges to: from every level of a fine grid it goes where plain DDIM with the
+    teacher's field leads, run by the sampler, down to the start of its segment of `length` steps.
+
+    field: a denoiser. offset: the start that it aims at is off by so many levels (a wrong student). scaled: the output is
+    (end - c_skip x) / c_out instead, for methods with boundary scalings, given as a function of a level.
+    """
+
+    def __init__(self, model: ModelConfig, field: Any, levels: Sequence[NoiseLevel], length: int, offset: int = 0, scaled=None):
+        super().__init__()
+        self.model, self.field, self.length, self.offset, self.scaled = model, field, length, offset, scaled
+        self.path, self.levels = model.path.build(), list(levels)[::-1]  # from the cleanest
+        self.zero = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, context=None) -> Tensor:
+        clock = time.double() if self.model.clock == "t" else (time.double() + 1) / len(self.path.table)
+        rows = [self.row(x[i : i + 1], clock[i].item(), condition[i : i + 1]) for i in range(len(x))]
+        return torch.cat(rows) + self.zero
+
+    def row(self, x: Tensor, clock: float, condition: Condition) -> Tensor:
+        index = min(range(len(self.levels)), key=lambda j: abs(self.levels[j].t - clock))
+        level = self.levels[index]
+        assert abs(level.t - clock) < 1e-9, "a network was called between the levels of the grid"
+        start = (index - 1) // self.length * self.length + self.offset if index else 0
+        if index <= start:
+            x0 = self.field(x, level, condition, Context()).x0
+        else:
+            end = sample(self.field, get_solver("ddim"), x, self.levels[start : index + 1][::-1], condition)
+            t, e = level, self.levels[start]
+            if self.scaled is None:
+                x0 = (end - e.sigma / t.sigma * x) / (e.alpha - t.alpha * e.sigma / t.sigma)
+            else:
+                c_skip, c_out = self.scaled(level)
+                x0 = (end - c_skip * x) / c_out
+        a, b = prediction_row(self.model.prediction, level, self.path)
+        return a * x0 + b * (x - level.alpha * x0) / level.sigma if level.sigma else a * x0
 
 
 def batch_of(count: int, first: int = 0, shape: tuple[int, ...] = SHAPE, labels: int = 3) -> Batch:

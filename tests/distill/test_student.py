@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from distill import losses, steps
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Draws
+from distill.objectives import make_objective
 from distill.objectives.student import StudentConfig, StudentObjective, Teacher, move_towards
 from gen.components import build
 from gen.generator import Generator
@@ -154,6 +156,22 @@ def test_a_student_that_reads_a_scale_starts_as_its_teacher(kind):
         network(x, level.t, condition)
     with pytest.raises(ValueError, match=r"set network.scalars to \[guidance\]"):
         objective_of(teacher, build({"type": kind, **SIZES}), embed_guidance=True)
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_without_a_network_section_the_student_is_like_its_teacher(embed):
+    teacher = tiny_teacher("uvit")
+    torch.manual_seed(0)
+    objective = objective_of(teacher, nn.Identity(), embed_guidance=embed)
+    student = objective.roles["student"].network
+    assert student is not teacher.network and student.config.scalars == (("guidance",) if embed else ())
+    assert all(p.requires_grad for p in student.parameters()) and not any(p.requires_grad for p in teacher.network.parameters())
+    x, level = batch_of(2, shape=(2, 4, 4)).latents.float(), objective.path(torch.tensor([0.9, 0.5]))
+    condition = Condition(label=torch.tensor([0, 1]))
+    mine = objective.predict(student, x, level, condition, 3.0).raw
+    torch.testing.assert_close(mine, objective.teach(models_of(objective), x, level, condition).raw, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="give its section"):
+        make_objective({"type": "diffusion"}, nn.Identity())
 
 
 def test_another_network_is_refused():

@@ -1,0 +1,36 @@
+"""The shipped configs of distillation: all are read, name real objectives, and say so where they were not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.config import load_config
+from distill.data import SOURCES
+from distill.objectives import OBJECTIVES
+from gen.components import COMPONENTS, from_registry
+
+FOLDER = Path(__file__).parents[2] / "configs" / "distill"
+SHIPPED, PUBLISHED = sorted(FOLDER.glob("*.yaml")), sorted((FOLDER / "published").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", [*SHIPPED, *PUBLISHED], ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_config_is_valid(file):
+    config = load_config(file)
+    objective, _ = from_registry(OBJECTIVES, "objective", config.objective)
+    assert config.network or objective.makes_network
+    if config.network:
+        from_registry(COMPONENTS, "network type", config.network)
+    if config.data["type"] in SOURCES:
+        from_registry(SOURCES, "data source", config.data)
+    first = file.read_text().partition("\n")[0]
+    assert first.startswith("# ") and ("Not run here" in first) == (file in PUBLISHED)
+
+
+def test_every_method_has_a_config_of_both_kinds():
+    def types(files):
+        return {load_config(file).objective["type"] for file in files}
+
+    assert types(SHIPPED) == types(PUBLISHED)
+    assert types(SHIPPED) == set(OBJECTIVES) - {"diffusion", "autoencoder", "text", "evaluator"}

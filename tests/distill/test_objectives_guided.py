@@ -1,0 +1,248 @@
+"""Guidance distillation, latent consistency and phased consistency: the exact student has no loss, one that errs has."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from distill.discriminator import TokenHeads, block_features, frozen_logits, hinge_discriminator
+from distill.objective import Draws, Phase
+from distill.objectives.guidance import GuidanceConfig, GuidanceObjective
+from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
+from gen.components import build
+from samplers.denoiser import Condition, Context
+from samplers.guidance.cfg import ClassifierFree
+from samplers.path import NoiseLevel
+from samplers.registry import get_grid
+from samplers.solvers.consistency import BoundaryScaled
+from tests.distill.students import FLOW, SIZES, STUDENT, VP, Jump, batch_of, exact_teacher, loss_of, tiny_teacher
+
+BOTH = pytest.mark.parametrize(("path", "kind"), [(FLOW, "x0"), (FLOW, "flow"), (VP, "eps"), (VP, "v")])
+CPU = torch.device("cpu")
+
+
+class Told(nn.Module):
+    """The guided teacher as one network that reads the scale; `error` is added to the scale it was told."""
+
+    def __init__(self, teacher, error: float = 0.0, fixed: float | None = None):
+        super().__init__()
+        self.teacher, self.error, self.fixed = teacher, error, fixed
+        self.config = type("Config", (), {"scalars": ("guidance",) if fixed is None else ()})()
+
+    def forward(self, x, time, condition, context):
+        assert ("guidance" in condition.extra) == (self.fixed is None)
+        level, rows = self.teacher.network.level(time), []
+        for i in range(len(x)):
+            scale = (self.fixed if self.fixed is not None else condition.extra["guidance"][i].item()) + self.error
+            one = NoiseLevel(*(v[i].item() for v in (level.t, level.alpha, level.sigma)))
+            label = Condition(label=condition.label[i : i + 1])
+            rows.append(ClassifierFree(self.teacher.network.oracle, scale)(x[i : i + 1], one, label, Context()).raw)
+        return torch.cat(rows)
+
+
+# ---- guidance distillation ----
+
+
+@pytest.mark.parametrize("time", ["uniform", "logit_normal"])
+@BOTH
+def test_guidance_is_distilled_at_the_scale_that_the_student_is_told(path, kind, time):
+    teacher = exact_teacher(path, kind)
+    config = GuidanceConfig(teacher={"guidance_scale": (1.5, 6.0)}, embed_guidance=True, start="network", time={"type": time})
+
+    def loss(error):
+        return loss_of(GuidanceObjective(config, Told(teacher, error), None, teacher), batch_of(6)).item()
+
+    assert loss(0.0) < 1e-10  # the scales are float32 draws
+    assert loss(-1.0) > 1e-5  # guidance counted from 0 instead of 1: w of the papers for our scale
+
+
+def test_a_fixed_scale_needs_no_embedding():
+    teacher = exact_teacher(VP, "v")
+    config = GuidanceConfig(teacher={"guidance_scale": 4.0}, start="network")
+    objective = GuidanceObjective(config, Told(teacher, fixed=4.0), None, teacher)
+    assert loss_of(objective, batch_of(6)).item() < 1e-20
+    defaults = objective.defaults()
+    assert (defaults.guidance, defaults.guidance_scale) == ("cfg", 1.0)
+    assert defaults.num_inference_steps == teacher.model.defaults.num_inference_steps == 20
+    with pytest.raises(ValueError, match="needs embed_guidance"):
+        GuidanceConfig(teacher={"guidance_scale": (1.0, 4.0)})
+    with pytest.raises(ValueError, match="which is none"):
+        GuidanceConfig()
+
+
+# ---- latent consistency ----
+
+
+def lcm(model, network, **changes):
+    options = {"start": "network", "distance": "l2", "target_ema": None, "teacher": {"steps": 8}, **changes}
+    return LatentConsistencyObjective(LatentConsistencyConfig(**options), network, None, model)
+
+
+def test_boundary_scalings_are_those_of_the_sampler():
+    teacher = exact_teacher(VP, "eps")
+    objective = lcm(teacher, copy.deepcopy(teacher.network))
+    for t in (1 / 64, 2 / 64, 0.3, 1.0):
+        level = objective.path(t)
+        many = NoiseLevel(*(torch.full((2,), v, dtype=torch.float64) for v in (level.t, level.alpha, level.sigma)))
+        x = batch_of(2).latents
+        expected = BoundaryScaled(teacher.network.oracle)(x, level, Condition(), Context()).x0
+        got = objective.consistent(teacher.network.oracle(x, many, Condition(), Context()))
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+@BOTH
+def test_clean_data_stays_as_it_is(path, kind):
+    """The boundary condition, exactly, even where the network says nothing finite."""
+    teacher = exact_teacher(path, kind)
+    objective = lcm(teacher, copy.deepcopy(teacher.network))
+    x, clean = batch_of(3).latents, objective.teacher_levels[torch.zeros(3, dtype=torch.int64)]
+    prediction = objective.denoiser(teacher.network)(x, clean, Condition(), Context())
+    assert torch.equal(objective.consistent(prediction.with_raw(prediction.raw * float("nan"))), x)
+    far = objective.boundary(objective.path(torch.tensor([0.25, 1.0]).double()))
+    assert far[0].max() < (3e-3 if path is VP else 1e-6) and (far[1] - 1).abs().max() < 2e-3
+
+
+@BOTH
+def test_latent_consistency_target_is_the_guided_teachers_way_to_the_data(path, kind):
+    teacher = exact_teacher(path, kind)
+    path_of = teacher.model.path.build()
+    scaled = lcm(teacher, copy.deepcopy(teacher.network))
+
+    def boundary(level):
+        many = NoiseLevel(*(torch.tensor([v], dtype=torch.float64) for v in (level.t, level.alpha, level.sigma)))
+        return tuple(v.item() for v in scaled.boundary(many))
+
+    def loss(scale: float, length: int = 8, with_boundary=boundary):
+        field = ClassifierFree(teacher.network.oracle, scale)
+        student = Jump(teacher.model, field, get_grid("uniform", path_of, 8), length, scaled=with_boundary)
+        return loss_of(lcm(teacher, student, teacher={"steps": 8, "guidance_scale": 3.0}), batch_of(6)).item()
+
+    assert loss(3.0) < 1e-16
+    assert loss(2.0) > 1e-5  # another scale
+    assert loss(3.0, 4) > 1e-5  # another end
+
+
+def test_latent_consistency_has_its_target_made_by_the_average():
+    teacher = tiny_teacher()
+    objective = lcm(teacher, build({"type": "dit", **SIZES}), start="teacher", target_ema=0.95)
+    batch = batch_of(4, shape=(2, 4, 4))
+    batch.latents = batch.latents.float()
+    before = loss_of(objective, batch)
+    with torch.no_grad():
+        objective.roles["target"].network.head.bias += 1
+    assert loss_of(objective, batch) != before
+    assert objective.defaults().sampler == "lcm"
+
+
+# ---- phased consistency ----
+
+
+def pcm(model, network, **changes):
+    options = {"start": "network", "distance": "l2", "adversarial_weight": 0.0, "teacher": {"steps": 8}, "steps": 4, **changes}
+    return PhasedConsistencyObjective(PhasedConsistencyConfig(**options), network, None, model)
+
+
+@BOTH
+@pytest.mark.parametrize("phases", [1, 4, 8])
+def test_phased_target_is_the_teachers_way_to_the_end_of_the_phase(path, kind, phases):
+    """One phase is a consistency model; as many as the teacher has steps, regression onto its steps."""
+    teacher = exact_teacher(path, kind)
+    field = ClassifierFree(teacher.network.oracle, 3.0)
+
+    def loss(length: int, offset: int = 0):
+        student = Jump(teacher.model, field, get_grid("uniform", teacher.model.path.build(), 8), length, offset)
+        options = {"teacher": {"steps": 8, "guidance_scale": 3.0}, "steps": phases}
+        return loss_of(pcm(teacher, student, **options), batch_of(6)).item()
+
+    assert loss(8 // phases) < 1e-18
+    assert loss(4 if phases == 1 else 8) > 1e-5
+
+
+def test_renoising_leads_to_the_marginal_of_the_level():
+    teacher = exact_teacher(VP, "v")
+    objective = pcm(teacher, copy.deepcopy(teacher.network))
+    ladder, start, index = objective.teacher_levels, torch.tensor([0, 2, 4, 6]), torch.arange(4)
+    draws = Draws(0, index, "student")
+    level = ladder[objective.judged(draws, start)]
+    zero = objective.noised(torch.zeros(4, 2, 2, 2).double(), draws, "fake", ladder, start, level)
+    ratio = (objective.noised(torch.ones(4, 2, 2, 2).double(), draws, "fake", ladder, start, level) - zero).mean((1, 2, 3))
+    spread = (zero / draws.normal("fake", (2, 2, 2))).mean((1, 2, 3))
+    torch.testing.assert_close(ratio * ladder[start].alpha, level.alpha, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close((ratio * ladder[start].sigma) ** 2 + spread**2, level.sigma**2, atol=1e-6, rtol=1e-6)
+    many = objective.judged(Draws(0, torch.arange(400), "student"), torch.full((400,), 2))
+    assert set(many.tolist()) == {3, 4}  # the phase's own levels, its end excepted
+
+
+@pytest.mark.parametrize("kind", ["dit", "uvit"])
+def test_each_network_learns_in_its_own_phase_only(kind):
+    teacher = tiny_teacher(kind, VP, "v")
+    network = build({"type": kind, **SIZES}).requires_grad_(True)
+    objective = pcm(teacher, network, start="teacher", adversarial_weight=0.5)
+    batch = batch_of(4, shape=(2, 4, 4))
+    batch.latents = batch.latents.float()
+    models = {name: role.network for name, role in objective.roles.items()}
+    judge = models["discriminator"]
+    assert [phase.role for phase in objective.phases(0)] == ["student", "discriminator"]
+
+    loss, logged = objective.loss(STUDENT, models, batch, Draws(0, batch.index, "student"), 0)
+    loss.backward()
+    mine = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    assert mine and all(p.grad is None for p in judge.parameters())
+    network.zero_grad()
+    plain = pcm(teacher, network, start="network")
+    (loss_plain := loss_of(plain, batch)).backward()
+    torch.testing.assert_close(loss - 0.5 * logged["adversarial"], loss_plain)
+    without = [p.grad for p in network.parameters() if p.grad is not None]
+    assert any((a - b).abs().max() > 1e-6 for a, b in zip(mine, without, strict=True))  # the judge's gradient arrives
+
+    network.zero_grad(set_to_none=True)
+    phase = Phase("discriminator", "discriminator")
+    objective.loss(phase, models, batch, Draws(0, batch.index, "discriminator"), 0)[0].backward()
+    assert all(p.grad is not None for p in judge.parameters())
+    assert all(p.grad is None for name in ("student", "teacher") for p in models[name].parameters())
+
+
+def test_the_judge_learns_to_tell_and_the_hinge_is_its_formula():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.5, 0.0])
+    assert hinge_discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1.5 + 1) / 3)
+    teacher = tiny_teacher()
+    objective = pcm(teacher, build({"type": "dit", **SIZES}), start="teacher")
+    denoiser = objective.denoiser(teacher.network)
+    level = objective.path(torch.full((6,), 0.3))
+    x = batch_of(6, shape=(2, 4, 4)).latents.float()
+    condition = Condition(label=torch.zeros(6, dtype=torch.int64))
+    features = [block_features(denoiser, v, level, condition, (0, 2)) for v in (x, 0.5 * x + 0.5)]
+    assert [f.shape for f in features[0]] == [(6, 4, 16)] * 2
+    heads = TokenHeads(16, 2)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
+    values = []
+    for _ in range(60):
+        value = hinge_discriminator(heads(features[0]), heads(features[1]))
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[-1] < 0.5 * values[0]
+    torch.testing.assert_close(frozen_logits(heads, features[0]), heads(features[0]))
+
+
+def test_features_need_blocks():
+    teacher = tiny_teacher()
+    objective = pcm(teacher, build({"type": "dit", **SIZES}), start="teacher")
+    x, level = torch.zeros(1, 2, 4, 4), objective.path(torch.tensor([0.3]))
+    with pytest.raises(ValueError, match="reads block 3, but the network has 3"):
+        block_features(objective.denoiser(teacher.network), x, level, Condition(), (3,))
+    exact = exact_teacher()
+    with pytest.raises(ValueError, match="this network has none"):
+        block_features(objective.denoiser(exact.network), torch.zeros(1, 2, 2, 2).double(), level, Condition(), (0,))
+
+
+def test_phases_must_divide_the_teachers_steps():
+    with pytest.raises(ValueError, match="must be a multiple of steps 3"):
+        PhasedConsistencyConfig(teacher={"steps": 8}, steps=3)
+    with pytest.raises(ValueError, match="must be among the"):
+        pcm(tiny_teacher(), build({"type": "dit", **SIZES}), schedule="karras", start="teacher")
