@@ -47,6 +47,7 @@ class MeanFlowConfig(StudentConfig):
 
 class MeanFlowObjective(StudentObjective):
     sampler = "flow_map"
+    scalars = ("target_time",)
     source = "arXiv 2505.13447"
     config: MeanFlowConfig
 

@@ -46,6 +46,7 @@ class MomentMatchingConfig(StudentConfig):
 
 class MomentMatchingObjective(StudentObjective):
     sampler = "flow_map"
+    scalars = ("target_time",)
     source = "arXiv 2503.07565"
     config: MomentMatchingConfig
 

@@ -53,7 +53,8 @@ class Ensemble(nn.Module):
         sizes = [2 + 8 * (1 + len(told)), *[width] * depth, 2]
         g = torch.Generator().manual_seed(0)
         self.weights = nn.ParameterList(
-            torch.randn(SEEDS, a, b, generator=g) / a**0.5 * (1.0 if b > 2 else 0.1) for a, b in zip(sizes, sizes[1:], strict=False)
+            torch.randn(SEEDS, a, b, generator=g) / a**0.5 * (1.0 if b > 2 else 0.1)
+            for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.biases = nn.ParameterList(torch.zeros(SEEDS, 1, b) for b in sizes[1:])
 
