@@ -1,17 +1,18 @@
-"""The ring of eight Gaussians in the plane as a training problem: an exact teacher, and one small student per seed, all trained at
-once as an ensemble. Points are images of shape (2, 1, 1); row i of a batch belongs to seed i // (rows per seed)."""
+"""The ring of eight Gaussians in the plane as a training problem: an exact teacher, and one small student per seed, all trained
+at once as an ensemble. Points are images of shape (2, 1, 1); row i of a batch belongs to seed i // (rows per seed)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.student import StudentObjective, Teacher
+from distill.objective import Batch, Draws, Objective, Phase
+from distill.objectives.student import Teacher, frozen_copy
 from gen.model_folder import ModelConfig
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold
@@ -20,15 +21,16 @@ from samplers.sample import sample
 from tests.oracles import Mixture
 
 SEEDS = 5
+STD = 0.3  # of each Gaussian
 RING = {"path": {"type": "rectified_flow"}, "prediction": "flow", "clock": "t"}
 
 
 def ring_teacher(dtype: torch.dtype = torch.float32) -> Teacher:
-    """Eight Gaussians of standard deviation 0.1 on a circle of radius 2^(1/2)."""
+    """Eight Gaussians on a circle of radius 2^(1/2), and what exactly is known of them."""
     model = ModelConfig.model_validate({**RING, "sample_size": 1})
     angle = torch.arange(8, dtype=dtype) * math.pi / 4
     means = 2**0.5 * torch.stack([angle.cos(), angle.sin()], 1).reshape(8, 2, 1, 1)
-    weights, stds = torch.full((8,), 1 / 8, dtype=dtype), torch.full((8, 2, 1, 1), 0.1, dtype=dtype)
+    weights, stds = torch.full((8,), 1 / 8, dtype=dtype), torch.full((8, 2, 1, 1), STD, dtype=dtype)
     oracle = Mixture(model.path.build(), means, stds, weights, None, "flow")
     return Teacher(model, Oracle(oracle), name="ring")
 
@@ -53,8 +55,7 @@ class Ensemble(nn.Module):
         sizes = [2 + 8 * (1 + len(told)), *[width] * depth, 2]
         g = torch.Generator().manual_seed(0)
         self.weights = nn.ParameterList(
-            torch.randn(SEEDS, a, b, generator=g) / a**0.5 * (1.0 if b > 2 else 0.1)
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            torch.randn(SEEDS, a, b, generator=g) / a**0.5 * (1.0 if b > 2 else 0.1) for a, b in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(SEEDS, 1, b) for b in sizes[1:])
 
@@ -103,33 +104,48 @@ class FastDraws(Draws):
 def ring_batch(step: int, rows: int, teacher: Teacher) -> Batch:
     g, count = torch.Generator().manual_seed(fold(1, step)), SEEDS * rows
     means = teacher.network.oracle.means.float()[torch.randint(8, (count,), generator=g)]
-    data = means + 0.1 * torch.randn(count, 2, 1, 1, generator=g)
+    data = means + STD * torch.randn(count, 2, 1, 1, generator=g)
     return Batch(index=torch.arange(step * count, (step + 1) * count), latents=data)
 
 
-def train(objective: StudentObjective, steps: int, rows: int = 128, lr: float = 3e-3, stages: int = 1) -> None:
-    """Adam, the rate falling to zero in each of `stages` equal parts."""
+def train(
+    objective: Objective, lengths: Sequence[int], teacher: Teacher, role: str = "student", rows: int = 64
+) -> list[nn.Module]:
+    """Adam, its rate falling to nearly zero in each of the stages of these lengths; copies of the network after each."""
+    lr, step, after = 3e-3, 0, []
     models: Mapping[str, nn.Module] = {name: role.network for name, role in objective.roles.items()}
-    optimizer = torch.optim.Adam(models["student"].parameters(), lr=lr, betas=(0.9, 0.99), foreach=True)
-    phase, length = Phase("student", "student"), steps // stages
-    for step in range(steps):
-        batch = ring_batch(step, rows, objective.given)
-        optimizer.param_groups[0]["lr"] = lr * (0.02 + 0.98 * math.cos(math.pi / 2 * (step % length) / length) ** 2)
-        loss, _ = objective.loss(phase, models, batch, FastDraws(0, batch.index, "student"), step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        objective.after_step(step)
+    network = models[role]
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99), foreach=True)
+    for length in lengths:
+        for i in range(length):
+            batch = ring_batch(step, rows, teacher)
+            optimizer.param_groups[0]["lr"] = lr * (0.02 + 0.98 * math.cos(math.pi / 2 * i / length) ** 2)
+            loss, _ = objective.loss(Phase(role, role), models, batch, FastDraws(0, batch.index, role), step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            objective.after_step(step)
+            step += 1
+        after.append(frozen_copy(network))
+    return after
 
 
-def noise(rows: int = 1000) -> Tensor:
+def noise(rows: int = 500) -> Tensor:
     return torch.randn(SEEDS * rows, 2, 1, 1, generator=torch.Generator().manual_seed(99))
 
 
-def teacher_sample(teacher: Teacher, x: Tensor, steps: int, solver: str = "ddim") -> Tensor:
-    oracle = teacher.network.oracle
-    levels = get_grid("uniform", oracle.path, steps)
-    return sample(oracle, get_solver(solver), x.to(oracle.means) * levels[0].sigma, levels, Condition()).float()
+@torch.no_grad()
+def run(network: nn.Module, teacher: Teacher, x: Tensor, steps: int, solver: str = "ddim") -> Tensor:
+    """Where a network's sampler goes from noise x."""
+    denoiser = teacher.model.denoiser(network)
+    levels = get_grid("uniform", denoiser.path, steps)
+    return sample(denoiser, get_solver(solver), x, levels, Condition()).float()
+
+
+def exact_end(x: Tensor) -> Tensor:
+    """The ends of the probability-flow ODE, by 200 steps of Heun in float64."""
+    teacher = ring_teacher(torch.float64)
+    return run(teacher.network, teacher, x.double(), 200, "heun")
 
 
 def rmse(out: Tensor, exact: Tensor) -> Tensor:
