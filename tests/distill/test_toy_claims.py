@@ -48,14 +48,8 @@ def error(network: torch.nn.Module, steps: int) -> torch.Tensor:
 @cache
 def progressive(first: int, last: int, stage: int, longer: int) -> dict[int, torch.nn.Module]:
     """The students by their number of steps; stages to 2 steps and to 1 take `longer` times as long."""
-    config = ProgressiveConfig(
-        teacher={"steps": first},
-        steps=last,
-        stage_steps=stage,
-        last_stage_steps=longer * stage,
-        start="network",
-        stage_ema=0.98,
-    )
+    lengths = {"stage_steps": stage, "last_stage_steps": longer * stage}
+    config = ProgressiveConfig(teacher={"steps": first}, steps=last, start="network", stage_ema=0.98, **lengths)
     objective = ProgressiveObjective(config, Corrected(TEACHER), None, TEACHER)
     return dict(zip(config.counts, train(objective, objective.lengths(), TEACHER), strict=True))
 
@@ -69,16 +63,16 @@ def multistep(steps: int, length: int) -> torch.nn.Module:
 def test_four_steps_of_a_student_halve_the_error_of_four_of_the_teacher():
     """Shortly trained, in every run of the tests."""
     teacher = error(TEACHER.network, 4)
-    students = progressive(16, 4, 150, 1)
+    students = progressive(16, 4, 120, 1)
     four, eight = error(students[4], 4), error(students[8], 8)
     assert (four < 0.5 * teacher).all()
     assert (four < 1.5 * eight).all()  # halving the steps costs little
-    consistent = error(multistep(4, 300), 4)
+    consistent = error(multistep(4, 250), 4)
     assert (consistent < 0.5 * teacher).all()
-    assert (1.4 * consistent < error(multistep(1, 150), 1)).all()  # more steps are better
+    assert (1.4 * consistent < error(multistep(1, 100), 1)).all()  # more steps are better
 
 
-SLOW = {"stage": 500, "longer": 3, "length": 1500}
+SLOW = {"stage": 400, "longer": 3, "length": 1000}
 
 
 @pytest.mark.slow
