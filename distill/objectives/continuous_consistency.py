@@ -66,7 +66,7 @@ class LevelWeight(nn.Module):
     def forward(self, angle: Tensor) -> Tensor:
         """(B,) -> (B,)."""
         features = timestep_embedding(1000 * angle, FREQUENCIES).to(self.mlp[0].weight.dtype)
-        return self.mlp(features)[:, 0]
+        return self.mlp(features)[:, 0].float()
 
 
 class ContinuousConsistencyObjective(StudentObjective):

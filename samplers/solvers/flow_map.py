@@ -11,6 +11,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import State
+from samplers.solvers.evaluate import evaluate
 
 
 @dataclass(frozen=True)
@@ -39,5 +40,5 @@ class FlowMap:
             raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
         end = torch.full((len(state.x),), float(t.t), device=state.x.device)
         told = replace(condition, extra={**condition.extra, "target_time": end})
-        prediction = denoiser(state.x, s, told, context)  # never one made before: it would be for another end
+        prediction = evaluate(denoiser, state, s, told, context)
         return replace(state, x=t.mix(prediction.x0, prediction.eps), prediction=prediction)

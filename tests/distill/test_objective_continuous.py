@@ -13,6 +13,7 @@ from distill.objective import Draws, Phase
 from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, aimed, select
 from gen.components import build
+from gen.generator import Generator
 from samplers.denoiser import Condition
 from tests.distill.flow_maps import ExactEnd, ExactMap, gaussian_teacher
 from tests.distill.students import FLOW, SIZES, VP, Exact, batch_of, exact_teacher, loss_of, tiny_teacher
@@ -278,3 +279,23 @@ def test_what_it_needs():
         mean_flow(tiny_teacher(), build({"type": "dit", **SIZES}))
     with pytest.raises(ValueError, match="is for rectified flows"):
         mean_flow(tiny_teacher("dit", VP), build({"type": "dit", **TOLD}))
+
+
+def test_an_exported_mean_flow_is_told_where_its_steps_end(tmp_path):
+    teacher = tiny_teacher()
+    network = randomise(build({"type": "dit", **TOLD}), 3)
+    objective = mean_flow(teacher, network, steps=2)
+    objective.export({"student": network.eval()}, tmp_path / "export")
+    generator = Generator.from_pretrained(tmp_path / "export", device="cpu", dtype="float32")
+    assert (generator.config.defaults.sampler, generator.config.defaults.num_inference_steps) == ("flow_map", 2)
+    noise, labels = small_batch(2).latents.float(), [0, 2]
+    made = generator(class_labels=labels, latents=noise, output_type="latent", progress=False).images
+    drawn = objective.draw(network, noise, Condition(label=torch.tensor(labels)))
+    torch.testing.assert_close(torch.as_tensor(made), drawn, atol=1e-5, rtol=1e-5)
+    half, condition = torch.full((2,), 0.5), Condition(label=torch.tensor(labels))
+    u = objective.mean_velocity(network, noise, half, torch.ones(2), condition, 1.0)
+    end = noise - 0.5 * u
+    last = end - 0.5 * objective.mean_velocity(network, end, 0 * half, half, condition, 1.0)
+    torch.testing.assert_close(drawn, last, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="the sampler flow_map gives it"):
+        generator(class_labels=labels, latents=noise, output_type="latent", progress=False, sampler="euler")
