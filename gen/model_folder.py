@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,12 @@ class VariancePreservingPath(Strict):
         return getattr(paths.VariancePreserving, self.betas)(steps=self.steps, **options)
 
 
+@lru_cache(maxsize=32)
+def _built(config: Strict) -> paths.Path:
+    """The path of a config, made once: training asks for it at every call, and a table takes milliseconds."""
+    return config.build()  # type: ignore[attr-defined]
+
+
 PathConfig = Annotated[RectifiedFlowPath | VariancePreservingPath | VarianceExplodingPath, Field(discriminator="type")]
 
 
@@ -122,7 +129,7 @@ class ModelConfig(Strict):
     def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as a denoiser on this config's path."""
         return NetworkDenoiser(
-            network, self.path.build(), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
+            network, _built(self.path), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
         )
 
 

@@ -156,7 +156,9 @@ class NetworkDenoiser:
     """A network as a denoiser: its path, what it predicts, its clock, its input scale.
 
     The network runs in `dtype` (x's own when None) and its output comes back in x's dtype. A network with twice x's channels
-    has a learned variance in the second half. input_scale: "none", or "edm" for c_in = 1 / sqrt(sigma^2 + sigma_data^2).
+    has a learned variance in the second half. A time that the condition tells beside the level's, extra["target_time"] (B,) on
+    the path's clock, reaches the network on its own. input_scale: "none", or "edm" for
+    c_in = 1 / sqrt(sigma^2 + sigma_data^2).
     """
 
     network: Network
@@ -184,6 +186,9 @@ class NetworkDenoiser:
         scaled = x
         if self.input_scale == "edm":
             scaled = x * expand((level.sigma**2 + self.sigma_data**2) ** -0.5, x)
+        if (target := condition.extra.get("target_time")) is not None:
+            told = CLOCKS[self.clock](self.path(target), self.path)
+            condition = replace(condition, extra={**condition.extra, "target_time": told})
         raw = self.network(scaled.to(self.dtype or x.dtype), time, condition, context).to(x.dtype)
         variance = None
         if raw.shape[1] == 2 * x.shape[1]:

@@ -14,6 +14,29 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
+    "consistency_distillation": (
+        "distill.objectives.consistency",
+        "ConsistencyDistillationConfig",
+        "ConsistencyDistillationObjective",
+    ),
+    "consistency_training": (
+        "distill.objectives.consistency_training",
+        "ConsistencyTrainingConfig",
+        "ConsistencyTrainingObjective",
+    ),
+    "improved_consistency": (
+        "distill.objectives.improved_consistency",
+        "ImprovedConsistencyConfig",
+        "ImprovedConsistencyObjective",
+    ),
+    "easy_consistency": ("distill.objectives.easy_consistency", "EasyConsistencyConfig", "EasyConsistencyObjective"),
+    "continuous_consistency": (
+        "distill.objectives.continuous_consistency",
+        "ContinuousConsistencyConfig",
+        "ContinuousConsistencyObjective",
+    ),
+    "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
+    "moment_matching": ("distill.objectives.moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
     "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),
     "progressive": ("distill.objectives.progressive", "ProgressiveConfig", "ProgressiveObjective"),

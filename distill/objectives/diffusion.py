@@ -3,19 +3,25 @@
 The network predicts raw = a x0 + b eps (its prediction row); the error may be measured on any other reading. As x is given,
 alpha dx0 + sigma deps = 0, so the error of a reading p x0 + q eps is (p - q alpha / sigma) dx0, and measuring it there only
 weighs the raw error: no conversion, no cancellation. prediction=x0 with loss=flow is JiT's recipe (arXiv 2511.13720).
+A `weighting` (`distill.weighting`) says instead how much each level counts, whatever the network predicts. EDM's recipe
+(arXiv 2206.00364) is prediction, input_scale and weighting edm on log_normal levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.coupling import CouplingConfig, couple
+from distill.levels import TimeConfig, draw_levels, log_density
 from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
+from distill.weighting import Weighting
 from gen.components import Config, load_component
 from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from samplers.denoiser import Condition, Context, NetworkDenoiser
@@ -25,15 +31,8 @@ from samplers.prediction import prediction_row
 if TYPE_CHECKING:
     from distill.data import Source
 
+MIN_ALPHA = 1e-4  # below it a level counts as this one: the weight of pure noise stays finite
 Kind = Literal["eps", "x0", "v", "flow", "edm"]
-
-
-class TimeConfig(Config):
-    """How training levels are drawn: uniform in t, or t = t_noise sigmoid(mean + std n) (arXiv 2403.03206)."""
-
-    type: Literal["uniform", "logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
 
 
 class PreviewConfig(Config):
@@ -45,13 +44,17 @@ class PreviewConfig(Config):
 
 
 class DiffusionConfig(Config):
-    """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders."""
+    """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders.
+
+    coupling: which noise of a batch goes to which picture (`distill.coupling`)."""
 
     path: PathConfig = RectifiedFlowPath(type="rectified_flow")
     prediction: Kind = "flow"
     loss: Kind | None = None  # the reading whose error is measured; the predicted one if not given
+    weighting: Weighting | None = None
     min_sigma: float = Field(0.05, gt=0)
     time: TimeConfig = TimeConfig()
+    coupling: CouplingConfig = CouplingConfig()
     clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(0.5, gt=0)
@@ -60,6 +63,12 @@ class DiffusionConfig(Config):
     text_encoder: Path | None = None
     preview: PreviewConfig = PreviewConfig()
     defaults: Defaults = Defaults()  # of the exported model
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> DiffusionConfig:
+        if self.loss is not None and self.weighting is not None:
+            raise ValueError("loss and weighting both say how much a level counts; give one of them")
+        return self
 
 
 class DiffusionObjective(Objective):
@@ -96,32 +105,31 @@ class DiffusionObjective(Objective):
 
     def levels(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """One level per sample, (B,)."""
-        time = self.config.time
-        if time.type == "uniform":
-            t = draws.uniform("time", device=device)
-        else:
-            t = torch.sigmoid(time.mean + time.std * draws.normal("time", device=device))
-        return self.path(t * self.path.t_noise)
+        return draw_levels(self.config.time, self.path, draws, device)
 
     def weight(self, level: NoiseLevel) -> Scalar:
-        """The factor from an error of the raw prediction to one of the measured reading, (B,)."""
-        predicted, measured = self.config.prediction, self.config.loss
-        if measured is None or measured == predicted:
+        """The factor from an error of the raw prediction to one of the measured or weighted reading, (B,)."""
+        config = self.config
+        if config.weighting is None and config.loss in (None, config.prediction):
             return 1.0
-        ratio = level.alpha / level.sigma.clamp(min=self.config.min_sigma)
+        bounded = replace(level, alpha=level.alpha.clamp(min=MIN_ALPHA), sigma=level.sigma.clamp(min=config.min_sigma))
+        ratio = bounded.alpha / bounded.sigma
 
         def on_x0(kind: str) -> Scalar:
-            p, q = prediction_row(kind, level, self.path, self.config.sigma_data)
+            p, q = prediction_row(kind, bounded, self.path, config.sigma_data)
             return p - q * ratio
 
-        return on_x0(measured) / on_x0(predicted)
+        if config.weighting is None:
+            return on_x0(config.loss) / on_x0(config.prediction)
+        weight = config.weighting.on_x0(ratio**2, lambda: log_density(config.time, self.path, level))
+        return weight.sqrt() / on_x0(config.prediction)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         level = self.levels(draws, x0.device)
-        eps = draws.normal("eps", x0.shape[1:], x0.device)
+        eps = couple(self.config.coupling, x0, draws.normal("eps", x0.shape[1:], x0.device), batch, draws)
         x = level.mix(x0, eps)
         prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), Context())
         a, b = prediction.row

@@ -124,11 +124,13 @@ class Teacher:
 
 class StudentObjective(Objective):
     """Roles `student` (trains), `teacher` (frozen) and, with target_ema, `target`. Subclasses write `loss` and may set
-    `sampler` and `sampler_options`, the solver that the student is sampled with."""
+    `sampler` and `sampler_options`, the solver that the student is sampled with, and `scalars`, what its network is told
+    besides the time."""
 
     makes_network = True
     sampler: ClassVar[str] = "ddim"
     sampler_options: ClassVar[Mapping[str, Any]] = {}
+    scalars: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""  # of the method, for the model card
 
     def __init__(self, config: Any, network: nn.Module, source: Source | None = None, teacher: Teacher | None = None):
@@ -160,7 +162,7 @@ class StudentObjective(Objective):
         if config.lora is not None:
             return LoraNetwork(self.given.network, config.lora)
         if isinstance(network, nn.Identity):
-            network = self._like_teacher(("guidance",) if config.embed_guidance else ())
+            network = self._like_teacher((*(("guidance",) if config.embed_guidance else ()), *self.scalars))
         told = "guidance" in (getattr(getattr(network, "config", None), "scalars", None) or ())
         if told != config.embed_guidance and hasattr(network, "config"):
             raise ValueError(
@@ -179,8 +181,12 @@ class StudentObjective(Objective):
             return copy.deepcopy(teacher).float().train().requires_grad_(True)
         if not hasattr(teacher.config, "scalars"):
             raise ValueError(
-                f"The teacher's network cannot be told its {scalars[0]} ({type(teacher).__name__} has no such input); leave "
-                "embed_guidance out, and give one guidance_scale or train a LoRA."
+                f"The teacher's network cannot be told its {scalars[0]} ({type(teacher).__name__} has no such input); "
+                + (
+                    "leave embed_guidance out, and give one guidance_scale or train a LoRA."
+                    if scalars[0] == "guidance"
+                    else "this method needs a teacher on a DiT or U-ViT of ours."
+                )
             )
         told = dict.fromkeys((*teacher.config.scalars, *scalars))
         return build({**config_of(teacher), "scalars": list(told)}).train().requires_grad_(True)

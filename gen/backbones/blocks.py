@@ -206,7 +206,7 @@ class ExtraScalars(nn.ModuleDict):
         for name, mlp in self.items():
             value = condition.extra.get(name)
             if value is None or value.shape != (batch,):
-                hint = " (guidance 'embedded' gives it)" if name == "guidance" else ""
+                hint = {"guidance": " (guidance 'embedded' gives it)", "target_time": " (the sampler flow_map gives it)"}[name]
                 raise ValueError(
                     f"This network is told its {name}: give condition.extra[{name!r}], one number per image{hint}. With "
                     f"{batch} images it is {'missing' if value is None else tuple(value.shape)}."

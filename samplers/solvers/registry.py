@@ -13,6 +13,7 @@ from samplers.solvers.churn import Churned
 from samplers.solvers.consistency import TCD, Consistency
 from samplers.solvers.ddpm import DDPM
 from samplers.solvers.er_sde import ERSDE
+from samplers.solvers.flow_map import FlowMap
 from samplers.solvers.heun import Heun
 from samplers.solvers.multistep import Multistep
 from samplers.solvers.pndm import PNDM
@@ -384,6 +385,13 @@ SOLVERS: dict[str, SolverInfo] = {
             grid="trailing",
             aliases=("TCD",),
             options=("eta",),
+        ),
+        SolverInfo(
+            "flow_map",
+            FlowMap,
+            "Flow maps (MeanFlow, IMM): straight steps of a network that is told where each one ends",
+            1,
+            grid="uniform",
         ),
         SolverInfo(
             "restart",

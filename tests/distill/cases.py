@@ -66,4 +66,11 @@ CASES: dict[str, dict[str, Any]] = {
         embed_guidance=True,
     ),
     "trajectory_consistency": student("trajectory_consistency", teacher={"steps": 6}, steps=2),
+    "consistency_distillation": student("consistency_distillation", teacher={"solver": "heun"}, levels=6),
+    "consistency_training": student("consistency_training", total_steps=4, last_levels=10),
+    "improved_consistency": student("improved_consistency", total_steps=4, first_levels=2, last_levels=8),
+    "easy_consistency": student("easy_consistency", stage_steps=1),
+    "continuous_consistency": student("continuous_consistency", warmup=3, share=0.5),
+    "mean_flow": student("mean_flow", scalars=("target_time",), omega=0.8, kappa=0.5, different=0.5),
+    "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
 }

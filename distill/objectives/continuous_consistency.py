@@ -1,0 +1,150 @@
+"""Continuous-time consistency models (sCM, arXiv 2410.11081): the limit of infinitely close levels, trained with tangents.
+
+On TrigFlow, x_t = cos(t) x0 + sin(t) sd z with t from 0 to pi / 2, whose noise ratio is sd tan(t). The consistency function is
+f = cos(t) x - sin(t) sd F(x / sd, t), so that F is the network's velocity over sd; a network on any path is read as F exactly,
+since F is one linear reading of what it predicts, and f is its x0. sd is the standard deviation of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.consistency import at_ratio, check_reach
+from distill.derivative import How, along, plain_attention
+from distill.objective import Batch, Draws, Phase, Role
+from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from gen.backbones.blocks import TimeMLP, timestep_embedding
+from gen.model_folder import Option
+from samplers.denoiser import Condition
+from samplers.path import expand
+
+FREQUENCIES = 64
+
+
+class ContinuousConsistencyConfig(StudentConfig):
+    """mode: where the trajectory's direction comes from, the teacher (sCD) or the picture and its noise (sCT).
+
+    mean, std: of log(sigma / alpha), up to sigma_max. sigma_data: sd; None: the teacher's for edm networks, 1 for others, whose
+    data are scaled to unit variance. warmup: steps over which the tangent's second half comes in. normalisation: c of
+    g / (|g| + c), or null for none. adaptive: learn a weight of the levels, of which `share` of each batch is used.
+    derivative: `distill.derivative`.
+    """
+
+    mode: Literal["distillation", "training"] = "distillation"
+    mean: float = -0.8
+    std: float = Field(1.6, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    sigma_data: float | None = Field(None, gt=0)
+    warmup: int = Field(10_000, ge=0)
+    normalisation: float | None = Field(0.1, gt=0)
+    adaptive: bool = True
+    share: float = Field(0.25, gt=0, le=1)
+    derivative: How = "forward"
+    schedule: str = "karras"
+    schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
+
+
+class LevelWeight(nn.Module):
+    """w(t), one number per level, 0 at the start: the log of a level's weight. arXiv 2410.11081, section 4.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = TimeMLP(FREQUENCIES, 1, FREQUENCIES)
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            self.mlp[0].weight.copy_(torch.randn(self.mlp[0].weight.shape, generator=g) / FREQUENCIES**0.5)
+            self.mlp[0].bias.zero_()
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, angle: Tensor) -> Tensor:
+        """(B,) -> (B,)."""
+        features = timestep_embedding(1000 * angle, FREQUENCIES).to(self.mlp[0].weight.dtype)
+        return self.mlp(features)[:, 0].float()
+
+
+class ContinuousConsistencyObjective(StudentObjective):
+    sampler = "consistency"
+    source = "arXiv 2410.11081"
+    config: ContinuousConsistencyConfig
+
+    def __init__(self, config: ContinuousConsistencyConfig, network: nn.Module, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        check_reach(self.path, config.sigma_max)
+        self.sd = config.sigma_data or (self.model.sigma_data if self.model.prediction == "edm" else 1.0)
+        for role in ("student", "target"):
+            if role in self.roles:
+                plain_attention(self.roles[role].network, config.derivative)
+        if config.adaptive:
+            self.roles["weight"] = Role(LevelWeight(), ema=False)
+
+    def angles(self, draws: Draws, device: torch.device) -> Tensor:
+        """t = arctan(exp(tau) / sd) with tau ~ N(mean, std^2), (B,) float64. Algorithm 1."""
+        tau = self.config.mean + self.config.std * draws.normal("level", device=device).double()
+        return torch.atan(tau.exp().clamp(max=self.config.sigma_max) / self.sd)
+
+    def field(self, predict, x: Tensor, angle: Tensor) -> Tensor:
+        """sd F (B, ...) at x_t of angle t (B,), where predict(x, level) asks a network."""
+        cos, sin = angle.cos(), angle.sin()
+        level = at_ratio(self.path, self.sd * sin / cos)
+        prediction = predict(expand(level.alpha / cos, x) * x, level)
+        return prediction.read((-sin, self.sd * cos))
+
+    def tangent(
+        self,
+        models: Mapping[str, nn.Module],
+        x0: Tensor,
+        z: Tensor,
+        angle: Tensor,
+        condition: Condition,
+        scale: Scale,
+        step: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, sd F of the target, g): which way F ought to move at x_t. Algorithm 1; equation 8 for its second half."""
+        config = self.config
+        cos, sin = (expand(v, x0) for v in (angle.cos(), angle.sin()))
+        x = cos * x0 + sin * self.sd * z
+        if config.mode == "distillation":
+            rate = self.field(lambda x, level: self.teach(models, x, level, condition, scale), x, angle)
+        else:
+            rate = cos * self.sd * z - sin * x0
+        network = bare(models["target" if "target" in self.roles else "student"])
+
+        def student(x: Tensor, angle: Tensor) -> Tensor:
+            return self.field(lambda x, level: self.predict(network, x, level, condition, scale), x, angle)
+
+        # the derivative times cos(t) sin(t), taken inside: it is large where that factor is small
+        both = angle.cos() * angle.sin()
+        said, change = along(student, (x, angle), (expand(both, x) * rate, both), config.derivative)
+        warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+        g = -(cos**2) * (said - rate) - warm * (cos * sin * x + change)
+        if config.normalisation is not None:
+            g = g / (expand(g.flatten(1).norm(dim=1), g) + config.normalisation)
+        return x, said, g
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        draws = Draws(draws.seed, draws.index, "student")  # both phases see the same points
+        x0 = self.clean(batch)
+        count = len(x0) if phase.name == "student" else math.ceil(self.config.share * len(x0))
+        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
+        angle = self.angles(draws, x0.device)
+        z = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        x0, z, angle, condition = x0[:count], z[:count], angle[:count], condition[:count]
+        scale = scale[:count] if isinstance(scale, Tensor) else scale
+        x, target, g = self.tangent(models, x0, z, angle, condition, scale, step)
+        if phase.name == "weight":
+            error = g.flatten(1).square().mean(1)  # in value the student is its target, and its error that of g alone
+            weight = models["weight"](angle)
+            return (weight.exp() * error - weight).mean(), {}
+        said = self.field(lambda x, level: self.predict(models["student"], x, level, condition, scale), x, angle)
+        error = ((said - target) / self.sd - g).flatten(1).square().mean(1)
+        weight = bare(models["weight"])(angle).detach().exp() if self.config.adaptive else 1.0
+        return (weight * error).mean(), {"tangent": g.flatten(1).norm(dim=1).mean()}

@@ -1,0 +1,139 @@
+"""MeanFlow (arXiv 2505.13447): the mean velocity of a whole step, learned from its own derivative.
+
+u(x_t, r, t) is the mean of the velocity v over the trajectory from t to r, and x_r = x_t - (t - r) u. Differentiating
+(t - r) u along the trajectory gives u = v - (t - r) du/dt, a target that needs no teacher and no simulation. The network is
+told r (`scalars: [target_time]` in its config); where r = t, u is v, which is how a trained flow starts as a MeanFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.derivative import How, along, plain_attention
+from distill.objective import Batch, Draws, Phase
+from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from samplers.denoiser import Condition
+from samplers.path import RectifiedFlow, expand
+
+
+class MeanFlowConfig(StudentConfig):
+    """mode: v is that of the picture and its noise, or the teacher's under its guidance. mean, std: of the logit of both times.
+    different: the share of samples with r < t. power, floor: the error is divided by (|error|^2 + floor)^power.
+
+    omega, kappa: guidance inside, in training: v <- omega v + kappa u(t, t | c) + (1 - omega - kappa) u(t, t | null), of
+    effective scale omega / (1 - kappa); dropout: the share of samples without condition, whose v stays as it is. min_time:
+    of t, where a network that predicts x0 says little about the velocity.
+    """
+
+    mode: Literal["training", "distillation"] = "training"
+    mean: float = -0.4
+    std: float = Field(1.0, gt=0)
+    different: float = Field(0.25, ge=0, le=1)
+    power: float = Field(1.0, ge=0)
+    floor: float = Field(1e-3, gt=0)
+    omega: float = Field(1.0, gt=0)
+    kappa: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    min_time: float = Field(0.001, ge=0, lt=1)
+    derivative: How = "forward"
+    steps: int = Field(1, gt=0)
+
+
+class MeanFlowObjective(StudentObjective):
+    sampler = "flow_map"
+    scalars = ("target_time",)
+    source = "arXiv 2505.13447"
+    config: MeanFlowConfig
+
+    def __init__(self, config: MeanFlowConfig, network: nn.Module, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        check_map(self)
+        plain_attention(self.roles["student"].network, config.derivative)
+
+    def times(self, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(r, t), (B,) float64, r <= t."""
+        config = self.config
+        both = draws.normal("times", (2,), device).double()
+        low, high = torch.sigmoid(config.mean + config.std * both).clamp(min=config.min_time).sort(1).values.unbind(1)
+        same = draws.uniform("different", device=device) >= config.different
+        return torch.where(same, high, low), high
+
+    def mean_velocity(self, network: nn.Module, x: Tensor, r: Tensor, t: Tensor, condition: Condition, scale: Scale) -> Tensor:
+        """u(x_t, r, t) (B, C, H, W)."""
+        return self.predict(network, x, self.path(t), aimed(condition, r), scale).flow(self.path)
+
+    @torch.no_grad()
+    def velocity(self, models, x0: Tensor, eps: Tensor, x: Tensor, t: Tensor, condition: Condition, scale: Scale, null: Tensor):
+        """v at x_t; null (B,) says which samples have no condition."""
+        config = self.config
+        if config.mode == "distillation":
+            return self.teach(models, x, self.path(t), condition, scale).flow(self.path)
+        v = eps - x0
+        if config.omega == 1 and config.kappa == 0:
+            return v
+        network = bare(models["student"])
+        blank = self.mean_velocity(network, x, t, t, condition.null(), scale)
+        guided = config.omega * v + (1 - config.omega - config.kappa) * blank
+        if config.kappa:
+            guided = guided + config.kappa * self.mean_velocity(network, x, t, t, condition, scale)
+        return torch.where(expand(null, x).bool(), v, guided)
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config, x0 = self.config, self.clean(batch)
+        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
+        null = torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
+        if config.mode == "training":
+            null = draws.uniform("null", device=x0.device) < config.dropout
+            condition = select(null, condition.null(), condition)
+        r, t = self.times(draws, x0.device)
+        eps = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        x = self.path(t).mix(x0, eps)
+        v = self.velocity(models, x0, eps, x, t, condition, scale, null)
+        network = bare(models["student"])
+
+        def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
+            return self.mean_velocity(network, x, r, t, condition, scale)
+
+        _, change = along(mean_velocity, (x, t), (v, torch.ones_like(t)), config.derivative)
+        target = v - expand(t - r, x) * change  # equation 10
+        u = self.mean_velocity(models["student"], x, r, t, condition, scale)
+        error = (u - target).flatten(1).square().sum(1)
+        weight = (error.detach() + config.floor) ** -config.power  # equation 22
+        return (weight * error).mean(), {"error": error.detach().mean() / x0[0].numel()}
+
+
+def aimed(condition: Condition, time: Tensor) -> Condition:
+    """The condition with the clock of a second level told."""
+    return replace(condition, extra={**condition.extra, "target_time": time})
+
+
+def select(rows: Tensor, yes: Condition, no: Condition) -> Condition:
+    """Row by row one condition or the other; both hold the same inputs."""
+
+    def pick(name: str):
+        a, b = getattr(yes, name), getattr(no, name)
+        return None if a is None else torch.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return replace(no, **{name: pick(name) for name in ("label", "tokens", "mask", "pooled")})
+
+
+def check_map(objective: StudentObjective) -> None:
+    """ValueError unless the path is straight and the student's network is told a second time."""
+    if not isinstance(objective.path, RectifiedFlow):
+        raise ValueError(
+            f"{type(objective).__name__.removesuffix('Objective')} is for rectified flows, and the teacher's path is "
+            f"{type(objective.path).__name__}: give a teacher of that path."
+        )
+    network = objective.roles["student"].network
+    if hasattr(network, "config") and "target_time" not in (getattr(network.config, "scalars", None) or ()):
+        raise ValueError(
+            "The student's network is to be told where a step ends: set network.scalars to [target_time] (a LoRA cannot be)."
+        )

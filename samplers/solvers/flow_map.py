@@ -1,0 +1,44 @@
+"""The sampler of flow maps: networks that predict where a whole step ends, and are told its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import State
+from samplers.solvers.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class FlowMap:
+    """x_t = alpha_t x0 + sigma_t eps, where the network that says x0 and eps at s is told t's clock in extra["target_time"].
+
+    On straight paths it is x_t = x_s - (s - t) u(x_s, t, s), with u the mean velocity of the step.
+
+    Source: MeanFlow, arXiv 2505.13447, equation 12; IMM, arXiv 2503.07565, section 3 (pushforward sampling).
+    """
+
+    def init(self, x: Tensor) -> State:
+        return State(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        if not t.logsnr > s.logsnr:
+            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        end = torch.full((len(state.x),), float(t.t), device=state.x.device)
+        told = replace(condition, extra={**condition.extra, "target_time": end})
+        prediction = evaluate(denoiser, state, s, told, context)
+        return replace(state, x=t.mix(prediction.x0, prediction.eps), prediction=prediction)

@@ -1,0 +1,132 @@
+"""What distillation is for, measured: students of few steps against their teacher on a ring of Gaussians, over five seeds.
+
+The distance is that of points to the exact ends of their own trajectories, which varies little from seed to seed; distances
+between distributions have a floor that moves with the reference sample. Claims are made of every seed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from distill.objectives.consistency import ConsistencyDistillationConfig, ConsistencyDistillationObjective
+from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
+from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from distill.objectives.multistep_consistency import MultistepConsistencyConfig, MultistepConsistencyObjective
+from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
+from tests.distill.ensemble import (
+    Corrected,
+    Ensemble,
+    exact_end,
+    noise,
+    ring_batch,
+    ring_teacher,
+    rmse,
+    run,
+    sliced_wasserstein,
+    train,
+)
+
+TEACHER = ring_teacher()
+
+
+@cache
+def start(rows: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and where each point of it ends exactly."""
+    x = noise(rows)
+    return x, exact_end(x)
+
+
+def error(network: torch.nn.Module, steps: int) -> torch.Tensor:
+    """(seeds,)"""
+    x, exact = start()
+    return rmse(run(network, TEACHER, x, steps), exact)
+
+
+@cache
+def progressive(first: int, last: int, stage: int, longer: int) -> dict[int, torch.nn.Module]:
+    """The students by their number of steps; stages to 2 steps and to 1 take `longer` times as long."""
+    lengths = {"stage_steps": stage, "last_stage_steps": longer * stage}
+    config = ProgressiveConfig(teacher={"steps": first}, steps=last, start="network", stage_ema=0.98, **lengths)
+    objective = ProgressiveObjective(config, Corrected(TEACHER), None, TEACHER)
+    return dict(zip(config.counts, train(objective, objective.lengths(), TEACHER), strict=True))
+
+
+@cache
+def multistep(steps: int, length: int) -> torch.nn.Module:
+    config = MultistepConsistencyConfig(steps=steps, substeps=(16, 128), anneal=length, start="network")
+    return train(MultistepConsistencyObjective(config, Corrected(TEACHER), None, TEACHER), [length], TEACHER)[0]
+
+
+def test_four_steps_of_a_student_halve_the_error_of_four_of_the_teacher():
+    """Shortly trained, in every run of the tests."""
+    teacher = error(TEACHER.network, 4)
+    students = progressive(16, 4, 120, 1)
+    four, eight = error(students[4], 4), error(students[8], 8)
+    assert (four < 0.5 * teacher).all()
+    assert (four < 1.5 * eight).all()  # halving the steps costs little
+    consistent = error(multistep(4, 250), 4)
+    assert (consistent < 0.5 * teacher).all()
+    assert (1.4 * consistent < error(multistep(1, 100), 1)).all()  # more steps are better
+
+
+SLOW = {"stage": 400, "longer": 3, "length": 1000}
+
+
+@pytest.mark.slow
+def test_progressive_students_keep_what_their_teacher_knows():
+    students = progressive(16, 1, SLOW["stage"], SLOW["longer"])
+    errors = {steps: error(network, steps) for steps, network in students.items()}
+    print({k: v.tolist() for k, v in errors.items()})
+    assert (errors[4] <= 0.5 * error(TEACHER.network, 4)).all()
+    for many, few in ((8, 4), (4, 2), (2, 1)):
+        assert (errors[few] <= 1.5 * errors[many]).all()
+
+
+@pytest.mark.slow
+def test_a_progressive_student_of_4_steps_beats_a_trained_diffusion_model_of_50():
+    """Both are networks of one size and training; the student's teacher is exact."""
+    config = DiffusionConfig(clock="t", time={"type": "uniform"})
+    network = Ensemble(64)
+    train(DiffusionObjective(config, network), [SLOW["length"] + 500], TEACHER, "denoiser")
+    diffusion = error(network, 50)
+    student = error(progressive(16, 1, SLOW["stage"], SLOW["longer"])[4], 4)
+    print(diffusion.tolist(), student.tolist())
+    assert (student < diffusion).all()
+
+
+@pytest.mark.slow
+def test_multistep_consistency_gets_better_with_every_step():
+    errors = {steps: error(multistep(steps, SLOW["length"]), steps) for steps in (8, 4, 2, 1)}
+    print({k: v.tolist() for k, v in errors.items()})
+    assert (errors[4] <= 0.6 * error(TEACHER.network, 4)).all()
+    assert (1.4 * errors[4] <= errors[1]).all()
+    means = [errors[steps].mean() for steps in (8, 4, 2, 1)]
+    assert means == sorted(means)
+
+
+@pytest.mark.slow
+def test_one_step_of_a_student_is_ten_times_nearer_to_the_data_than_one_of_the_teacher():
+    x, _ = start(10_000)
+    data = ring_batch(10**6, 10_000, TEACHER).latents
+    teacher = sliced_wasserstein(run(TEACHER.network, TEACHER, x, 1), data)
+    student = sliced_wasserstein(run(progressive(16, 1, SLOW["stage"], SLOW["longer"])[1], TEACHER, x, 1), data)
+    print(teacher.tolist(), student.tolist())
+    assert (10 * student <= teacher).all()
+
+
+@pytest.mark.slow
+def test_consistency_models_of_one_step(record_property):
+    """Distillation and training, measured and reported; only that both learn is asserted, not which is better."""
+    common = {"sigma_max": 40.0, "boundary_width": 0.02, "steps": 1, "start": "network"}
+    distilled = ConsistencyDistillationConfig(levels=24, distance="squared", weighting="inverse_step", **common)
+    trained = ConsistencyTrainingConfig(total_steps=SLOW["length"], last_levels=60, weighting="inverse_step", **common)
+    for kind, config in ((ConsistencyDistillationObjective, distilled), (ConsistencyTrainingObjective, trained)):
+        network = Corrected(TEACHER)
+        train(kind(config, network, None, TEACHER), [SLOW["length"]], TEACHER)
+        said = error(network, 1)
+        print(kind.__name__, said.tolist())
+        record_property(kind.__name__, said.mean().item())
+        assert (said < 0.5 * error(TEACHER.network, 1)).all()
