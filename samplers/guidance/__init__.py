@@ -12,12 +12,16 @@ from samplers.guidance.auto import Autoguidance
 from samplers.guidance.branches import Guided
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfgpp import PlusPlus
+from samplers.guidance.classifier import ClassifierGuided
 from samplers.guidance.embedded import Embedded
 from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.schedule import Piecewise, PowerCosine
+from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
 from samplers.guidance.threshold import Clip, DynamicThreshold
+from samplers.guidance.universal import Universal
 from samplers.guidance.zero import ZeroStar
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "AdaptiveProjected",
     "Autoguidance",
     "ClassifierFree",
+    "ClassifierGuided",
     "Clip",
     "DynamicThreshold",
     "Embedded",
@@ -34,11 +39,18 @@ __all__ = [
     "Piecewise",
     "PlusPlus",
     "PowerCosine",
+    "Recurrent",
     "Rescale",
     "SkipLayer",
     "SmoothedEnergy",
+    "TrainingFree",
+    "Universal",
     "ZeroStar",
+    "dps",
+    "freedom",
     "get_guidance",
     "guidance_info",
     "guidance_names",
+    "lgd",
+    "mpgd",
 ]
