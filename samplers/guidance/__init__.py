@@ -14,6 +14,7 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfgpp import PlusPlus
 from samplers.guidance.classifier import ClassifierGuided
 from samplers.guidance.embedded import Embedded
+from samplers.guidance.inverse import Posterior
 from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
@@ -38,6 +39,7 @@ __all__ = [
     "PerturbedAttention",
     "Piecewise",
     "PlusPlus",
+    "Posterior",
     "PowerCosine",
     "Recurrent",
     "Rescale",

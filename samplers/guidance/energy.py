@@ -58,7 +58,8 @@ def gradients(value: Tensor, inputs: tuple[Tensor, ...], energy: object) -> tupl
             "torch functions, without detach, rounding or no_grad."
         )
     try:
-        found = torch.autograd.grad(value.sum(), inputs)
+        with torch.enable_grad():
+            found = torch.autograd.grad(value.sum(), inputs)
     except RuntimeError as error:
         raise ValueError(f"The energy {name} cannot be differentiated: {error}".rstrip(".") + ".") from error
     if not all(bool(g.isfinite().all()) for g in found):
@@ -122,7 +123,8 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
         with torch.enable_grad():
             leaf = ctx.saved_tensors[0].detach().requires_grad_()
-            return torch.autograd.grad(ctx.run(leaf), leaf, gradient)[0], None
+            # as a product, not as grad_outputs, for whose check of shapes torch would import a computer algebra system
+            return torch.autograd.grad((ctx.run(leaf) * gradient[0]).sum(), leaf)[0], None
 
 
 def detached(prediction: Prediction, x: Tensor) -> Prediction:

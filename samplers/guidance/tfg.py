@@ -129,7 +129,8 @@ class TrainingFree:
         shifts = draw_shifts(self.noise, level, self.samples, self.gamma * level.sigma / total)
         if rho:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
-            x0, sources = clean(prediction), [prediction.x]
+            with torch.enable_grad():
+                x0, sources = clean(prediction), [prediction.x]
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)

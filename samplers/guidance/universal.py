@@ -67,8 +67,8 @@ class Universal:
             return self.denoiser(x, level, condition, context)
         if through:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
-            x0 = clean(prediction)
             with torch.enable_grad():
+                x0 = clean(prediction)
                 value = log_density(self.energy, x0, condition)
             (slope,) = gradients(value, (prediction.x,), self.energy)
             move = self.scale * level.sigma**2 / level.alpha * slope

@@ -1,16 +1,19 @@
-"""Searching for the levels of a run: by evolution, by dynamic programming, by least squares; and keeping what was found."""
+"""Searching: for the levels of a run (evolution, dynamic programming, least squares) and the strengths of guidance."""
 
 from samplers.search.evolution import Candidate, Search, Space, evolve, pick
 from samplers.search.gits import euler_costs, gits, select
+from samplers.search.guidance import Beam, Strengths, search_strengths
 from samplers.search.optimise import Optimised, optimise_grid
 from samplers.search.table import GridTable, read_search, read_table, save_search, save_table
 
 __all__ = [
+    "Beam",
     "Candidate",
     "GridTable",
     "Optimised",
     "Search",
     "Space",
+    "Strengths",
     "euler_costs",
     "evolve",
     "gits",
@@ -20,5 +23,6 @@ __all__ = [
     "read_table",
     "save_search",
     "save_table",
+    "search_strengths",
     "select",
 ]

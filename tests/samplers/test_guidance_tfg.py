@@ -97,7 +97,8 @@ def published_tfg(x, bars, rho, mu, gamma, deltas, iterations, recur, renoise):
 def twin(path, solver, levels, denoise, noise=None, context=None):
     """A run whose start is the same variance-preserving point on every path."""
     scale = math.hypot(levels[0].alpha, levels[0].sigma)
-    return sample(denoise, solver, Z * scale, levels, noise=noise, context=context)
+    with torch.no_grad():
+        return sample(denoise, solver, Z * scale, levels, noise=noise, context=context)
 
 
 def normalised(shares):
