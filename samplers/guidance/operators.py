@@ -137,7 +137,7 @@ def check_adjoint(linear: Linear, x: Tensor, name: str) -> None:
 
 def keep(mask: Tensor) -> LinearOperator:
     """The picture where `mask` (B or 1, 1 or C, H, W) is 1, zero where it is 0."""
-    return LinearOperator(lambda x: x * mask, lambda y: y * mask, "keep")
+    return LinearOperator(lambda x: x * mask.to(x), lambda y: y * mask.to(y), "keep")
 
 
 def blur(radius: float) -> LinearOperator:

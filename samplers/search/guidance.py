@@ -62,7 +62,7 @@ def search_strengths(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     if not all(1 < factor < math.inf for factor in factors):
         raise ValueError(f"The factors must be finite and above 1, got {tuple(factors)}.")
-    spent = sum((cost(tried) for tried in beam.scores), 0.0)
+    spent = math.fsum(cost(tried) for tried in beam.scores)
     if not beam.scores and cost(beam.kept[0]) > budget:
         raise ValueError(f"A budget of {budget} pays for no trial, which costs {cost(beam.kept[0])}; give more.")
 
@@ -77,8 +77,8 @@ def search_strengths(
                 over = True
                 break
             spent += price
-            value = scores[candidate] = float(score(candidate))
-            if math.isnan(value):
+            scores[candidate] = float(score(candidate))
+            if math.isnan(scores[candidate]):
                 raise ValueError(f"The score of {candidate} is not a number; return -infinity to rule a candidate out.")
         ranked = sorted(scores, key=lambda c: -scores[c])[:width]
         fresh = any(candidate not in beam.scores for candidate in ranked)
