@@ -25,7 +25,7 @@ ENERGIES = {
         "distill.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
-        ("label", "scale", "copies"),
+        ("label", "scale"),
     )
 }
 _others: list[str] = []  # of them, those that this process ran

@@ -125,14 +125,17 @@ def replayed_guide(record: GuideRecord | None, given: Any, more: Mapping[str, En
         if given is not None:
             raise ValueError("The picture was made without a guide; leave it out.")
         return None
-    if not record.energy and given is None:
+    from gen.energies import energy_info
+
+    own = not record.energy or energy_info(record.energy, more).external
+    if own and given is None:
         raise ValueError(
-            "The picture was guided by an energy of its maker's own, which no recipe may name; give it again as guide "
+            "The picture was guided by code or a model of its maker's own, which no recipe may name; give it again as guide "
             "(--guide FILE.py:FUNCTION)."
         )
-    if record.energy and given is not None:
+    if not own and given is not None:
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
-    return make_guide(record.energy or given, record.strength, record.method, record.options, more)
+    return make_guide(given if own else record.energy, record.strength, record.method, record.options, more)
 
 
 def read_function(text: str) -> Callable[..., Tensor]:

@@ -7,23 +7,43 @@ Linear rules act on the network's own output, non-linear ones on x0 (CFG-Zero* o
 A rule sees the result of those under it, so the order matters for non-linear ones. CFG++ alone is a solver around a solver.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from samplers.guidance.apg import AdaptiveProjected
 from samplers.guidance.auto import Autoguidance
 from samplers.guidance.branches import Guided
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfgpp import PlusPlus
-from samplers.guidance.classifier import ClassifierGuided
 from samplers.guidance.embedded import Embedded
-from samplers.guidance.inverse import Posterior
 from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
-from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.schedule import Piecewise, PowerCosine
-from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
 from samplers.guidance.threshold import Clip, DynamicThreshold
-from samplers.guidance.universal import Universal
 from samplers.guidance.zero import ZeroStar
+
+if TYPE_CHECKING:
+    from samplers.guidance.classifier import ClassifierGuided
+    from samplers.guidance.inverse import Posterior
+    from samplers.guidance.recurrent import Recurrent
+    from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
+    from samplers.guidance.universal import Universal
+
+# guidance by an energy or a measurement: loaded when it is used, because every start of a program passes here
+_LATER = {
+    "ClassifierGuided": "classifier",
+    "Posterior": "inverse",
+    "Recurrent": "recurrent",
+    "TrainingFree": "tfg",
+    "Universal": "universal",
+    "dps": "tfg",
+    "freedom": "tfg",
+    "lgd": "tfg",
+    "mpgd": "tfg",
+}
 
 __all__ = [
     "GUIDANCE",
@@ -56,3 +76,9 @@ __all__ = [
     "lgd",
     "mpgd",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"samplers.guidance.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
