@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
 
-STRENGTHS = {"tfg": 0.01, "dps": 0.01, "lgd": 0.01, "mpgd": 0.01, "freedom": 0.01, "ugd": 1.0}
+# where the effect of an energy of spread 0.05 is plain to see on the default model
+STRENGTHS = {"tfg": 0.5, "dps": 0.5, "lgd": 0.5, "mpgd": 0.5, "freedom": 0.3, "ugd": 0.1}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # task -> its options and what they are where nothing is said
 TASKS: dict[str, dict[str, Any]] = {"inpaint": {}, "superres": {"factor": 4}, "colorize": {}, "deblur": {"radius": 2.0}}
-COMMON = {"noise": 0.02, "kind": "", "weight": 1.0, "spread": 1.0, "iterations": 10, "simulate": False}
+COMMON = {"noise": 0.02, "kind": "", "weight": 1.0, "spread": 1.0, "iterations": 5, "simulate": False}
 
 
 @dataclass(frozen=True)
