@@ -19,6 +19,15 @@ import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
+# energies that belong to other packages: name -> (module, factory, description, options), for --guide
+ENERGIES = {
+    "label": (
+        "distill.evaluator.energy",
+        "LabelEnergy",
+        "the evaluation network recognises `label`, or the prompt",
+        ("label", "scale"),
+    )
+}
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -55,6 +64,12 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float1
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
+Guide = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
+]
+GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [default: the method's]")]
+GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
+GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 
 
@@ -94,6 +109,10 @@ def image(
     strength: Annotated[
         float | None, typer.Option(help="How much of --image is replaced, 0 to 1. [default: 0.8; 1 with a mask]")
     ] = None,
+    guide: Guide = None,
+    guide_strength: GuideStrength = None,
+    guide_method: GuideMethod = None,
+    guide_option: GuideOption = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     lora: Lora = None,
@@ -119,7 +138,17 @@ def image(
         metadata=metadata,
         quiet=quiet,
         lora=lora or [],
-        options={"sampler": sampler_option, "schedule": schedule_option, "guidance": guidance_option, "cache": cache_option},
+        options={
+            "sampler": sampler_option,
+            "schedule": schedule_option,
+            "guidance": guidance_option,
+            "cache": cache_option,
+            "guide": guide_option,
+        },
+        energies=ENERGIES,
+        guide=guide,
+        guide_strength=guide_strength,
+        guide_method=guide_method,
         num_images_per_prompt=number,
         seed=seed,
         num_inference_steps=steps,
@@ -151,13 +180,76 @@ def replay(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A LoRA that it was made with; found by its content; repeatable.")
     ] = None,
+    guide: Annotated[
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
     from gen.commands.replay import run
 
     return run(
-        picture, output=output, model=model, device=device, dtype=dtype, image=image, mask=mask, lora=lora or [], quiet=quiet
+        picture,
+        output=output,
+        model=model,
+        device=device,
+        dtype=dtype,
+        image=image,
+        mask=mask,
+        lora=lora or [],
+        guide=guide,
+        energies=ENERGIES,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def restore(
+    picture: Annotated[Path, typer.Argument(help="The damaged picture (PNG, JPEG, WebP).")],
+    prompt: Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")] = None,
+    task: Annotated[str, typer.Option(help="inpaint, superres, colorize, deblur.")] = "superres",
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="For inpaint: white is made anew, black stays.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="factor, radius, noise, kind, weight, ...; repeatable.")
+    ] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="The picture is whole; damage it first.")] = False,
+    number: Annotated[int, typer.Option("--number", "-n", help="How many answers.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    model: Model = "default",
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of before and after.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Restore a picture: fill a hole, enlarge, give colour, sharpen."""
+    from gen.commands.restore import run
+
+    return run(
+        picture,
+        prompt=prompt,
+        task=task,
+        mask=mask,
+        options=option or [],
+        simulate=simulate,
+        model=model,
+        grid=grid,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
     )
 
 

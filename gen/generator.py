@@ -38,6 +38,8 @@ from samplers.sample import Solver
 if TYPE_CHECKING:
     from gen.adapters import Adapter, Report
     from gen.adapters.model import ModelAdapters
+    from gen.energies import EnergyInfo
+    from gen.guide import Guide
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -94,6 +96,7 @@ class Generator:
         self.text_encoder = text_encoder and text_encoder.to(self.device).eval()
         self.denoiser: NetworkDenoiser = self.config.denoiser(self.network, self.dtype)
         self.adapters: dict[str, float] = {}
+        self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.energies`
         self.interrupt = False
         self.weights = dict(weights or {})
         self._encoded: dict[tuple, Condition] = {}
@@ -272,9 +275,14 @@ class Generator:
         image: Any = None,
         mask: Any = None,
         strength: float | None = None,
+        guide: str | Callable[..., Tensor] | None = None,
+        guide_strength: float | None = None,
+        guide_method: str | None = None,
+        guide_options: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
+        _restore: tuple | None = None,
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
 
@@ -285,8 +293,11 @@ class Generator:
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
         noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
-        mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
-        runs out.
+        mask is 0 (black) it stays as it is, to the pixel.
+        guide: an energy's name (`gen.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) -> log-densities
+        (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
+        guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
+        batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
         on_images is called with every batch that is done.
@@ -321,6 +332,8 @@ class Generator:
             rules=self._rules(guidance, guidance_options, cache, cache_options),
             edit=(image, mask, strength),
             adapters=self.adapters,
+            guide=self._guide(guide, guide_strength, guide_method, guide_options),
+            restore=_restore,
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -335,14 +348,22 @@ class Generator:
         return self._make(items, settings, batch_size, output_type, callback, progress, on_images)
 
     def replay(
-        self, recipe: Recipe, output_type: str = "pil", progress: bool = True, *, image: Any = None, mask: Any = None
+        self,
+        recipe: Recipe,
+        output_type: str = "pil",
+        progress: bool = True,
+        *,
+        image: Any = None,
+        mask: Any = None,
+        guide: Callable[..., Tensor] | None = None,
     ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
 
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
-        image and mask that it began with by their sha256 only: give them again.
+        image and mask that it began with by their sha256 only: give them again, and the guide where it was a function or
+        model of its maker's own.
         """
-        start = recipe.start
+        start = recipe.start or recipe.restore
         for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
             if needed and given is None:
                 raise ValueError(f"The picture was made from {'an' if name == 'image' else 'a'} {name}, which is not in its "
@@ -360,11 +381,14 @@ class Generator:
             schedule=recipe.schedule,
             schedule_options=recipe.schedule_options,
             rules=Rules.of(recipe.guidance, recipe.guidance_options, recipe.cache, recipe.cache_options),
-            edit=(image, mask, start and start.strength),
+            edit=(image, mask, recipe.start.strength) if recipe.start else (None, None, None),
             adapters=self._as_recorded(recipe),
+            guide=self._replayed_guide(recipe, guide),
+            restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
         )
-        if start is not None and settings.edit.start != start:
-            changed = "image" if settings.edit.start.image != start.image else "mask"
+        used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
+        if start is not None and used != start:
+            changed = "image" if used.image != start.image else "mask"
             raise ValueError(f"This {changed} is not the one that the picture was made from: its sha256 differs.")
         if recipe.batch.row >= recipe.batch.size:
             raise ValueError(f"The recipe says picture {recipe.batch.row} of a batch of {recipe.batch.size}, which has none.")
@@ -377,6 +401,39 @@ class Generator:
         with progress_bar(len(settings.levels) - 1, progress) as bar:
             made = make_batch(self, [item] * size, settings, output_type, None, bar)
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
+
+    def restore(
+        self, image: Any, task: str, prompt: str | Sequence[str] | None = None, *, mask: Any = None, **call: Any
+    ) -> Output:
+        """Pictures that explain a damaged one. Their recipes replay, given the image (and mask) again.
+
+        task: inpaint (mask: white is made anew, black stays, to the pixel), superres (image is a `factor`-th of the size, 4),
+        colorize, deblur (a Gaussian blur of `radius` pixels, 2). image and mask as in a call. Options of all tasks: noise, the
+        standard deviation of the picture's noise in [0, 1] (0.02); kind, how the posterior is approximated (exact, pigdm,
+        projection; by default pigdm for a model of pixels, projection for one of latents), weight, spread and iterations of
+        `samplers.guidance.Posterior`; simulate: the image is whole, and is damaged first. Other arguments are those of a call.
+        """
+        from gen.restore import COMMON, TASKS
+
+        known = {*COMMON, *(name for options in TASKS.values() for name in options)}
+        options = {name: call.pop(name) for name in list(call) if name in known}
+        if call.get("strength") is not None:
+            raise ValueError("A restoration takes no strength; leave it out, or give weight.")
+        return self(prompt, **call, _restore=(task, image, mask, options))
+
+    def _guide(self, guide: Any, strength: object, method: object, options: object) -> Guide | None:
+        if guide is None and strength is None and method is None and not options:
+            return None
+        from gen.guide import make_guide
+
+        return make_guide(guide, strength, method, options, self.energies)  # type: ignore[arg-type]
+
+    def _replayed_guide(self, recipe: Recipe, given: Any) -> Guide | None:
+        if recipe.guide is None and given is None:
+            return None
+        from gen.guide import replayed_guide
+
+        return replayed_guide(recipe.guide, given, self.energies)
 
     def _as_recorded(self, recipe: Recipe) -> dict[str, float]:
         """The adapters of a recipe, if they are loaded and the same files; ValueError says which is not."""
@@ -435,6 +492,8 @@ class Generator:
         rules,
         edit,
         adapters,
+        guide=None,
+        restore=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -484,6 +543,12 @@ class Generator:
             levels = start.levels(levels)
             if start.mask is not None and rules.guidance[0] == "cfg++":
                 raise ValueError("cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting.")
+        restoration = None
+        if restore is not None:
+            from gen.restore import make_restoration
+
+            restoration = make_restoration(*restore, height, width)
+            restoration.build(self, self.denoiser)  # options are checked here
         rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
         return Settings(
             height=height,
@@ -502,6 +567,8 @@ class Generator:
             levels=levels,
             brownian=brownian,
             unrecorded=tuple(unrecorded),
+            guide=guide,
+            restore=restoration,
         )
 
     def _make(

@@ -68,6 +68,24 @@ class Start(_Part):
     strength: float = Field(ge=0, le=1)
 
 
+class GuideRecord(_Part):
+    """Guidance by an energy of the closed table; energy is "" for the maker's own code or models, which no recipe names."""
+
+    energy: Name = ""
+    method: Name
+    strength: float = Field(ge=0, le=1e6)
+    options: dict[Name, Option] = {}
+
+
+class RestoreRecord(_Part):
+    """What a restoration began with: sha256 of the picture's bytes and the mask's, brought to size, and how it was measured."""
+
+    task: Name
+    image: Digest
+    mask: Digest | None = None
+    options: dict[Name, Option] = {}
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -90,6 +108,8 @@ class Recipe(_Part):
     cache: Name = ""
     cache_options: dict[Name, Option] = {}
     start: Start | None = None
+    guide: GuideRecord | None = None
+    restore: RestoreRecord | None = None
     adapters: dict[Name, float] = {}
     adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")

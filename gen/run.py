@@ -25,6 +25,8 @@ from samplers.sample import Solver, State, trajectory
 
 if TYPE_CHECKING:
     from gen.generator import Generator
+    from gen.guide import Guide
+    from gen.restore import Restoration
 
 CALLBACK_TENSORS = ("latents", "denoised")
 
@@ -51,6 +53,8 @@ class Settings:
     brownian: bool = False
     unrecorded: tuple[str, ...] = ()
     stop_at: int | None = None
+    guide: Guide | None = None
+    restore: Restoration | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,11 @@ def make_batch(
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
     field, solver = _field(generator, items, settings, negative)
+    if settings.restore is not None:
+        field = settings.restore.build(generator, field)
+    if settings.guide is not None:
+        prompts, draws = [item.prompt for item in items], seeded_noise(seeds, noise)
+        field, solver = settings.guide.build(generator, field, solver, settings.levels, draws, prompts)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -174,9 +183,13 @@ def make_batch(
     shown = latents if output_type == "latent" else generator.decode(latents)
     if edit is not None and output_type != "latent":
         shown = edit.keep_known(shown)
+    if settings.restore is not None and output_type != "latent":
+        shown = settings.restore.keep_known(shown)
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     changed = (*changed, *_unrecorded_adapters(generator, settings))
+    if settings.guide is not None and not settings.guide.record.energy:
+        changed = (*changed, "energy of the guide")
     computed_with = machine(generator, shape[1:])
     for row, item in enumerate(items):
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
@@ -248,6 +261,8 @@ def _recipe(
         cache=settings.rules.cache_name,
         cache_options=dict(settings.rules.cache_options),
         start=None if settings.edit is None else settings.edit.start,
+        guide=None if settings.guide is None else settings.guide.record,
+        restore=None if settings.restore is None else settings.restore.record,
         adapters=settings.adapters,
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,

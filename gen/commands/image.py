@@ -56,6 +56,7 @@ def run(
     quiet: bool,
     lora: Sequence[str],
     options: Mapping[str, Sequence[str] | None],
+    energies: Mapping[str, tuple] | None = None,
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
@@ -72,7 +73,9 @@ def run(
 
     from gen.generator import Generator
 
+    call["guide"] = guide_of(call.get("guide"))
     generator = Generator.from_pretrained(model, device, dtype)
+    add_energies(generator, energies, call["guide"])
     if lora:
         from gen.commands.lora import load
 
@@ -109,6 +112,25 @@ def run(
         images, captions = zip(*shown, strict=True)
         print(save_free(contact_sheet(images, captions), sheet), flush=True)
     return 0
+
+
+def guide_of(text: str | None) -> Any:
+    """What --guide says: a name, or the function of a file of the user's own."""
+    if text is None or ":" not in text:
+        return text
+    from gen.guide import read_function
+
+    return read_function(text)
+
+
+def add_energies(generator: Any, rows: Mapping[str, tuple] | None, wanted: Any) -> None:
+    """Make energies of other packages known by name, where one is asked for."""
+    if not rows or not isinstance(wanted, str):
+        return
+    from gen.energies import EnergyInfo
+
+    for name, (module, factory, description, options) in rows.items():
+        generator.energies[name] = EnergyInfo(name, module, factory, description, options)
 
 
 def _label(generator: Any, recipe: Any) -> str:

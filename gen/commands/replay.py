@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gen.commands.output import check_png, printable, save_free, say
@@ -21,12 +21,18 @@ def run(
     mask: Path | None,
     lora: Sequence[str],
     quiet: bool,
+    guide: str | None = None,
+    energies: Mapping[str, tuple] | None = None,
 ) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
     target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
     if model is None and recipe.model.name != "default":  # a file from outside must not choose what is opened or downloaded
         raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
+
+    from gen.commands.image import add_energies, guide_of
+
+    own = guide_of(guide)
 
     import numpy as np
     import torch
@@ -49,7 +55,8 @@ def run(
 
         load_recorded(generator, recipe, lora, quiet)
 
-    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask)
+    add_energies(generator, energies, recipe.guide and recipe.guide.energy)
+    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask, guide=own)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():

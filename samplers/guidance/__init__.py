@@ -7,6 +7,11 @@ Linear rules act on the network's own output, non-linear ones on x0 (CFG-Zero* o
 A rule sees the result of those under it, so the order matters for non-linear ones. CFG++ alone is a solver around a solver.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from samplers.guidance.apg import AdaptiveProjected
 from samplers.guidance.auto import Autoguidance
 from samplers.guidance.branches import Guided
@@ -20,11 +25,32 @@ from samplers.guidance.schedule import Piecewise, PowerCosine
 from samplers.guidance.threshold import Clip, DynamicThreshold
 from samplers.guidance.zero import ZeroStar
 
+if TYPE_CHECKING:
+    from samplers.guidance.classifier import ClassifierGuided
+    from samplers.guidance.inverse import Posterior
+    from samplers.guidance.recurrent import Recurrent
+    from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
+    from samplers.guidance.universal import Universal
+
+# guidance by an energy or a measurement: loaded when it is used, because every start of a program passes here
+_LATER = {
+    "ClassifierGuided": "classifier",
+    "Posterior": "inverse",
+    "Recurrent": "recurrent",
+    "TrainingFree": "tfg",
+    "Universal": "universal",
+    "dps": "tfg",
+    "freedom": "tfg",
+    "lgd": "tfg",
+    "mpgd": "tfg",
+}
+
 __all__ = [
     "GUIDANCE",
     "AdaptiveProjected",
     "Autoguidance",
     "ClassifierFree",
+    "ClassifierGuided",
     "Clip",
     "DynamicThreshold",
     "Embedded",
@@ -33,12 +59,26 @@ __all__ = [
     "PerturbedAttention",
     "Piecewise",
     "PlusPlus",
+    "Posterior",
     "PowerCosine",
+    "Recurrent",
     "Rescale",
     "SkipLayer",
     "SmoothedEnergy",
+    "TrainingFree",
+    "Universal",
     "ZeroStar",
+    "dps",
+    "freedom",
     "get_guidance",
     "guidance_info",
     "guidance_names",
+    "lgd",
+    "mpgd",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"samplers.guidance.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""Energies of the pixels alone. Pictures are (B, 3, H, W), nominally in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import ImageColor
+from torch import Tensor
+
+from gen import request
+from samplers.denoiser import Condition
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """The mean brightness (BT.601) is `target`, give or take `spread`."""
+
+    target: float = 0.7
+    spread: float = 0.05
+
+    def __post_init__(self) -> None:
+        request.real("target", self.target, 0, 1)
+        request.real("spread", self.spread, 1e-4, 10)
+
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        mean = (images.mean((2, 3)) * images.new_tensor(LUMA)).sum(1)
+        return -0.5 * ((mean - self.target) / self.spread) ** 2
+
+
+@dataclass(frozen=True)
+class Colour:
+    """The mean colour under a Gaussian window about the middle, `width` of a side wide, is `colour`, give or take `spread`."""
+
+    colour: str
+    spread: float = 0.05
+    width: float = 0.25
+
+    def __post_init__(self) -> None:
+        request.real("spread", self.spread, 1e-4, 10)
+        request.real("width", self.width, 0.01, 100)
+        self.target()
+
+    def target(self) -> tuple[float, float, float]:
+        """Red, green and blue in [0, 1]."""
+        try:
+            red, green, blue = ImageColor.getrgb(str(self.colour))[:3]
+        except ValueError:
+            raise ValueError(f"Unknown colour {self.colour!r}: give a name such as red or teal, or #rrggbb.") from None
+        return red / 255, green / 255, blue / 255
+
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        rows, columns = (torch.linspace(-0.5, 0.5, n, device=images.device, dtype=images.dtype) for n in images.shape[2:])
+        window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / self.width**2)
+        mean = (images * (window / window.sum())).sum((2, 3))
+        return -0.5 * ((mean - images.new_tensor(self.target())) / self.spread).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What differs from the border's mean colour has its centre of mass at (x, y), shares of width and height from the top
+    left, give or take `spread`."""
+
+    x: float = 0.5
+    y: float = 0.5
+    spread: float = 0.03
+
+    def __post_init__(self) -> None:
+        request.real("x", self.x, 0, 1)
+        request.real("y", self.y, 0, 1)
+        request.real("spread", self.spread, 1e-4, 10)
+
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        edges = torch.cat([images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]], 2)
+        apart = (images - edges.mean(2)[..., None, None]).square().sum(1)
+        mass = apart / (apart + 0.05)  # smooth, and the same for all that clearly differs
+        total = mass.sum((1, 2)) + 1e-3
+        rows, columns = ((torch.arange(n, device=images.device, dtype=images.dtype) + 0.5) / n for n in images.shape[2:])
+        x = (mass * columns).sum((1, 2)) / total
+        y = (mass * rows[:, None]).sum((1, 2)) / total
+        return -0.5 * ((x - self.x).square() + (y - self.y).square()) / self.spread**2

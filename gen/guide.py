@@ -1,0 +1,161 @@
+"""Guidance by an energy, as a call asks for it: the energy by name or a function, a method, a strength."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gen import request
+from gen.recipe import GuideRecord
+
+if TYPE_CHECKING:
+    from gen.energies import EnergyInfo
+    from gen.generator import Generator
+    from samplers.denoiser import Condition, Denoiser
+    from samplers.noise import NoiseSource
+    from samplers.path import NoiseLevel
+    from samplers.sample import Solver
+
+# where the effect of an energy of spread 0.05 is plain to see on the default model
+STRENGTHS = {"tfg": 0.5, "dps": 0.5, "lgd": 0.5, "mpgd": 0.5, "freedom": 0.3, "ugd": 0.1}
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A checked request. energy: (pictures (B, 3, H, W) in [0, 1], condition) -> (B,); record: what recipes say of it."""
+
+    energy: Callable[..., Tensor]
+    record: GuideRecord
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self,
+        generator: Generator,
+        denoiser: Denoiser,
+        solver: Solver,
+        levels: Sequence[NoiseLevel],
+        noise: NoiseSource,
+        prompts: Sequence[str],
+    ) -> tuple[Denoiser, Solver]:
+        """(denoiser, solver) with the guide around them, outside all other guidance."""
+        from samplers.guidance.training_free import guide
+
+        energy = self.energy
+        if hasattr(energy, "for_prompts"):
+            energy = energy.for_prompts(prompts)
+        if getattr(energy, "space", "pictures") != "latents":
+            energy = OnPictures(generator, energy)
+        record, own = self.record, self.method_options
+        return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
+
+
+@dataclass(frozen=True)
+class OnPictures:
+    """An energy of pictures as one of what the denoiser works on: through the decoder, which is differentiated too."""
+
+    generator: Generator
+    energy: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.energy, "__name__", type(self.energy).__name__)
+
+    def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
+        return self.energy(decode_open(self.generator, x0), condition)
+
+
+def decode_open(generator: Generator, latents: Tensor) -> Tensor:
+    """`Generator.decode` without its clamp, for gradients: (B, 3, H, W), nominally in [0, 1]."""
+    images = latents.float()
+    if generator.autoencoder is not None:
+        images = generator.autoencoder.decode(images / generator.config.latent_scale).float()
+    return images / 2 + 0.5
+
+
+def make_guide(
+    energy: Any,
+    strength: object,
+    method: object,
+    options: Mapping[str, Any] | None,
+    more: Mapping[str, EnergyInfo] | None = None,
+) -> Guide | None:
+    """None where no energy is given. An option goes to the energy and to the method, whichever has it."""
+    if energy is None:
+        given = [n for n, v in (("strength", strength), ("method", method), ("options", options)) if v]
+        if given:
+            raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
+        return None
+    from gen.energies import energy_info, get_energy
+    from samplers.guidance.training_free import method_info
+
+    way = method_info("tfg" if method is None else method)  # type: ignore[arg-type]
+    amount = request.real("guide_strength", STRENGTHS[way.name] if strength is None else strength, 0, 1e6)
+    chosen = request.options("guide_options", options or {})
+    info = None
+    if isinstance(energy, str):
+        info = energy_info(energy, more)
+    elif not callable(energy):
+        raise ValueError(f"guide is {energy!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
+    takes = (*way.options, *(info.options if info else ()))
+    for name in chosen:
+        if name not in takes:
+            of = f"{way.name} takes {', '.join(way.options)}"
+            if info:
+                of += f"; {info.name} takes {', '.join(info.options)}"
+            raise ValueError(f"guide_options has no {name!r}: {of}.")
+    own = {name: value for name, value in chosen.items() if name in way.options}
+    if info is not None:
+        energy = get_energy(info, **{name: value for name, value in chosen.items() if name in info.options})
+    recordable = info is not None and not info.external
+    kept = chosen if recordable else own
+    record = GuideRecord(
+        energy=info.name if info is not None and recordable else "", method=way.name, strength=amount, options=kept
+    )
+    return Guide(energy, record, own)
+
+
+def replayed_guide(record: GuideRecord | None, given: Any, more: Mapping[str, EnergyInfo] | None = None) -> Guide | None:
+    """The guide of a recipe. Code and models of the maker's own are not in it: `given` is that energy again."""
+    if record is None:
+        if given is not None:
+            raise ValueError("The picture was made without a guide; leave it out.")
+        return None
+    from gen.energies import energy_info
+
+    own = not record.energy or energy_info(record.energy, more).external
+    if own and given is None:
+        raise ValueError(
+            "The picture was guided by code or a model of its maker's own, which no recipe may name; give it again as guide "
+            "(--guide FILE.py:FUNCTION)."
+        )
+    if not own and given is not None:
+        raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
+    return make_guide(given if own else record.energy, record.strength, record.method, record.options, more)
+
+
+def read_function(text: str) -> Callable[..., Tensor]:
+    """The function that "FILE.py:NAME", typed by the user, says: the file is run as the user's own code."""
+    file, _, name = text.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"--guide {text}: {path} is not a file; write FILE.py:FUNCTION, or an energy's name.")
+    spec = importlib.util.spec_from_file_location(f"_guide_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--guide {text}: {path} is not Python source; give a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"--guide {text}: {path} failed: {type(error).__name__}: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name)
+        raise ValueError(f"--guide {text}: {path} has no function {name!r}; it has {has or 'none'}.")
+    return found

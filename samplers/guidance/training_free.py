@@ -1,0 +1,103 @@
+"""Guidance by an energy, by name: one strength for each method, the rest by options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from samplers.denoiser import Denoiser
+from samplers.guidance.energy import Energy
+from samplers.guidance.recurrent import Recurrent
+from samplers.guidance.tfg import TrainingFree, dps, lgd, mpgd
+from samplers.guidance.universal import Universal
+from samplers.names import check_options, find
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import Solver
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """`factory(denoiser, energy, levels, strength, noise, **options)`; through: its gradients run through the denoiser."""
+
+    name: str
+    factory: Callable[..., Denoiser]
+    description: str
+    options: tuple[str, ...] = ()
+    through: bool = True
+    recurrence: int = 1  # passes of each step unless the caller says otherwise
+    aliases: tuple[str, ...] = ()
+
+
+def _tfg(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    return TrainingFree(denoiser, energy, levels, **{"rho": strength, "mu": strength, "noise": noise, **options})
+
+
+def _dps(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    return dps(denoiser, energy, levels, strength, **options)
+
+
+def _lgd(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    return lgd(denoiser, energy, levels, strength, noise=noise, **options)
+
+
+def _mpgd(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    return mpgd(denoiser, energy, levels, strength, **options)
+
+
+def _ugd(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    return Universal(denoiser, energy, strength, **options)
+
+
+_COMMON = ("interval", "limit", "checkpoint", "recurrence")
+
+METHODS: dict[str, MethodInfo] = {
+    info.name: info
+    for info in (
+        MethodInfo(
+            "tfg",
+            _tfg,
+            "TFG: gradients at x and at x0; rho and mu default to the strength",
+            ("rho", "mu", "gamma", "samples", "iterations", "rho_shares", "mu_shares", *_COMMON),
+            aliases=("training_free",),
+        ),
+        MethodInfo("dps", _dps, "DPS: a step along the gradient at x after every solver step", _COMMON),
+        MethodInfo("lgd", _lgd, "LGD: DPS with the energy averaged about x0", ("gamma", "samples", *_COMMON)),
+        MethodInfo("mpgd", _mpgd, "MPGD: gradients at x0 only, the cheapest", ("iterations", *_COMMON), through=False),
+        MethodInfo("freedom", _dps, "FreeDoM: DPS with every step made twice", _COMMON, recurrence=2),
+        MethodInfo(
+            "ugd",
+            _ugd,
+            "universal guidance: as a score, the same for any number of steps; 1 is Bayes' rule",
+            ("backward", "iterations", *_COMMON),
+            aliases=("universal",),
+        ),
+    )
+}
+
+
+def method_info(name: str) -> MethodInfo:
+    """The record of a method, by name or alias."""
+    return find(METHODS, name, "guide method")
+
+
+def guide(
+    method: str,
+    denoiser: Denoiser,
+    solver: Solver,
+    energy: Energy,
+    levels: Sequence[NoiseLevel],
+    strength: float,
+    noise: NoiseSource | None = None,
+    **options: Any,
+) -> tuple[Denoiser, Solver]:
+    """(denoiser, solver) guided by an energy, for a run along `levels`. noise: for gamma; recurrence draws the run's own.
+
+    Raises ValueError for an unknown method or an option that it does not have.
+    """
+    info = method_info(method)
+    check_options(info, options, "guide method")
+    passes = options.pop("recurrence", info.recurrence)
+    around = solver if passes == 1 else Recurrent(solver, passes)
+    return info.factory(denoiser, energy, levels, strength, noise, **options), around

@@ -1,0 +1,87 @@
+"""Universal guidance: an energy's gradient through the denoiser, after a descent on the clean image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
+from samplers.guidance.energy import (
+    Energy,
+    acts_at,
+    check_count,
+    check_numbers,
+    detached,
+    gradients,
+    limited,
+    log_density,
+    traced,
+)
+from samplers.path import NoiseLevel, Path
+from samplers.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class Universal:
+    """z = D(x), then `iterations` times z += backward grad log f(z), and with the gradient through the denoiser
+
+        x0 = z + scale (sigma^2 / alpha) grad_x log f(D(x)).
+
+    For scale 1 and no iterations it is Bayes' rule with p(y | x_t) taken as f(D(x)): DPS as a score, which, unlike TFG's
+    strengths, does not depend on the steps of the run. With more than one iteration it is not a special case of TFG.
+
+    scale 0 runs no gradient through the denoiser; both 0, or a log-SNR outside `interval`, is the denoiser itself. At pure
+    noise, of which D is no function, scale adds nothing. checkpoint and limit as in `TrainingFree`. Around the solver,
+    `Recurrent` is the paper's self-recurrence.
+
+    Source: arXiv 2302.07121, Algorithm 1: its forward guidance and its backward guidance by gradient descent, on any path.
+    """
+
+    denoiser: Denoiser
+    energy: Energy
+    scale: float = 1.0
+    backward: float = 1.0
+    iterations: int = 0
+    interval: Interval = EVERYWHERE
+    limit: float | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers("Universal guidance", scale=self.scale, backward=self.backward)
+        check_count("Universal guidance", 0, iterations=self.iterations)
+        check_interval(self.interval)
+        if self.limit is not None:
+            check_numbers("Universal guidance", limit=self.limit)
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        through = self.scale > 0 and level.alpha > 0
+        descends = self.iterations > 0 and self.backward > 0
+        if not (through or descends) or not acts_at(self.interval, level):
+            return self.denoiser(x, level, condition, context)
+        if through:
+            prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
+            with torch.enable_grad():
+                x0 = clean(prediction)
+                value = log_density(self.energy, x0, condition)
+            (slope,) = gradients(value, (prediction.x,), self.energy)
+            move = self.scale * level.sigma**2 / level.alpha * slope
+        else:
+            with torch.no_grad():
+                prediction = self.denoiser(x, level, condition, context)
+            x0 = clean(prediction)
+            move = torch.zeros_like(x0)
+        x0 = x0.detach()
+        z = x0
+        for _ in range(self.iterations if descends else 0):
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                (slope,) = gradients(log_density(self.energy, leaf, condition), (leaf,), self.energy)
+            z = z + self.backward * slope
+        return detached(prediction, x).with_x0(x0 + limited(z - x0 + move, self.limit))
