@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
-from gen.adapters.keys import FOREIGN, WRITTEN, Key, parse, spell
+from gen.adapters.keys import FOREIGN, WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
 from gen.checkpoints import CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
 
@@ -30,12 +30,13 @@ MAX_KEYS = 200_000
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of training that take the first factors from W
 
 
-def read_adapter(path: Path | str, name: str | None = None, strict: bool = True) -> Adapter:
+def read_adapter(path: Path | str, name: str | None = None, strict: bool = True, allow_nonfinite: bool = False) -> Adapter:
     """An adapter from a safetensors file, or from a folder as peft and diffusers write them; named after the file.
 
     CheckpointError, which names the file, for a file that is not a whole adapter: unreadable, damaged, with NaN or infinite
     values, factors missing or of shapes that do not fit each other, keys that are not known. strict=False passes over
-    unknown keys, and says so in the adapter's notes.
+    unknown keys, and says so in the adapter's notes; allow_nonfinite=True takes NaN and infinity among the weights (not as
+    an alpha).
     """
     path = Path(path)
     name = path.stem if name is None else name
@@ -44,7 +45,7 @@ def read_adapter(path: Path | str, name: str | None = None, strict: bool = True)
         if not found:
             raise CheckpointError(path, f"is a folder without {' or '.join(IN_FOLDER)}; give the adapter's file.")
         path = found[0]
-    tensors, metadata = read_weights(path), read_metadata(path)
+    tensors, metadata = read_weights(path, allow_nonfinite), read_metadata(path)
     if path.name == IN_FOLDER[0] and (path.parent / BESIDE).exists():
         metadata = {**metadata, BESIDE: json.dumps(read_json(path.parent / BESIDE))}
     try:
@@ -151,10 +152,11 @@ def to_tensors(adapter: Adapter, format: str | None = None) -> tuple[dict[str, T
             "(gen.adapters.renamed), then write it."
         )
     tensors: dict[str, Tensor] = {}
+    of = backbone(adapter.layers)
     for layer, delta in adapter.layers.items():
         for factor, value in _factors(adapter, layer, delta, format).items():
             key = adapter.keys.get((layer, factor), "") if own else ""
-            key = key or spell(format, layer, factor)
+            key = key or spell(format, layer, factor, of)
             if key in tensors:
                 raise AdapterError(f"Two layers of {adapter.name} would both be written as {key!r}; {format} cannot hold them.")
             tensors[key] = value
@@ -216,7 +218,7 @@ def _metadata(adapter: Adapter, format: str) -> dict[str, str]:
     if format == "peft":
         return metadata | {BESIDE: json.dumps(make_config(parts["denoiser"], configs.get("denoiser", {})))}
     named = {
-        "transformer" if part == "denoiser" else part: make_config(layers, configs.get(part, {}))
+        backbone(adapter.layers)[0] if part == "denoiser" else part: make_config(layers, configs.get(part, {}))
         for part, layers in parts.items()
     }
     joined = {f"{part}.{key}": value for part, config in named.items() for key, value in config.items()}

@@ -181,7 +181,7 @@ def test_kohya_to_diffusers_and_back():
     named = renamed(adapter, {"denoiser": Net()})
     assert set(named.layers) == {"denoiser.mid_block.attn_1.to_q", "denoiser.mid_block.attn_1.to_out.0", "denoiser.conv_in"}
     tensors, metadata = to_tensors(named, "diffusers")
-    assert "transformer.mid_block.attn_1.to_out.0.lora_B.weight" in tensors and not any("alpha" in key for key in tensors)
+    assert "unet.mid_block.attn_1.to_out.0.lora_B.weight" in tensors and not any("alpha" in key for key in tensors)
     back = from_tensors(tensors, metadata)
     equal_adapters(named, back)
     again, _ = to_tensors(back, "kohya")
