@@ -93,15 +93,16 @@ class WithAdapters:
         self, name: str, path: str | Path, format: str = "diffusers", dtype: torch.dtype | None = None, fold: bool = False
     ) -> Path:
         """Write a loaded adapter as kohya, diffusers, peft (a folder) or ai-toolkit, by the names that this model's layers
-        have; in the format that it was read from, as it was. fold: multiply scales into the factors, for ai-toolkit.
-        """
+        have; as it was read, where that is the format and these are the names. fold: multiply scales into the factors, for
+        ai-toolkit. Layers that found no module are left out."""
         from gen.adapters import write_adapter
 
         loaded = self._with_any(name)
         loaded.check({name: 1.0})
         adapter = loaded.loaded[name]
-        if format != adapter.format:
-            adapter = loaded.renamed(name)
+        if format != "kohya" or adapter.format != "kohya":
+            named = loaded.renamed(name)
+            adapter = adapter if format == adapter.format and named.layers.keys() == adapter.layers.keys() else named
         if fold:
             adapter = replace(adapter, layers={layer: delta.folded() for layer, delta in adapter.layers.items()})
         return write_adapter(adapter, path, format, dtype)

@@ -205,7 +205,8 @@ def _metadata(adapter: Adapter, format: str) -> dict[str, str]:
     parts = {part: {} for part in adapter.parts}  # type: dict[str, dict[str, Delta]]
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
-        parts[part][path] = delta
+        # CLIP's layers begin with text_model in some versions of the library; peft compares the ends of names
+        parts[part][path.removeprefix("text_model.")] = delta
     if format not in ("diffusers", "peft"):
         return {name: text for name, text in metadata.items() if format == adapter.format or name not in (IN_FILE, BESIDE)}
     configs = read_configs(metadata)
@@ -240,7 +241,13 @@ def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None,
     elif path.suffix != ".safetensors":
         raise AdapterError(f"{path}: adapters are written as safetensors; give a name that ends in .safetensors.")
     alphas = {key for key in tensors if key.endswith(".alpha")}
-    kept = {key: value if dtype is None or key in alphas else value.to(dtype) for key, value in tensors.items()}
+    kept: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in tensors.items():
+        value = value if dtype is None or key in alphas else value.to(dtype)
+        place = value.untyped_storage().data_ptr()
+        kept[key] = value.clone() if place in places else value  # layers that were cut from one have the same A
+        places.add(place)
     write_weights(path, kept, metadata={name: text for name, text in metadata.items() if name != "format"})
     return path
 

@@ -219,11 +219,10 @@ ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Nam
 def originals(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, tuple[Target, ...]]]:
     """(name, where a layer of this name goes) of every name that the network's layers have elsewhere."""
     for theirs, ours in ORIGINALS.get(type(network).__name__, lambda *_: iter(()))(network, modules):
-        parent = ours[0].rpartition(".")[0]
-        if len(ours) == 1 and parent and type(network.get_submodule(parent)).__name__ == "AdaLayerNormContinuous":
-            targets = swapped(ours[0], modules)
-        else:
-            targets = stacked(ours, modules)
+        if ours[0] not in modules:
+            continue
+        parent = network.get_submodule(ours[0].rpartition(".")[0])
+        targets = swapped(ours[0], modules) if type(parent).__name__ == "AdaLayerNormContinuous" else stacked(ours, modules)
         if targets:
             yield theirs, targets
 

@@ -14,13 +14,14 @@ from gen.adapters.resolve import Index
 diffusers = pytest.importorskip("diffusers")
 from diffusers.loaders import single_file_utils as convert  # noqa: E402
 
-OWN = ("transformer_blocks", "single_transformer_blocks", "down_blocks", "mid_block", "up_blocks")  # fused, but diffusers' names
-UNET = {
-    "block_out_channels": (8, 8, 8, 8),
-    "norm_num_groups": 4,
-    "cross_attention_dim": 8,
-    "attention_head_dim": 2,
-}
+OWN = (
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+)  # fused, but diffusers' names
+UNET = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
 SDXL = {
     "block_out_channels": (8, 16, 24),
     "norm_num_groups": 4,
