@@ -22,7 +22,7 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.keys import FOREIGN, WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
-from gen.checkpoints import CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
+from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
 
 FORMATS = tuple(WRITTEN)
 IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -43,6 +43,9 @@ def read_adapter(path: Path | str, name: str | None = None, strict: bool = True,
     if path.is_dir():
         found = [path / file for file in IN_FOLDER if (path / file).is_file()]
         if not found:
+            pickled = [name for name in ("adapter_model.bin", "pytorch_lora_weights.bin") if (path / name).exists()]
+            if pickled:
+                raise CheckpointError(path, f"has only {pickled[0]}, {PICKLE.removeprefix('is ')}")
             raise CheckpointError(path, f"is a folder without {' or '.join(IN_FOLDER)}; give the adapter's file.")
         path = found[0]
     tensors, metadata = read_weights(path, allow_nonfinite), read_metadata(path)

@@ -137,6 +137,9 @@ def resolve(
             whole = sum(target.cut[1] - target.cut[0] for target in targets if target.cut)
             if whole and delta.dims[0] != whole:
                 raise AdapterError(f"changes {delta.dims[0]} rows where the model has {whole}")
+            of = (whole, *index.modules[targets[0].module].weight.shape[1:])
+            if whole and delta.kind != "bias" and not delta.fits(of):
+                raise AdapterError(f"is {delta.dims} where the model has {of}")
             pieces = [(t, _fitted(delta if t.cut is None else delta.select(*t.cut), t, index)) for t in targets]
             if other := _overlap(targets, taken.setdefault(part, {}), layer):
                 raise AdapterError(f"changes the same weights of {targets[0].module} as {other}")
