@@ -40,7 +40,7 @@ def read_adapter(path: Path | str, name: str | None = None, strict: bool = True,
     """
     path = Path(path)
     name = path.stem if name is None else name
-    if path.is_dir():
+    if _is_folder(path):
         found = [path / file for file in IN_FOLDER if (path / file).is_file()]
         if not found:
             pickled = [name for name in ("adapter_model.bin", "pytorch_lora_weights.bin") if (path / name).exists()]
@@ -55,6 +55,13 @@ def read_adapter(path: Path | str, name: str | None = None, strict: bool = True,
         return replace(from_tensors(tensors, metadata, name, strict), sha256=sha256(path))
     except AdapterError as error:
         raise CheckpointError(path, f"is not an adapter that can be used: {error}") from None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # what is wrong with it is said where it is opened
+        return False
 
 
 def from_tensors(
