@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samplers.denoiser import Context
-from tests.gen.lora import every_layer, kohya, published, shapes_of, text
+from tests.gen.lora import every_layer, factors, kohya, published, shapes_of, text
 from tests.gen.test_bridge_parity import noise, ours, theirs
 
 pytest.importorskip("peft")
@@ -103,3 +103,33 @@ def test_diffusers_reads_what_we_save(bridged, tmp_path, name, text_parts):
         generator.unload_adapter("a")
     assert any(key.startswith("transformer.transformer_blocks.0.attn.to_q.lora_A") for key in load_file(saved))
     compare(name, pipeline, generator, saved, 1 + len(text_parts), pictures=False)
+
+
+@torch.no_grad()
+def test_files_of_xlabs_trainer(bridged, tmp_path):
+    """Against the same file in diffusers' names, by diffusers' own conversion."""
+    from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers
+
+    _, generator = bridged("flux")
+    width = {"qkv": 96, "proj": 32}
+    layers = [f"double_blocks.0.processor.{kind}_lora{n}" for kind in width for n in (1, 2)]
+    layers.append("single_blocks.0.processor.qkv_lora")
+    tensors = {}
+    for seed, layer in enumerate(layers):
+        down, up = factors(width["qkv" if "qkv" in layer else "proj"], 32, seed=seed)
+        tensors |= {f"{layer}.down.weight": down, f"{layer}.up.weight": up}
+    save_file(tensors, tmp_path / "xlabs.safetensors")
+    converted = _convert_xlabs_flux_lora_to_diffusers(dict(tensors))
+    save_file({key: value.clone() for key, value in converted.items()}, tmp_path / "diffusers.safetensors")
+    latents, time, condition = torch.randn(1, 4, 8, 8), torch.tensor([0.4]), generator.encode_prompt(["a cat"])
+    outputs = []
+    for name in ("xlabs", "diffusers"):
+        report = generator.load_adapter(tmp_path / f"{name}.safetensors")
+        outputs.append(generator.network(latents, time, condition, Context(adapters={name: 1.0})))
+        generator.unload_adapter(name)
+        assert {module for modules in report.matched.values() for module in modules} == {
+            *[f"transformer_blocks.0.attn.{m}" for m in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")],
+            *["transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_add_out"],
+            *[f"single_transformer_blocks.0.attn.{m}" for m in ("to_q", "to_k", "to_v")],
+        }
+    torch.testing.assert_close(*outputs, **CLOSE)
