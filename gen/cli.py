@@ -42,6 +42,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
+loras = typer.Typer(help="Look into LoRA files and convert them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(loras, name="lora")
 
 
 def _version(value: bool) -> None:
@@ -70,6 +72,7 @@ Guide = Annotated[
 GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [default: the method's]")]
 GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
 GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
+Nonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take LoRA files with NaN or infinite values.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 
 
@@ -116,6 +119,7 @@ def image(
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     lora: Lora = None,
+    allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
@@ -149,6 +153,7 @@ def image(
         guide=guide,
         guide_strength=guide_strength,
         guide_method=guide_method,
+        allow_nonfinite=allow_nonfinite,
         num_images_per_prompt=number,
         seed=seed,
         num_inference_steps=steps,
@@ -344,6 +349,36 @@ def convert(
     from gen.commands.convert import run
 
     return run(source, target, to=to, from_pickle=from_pickle, key=key, heads=heads, size=size, dtype=dtype, quiet=quiet)
+
+
+@loras.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file, or a folder of peft or diffusers.")],
+    model: Annotated[str | None, typer.Option(help="Say which layers fit this model; its weights are not read.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    allow_nonfinite: Nonfinite = False,
+) -> int:
+    """Show what a LoRA file holds. Exit code 1 if it does not fit the model given."""
+    from gen.commands.lora_files import inspect
+
+    return inspect(file, model=model, as_json=json, allow_nonfinite=allow_nonfinite)
+
+
+@loras.command("convert")
+def convert_lora(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, or a folder of peft or diffusers.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write, for peft a folder; nothing is overwritten.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="kohya, diffusers, peft, ai-toolkit.")],
+    model: Annotated[str | None, typer.Option(help="The model whose names the layers get; kohya's files need it.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Multiply scales into the factors, for ai-toolkit.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the file's]")] = None,
+    allow_nonfinite: Nonfinite = False,
+    quiet: Quiet = False,
+) -> int:
+    """Convert a LoRA file between the formats of trainers."""
+    from gen.commands.lora_files import convert
+
+    return convert(source, target, to=to, model=model, fold=fold, dtype=dtype, allow_nonfinite=allow_nonfinite, quiet=quiet)
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)

@@ -30,13 +30,13 @@ from gen.model_folder import ModelConfig, model_config, write_model
 from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
+from gen.with_adapters import WithAdapters
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
 
 if TYPE_CHECKING:
-    from gen.adapters import Adapter, Report
     from gen.adapters.model import ModelAdapters
     from gen.energies import EnergyInfo
     from gen.guide import Guide
@@ -69,7 +69,7 @@ class Output:
         return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
 
 
-class Generator:
+class Generator(WithAdapters):
     """A model ready to make pictures. `from_pretrained` opens one; the constructor takes networks that you have.
 
     config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
@@ -102,8 +102,7 @@ class Generator:
         self._encoded: dict[tuple, Condition] = {}
         self._loaded: ModelAdapters | None = None
         self._colours: Tensor | None = None
-        if hasattr(network, "set_null") and text_encoder is not None:  # a network that has no empty prompt of its own
-            network.set_null(self.encode_prompt([""], negative=True))
+        self.read_null({})
 
     @classmethod
     def from_pretrained(
@@ -155,51 +154,6 @@ class Generator:
         """How many classes the network knows; 0 for a network that takes no label."""
         return getattr(self.network.config, "num_classes", 0) or 0
 
-    def load_adapter(
-        self, adapter: str | Path | Adapter, name: str | None = None, weight: float = 1.0, strict: bool = True
-    ) -> Report:
-        """Load a LoRA or a relative of it (`gen.adapters`) from a safetensors file or folder, to act with `weight`.
-
-        name: by which `set_adapters` and recipes call it; the file's own if None. The model's weights stay as they are.
-        Raises ValueError for a file that is damaged or fits nothing, and where layers are left over unless strict=False.
-        Returns what matched.
-        """
-        from gen.adapters import Adapter, read_adapter
-
-        if not isinstance(adapter, Adapter):
-            adapter = read_adapter(adapter, name, strict)
-        elif name is not None:
-            adapter = replace(adapter, name=name)
-        weight = request.real("weight", weight, -100, 100)
-        if self._loaded is None:
-            from gen.adapters.model import ModelAdapters
-
-            self._loaded = ModelAdapters({"denoiser": self.network, "text_encoder": self.text_encoder})
-        report = self._loaded.load(adapter, strict)
-        self._encoded.clear()
-        self.set_adapters({**self.adapters, adapter.name: weight})
-        return report
-
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; ValueError if there is none of this name."""
-        if self._loaded is None:
-            raise ValueError(f"No adapter named {name!r} is loaded; none is.")
-        self._loaded.remove(name)
-        self._encoded.clear()
-        self.adapters.pop(name, None)
-
-    def set_adapters(self, weights: Mapping[str, float]) -> None:
-        """Which of the loaded adapters act from now on, and how strongly; those left out stay loaded and do nothing."""
-        self.adapters = self._in_force(weights)
-
-    def _in_force(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Checked weights of loaded adapters."""
-        if self._loaded is not None:
-            return self._loaded.check(weights)
-        if weights:
-            raise ValueError(f"No adapter named {next(iter(weights))!r} is loaded; load it with load_adapter (--lora).")
-        return {}
-
     @torch.no_grad()
     def encode_prompt(
         self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None, *, negative: bool = False
@@ -210,20 +164,23 @@ class Generator:
         """
         if self.text_encoder is None:
             raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
-        active = (
-            {} if self._loaded is None else self._loaded.on("text_encoder", self.adapters if adapters is None else adapters)
-        )
+        active = {} if self._loaded is None else self._loaded.on_text(self.adapters if adapters is None else adapters)
         key = tuple(sorted(active.items()))
         for prompt in dict.fromkeys(prompts):
             if (prompt, negative, key) not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
-                with self._loaded.parts["text_encoder"].using(active) if self._loaded and active else nullcontext():
+                with self._loaded.reading_with(active) if self._loaded and active else nullcontext():
                     condition = self.text_encoder.condition(prompt, negative)
                 condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
                 if sum(map(_bytes, self._encoded.values())) + _bytes(condition) > PROMPT_MEMORY:
                     self._encoded = {name: kept for name, kept in self._encoded.items() if name[0] in prompts}
                 self._encoded[prompt, negative, key] = condition
         return join([self._encoded[prompt, negative, key] for prompt in prompts])
+
+    def read_null(self, adapters: Mapping[str, float]) -> None:
+        """Tell a network that has no empty prompt of its own what the text encoders, under these adapters, make of one."""
+        if hasattr(self.network, "set_null") and self.text_encoder is not None:
+            self.network.set_null(self.encode_prompt([""], adapters, negative=True))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -434,23 +391,6 @@ class Generator:
         from gen.guide import replayed_guide
 
         return replayed_guide(recipe.guide, given, self.energies)
-
-    def _as_recorded(self, recipe: Recipe) -> dict[str, float]:
-        """The adapters of a recipe, if they are loaded and the same files; ValueError says which is not."""
-        loaded = {} if self._loaded is None else self._loaded.loaded
-        for name in recipe.adapters:
-            digest = (recipe.adapter_files or {}).get(name)
-            if name not in loaded:
-                file = f" (sha256 {digest[:12]}…)" if digest else ""
-                raise ValueError(
-                    f"The picture was made with the adapter {name!r}{file}, which is not loaded; load it under that name with "
-                    "load_adapter (--lora)."
-                )
-            if digest is not None and loaded[name].sha256 != digest:
-                raise ValueError(
-                    f"The loaded adapter {name!r} is not the file that the picture was made with: its sha256 differs."
-                )
-        return dict(recipe.adapters)
 
     def _subjects(self, prompt: object, negative: object, class_labels: object) -> tuple[list[str], list[str], list[int]]:
         """(prompts, negative prompts, labels) of equal length."""

@@ -203,6 +203,7 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     """What the pictures should be, and what they should not be where a prompt says so."""
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
+        generator.read_null(settings.adapters)
         condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
@@ -285,7 +286,7 @@ def _unrecorded_adapters(generator: Generator, settings: Settings) -> list[str]:
         return []
     files = _adapter_files(generator, settings)
     made = [f"adapter {name}"[:300] for name in settings.adapters if name not in files]
-    return made + ["fused adapters"] * generator._loaded.fused
+    return made + ["fused adapters"] * bool(generator._loaded.fused)
 
 
 def machine(generator: Generator, latent: tuple[int, int]) -> Machine:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.report import Report
-from gen.adapters.resolve import Index, Target, resolve
+from gen.adapters.resolve import Index, resolve
+from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
 from samplers.denoiser import AdapterWeights, Context, adapters_key
 
@@ -57,11 +58,14 @@ _ACTIVE: contextvars.ContextVar[dict[Adapters, _Active]] = contextvars.ContextVa
 
 
 class Adapters:
-    """The adapters loaded for one network. The network is walked once, here; it gets hooks, and nothing else of it changes."""
+    """The adapters loaded for one network. The network is walked once, here; it gets hooks, and nothing else of it changes.
+
+    A network of diffusers behind our interface (`gen.bridge`) has its own names for its modules.
+    """
 
     def __init__(self, network: nn.Module, part: str = "denoiser"):
         self.network, self.part = network, part
-        self.index = Index(network)
+        self.index = Index(inner(network))
         self.adapters: dict[str, Adapter] = {}
         self.fused: dict[str, float] = {}
         self._placed: dict[str, list[tuple[Target, Delta]]] = {}
@@ -104,6 +108,10 @@ class Adapters:
                 self._handles.pop(module).remove()
                 del self._terms[module]
         del self.adapters[name]
+
+    def changes(self, name: str) -> bool:
+        """Does a loaded adapter change anything here?"""
+        return bool(self._placed.get(name))
 
     def _check(self, names: Sequence[str]) -> None:
         for name in names:
@@ -203,6 +211,11 @@ class Adapters:
         module = self.index.modules[name]
         bias = getattr(module, "bias", None)
         return self._originals.get(name) or (module.weight.detach(), None if bias is None else bias.detach())
+
+
+def inner(network: nn.Module) -> nn.Module:
+    """The network whose modules adapters name: of a bridged one, that of diffusers."""
+    return network.network if getattr(network, "bridged", False) else network
 
 
 def _wide(module: nn.Module) -> tuple[Tensor, Tensor | None]:

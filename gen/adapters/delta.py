@@ -241,6 +241,14 @@ class Delta:
             f["magnitude"] = f["magnitude"].flatten()[rows]
         return replace(self, factors=f)
 
+    def stacked(self, others: Sequence[Delta]) -> Delta:
+        """The LoRA whose rows are this one's and then the others', all with the same A and scale: pieces that `select` made."""
+        f = dict(self.factors)
+        for name in ("up", "up_bias", "bias", "magnitude"):
+            if name in f:
+                f[name] = torch.cat([delta.factors[name] for delta in (self, *others)])
+        return replace(self, factors=f)
+
 
 def replace_factors(delta: Delta, factors: Mapping[str, Tensor]) -> Delta:
     """The same delta with other tensors of the same shapes, not checked again."""

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
-from gen.adapters.keys import FOREIGN, WRITTEN, Key, parse, spell
+from gen.adapters.keys import FOREIGN, WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
-from gen.checkpoints import CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
+from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
 
 FORMATS = tuple(WRITTEN)
 IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -30,27 +30,38 @@ MAX_KEYS = 200_000
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of training that take the first factors from W
 
 
-def read_adapter(path: Path | str, name: str | None = None, strict: bool = True) -> Adapter:
+def read_adapter(path: Path | str, name: str | None = None, strict: bool = True, allow_nonfinite: bool = False) -> Adapter:
     """An adapter from a safetensors file, or from a folder as peft and diffusers write them; named after the file.
 
     CheckpointError, which names the file, for a file that is not a whole adapter: unreadable, damaged, with NaN or infinite
     values, factors missing or of shapes that do not fit each other, keys that are not known. strict=False passes over
-    unknown keys, and says so in the adapter's notes.
+    unknown keys, and says so in the adapter's notes; allow_nonfinite=True takes NaN and infinity among the weights (not as
+    an alpha).
     """
     path = Path(path)
     name = path.stem if name is None else name
-    if path.is_dir():
+    if _is_folder(path):
         found = [path / file for file in IN_FOLDER if (path / file).is_file()]
         if not found:
+            pickled = [name for name in ("adapter_model.bin", "pytorch_lora_weights.bin") if (path / name).exists()]
+            if pickled:
+                raise CheckpointError(path, f"has only {pickled[0]}, {PICKLE.removeprefix('is ')}")
             raise CheckpointError(path, f"is a folder without {' or '.join(IN_FOLDER)}; give the adapter's file.")
         path = found[0]
-    tensors, metadata = read_weights(path), read_metadata(path)
+    tensors, metadata = read_weights(path, allow_nonfinite), read_metadata(path)
     if path.name == IN_FOLDER[0] and (path.parent / BESIDE).exists():
         metadata = {**metadata, BESIDE: json.dumps(read_json(path.parent / BESIDE))}
     try:
         return replace(from_tensors(tensors, metadata, name, strict), sha256=sha256(path))
     except AdapterError as error:
         raise CheckpointError(path, f"is not an adapter that can be used: {error}") from None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # what is wrong with it is said where it is opened
+        return False
 
 
 def from_tensors(
@@ -151,10 +162,11 @@ def to_tensors(adapter: Adapter, format: str | None = None) -> tuple[dict[str, T
             "(gen.adapters.renamed), then write it."
         )
     tensors: dict[str, Tensor] = {}
+    of = backbone(adapter.layers)
     for layer, delta in adapter.layers.items():
         for factor, value in _factors(adapter, layer, delta, format).items():
             key = adapter.keys.get((layer, factor), "") if own else ""
-            key = key or spell(format, layer, factor)
+            key = key or spell(format, layer, factor, of)
             if key in tensors:
                 raise AdapterError(f"Two layers of {adapter.name} would both be written as {key!r}; {format} cannot hold them.")
             tensors[key] = value
@@ -203,7 +215,8 @@ def _metadata(adapter: Adapter, format: str) -> dict[str, str]:
     parts = {part: {} for part in adapter.parts}  # type: dict[str, dict[str, Delta]]
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
-        parts[part][path] = delta
+        # CLIP's layers begin with text_model in some versions of the library; peft compares the ends of names
+        parts[part][path.removeprefix("text_model.")] = delta
     if format not in ("diffusers", "peft"):
         return {name: text for name, text in metadata.items() if format == adapter.format or name not in (IN_FILE, BESIDE)}
     configs = read_configs(metadata)
@@ -216,7 +229,7 @@ def _metadata(adapter: Adapter, format: str) -> dict[str, str]:
     if format == "peft":
         return metadata | {BESIDE: json.dumps(make_config(parts["denoiser"], configs.get("denoiser", {})))}
     named = {
-        "transformer" if part == "denoiser" else part: make_config(layers, configs.get(part, {}))
+        backbone(adapter.layers)[0] if part == "denoiser" else part: make_config(layers, configs.get(part, {}))
         for part, layers in parts.items()
     }
     joined = {f"{part}.{key}": value for part, config in named.items() for key, value in config.items()}
@@ -238,7 +251,13 @@ def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None,
     elif path.suffix != ".safetensors":
         raise AdapterError(f"{path}: adapters are written as safetensors; give a name that ends in .safetensors.")
     alphas = {key for key in tensors if key.endswith(".alpha")}
-    kept = {key: value if dtype is None or key in alphas else value.to(dtype) for key, value in tensors.items()}
+    kept: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in tensors.items():
+        value = value if dtype is None or key in alphas else value.to(dtype)
+        place = value.untyped_storage().data_ptr()
+        kept[key] = value.clone() if place in places else value  # layers that were cut from one have the same A
+        places.add(place)
     write_weights(path, kept, metadata={name: text for name, text in metadata.items() if name != "format"})
     return path
 

@@ -1,15 +1,17 @@
 """The spellings of adapter files, as tables: which part of a model a key is for, which layer, which factor.
 
-lora_unet_blocks_0_attn_qkv.lora_down.weight      kohya, LyCORIS (underscores), also lora_te_, lora_te1_, lora_te2_
+lora_unet_blocks_0_attn_qkv.lora_down.weight      kohya, LyCORIS (underscores), also lora_te_, lora_te1_, lora_te2_, lora_te3_
 transformer.blocks.0.attn.to_q.lora_A.weight      diffusers (dots), also unet., text_encoder.
 base_model.model.blocks.0.attn.qkv.lora_A.weight  peft
-diffusion_model.blocks.0.attn.qkv.lora_A.weight   ai-toolkit, ComfyUI
+diffusion_model.blocks.0.attn.qkv.lora_A.weight   ai-toolkit, ComfyUI, also text_encoders.clip_l.transformer., clip_g, t5xxl
+double_blocks.0.processor.qkv_lora1.down.weight   XLabs
 unet.mid.attn1.processor.to_q_lora.down.weight    diffusers before 0.22, also text_model...q_proj.lora_linear_layer.down.weight
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gen.adapters.delta import AdapterError
@@ -32,6 +34,9 @@ PREFIXES: dict[str, tuple[str, str]] = {
     "denoiser.": ("denoiser", "diffusers"),
     "model.diffusion_model.": ("denoiser", "ai-toolkit"),
     "diffusion_model.": ("denoiser", "ai-toolkit"),
+    "text_encoders.clip_l.transformer.": ("text_encoder", "ai-toolkit"),
+    "text_encoders.clip_g.transformer.": ("text_encoder_2", "ai-toolkit"),
+    "text_encoders.t5xxl.transformer.": ("text_encoder_3", "ai-toolkit"),
 }
 BARE = ("denoiser", "diffusers")  # no prefix at all
 
@@ -68,6 +73,7 @@ SUFFIXES: dict[str, str] = {
     "b_norm": "bias",
 }
 _PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+_XLABS = re.compile(r"(.+\.processor\.(?:qkv|proj)_lora[12]?)\.(down|up)\.weight")
 # words in keys of methods that are not a change of weights in one of our forms
 FOREIGN = {
     "oft_": "OFT",
@@ -102,6 +108,8 @@ def parse(key: str) -> Key | None:
         if old[1].endswith("self_attn"):  # CLIP's own names
             name = f"{old[2]}_proj"
         return Key(f"{part}.{old[1]}.{name}", old[3], dialect)
+    if xlabs := _XLABS.fullmatch(rest):
+        return Key(f"{part}.{xlabs[1]}", xlabs[2], dialect)
     # the longest ending that a table has: dots in it, so cut at each of the last few
     for dots in (4, 3, 2, 1):
         pieces = rest.rsplit(".", dots)
@@ -142,14 +150,33 @@ WRITTEN: dict[str, dict[str, str]] = {
         "text_encoder_3": "text_encoder_3.",
     },
     "peft": {"denoiser": "base_model.model."},
-    "ai-toolkit": {"denoiser": "diffusion_model."},
+    "ai-toolkit": {
+        "denoiser": "diffusion_model.",
+        "text_encoder": "text_encoders.clip_l.transformer.",
+        "text_encoder_2": "text_encoders.clip_g.transformer.",
+        "text_encoder_3": "text_encoders.t5xxl.transformer.",
+    },
+}
+# what diffusers' denoisers begin their module names with -> what diffusers calls such a denoiser, and kohya's prefix for it
+_BACKBONES: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding"), ("unet", "lora_unet_")),
+    **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), ("transformer", "lora_transformer_")),
 }
 
 
-def spell(format: str, layer: str, factor: str) -> str:
-    """The key of a layer's factor in a format. AdapterError if the format has no place for that part of a model."""
+def backbone(layers: Iterable[str]) -> tuple[str, str]:
+    """(diffusers' name of the denoiser that has these layers, kohya's prefix for it)."""
+    first = {path.partition(".")[0] for part, _, path in (layer.partition(".") for layer in layers) if part == "denoiser"}
+    return next((_BACKBONES[name] for name in sorted(first) if name in _BACKBONES), ("transformer", "lora_unet_"))
+
+
+def spell(format: str, layer: str, factor: str, of: tuple[str, str] = ("transformer", "lora_unet_")) -> str:
+    """The key of a layer's factor in a format. of: the `backbone` of all its layers. AdapterError if the format has no place
+    for that part of a model."""
     part, _, path = layer.partition(".")
     prefix = WRITTEN[format].get(part)
+    if part == "denoiser" and format in ("diffusers", "kohya"):
+        prefix = f"{of[0]}." if format == "diffusers" else of[1]
     if prefix is None:
         raise AdapterError(f"The {format} format holds one network and has no place for the {part}; write it as kohya.")
     if format == "kohya":

@@ -1,9 +1,10 @@
-"""The adapters of a whole model: one file may change its denoiser and its text encoder."""
+"""The adapters of a whole model: one file may change its denoiser and its text encoders."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
@@ -12,11 +13,26 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.apply import Adapters
 from gen.adapters.delta import AdapterError
 from gen.adapters.report import Report
-from gen.adapters.resolve import resolve
+from gen.adapters.resolve import renamed, resolve
 
 MAX_NAME = 300
 MAX_WEIGHT = 100.0
 USUAL_WEIGHT = 10.0
+
+
+def parts_of(network: nn.Module, text_encoder: nn.Module | None) -> dict[str, nn.Module]:
+    """A model's networks as adapters name them: denoiser, text_encoder, and text_encoder_2 and _3 where diffusers has those."""
+    if text_encoder is None:
+        return {"denoiser": network}
+    return {"denoiser": network, **(getattr(text_encoder, "encoders", None) or {"text_encoder": text_encoder})}
+
+
+def other_names(parts: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Files call a T5 the third text encoder, as it is in Stable Diffusion 3, in every model."""
+    if "text_encoder_3" in parts:
+        return {}
+    t5 = [part for part, network in parts.items() if type(network).__name__ == "T5EncoderModel"]
+    return {"text_encoder_3": t5[0]} if t5 else {}
 
 
 class ModelAdapters:
@@ -24,6 +40,7 @@ class ModelAdapters:
 
     def __init__(self, parts: Mapping[str, nn.Module | None]):
         self.parts = {part: Adapters(network, part) for part, network in parts.items() if network is not None}
+        self.same = other_names({part: one.network for part, one in self.parts.items()})
         self.loaded: dict[str, Adapter] = {}
 
     def load(self, adapter: Adapter, strict: bool = True) -> Report:
@@ -32,7 +49,7 @@ class ModelAdapters:
             raise AdapterError(f"{adapter.name[:50]!r} is no name for an adapter; give it one with name=.")
         if adapter.name in self.loaded:
             raise AdapterError(f"An adapter named {adapter.name!r} is loaded already; give this one another name with name=.")
-        placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict)
+        placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict, self.same)
         done: list[Adapters] = []
         try:
             for part, one in self.parts.items():
@@ -65,10 +82,44 @@ class ModelAdapters:
                 )
         return checked
 
-    def on(self, part: str, weights: Mapping[str, float]) -> dict[str, float]:
-        """Of these, those that change a part and do not have weight 0."""
-        return {name: w for name, w in weights.items() if w != 0 and name in self.loaded and part in self.loaded[name].parts}
+    def on_text(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Of these, those that change a text encoder and do not have weight 0."""
+        text = [one for part, one in self.parts.items() if part != "denoiser"]
+        return {name: w for name, w in weights.items() if w != 0 and any(one.changes(name) for one in text)}
+
+    @contextmanager
+    def reading_with(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Inside, the text encoders have these."""
+        with ExitStack() as stack:
+            for part, one in self.parts.items():
+                if part != "denoiser" and weights:
+                    stack.enter_context(one.using(weights))
+            yield
+
+    def fuse(self, weights: Mapping[str, float]) -> None:
+        """Into the weights of every part, or, where one of them cannot, of none (`Adapters.fuse`)."""
+        weights = self.check(weights)
+        if self.fused:
+            raise AdapterError(f"{', '.join(self.fused)} are fused into the weights already; unfuse them first.")
+        try:
+            for one in self.parts.values():
+                one.fuse(weights)
+        except BaseException:
+            self.unfuse()
+            raise
+
+    def unfuse(self) -> None:
+        """The weights as they were, to the last bit."""
+        for one in self.parts.values():
+            one.unfuse()
 
     @property
-    def fused(self) -> bool:
-        return any(one.fused for one in self.parts.values())
+    def fused(self) -> dict[str, float]:
+        """The adapters in the weights."""
+        return dict(self.parts["denoiser"].fused)
+
+    def renamed(self, name: str) -> Adapter:
+        """A loaded adapter by the model's own module names; what fits nothing is left out."""
+        self.check({name: 1.0})
+        indices = {part: one.index for part, one in self.parts.items()}
+        return renamed(self.loaded[name], indices, self.same, strict=False)

@@ -1,21 +1,24 @@
 """From the layers of an adapter to the modules of a network, by tables and exact names; nothing is guessed.
 
 A module answers to its own name, to the same with underscores for dots (kohya), to the names that diffusers has for the parts
-of our DiT, and, where q, k and v are one projection, to the names of the three, which are then rows of it. The other way
-round, a layer on a fused projection is cut into the rows of three modules.
+of our DiT, or the authors for those of diffusers' networks (`gen.adapters.originals`), and, where q, k and v are one
+projection, to the names of the three, which are then rows of it. The other way round, a layer on a fused projection is cut
+into the rows of three modules.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.originals import in_files, originals
 from gen.adapters.report import SHOWN, Report, nearest
+from gen.adapters.targets import Target, stacked
 
 # fused projection -> what its equal parts of rows are called elsewhere
 FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -35,19 +38,11 @@ DIFFUSERS_DIT = (
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
 
 
-@dataclass(frozen=True)
-class Target:
-    """A module, or its rows start to stop; cut: which rows of the layer's change go there, if not all."""
-
-    module: str
-    rows: tuple[int, int] | None = None
-    cut: tuple[int, int] | None = None
-
-
 class Index:
     """The modules of a network that an adapter can change, by every name they answer to. Walks the network once."""
 
     def __init__(self, network: nn.Module):
+        self.network = network
         self.modules = {
             name: module
             for name, module in network.named_modules()
@@ -59,6 +54,8 @@ class Index:
             for known in (name, _diffusers_name(name)) if dit else (name,):
                 self._add(known, (Target(name),))
                 self._fused(name, known, dit)
+        for name, targets in originals(network, self.modules):
+            self._add(name, targets)
         self._split()
         self.underscored: dict[str, set[tuple[Target, ...]]] = {}
         real = {name.replace(".", "_") for name in self.modules}
@@ -89,14 +86,8 @@ class Index:
             prefix = parent + "." if parent else ""
             for fused, parts in FUSED.items():
                 names = [next((prefix + n for n in options if prefix + n in self.modules), None) for options in parts]
-                if None in names or not all(isinstance(self.modules[n], nn.Linear) for n in names if n):
-                    continue
-                stops, targets = 0, []
-                for name in filter(None, names):
-                    size = self.modules[name].out_features
-                    targets.append(Target(name, None, (stops, stops + size)))
-                    stops += size
-                self._add(prefix + fused, tuple(targets))
+                if None not in names and (targets := stacked([n for n in names if n], self.modules)):
+                    self._add(prefix + fused, targets)
 
     def find(self, path: str, underscored: bool = False) -> tuple[Target, ...]:
         """Where a layer goes; () if nowhere. underscored: the path is in kohya's spelling, where a_b may be a.b.
@@ -119,9 +110,9 @@ def _diffusers_name(name: str) -> str:
 
 
 def resolve(
-    adapter: Adapter, indices: Mapping[str, Index], strict: bool = True
+    adapter: Adapter, indices: Mapping[str, Index], strict: bool = True, same: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list[tuple[Target, Delta]]], Report]:
-    """(part -> targets with what changes there, report). indices: part of the model -> its modules.
+    """(part -> targets with what changes there, report). indices: part of the model -> its modules. same: other names of parts.
 
     AdapterError, with what was not found and the nearest names, if nothing matches, or, when strict, if anything is left over.
     """
@@ -133,6 +124,7 @@ def resolve(
     wide = []
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
+        part = (same or {}).get(part, part)
         if part not in indices:
             unmatched[layer] = f"this model has no {part.replace('_', ' ')}" if len(unmatched) < SHOWN else ""
             continue
@@ -145,6 +137,9 @@ def resolve(
             whole = sum(target.cut[1] - target.cut[0] for target in targets if target.cut)
             if whole and delta.dims[0] != whole:
                 raise AdapterError(f"changes {delta.dims[0]} rows where the model has {whole}")
+            of = (whole, *index.modules[targets[0].module].weight.shape[1:])
+            if whole and delta.kind != "bias" and not delta.fits(of):
+                raise AdapterError(f"is {delta.dims} where the model has {of}")
             pieces = [(t, _fitted(delta if t.cut is None else delta.select(*t.cut), t, index)) for t in targets]
             if other := _overlap(targets, taken.setdefault(part, {}), layer):
                 raise AdapterError(f"changes the same weights of {targets[0].module} as {other}")
@@ -213,20 +208,34 @@ def _fitted(delta: Delta, target: Target, index: Index) -> Delta:
     return delta
 
 
-def renamed(adapter: Adapter, networks: Mapping[str, nn.Module]) -> Adapter:
-    """The same adapter with the networks' own module names, so that it can be written with dots.
+def renamed(
+    adapter: Adapter, networks: Mapping[str, nn.Module | Index], same: Mapping[str, str] | None = None, strict: bool = True
+) -> Adapter:
+    """The same adapter with the networks' own module names, so that it can be written with dots. A layer that several modules
+    share becomes one for each. strict=False leaves out what has no module.
 
     networks: part -> network, {"denoiser": ...}. AdapterError if a layer has no module, or only rows of one.
     """
-    indices = {part: Index(network) for part, network in networks.items()}
-    _, report = resolve(adapter, indices)
-    layers = {}
-    for layer, delta in adapter.layers.items():
+    indices = {part: one if isinstance(one, Index) else Index(one) for part, one in networks.items()}
+    _, report = resolve(adapter, indices, strict, same)
+    layers: dict[str, Delta] = {}
+    for layer in report.matched:
         part, _, path = layer.partition(".")
-        [*targets] = indices[part].find(path, adapter.format == "kohya")
-        if len(targets) > 1 or targets[0].rows is not None:
-            raise AdapterError(
-                f"{layer} of {adapter.name} is part of {report.matched[layer][0]}, which has no name of its own."
-            )
-        layers[f"{part}.{targets[0].module}"] = delta
+        part = (same or {}).get(part, part)
+        whole: dict[str, list[tuple[Target, Delta]]] = {}
+        for target in indices[part].find(path, adapter.format == "kohya"):
+            delta = adapter.layers[layer]
+            whole.setdefault(target.module, []).append((target, delta if target.cut is None else delta.select(*target.cut)))
+        for module, pieces in whole.items():
+            layers[f"{part}.{in_files(indices[part].network, module)}"] = _joined(pieces, module, layer, adapter.name)
     return replace(adapter, layers=layers, format="", keys={})
+
+
+def _joined(pieces: list[tuple[Target, Delta]], module: str, layer: str, name: str) -> Delta:
+    """One layer of those for a module's rows, which must be all of them."""
+    if len(pieces) == 1 and pieces[0][0].rows is None:
+        return pieces[0][1]
+    if len(pieces) == 1 or pieces[0][1].kind != "lora":
+        raise AdapterError(f"{layer} of {name} is part of {module}, which has no name of its own.")
+    in_order = [delta for _, delta in sorted(pieces, key=lambda piece: piece[0].rows or (0, 0))]
+    return in_order[0].stacked(in_order[1:])

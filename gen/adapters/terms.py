@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen.adapters.delta import Delta
-from gen.adapters.resolve import Target
+from gen.adapters.targets import Target
 
 
 def operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -133,7 +133,7 @@ def load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
     with _quietly():
         try:
-            network, info = _class(name).from_pretrained(
+            network, info = library_class(name).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
         except Exception as error:  # whatever a library makes of a damaged file
@@ -153,7 +153,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         _needs("sentencepiece", folder)
     with _quietly():
         try:
-            return _class(name).from_pretrained(folder, local_files_only=True)
+            return library_class(name).from_pretrained(folder, local_files_only=True)
         except Exception as error:
             raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
 
@@ -165,7 +165,8 @@ def _needs(package: str, folder: Path) -> None:
         raise CheckpointError(folder, f"has its vocabulary in a form that needs the package {package}; install it.")
 
 
-def _class(name: str) -> Any:
+def library_class(name: str) -> Any:
+    """The class of one of CLASSES, its library imported now."""
     if CLASSES[name] == "diffusers":
         import diffusers as library
     else:

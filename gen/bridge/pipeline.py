@@ -116,6 +116,7 @@ def open_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Mod
         raise CheckpointError(folder, f"cannot be opened as {family.name}: {error}") from None
     parts: dict[str, nn.Module] = {"denoiser": network, "autoencoder": autoencoder}
     if reader is not None:
+        reader.encoders = {part: loaded[part] for part in classes if part.startswith("text_encoder")}
         parts["text_encoder"] = reader
     return config, parts, weights
 

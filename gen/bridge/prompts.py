@@ -18,7 +18,14 @@ from samplers.denoiser import Condition
 
 
 class PromptReader(nn.Module):
-    """What a Generator asks of a text encoder. Prompts are positive or negative: Sana reads the two in different ways."""
+    """What a Generator asks of a text encoder. Prompts are positive or negative: Sana reads the two in different ways.
+
+    encoders: the networks that it reads with, by the pipeline's names, for adapters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoders: dict[str, nn.Module] = {}
 
     def condition(self, prompt: str, negative: bool = False) -> Condition:
         raise NotImplementedError

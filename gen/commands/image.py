@@ -55,6 +55,7 @@ def run(
     metadata: bool,
     quiet: bool,
     lora: Sequence[str],
+    allow_nonfinite: bool = False,
     options: Mapping[str, Sequence[str] | None],
     energies: Mapping[str, tuple] | None = None,
     **call: Any,
@@ -79,7 +80,7 @@ def run(
     if lora:
         from gen.commands.lora import load
 
-        load(generator, lora, quiet)
+        load(generator, lora, quiet, allow_nonfinite)
     subject = subjects(generator, prompts)
     saved: list[Path] = []
     shown: list[tuple[Any, str]] = []

@@ -22,13 +22,13 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
     return Path(text), None
 
 
-def load(generator: Any, specs: Sequence[str], quiet: bool) -> None:
+def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
     """Load adapters and say what matched. Two files of one name become name and name-2."""
     from gen.adapters import read_adapter
 
     for spec in specs:
         path, weight = parse_lora(spec)
-        adapter = read_adapter(path)
+        adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
         name, n = adapter.name, 1
         while name in generator.adapters:
             n += 1

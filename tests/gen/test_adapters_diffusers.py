@@ -71,7 +71,7 @@ def test_diffusers_loads_what_we_write_and_saves_what_we_load(unet, tmp_path):
     with adapters.using({"a": 1.0}):
         ours = unet(x, 3, text).sample
     written = write_adapter(adapter, tmp_path / "a.safetensors", "diffusers")
-    unet.load_lora_adapter(tmp_path, prefix="transformer", weight_name=written.name, adapter_name="theirs")
+    unet.load_lora_adapter(tmp_path, prefix="unet", weight_name=written.name, adapter_name="theirs")
     close(unet.double()(x, 3, text).sample, ours)
     unet.save_lora_adapter(tmp_path / "saved", "theirs")
     unet.delete_adapters("theirs")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gen.adapters import AdapterError, Delta, from_tensors, read_adapter, renamed, to_tensors, write_adapter
+from gen.adapters import Adapter, AdapterError, Delta, from_tensors, read_adapter, renamed, to_tensors, write_adapter
 from gen.adapters.keys import SUFFIXES, parse
 from gen.checkpoints import CheckpointError, read_metadata
 
@@ -181,7 +181,7 @@ def test_kohya_to_diffusers_and_back():
     named = renamed(adapter, {"denoiser": Net()})
     assert set(named.layers) == {"denoiser.mid_block.attn_1.to_q", "denoiser.mid_block.attn_1.to_out.0", "denoiser.conv_in"}
     tensors, metadata = to_tensors(named, "diffusers")
-    assert "transformer.mid_block.attn_1.to_out.0.lora_B.weight" in tensors and not any("alpha" in key for key in tensors)
+    assert "unet.mid_block.attn_1.to_out.0.lora_B.weight" in tensors and not any("alpha" in key for key in tensors)
     back = from_tensors(tensors, metadata)
     equal_adapters(named, back)
     again, _ = to_tensors(back, "kohya")
@@ -317,6 +317,35 @@ def test_old_names_of_attention():
     }.items():
         found = parse(key)
         assert (found.layer, found.factor) == (layer, key.split(".")[-2])
+
+
+PARTS = {
+    "lora_te_x.alpha": "text_encoder",
+    "lora_te1_x.alpha": "text_encoder",
+    "lora_te2_x.alpha": "text_encoder_2",
+    "lora_te3_x.alpha": "text_encoder_3",
+    "lora_transformer_x.alpha": "denoiser",
+    "text_encoder_2.x.lora_A.weight": "text_encoder_2",
+    "text_encoders.clip_l.transformer.x.lora_A.weight": "text_encoder",
+    "text_encoders.clip_g.transformer.x.lora_A.weight": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.x.lora_A.weight": "text_encoder_3",
+    "model.diffusion_model.x.lora_A.weight": "denoiser",
+}
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_which_part_a_key_is_for(key):
+    assert parse(key).layer == f"{PARTS[key]}.x"
+
+
+@pytest.mark.parametrize("first", ["down_blocks", "transformer_blocks", "single_transformer_blocks", "blocks"])
+def test_a_denoiser_is_called_what_diffusers_calls_it(first):
+    layer, prefix = f"{first}.0.x", "unet" if first == "down_blocks" else "transformer"
+    adapter = Adapter("a", {f"denoiser.{layer}": Delta({"down": rand(2, 8), "up": rand(8, 2)}, 0.5)})
+    tensors, metadata = to_tensors(adapter, "diffusers")
+    assert f"{prefix}.{layer}.lora_A.weight" in tensors and f"{prefix}.r" in json.loads(metadata["lora_adapter_metadata"])
+    [key] = [key for key in to_tensors(adapter, "kohya")[0] if key.endswith("alpha")]
+    assert key.startswith("lora_transformer_" if "transformer_blocks" in layer else "lora_unet_")
 
 
 def test_every_suffix_is_spelled_once():

@@ -1,10 +1,46 @@
-"""Files and adapters that must be refused, each with a sentence that says what is wrong."""
+"""Files and adapters that must be refused, each with a sentence that says what is wrong.
+
+What weights and LoRA files from outside must not do, and the test that shows it (of this file where no other is named):
+
+| what | tests |
+|---|---|
+| bytes that are no safetensors, 34 kinds | test_files_that_are_not_safetensors; test_formats_hostile::test_malformed_files |
+| any changed or cut byte | test_changed_and_cut_bytes_are_a_sentence_or_an_adapter; \
+test_formats_hostile::test_random_damage_is_found_or_harmless |
+| exit code 2 and one line on the command line | test_lora_commands::test_damaged_files_are_one_line_and_exit_code_2 |
+| NaN and infinity, --allow-nonfinite | test_values_that_are_not_finite; test_lora_commands::test_nonfinite_values_on_request; \
+test_formats_hostile::test_nonfinite_values_on_request |
+| keys without a module, missing, misshapen | test_adapters_that_fit_nothing; test_an_adapter_that_fits_in_part; \
+test_a_thousand_unmatched_layers_are_a_short_message; test_formats_hostile::test_tensors_that_do_not_belong |
+| names with paths, NUL, dunders | test_tensors_that_are_no_adapter |
+| a rank over a limit, or over both sides | test_tensors_that_are_no_adapter; test_adapters_that_fit_nothing |
+| a rank over the smaller side, which trainers do write: noted | test_notes |
+| alpha not finite, too large, not one number | test_values_that_are_not_finite; test_tensors_that_are_no_adapter |
+| A without B, factors that do not fit, integers | test_tensors_that_are_no_adapter |
+| no layer matches | test_adapters_that_fit_nothing |
+| a name loaded twice | test_an_adapter_that_fits_in_part; test_adapters_generator::test_wrong_requests |
+| a weight beyond 10 | test_adapters_generator::test_wrong_requests |
+| a small file that asks for a huge matrix | test_a_small_file_cannot_ask_for_a_huge_matrix |
+| fused and unfused to the last bit | test_adapters_apply::test_fused_and_unfused; \
+test_adapters_bridge::test_every_way_of_using_one |
+| pickles | test_things_that_are_not_files; test_formats_convert::test_pickles_that_harm_or_hold_something_else |
+| shards outside the folder, pipes, missing shards | test_formats_hostile::test_shards_stay_in_their_folder; \
+test_bridge_hostile::test_shards_that_lead_elsewhere; \
+test_bridge_hostile::test_a_fifo_among_the_weights_does_not_hang |
+| configs that choose code | test_no_module_is_imported_that_a_config_names; \
+test_bridge_hostile::test_configs_that_choose_code |
+| configs that are none | test_configs_in_the_metadata; test_a_config_beside_the_file_is_read_as_carefully |
+| pipe, broken link, folder, /dev/null, no permission | test_things_that_are_not_files; test_a_file_without_permission; \
+test_permission_that_the_system_denies |
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +50,8 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from gen.adapters import AdapterError, Adapters, from_tensors, read_adapter
-from gen.checkpoints import CheckpointError
+from gen.checkpoints import CheckpointError, load_weights
+from tests.gen.malformed import MALFORMED
 
 NAME = "lora_unet_block_to_q"
 
@@ -32,57 +69,80 @@ def network() -> nn.Module:
 
 
 GOOD = save(good())
-HEADER = struct.unpack("<Q", GOOD[:8])[0]
-FILES = {
-    "empty": (b"", "is empty"),
-    "seven bytes": (b"1234567", "not a usable safetensors"),
-    "truncated data": (GOOD[:-5], "not a usable safetensors"),
-    "truncated header": (GOOD[:40], "not a usable safetensors"),
-    "trailing bytes": (GOOD + b"x", "not a usable safetensors"),
-    "header of 2^63": (struct.pack("<Q", 1 << 63) + GOOD[8:], "not a usable safetensors"),
-    "header of 200 MB": (struct.pack("<Q", 200_000_000) + GOOD[8:], "not a usable safetensors"),
-    "not JSON": (GOOD[:8] + b"x" * HEADER + GOOD[8 + HEADER :], "not a usable safetensors"),
-    "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not a usable safetensors"),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
-    "web page": (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
-    "zip": (b"PK\x03\x04" + bytes(100), "is a pickle file"),
-    "pickle": (b"\x80\x02}q\x00." + bytes(100), "is a pickle file"),
-}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_files_that_are_not_safetensors(file, tmp_path):
-    content, reason = FILES[file]
-    (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"a\.safetensors: .*{reason}"):
-        read_adapter(tmp_path / "a.safetensors")
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_files_that_are_not_safetensors(kind, tmp_path):
+    """As an adapter, and as the weights of a network."""
+    content, reason = MALFORMED[kind]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    for read in (read_adapter, lambda path: load_weights(nn.Linear(1, 1), path)):
+        with pytest.raises(CheckpointError, match=rf"a\.safetensors: .*{reason}") as error:
+            read(path)
+        assert "\n" not in str(error.value) and str(error.value)[-1] in ".)"
 
 
+@pytest.mark.timeout(20)
 def test_things_that_are_not_files(tmp_path):
     os.mkfifo(tmp_path / "fifo.safetensors")
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "a.ckpt").write_bytes(b"")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "adapter_model.bin").write_bytes(b"")
     for name, reason in {
         "fifo.safetensors": "not a regular file",
         "gone.safetensors": "is a link to a file that does not exist",
         "missing.safetensors": "does not exist",
         "folder.safetensors": "a folder without adapter_model.safetensors",
+        "pickled": "has only adapter_model.bin, a pickle file, .* --from-pickle",
         "a.ckpt": "convert it to safetensors first",
     }.items():
         with pytest.raises(CheckpointError, match=reason):
             read_adapter(tmp_path / name)
+    for name in ("/dev/null", "a\0b", "x" * 300):
+        with pytest.raises(CheckpointError, match=r"not a regular file|cannot be read"):
+            read_adapter(name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.booleans())
-def test_any_flipped_or_cut_byte_is_a_sentence_or_an_adapter(tmp_path, place, value, cut):
-    data = GOOD[:place] if cut else GOOD[:place] + bytes([value]) + GOOD[place + 1 :]
-    (tmp_path / "a.safetensors").write_bytes(data)
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(GOOD)
+    (tmp_path / "a.safetensors").chmod(0)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+def test_permission_that_the_system_denies(tmp_path, monkeypatch):
+    """The same as root sees it."""
+    (tmp_path / "a.safetensors").write_bytes(GOOD)
+
+    def denied(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gen.checkpoints.safe_open", denied)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read \(Permission denied\)\."):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+DAMAGE = st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=3)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DAMAGE, st.none() | st.integers(0, len(GOOD) - 1), st.booleans())
+def test_changed_and_cut_bytes_are_a_sentence_or_an_adapter(tmp_path, changes, end, allow_nonfinite):
+    data = bytearray(GOOD)
+    for place, value in changes:
+        data[place] = value
+    (tmp_path / "a.safetensors").write_bytes(data[:end])
     try:
-        assert read_adapter(tmp_path / "a.safetensors").layers
+        adapter = read_adapter(tmp_path / "a.safetensors", allow_nonfinite=allow_nonfinite)
     except CheckpointError as error:
-        assert str(error).endswith(".")
+        assert str(error)[-1] in ".?" and str(error).isprintable()
+    else:
+        factors = [factor for delta in adapter.layers.values() for factor in delta.factors.values()]
+        assert factors and (allow_nonfinite or all(factor.isfinite().all() for factor in factors))
 
 
 def change(**changes) -> dict[str, torch.Tensor]:
@@ -140,9 +200,14 @@ def test_values_that_are_not_finite(tensor, value, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=f"tensor '{NAME}.{tensor}' holds NaN or infinite"):
         read_adapter(tmp_path / "a.safetensors")
-    if tensor == "alpha":
+    if tensor == "alpha":  # nothing can be made of that
         with pytest.raises(AdapterError, match="must be finite"):
             from_tensors(tensors)
+        with pytest.raises(CheckpointError, match=r"its alpha is .*; it must be finite"):
+            read_adapter(tmp_path / "a.safetensors", allow_nonfinite=True)
+    else:
+        [delta] = read_adapter(tmp_path / "a.safetensors", allow_nonfinite=True).layers.values()
+        assert torch.equal(delta.factors["up"], tensors[f"{NAME}.{tensor}"]) or value != value
 
 
 CONFIGS = {
@@ -177,6 +242,28 @@ def test_a_config_beside_the_file_is_read_as_carefully(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 2, "r": 3}')
     with pytest.raises(CheckpointError, match="'r' appears twice"):
         read_adapter(tmp_path)
+
+
+def test_no_module_is_imported_that_a_config_names(tmp_path, monkeypatch):
+    layer = "base_model.model.block.to_q"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "sentinel.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = {"auto_mapping": {"base_model_class": "X", "parent_library": "sentinel"}, "peft_type": "sentinel.X", "r": 2,
+              "_target_": "sentinel.X", "trust_remote_code": True, "lora_alpha": 1}  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.syspath_prepend(tmp_path)
+    Adapters(network()).load(read_adapter(tmp_path))
+    assert not (tmp_path / "ran").exists() and "sentinel" not in sys.modules
+
+
+def test_a_small_file_cannot_ask_for_a_huge_matrix():
+    """W1 (x) W2 of eight rows of numbers would be 24 by 10^12."""
+    fused = nn.ModuleDict({"attn": nn.ModuleDict({f"to_{name}": nn.Linear(8, 8) for name in "qkv"})})
+    wide = {"lokr_w1_a": (24, 1), "lokr_w1_b": (1, 10**6), "lokr_w2_a": (1, 1), "lokr_w2_b": (1, 10**6)}
+    tensors = {f"diffusion_model.attn.qkv.{name}": torch.ones(shape) for name, shape in wide.items()}
+    with pytest.raises(AdapterError, match=r"is \(24, 1000000000000\) where the model has \(24, 8\)"):
+        Adapters(fused).load(from_tensors(tensors))
 
 
 def layer(name: str, out: int = 8, width: int = 8, rank: int = 2, **more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -256,6 +343,15 @@ def test_a_name_with_two_readings_is_refused():
         Adapters(ambiguous).load(kohya)
     report = Adapters(ambiguous).load(from_tensors(layer("a.b")))
     assert report.matched == {"denoiser.a.b": ("a.b",)}
+
+
+def test_the_table_names_tests_that_exist():
+    folder = Path(__file__).parent
+    names = re.findall(r"(?:(test_\w+)::)?\b(test_\w+)\b(?!::)", __doc__)
+    assert len(names) > 30
+    for file, name in names:
+        source = Path(__file__) if not file else folder / f"{file}.py"
+        assert f"def {name}(" in source.read_text(), (file, name)
 
 
 def test_metadata_is_only_text():
