@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen.commands.output import check_png, printable, save_free, say
-from gen.recipe import Machine, Recipe, open_png, read_recipe
+from gen.recipe import Machine, Recipe, open_picture, read_recipe
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
     if copy.read_bytes() == path.read_bytes():
         say("Identical to the last byte.", quiet)
         return 0
-    with open_png(path) as old:
+    with open_picture(path) as old:
         before = np.asarray(old.convert("RGB"), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))
