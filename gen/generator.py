@@ -25,8 +25,8 @@ from gen import request
 from gen.conditions import join
 from gen.edit import make_edit
 from gen.field import Rules
-from gen.model_folder import ModelConfig, model_config, write_model
-from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
+from gen.model_folder import ModelConfig, Pipeline, model_config, write_model
+from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
 from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
@@ -94,6 +94,7 @@ class Generator:
         self.denoiser: NetworkDenoiser = self.config.denoiser(self.network, self.dtype)
         self.adapters: dict[str, float] = {}
         self.interrupt = False
+        self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
         self._encoded: dict[tuple, Condition] = {}
         self._loaded: ModelAdapters | None = None
@@ -108,26 +109,40 @@ class Generator:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
+        *,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        native: bool | None = None,
+        model_options: Mapping[str, Any] | None = None,
     ) -> Generator:
-        """Open a model: "default" (it comes with the package), a model folder, or a hub id "owner/name".
+        """Open a model: "default" (it comes with the package), a model folder of ours or of diffusers, a checkpoint of a U-ViT,
+        DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
 
         device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
-        bfloat16 where the device is fast at it, else float32. Raises ValueError with the reason if the model cannot be used.
+        bfloat16 where the device is fast at it, else float32.
+        vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
+        transformers; vae also replaces a diffusers pipeline's own. native: run a diffusers pipeline's denoiser in our network,
+        which is faster and takes every cache and guidance (True), or in diffusers' (False); None: in ours where it computes the
+        same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
+        Raises ValueError with the reason if the model cannot be used.
         """
         name, folder = find_model(model, revision)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        config, parts, weights = load_model(folder, dtype)
-        return cls(
-            config,
+        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, model_options or {}))
+        parts = opened.parts
+        generator = cls(
+            opened.config,
             parts["denoiser"],
             parts.get("autoencoder"),
             parts.get("text_encoder"),
             name=name,
             device=device,
             dtype=dtype,
-            weights=weights,
+            weights=opened.weights,
         )
+        generator.pipeline = opened.pipeline
+        return generator
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
         """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""

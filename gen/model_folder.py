@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,8 @@ from samplers.denoiser import NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("uvit", "dit"),
-    "autoencoder": ("autoencoder",),
-    "text_encoder": ("text_encoder",),
+    "autoencoder": ("autoencoder", "diffusers_autoencoder"),
+    "text_encoder": ("text_encoder", "t5", "clip"),
 }
 OWN_FILES = {"config.json", "README.md", "LICENSE", "NOTICE", ".gitattributes", *PARTS}
 
@@ -59,6 +60,15 @@ class VarianceExplodingPath(Strict):
         return paths.VarianceExploding(self.sigma_min, self.sigma_max)
 
 
+class VariancePreservingSDEPath(Strict):
+    type: Literal["variance_preserving_sde"]
+    beta_min: float = Field(0.1, gt=0)
+    beta_max: float = Field(20.0, gt=0)
+
+    def build(self) -> paths.Path:
+        return paths.VariancePreservingSDE(self.beta_min, self.beta_max)
+
+
 class VariancePreservingPath(Strict):
     """Betas by rule; start, end and steps keep the rule's published values where not given."""
 
@@ -82,7 +92,9 @@ class VariancePreservingPath(Strict):
         return getattr(paths.VariancePreserving, self.betas)(steps=self.steps, **options)
 
 
-PathConfig = Annotated[RectifiedFlowPath | VariancePreservingPath | VarianceExplodingPath, Field(discriminator="type")]
+PathConfig = Annotated[
+    RectifiedFlowPath | VariancePreservingPath | VariancePreservingSDEPath | VarianceExplodingPath, Field(discriminator="type")
+]
 
 
 class Defaults(Strict):
@@ -111,7 +123,7 @@ class ModelConfig(Strict):
     version: Literal[1] = 1
     path: PathConfig
     prediction: Literal["eps", "x0", "v", "flow", "edm"]
-    clock: Literal["t", "1000t", "index", "log_sigma/4"]
+    clock: Literal["t", "999t", "1000t", "index", "log_sigma/4"]
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(0.5, gt=0)
     latent_scale: float = Field(1.0, gt=0)
@@ -124,6 +136,26 @@ class ModelConfig(Strict):
         return NetworkDenoiser(
             network, self.path.build(), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
         )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a pipeline's folder consisted of, as needed to write it again: values of model_index.json and of the scheduler's
+    config, networks and tokenizers by part name (None: the pipeline does without)."""
+
+    index: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    parts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model by our part names. weights: sha256 of each part's, by the names the model has for its parts."""
+
+    config: ModelConfig
+    parts: dict[str, nn.Module]
+    weights: dict[str, str]
+    pipeline: Pipeline | None = None
 
 
 def model_config(value: Mapping[str, Any] | ModelConfig) -> ModelConfig:
