@@ -1,4 +1,4 @@
-"""The checkpoint of one network as a whole model: U-ViT, DiT or PixArt as published, with an autoencoder and text encoder beside.
+"""The checkpoint of one network as a whole model: U-ViT, DiT or PixArt as published, with the parts that it lacks.
 
 A file holds weights and no more. What the network was trained with, its authors' code says, and the tables here repeat: the
 noise, the clock, the scale of the latents, how strongly it is guided.

@@ -13,7 +13,7 @@ WORDS = (".json", ".txt", ".model")  # endings of configs and vocabularies
 
 def part_folder(source: str | Path, part: str, needed: Sequence[str], also: Sequence[str] = ()) -> Path:
     """The folder of a part such as "vae": the source itself where it holds the files `needed`, or the folder of that name in
-    it. A hub repository is fetched as far as the part needs it, with the folders `also` beside. ValueError says what is missing.
+    it. A hub repository is fetched as far as the part needs it, with the folders `also`. ValueError says what is missing.
     """
     if not isinstance(source, str | Path) or not str(source):
         raise ValueError(f"The {part} is {source!r}; give a folder or a hub id such as 'owner/name'.")

@@ -313,7 +313,7 @@ def sana():
         patch_size=1,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
+        num_layers=2,
         num_attention_heads=2,
         attention_head_dim=4,
         num_cross_attention_heads=2,

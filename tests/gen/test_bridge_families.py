@@ -133,13 +133,6 @@ def test_output_caches_and_edits_go_on_top(bridged, cache):
     assert torch.equal(edited.images[..., :16], picture[None, ..., :16]) and edited.images[..., 16:].std() > 0.01
 
 
-def test_methods_that_reach_into_blocks_say_that_they_cannot(bridged):
-    _, generator = bridged("stable_diffusion")
-    for options in ({"guidance": "pag", "guidance_options": {"layers": 1}}, {"cache": "first_block"}):
-        with pytest.raises(ValueError, match="this network has none"):
-            generator(PROMPT, num_inference_steps=3, progress=False, **options)
-
-
 def test_a_picture_does_not_depend_on_those_beside_it(bridged):
     """Its noise, prompt and decoding are its own; a long prompt beside it changes nothing but rounding."""
     _, generator = bridged("sdxl")

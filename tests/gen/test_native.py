@@ -1,7 +1,8 @@
-"""Networks of others in ours: diffusers' pipelines give their own pictures, published checkpoints what their authors' code says."""
+"""Networks of others in ours: diffusers' pipelines give their own pictures, checkpoints what their authors' code says."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -125,7 +126,7 @@ def test_uvit_on_latents_is_sampled_as_its_authors_do(tmp_path, parts):
     bar = torch.cat([torch.ones(1).double(), (1 - betas).cumprod(0)])  # bar[n], n from 1
     x = start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     label, steps = torch.tensor([207, 207]), [1000, 600, 200, 0]
-    for n, m in zip(steps, steps[1:], strict=False):
+    for n, m in itertools.pairwise(steps):
         time = torch.full((2,), float(n))
         cond, null = network(x, time, Condition(label)), network(x, time, Condition(torch.tensor([-1, -1])))
         eps = null + 1.4 * (cond - null)
@@ -222,7 +223,7 @@ def test_an_encoder_may_be_part_of_a_larger_model(tmp_path, parts):
     part, _ = open_text_encoder(tmp_path / "t5", "t5", 12, 16, torch.float32)
     assert part.condition("a").tokens.shape == (1, 12, 16)
     save_file(tensors | {"evil.weight": torch.zeros(2)}, weights, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="it has unknown evil.weight"):
+    with pytest.raises(CheckpointError, match=r"it has unknown evil\.weight"):
         open_text_encoder(tmp_path / "t5", "t5", 12, 16, torch.float32)
     with pytest.raises(CheckpointError, match="features of width 16, and the network reads 4096"):
         open_text_encoder(parts / "t5", "t5", 12, 4096, torch.float32)
@@ -289,7 +290,7 @@ def test_what_of_a_repository_a_part_needs():
     assert needed_files(names, "vae") == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
     expected = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer/vocab.json"]
     assert needed_files(names, "text_encoder", ("tokenizer",)) == expected
-    with pytest.raises(CheckpointError, match="no config.json and safetensors"):
+    with pytest.raises(CheckpointError, match=r"no config\.json and safetensors"):
         needed_files(["config.json", "pytorch_model.bin"], "vae")
 
 
