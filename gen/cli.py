@@ -108,6 +108,10 @@ def image(
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    bins: Annotated[
+        bool | None,
+        typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
+    ] = None,
     lora: Lora = None,
     model: Model = "default",
     vae: Vae = None,
@@ -152,6 +156,7 @@ def image(
         strength=strength,
         height=height,
         width=width,
+        use_resolution_binning=bins,
         batch_size=batch_size,
     )
 

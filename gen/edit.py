@@ -112,6 +112,18 @@ def _fit(picture: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
 
+def cut_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) scaled until both sides reach `size`, a height and width, then cut about the middle; as diffusers does after
+    it made a picture at the nearest size that a model was trained at."""
+    rows, columns = images.shape[-2:]
+    if (rows, columns) == size:
+        return images
+    ratio = max(size[0] / rows, size[1] / columns)
+    images = F.interpolate(images, (int(rows * ratio), int(columns * ratio)), mode="bilinear", align_corners=False)
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
 def _digest(picture: Tensor) -> str:
     """sha256 of a picture's bytes, as it is used."""
     return hashlib.sha256((picture * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()

@@ -22,11 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
+from gen.bins import nearest
 from gen.conditions import join
-from gen.edit import make_edit
+from gen.edit import cut_to, make_edit
 from gen.field import Rules
-from gen.model_folder import ModelConfig, Pipeline, model_config, write_model
+from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
+from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from samplers.denoiser import Condition, NetworkDenoiser
@@ -96,7 +98,7 @@ class Generator:
         self.interrupt = False
         self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
-        self._encoded: dict[tuple, Condition] = {}
+        self._encoded = PromptMemory(PROMPT_MEMORY)
         self._loaded: ModelAdapters | None = None
         self._colours: Tensor | None = None
         if hasattr(network, "set_null") and text_encoder is not None:  # a network that has no empty prompt of its own
@@ -144,13 +146,18 @@ class Generator:
         generator.pipeline = opened.pipeline
         return generator
 
-    def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
-        """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""
-        if getattr(self.network, "bridged", False):
-            raise ValueError(
-                f"The model {self.name!r} is a diffusers pipeline, which cannot be saved as a model of ours; copy its folder."
-            )
-        return write_model(folder, self.config, self.network, self.autoencoder, self.text_encoder, dtype=dtype)
+    def save_pretrained(
+        self, folder: Path | str, dtype: torch.dtype | None = None, *, format: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the model in one piece, with a model card; weights in `dtype`, or as they are in memory.
+
+        format: "fewstep", a folder of ours; "diffusers", a pipeline's folder, which diffusers opens too; None: of these the
+        one that fits the network. Or a published format of the network alone (`gen.formats.FORMATS`), a file or folder. A model
+        that is there already is replaced only if `overwrite` says so. ValueError says what a format cannot hold.
+        """
+        from gen.saving import save_model
+
+        return save_model(self, Path(folder), dtype, format, overwrite)
 
     @property
     def channels(self) -> int:
@@ -224,24 +231,25 @@ class Generator:
         active = (
             {} if self._loaded is None else self._loaded.on("text_encoder", self.adapters if adapters is None else adapters)
         )
-        key = tuple(sorted(active.items()))
-        for prompt in dict.fromkeys(prompts):
-            if (prompt, negative, key) not in self._encoded:
+        which = tuple(sorted(active.items()))
+        keys = {prompt: (prompt, negative, which) for prompt in prompts}
+        for prompt, key in keys.items():
+            if key not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
                 with self._loaded.parts["text_encoder"].using(active) if self._loaded and active else nullcontext():
                     condition = self.text_encoder.condition(prompt, negative)
                 condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
-                if sum(map(_bytes, self._encoded.values())) + _bytes(condition) > PROMPT_MEMORY:
-                    self._encoded = {name: kept for name, kept in self._encoded.items() if name[0] in prompts}
-                self._encoded[prompt, negative, key] = condition
-        return join([self._encoded[prompt, negative, key] for prompt in prompts])
+                self._encoded.add(key, condition, keys.values())
+        return join([self._encoded[keys[prompt]] for prompt in prompts])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w)."""
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
+        width, about the middle where it is given."""
         images = latents.float()
         if self.autoencoder is not None:
             images = self.autoencoder.decode(images / self.config.latent_scale)
+        images = images if size is None else cut_to(images.float(), size)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
 
     def preview(self, latents: Tensor) -> list[Image.Image]:
@@ -286,6 +294,7 @@ class Generator:
         image: Any = None,
         mask: Any = None,
         strength: float | None = None,
+        use_resolution_binning: bool | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
@@ -299,8 +308,9 @@ class Generator:
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
         noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
-        mask is 0 (black) it stays as it is, to the pixel. batch_size: pictures per network call; halved by itself when memory
-        runs out.
+        mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
+        that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
+        batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
         on_images is called with every batch that is done.
@@ -322,9 +332,11 @@ class Generator:
             if (height or own[0], width or own[1]) != own:
                 raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
             height, width = own
+        height, width, shown = self._made_at(height, width, use_resolution_binning if noise is None else False)
         settings = self._settings(
             height=height,
             width=width,
+            shown=shown,
             steps=num_inference_steps,
             scale=guidance_scale,
             interval=guidance_interval,
@@ -363,9 +375,11 @@ class Generator:
                                  f"recipe; give it as {name} (--{name}).")  # fmt: skip
             if given is not None and not needed:
                 raise ValueError(f"The picture was made without {'an' if name == 'image' else 'a'} {name}; leave it out.")
+        made = recipe.made_at or (recipe.height, recipe.width)
         settings = self._settings(
-            height=recipe.height,
-            width=recipe.width,
+            height=made[0],
+            width=made[1],
+            shown=None if recipe.made_at is None else (recipe.height, recipe.width),
             steps=recipe.num_inference_steps,
             scale=recipe.guidance_scale,
             interval=recipe.guidance_interval,
@@ -434,6 +448,25 @@ class Generator:
             guidance_options = defaults.guidance_options
         return Rules.of(defaults.guidance if guidance is None else guidance, guidance_options, cache, cache_options)
 
+    def _made_at(
+        self, height: int | None, width: int | None, binned: object
+    ) -> tuple[int | None, int | None, tuple[int, int] | None]:
+        """(height, width to make a picture at, height and width to cut it to: None where they are the same)."""
+        binned = self.config.defaults.use_resolution_binning if binned is None else binned
+        if not isinstance(binned, bool):
+            raise ValueError(f"use_resolution_binning is {binned!r}; give True or False.")
+        table = self.config.size_bins
+        if not binned:
+            return height, width, None
+        if table is None:
+            raise ValueError(
+                f"The model {self.name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) "
+                "out."
+            )
+        asked = request.size(height, width, self.config.sample_size, 1)
+        made = nearest(*asked, table)
+        return *made, asked if made != asked else None
+
     def _settings(
         self,
         *,
@@ -449,6 +482,7 @@ class Generator:
         rules,
         edit,
         adapters,
+        shown=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -502,6 +536,7 @@ class Generator:
         return Settings(
             height=height,
             width=width,
+            shown=shown,
             steps=steps,
             scale=scale,
             interval=interval,
@@ -561,12 +596,6 @@ class Generator:
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
         return [rows[:middle], rows[middle:]]
-
-
-def _bytes(condition: Condition) -> int:
-    sizes: list[int] = []
-    condition.map(lambda v: sizes.append(v.nbytes) or v)  # type: ignore[func-returns-value]
-    return sum(sizes)
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,6 +110,7 @@ class Defaults(Strict):
     sampler_options: dict[str, Option] = {}
     schedule: str = "uniform"
     schedule_options: dict[str, Option] = {}
+    use_resolution_binning: bool = False
 
 
 class ModelConfig(Strict):
@@ -116,7 +118,7 @@ class ModelConfig(Strict):
 
     prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`. latent_scale: the denoiser sees
     latent_scale times the autoencoder's latents. sample_size: height and width in pixels of a picture by default.
-    classes: the names of labels 0, 1, ... of a class-conditional model.
+    classes: the names of labels 0, 1, ... of a class-conditional model. size_bins: which list of `gen.bins` it was trained at.
     """
 
     format: Literal["fewstep"] = "fewstep"
@@ -130,6 +132,13 @@ class ModelConfig(Strict):
     sample_size: PositiveInt
     defaults: Defaults = Defaults()
     classes: tuple[str, ...] | None = None
+    size_bins: Literal[256, 512, 1024, 2048] | None = None
+
+    @model_validator(mode="after")
+    def _bins_are_there(self) -> ModelConfig:
+        if self.defaults.use_resolution_binning and self.size_bins is None:
+            raise ValueError("use_resolution_binning needs size_bins, the list of sizes")
+        return self
 
     def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as a denoiser on this config's path."""
@@ -205,44 +214,40 @@ def read_parts(folder: Path | str) -> dict[str, nn.Module]:
     return {name: load_component(where, *PARTS[name]) for name, where in found.items()}
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"{folder} exists and is not a folder; choose another name for the model.")
     inside = {entry.name for entry in folder.iterdir()}
-    if inside and "config.json" not in inside:
-        raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
-    if inside:
+    if not inside:
+        return
+    if "config.json" in inside:
         read_model_config(folder)
-    if foreign := sorted(inside - OWN_FILES):
+        own = OWN_FILES
+    elif "model_index.json" in inside:
+        own = {*OWN_FILES - {*PARTS, "config.json"}, "model_index.json", *read_json(folder / "model_index.json")}
+    else:
+        raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
+    if foreign := sorted(inside - own):
         raise ValueError(f"{folder} also holds {foreign[0]!r}, which saving would delete; move it or choose another folder.")
+    if not overwrite:
+        raise ValueError(f"{folder} holds a model already; choose another folder, or pass overwrite=True to replace it.")
 
 
-def write_model(
-    folder: Path | str,
-    config: Mapping[str, Any] | ModelConfig,
-    denoiser: nn.Module,
-    autoencoder: nn.Module | None = None,
-    text_encoder: nn.Module | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    readme: str | None = None,
-) -> Path:
-    """Write a model folder in one piece; a model already there is replaced, any other folder refused.
+@contextmanager
+def writing(folder: Path | str, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write a model into, which takes the place of `folder` once the block ends without an error.
 
-    Floating weights are stored in `dtype` (as they are when None). `readme` is the text of README.md, the model card.
+    A model that is there already, of ours or of diffusers, is replaced if `overwrite` says so; any other content is never.
     """
-    folder, config = Path(folder).absolute(), model_config(config)
-    _check_replaceable(folder)
+    folder = Path(folder).absolute()
+    _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     try:
-        write_model_config(new, config)
-        for name, network in {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder}.items():
-            if network is not None:
-                save_component(network, new / name, dtype)
-        write_bytes(new / "README.md", (readme or f"# {folder.name}\n\nA fewstep model.\n").encode())
+        new.mkdir()
+        yield new
         if folder.exists():
             os.rename(folder, old)
         try:
@@ -254,4 +259,28 @@ def write_model(
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_model(
+    folder: Path | str,
+    config: Mapping[str, Any] | ModelConfig,
+    denoiser: nn.Module,
+    autoencoder: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    readme: str | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Write a model folder in one piece; a model already there is replaced unless overwrite=False, any other folder refused.
+
+    Floating weights are stored in `dtype` (as they are when None). `readme` is the text of README.md, the model card.
+    """
+    folder, config = Path(folder).absolute(), model_config(config)
+    with writing(folder, overwrite) as new:
+        write_model_config(new, config)
+        for name, network in {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder}.items():
+            if network is not None:
+                save_component(network, new / name, dtype)
+        write_bytes(new / "README.md", (readme or f"# {folder.name}\n\nA fewstep model.\n").encode())
     return folder

@@ -79,6 +79,7 @@ class Recipe(_Part):
     seed: int = Field(ge=0, lt=1 << 63)
     height: Side
     width: Side
+    made_at: tuple[Side, Side] | None = Field(None, description="height and width it was made at, where it was cut afterwards")
     num_inference_steps: int = Field(ge=1, le=1000)
     sampler: Name
     sampler_options: dict[Name, Option] = {}

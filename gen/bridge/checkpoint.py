@@ -102,7 +102,14 @@ def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opene
         from gen.imagenet import names
 
         classes = names()
-    return Opened(model_config({**values, "sample_size": config.size * factor, "classes": classes}), parts, weights)
+    from gen.bridge.pipeline import binned
+
+    size = config.size * factor
+    # PixArt was trained at a list of sizes
+    bins = binned(size, True if config.text_dim and type(config).__name__ == "DiTConfig" else None)
+    values["defaults"] = {**values["defaults"], **bins["defaults"]}
+    values |= {"sample_size": size, "classes": classes, "size_bins": bins["size_bins"]}
+    return Opened(model_config(values), parts, weights)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gen.bins import TABLES
 from gen.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
 from gen.bridge.families.base import Family
 from gen.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, weight_files
@@ -122,13 +123,15 @@ def open_pipeline(
             network = family.network(loaded, index)
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
+        bins = binned(size, family.bins)
         config = model_config(
             {
                 "path": settings["path"],
                 "prediction": settings["prediction"],
                 "clock": family.clock,
                 "sample_size": size,
-                "defaults": {**settings["defaults"], **family.defaults(loaded[family.backbone])},
+                "defaults": {**settings["defaults"], **family.defaults(loaded[family.backbone]), **bins["defaults"]},
+                "size_bins": bins["size_bins"],
                 "classes": family.class_names(index),
             }
         )
@@ -140,6 +143,12 @@ def open_pipeline(
     if reader is not None:
         parts["text_encoder"] = reader
     return Opened(config, parts, {part: weights[part] for part in classes if part in weights}, Pipeline(index, noise, loaded))
+
+
+def binned(size: int, default: bool | None) -> dict[str, Any]:
+    """size_bins and the default for them of a model of this sample size; default None: it has no list."""
+    known = default is not None and size in TABLES
+    return {"size_bins": size if known else None, "defaults": {"use_resolution_binning": True} if known and default else {}}
 
 
 def _native(folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None) -> tuple[nn.Module | None, str]:

@@ -151,9 +151,3 @@ def test_a_recipe_of_a_bridged_model_replays(bridged):
     assert recipe.machine.attention == "diffusers" and recipe.schedule_options["tokens"] == 8 * 12
     assert set(recipe.model.weights) == {"transformer", "vae", "text_encoder", "text_encoder_2"}
     assert torch.equal(generator.replay(recipe, output_type="pt", progress=False).images, made.images)
-
-
-def test_saving_says_what_it_cannot_do(bridged, tmp_path):
-    _, generator = bridged("dit")
-    with pytest.raises(ValueError, match="diffusers pipeline"):
-        generator.save_pretrained(tmp_path / "copy")

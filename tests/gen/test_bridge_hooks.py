@@ -1,4 +1,4 @@
-"""Block caches and perturbed attention on networks of diffusers: against diffusers' pipelines, and that nothing stays behind."""
+"""Block caches and perturbed attention on networks of diffusers: against diffusers' pipelines; nothing stays behind."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_stable_diffusion_pag_gives_diffusers_picture(bridged):
 def test_pixart_sigma_pag_gives_diffusers_picture(bridged, native):
     from diffusers import PixArtSigmaPAGPipeline
 
-    pipeline, generator = bridged("pixart", native=native, sigma=True)
+    _, generator = bridged("pixart", native=native, sigma=True)
     fresh = pipelines.pixart(sigma=True)  # its processors stay with the pipeline that set them
     pag = PixArtSigmaPAGPipeline(**fresh.components, pag_applied_layers=["blocks.1"])
     pag.set_progress_bar_config(disable=True)

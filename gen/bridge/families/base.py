@@ -23,6 +23,7 @@ class Family:
     network(parts, index): the backbone behind our interface. reader(parts, index): its prompts, or None without text.
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
     scheduler says. native: the format of `gen.formats` by which our own network reads the backbone.
+    bins: whether pictures are made at the nearest size of `gen.bins` by default; None: there is no list.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Family:
     size: Callable[[nn.Module, int], int]
     optional: tuple[str, ...] = ()
     native: str | None = None
+    bins: bool | None = None
     class_names: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = field(default=lambda index: None)
 
 

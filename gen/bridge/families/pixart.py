@@ -66,5 +66,6 @@ ALPHA = Family(
     defaults=lambda backbone: {"num_inference_steps": 20, "guidance_scale": 4.5},
     size=latent_size,
     native="diffusers-pixart",
+    bins=True,
 )
 SIGMA = replace(ALPHA, name="PixArt-Sigma", reader=reader(300))
