@@ -294,6 +294,28 @@ def test_what_of_a_repository_a_part_needs():
         needed_files(["config.json", "pytorch_model.bin"], "vae")
 
 
+@pytest.mark.parametrize("name", ["pixart", "dit"])
+def test_a_lora_for_diffusers_names_fits_our_network(bridged, name):
+    """Every linear layer that diffusers' network has, but for embeddings that it repeats in each block, by diffusers' name."""
+    from gen.adapters.resolve import Index
+
+    _, bridge = bridged(name)
+    _, native = bridged(name, native=True, **({"shared": True} if name == "dit" else {}))
+    index, network = Index(native.network), bridge.network.network
+    for path, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".norm1.emb." not in path:
+            [target] = index.find(path)
+            rows = target.rows or (0, index.modules[target.module].out_features)
+            assert rows[1] - rows[0] == module.out_features, path
+            assert index.modules[target.module].in_features == module.in_features, path
+    assert index.find("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1") == ()
+    if name == "pixart":  # the same weights lie there
+        expected = network.caption_projection.linear_2.weight
+        [target] = index.find("caption_projection.linear_2")
+        assert torch.equal(index.modules[target.module].weight, expected)
+        assert index.find("caption_projection_linear_2", underscored=True) == (target,)
+
+
 def test_imagenets_labels():
     names = imagenet.names()
     assert len(names) == 1000 and [names[i] for i in (0, 1, 207, 817, 999)] == [
