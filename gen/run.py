@@ -175,7 +175,7 @@ def make_batch(
     latents = clean(state) if early else state.x
     shown = latents
     if output_type != "latent" and edit is None:
-        shown = generator.decode(latents, settings.shown)
+        shown = generator.decode(latents) if settings.shown is None else generator.decode(latents, settings.shown)
     elif output_type != "latent":
         shown = edit.keep_known(generator.decode(latents))
         shown = shown if settings.shown is None else cut_to(shown, settings.shown)
