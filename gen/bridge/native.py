@@ -10,16 +10,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gen.bridge.load import digest
+from gen.bridge.load import STEMS, digest, find_weights
 from gen.bridge.parts import TextPart
 from gen.formats.files import open_checkpoint
 from gen.formats.read import configure, read_checkpoint
 
 
+def _place(folder: Path) -> Path:
+    """What `open_checkpoint` opens: the file, which may be a variant such as fp16, or the folder of several."""
+    _, files = find_weights(folder, STEMS["diffusers"])
+    return files[0] if len(files) == 1 else folder
+
+
 def why_not(folder: Path, format: str) -> str | None:
     """Why our network cannot be what is in a diffusers transformer's folder; None where it can. Reads headers only."""
     try:
-        configure(open_checkpoint(folder), format, {})
+        configure(open_checkpoint(_place(folder)), format, {})
     except ValueError as error:
         return str(error)
     return None
@@ -28,9 +34,9 @@ def why_not(folder: Path, format: str) -> str | None:
 @torch.no_grad()
 def native_network(folder: Path, format: str, text: TextPart | None, dtype: torch.dtype) -> tuple[nn.Module, str]:
     """(network, digest of its files) of a diffusers transformer's folder. text: the prompts' reader, where it reads any."""
-    source = open_checkpoint(folder)
+    source = open_checkpoint(_place(folder))
     options = {} if text is None else null_of(text)
-    network = read_checkpoint(folder, format, dtype=dtype, **options)
+    network = read_checkpoint(_place(folder), format, dtype=dtype, **options)
     return network, digest(file.path for file in source.files)
 
 

@@ -110,8 +110,8 @@ def open_saved(folder: Path, config: dict[str, Any]) -> nn.Module:
     kind = config.get("type")
     if kind == AUTOENCODER:
         scale = config.get("latent_scale")
-        if config.keys() - {"type", "latent_scale"} or (scale is not None and not isinstance(scale, float)):
-            raise CheckpointError(folder / "config.json", "holds more than type and latent_scale, a number.")
+        if config.keys() - {"type", "latent_scale"} or (scale is not None and not (isinstance(scale, float) and scale > 0)):
+            raise CheckpointError(folder / "config.json", "holds more than type and latent_scale, a number above 0.")
         return open_autoencoder(folder / "vae", scale=scale)[0]
     length = config.get("length")
     if config.keys() != {"type", "length"} or isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 4096:

@@ -103,6 +103,15 @@ def test_native_or_not_is_the_callers_choice(bridged, tmp_path):
         Generator.from_pretrained(folder, native=True)
 
 
+def test_half_precision_variants_are_read_too(tmp_path):
+    folder = pipelines.save(pipelines.dit(shared=True), tmp_path / "dit")
+    whole = Generator.from_pretrained(folder, native=True, **ON_CPU)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    variant = Generator.from_pretrained(folder, native=True, **ON_CPU)
+    assert torch.equal(variant.network.head.weight, whole.network.head.weight) and variant.weights == whole.weights
+
+
 def test_a_recipe_says_which_network_ran(tmp_path):
     folder = pipelines.save(pipelines.dit(shared=True), tmp_path / "dit")
     shared = ["--model", str(folder), "--device", "cpu", "--dtype", "float32"]
@@ -314,6 +323,54 @@ def test_a_lora_for_diffusers_names_fits_our_network(bridged, name):
         [target] = index.find("caption_projection.linear_2")
         assert torch.equal(index.modules[target.module].weight, expected)
         assert index.find("caption_projection_linear_2", underscored=True) == (target,)
+
+
+def test_parts_come_from_the_hub(tmp_path, parts, monkeypatch):
+    """One commit, and of its files only what the part needs."""
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    fetched = []
+
+    def snapshot_download(repository, revision=None, allow_patterns=(), local_files_only=False):
+        fetched.append((repository, revision, sorted(allow_patterns)))
+        return str(parts / "vae")
+
+    names = [path.name for path in (parts / "vae").iterdir()] + ["evil.py", "diffusion_pytorch_model.bin"]
+    info = SimpleNamespace(sha="1" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(repo_info=lambda repository: info))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    path = write(tmp_path / "uvit.safetensors", published.uvit(**UVIT, rows=1001))
+    generator = Generator.from_pretrained(path, vae="someone/vae", model_options={"heads": 2}, **ON_CPU)
+    assert generator.autoencoder.channels == 4
+    assert fetched == [("someone/vae", "1" * 40, ["config.json", "diffusion_pytorch_model.safetensors"])]
+    info.siblings = [SimpleNamespace(rfilename="config.json")]
+    with pytest.raises(ValueError, match="someone/vae on the hub is not a model that fewstep can open"):
+        Generator.from_pretrained(path, vae="someone/vae", model_options={"heads": 2}, **ON_CPU)
+
+
+def test_parts_from_outside_are_checked(tmp_path, parts):
+    """No code of a file's choice, no unknown keys in our own configs of foreign parts."""
+    folder = shutil.copytree(parts / "vae", tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Evil"}}))
+    (folder / "evil.py").write_text("from pathlib import Path; Path(__file__).with_name('ran').touch()")
+    path = write(tmp_path / "uvit.safetensors", published.uvit(**UVIT, rows=1001))
+    with pytest.raises(CheckpointError, match="has 'auto_map', which chooses code to run"):
+        Generator.from_pretrained(path, vae=folder, model_options={"heads": 2}, **ON_CPU)
+    assert not (folder / "ran").exists()
+    good = Generator.from_pretrained(path, vae=parts / "vae", model_options={"heads": 2}, **ON_CPU)
+    saved = good.save_pretrained(tmp_path / "saved")
+    for values, message in (
+        ({"type": "diffusers_autoencoder", "module": "evil"}, "more than type and latent_scale"),
+        ({"type": "diffusers_autoencoder", "latent_scale": "1"}, "more than type and latent_scale"),
+        ({"type": "t5", "length": 12}, "'t5'; autoencoder or diffusers_autoencoder is needed here"),
+        ({"type": "evil"}, "'evil'; autoencoder or diffusers_autoencoder is needed here"),
+    ):
+        (saved / "autoencoder" / "config.json").write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match=message):
+            Generator.from_pretrained(saved, **ON_CPU)
 
 
 def test_imagenets_labels():
