@@ -120,8 +120,9 @@ def component_digest(folder: Path) -> str:
     return sha256(folder / "model.safetensors")
 
 
-def load_component(folder: Path | str, *types: str) -> nn.Module:
-    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there.
+def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there. dtype: of a text
+    encoder of another library, which may be large.
 
     A network with more than weights reads its own files through `load_extra(folder)`.
     """
@@ -132,7 +133,7 @@ def load_component(folder: Path | str, *types: str) -> nn.Module:
     if config.get("type") in FOREIGN:
         from gen.bridge.parts import open_saved
 
-        return open_saved(folder, config)
+        return open_saved(folder, config, dtype)
     try:
         with no_initialisation():
             network = build(config)

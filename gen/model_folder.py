@@ -205,13 +205,13 @@ def write_model_config(folder: Path | str, config: Mapping[str, Any] | ModelConf
     return checked
 
 
-def read_parts(folder: Path | str) -> dict[str, nn.Module]:
-    """The networks of a model folder by part name; `denoiser` is always among them."""
+def read_parts(folder: Path | str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """The networks of a model folder by part name; `denoiser` is always among them. dtype: as of `load_component`."""
     folder = Path(folder)
     found = {name: folder / name for name in PARTS if (folder / name).is_dir()}
     if "denoiser" not in found:
         raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
-    return {name: load_component(where, *PARTS[name]) for name, where in found.items()}
+    return {name: load_component(where, *PARTS[name], dtype=dtype) for name, where in found.items()}
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:

@@ -118,7 +118,7 @@ class ModelOptions:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelOptions | None = None) -> Opened:
     """The networks and config of a model folder, a diffusers pipeline or a network's checkpoint.
 
-    dtype: what the large networks of others are read as; a model of ours is read as float32.
+    dtype: what the large networks of others are read as; networks of ours are read as float32.
     """
     options = options or ModelOptions()
     if is_checkpoint(folder):
@@ -136,7 +136,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     if options.vae is not None or options.native is False:
         name = "vae" if options.vae is not None else "native=False"
         raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
-    config, parts = read_model_config(folder), read_parts(folder)
+    config, parts = read_model_config(folder), read_parts(folder, dtype)
     return Opened(config, parts, {name: component_digest(folder / name) for name in PARTS if name in parts})
 
 

@@ -105,8 +105,8 @@ def open_text_encoder(source: str | Path, kind: str, length: int, dim: int, dtyp
     return part, found
 
 
-def open_saved(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """A part of one of our model folders, from its config.json's values."""
+def open_saved(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A part of one of our model folders, from its config.json's values. dtype: of a text encoder."""
     kind = config.get("type")
     if kind == AUTOENCODER:
         scale = config.get("latent_scale")
@@ -117,7 +117,7 @@ def open_saved(folder: Path, config: dict[str, Any]) -> nn.Module:
     if config.keys() != {"type", "length"} or isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 4096:
         raise CheckpointError(folder / "config.json", "must hold type and length, a number of tokens from 1 to 4095.")
     encoder_class, tokenizer_class, _, _ = TEXT[str(kind)]
-    encoder, _ = load_network(folder / "text_encoder", encoder_class, torch.float32)
+    encoder, _ = load_network(folder / "text_encoder", encoder_class, dtype)
     return TextPart(str(kind), load_tokenizer(folder / "tokenizer", tokenizer_class), encoder, length)
 
 

@@ -63,6 +63,9 @@ def test_a_native_network_goes_back_to_diffusers(bridged, tmp_path, name):
     part = "text_encoder/text_encoder/model" if name == "pixart" else "autoencoder/vae/diffusion_pytorch_model"
     for file in ("denoiser/model", part):
         assert {v.dtype for v in load_file(half / f"{file}.safetensors").values()} == {torch.float16}
+    if name == "pixart":
+        opened = Generator.from_pretrained(half, device="cpu", dtype="bfloat16")
+        assert {p.dtype for p in opened.text_encoder.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.filterwarnings("ignore:This network has freq_shift")
