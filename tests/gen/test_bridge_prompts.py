@@ -130,13 +130,13 @@ def test_prompts_are_read_once_and_forgotten_when_there_are_too_many(bridged, mo
     assert calls == ["one", "two"]
     generator._encoded.limit = 3 * size_of(generator.encode_prompt(["one"]))
     generator.encode_prompt(["three"])
-    generator.encode_prompt(["two"])  # asked for again: "one" is now the oldest
+    generator.encode_prompt(["one"])  # asked for again: "two" is now the oldest
     generator.encode_prompt(["four"])
     assert len(generator._encoded) == 3 and calls == ["one", "two", "three", "four"]
-    generator.encode_prompt(["two", "three", "four"])
+    generator.encode_prompt(["one", "three", "four"])
     assert calls == ["one", "two", "three", "four"]
-    generator.encode_prompt(["one"])  # was forgotten
-    assert calls[4:] == ["one"]
+    generator.encode_prompt(["two"])  # was forgotten
+    assert calls[4:] == ["two"]
     many = [f"prompt {i}" for i in range(9)]  # what one call needs is kept for it, and given up after it
     assert generator.encode_prompt(many).tokens.shape[0] == 9 and len(generator._encoded) == 9
     generator.encode_prompt(["five"])
