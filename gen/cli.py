@@ -60,7 +60,19 @@ def _common(
 ) -> None: ...
 
 
-Model = Annotated[str, typer.Option(help="default, a model folder, or a hub id (owner/name).")]
+Model = Annotated[
+    str, typer.Option(help="default, a model folder of ours or diffusers', a checkpoint's file, or a hub id (owner/name).")
+]
+Vae = Annotated[
+    str | None, typer.Option(metavar="DIR|ID", help="The autoencoder, for a checkpoint or instead of a pipeline's.")
+]
+TextEncoder = Annotated[str | None, typer.Option(metavar="DIR|ID", help="The text encoder, for a checkpoint that reads text.")]
+Native = Annotated[
+    bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
+]
+ModelOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a checkpoint does not tell, e.g. heads=16; repeatable.")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Lora = Annotated[
@@ -118,9 +130,17 @@ def image(
     guide_option: GuideOption = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    bins: Annotated[
+        bool | None,
+        typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
+    ] = None,
     lora: Lora = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    native: Native = None,
+    model_option: ModelOption = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per network call. [default: 8]")] = None,
@@ -135,6 +155,7 @@ def image(
     return run(
         prompts or [],
         model=model,
+        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "model_options": model_option},
         output=output,
         grid=grid,
         device=device,
@@ -169,6 +190,7 @@ def image(
         strength=strength,
         height=height,
         width=width,
+        use_resolution_binning=bins,
         batch_size=batch_size,
     )
 
@@ -178,6 +200,9 @@ def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG with a fewstep recipe.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: NAME-replay.png beside it]")] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    model_option: ModelOption = None,
     device: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
     dtype: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture that it started from, if it did.")] = None,
@@ -197,6 +222,7 @@ def replay(
         picture,
         output=output,
         model=model,
+        parts={"vae": vae, "text_encoder": text_encoder, "model_options": model_option},
         device=device,
         dtype=dtype,
         image=image,
@@ -305,6 +331,10 @@ def compare(
     seed: Annotated[int, typer.Option(help="The first picture's seed.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
     model: Model = "default",
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    native: Native = None,
+    model_option: ModelOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
     device: Device = None,
     dtype: Dtype = None,
@@ -320,6 +350,7 @@ def compare(
         steps=steps,
         reference=reference,
         model=model,
+        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "model_options": model_option},
         seed=seed,
         guidance_scale=guidance_scale,
         output=output,

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from gen.checkpoints import CheckpointError, load_weights, read_json, write_json, write_weights
+from gen.checkpoints import CheckpointError, load_weights, read_json, sha256, write_json, write_weights
 
 
 class Config(BaseModel):
@@ -36,6 +36,9 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "autoencoder": ("gen.latents", "AutoencoderConfig", "Autoencoder"),
     "text_encoder": ("gen.text", "TextEncoderConfig", "TextEncoder"),
 }
+
+# parts of a model folder that a library of others keeps in its own form: `gen.bridge.parts` opens and writes them
+FOREIGN = ("diffusers_autoencoder", "t5", "clip")
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -77,9 +80,13 @@ def config_of(network: nn.Module) -> dict[str, Any]:
 
 
 def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Write a network as a folder. A network with more than weights adds its own files through `save_extra(folder)`."""
+    """Write a network as a folder. A network with more than weights adds its own files through `save_extra(folder)`;
+    one of others writes all of them, through `save_folder(folder, dtype)`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(network, "save_folder"):
+        network.save_folder(folder, dtype)
+        return
     write_weights(folder / "model.safetensors", network.state_dict(), dtype)
     if hasattr(network, "save_extra"):
         network.save_extra(folder)
@@ -103,8 +110,19 @@ def no_initialisation() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
-def load_component(folder: Path | str, *types: str) -> nn.Module:
-    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there.
+def component_digest(folder: Path) -> str:
+    """sha256 of the weights of a network's folder."""
+    kind = read_json(folder / "config.json").get("type")
+    if kind in FOREIGN:
+        from gen.bridge.parts import saved_digest
+
+        return saved_digest(folder, str(kind))
+    return sha256(folder / "model.safetensors")
+
+
+def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there. dtype: of a text
+    encoder of another library, which may be large.
 
     A network with more than weights reads its own files through `load_extra(folder)`.
     """
@@ -112,6 +130,10 @@ def load_component(folder: Path | str, *types: str) -> nn.Module:
     config = read_json(folder / "config.json")
     if types and config.get("type") not in types:
         raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
+    if config.get("type") in FOREIGN:
+        from gen.bridge.parts import open_saved
+
+        return open_saved(folder, config, dtype)
     try:
         with no_initialisation():
             network = build(config)

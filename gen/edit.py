@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gen import request
-from gen.recipe import MAX_FILE, MAX_PIXELS, RecipeError, Start
+from gen.recipe import RecipeError, Start, open_picture
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -73,7 +72,10 @@ def make_edit(generator: Generator, image: Any, mask: Any, strength: object, hei
 def read_picture(name: str, source: Any, mode: str) -> Tensor:
     """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes or a tensor (3 or 1, H, W)."""
     if isinstance(source, str | Path):
-        source = _open(name, Path(source))
+        try:
+            source = open_picture(source, FORMATS, decode=True)
+        except RecipeError as error:
+            raise ValueError(f"{name}: {error}") from None
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3, 4)):
             raise ValueError(f"{name} is an array {source.shape} of {source.dtype}; give bytes of shape (H, W) or (H, W, 3).")
@@ -99,26 +101,6 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
     return source.float().cpu()
 
 
-def _open(name: str, path: Path) -> Image.Image:
-    if not path.is_file():
-        raise ValueError(f"{name}: {path} is not a file.")
-    if path.stat().st_size > MAX_FILE:
-        raise RecipeError(f"{name}: {path} is larger than {MAX_FILE >> 20} MB; make it smaller first.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise RecipeError(f"{name}: {path} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller.")
-                image.load()
-                return image
-    except RecipeError:
-        raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombWarning) as error:
-        why = "it is not one" if isinstance(error, UnidentifiedImageError) else f"{error}"
-        raise ValueError(f"{name}: {path} cannot be read as a PNG, JPEG or WebP picture ({why}).") from None
-
-
 def _fit(picture: Tensor, height: int, width: int) -> Tensor:
     """Cut to the wanted shape about the middle, then scaled."""
     rows, columns = picture.shape[-2:]
@@ -128,6 +110,18 @@ def _fit(picture: Tensor, height: int, width: int) -> Tensor:
     top, left = (rows - max(tall, 1)) // 2, (columns - max(wide, 1)) // 2
     picture = picture[..., top : top + max(tall, 1), left : left + max(wide, 1)]
     return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def cut_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) scaled until both sides reach `size`, a height and width, then cut about the middle; as diffusers does after
+    it made a picture at the nearest size that a model was trained at."""
+    rows, columns = images.shape[-2:]
+    if (rows, columns) == size:
+        return images
+    ratio = max(size[0] / rows, size[1] / columns)
+    images = F.interpolate(images, (int(rows * ratio), int(columns * ratio)), mode="bilinear", align_corners=False)
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def _digest(picture: Tensor) -> str:

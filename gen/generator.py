@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from gen import request
 from gen.backbones.fused import pack
+from gen.bins import nearest
 from gen.conditions import join
-from gen.edit import make_edit
+from gen.edit import cut_to, make_edit
 from gen.field import Rules
-from gen.model_folder import ModelConfig, model_config, write_model
-from gen.pretrained import find_model, load_model, resolve_device, resolve_dtype
+from gen.model_folder import ModelConfig, Pipeline, model_config
+from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
+from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe, save_image
 from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
 from gen.with_adapters import WithAdapters
@@ -98,8 +100,9 @@ class Generator(WithAdapters):
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.energies`
         self.interrupt = False
+        self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
-        self._encoded: dict[tuple, Condition] = {}
+        self._encoded = PromptMemory(PROMPT_MEMORY)
         self._loaded: ModelAdapters | None = None
         self._colours: Tensor | None = None
         self.read_null({})
@@ -111,34 +114,53 @@ class Generator(WithAdapters):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
+        *,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        native: bool | None = None,
+        model_options: Mapping[str, Any] | None = None,
     ) -> Generator:
-        """Open a model: "default" (it comes with the package), a model folder, or a hub id "owner/name".
+        """Open a model: "default" (it comes with the package), a model folder of ours or of diffusers, a checkpoint of a U-ViT,
+        DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
 
         device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
-        bfloat16 where the device is fast at it, else float32. Raises ValueError with the reason if the model cannot be used.
+        bfloat16 where the device is fast at it, else float32.
+        vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
+        transformers; vae also replaces a diffusers pipeline's own. native: run a diffusers pipeline's denoiser in our network,
+        which is faster and takes every cache and guidance (True), or in diffusers' (False); None: in ours where it computes the
+        same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
+        Raises ValueError with the reason if the model cannot be used.
         """
         name, folder = find_model(model, revision)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        config, parts, weights = load_model(folder, dtype)
-        return cls(
-            config,
+        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, model_options or {}))
+        parts = opened.parts
+        generator = cls(
+            opened.config,
             parts["denoiser"],
             parts.get("autoencoder"),
             parts.get("text_encoder"),
             name=name,
             device=device,
             dtype=dtype,
-            weights=weights,
+            weights=opened.weights,
         )
+        generator.pipeline = opened.pipeline
+        return generator
 
-    def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> Path:
-        """Write the model as a folder that `from_pretrained` opens; weights in `dtype`, or as they are in memory."""
-        if getattr(self.network, "bridged", False):
-            raise ValueError(
-                f"The model {self.name!r} is a diffusers pipeline, which cannot be saved as a model of ours; copy its folder."
-            )
-        return write_model(folder, self.config, self.network, self.autoencoder, self.text_encoder, dtype=dtype)
+    def save_pretrained(
+        self, folder: Path | str, dtype: torch.dtype | None = None, *, format: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the model in one piece, with a model card; weights in `dtype`, or as they are in memory.
+
+        format: "fewstep", a folder of ours; "diffusers", a pipeline's folder, which diffusers opens too; None: of these the
+        one that fits the network. Or a published format of the network alone (`gen.formats.FORMATS`), a file or folder. A model
+        that is there already is replaced only if `overwrite` says so. ValueError says what a format cannot hold.
+        """
+        from gen.saving import save_model
+
+        return save_model(self, Path(folder), dtype, format, overwrite)
 
     @property
     def channels(self) -> int:
@@ -165,17 +187,16 @@ class Generator(WithAdapters):
         if self.text_encoder is None:
             raise ValueError(f"The model {self.name!r} reads no text; {self._instead()}.")
         active = {} if self._loaded is None else self._loaded.on_text(self.adapters if adapters is None else adapters)
-        key = tuple(sorted(active.items()))
-        for prompt in dict.fromkeys(prompts):
-            if (prompt, negative, key) not in self._encoded:
+        which = tuple(sorted(active.items()))
+        keys = {prompt: (prompt, negative, which) for prompt in prompts}
+        for prompt, key in keys.items():
+            if key not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
                 with self._loaded.reading_with(active) if self._loaded and active else nullcontext():
                     condition = self.text_encoder.condition(prompt, negative)
                 condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
-                if sum(map(_bytes, self._encoded.values())) + _bytes(condition) > PROMPT_MEMORY:
-                    self._encoded = {name: kept for name, kept in self._encoded.items() if name[0] in prompts}
-                self._encoded[prompt, negative, key] = condition
-        return join([self._encoded[prompt, negative, key] for prompt in prompts])
+                self._encoded.add(key, condition, keys.values())
+        return join([self._encoded[keys[prompt]] for prompt in prompts])
 
     def read_null(self, adapters: Mapping[str, float]) -> None:
         """Tell a network that has no empty prompt of its own what the text encoders, under these adapters, make of one."""
@@ -183,11 +204,13 @@ class Generator(WithAdapters):
             self.network.set_null(self.encode_prompt([""], adapters, negative=True))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w)."""
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
+        width, about the middle where it is given."""
         images = latents.float()
         if self.autoencoder is not None:
             images = self.autoencoder.decode(images / self.config.latent_scale)
+        images = images if size is None else cut_to(images.float(), size)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
 
     def preview(self, latents: Tensor) -> list[Image.Image]:
@@ -236,6 +259,7 @@ class Generator(WithAdapters):
         guide_strength: float | None = None,
         guide_method: str | None = None,
         guide_options: Mapping[str, Any] | None = None,
+        use_resolution_binning: bool | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
@@ -250,7 +274,8 @@ class Generator(WithAdapters):
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
         noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
-        mask is 0 (black) it stays as it is, to the pixel.
+        mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
+        that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
         guide: an energy's name (`gen.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) -> log-densities
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
@@ -276,9 +301,11 @@ class Generator(WithAdapters):
             if (height or own[0], width or own[1]) != own:
                 raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
             height, width = own
+        height, width, shown = self._made_at(height, width, use_resolution_binning if noise is None else False)
         settings = self._settings(
             height=height,
             width=width,
+            shown=shown,
             steps=num_inference_steps,
             scale=guidance_scale,
             interval=guidance_interval,
@@ -327,9 +354,11 @@ class Generator(WithAdapters):
                                  f"recipe; give it as {name} (--{name}).")  # fmt: skip
             if given is not None and not needed:
                 raise ValueError(f"The picture was made without {'an' if name == 'image' else 'a'} {name}; leave it out.")
+        made = recipe.made_at or (recipe.height, recipe.width)
         settings = self._settings(
-            height=recipe.height,
-            width=recipe.width,
+            height=made[0],
+            width=made[1],
+            shown=None if recipe.made_at is None else (recipe.height, recipe.width),
             steps=recipe.num_inference_steps,
             scale=recipe.guidance_scale,
             interval=recipe.guidance_interval,
@@ -417,6 +446,25 @@ class Generator(WithAdapters):
             guidance_options = defaults.guidance_options
         return Rules.of(defaults.guidance if guidance is None else guidance, guidance_options, cache, cache_options)
 
+    def _made_at(
+        self, height: int | None, width: int | None, binned: object
+    ) -> tuple[int | None, int | None, tuple[int, int] | None]:
+        """(height, width to make a picture at, height and width to cut it to: None where they are the same)."""
+        binned = self.config.defaults.use_resolution_binning if binned is None else binned
+        if not isinstance(binned, bool):
+            raise ValueError(f"use_resolution_binning is {binned!r}; give True or False.")
+        table = self.config.size_bins
+        if not binned:
+            return height, width, None
+        if table is None:
+            raise ValueError(
+                f"The model {self.name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) "
+                "out."
+            )
+        asked = request.size(height, width, self.config.sample_size, 1)
+        made = nearest(*asked, table)
+        return *made, asked if made != asked else None
+
     def _settings(
         self,
         *,
@@ -434,6 +482,7 @@ class Generator(WithAdapters):
         adapters,
         guide=None,
         restore=None,
+        shown=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -493,6 +542,7 @@ class Generator(WithAdapters):
         return Settings(
             height=height,
             width=width,
+            shown=shown,
             steps=steps,
             scale=scale,
             interval=interval,
@@ -555,12 +605,6 @@ class Generator(WithAdapters):
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
         return [rows[:middle], rows[middle:]]
-
-
-def _bytes(condition: Condition) -> int:
-    sizes: list[int] = []
-    condition.map(lambda v: sizes.append(v.nbytes) or v)  # type: ignore[func-returns-value]
-    return sum(sizes)
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,8 +32,8 @@ from samplers.denoiser import NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("uvit", "dit"),
-    "autoencoder": ("autoencoder",),
-    "text_encoder": ("text_encoder",),
+    "autoencoder": ("autoencoder", "diffusers_autoencoder"),
+    "text_encoder": ("text_encoder", "t5", "clip"),
 }
 OWN_FILES = {"config.json", "README.md", "LICENSE", "NOTICE", ".gitattributes", *PARTS}
 
@@ -58,6 +60,15 @@ class VarianceExplodingPath(Strict):
 
     def build(self) -> paths.Path:
         return paths.VarianceExploding(self.sigma_min, self.sigma_max)
+
+
+class VariancePreservingSDEPath(Strict):
+    type: Literal["variance_preserving_sde"]
+    beta_min: float = Field(0.1, gt=0)
+    beta_max: float = Field(20.0, gt=0)
+
+    def build(self) -> paths.Path:
+        return paths.VariancePreservingSDE(self.beta_min, self.beta_max)
 
 
 class VariancePreservingPath(Strict):
@@ -89,7 +100,9 @@ def _built(config: Strict) -> paths.Path:
     return config.build()  # type: ignore[attr-defined]
 
 
-PathConfig = Annotated[RectifiedFlowPath | VariancePreservingPath | VarianceExplodingPath, Field(discriminator="type")]
+PathConfig = Annotated[
+    RectifiedFlowPath | VariancePreservingPath | VariancePreservingSDEPath | VarianceExplodingPath, Field(discriminator="type")
+]
 
 
 class Defaults(Strict):
@@ -104,6 +117,7 @@ class Defaults(Strict):
     sampler_options: dict[str, Option] = {}
     schedule: str = "uniform"
     schedule_options: dict[str, Option] = {}
+    use_resolution_binning: bool = False
 
 
 class ModelConfig(Strict):
@@ -111,26 +125,53 @@ class ModelConfig(Strict):
 
     prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`. latent_scale: the denoiser sees
     latent_scale times the autoencoder's latents. sample_size: height and width in pixels of a picture by default.
-    classes: the names of labels 0, 1, ... of a class-conditional model.
+    classes: the names of labels 0, 1, ... of a class-conditional model. size_bins: which list of `gen.bins` it was trained at.
     """
 
     format: Literal["fewstep"] = "fewstep"
     version: Literal[1] = 1
     path: PathConfig
     prediction: Literal["eps", "x0", "v", "flow", "edm"]
-    clock: Literal["t", "1000t", "index", "log_sigma/4"]
+    clock: Literal["t", "999t", "1000t", "index", "log_sigma/4"]
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(0.5, gt=0)
     latent_scale: float = Field(1.0, gt=0)
     sample_size: PositiveInt
     defaults: Defaults = Defaults()
     classes: tuple[str, ...] | None = None
+    size_bins: Literal[256, 512, 1024, 2048] | None = None
+
+    @model_validator(mode="after")
+    def _bins_are_there(self) -> ModelConfig:
+        if self.defaults.use_resolution_binning and self.size_bins is None:
+            raise ValueError("use_resolution_binning needs size_bins, the list of sizes")
+        return self
 
     def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as a denoiser on this config's path."""
         return NetworkDenoiser(
             network, _built(self.path), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
         )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a pipeline's folder consisted of, as needed to write it again: values of model_index.json and of the scheduler's
+    config, networks and tokenizers by part name (None: the pipeline does without)."""
+
+    index: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    parts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model by our part names. weights: sha256 of each part's, by the names the model has for its parts."""
+
+    config: ModelConfig
+    parts: dict[str, nn.Module]
+    weights: dict[str, str]
+    pipeline: Pipeline | None = None
 
 
 def model_config(value: Mapping[str, Any] | ModelConfig) -> ModelConfig:
@@ -171,53 +212,49 @@ def write_model_config(folder: Path | str, config: Mapping[str, Any] | ModelConf
     return checked
 
 
-def read_parts(folder: Path | str) -> dict[str, nn.Module]:
-    """The networks of a model folder by part name; `denoiser` is always among them."""
+def read_parts(folder: Path | str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """The networks of a model folder by part name; `denoiser` is always among them. dtype: as of `load_component`."""
     folder = Path(folder)
     found = {name: folder / name for name in PARTS if (folder / name).is_dir()}
     if "denoiser" not in found:
         raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
-    return {name: load_component(where, *PARTS[name]) for name, where in found.items()}
+    return {name: load_component(where, *PARTS[name], dtype=dtype) for name, where in found.items()}
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"{folder} exists and is not a folder; choose another name for the model.")
     inside = {entry.name for entry in folder.iterdir()}
-    if inside and "config.json" not in inside:
-        raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
-    if inside:
+    if not inside:
+        return
+    if "config.json" in inside:
         read_model_config(folder)
-    if foreign := sorted(inside - OWN_FILES):
+        own = OWN_FILES
+    elif "model_index.json" in inside:
+        own = {*OWN_FILES - {*PARTS, "config.json"}, "model_index.json", *read_json(folder / "model_index.json")}
+    else:
+        raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
+    if foreign := sorted(inside - own):
         raise ValueError(f"{folder} also holds {foreign[0]!r}, which saving would delete; move it or choose another folder.")
+    if not overwrite:
+        raise ValueError(f"{folder} holds a model already; choose another folder, or pass overwrite=True to replace it.")
 
 
-def write_model(
-    folder: Path | str,
-    config: Mapping[str, Any] | ModelConfig,
-    denoiser: nn.Module,
-    autoencoder: nn.Module | None = None,
-    text_encoder: nn.Module | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    readme: str | None = None,
-) -> Path:
-    """Write a model folder in one piece; a model already there is replaced, any other folder refused.
+@contextmanager
+def writing(folder: Path | str, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write a model into, which takes the place of `folder` once the block ends without an error.
 
-    Floating weights are stored in `dtype` (as they are when None). `readme` is the text of README.md, the model card.
+    A model that is there already, of ours or of diffusers, is replaced if `overwrite` says so; any other content is never.
     """
-    folder, config = Path(folder).absolute(), model_config(config)
-    _check_replaceable(folder)
+    folder = Path(folder).absolute()
+    _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     try:
-        write_model_config(new, config)
-        for name, network in {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder}.items():
-            if network is not None:
-                save_component(network, new / name, dtype)
-        write_bytes(new / "README.md", (readme or f"# {folder.name}\n\nA fewstep model.\n").encode())
+        new.mkdir()
+        yield new
         if folder.exists():
             os.rename(folder, old)
         try:
@@ -229,4 +266,28 @@ def write_model(
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_model(
+    folder: Path | str,
+    config: Mapping[str, Any] | ModelConfig,
+    denoiser: nn.Module,
+    autoencoder: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    readme: str | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Write a model folder in one piece; a model already there is replaced unless overwrite=False, any other folder refused.
+
+    Floating weights are stored in `dtype` (as they are when None). `readme` is the text of README.md, the model card.
+    """
+    folder, config = Path(folder).absolute(), model_config(config)
+    with writing(folder, overwrite) as new:
+        write_model_config(new, config)
+        for name, network in {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder}.items():
+            if network is not None:
+                save_component(network, new / name, dtype)
+        write_bytes(new / "README.md", (readme or f"# {folder.name}\n\nA fewstep model.\n").encode())
     return folder

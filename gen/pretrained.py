@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from gen.checkpoints import CheckpointError, sha256
-from gen.model_folder import PARTS, ModelConfig, read_model_config, read_parts
+from gen.checkpoints import PICKLES, CheckpointError, read_json
+from gen.components import component_digest
+from gen.model_folder import PARTS, Opened, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parent / "default"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+WEIGHT_FILES += tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+FILES = (".safetensors", ".safetensors.index.json")
 HUB_FILES = ("*.json", "*.safetensors", "*.md")
 
 
 def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Path]:
-    """(name for recipes, folder) of "default", a folder, or a hub id, which is downloaded into the hub's own cache."""
+    """(name for recipes, folder or file) of "default", a folder, a checkpoint's file, or a hub id, which is downloaded into the
+    hub's own cache."""
     if not isinstance(model, str | Path) or not str(model):
         raise ValueError(f'The model is {model!r}; give "default", a model folder, or a hub id such as "owner/name".')
     if model == "default":
@@ -26,27 +34,32 @@ def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Pat
     folder = Path(model)
     if folder.is_dir():
         return folder.resolve().name, folder
-    parts = str(model).split("/")
-    if isinstance(model, Path) or folder.exists() or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f'{model} {what}; give "default", a model folder, or a hub id such as "owner/name".')
+    if folder.is_file() and folder.name.endswith(FILES):
+        return folder.name.split(".safetensors")[0], folder
+    if isinstance(model, Path) or folder.exists() or not is_hub_id(model):
+        what = "is neither a folder nor a safetensors file" if folder.exists() else "does not exist"
+        hint = " Convert it first (`fewstep convert --from-pickle`)." if folder.suffix in PICKLES and folder.is_file() else ""
+        raise ValueError(
+            f'{model} {what}; give "default", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
+        )
     return str(model), download(str(model), revision)
 
 
-def download(repository: str, revision: str | None = None) -> Path:
-    """A hub repository's model files; its config is checked before the weights are fetched."""
+def is_hub_id(name: str) -> bool:
+    """Is this "owner/name"?"""
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~")
+
+
+@contextmanager
+def hub_errors(repository: str) -> Iterator[None]:
+    """What goes wrong with the hub inside, as one sentence (ValueError)."""
     try:
-        from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ValueError("Models from the hub need the package huggingface_hub; install it, or give a folder.") from None
     try:
-        try:
-            config = hf_hub_download(repository, "config.json", revision=revision)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return _download_pipeline(repository, revision)
-        read_model_config(Path(config).parent)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
+        yield
     except CheckpointError as error:
         raise ValueError(f"{repository} on the hub is not a model that fewstep can open: {error}") from None
     except HFValidationError:
@@ -58,6 +71,21 @@ def download(repository: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{repository} cannot be had from the hub: {reason.rstrip('.')}. Is it a folder's name?") from None
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """A hub repository's model files; its config is checked before the weights are fetched."""
+    with hub_errors(repository):
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            config = hf_hub_download(repository, "config.json", revision=revision)
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return _download_pipeline(repository, revision)
+        if not is_checkpoint(Path(config).parent):
+            read_model_config(Path(config).parent)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
 
 
 def _download_pipeline(repository: str, revision: str | None) -> Path:
@@ -77,17 +105,50 @@ def _download_pipeline(repository: str, revision: str | None) -> Path:
     return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes)))
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
-    """(config, networks by part, sha256 of each part's weights) of a model folder or a diffusers pipeline.
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is said of a model beside its name: see `Generator.from_pretrained`."""
 
-    dtype: what a pipeline's large networks are read as; a model of ours is read as float32.
+    vae: str | Path | None = None
+    text_encoder: str | Path | None = None
+    native: bool | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelOptions | None = None) -> Opened:
+    """The networks and config of a model folder, a diffusers pipeline or a network's checkpoint.
+
+    dtype: what the large networks of others are read as; networks of ours are read as float32.
     """
+    options = options or ModelOptions()
+    if is_checkpoint(folder):
+        from gen.bridge.checkpoint import open_network
+
+        return open_network(folder, dtype, options)
+    if options.model_options:
+        raise ValueError(f"{folder} is a whole model, so model_options are not needed; leave them out.")
+    if options.text_encoder is not None:
+        raise ValueError(f"{folder} is a whole model with its own text encoder, if it reads text; leave text_encoder out.")
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         from gen.bridge.pipeline import open_pipeline
 
-        return open_pipeline(folder, dtype)
-    config, parts = read_model_config(folder), read_parts(folder)
-    return config, parts, {name: sha256(folder / name / "model.safetensors") for name in PARTS if name in parts}
+        return open_pipeline(folder, dtype, options.native, options.vae)
+    if options.vae is not None or options.native is False:
+        name = "vae" if options.vae is not None else "native=False"
+        raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
+    config, parts = read_model_config(folder), read_parts(folder, dtype)
+    return Opened(config, parts, {name: component_digest(folder / name) for name in PARTS if name in parts})
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Is this the checkpoint of one network: a file, or a folder that is neither a model of ours nor a pipeline?"""
+    if path.is_file():
+        return True
+    config = path / "config.json"
+    if not config.is_file():
+        return not (path / "model_index.json").exists() and any((path / name).is_file() for name in WEIGHT_FILES)
+    value = read_json(config)
+    return "format" not in value and ("_class_name" in value or "type" in value)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

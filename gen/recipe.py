@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,6 +97,7 @@ class Recipe(_Part):
     seed: int = Field(ge=0, lt=1 << 63)
     height: Side
     width: Side
+    made_at: tuple[Side, Side] | None = Field(None, description="height and width it was made at, where it was cut afterwards")
     num_inference_steps: int = Field(ge=1, le=1000)
     sampler: Name
     sampler_options: dict[Name, Option] = {}
@@ -202,34 +204,45 @@ def _place(temporary: Path, path: Path, overwrite: bool) -> None:
         os.replace(temporary, path)
 
 
-def open_png(path: Path | str) -> Image.Image:
-    """Open a PNG from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong."""
+def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bool = False) -> Image.Image:
+    """Open a picture from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong.
+
+    formats: as Pillow names them; a file of any other is refused whatever its name. decode: read the pixels too, and close the
+    file.
+    """
     path = Path(path)
+    allowed = " or ".join((", ".join(formats[:-1]), formats[-1]) if formats[1:] else formats)
+    image = None
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise RecipeError(f"{path} is not a regular file; give the path of a PNG.")
+            raise RecipeError(f"{path} is not a regular file; give the path of a {allowed}.")
         if status.st_size > MAX_FILE:
-            raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB, which no picture made here is.")
+            raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB; make it smaller first.")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=["PNG"])
-    except OSError as error:
-        reason = error.strerror or "it is not a PNG, or damaged"
-        raise RecipeError(f"{path} cannot be opened ({reason}).") from None
+            image = Image.open(path, formats=list(formats))
+        if image.width * image.height > MAX_PIXELS:
+            raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
+        if decode:
+            image.load()
+        found, image = image, None
+        return found
     except RecipeError:
         raise
+    except OSError as error:
+        reason = error.strerror or f"it is not a {allowed}, or damaged"
+        raise RecipeError(f"{path} cannot be opened ({reason}).") from None
     except (ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise RecipeError(f"{path} cannot be opened ({error}).") from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
-    return image
+    finally:
+        if image is not None:
+            image.close()
 
 
 def read_chunks(path: Path | str) -> dict[str, str]:
     """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text."""
-    with open_png(path) as image:
+    with open_picture(path) as image:
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
         if CHUNK in found or "parameters" in found:
             return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def size(height: object, width: object, default: int, multiple: int) -> tuple[in
 
 
 def labels(value: object, classes: Sequence[str] | None, count: int) -> list[int]:
-    """Class labels from integers or names: -1 is unconditional."""
+    """Class labels from integers, names or, of ImageNet's, WordNet numbers (n01443537): -1 is unconditional."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if isinstance(value, Tensor):
         values = value.reshape(-1).tolist()
@@ -134,8 +135,16 @@ def _label(value: object, classes: Sequence[str], count: int) -> int:
     if value.lstrip("-").isdecimal():
         return whole("class_labels", int(value), -1, count - 1)
     lowered = [name.lower() for name in classes]
+    if lowered.count(value.lower()) > 1:
+        several = " and ".join(str(i) for i, name in enumerate(lowered) if name == value.lower())
+        raise ValueError(f"{value!r} is the name of the labels {several}; give the number.")
     if value.lower() in lowered:
         return lowered.index(value.lower())
+    if count == 1000 and re.fullmatch(r"[nN]\d{8}", value):
+        from gen import imagenet
+
+        if (found := imagenet.label(value)) is not None:
+            return found
     near = get_close_matches(value.lower(), lowered, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     named = "one of its class names or " if classes else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gen.attention import choose
 from gen.conditions import alike
-from gen.edit import Edit
+from gen.edit import Edit, cut_to
 from gen.field import Rules
 from gen.recipe import Batch, Machine, Model, Recipe
 from gen.request import Item
@@ -34,7 +34,8 @@ CALLBACK_TENSORS = ("latents", "denoised")
 @dataclass(frozen=True)
 class Settings:
     """What all pictures of a call share. levels: those that are run, of the schedule's `steps` + 1. brownian: noise comes from
-    one Brownian path per picture. stop_at: end after this many steps, as an interrupted run did."""
+    one Brownian path per picture. stop_at: end after this many steps, as an interrupted run did. shown: height and width that
+    pictures made at height and width are cut to."""
 
     height: int
     width: int
@@ -55,6 +56,7 @@ class Settings:
     stop_at: int | None = None
     guide: Guide | None = None
     restore: Restoration | None = None
+    shown: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,14 @@ def make_batch(
             break
     early = state.step < len(settings.levels) - 1
     latents = clean(state) if early else state.x
-    shown = latents if output_type == "latent" else generator.decode(latents)
-    if edit is not None and output_type != "latent":
-        shown = edit.keep_known(shown)
-    if settings.restore is not None and output_type != "latent":
-        shown = settings.restore.keep_known(shown)
+    shown = latents
+    if output_type != "latent" and edit is None and settings.restore is None:
+        shown = generator.decode(latents) if settings.shown is None else generator.decode(latents, settings.shown)
+    elif output_type != "latent":
+        shown = generator.decode(latents)
+        shown = shown if edit is None else edit.keep_known(shown)
+        shown = shown if settings.restore is None else settings.restore.keep_known(shown)
+        shown = shown if settings.shown is None else cut_to(shown, settings.shown)
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     changed = (*changed, *_unrecorded_adapters(generator, settings))
@@ -248,8 +253,9 @@ def _recipe(
         negative_prompt=item.negative_prompt,
         class_label=item.label if generator.classes else None,
         seed=item.seed,
-        height=settings.height,
-        width=settings.width,
+        height=settings.shown[0] if settings.shown else settings.height,
+        width=settings.shown[1] if settings.shown else settings.width,
+        made_at=(settings.height, settings.width) if settings.shown else None,
         num_inference_steps=settings.steps,
         sampler=settings.sampler,
         sampler_options=settings.sampler_options,

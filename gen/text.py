@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from gen.backbones.blocks import mean_token
 from gen.checkpoints import CheckpointError, read_json
 from gen.components import Config
-from gen.weighting import has_numbers
-from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece
+from gen.weighting import token_weights, weighted
+from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece, cleaned
 from samplers.denoiser import Condition
 
 
@@ -129,14 +129,27 @@ class TextEncoder(nn.Module):
         return self(ids, mask), mask
 
     def condition(self, prompt: str, negative: bool = False) -> Condition:
-        """What one prompt says to a network, with a batch of 1. Words cannot be weighted: a weight in it is read as text, with
-        a warning."""
-        if has_numbers(prompt):
-            warnings.warn(
-                "This model's text encoder weighs no words: '(word:1.2)' in a prompt is read as it stands.", stacklevel=2
-            )
-        tokens, mask = self.encode([prompt])
+        """What one prompt says to a network, with a batch of 1. A word's weight, as in `(word:1.2)` (`gen.weighting`),
+        multiplies the features of its word pieces."""
+        plain, weights = weighted(prompt)
+        tokens, mask = self.encode([plain])
+        if any(weight != 1 for weight in weights):
+            tokens = tokens * self._scale(plain, weights).to(tokens)[:, None]
         return Condition(tokens=tokens, mask=mask)
+
+    def _scale(self, plain: str, weights: list[float]) -> Tensor:
+        """(L,): the weight of every token; 1 for those that no word made."""
+        assert self.word_pieces is not None
+        text = cleaned(plain)
+        spread, at = [], 0
+        for character in text:  # the weights of the characters that cleaning leaves
+            if not character.isspace():
+                while plain[at] != character:
+                    at += 1
+                at += 1
+            spread.append(weights[at - 1])
+        found = token_weights(text, spread, self.word_pieces.offsets(text, self.max_tokens - 2))
+        return torch.tensor([1.0, *found, *[1.0] * (self.max_tokens - 1 - len(found))])
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """Sentence embeddings (B, D): the mean of each text's tokens, zero for an empty text."""

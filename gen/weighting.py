@@ -53,11 +53,6 @@ def weighted(text: str) -> tuple[str, list[float]]:
     return "".join(plain), weights
 
 
-def has_numbers(text: str) -> bool:
-    """Does a text spell a weight, as in (word:1.3)?"""
-    return bool(_NUMBER.search(text)) and "(" in text
-
-
 def token_weights(plain: str, weights: list[float], offsets: list[tuple[int, int]]) -> list[float]:
     """The weight of each token from the characters (start, end) of `plain` it was read from: that of the first that is no
     space, 1 for a token that no character made."""

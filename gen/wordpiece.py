@@ -20,6 +20,11 @@ LONGEST_TEXT = 4000  # characters looked at: far more than any number of tokens 
 _KIND = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer", "model": "WordPiece"}
 
 
+def cleaned(text: str) -> str:
+    """A text without halves of surrogate pairs, one space between its words."""
+    return " ".join(text.encode("utf-8", "ignore").decode("utf-8").split())
+
+
 class WordPiece:
     """Callable: texts to lists of piece ids. `pieces` starts with [PAD], [UNK], [CLS], [SEP]; ids are its positions."""
 
@@ -42,11 +47,15 @@ class WordPiece:
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"A prompt must be a text, not {type(text).__name__}.")
-            text = " ".join(text.encode("utf-8", "ignore").decode("utf-8").split())  # drops lone surrogates
+            text = cleaned(text)
             encoding = self._tokenizer.encode(text[:LONGEST_TEXT], add_special_tokens=False)
             end = encoding.offsets[room - 1][1] if len(encoding.ids) >= room else LONGEST_TEXT
             cut = len(encoding.ids) > room or len(text) > LONGEST_TEXT
             yield encoding.ids[:room], text[end:].strip() if cut else ""
+
+    def offsets(self, text: str, room: int) -> list[tuple[int, int]]:
+        """Where in a cleaned text (`cleaned`) each of its first `room` pieces begins and ends."""
+        return self._tokenizer.encode(text[:LONGEST_TEXT], add_special_tokens=False).offsets[:room]
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json that `tokenizers` also reads."""

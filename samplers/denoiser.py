@@ -145,6 +145,7 @@ class Network(Protocol):
 # The clocks that published networks read, as functions of (level, path).
 CLOCKS: dict[str, Callable[[NoiseLevel, Any], Scalar]] = {
     "t": lambda level, path: level.t,  # rectified flow in [0, 1] (Flux)
+    "999t": lambda level, path: 999 * level.t,  # score networks of the VP SDE: U-ViT on pixels
     "1000t": lambda level, path: 1000 * level.t,  # U-ViT, SD3
     "index": lambda level, path: len(path.table) * level.t - 1,  # 0-based table index: DiT, PixArt, Stable Diffusion
     "log_sigma/4": lambda level, path: -level.logsnr / 4,  # EDM's c_noise, written on sigma / alpha

@@ -9,8 +9,10 @@ into the rows of three modules.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,6 +59,8 @@ class Index:
         for name, targets in originals(network, self.modules):
             self._add(name, targets)
         self._split()
+        if dit:
+            self._published(network)
         self.underscored: dict[str, set[tuple[Target, ...]]] = {}
         real = {name.replace(".", "_") for name in self.modules}
         for name, targets in self.targets.items():
@@ -79,6 +83,20 @@ class Index:
         if dit and last in ("proj", "q") and parent.rpartition(".")[2] in ("attn", "cross", "attn1", "attn2"):
             for other in {"proj": ("to_out.0", "to_out"), "q": ("to_q",)}[last]:
                 self._add(f"{parent}.{other}", (Target(name),))
+
+    def _published(self, network: Any) -> None:
+        """diffusers' names for the rest of a DiT, its embeddings and head. What a format repeats per block has no one name."""
+        from gen.formats.read import slots_of
+        from gen.formats.registry import FORMATS
+
+        slots = slots_of(FORMATS["diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"], network)
+        times = Counter(slots.values())
+        for theirs, slot in slots.items():
+            name, _, leaf = slot.name.rpartition(".")
+            if leaf == "weight" and name in self.modules and times[slot] == 1:
+                size = self.modules[name].weight.shape[0] // slot.parts
+                rows = (slot.part * size, (slot.part + 1) * size) if slot.parts > 1 else None
+                self._add(theirs.rpartition(".")[0], (Target(name, rows),))
 
     def _split(self) -> None:
         """Fused names for modules that are apart."""

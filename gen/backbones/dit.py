@@ -60,7 +60,7 @@ class DiTConfig(BackboneConfig):
     freq_shift: Literal[0, 1] = Field(default=0, description="as in timestep_embedding; diffusers' class-conditional DiT has 1")
     mlp_norm_eps: float = Field(default=1e-6, gt=0, description="of the norm before the MLP; diffusers' DiT has 1e-5")
     pooled_text: bool = Field(default=False, description="the mean token, through an MLP, joins the time in the modulation")
-
+    null_length: int = Field(default=0, ge=0, description="tokens of the null text that are read, the rest is padding; 0: all")
     size_conditions: bool = Field(default=False, description="the picture's size and aspect ratio join the time (PixArt 1024)")
     routing: Routing | None = Field(default=None, description="task routing (arXiv 2310.07138)")
     scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it is told beside the time: see ExtraScalars")
@@ -69,6 +69,8 @@ class DiTConfig(BackboneConfig):
     def _check_conditions(self) -> DiTConfig:
         if self.pooled_text and not self.text_dim:
             raise ValueError("pooled_text is the mean of text tokens, but text_dim is 0: this network reads no text")
+        if self.null_length > self.text_tokens:
+            raise ValueError(f"null_length is {self.null_length}, more than the {self.text_tokens} text tokens")
         if self.size_conditions and self.dim % 3:
             raise ValueError(f"size_conditions needs a dim that is a multiple of 3, not {self.dim}")
         return self
@@ -280,14 +282,17 @@ class DiT(nn.Module):
         """The condition's text for this batch. Rows without a real token, and all rows where there is no text, read the learned
         null text instead. Padding that no row needs is left away, or all of it where the text is packed."""
         tokens, mask, null = condition.tokens, condition.mask, self.null_text
+        length = self.config.null_length
+        read = torch.arange(len(null), device=null.device) < length if length else None
         if tokens is None:
-            tokens, mask = null.expand(batch, -1, -1), None
+            tokens, mask = null.expand(batch, -1, -1), None if read is None else read.expand(batch, -1)
         elif mask is not None:
             real = mask.any(1, keepdim=True)
             if torch.is_grad_enabled() or not bool(real.all()):  # in training the null text is always part of the graph
                 missing = self.config.text_tokens - tokens.shape[1]
                 tokens, mask = F.pad(tokens.to(null.dtype), (0, 0, 0, missing)), F.pad(mask, (0, missing))
-                tokens, mask = torch.where(real[..., None], tokens, null), (mask | ~real)
+                tokens = torch.where(real[..., None], tokens, null)
+                mask = (mask | ~real) if read is None else torch.where(real, mask, read)
         tokens = tokens.to(null.dtype)
         pooled = None
         if self.pooled_embed is not None:

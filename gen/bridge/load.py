@@ -125,8 +125,9 @@ def read_part_config(folder: Path) -> dict[str, Any]:
     return value
 
 
-def load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, str]:
-    """(network in evaluation mode, digest of its files). `name` is one of CLASSES."""
+def load_network(folder: Path, name: str, dtype: torch.dtype, besides: tuple[str, ...] = ()) -> tuple[nn.Module, str]:
+    """(network in evaluation mode, digest of its files). `name` is one of CLASSES. besides: beginnings of the names of tensors
+    that the file may have on top, where it is that of a larger model."""
     library = CLASSES[name]
     read_part_config(folder)
     variant, files = find_weights(folder, STEMS[library])
@@ -138,7 +139,7 @@ def load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module
             )
         except Exception as error:  # whatever a library makes of a damaged file
             raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
-    _check_loaded(folder, name, network, info)
+    _check_loaded(folder, name, network, info, besides)
     return network.eval().requires_grad_(False), digest(files)
 
 
@@ -174,9 +175,11 @@ def library_class(name: str) -> Any:
     return getattr(library, name)
 
 
-def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str, Any]) -> None:
+def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
     for kind, what in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown"), ("mismatched_keys", "has misshapen")):
         keys = sorted(str(key) for key in info.get(kind) or ())
+        if kind == "unexpected_keys" and besides:
+            keys = [key for key in keys if not key.startswith(besides)]
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise CheckpointError(folder, f"does not fit {name}: it {what} {', '.join(keys[:3])}{more}.")

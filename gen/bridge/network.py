@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gen.bridge.hooks import hooked
 from gen.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
@@ -45,7 +46,9 @@ class BridgedNetwork(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> Tensor:
         ready = context.memo("bridge condition", (condition,), lambda: self._ready(condition, x))
-        return self.call(x, time, ready)
+        patch = self.config.patch
+        with hooked(self.network, context, x.shape[2] // patch, x.shape[3] // patch):
+            return self.call(x, time, ready)
 
     def _ready(self, condition: Condition, x: Tensor) -> Condition:
         condition = self._with_null(condition, len(x))

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from gen.bins import TABLES
 from gen.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
 from gen.bridge.families.base import Family
 from gen.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, weight_files
-from gen.bridge.network import setting
+from gen.bridge.network import BridgedNetwork, setting
+from gen.bridge.parts import VAE_CLASSES, open_autoencoder
 from gen.bridge.schedule import sampling
 from gen.bridge.vae import BridgedAutoencoder
 from gen.checkpoints import CheckpointError, read_json
-from gen.model_folder import ModelConfig, model_config
+from gen.model_folder import Opened, Pipeline, model_config
 
 INDEX = "model_index.json"
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # the one part whose class a file may choose
 
 PIPELINES: dict[str, Family] = {
     "StableDiffusionPipeline": stable_diffusion.FAMILY,
@@ -78,14 +79,20 @@ def _entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def open_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, dict[str, nn.Module], dict[str, str]]:
-    """(config, networks by our part names, sha256 of their weights) of a pipeline's folder.
+def open_pipeline(
+    folder: Path, dtype: torch.dtype = torch.float32, native: bool | None = None, vae: str | Path | None = None
+) -> Opened:
+    """A pipeline's folder.
 
-    dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision.
+    dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision. native: the
+    denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same (None).
+    vae: another autoencoder in place of the pipeline's (`gen.bridge.parts`).
     """
     family, classes, index = read_index(folder)
+    wanted = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    settings = sampling(scheduler, read_json(scheduler, infinite=True))
+    noise = read_json(scheduler, infinite=True)
+    settings = sampling(scheduler, noise)
     for part, name in classes.items():  # all configs before any weights
         if "Tokenizer" not in name:
             read_part_config(folder / part)
@@ -94,31 +101,84 @@ def open_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Mod
     for part, name in classes.items():
         if "Tokenizer" in name:
             loaded[part] = load_tokenizer(folder / part, name)
-        else:
+        elif part == "vae" and vae is not None:
+            swapped, weights[part] = open_autoencoder(vae)
+            loaded[part] = swapped.vae
+        elif not (wanted and part == family.backbone):
             loaded[part], weights[part] = load_network(folder / part, name, torch.float32 if part == "vae" else dtype)
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
-        network = family.network(loaded, index)
         reader = None if family.reader is None else family.reader(loaded, index)
+        network = None
+        if family.native and wanted:
+            network, weights[family.backbone] = _native(folder / family.backbone, family.native, reader, dtype, native)
+        if network is not None:
+            loaded[family.backbone] = network
+            size = network.config.size * autoencoder.factor
+        else:
+            if wanted:
+                loaded[family.backbone], weights[family.backbone] = load_network(
+                    folder / family.backbone, classes[family.backbone], dtype
+                )
+            network = family.network(loaded, index)
+            size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
-        defaults = {**settings["defaults"], **family.defaults(loaded[family.backbone])}
+        bins = binned(size, family.bins)
         config = model_config(
             {
                 "path": settings["path"],
                 "prediction": settings["prediction"],
                 "clock": family.clock,
-                "sample_size": family.size(loaded[family.backbone], autoencoder.factor),
-                "defaults": defaults,
+                "sample_size": size,
+                "defaults": {**settings["defaults"], **family.defaults(loaded[family.backbone]), **bins["defaults"]},
+                "size_bins": bins["size_bins"],
                 "classes": family.class_names(index),
             }
         )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(folder, f"cannot be opened as {family.name}: {error}") from None
     parts: dict[str, nn.Module] = {"denoiser": network, "autoencoder": autoencoder}
     if reader is not None:
         reader.encoders = {part: loaded[part] for part in classes if part.startswith("text_encoder")}
         parts["text_encoder"] = reader
-    return config, parts, weights
+    return Opened(config, parts, {part: weights[part] for part in classes if part in weights}, Pipeline(index, noise, loaded))
+
+
+def binned(size: int, default: bool | None) -> dict[str, Any]:
+    """size_bins and the default for them of a model of this sample size; default None: it has no list."""
+    known = default is not None and size in TABLES
+    return {"size_bins": size if known else None, "defaults": {"use_resolution_binning": True} if known and default else {}}
+
+
+def _native(folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None) -> tuple[nn.Module | None, str]:
+    """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
+    asked for."""
+    from gen.bridge.native import native_network
+    from gen.formats.read import UnequalRepeats
+
+    try:
+        return native_network(folder, format, reader, dtype)
+    except UnequalRepeats:
+        if asked:
+            raise
+        return None, ""
+
+
+def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
+    """Whether our own network takes the place of the pipeline's; ValueError where it is asked for and cannot."""
+    if native is False or (native is None and family.native is None):
+        return False
+    if family.native is None:
+        with_one = ", ".join(name for name, one in PIPELINES.items() if one.native)
+        raise ValueError(f"There is no network of our own for {family.name}; leave native out ({with_one} have one).")
+    from gen.bridge.native import why_not
+
+    reason = why_not(folder / family.backbone, family.native)
+    if reason and native:
+        raise ValueError(f"Our own network cannot take the place of this one; leave native out. {reason}")
+    return reason is None
 
 
 def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Module) -> None:
@@ -127,7 +187,7 @@ def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Modul
             f"the network takes {network.config.channels} channels and the autoencoder makes {autoencoder.channels}; "
             "networks for inpainting or depth are not supported."
         )
-    if (classes := setting(backbone, "class_embed_type")) is not None:
+    if isinstance(network, BridgedNetwork) and (classes := setting(backbone, "class_embed_type")) is not None:
         raise ValueError(f"its network embeds {classes!r} beside the text, which is not supported.")
 
 

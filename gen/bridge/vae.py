@@ -7,10 +7,13 @@ and scale per channel where the autoencoder's config has them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gen.checkpoints import write_json
 
 WHOLE = 1536 * 1536  # pixels that are coded in one piece, of one picture or of several
 TILE, OVERLAP = 1024, 256  # pixels, of a larger picture's tiles
@@ -23,15 +26,18 @@ class BridgedAutoencoder(nn.Module):
     one another, so that no seam shows. A tile sees nothing beyond its edge: colours of tiles may differ slightly.
     """
 
-    def __init__(self, vae: nn.Module, whole: int = WHOLE, tile: int = TILE, overlap: int = OVERLAP):
+    def __init__(
+        self, vae: nn.Module, whole: int = WHOLE, tile: int = TILE, overlap: int = OVERLAP, latent_scale: float | None = None
+    ):
         super().__init__()
-        self.vae, self.whole, self.tile, self.overlap = vae, whole, tile, overlap
+        self.vae, self.whole, self.tile, self.overlap, self.latent_scale = vae, whole, tile, overlap, latent_scale
         config: Any = vae.config
         levels = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         self.factor = 2 ** (len(levels) - 1)
         self.channels = config["latent_channels"]
         mean, std = config.get("latents_mean"), config.get("latents_std")
         scaled = 1.0 if config.get("scaling_factor") is None else float(config["scaling_factor"])
+        scaled = scaled if latent_scale is None else latent_scale
         shift, scale = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(scaled)
         if mean is not None and std is not None:  # Playground's and Cosmos' way to write it
             shift, scale = torch.tensor(mean), scaled / torch.tensor(std)
@@ -40,6 +46,14 @@ class BridgedAutoencoder(nn.Module):
                 raise ValueError(f"The autoencoder's latent {name} is not finite, or not one number per channel.")
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
+
+    def save_folder(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """As a part of one of our model folders (`gen.bridge.parts`)."""
+        from gen.bridge.parts import AUTOENCODER, save_foreign
+
+        save_foreign(self.vae, folder / "vae", dtype)
+        scale = {} if self.latent_scale is None else {"latent_scale": self.latent_scale}
+        write_json(folder / "config.json", {"type": AUTOENCODER, **scale})
 
     def encode(self, images: Tensor) -> Tensor:
         f = self.factor

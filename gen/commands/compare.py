@@ -6,7 +6,7 @@ steps of a deterministic sampler. Samplers that add noise go elsewhere, so their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def run(
     steps: str,
     reference: int,
     model: str,
+    parts: Mapping[str, Any],
     seed: int,
     guidance_scale: float | None,
     output: Path,
@@ -65,10 +66,10 @@ def run(
     rows, counts = contenders(samplers, schedules), step_counts(steps)
     check_png(output)
 
-    from gen.commands.image import subjects
+    from gen.commands.image import model_arguments, subjects
     from gen.generator import Generator
 
-    generator = Generator.from_pretrained(model, device, dtype)
+    generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
     call = {**subjects(generator, prompts), "guidance_scale": guidance_scale, "seed": seed, "progress": False}
     truth = generator(**call, sampler="heun", schedule="uniform_time", num_inference_steps=reference, output_type="np").images
 

@@ -33,6 +33,14 @@ def _value(text: str) -> Any:
     return text if any(isinstance(part, str) for part in parts) else parts
 
 
+def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Generator.from_pretrained` that were given, from the options of a command."""
+    given = {name: value for name, value in parts.items() if value is not None and value != []}
+    if "model_options" in given:
+        given["model_options"] = parse_options(given["model_options"])
+    return given
+
+
 def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
     """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise."""
     if generator.text_encoder is not None:
@@ -48,6 +56,7 @@ def run(
     prompts: Sequence[str],
     *,
     model: str,
+    parts: Mapping[str, Any],
     output: Path | None,
     grid: Path | None,
     device: str | None,
@@ -75,7 +84,7 @@ def run(
     from gen.generator import Generator
 
     call["guide"] = guide_of(call.get("guide"))
-    generator = Generator.from_pretrained(model, device, dtype)
+    generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
     add_energies(generator, energies, call["guide"])
     if lora:
         from gen.commands.lora import load

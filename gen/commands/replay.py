@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from gen.commands.image import model_arguments
 from gen.commands.output import check_png, printable, save_free, say
-from gen.recipe import Machine, Recipe, open_png, read_recipe
+from gen.recipe import Machine, Recipe, open_picture, read_recipe
 
 
 def run(
@@ -15,6 +17,7 @@ def run(
     *,
     output: Path | None,
     model: str | None,
+    parts: Mapping[str, Any],
     device: str | None,
     dtype: str | None,
     image: Path | None,
@@ -39,7 +42,10 @@ def run(
 
     from gen.generator import Generator
 
-    generator = Generator.from_pretrained(model or "default", device or _device(recipe), dtype or recipe.machine.dtype)
+    given = model_arguments(parts)
+    if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
+        given["native"] = False
+    generator = Generator.from_pretrained(model or "default", device or _device(recipe), dtype or recipe.machine.dtype, **given)
     if recipe.model.weights and generator.weights != recipe.model.weights:
         changed = sorted(k for k in recipe.model.weights if generator.weights.get(k) != recipe.model.weights[k])
         say(f"Note: the weights of the model's {', '.join(map(printable, changed))} are not the ones it was made with.", quiet)
@@ -62,7 +68,7 @@ def run(
     if copy.read_bytes() == path.read_bytes():
         say("Identical to the last byte.", quiet)
         return 0
-    with open_png(path) as old:
+    with open_picture(path) as old:
         before = np.asarray(old.convert("RGB"), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))

@@ -1,7 +1,8 @@
 """PixArt-alpha as diffusers keeps it: `PixArtTransformer2DModel`, or `Transformer2DModel` in older folders.
 
 The format has no features for "no text": diffusers encodes the empty prompt each time. `null_text` gives them to
-`gen.formats.read_checkpoint`; without it they are zeros, and every call should bring its own negative text.
+`gen.formats.read_checkpoint`, `null_length` how many of its tokens are real; without it they are zeros, and every call should
+bring its own negative text.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def infer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
         "modulation": "adaln_single",
         "text_tokens": settings.get("text_tokens") or TOKENS,
         "text_dim": shape_of(shapes, "caption_projection.linear_1.weight", 2)[1],
+        "null_length": settings.get("null_length", 0),
         "qkv_bias": "transformer_blocks.0.attn1.to_q.bias" in shapes,
         "gelu": settings.get("gelu", "tanh"),
         "position_scale": settings.get("position_scale") or scale_for(size),
@@ -82,7 +84,7 @@ FORMAT = Format(
     blocks=("transformer_blocks",),
     table=TABLE,
     infer=infer,
-    stored=STORED - {"mlp_ratio"} | {"text_tokens", "text_dim", "gelu", "position_scale", "size_conditions"},
+    stored=STORED - {"mlp_ratio"} | {"text_tokens", "text_dim", "gelu", "position_scale", "size_conditions", "null_length"},
     fixed={"modulation": "adaln_single"},
     published=frozenset(("freq_shift", "mlp_norm_eps")),
     absent=("null_text",),

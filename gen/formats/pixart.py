@@ -80,7 +80,7 @@ FORMAT = Format(
     infer=infer,
     stored=STORED | {"text_tokens", "text_dim", "qkv_bias", "position_scale", "size_conditions"},
     fixed={"modulation": "adaln_single"},
-    published=frozenset(("freq_shift", "mlp_norm_eps")),
+    published=frozenset(("freq_shift", "mlp_norm_eps", "null_length")),
     positions="pos_embed",
     positions_optional=True,
 )

@@ -21,6 +21,10 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 SCALES = (1.0, 2.0, 0.5, 4.0)  # of sine-cosine positions
 
 
+class UnequalRepeats(CheckpointError):
+    """A file that repeats a tensor, as its format does, but with other values: a network that none of ours can be."""
+
+
 def read_checkpoint(
     path: Path | str,
     format: str | None = None,
@@ -34,21 +38,24 @@ def read_checkpoint(
     position_scale: float | None = None,
     null_label: bool | None = None,
     text_tokens: int | None = None,
+    null_length: int | None = None,
 ) -> nn.Module:
     """Read a network (`gen.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
     format: a name of `gen.formats.FORMATS`; None: told from the names of the tensors. dtype: of the network; None: each tensor
-    keeps the file's. null_text (text_tokens, text_dim): features of the empty prompt, for the formats that do not store them;
-    without it they are zeros, and a warning says so. The others say what tensors cannot: the number of heads and the latent
-    size where neither a published width nor a config.json tells them, the spacing of positions, whether the last label is "no
-    label", and the length of the text. The network is in evaluation mode, without gradients.
+    keeps the file's. null_text (text_tokens, text_dim): features of the empty prompt, for the formats that do not store them,
+    of which the first null_length are real (None: all); without it they are zeros, and a warning says so. The others say what
+    tensors cannot: the number of heads and the latent size where neither a published width nor a config.json tells them, the
+    spacing of positions, whether the last label is "no label", and the length of the text. The network is in evaluation mode,
+    without gradients.
 
     Every name and shape must be as expected, and every value finite; CheckpointError names the culprit. Memory: the network,
     one tensor and at most `TensorFile.WINDOW` bytes of mapped file.
     """
     source = open_checkpoint(path)
     told = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
-    told = {name: value for name, value in {**told, "text_tokens": text_tokens}.items() if value is not None}
+    told = {**told, "text_tokens": text_tokens, "null_length": null_length}
+    told = {name: value for name, value in told.items() if value is not None}
     kind, config = configure(source, format, told)
     device = torch.device(device)
     network = _build(source, config)
@@ -178,7 +185,7 @@ def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: S
             if not (tensor.to(target) - target).abs().max() < tolerance:
                 raise CheckpointError(source.path, f"has a {name!r} that holds other positions than this network's.")
         if slot in filled and not torch.equal(tensor.to(target), target):
-            raise CheckpointError(
+            raise UnequalRepeats(
                 source.path,
                 f"repeats one tensor with other values: {name} is not {filled[slot]}, and no {kind.kind} can hold both.",
             )

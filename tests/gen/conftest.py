@@ -105,11 +105,12 @@ def tiny(tiny_model) -> Generator:
 
 @pytest.fixture(scope="session")
 def bridged(tmp_path_factory):
-    """name, options -> (a diffusers pipeline of `tests.gen.pipelines`, our generator of its saved folder), made once each."""
+    """name, options -> (a diffusers pipeline of `tests.gen.pipelines`, our generator of its saved folder), made once each; with
+    diffusers' network unless native says otherwise."""
     from tests.gen import pipelines
 
     @cache
-    def open_one(name: str, **options):
+    def open_one(name: str, native: bool | None = False, **options):
         pipeline = getattr(pipelines, name)(**options)
         pipeline.set_progress_bar_config(disable=True)
         folder = pipelines.save(pipeline, tmp_path_factory.mktemp("pipelines") / name)
@@ -117,6 +118,6 @@ def bridged(tmp_path_factory):
             index = json.loads((folder / "model_index.json").read_text())
             index["id2label"] = {str(i): f"thing {i}, other {i}" for i in range(1000)}
             (folder / "model_index.json").write_text(json.dumps(index))
-        return pipeline, Generator.from_pretrained(folder, device="cpu", dtype="float32")
+        return pipeline, Generator.from_pretrained(folder, device="cpu", dtype="float32", native=native)
 
     return open_one

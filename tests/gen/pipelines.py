@@ -195,7 +195,8 @@ def pixart(sigma: bool = False, sized: bool = False):
     )
 
 
-def dit():
+def dit(shared: bool = False):
+    """shared: with one time and label embedding for all blocks, as in every converted file."""
     from diffusers import DDIMScheduler, DiTPipeline
 
     network = transformer(
@@ -205,6 +206,9 @@ def dit():
         activation_fn="gelu-approximate",
         norm_type="ada_norm_zero",
     )
+    first = network.transformer_blocks[0].norm1.emb.state_dict()
+    for block in network.transformer_blocks[1:] if shared else ():
+        block.norm1.emb.load_state_dict(first)
     names = {str(i): f"thing {i}, other {i}" for i in range(1000)}
     return DiTPipeline(network, vae(scaling_factor=0.18215), DDIMScheduler(clip_sample=False), id2label=names)
 
@@ -309,7 +313,7 @@ def sana():
         patch_size=1,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
+        num_layers=2,
         num_attention_heads=2,
         attention_head_dim=4,
         num_cross_attention_heads=2,

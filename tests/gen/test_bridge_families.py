@@ -133,13 +133,6 @@ def test_output_caches_and_edits_go_on_top(bridged, cache):
     assert torch.equal(edited.images[..., :16], picture[None, ..., :16]) and edited.images[..., 16:].std() > 0.01
 
 
-def test_methods_that_reach_into_blocks_say_that_they_cannot(bridged):
-    _, generator = bridged("stable_diffusion")
-    for options in ({"guidance": "pag", "guidance_options": {"layers": 1}}, {"cache": "first_block"}):
-        with pytest.raises(ValueError, match="this network has none"):
-            generator(PROMPT, num_inference_steps=3, progress=False, **options)
-
-
 def test_a_picture_does_not_depend_on_those_beside_it(bridged):
     """Its noise, prompt and decoding are its own; a long prompt beside it changes nothing but rounding."""
     _, generator = bridged("sdxl")
@@ -158,9 +151,3 @@ def test_a_recipe_of_a_bridged_model_replays(bridged):
     assert recipe.machine.attention == "diffusers" and recipe.schedule_options["tokens"] == 8 * 12
     assert set(recipe.model.weights) == {"transformer", "vae", "text_encoder", "text_encoder_2"}
     assert torch.equal(generator.replay(recipe, output_type="pt", progress=False).images, made.images)
-
-
-def test_saving_says_what_it_cannot_do(bridged, tmp_path):
-    _, generator = bridged("dit")
-    with pytest.raises(ValueError, match="diffusers pipeline"):
-        generator.save_pretrained(tmp_path / "copy")

@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from gen import generator as generator_module
 from gen.bridge.prompts import Clip, Sentence
+from gen.prompt_memory import PromptMemory, size_of
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines
 
@@ -124,15 +124,23 @@ def test_prompts_are_read_once_and_forgotten_when_there_are_too_many(bridged, mo
     monkeypatch.setattr(
         generator.text_encoder, "condition", lambda prompt, negative=False: calls.append(prompt) or read(prompt, negative)
     )
-    monkeypatch.setattr(generator, "_encoded", {})
+    monkeypatch.setattr(generator, "_encoded", PromptMemory(1 << 30))
     generator.encode_prompt(["one", "two", "one"])
     generator.encode_prompt(["two"])
     assert calls == ["one", "two"]
-    size = generator_module._bytes(generator.encode_prompt(["one"]))
-    monkeypatch.setattr(generator_module, "PROMPT_MEMORY", 3 * size)
-    for i in range(9):
-        generator.encode_prompt([f"prompt {i}"])
-    assert len(generator._encoded) <= 3
+    generator._encoded.limit = 3 * size_of(generator.encode_prompt(["one"]))
+    generator.encode_prompt(["three"])
+    generator.encode_prompt(["one"])  # asked for again: "two" is now the oldest
+    generator.encode_prompt(["four"])
+    assert len(generator._encoded) == 3 and calls == ["one", "two", "three", "four"]
+    generator.encode_prompt(["one", "three", "four"])
+    assert calls == ["one", "two", "three", "four"]
+    generator.encode_prompt(["two"])  # was forgotten
+    assert calls[4:] == ["two"]
+    many = [f"prompt {i}" for i in range(9)]  # what one call needs is kept for it, and given up after it
+    assert generator.encode_prompt(many).tokens.shape[0] == 9 and len(generator._encoded) == 9
+    generator.encode_prompt(["five"])
+    assert len(generator._encoded) == 3
 
 
 def test_sana_reads_its_instruction_before_prompts_only(bridged):
@@ -149,12 +157,3 @@ def test_sana_reads_its_instruction_before_prompts_only(bridged):
     torch.testing.assert_close(negative.tokens, alone)
     assert torch.equal(positive.mask.long(), mask) and torch.equal(negative.mask.long(), alone_mask)
     assert (told - alone).abs().max() > 1e-3
-
-
-def test_the_default_kind_of_encoder_says_that_it_weighs_nothing(tiny):
-    with pytest.warns(UserWarning, match="weighs no words"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*word pieces")
-        tiny.text_encoder.condition("a (red:1.2) cat")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiny.text_encoder.condition("a (red) cat")

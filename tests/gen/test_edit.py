@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gen.edit import read_picture
-from gen.recipe import Recipe
+from gen.recipe import Recipe, RecipeError, open_picture
 from samplers.denoiser import Condition, Context
 from samplers.editing import Inpaint, image_to_image
 from samplers.guidance import ClassifierFree
@@ -16,6 +16,7 @@ from samplers.noise import normal
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
+from tests.gen.test_recipe import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +124,8 @@ def test_other_sizes_are_cut_about_the_middle(tiny):
     [
         ({"mask": np.zeros((4, 4), np.uint8)}, "mask was given without an image"),
         ({"strength": 0.5}, "strength was given without an image"),
-        ({"image": "missing.png"}, "missing.png is not a file"),
-        ({"image": __file__}, "cannot be read as a PNG, JPEG or WebP picture"),
+        ({"image": "missing.png"}, r"image: missing.png cannot be opened \(No such file"),
+        ({"image": __file__}, r"test_edit.py cannot be opened \(it is not a PNG, JPEG or WEBP"),
         ({"image": 3}, "image is int; give a file name"),
         ({"image": np.zeros((4, 4, 3))}, "give bytes of shape"),
         ({"image": torch.full((3, 8, 8), 2.0)}, "numbers from 0 to 1"),
@@ -138,3 +139,27 @@ def test_other_sizes_are_cut_about_the_middle(tiny):
 def test_refusals(tiny, asked, message):
     with pytest.raises(ValueError, match=message):
         tiny("a cat", seed=1, progress=False, **asked)
+
+
+@pytest.mark.parametrize("kind", sorted(HOSTILE.keys() - {"text bomb"}))  # its pixels are read, not its text
+def test_hostile_pictures_are_one_sentence(tmp_path, kind):
+    """Also what Pillow raises an error for where it only warned for smaller ones: 900 megapixels."""
+    path = tmp_path / "a.png"
+    path.write_bytes(HOSTILE[kind])
+    with pytest.raises(ValueError, match=r"^mask: .*a\.png") as caught:
+        read_picture("mask", path, "L")
+    assert type(caught.value) is ValueError
+
+
+def test_only_the_formats_asked_for_are_read(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4), "red").save(path, "JPEG")
+    assert read_picture("image", path, "RGB").shape == (1, 3, 4, 4)
+    with pytest.raises(RecipeError, match="it is not a PNG, or damaged"):
+        open_picture(path)
+    (tmp_path / "cut.jpg").write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"image: .*cut\.jpg cannot be opened"):
+        read_picture("image", tmp_path / "cut.jpg", "RGB")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.bmp")
+    with pytest.raises(ValueError, match="not a PNG, JPEG or WEBP"):
+        read_picture("image", tmp_path / "a.bmp", "RGB")

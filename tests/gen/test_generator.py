@@ -377,10 +377,12 @@ def test_a_saved_model_makes_the_same_pictures(tiny, tmp_path):
 
 def test_saving_replaces_models_and_nothing_else(tiny, tmp_path):
     folder = tiny.save_pretrained(tmp_path / "model")
-    tiny.save_pretrained(folder)
+    with pytest.raises(ValueError, match="holds a model already"):
+        tiny.save_pretrained(folder)
+    tiny.save_pretrained(folder, overwrite=True)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes\.txt"):
-        tiny.save_pretrained(folder)
+        tiny.save_pretrained(folder, overwrite=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
@@ -398,7 +400,7 @@ def test_a_failed_save_leaves_the_old_model(tiny, tmp_path, monkeypatch):
         "gen.model_folder.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(OSError, match="No space"):
-        tiny.save_pretrained(folder)
+        tiny.save_pretrained(folder, overwrite=True)
     assert (folder / "denoiser" / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

@@ -1,5 +1,7 @@
 """Published sizes against published counts, and our arithmetic against torch's own counters."""
 
+import re
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,6 +11,7 @@ from gen.backbones.cost import cost, preset_cost
 from gen.backbones.presets import PRESETS, build_preset, preset
 from gen.components import build
 from samplers.denoiser import Condition, Context
+from tests.gen import published
 
 # name -> (millions of parameters, billions of multiply-adds), as the papers and their repositories state them
 PUBLISHED = {
@@ -18,27 +21,43 @@ PUBLISHED = {
     "uvit-l-4-imagenet64": (286.83, None),
     "uvit-l-2-imagenet256": (286.76, None),
     "uvit-h-2-imagenet256": (500.83, 133.2),
+    "uvit-l-4-imagenet512": (287, None),
+    "uvit-h-4-imagenet512": (501, None),
     "uvit-s-2-mscoco": (44.69, None),
     "uvit-s-deep-2-mscoco": (58.35, None),
     "uvit-h2048-d42": (2300, None),
     "dit-s-2": (32.96, 6.06),
-    "dit-s-4": (None, 1.41),
-    "dit-s-8": (None, 0.36),
+    "dit-s-4": (33, 1.41),
+    "dit-s-8": (33, 0.36),
     "dit-b-2": (130.51, 23.01),
-    "dit-b-4": (None, 5.56),
-    "dit-b-8": (None, 1.42),
+    "dit-b-4": (130, 5.56),
+    "dit-b-8": (131, 1.42),
     "dit-l-2": (458.10, 80.71),
-    "dit-l-4": (None, 19.70),
-    "dit-l-8": (None, 5.01),
+    "dit-l-4": (458, 19.70),
+    "dit-l-8": (459, 5.01),
     "dit-xl-2": (675.13, 118.64),
-    "dit-xl-4": (None, 29.05),
-    "dit-xl-8": (None, 7.39),
+    "dit-xl-4": (675, 29.05),
+    "dit-xl-8": (676, 7.39),
     "dit-xl-2-512": (None, 524.60),
     "pixart-alpha-256": (610.86, None),
     "pixart-alpha-512": (610.86, None),
     "pixart-alpha-1024": (611.35, None),
     "dimr-xl-2r": (505, 160),
     "dimr-g-2r": (1056, 331),
+}
+# (width, depth) -> billions
+SCALED = {
+    (1024, 28): 0.40,
+    (1024, 42): 0.59,
+    (1536, 42): 1.32,
+    (2048, 28): 1.58,
+    (2048, 42): 2.34,
+    (2048, 56): 3.11,
+    (2048, 80): 4.42,
+    (2560, 42): 3.66,
+    (2560, 56): 4.85,
+    (3072, 42): 5.27,
+    (3072, 60): 7.48,
 }
 TINY = {"size": 8, "patch": 2, "channels": 3, "dim": 24, "depth": 5, "heads": 2}
 TEXT = {"text_tokens": 5, "text_dim": 6}
@@ -65,14 +84,33 @@ def test_published_counts(name):
         # learned null texts are ours (PixArt's are a buffer); DiT's fixed positions are a parameter there
         count = sum(p.numel() for key, p in net.named_parameters() if key not in ("null_text", "null_tokens"))
         count += net.pos_embed.numel() if name.startswith("dit") else 0
-        digits = -2 if millions == 2300 else len(str(millions).partition(".")[2])
-        assert round(count / 1e6, digits) == millions
+        assert round(count / 1e6, -2 if millions == 2300 else len(str(millions).partition(".")[2])) == millions
     if multiply_adds is not None:
         assert preset_cost(name).flops / 2e9 == pytest.approx(multiply_adds, rel=2e-3, abs=5e-3)
     if name == "uvit-h-2-imagenet256":
         assert len(net.state_dict()) == 355
     if name.endswith("mscoco"):
         assert net.pos_embed.shape == (1, 334, 512)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if re.fullmatch(r"uvit-h\d+-d\d+", name)])
+def test_scaled_text_to_image_sizes(name):
+    """0.4 to 7.5 billion: the published layout, written out in `published`, at the width and depth that the name says."""
+    dim, depth = map(int, re.findall(r"\d+", name))
+    shapes = published.uvit(dim=dim, depth=depth, text=True, clip=1024)
+    with torch.device("meta"):
+        net = build_preset(name)
+    assert sum(p.numel() for key, p in net.named_parameters() if key != "null_tokens") == published.count(shapes)
+    assert round(published.count(shapes) / 1e9, 2) == SCALED[dim, depth]
+
+
+def test_every_published_size_is_there():
+    """What the papers list, by the names that `fewstep models` prints."""
+    uvit = ("s-2-mscoco", "s-deep-2-mscoco", "m-4-imagenet64", "l-2-imagenet256", "h-2-imagenet256")
+    expected = {f"uvit-{size}" for size in uvit} | {f"pixart-alpha-{size}" for size in (256, 512, 1024)}
+    expected |= {f"dit-{size}-{patch}" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)}
+    assert expected <= {name for name, (millions, _) in PUBLISHED.items() if millions is not None}
+    assert PUBLISHED.keys() | {f"uvit-h{dim}-d{depth}" for dim, depth in SCALED} == PRESETS.keys()
 
 
 @pytest.mark.parametrize("name", PRESETS)

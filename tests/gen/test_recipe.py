@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from gen.grid import contact_sheet, wrap
 from gen.infotext import from_infotext, to_infotext
-from gen.recipe import Batch, Machine, Model, Recipe, RecipeError, free_name, open_png, png_chunks, read_recipe, save_image
+from gen.recipe import Batch, Machine, Model, Recipe, RecipeError, free_name, open_picture, png_chunks, read_recipe, save_image
 
 MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
 
@@ -220,15 +220,15 @@ def test_hostile_files_are_one_clear_error(tmp_path, kind):
 
 def test_files_that_are_no_files(tmp_path):
     with pytest.raises(RecipeError, match="No such file"):
-        open_png(tmp_path / "none.png")
+        open_picture(tmp_path / "none.png")
     with pytest.raises(RecipeError, match="not a regular file"):
-        open_png(tmp_path)
+        open_picture(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     with pytest.raises(RecipeError, match="not a regular file"):
-        open_png(tmp_path / "pipe.png")
+        open_picture(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("nowhere")
     with pytest.raises(RecipeError, match="No such file"):
-        open_png(tmp_path / "link.png")
+        open_picture(tmp_path / "link.png")
 
 
 @settings(database=None, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -149,3 +149,20 @@ def test_vocabularies_must_fit_and_be_free_of_repeats():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="5 heads do not divide"):
         TextEncoderConfig(dim=16, heads=5)
+
+
+@torch.no_grad()
+def test_a_weight_multiplies_the_pieces_of_its_word(encoder):
+    """[CLS] a red heart ##s [SEP]: hearts is two pieces, and both are weighed."""
+    plain, weighed = encoder.condition("a red hearts"), encoder.condition("a [red]  (hearts:1.5)")
+    scale = torch.tensor([1.0, 1.0, 1 / 1.1, 1.5, 1.5] + [1.0] * (encoder.max_tokens - 5))
+    torch.testing.assert_close(weighed.tokens, plain.tokens * scale[:, None])
+    assert torch.equal(weighed.mask, plain.mask)
+    assert torch.equal(encoder.condition("a red hearts").tokens, encoder.encode(["a red hearts"])[0])  # bit for bit
+    assert torch.equal(encoder.condition(r"a \[red\]").tokens, encoder.encode(["a [red]"])[0])
+    odd = encoder.condition(" \ud800 (a:2)\t\n red ")
+    twice = torch.tensor([1.0, 2.0, *[1.0] * (encoder.max_tokens - 2)])
+    torch.testing.assert_close(odd.tokens, encoder.encode(["a red"])[0] * twice[:, None])
+    assert not encoder.condition("()").mask.any()
+    with pytest.raises(ValueError, match="weighs a word 20 times"):
+        encoder.condition("(red:20)")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.weighting import has_numbers, token_weights, weighted
+from gen.weighting import token_weights, weighted
 
 EXAMPLES = {
     "normal text": [("normal text", 1)],
@@ -75,7 +75,3 @@ def test_a_token_has_the_weight_of_its_first_letter():
     plain, weights = weighted("a (red:1.5) cat")
     spans = [(0, 0), (0, 1), (1, 5), (5, 9), (9, 9)]  # a sentence piece holds the space before the word
     assert token_weights(plain, weights, spans) == [1, 1, 1.5, 1, 1]
-
-
-def test_what_spells_a_weight():
-    assert has_numbers("a (red:1.2) cat") and not has_numbers("a (red) cat at 10:30")

@@ -22,7 +22,8 @@ class Family:
     being the one that is used for all (names from older versions come after it). optional: parts that may be missing.
     network(parts, index): the backbone behind our interface. reader(parts, index): its prompts, or None without text.
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
-    scheduler says.
+    scheduler says. native: the format of `gen.formats` by which our own network reads the backbone.
+    bins: whether pictures are made at the nearest size of `gen.bins` by default; None: there is no list.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Family:
     defaults: Callable[[nn.Module], dict[str, Any]]
     size: Callable[[nn.Module, int], int]
     optional: tuple[str, ...] = ()
+    native: str | None = None
+    bins: bool | None = None
     class_names: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = field(default=lambda index: None)
 
 

@@ -54,4 +54,5 @@ FAMILY = Family(
     defaults=lambda backbone: {"num_inference_steps": 30, "guidance_scale": 4.0},
     size=latent_size,
     class_names=class_names,
+    native="diffusers-dit",
 )

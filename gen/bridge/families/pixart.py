@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.bridge.prompts import PromptReader, Sentence
+from gen.bridge.parts import TextPart
 from samplers.denoiser import Condition
 
 
@@ -39,24 +39,14 @@ class PixArt(BridgedNetwork):
         )[0]
 
 
-class Reader(PromptReader):
-    def __init__(self, t5: Sentence):
-        super().__init__()
-        self.t5 = t5
-
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, mask = self.t5.read(prompt)
-        return Condition(tokens=tokens, mask=mask)
-
-
 def network(parts: Parts, index: Mapping[str, Any]) -> PixArt:
     levels = parts["vae"].config.get("encoder_block_out_channels") or parts["vae"].config["block_out_channels"]
     return PixArt(parts["transformer"], 2 ** (len(levels) - 1))
 
 
 def reader(length: int) -> Any:
-    def build(parts: Parts, index: Mapping[str, Any]) -> Reader:
-        return Reader(Sentence(parts["tokenizer"], parts["text_encoder"], length, masked=True, lower=True))
+    def build(parts: Parts, index: Mapping[str, Any]) -> TextPart:
+        return TextPart("t5", parts["tokenizer"], parts["text_encoder"], length)
 
     return build
 
@@ -75,5 +65,7 @@ ALPHA = Family(
     reader=reader(120),
     defaults=lambda backbone: {"num_inference_steps": 20, "guidance_scale": 4.5},
     size=latent_size,
+    native="diffusers-pixart",
+    bins=True,
 )
 SIGMA = replace(ALPHA, name="PixArt-Sigma", reader=reader(300))

@@ -81,4 +81,5 @@ FAMILY = Family(
     reader=reader,
     defaults=defaults(5.0),
     size=latent_size,
+    bins=False,
 )

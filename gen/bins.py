@@ -1,0 +1,37 @@
+"""The sizes that PixArt and SDXL were trained at: one for each of a list of aspect ratios, all with about as many pixels.
+
+SDXL's list: arXiv 2307.01952, appendix I; PixArt takes part of it, and half, a quarter and twice of that (arXiv 2310.00426).
+"""
+
+from __future__ import annotations
+
+Size = tuple[int, int]  # height, width
+
+_WIDE = (
+    (512, 2048), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600), (640, 1536), (704, 1472), (704, 1408),
+    (704, 1344), (768, 1344), (768, 1280), (832, 1216), (832, 1152), (896, 1152), (896, 1088), (960, 1088), (960, 1024),
+)  # fmt: skip
+_TALL = (
+    (1024, 960), (1088, 960), (1088, 896), (1152, 896), (1152, 832), (1216, 832), (1280, 768), (1344, 768), (1408, 704),
+    (1472, 704), (1536, 640), (1600, 640), (1728, 576), (2048, 512),
+)  # fmt: skip
+_BASE = (*_WIDE, (1024, 1024), *_TALL)
+_LARGE = {(512, 1984), (512, 1920), (1664, 576), (1792, 576), (1856, 512), (1920, 512), (1984, 512)}  # at 2048 only
+_LARGE_BASE = sorted({*_BASE, *_LARGE}, key=lambda size: size[0] / size[1])
+
+
+def _scaled(sizes: tuple[Size, ...] | list[Size], by: float) -> tuple[Size, ...]:
+    return tuple((int(height * by), int(width * by)) for height, width in sizes)
+
+
+TABLES: dict[int, tuple[Size, ...]] = {
+    256: _scaled(_BASE, 0.25),
+    512: _scaled(_BASE, 0.5),
+    1024: _BASE,
+    2048: _scaled(_LARGE_BASE, 2),
+}
+
+
+def nearest(height: int, width: int, table: int) -> Size:
+    """The size in TABLES[table] whose aspect ratio, rounded to two digits as in the published lists, is nearest."""
+    return min(TABLES[table], key=lambda size: abs(round(size[0] / size[1], 2) - height / width))

@@ -1,0 +1,212 @@
+"""The run's hooks (`samplers.hooks`) inside networks of diffusers.
+
+For the length of one call, the forwards of blocks and attentions lead through the hooks; afterwards every module is as it was.
+Blocks of attention are numbered in the order they run: of a U-Net those on the way down, in the middle, on the way up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samplers.denoiser import Context
+from samplers.hooks import Site
+
+# attention computed as a softmax over the same tokens, which the "heads" hook can take over
+PLAIN_ATTENTION = ("AttnProcessor2_0", "AttnProcessor")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where hooks find their places. blocks: in the order they run. joint: a block works on text and image tokens, which it
+    takes and returns apart. without: hook -> why the network cannot have it."""
+
+    blocks: Callable[[Any], list[nn.Module]]
+    joint: bool = False
+    without: Mapping[str, str] | None = None
+
+
+def _unet_blocks(network: Any) -> list[nn.Module]:
+    ways = [*network.down_blocks, *([] if network.mid_block is None else [network.mid_block]), *network.up_blocks]
+    return [block for way in ways for block in way.modules() if type(block).__name__ == "BasicTransformerBlock"]
+
+
+def _chain(network: Any) -> list[nn.Module]:
+    return list(network.transformer_blocks)
+
+
+TOGETHER = "its attention is over text and image together, and returns the two apart"
+LAYOUTS: dict[str, Layout] = {
+    "UNet2DConditionModel": Layout(
+        _unet_blocks, without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"}
+    ),
+    "DiTTransformer2DModel": Layout(_chain),
+    "PixArtTransformer2DModel": Layout(_chain),
+    "SanaTransformer2DModel": Layout(_chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}),
+    "SD3Transformer2DModel": Layout(_chain, joint=True, without={"attention": TOGETHER, "heads": TOGETHER}),
+    "FluxTransformer2DModel": Layout(
+        lambda network: [*network.transformer_blocks, *network.single_transformer_blocks],
+        joint=True,
+        without={"attention": TOGETHER, "heads": TOGETHER},
+    ),
+}
+NEEDED_BY = {"block": "Caches of blocks and skipped layers", "attention": "Caches of attention", "heads": "Perturbed attention"}
+INSTEAD = {"block": "the caches reuse, easy or pyramid", "attention": "the caches reuse or easy", "heads": "other guidance"}
+
+
+@contextmanager
+def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Iterator[None]:
+    """The hooks of a run act on a diffusers network inside; rows, columns: of its input's patches.
+
+    ValueError for a hook that this network has no place for, with the reason.
+    """
+    hooks = {name: context.hooks[name] for name in NEEDED_BY if name in context.hooks}
+    if not hooks:
+        yield
+        return
+    layout = LAYOUTS[type(network).__name__]
+    for name in hooks:
+        if reason := (layout.without or {}).get(name):
+            raise ValueError(f"{NEEDED_BY[name]} cannot work on this network: {reason}; use {INSTEAD[name]}.")
+    places = _Places()
+    try:
+        blocks = layout.blocks(network)
+        for index, block in enumerate(blocks):
+            if "block" in hooks:
+                wrapped = _joint_block if layout.joint else _block
+                places.forward(block, wrapped(block.forward, hooks["block"], index, len(blocks)))
+            for attention in _attentions(block) if hooks.keys() - {"block"} else ():
+                _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
+        yield
+    finally:
+        places.restore()
+
+
+class _Places:
+    """What was changed, and how to put it back."""
+
+    def __init__(self) -> None:
+        self.undo: list[Callable[[], None]] = []
+
+    def forward(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        own = vars(module).get("forward")  # offloading sets one too
+        self.undo.append(lambda: delattr(module, "forward") if own is None else setattr(module, "forward", own))
+        setattr(module, "forward", function)  # noqa: B010 (a type checker forbids to assign a method)
+
+    def processor(self, module: Any, processor: Any) -> None:
+        before = module.processor
+        self.undo.append(lambda: setattr(module, "processor", before))
+        module.processor = processor
+
+    def restore(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+
+def _block(run: Callable[..., Tensor], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Tensor]:
+    def forward(*args: Any, **named: Any) -> Tensor:
+        tokens = args[0] if args else named["hidden_states"]
+        return hook(index, count, tokens, lambda: run(*args, **named))
+
+    return forward
+
+
+def _joint_block(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Any]:
+    """The hook sees text and then image as one sequence. The last block may return no text."""
+
+    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
+        length = encoder_hidden_states.shape[1]
+
+        def together() -> Tensor:
+            text, image = run(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **named)
+            return torch.cat([encoder_hidden_states if text is None else text, image], dim=1)
+
+        out = hook(index, count, torch.cat([encoder_hidden_states, hidden_states], dim=1), together)
+        return out[:, :length], out[:, length:]
+
+    return forward
+
+
+def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(kind, module) of the block's attentions."""
+    found = []
+    for name in ("attn1", "attn2"):
+        module = getattr(block, name, None)
+        if module is not None:
+            found.append(("cross" if module.is_cross_attention else "self", module))
+    return found
+
+
+def _hook_attention(
+    places: _Places, attention: tuple[str, Any], hooks: Mapping[str, Any], index: int, count: int, rows: int, columns: int
+) -> None:
+    kind, module = attention
+
+    def site(tokens: Tensor) -> Site:
+        return Site(index, count, 0, *_grid(tokens.shape[1], rows, columns), kind)
+
+    if "heads" in hooks and kind == "self":
+        name = type(module.processor).__name__
+        if name not in PLAIN_ATTENTION:
+            raise ValueError(
+                f"Perturbed attention cannot work on this network: its attention is computed by {name}; call "
+                "set_attn_processor(AttnProcessor2_0()) on the network first."
+            )
+        places.processor(module, Heads(hooks["heads"], site))
+    if "attention" in hooks:
+        run, hook = module.forward, hooks["attention"]
+
+        def forward(*args: Any, **named: Any) -> Tensor:
+            tokens = args[0] if args else named["hidden_states"]
+            return hook(site(tokens), tokens, lambda: run(*args, **named))
+
+        places.forward(module, forward)
+
+
+def _grid(length: int, rows: int, columns: int) -> tuple[int, int]:
+    """The patches at the resolution where there are so many: each level of a U-Net halves both sides, rounded up."""
+    while rows * columns > length:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A processor of diffusers' self-attention (B, L, D) that leaves attention proper to a hook."""
+
+    hook: Callable[..., Tensor]
+    site: Callable[[Tensor], Site]
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **named: Any,
+    ) -> Tensor:
+        x = hidden_states
+        q, k, v = (
+            project(x).unflatten(-1, (attention.heads, -1)) for project in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        q = q if attention.norm_q is None else attention.norm_q(q)
+        k = k if attention.norm_k is None else attention.norm_k(k)
+        if attention_mask is not None:
+            attention_mask = attention.prepare_attention_mask(attention_mask, x.shape[1], len(x))
+            attention_mask = attention_mask.view(len(x), attention.heads, -1, attention_mask.shape[-1])
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads = (part.transpose(1, 2) for part in (q, k, v))
+            return F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2)
+
+        out = self.hook(self.site(x), q, k, v, run).flatten(2).to(q.dtype)
+        out = attention.to_out[1](attention.to_out[0](out))
+        out = out + x if attention.residual_connection else out
+        return out / attention.rescale_output_factor
