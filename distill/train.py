@@ -22,7 +22,10 @@ def make_trainer(config: TrainConfig):
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
     network = load_component(config.init_from) if config.init_from else build(config.network)
     network.train().requires_grad_(True)
-    source = make_source(config.data, config.seed)
+    source = make_source(config.data, config.seed, config.batch_size)
+    report = getattr(source, "report", None)
+    if report is not None and (report.dropped or report.notes):
+        print("\n".join(report.lines()), file=sys.stderr)
     return Trainer(config, make_objective(config.objective, network, source), source)
 
 
