@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, sync, write_bytes, write_json, write_weights
@@ -63,6 +64,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> P
             shutil.rmtree(target)
         os.replace(temporary, target)
         sync(run)
+    except SafetensorError as error:  # which is how it reports a full disk
+        raise OSError(f"{target} cannot be written ({error}); make room, or give another output.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     write_bytes(run / "latest", f"{target.name}\n".encode())

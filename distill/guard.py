@@ -44,7 +44,7 @@ class Guard:
             return True
         if not loss_is_bad and scaler.enabled and not scaler.exhausted:
             return False
-        problem = self._describe(phase, step, losses, norm, batches)
+        problem = self._describe(phase, step, losses, norm if not loss_is_bad else None, batches)
         self.skipped += 1
         if self.config.on_nonfinite == "stop":
             raise TrainingError(f"{problem} {ADVICE}")
@@ -54,12 +54,13 @@ class Guard:
             tqdm.write(f"{problem} The update is skipped.")
         return False
 
-    def _describe(self, phase: Phase, step: int, losses: list[Tensor], norm: Tensor, batches: list[Batch]) -> str:
+    def _describe(self, phase: Phase, step: int, losses: list[Tensor], norm: Tensor | None, batches: list[Batch]) -> str:
+        """norm: None where some process's loss is the cause."""
         wrong = [(loss, batch) for loss, batch in zip(losses, batches, strict=True) if not torch.isfinite(loss)]
         if wrong:
             value, index = float(wrong[0][0]), wrong[0][1].index
             what = f"the loss of phase {phase.name!r}"
-        elif not torch.isfinite(norm):
+        elif norm is not None:
             value, index = float(norm), torch.cat([batch.index for batch in batches])
             what = f"the gradient norm of phase {phase.name!r}"
         else:

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="a YAML file, for example configs/default/generator.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=100 optimizer.lr=2e-4")
     parser.add_argument("--dry-run", action="store_true", help="check the config, print it with parameter counts, and stop")
+    parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.config, given.overrides)
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(config.model_dump_json(indent=2))
             for name, network in trainer.networks.items():
                 print(f"{name}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
+            return 0
+        if given.memory:
+            from distill.memory import table
+
+            print(table(trainer))
             return 0
         trainer.train()
     except (ConfigError, ValueError, OSError) as error:

@@ -135,7 +135,9 @@ class Trainer:
         optimizer, scaler = self.optimizers[role], self.scalers[role]
         # only the phase's own network is called through DDP, whose gradients alone are wanted
         models, share = {**self.networks, role: self.wrapped[role]}, scaler.scale / len(batches)
-        inputs = {"inputs": optimizer.parameters} if len(self.optimizers) > 1 else {}
+        # other networks' weights need no gradients; a sharded network has other tensors in its graph than its parameters
+        alone = len(self.optimizers) > 1 and self.parallel.kind != "fsdp2"
+        inputs = {"inputs": optimizer.parameters} if alone else {}
         optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
         losses = []
@@ -149,6 +151,9 @@ class Trainer:
             for name, value in {"loss": loss.detach(), **scalars}.items():
                 logged[name] = logged.get(name, 0) + value.float() / len(batches)
         factor = lr_factor(step, config.max_steps, self.schedules[role])
+        for other in self.optimizers.values():
+            if other is not optimizer:
+                other.zero_grad()
         scaler.unscale(optimizer.parameters)
         norm = optimizer.clip_gradients()
         allowed = self.guard.allows(phase, step, losses, norm, batches, scaler)
