@@ -19,6 +19,8 @@ def read_below(root: Path, name: str, limit: int, offset: int = 0, size: int | N
             raise Unusable("is a link that leads out of the folder")
         # neither waiting for a pipe's other end, nor following a link that appears meanwhile
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except Unusable:
+        raise
     except FileNotFoundError:
         raise Unusable("is missing, or a link to nothing") from None
     except (OSError, ValueError) as error:

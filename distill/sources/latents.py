@@ -78,8 +78,9 @@ class Latents:
         from distill.data import make_source
 
         self.config = config
-        settings = {**config.source, "variants": config.variants}
-        source: Any = make_source(settings, seed)
+        if config.source.get("type") == "prompts" or "variants" in config.source:
+            raise ValueError("A latent cache needs a source of pictures, and says itself how many variants there are of each.")
+        source: Any = make_source({**config.source, "variants": config.variants}, seed)
         if isinstance(source, EmojiData):
             source = EmojiPictures(source)
         if not all(hasattr(source, name) for name in ("choose", "variant", "fingerprint", "describe")):
