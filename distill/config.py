@@ -26,6 +26,11 @@ class ConfigError(ValueError):
     """A training config that cannot be used; the message says which file or key and why."""
 
 
+def _given(section: Config) -> set[str]:
+    """The keys that say something: a config that was read back from a checkpoint has all of them, most with their defaults."""
+    return {k for k in section.model_fields_set if getattr(section, k) != type(section).model_fields[k].default}
+
+
 class OptimizerConfig(Config):
     """AdamW or RAdam for every weight; or Muon (orthogonalised momentum) for the matrices inside blocks, AdamW for the rest."""
 
@@ -61,7 +66,7 @@ class ScheduleConfig(Config):
     @model_validator(mode="after")
     def _all_read(self) -> ScheduleConfig:
         reads = {"linear": {"cooldown", "final"}, "cosine": {"final"}, "inverse_sqrt": {"cooldown", "final", "reference"}}
-        ignored = self.model_fields_set - {"type", "warmup"} - reads.get(self.type, set())
+        ignored = _given(self) - {"type", "warmup"} - reads.get(self.type, set())
         if ignored:
             raise ValueError(
                 f"a {self.type} schedule has no {', '.join(sorted(ignored))}; leave it out, or choose another type"
@@ -90,7 +95,7 @@ class EmaConfig(Config):
             raise ValueError(f"widths are {self.widths}; each must lie between 0 and {MAX_WIDTH}")
         if len({f"{width:.3f}" for width in self.widths}) < len(self.widths):
             raise ValueError(f"widths are {self.widths}; they must differ in their first three decimals")
-        other = {"power": {"decay", "warmup"}, "constant": {"widths", "snapshot_every"}}[self.type] & self.model_fields_set
+        other = {"power": {"decay", "warmup"}, "constant": {"widths", "snapshot_every"}}[self.type] & _given(self)
         if other:
             raise ValueError(f"a {self.type} average has no {', '.join(sorted(other))}; leave it out, or choose another type")
         return self
@@ -175,7 +180,7 @@ def _changed(section: Section, changes: dict[str, Any]) -> Section:
     """The section with some keys replaced. A change of type forgets the keys that only the old type reads."""
     kept = section.model_dump(exclude_unset=True)
     if "type" in changes and changes["type"] != getattr(section, "type", None) and not isinstance(section, OptimizerConfig):
-        kept = {}
+        kept = {"warmup": section.warmup} if isinstance(section, ScheduleConfig) else {}
     return type(section)(**{**kept, **changes})
 
 

@@ -112,6 +112,10 @@ def test_a_role_inherits_what_it_does_not_change(tmp_path):
     assert optimizer == OptimizerConfig(type="radam", lr=1e-5, weight_decay=0.1)
     assert schedule == config.schedule and ema.type == "power" and every == 1
     assert config.of_role("other")[0] == config.optimizer
+    # what a checkpoint holds is all of it, and reads back as the same
+    assert parse_config(config.model_dump(mode="json")) == config
+    waits = TrainConfig(**{**settings, "schedule": {"warmup": 7}}, roles={"critic": {"schedule": {"type": "constant"}}})
+    assert waits.of_role("critic")[1] == ScheduleConfig(type="constant", warmup=7)
 
 
 class Small(nn.Module):
