@@ -108,12 +108,15 @@ def resume(trainer: Trainer) -> int:
         )
     restore(trainer, saved, folder)
     if trainer.accelerator.is_main_process:
-        shown = [text for name, text in changes.items() if name.partition(".")[0] not in ("output", "resume", "max_steps")]
+        # a key that the checkpoint lacks is one that did not exist when it was written
+        told = {name: text for name, text in changes.items() if f": {NOT_GIVEN} ->" not in text}
+        shown = [text for name, text in told.items() if name.partition(".")[0] not in ("output", "resume", "max_steps")]
         note = f" with changes: {'; '.join(shown[:8])}" if shown else ""
         tqdm.write(f"Resuming {trainer.run} at step {saved.step}{note}.")
     return saved.step
 
 
+NOT_GIVEN = "(not given)"
 _MISSING = object()
 
 
@@ -129,6 +132,6 @@ def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
         return {}
 
     def show(value: Any) -> str:
-        return "(not given)" if value is _MISSING else str(value)
+        return NOT_GIVEN if value is _MISSING else str(value)
 
     return {name: f"{name}: {show(old)} -> {show(new)}"}

@@ -61,9 +61,9 @@ class Trainer:
         self.emas: dict[str, dict[str, Ema]] = {
             name: make_averages(self.networks[name], settings[name][2]) for name in trained if objective.roles[name].ema
         }
-        # the export is written from whole networks: copies are kept where the networks themselves are cut into shards
-        sharded = self.parallel.kind == "fsdp2"
-        self.whole = {name: saving.copy_on_cpu(self.networks[name]) for name in trained if sharded}
+        # the export is written from whole networks: the main process keeps copies where networks are cut into shards
+        self.sharded, main = self.parallel.kind == "fsdp2", self.accelerator.is_main_process
+        self.whole = {name: saving.copy_on_cpu(self.networks[name]) for name in trained if self.sharded and main}
         for network in [
             *(self.networks[n] for n in trained),
             *(e.network for emas in self.emas.values() for e in emas.values()),
@@ -91,6 +91,10 @@ class Trainer:
             raise TrainingError(
                 f"batch_size {config.batch_size} does not split into {self.world} processes x {config.accumulate} "
                 f"micro-batches; use a multiple of {shares}."
+            )
+        if self.parallel.kind == "fsdp2" and self.objective.second_order:
+            raise TrainingError(
+                f"{type(self.objective).__name__} differentiates gradients, which FSDP2 drops without a word; use parallel=ddp."
             )
         known = [name for name, role in self.objective.roles.items() if role.trains]
         for name in config.roles:
@@ -220,7 +224,7 @@ class Trainer:
     def _preview(self, batch: Batch) -> None:
         from gen.grid import contact_sheet, to_pictures, write_png
 
-        if not (self.accelerator.is_main_process or self.whole):
+        if not (self.accelerator.is_main_process or self.sharded):
             return
         with torch.no_grad():
             shown = self.objective.preview(self.averaged, batch.to(self.accelerator.device), self.config.seed)
@@ -231,13 +235,15 @@ class Trainer:
             write_png(contact_sheet(to_pictures(images), captions), folder / f"{self.step:08d}.png")
 
     def _measure(self) -> None:
-        if self.accelerator.is_main_process or self.whole:
+        if self.accelerator.is_main_process or self.sharded:
             self.log.write({"step": self.step, **self.objective.measure(self.averaged)})
 
     def _export(self) -> None:
         models = self.averaged
-        for name, copy in self.whole.items():
-            saving.fill(copy, saving.whole_state(models[name]))
+        for name in self.optimizers if self.sharded else ():
+            state = saving.whole_state(models[name])
+            if name in self.whole:
+                saving.fill(self.whole[name], state)
         if self.accelerator.is_main_process:
             self.objective.export({**models, **self.whole}, self.run / "export")
 

@@ -1,4 +1,4 @@
-"""Data sets read with the `datasets` library, which is optional: parquet, arrow and their like, never a script of theirs.
+"""Data sets read with the `datasets` library, which is optional: parquet and arrow files, never a script or a pickle.
 
 Pictures come as the bytes that the data set holds and are decoded here, under the same limits as any file.
 """
@@ -14,7 +14,7 @@ from distill.sources.images import clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 
-BUILDERS = ("parquet", "arrow", "webdataset")
+BUILDERS = ("parquet", "arrow")
 
 
 class HuggingFaceConfig(PictureConfig):
@@ -68,7 +68,8 @@ def open_rows(config: HuggingFaceConfig) -> Any:
             raise DataError(
                 f"{config.path} is of kind {builder.name!r}; only {', '.join(BUILDERS)} are read: convert it to parquet."
             )
-        rows = datasets.load_dataset(config.path, split=config.split, **where)
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=config.split)
         missing = [c for c in (config.image, config.text, config.label) if c is not None and c not in rows.column_names]
         if missing:
             raise DataError(

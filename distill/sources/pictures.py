@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,7 @@ class PictureSource:
         self.bucket_of = {index: b for b, m in enumerate(self.members) for index in m}
         self.order = Order(self.members, seed)
         self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -107,8 +109,10 @@ class PictureSource:
             try:
                 return actual, decode(self.read(self.items[actual]), self.config.background, self.config.min_side)
             except Unusable as error:
-                self._bad[actual] = str(error)
-                self._say(actual, str(error))
+                with self._lock:  # several threads may find the same one
+                    if actual not in self._bad:
+                        self._bad[actual] = str(error)
+                        self._say(actual, str(error))
         raise DataError(f"{self.report.where}: no picture of a bucket can be read any more.")
 
     def _from(self, index: int) -> Iterator[int]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
 from distill import checkpoint as checkpoints
+from distill.config import TrainConfig
+from distill.parallel import Parallel
 from distill.trainer import TrainingError
 from tests.distill.processes import on_processes
 from tests.distill.test_trainer import everything
-from tests.distill.toy import duel_trainer, toy_trainer
+from tests.distill.toy import BASE, DuelObjective, duel_trainer, toy_trainer
 
 
 def close(a: dict, b: dict, atol: float = 1e-6) -> None:
@@ -155,7 +161,54 @@ def test_an_error_on_one_process_ends_the_run(tmp_path):
         on_processes(2, _raises_on_one, tmp_path)
 
 
+def _second_order(output) -> None:
+    DuelObjective.second_order = True
+    try:
+        duel_trainer(output, parallel="fsdp2")
+    except TrainingError as error:
+        assert "use parallel=ddp" in str(error)
+    else:
+        raise AssertionError("it was not refused")
+
+
+def test_gradient_penalties_in_shards_are_refused(tmp_path):
+    """Under FSDP2 the gradient of a gradient is lost in silence."""
+    on_processes(2, _second_order, tmp_path)
+
+
 def test_a_launch_of_fewer_processes_than_asked_for_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="world_size 2, but 1 process started"):
         toy_trainer(tmp_path, world_size=2)
     assert toy_trainer(tmp_path, world_size=1).world == 1
+
+
+@pytest.mark.parametrize(
+    ("launched", "wanted", "kind"),
+    [
+        (DistributedType.MULTI_GPU, "auto", "ddp"),
+        (DistributedType.FSDP, "auto", "fsdp2"),
+        (DistributedType.FSDP, "ddp", "ddp"),
+        (DistributedType.MULTI_CPU, "fsdp2", "fsdp2"),
+    ],
+)
+def test_the_kind_follows_the_launch_unless_the_config_says(tmp_path, launched, wanted, kind):
+    config = TrainConfig(**BASE, output=tmp_path, parallel=wanted)
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=launched)
+    assert Parallel(config, accelerator).kind == kind
+    accelerator.num_processes = 1
+    assert Parallel(config, accelerator).kind == "none"
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path):
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(TrainingError, match=r"DEEPSPEED.*fsdp2\.yaml"):
+        Parallel(TrainConfig(**BASE, output=tmp_path), accelerator)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+def test_accelerate_reads_the_launch_files(name, kind):
+    path = Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.num_processes == 8 and config.mixed_precision == "no"
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2

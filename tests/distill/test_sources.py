@@ -69,8 +69,8 @@ def test_modes_become_rgb():
 
 def test_sixteen_bits_are_rounded_to_eight():
     file = BytesIO()
-    Image.fromarray(np.full((20, 20), 257 * 100, np.uint16)).save(file, "PNG")
-    assert pixel(file.getvalue()) == (100, 100, 100)
+    Image.fromarray(np.full((20, 20), 257 * 200, np.uint16)).save(file, "PNG")
+    assert pixel(file.getvalue()) == (200, 200, 200)
 
 
 def test_pictures_are_turned_as_exif_says():
@@ -349,12 +349,16 @@ class FakeRows(list):
         return self
 
 
-def fake_datasets(monkeypatch, rows, builder="parquet"):
+def fake_datasets(monkeypatch, rows, kind="parquet"):
+    """The calls that the source makes of the library, which is not among what the tests need."""
+    builder, prepared = types.SimpleNamespace(name=kind), []
+    builder.download_and_prepare = lambda: prepared.append(True)
+    builder.as_dataset = lambda split: FakeRows(rows) if prepared and split == "train" else None
     module = types.ModuleType("datasets")
-    module.load_dataset_builder = lambda path, **options: types.SimpleNamespace(name=builder)
-    module.load_dataset = lambda path, split, **options: FakeRows(rows)
+    module.load_dataset_builder = lambda path, name, revision: builder
     module.Image = lambda decode: "undecoded" if not decode else "decoded"
     monkeypatch.setitem(sys.modules, "datasets", module)
+    return prepared
 
 
 HUB = {"type": "huggingface", "path": "owner/name", "size": 16, "image": "picture", "text": "title", "label": "kind"}
@@ -373,10 +377,11 @@ def test_rows_of_the_datasets_library(monkeypatch):
 
 
 def test_data_sets_that_are_code_or_pickles_are_refused(monkeypatch):
-    for builder in ("pandas", "their_script"):
-        fake_datasets(monkeypatch, [], builder)
+    for builder in ("pandas", "their_script", "webdataset"):
+        prepared = fake_datasets(monkeypatch, [], builder)
         with pytest.raises(DataError, match=f"is of kind '{builder}'"):
             make_source(HUB, 0)
+        assert not prepared
 
 
 def test_without_the_library_the_sentence_says_what_to_install(monkeypatch):
