@@ -1,4 +1,7 @@
-"""Latents made once: a picture source seen through a frozen autoencoder, with a fixed number of variants per picture.
+"""Latents of the emoji made once: pictures seen through a frozen autoencoder, with a fixed number of variants each.
+
+`python -m distill.cache CONFIG key=value ...` makes all latents that a training config's data section asks for, for this
+source and for the general one, `type: latents` (distill/sources/latents.py).
 
 Encoding costs about as much as training on the latent, so a run of many passes saves most of it. The cache is one
 safetensors file (N, V, C, h, w) in bfloat16, named by a hash of all that it depends on. Captions stay fresh, as they are
@@ -7,9 +10,12 @@ drawn per sample.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -86,3 +92,28 @@ def _read(path: Path) -> Tensor | None:
             return file.get_tensor("latents")
     except (OSError, SafetensorError, FileNotFoundError):
         return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.cache", description="Make the latents that a training run needs.")
+    parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
+    given = parser.parse_args(arguments)
+    from distill.config import load_config
+    from distill.data import make_source
+
+    try:
+        config = load_config(given.config, given.overrides)
+        if config.data.get("type") not in ("latents", "emoji_latents"):
+            raise ValueError(f"The data of {given.config} are of type {config.data.get('type')!r}; wrap them as type: latents.")
+        source: Any = make_source(config.data, config.seed)
+        made = source.fill() if hasattr(source, "fill") else len(source)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(source)} pictures, {made} of them encoded or read anew")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

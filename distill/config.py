@@ -10,41 +10,105 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gen.components import Config, describe
+
+MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
+
+Section = TypeVar("Section", bound=Config)
 
 
 class ConfigError(ValueError):
     """A training config that cannot be used; the message says which file or key and why."""
 
 
-class OptimizerConfig(Config):
-    """AdamW for every weight, or Muon (orthogonalised momentum) for the matrices inside blocks and AdamW for the rest."""
+def _given(section: Config) -> set[str]:
+    """The keys that say something: a config that was read back from a checkpoint has all of them, most with their defaults."""
+    return {k for k in section.model_fields_set if getattr(section, k) != type(section).model_fields[k].default}
 
-    type: Literal["adamw", "muon"] = "adamw"
+
+class OptimizerConfig(Config):
+    """AdamW or RAdam for every weight; or Muon (orthogonalised momentum) for the matrices inside blocks, AdamW for the rest."""
+
+    type: Literal["adamw", "radam", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     muon_lr: float = Field(2e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)  # of the global gradient norm
 
+    @field_validator("betas")
+    @classmethod
+    def _between(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; each must be at least 0 and less than 1")
+        return betas
+
 
 class ScheduleConfig(Config):
-    """Learning-rate factor: linear warm-up, constant, then a linear fall to `final` over the last `cooldown` of the run."""
+    """Learning-rate factor after a linear warm-up of `warmup` steps (distill/schedule.py has the formulas).
 
+    linear: constant, then a linear fall to `final` over the last `cooldown` of the run. constant. cosine: from 1 down to
+    `final` at the end. inverse_sqrt: 1 up to step `reference`, then sqrt(reference / step), with the same cool-down as linear.
+    """
+
+    type: Literal["linear", "constant", "cosine", "inverse_sqrt"] = "linear"
     warmup: int = Field(100, ge=0)  # steps
     cooldown: float = Field(0.2, ge=0, le=1)  # share of max_steps
     final: float = Field(0.02, ge=0, le=1)
+    reference: int = Field(1000, gt=0)  # steps
+
+    @model_validator(mode="after")
+    def _all_read(self) -> ScheduleConfig:
+        reads = {"linear": {"cooldown", "final"}, "cosine": {"final"}, "inverse_sqrt": {"cooldown", "final", "reference"}}
+        ignored = _given(self) - {"type", "warmup"} - reads.get(self.type, set())
+        if ignored:
+            raise ValueError(
+                f"a {self.type} schedule has no {', '.join(sorted(ignored))}; leave it out, or choose another type"
+            )
+        return self
 
 
 class EmaConfig(Config):
-    """Averaged weights: decay min(decay, (1 + step) / (10 + step)), so that the average leaves the start quickly."""
+    """Averaged weights.
 
+    constant: decay min(decay, (1 + step) / (10 + step)), so that the average leaves the start quickly; without `warmup`, decay.
+    power: the power-function averages of Karras et al. 2024 (arXiv 2312.02696), one for each of `widths`, relative standard
+    deviations; previews and the export show the first. snapshot_every: steps between the snapshots from which
+    `python -m distill.ema reconstruct` makes any width after training.
+    """
+
+    type: Literal["constant", "power"] = "constant"
     decay: float = Field(0.999, ge=0, lt=1)
+    warmup: bool = True
+    widths: tuple[float, ...] = Field((0.05, 0.10), min_length=1)
+    snapshot_every: int = Field(0, ge=0)  # 0: never
+
+    @model_validator(mode="after")
+    def _sensible(self) -> EmaConfig:
+        if not all(0 < width < MAX_WIDTH for width in self.widths):
+            raise ValueError(f"widths are {self.widths}; each must lie between 0 and {MAX_WIDTH}")
+        if len({f"{width:.3f}" for width in self.widths}) < len(self.widths):
+            raise ValueError(f"widths are {self.widths}; they must differ in their first three decimals")
+        other = {"power": {"decay", "warmup"}, "constant": {"widths", "snapshot_every"}}[self.type] & _given(self)
+        if other:
+            raise ValueError(f"a {self.type} average has no {', '.join(sorted(other))}; leave it out, or choose another type")
+        return self
+
+
+class RoleConfig(Config):
+    """What differs for one role: single keys of the optimizer, schedule and ema sections, and how often it is updated: on steps
+    that `every` divides."""
+
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    ema: dict[str, Any] = Field(default_factory=dict)
+    every: int = Field(1, gt=0, strict=True)
 
 
 class TrainConfig(Config):
@@ -61,17 +125,45 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    roles: dict[str, RoleConfig] = Field(default_factory=dict)  # by the objective's role names
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # weights are float32; fp16 scales the loss, and is for CUDA
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: int = Field(10, gt=0)  # updates skipped in a row before a run with on_nonfinite: skip stops too
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp2"] = "auto"  # auto: as accelerate was launched
+    world_size: int | None = Field(None, gt=0)  # how many processes there must be; none: any number
     compile: bool = False  # torch.compile the trained networks: a minute at the start for a tenth or more in speed
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping what is inside
     threads: int | None = Field(None, gt=0)
     prefetch: bool = False  # make the next batch in a second thread while this one trains
     init_from: Path | None = None  # a component folder whose weights the run starts from
+    resume: str = "auto"  # auto: from the run's newest good checkpoint; never; or the path of a checkpoint folder
     log_every: int = Field(50, gt=0)
+    trackers: tuple[str, ...] = ()  # beside log.jsonl: tensorboard, wandb and others that accelerate knows
     checkpoint_every: int = Field(1000, gt=0)
     keep: int = Field(2, gt=0)  # newest checkpoints kept
+    keep_every: int = Field(0, ge=0)  # checkpoints of steps that this divides are kept for good; 0: none
     preview_every: int = Field(0, ge=0)  # 0: never
     measure_every: int = Field(0, ge=0)
+
+    def of_role(self, role: str) -> tuple[OptimizerConfig, ScheduleConfig, EmaConfig, int]:
+        """(optimizer, schedule, ema, every) of a role: the run's sections with what the role changes."""
+        own = self.roles.get(role, RoleConfig())
+        return (
+            _changed(self.optimizer, own.optimizer),
+            _changed(self.schedule, own.schedule),
+            _changed(self.ema, own.ema),
+            own.every,
+        )
+
+    @model_validator(mode="after")
+    def _roles_are_valid(self) -> TrainConfig:
+        for role in self.roles:
+            try:
+                self.of_role(role)
+            except ValidationError as error:
+                raise ValueError(f"roles.{role}: {describe(error)}") from None
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +174,14 @@ class TrainConfig(Config):
                 hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}."
                 raise ValueError(f"unknown key {key!r}; {hint}")
         return values
+
+
+def _changed(section: Section, changes: dict[str, Any]) -> Section:
+    """The section with some keys replaced. A change of type forgets the keys that only the old type reads."""
+    kept = section.model_dump(exclude_unset=True)
+    if "type" in changes and changes["type"] != getattr(section, "type", None) and not isinstance(section, OptimizerConfig):
+        kept = {"warmup": section.warmup} if isinstance(section, ScheduleConfig) else {}
+    return type(section)(**{**kept, **changes})
 
 
 class _StrictLoader(yaml.SafeLoader):

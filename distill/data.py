@@ -1,7 +1,13 @@
-"""Where samples come from: a source gives the batch for any set of sample counters."""
+"""Where samples come from: a source gives the batch for any set of sample counters.
+
+`python -m distill.data check CONFIG key=value ...` reads the data section of a training config, opens every picture, and says
+what is kept, what is dropped, and why.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,6 +22,9 @@ class Source(Protocol):
 
     A counter names one sample of a run, forever: the same counter gives the same picture, caption and noise, whatever else
     is in the batch. Counters run from 0 without end; a source repeats its pictures as it sees fit.
+
+    A source may have `grouped(batch_size)`, which tells it that counters k B to (k + 1) B - 1 are one batch, and
+    `check() -> Report`, which opens everything there is.
     """
 
     def __len__(self) -> int:
@@ -29,10 +38,41 @@ class Source(Protocol):
 SOURCES: dict[str, tuple[str, str, str]] = {
     "emoji": ("distill.emoji.data", "EmojiConfig", "EmojiData"),
     "emoji_latents": ("distill.cache", "LatentCacheConfig", "LatentCache"),
+    "images": ("distill.sources.images", "ImagesConfig", "ImageFolder"),
+    "webdataset": ("distill.sources.webdataset", "WebDatasetConfig", "WebDataset"),
+    "huggingface": ("distill.sources.huggingface", "HuggingFaceConfig", "HuggingFace"),
+    "prompts": ("distill.sources.prompts", "PromptsConfig", "Prompts"),
+    "latents": ("distill.sources.latents", "LatentsConfig", "Latents"),
 }
 
 
-def make_source(config: dict[str, Any], seed: int) -> Source:
-    """A source from its config, e.g. {"type": "emoji", "size": 64}. Raises ValueError for an unknown type or key."""
+def make_source(config: dict[str, Any], seed: int, batch_size: int | None = None) -> Source:
+    """A source from its config, e.g. {"type": "emoji", "size": 64}; batch_size: the global one, for sources whose batches are
+    of one shape each. Raises ValueError for an unknown type or key, and for data of which nothing can be kept."""
     source, checked = from_registry(SOURCES, "data source", config)
-    return source(checked, seed)
+    made = source(checked, seed)
+    return made.grouped(batch_size) if batch_size and hasattr(made, "grouped") else made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.data", description="Check a data set before training on it.")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("check", help="say what is kept, what is dropped, and why")
+    command.add_argument("config", help="a training config; its data section is read")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.size=512")
+    given = parser.parse_args(arguments)
+    from distill.config import load_config
+
+    try:
+        config = load_config(given.config, given.overrides)
+        source: Any = make_source(config.data, config.seed, config.batch_size)
+        report = source.check() if hasattr(source, "check") else None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(report.lines()) if report else f"{config.data['type']}: {len(source)} kept, 0 dropped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,19 +1,46 @@
-"""Exponential moving averages of weights, kept as a network of their own."""
+"""Averages of weights over the run, kept as networks of their own; and `python -m distill.ema`, which makes other ones later.
+
+    python -m distill.ema reconstruct RUN --width 0.1 [--step N] [--output FOLDER]
+
+combines the snapshots of a run with `ema: {type: power, snapshot_every: ...}` into the average of any width, and writes what
+the run would have exported had it kept that one.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from distill.config import EmaConfig
+from distill.parallel import local
+from distill.power_ema import Profile, combination, decay, gamma_of
+from gen.checkpoints import CheckpointError, TensorFile, write_weights
+
+SNAPSHOTS = "snapshots"
+_NAME = re.compile(r"(?P<role>[\w-]+)-(?P<width>0\.\d{3,})-(?P<step>\d{8,})\.safetensors")
 
 
 class Ema:
-    """A float32 averaged copy of a network. The copy is never swapped into the live one: it is its own role and file."""
+    """A float32 averaged copy of a network. The copy is never swapped into the live one: it is its own role and file.
 
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay = decay
+    decay: as a number, or as a function of the step (0-based).
+    """
+
+    def __init__(self, network: nn.Module, decay: float | Callable[[int], float], warmup: bool = True):
+        self.decay, self.warmup = decay, warmup
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    def decay_at(self, step: int) -> float:
+        if callable(self.decay):
+            return self.decay(step)
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
@@ -22,10 +49,105 @@ class Ema:
         Floating buffers, such as the statistics of batch norms, belong to the weights they were measured with and are
         averaged alike; counters are copied.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        states = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        pairs = [(local(mine), local(theirs.detach())) for mine, theirs in states]
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in floating], [theirs.detach() for _, theirs in floating], 1 - decay)
+        torch._foreach_lerp_([mine for mine, _ in floating], [theirs for _, theirs in floating], 1 - self.decay_at(step))
         for mine, theirs in pairs:
             if not mine.is_floating_point():
                 mine.copy_(theirs)
+
+
+def make_averages(network: nn.Module, config: EmaConfig) -> dict[str, Ema]:
+    """The averages that a config asks for, by what their files add to the name of the role; the first one is shown and
+    exported."""
+    if config.type == "constant":
+        return {"": Ema(network, config.decay, config.warmup)}
+
+    def average(width: float) -> Ema:
+        gamma = gamma_of(width)
+        return Ema(network, lambda step: decay(gamma, step))
+
+    return {f"-{width:.3f}": average(width) for width in config.widths}
+
+
+def write_snapshot(run: Path, role: str, suffix: str, step: int, tensors: dict[str, Tensor]) -> None:
+    """One average after `step` updates, as one file; written again after a resume, it is the same."""
+    (run / SNAPSHOTS).mkdir(exist_ok=True)
+    write_weights(run / SNAPSHOTS / f"{role}{suffix}-{step:08d}.safetensors", tensors)
+
+
+def find_snapshots(run: Path, step: int | None = None) -> dict[str, dict[Profile, Path]]:
+    """role -> (step, gamma) -> file, up to a step. CheckpointError where there is none."""
+    found: dict[str, dict[Profile, Path]] = {}
+    for path in sorted((run / SNAPSHOTS).glob("*.safetensors")):
+        match = _NAME.fullmatch(path.name)
+        if match and (step is None or int(match["step"]) <= step):
+            profile = (int(match["step"]), gamma_of(float(match["width"])))
+            found.setdefault(match["role"], {})[profile] = path
+    if not found:
+        raise CheckpointError(
+            run, "has no snapshots of averages; train with ema.type=power and ema.snapshot_every=1000, for example."
+        )
+    return found
+
+
+def reconstruct(files: dict[Profile, Path], width: float, step: int | None = None) -> dict[str, Tensor]:
+    """The average of relative width `width` after `step` updates (none: those of the last snapshot) as float32 tensors."""
+    profiles = list(files)
+    weights = combination(profiles, (step or max(p[0] for p in profiles), gamma_of(width)))
+    total: dict[str, Tensor] = {}
+    for profile, weight in zip(profiles, weights, strict=True):
+        for name, tensor in TensorFile(files[profile]).tensors():
+            if not tensor.is_floating_point():
+                total[name] = tensor.clone()
+            elif name in total:
+                total[name].add_(tensor.double(), alpha=weight)
+            else:
+                total[name] = tensor.double() * weight
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in total.items()}
+
+
+def export_reconstructed(run: Path, width: float, step: int | None, output: Path) -> int:
+    """Write a run's export with its averages replaced by those of another width; returns the step they stand for."""
+    from distill.checkpoint import load_latest
+    from distill.config import parse_config
+    from distill.objectives import make_objective
+    from gen.components import build
+
+    files = find_snapshots(run, step)
+    saved = load_latest(run)
+    if saved is None:
+        raise CheckpointError(run, "has no checkpoint, so what its snapshots are of is not known.")
+    config = parse_config(dict(saved.state["config"]), str(run))
+    objective = make_objective(config.objective, build(config.network), None)
+    models = {}
+    for name, role in objective.roles.items():
+        models[name] = role.network.eval()
+        if name in files:
+            role.network.load_state_dict(reconstruct(files[name], width, step))
+    objective.export(models, output)
+    return step or max(p[0] for profiles in files.values() for p in profiles)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.ema", description="Averages of any width after training.")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("reconstruct", help="export a run with an average of another width")
+    command.add_argument("run", type=Path, help="the run's output folder")
+    command.add_argument("--width", type=float, required=True, help="relative standard deviation, for example 0.1")
+    command.add_argument("--step", type=int, help="as of this step (default: the last snapshot)")
+    command.add_argument("--output", type=Path, help="default: RUN/export-WIDTH")
+    given = parser.parse_args(arguments)
+    output = given.output or given.run / f"export-{given.width:.3f}"
+    try:
+        step = export_reconstructed(given.run, given.width, given.step, output)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{output}: the average of width {given.width:g} at step {step}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,10 +92,14 @@ class Phase:
 
 
 class Objective:
-    """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults."""
+    """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults.
+
+    second_order: the loss differentiates gradients (an exact gradient penalty), which works with replicas only.
+    """
 
     roles: dict[str, Role]
     makes_network = False  # can do without a network section: it makes the network that it trains
+    second_order: bool = False
 
     def phases(self, step: int) -> tuple[Phase, ...]:
         """The updates of a step, in order. A pure function of the step."""

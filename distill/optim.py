@@ -1,4 +1,4 @@
-"""Optimisers, the learning rate as a pure function of the step, and optimiser state as named tensors."""
+"""Optimisers, and their state as named tensors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.config import OptimizerConfig, ScheduleConfig
-
-
-def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
-    """The learning rate at a step (0-based) as a share of the peak: warm-up, plateau, linear cool-down."""
-    factor = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
-    start = max_steps * (1 - schedule.cooldown)
-    if step > start:
-        progress = (step - start) / (max_steps - start)
-        factor *= 1 - (1 - schedule.final) * progress
-    return factor
+from distill.config import OptimizerConfig
+from distill.parallel import full, laid_out
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -50,11 +41,14 @@ class Muon(torch.optim.Muon):
                 grads = [p.grad for p in parameters]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 wanted = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
-                update = orthogonalize(torch.stack(list(wanted)), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                # a shard of a matrix has another SVD, so every process orthogonalises whole ones
+                whole = torch.stack([full(w) for w in wanted])
+                update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+                updates = [laid_out(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(update.to(parameters[0].dtype)), alpha=-rate)
+                torch._foreach_add_(parameters, updates, alpha=-rate)
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -63,7 +57,7 @@ def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 class Optimizer:
-    """One role's optimiser: AdamW, or Muon and AdamW side by side, stepped and saved as one."""
+    """One role's optimiser: AdamW, RAdam, or Muon and AdamW side by side, stepped and saved as one."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig):
         self.names = {p: n for n, p in network.named_parameters() if p.requires_grad}
@@ -75,35 +69,33 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
-        if rest:
-            adamw = torch.optim.AdamW(
-                rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, eps=1e-8, fused=True
-            )
-            self.parts.append(adamw)
+        shared = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "eps": config.eps}
+        if rest and config.type == "radam":
+            self.parts.append(torch.optim.RAdam(rest, **shared, decoupled_weight_decay=True, foreach=True))
+        elif rest:
+            self.parts.append(torch.optim.AdamW(rest, **shared, fused=True))
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def step(self, factor: float) -> Tensor:
-        """Clip the global gradient norm, update at `factor` times the peak rates; returns the norm before clipping.
+    def clip_gradients(self) -> Tensor:
+        """Clip the global gradient norm; returns the norm before clipping, which may be infinite or NaN."""
+        return full(nn.utils.clip_grad_norm_(self.parameters, self.clip))
 
-        Nothing is updated where the norm is not finite: the caller reports it.
-        """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        if torch.isfinite(norm):
-            groups = [group for part in self.parts for group in part.param_groups]
-            for group, peak in zip(groups, self.peaks, strict=True):
-                group["lr"] = peak * factor
-            for part in self.parts:
-                part.step()
-        return norm
+    def step(self, factor: float) -> None:
+        """Update at `factor` times the peak rates."""
+        groups = [group for part in self.parts for group in part.param_groups]
+        for group, peak in zip(groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        for part in self.parts:
+            part.step()
 
     def state_dict(self) -> dict[str, Tensor]:
         """`parameter::slot` -> tensor."""
         return {
-            f"{self.names[parameter]}::{slot}": torch.as_tensor(value)
+            f"{self.names[parameter]}::{slot}": full(torch.as_tensor(value))
             for part in self.parts
             for parameter, slots in part.state.items()
             for slot, value in slots.items()
@@ -118,10 +110,11 @@ class Optimizer:
         for key, value in state.items():
             name, _, slot = key.partition("::")
             parameter = by_name[name]
-            if value.shape == parameter.shape:  # in its order in memory: a fused kernel takes it for granted
-                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            if slot == "step":  # fused kernels want it beside the weights, the others on the CPU
+                fused = owner[parameter].param_groups[0].get("fused")
+                value = value.clone().to(parameter.device if fused else "cpu")
             else:
-                value = value.to("cpu" if value.ndim == 0 and parameter.device.type == "cpu" else parameter.device)
+                value = laid_out(value.clone(), parameter)
             owner[parameter].state[parameter][slot] = value
 
 

@@ -23,7 +23,10 @@ def make_trainer(config: TrainConfig):
     given = build(config.network) if config.network else torch.nn.Identity()  # none: the objective makes it
     network = load_component(config.init_from) if config.init_from else given
     network.train().requires_grad_(True)
-    source = make_source(config.data, config.seed)
+    source = make_source(config.data, config.seed, config.batch_size)
+    report = getattr(source, "report", None)
+    if report is not None and (report.dropped or report.notes):
+        print("\n".join(report.lines()), file=sys.stderr)
     return Trainer(config, make_objective(config.objective, network, source), source)
 
 
@@ -32,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="a YAML file, for example configs/default/generator.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=100 optimizer.lr=2e-4")
     parser.add_argument("--dry-run", action="store_true", help="check the config, print it with parameter counts, and stop")
+    parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.config, given.overrides)
@@ -42,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(config.model_dump_json(indent=2))
             for name, network in trainer.networks.items():
                 print(f"{name}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
+            return 0
+        if given.memory:
+            from distill.memory import table
+
+            print(table(trainer))
             return 0
         trainer.train()
     except (ConfigError, ValueError, OSError) as error:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gen.attention import attention
 from gen.backbones.fused import linear_gelu
@@ -326,7 +328,10 @@ def run_block(context: Context | None, index: int, count: int, block: Callable[.
     """A block of the network, through the run's "block" hook if there is one: hook(index, count, x, run) -> x.
 
     `run()` evaluates the block; a cache returns something else instead. index counts 0 .. count - 1 through the network.
+    A block with `recompute` set keeps nothing for the backward pass but its inputs, and is evaluated again there.
     """
+    if getattr(block, "recompute", False) and torch.is_grad_enabled():
+        block = partial(checkpoint, block, use_reentrant=False)
     hook = context.hooks.get("block") if context is not None else None
     if hook is None:
         return block(x, *args)

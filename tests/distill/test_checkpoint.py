@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
-from distill.checkpoint import Checkpoint, clean, load, load_latest, save
+from distill.checkpoint import Checkpoint, clean, folders, load, load_latest, save, step_of
+from gen import checkpoints as checkpoint_files
 from gen.checkpoints import CheckpointError
+from tests.distill.processes import forked
+from tests.distill.toy import toy_trainer
 
 
 def a_checkpoint(step: int) -> Checkpoint:
@@ -25,21 +33,81 @@ def test_round_trip_and_pruning(tmp_path):
     assert torch.equal(newest.tensors["net"]["w"], torch.full((3,), 12.0))
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, damage):
     save(tmp_path, a_checkpoint(1), keep=3)
     folder = save(tmp_path, a_checkpoint(2), keep=3)
     target = folder / ("manifest.json" if damage == "manifest" else "net.safetensors")
-    data = bytearray(target.read_bytes())
-    if damage == "flip":
-        data[-1] ^= 1
-    target.write_bytes(bytes(data) if damage == "flip" else bytes(data[: len(data) // 2]))
+    data = target.read_bytes()
+    target.write_bytes(data[: len(data) // 2])
     if damage == "remove":
         target.unlink()
     with pytest.raises(CheckpointError):
         load(folder)
     with pytest.warns(UserWarning, match="Skipping"):
         assert load_latest(tmp_path).step == 1
+
+
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
+    """Every byte of the small files, and of the weights."""
+    save(tmp_path, a_checkpoint(1), keep=3)
+    folder = save(tmp_path, a_checkpoint(2), keep=3)
+    for name in ("net.safetensors", "state.json"):
+        original = (folder / name).read_bytes()
+        for position in range(len(original)):
+            data = bytearray(original)
+            data[position] ^= 1 << position % 8
+            (folder / name).write_bytes(data)
+            with pytest.raises(CheckpointError, match="damaged"):
+                load(folder)
+        (folder / name).write_bytes(original)
+    assert load_latest(tmp_path).step == 2
+    data = bytearray((folder / "net.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "net.safetensors").write_bytes(data)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_latest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["[]", "{}", '{"files": []}', '{"files": {"state.json": 3}}', '{"files": {"state.json": {"size": 1}}}', "\x00", "[" * 9999],
+)
+def test_a_manifest_of_any_kind_is_an_error_of_ours(tmp_path, manifest):
+    folder = save(tmp_path, a_checkpoint(1), keep=1)
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        load(folder)
+
+
+def test_a_link_in_place_of_a_file_is_refused(tmp_path):
+    folder = save(tmp_path, a_checkpoint(1), keep=1)
+    (folder / "net.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "net.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match="not in the folder"):
+        load(folder)
+
+
+def test_some_steps_are_kept_for_good(tmp_path):
+    for step in range(1, 12):
+        save(tmp_path, a_checkpoint(step), keep=2, keep_every=4)
+    assert [step_of(folder) for folder in folders(tmp_path)] == [11, 10, 8, 4]
+
+
+def test_other_names_are_not_steps(tmp_path):
+    for name in ("step-", "step-x", "step-1.tmp", "other", "step--3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000007").write_text("a file")
+    assert folders(tmp_path) == []
+
+
+def test_pruning_goes_on_where_a_folder_cannot_be_deleted(tmp_path, monkeypatch):
+    save(tmp_path, a_checkpoint(1), keep=3)
+    monkeypatch.setattr(os, "rmdir", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    for step in (2, 3):
+        save(tmp_path, a_checkpoint(step), keep=1)
+    monkeypatch.undo()
+    assert load_latest(tmp_path).step == 3
 
 
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path):
@@ -74,6 +142,126 @@ def test_a_failure_at_any_system_call_leaves_the_old_step(tmp_path, monkeypatch,
     assert load_latest(tmp_path).step in (1, 2)
     clean(tmp_path)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("room", [0, 10, 100, 250, 400])
+def test_a_disk_that_fills_up_leaves_the_old_step(tmp_path, monkeypatch, room):
+    """Writing fails with ENOSPC after `room` bytes of the new step."""
+    save(tmp_path, a_checkpoint(1), keep=1)
+    left = room
+    real_save, real_write = checkpoint_files.save_file, Path.write_bytes
+
+    def take(path: Path, size: int) -> None:
+        nonlocal left
+        if size > left:
+            real_write(path, b"x" * left)
+            left = 0
+            raise OSError(28, "No space left on device")
+        left -= size
+
+    def save_file(tensors, path, metadata):
+        real_save(tensors, path, metadata)
+        take(path, path.stat().st_size)
+
+    def write_bytes(path, data):
+        take(path, len(data))
+        return real_write(path, data)
+
+    monkeypatch.setattr(checkpoint_files, "save_file", save_file)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, a_checkpoint(2), keep=1)
+    monkeypatch.undo()
+    assert load_latest(tmp_path).step == 1
+    assert not list(tmp_path.glob(".*.tmp")) and not (tmp_path / "step-00000002").exists()
+
+
+def test_a_real_disk_that_fills_up(tmp_path):
+    """A file system of half a megabyte; steps of 64 KB until nothing more fits."""
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    try:
+        with pytest.raises(OSError):
+            for step in range(1, 20):
+                save(tmp_path, Checkpoint(step, {"net": {"w": torch.full((16384,), float(step))}}, {}), keep=20)
+        newest = load_latest(tmp_path)
+        assert newest.step >= 3 and torch.equal(newest.tensors["net"]["w"], torch.full((16384,), float(newest.step)))
+        del newest
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_killed_at_twenty_moments_leaves_a_loadable_run(tmp_path):
+    """SIGKILL while a process does nothing but save, later and later after its start."""
+    reached = 0
+
+    def forever() -> None:
+        for step in range(reached + 1, reached + 100_000):
+            save(tmp_path, Checkpoint(step, {"net": {"w": torch.full((20_000,), float(step))}}, {"n": step}), keep=2)
+
+    left_over = 0
+    for moment in range(20):
+        process = forked(forever)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / f"step-{reached + 1:08d}").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.0017 * moment)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        left_over += bool(list(tmp_path.glob(".*.tmp")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing half written has a final name
+            newest = load_latest(tmp_path)
+        assert newest.step > reached and newest.state["n"] == newest.step
+        assert torch.equal(newest.tensors["net"]["w"], torch.full((20_000,), float(newest.step)))
+        reached = newest.step
+    assert left_over  # it was killed while it wrote
+    clean(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_killed_runs_go_on(tmp_path):
+    """The trainer itself, killed in the middle of saving on every step, then resumed in the same folder."""
+    toy_trainer(tmp_path)  # what torch imports when first used is then there in every fork
+    reached = 0
+    for moment in range(4):
+        process = forked(lambda: toy_trainer(tmp_path, max_steps=100_000, checkpoint_every=1, log_every=100).train())
+        deadline = time.monotonic() + 30
+        while not any(step_of(f) > reached for f in folders(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(0.007 * moment)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        newest = load_latest(tmp_path)
+        assert newest.step > reached
+        reached = newest.step
+        del newest
+    trainer = toy_trainer(tmp_path, max_steps=reached + 2)
+    trainer.train()
+    assert trainer.step == reached + 2 and min(trainer.source.asked) == 8 * reached
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_full_disk_ends_a_run_with_the_last_step_usable(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path, checkpoint_every=4)
+    real, count = checkpoint_files.save_file, 0
+
+    def save_file(tensors, path, metadata):
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint_files, "save_file", save_file)
+    with pytest.raises(OSError, match="No space"):
+        trainer.train()
+    monkeypatch.undo()
+    assert load_latest(tmp_path).step == 4
+    again = toy_trainer(tmp_path)
+    again.train()
+    assert again.step == 12
 
 
 def test_no_run_is_no_checkpoint(tmp_path):

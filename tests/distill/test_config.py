@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distill.config import ConfigError, ScheduleConfig, load_config, read_yaml
-from distill.optim import lr_factor
+from distill.schedule import lr_factor
 
 MINIMAL = (
     "output: runs/x\nobjective: {type: diffusion}\nnetwork: {type: uvit}\ndata: {type: emoji}\nmax_steps: 10\nbatch_size: 4\n"

@@ -1,4 +1,4 @@
-"""The loop: exact resume, sample order, accumulation, ranks, guards."""
+"""The loop: exact resume, sample order, accumulation, roles, guards."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from distill import checkpoint as checkpoints
-from distill.optim import Muon
+from distill import logs
+from distill.objective import Phase
+from distill.precision import LossScaler
 from distill.trainer import TrainingError
-from tests.distill.toy import toy_trainer
-
-ROOT = Path(__file__).parents[2]
+from gen.checkpoints import CheckpointError
+from tests.distill.toy import duel_trainer, toy_trainer
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
@@ -28,15 +28,6 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def launch(*arguments: str, processes: int = 1, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.distill.toy", *arguments]
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *torchrun, "-m", "tests.distill.toy", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
 
 
 def test_twice_n_steps_equal_n_resume_n_bit_for_bit(tmp_path):
@@ -99,44 +90,151 @@ def test_four_micro_batches_equal_one_batch(tmp_path):
     assert not same(one, {name: value + 1e-3 for name, value in four.items()})
 
 
-def test_two_processes_equal_one(tmp_path):
-    one = launch(str(tmp_path / "one"), "6", "0", "6", stdout=subprocess.PIPE)
-    two = launch(str(tmp_path / "two"), "6", "0", "6", processes=2, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert one.wait(120) == 0 and "world=1" in one.stdout.read()
-    assert two.wait(120) == 0 and "world=2" in two.stdout.read()
-    a, b = everything(tmp_path / "one"), everything(tmp_path / "two")
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0)
-
-
-def test_killed_while_saving_leaves_a_loadable_run(tmp_path):
-    """SIGKILL at many moments of a run that saves on every step; what is left must load and go on."""
-    reached = 0
-    for attempt in range(6):
-        process = launch(str(tmp_path), "100000", "0", "1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            saved = sorted(tmp_path.glob("step-*"))
-            if saved and int(saved[-1].name[5:]) > reached:
-                break
-            time.sleep(0.005)
-        time.sleep(0.013 * attempt)
-        process.kill()
-        process.wait()
-        newest = checkpoints.load_latest(tmp_path)
-        assert newest is not None and newest.step > reached
-        reached = newest.step
-    trainer = toy_trainer(tmp_path, max_steps=reached + 2)
-    trainer.train()
-    assert trainer.step == reached + 2
-    assert not list(tmp_path.glob(".*.tmp"))
-
-
 def test_a_loss_that_is_not_finite_names_step_and_samples(tmp_path):
     trainer = toy_trainer(tmp_path, fail_at=7)
     with pytest.raises(TrainingError, match=r"step 7.*'net'.*nan.*samples 56 to 63"):
         trainer.train()
     assert checkpoints.load_latest(tmp_path).step == 5  # what was saved stays
+    row = json.loads((tmp_path / "nonfinite.jsonl").read_text())
+    assert row["step"] == 7 and row["role"] == "net" and row["samples"] == list(range(56, 64))
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_before_a_weight_changes(tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=4)
+    network = trainer.networks["net"]
+    network.head.weight.register_hook(lambda grad: grad * float("inf") if trainer.step == 2 else grad)
+    seen = []
+    trainer.objective.after_step = lambda step: seen.append({n: p.clone() for n, p in network.named_parameters()})
+    with pytest.raises(TrainingError, match=r"step 2, the gradient norm.*role 'net'.*samples 16 to 23"):
+        trainer.train()
+    assert same(seen[-1], dict(network.named_parameters()))
+
+
+def test_skipping_leaves_out_that_update_alone(tmp_path):
+    trainer = toy_trainer(tmp_path / "skip", fail_at=7, on_nonfinite="skip", log_every=12)
+    weights = []
+    trainer.objective.after_step = lambda step: weights.append(trainer.networks["net"].head.weight.clone())
+    trainer.train()
+    assert trainer.step == 12 and torch.equal(weights[6], weights[7]) and not torch.equal(weights[7], weights[8])
+    row = json.loads((tmp_path / "skip" / "log.jsonl").read_text())
+    assert row["skipped"] == pytest.approx(1 / 12) and row["loss"] == row["loss"]
+
+
+def test_skipping_ends_after_as_many_in_a_row_as_allowed(tmp_path):
+    trainer = toy_trainer(tmp_path, on_nonfinite="skip", max_skips=2)
+    real, failing = trainer.objective.loss, {1, 2, 4, 5, 6}
+
+    def loss(phase, models, batch, draws, step):
+        value, logs = real(phase, models, batch, draws, step)
+        return (value * float("inf") if step in failing else value), logs
+
+    trainer.objective.loss = loss
+    with pytest.raises(TrainingError, match=r"step 6.*2 updates in a row were skipped"):
+        trainer.train()
+
+
+def test_float16_halves_its_scale_and_tries_again(tmp_path):
+    """The scaler by itself; a CPU has no use for it, so it is put into a run in float32."""
+    trainer = toy_trainer(tmp_path / "scaled", max_steps=6)
+    trainer.scalers["net"] = LossScaler(True, scale=2.0**140)  # overflows in float32 until halved often enough
+    trainer.train()
+    saved = checkpoints.load_latest(tmp_path / "scaled")
+    assert 0 < saved.tensors["scaler-net"]["scale"].item() < 2.0**140
+    small, plain = toy_trainer(tmp_path / "small", max_steps=6), toy_trainer(tmp_path / "plain", max_steps=6)
+    small.scalers["net"] = LossScaler(True, scale=2.0**10)
+    small.train()
+    plain.train()
+    a, b = everything(tmp_path / "small"), everything(tmp_path / "plain")
+    assert all(torch.equal(a[name], b[name]) for name in b)  # a power of two changes no bit
+
+
+def test_roles_have_their_own_settings(tmp_path):
+    changes = {"critic": {"optimizer": {"lr": 1e-3}, "every": 2, "schedule": {"type": "constant", "warmup": 0}}}
+    trainer = duel_trainer(tmp_path, max_steps=5, roles=changes, log_every=5)
+    rates = []
+    trainer.objective.after_step = lambda step: rates.append(trainer.optimizers["critic"].parts[0].param_groups[0]["lr"])
+    trainer.train()
+    assert trainer.objective.updates == [
+        (step, role) for step in range(5) for role in ("generator", "critic") if role == "generator" or step % 2 == 0
+    ]
+    assert set(rates) == {1e-3}
+    assert trainer.optimizers["generator"].peaks == [1e-2]
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["generator/lr_factor"] < 1 and row["critic/lr_factor"] == 1
+
+
+def test_a_phase_fills_the_gradients_of_its_role_alone(tmp_path):
+    trainer = duel_trainer(tmp_path, max_steps=1, roles={"critic": {"every": 1}})
+    trainer.objective.phases = lambda step: (Phase("generator", "generator"),)
+    trainer.train()
+    assert all(p.grad is None for p in trainer.networks["critic"].parameters())
+    assert all(p.grad is not None for p in trainer.networks["generator"].parameters())
+
+
+def test_an_unknown_role_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"'critik'.*did you mean 'critic'.*generator, critic\."):
+        duel_trainer(tmp_path, roles={"critik": {"every": 2}})
+
+
+def test_a_run_of_two_roles_resumes_bit_for_bit(tmp_path):
+    duel_trainer(tmp_path / "whole", max_steps=8, roles={"critic": {"every": 3}}).train()
+    half = duel_trainer(tmp_path / "parts", max_steps=8, checkpoint_every=3, roles={"critic": {"every": 3}})
+    half.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    with pytest.raises(SystemExit):
+        half.train()
+    duel_trainer(tmp_path / "parts", max_steps=8, roles={"critic": {"every": 3}}).train()
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "parts"))
+
+
+def test_resume_never_and_from_a_path(tmp_path):
+    toy_trainer(tmp_path / "a", keep=9).train()
+    with pytest.raises(TrainingError, match=r"already holds step-00000012.*resume=auto"):
+        toy_trainer(tmp_path / "a", resume="never").train()
+    with pytest.raises(TrainingError, match="step-00000012, which is later than step-00000005"):
+        toy_trainer(tmp_path / "a", resume=str(tmp_path / "a" / "step-00000005")).train()
+    branch = toy_trainer(tmp_path / "b", resume=str(tmp_path / "a" / "step-00000005"))
+    branch.train()
+    assert min(branch.source.asked) == 5 * 8
+    assert same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+    again = toy_trainer(tmp_path / "b", resume=str(tmp_path / "a" / "step-00000005"), max_steps=13)
+    again.train()
+    assert min(again.source.asked) == 12 * 8  # the run's own newest step, not the start of the branch
+    with pytest.raises(CheckpointError, match="absent"):
+        toy_trainer(tmp_path / "c", resume=str(tmp_path / "absent")).train()
+
+
+def test_changes_of_settings_are_told(tmp_path, capsys):
+    toy_trainer(tmp_path, max_steps=5).train()
+    toy_trainer(tmp_path, max_steps=6, optimizer={"type": "muon", "lr": 5e-3, "muon_lr": 1e-2}).train()
+    assert "optimizer.lr: 0.01 -> 0.005" in capsys.readouterr().out
+
+
+def test_checkpoints_that_are_kept_for_good(tmp_path):
+    toy_trainer(tmp_path, max_steps=10, checkpoint_every=1, keep=2, keep_every=4).train()
+    assert sorted(p.name[-2:] for p in tmp_path.glob("step-*")) == ["04", "08", "09", "10"]
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match="did you mean 'tensorboard'"):
+        toy_trainer(tmp_path, trackers=("tensorbord",))
+    monkeypatch.setattr(logs, "get_available_trackers", lambda: [])
+    with pytest.raises(TrainingError, match="'tensorboard', whose package"):
+        toy_trainer(tmp_path, trackers=("tensorboard",))
+
+
+def test_trackers_get_what_the_log_gets(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "get_available_trackers", lambda: ["tensorboard"])
+    trainer = toy_trainer(tmp_path)
+    said, started = [], []
+    trainer.log.config = trainer.config.model_copy(update={"trackers": ("tensorboard",)})
+    monkeypatch.setattr(trainer.accelerator, "init_trackers", lambda name, config: started.append(config))
+    monkeypatch.setattr(trainer.accelerator, "log", lambda row, step: said.append((step, row)))
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: said.append("end"))
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [step for step, _ in said[:-1]] == [3, 6, 9, 12] and said[-1] == "end"
+    assert said[0][1]["loss"] == rows[0]["loss"] and started[0]["optimizer.lr"] == 1e-2
+    assert all(isinstance(value, str | int | float | bool) for value in started[0].values())
 
 
 def test_the_log_holds_every_window(tmp_path):
@@ -168,29 +266,6 @@ def test_another_network_is_not_resumed(tmp_path):
     toy_trainer(tmp_path, max_steps=5).train()
     with pytest.raises(TrainingError, match="another network"):
         toy_trainer(tmp_path, network={"type": "toy", "dim": 2}).train()
-
-
-@pytest.mark.parametrize("shapes", [[(24, 16), (16, 24), (24, 16), (16, 16)]])
-def test_muon_in_batches_is_torchs_muon(shapes):
-    """Same state, same updates to bfloat16 rounding (an update has entries of about 0.2 lr)."""
-    generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(shape, generator=generator) for shape in shapes]
-    grads = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
-
-    def run(kind, **settings):
-        parameters = [torch.nn.Parameter(value.clone()) for value in start]
-        optimizer = kind(parameters, lr=0.1, weight_decay=0.2, momentum=0.9, **settings)
-        for step in grads:
-            for parameter, grad in zip(parameters, step, strict=True):
-                parameter.grad = grad.clone()
-            optimizer.step()
-        return parameters, optimizer
-
-    ours, optimizer = run(Muon)
-    theirs, reference = run(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
-    for a, b, before in zip(ours, theirs, start, strict=True):
-        assert (a - b).abs().max() < 0.02 * (b - before).abs().max()
-        assert torch.allclose(optimizer.state[a]["momentum_buffer"], reference.state[b]["momentum_buffer"], atol=1e-6)
 
 
 def test_compile_is_for_trained_networks_only_and_changes_no_name(tmp_path, monkeypatch):

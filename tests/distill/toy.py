@@ -1,8 +1,7 @@
-"""A small training problem: a perceptron regressing random linear targets. Also runnable, for tests in other processes."""
+"""Small training problems: a perceptron regressing random linear targets, and a pair of networks against one another."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -75,8 +74,29 @@ def toy_trainer(output: Path, fail_at: int = -1, delay: float = 0.0, **changes) 
     return Trainer(config, ToyObjective(Net(), fail_at, delay), ToySource())
 
 
-if __name__ == "__main__":  # python -m tests.distill.toy OUTPUT STEPS DELAY CHECKPOINT_EVERY
-    output, steps, delay, every = sys.argv[1:]
-    trainer = toy_trainer(Path(output), delay=float(delay), max_steps=int(steps), checkpoint_every=int(every), threads=1)
-    trainer.train()
-    print(f"world={trainer.world} device={trainer.accelerator.device}")
+class DuelObjective(Objective):
+    """Two networks that train against one another, and a fixed one."""
+
+    def __init__(self, generator: nn.Module, critic: nn.Module, teacher: nn.Module):
+        self.roles = {"generator": Role(generator), "critic": Role(critic, ema=False), "teacher": Role(teacher, False, False)}
+        self.updates: list[tuple[int, str]] = []
+
+    def loss(self, phase, models, batch, draws, step):
+        self.updates.append((step, phase.name))
+        made = models["generator"](batch.images + 0.1 * draws.normal("noise", (6,)))
+        with torch.no_grad():
+            real = models["teacher"](batch.images)
+        if phase.name == "critic":
+            return (models["critic"](made.detach()).square() + (models["critic"](real) - 1).square()).mean(), {}
+        return (made - real).square().mean() - 0.1 * models["critic"](made).mean(), {}
+
+    def export(self, models, folder) -> None:
+        self.exported = dict(models)
+
+
+def duel_trainer(output: Path, **changes) -> Trainer:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+    objective = DuelObjective(Net(), critic, Net().requires_grad_(False))
+    settings = {**BASE, "output": output, "optimizer": {"lr": 1e-2}, **changes}
+    return Trainer(TrainConfig(**settings), objective, ToySource())

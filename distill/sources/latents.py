@@ -1,0 +1,161 @@
+"""Latents made once for any source of pictures: each picture seen through a frozen autoencoder, in a few variants.
+
+One safetensors file per picture, (V, C, h, w) in bfloat16, named by a hash of the picture's bytes, of how it is cut and scaled,
+and of the autoencoder's weights. What changes is made again, and nothing else; a file that is damaged is made again too. Files
+are renamed into place, so processes may fill one cache together. Where the disk is full, training goes on without the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.emoji.data import EmojiData
+from distill.objective import Batch
+from distill.sources.pictures import stack
+from distill.sources.report import Report
+from gen.checkpoints import sha256, write_weights
+from gen.components import Config, load_component
+
+
+class Pictures(Protocol):
+    """What is asked of a source of pictures, beside being a source (see distill.data.Source)."""
+
+    def __len__(self) -> int: ...
+    def choose(self, counters: Sequence[int]) -> list[tuple[int, int]]: ...  # (picture, variant)
+    def variant(self, index: int, k: int) -> tuple[int, Tensor]: ...  # (the picture it is, (3, H, W))
+    def fingerprint(self, index: int) -> str: ...  # of all that its variants depend on
+    def describe(self, chosen: Sequence[tuple[int, int]], counters: Sequence[int], **tensors: Tensor) -> Batch: ...
+
+
+class EmojiPictures:
+    """The emoji as a source of pictures."""
+
+    def __init__(self, source: EmojiData):
+        self.emoji, self.choose = source, source.choose
+
+    def __len__(self) -> int:
+        return len(self.emoji)
+
+    def variant(self, index: int, k: int) -> tuple[int, Tensor]:
+        return index, self.emoji.render([self.emoji.variant(index, k)])[0]
+
+    def fingerprint(self, index: int) -> str:
+        settings, name = self.emoji.config, self.emoji.records[index].file_name
+        depends = (name, settings.size, settings.recolor, settings.background, self.emoji.recolourable[index])
+        return hashlib.sha256(self.emoji.pictures[index].numpy().tobytes() + repr(depends).encode()).hexdigest()
+
+    def describe(self, chosen: Sequence[tuple[int, int]], counters: Sequence[int], **tensors: Tensor) -> Batch:
+        variants = [self.emoji.variant(index, k) for index, k in chosen]
+        captions = [self.emoji.caption(v, counter) for v, counter in zip(variants, counters, strict=True)]
+        labels = self.emoji.labels[[index for index, _ in chosen]]
+        return Batch(index=torch.tensor(list(counters)), captions=captions, labels=labels, **tensors)
+
+
+class LatentsConfig(Config):
+    """source: the picture source's own settings, its type included. variants: of each picture, the plain one included."""
+
+    source: dict[str, Any]
+    autoencoder: Path
+    variants: int = Field(1, gt=0)
+    folder: Path = Path("data/latents")
+    device: str = "cpu"  # where what is missing is encoded
+
+
+class Latents:
+    """A data source: as the picture source, with latents (B, C, h, w) in place of images."""
+
+    def __init__(self, config: LatentsConfig, seed: int):
+        from distill.data import make_source
+
+        self.config = config
+        if config.source.get("type") == "prompts" or "variants" in config.source:
+            raise ValueError("A latent cache needs a source of pictures, and says itself how many variants there are of each.")
+        source: Any = make_source({**config.source, "variants": config.variants}, seed)
+        if isinstance(source, EmojiData):
+            source = EmojiPictures(source)
+        if not all(hasattr(source, name) for name in ("choose", "variant", "fingerprint", "describe")):
+            raise ValueError(f"A latent cache needs a source of pictures; {config.source.get('type')!r} is not one.")
+        self.source: Pictures = source
+        self.weights = sha256(config.autoencoder / "model.safetensors")
+        self._autoencoder: nn.Module | None = None
+        self._full = False
+        self._paths: dict[int, Path] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def grouped(self, batch_size: int) -> Latents:
+        if hasattr(self.source, "grouped"):
+            self.source.grouped(batch_size)
+        return self
+
+    def path(self, index: int) -> Path:
+        """Where a picture's latents are, or will be."""
+        if index not in self._paths:
+            text = f"{self.source.fingerprint(index)} {self.weights} {self.config.variants} bfloat16"
+            key = hashlib.sha256(text.encode()).hexdigest()
+            self._paths[index] = self.config.folder / key[:2] / f"{key[2:40]}.safetensors"
+        return self._paths[index]
+
+    @torch.no_grad()
+    def _encode(self, index: int) -> tuple[int, Tensor]:
+        """(V, C, h, w) bfloat16 of a picture, or of the one that the source gives in its place."""
+        if self._autoencoder is None:
+            self._autoencoder = load_component(self.config.autoencoder, "autoencoder").to(self.config.device)
+        made = [self.source.variant(index, k) for k in range(self.config.variants)]
+        pictures = torch.stack([picture for _, picture in made]).to(self.config.device)
+        return made[0][0], self._autoencoder.encode(pictures).bfloat16().cpu()
+
+    def latents(self, index: int) -> tuple[int, Tensor]:
+        """(the picture it is, (V, C, h, w) bfloat16): from its file, else made and written."""
+        found = _read(self.path(index), self.config.variants)
+        if found is not None:
+            return index, found
+        actual, made = self._encode(index)
+        if not self._full:
+            path = self.path(actual)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_weights(path, {"latents": made})
+            except (OSError, SafetensorError) as error:
+                self._full = True
+                reason = getattr(error, "strerror", None) or str(error)
+                warnings.warn(f"{self.config.folder} takes no more latents ({reason}); training goes on without.", stacklevel=2)
+        return actual, made
+
+    def fill(self) -> int:
+        """Make what is missing; returns how many pictures that were."""
+        missing = [index for index in range(len(self)) if _read(self.path(index), self.config.variants) is None]
+        for index in tqdm(missing, desc="encoding", unit="picture"):
+            self.latents(index)
+        return len(missing)
+
+    def batch(self, counters: Sequence[int] | Tensor) -> Batch:
+        numbers = [int(counter) for counter in counters]
+        chosen = self.source.choose(numbers)
+        made = [(self.latents(index), k) for index, k in chosen]
+        latents = stack([tensor[k].float() for (_, tensor), k in made])
+        return self.source.describe([(actual, k) for (actual, _), k in made], numbers, latents=latents)
+
+    def check(self) -> Report | None:
+        return self.source.check() if hasattr(self.source, "check") else None
+
+
+def _read(path: Path, variants: int) -> Tensor | None:
+    """The latents in a file, or None where it is absent or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.get_tensor("latents")
+    except (OSError, SafetensorError):
+        return None
+    return found if found.ndim == 4 and len(found) == variants and found.dtype == torch.bfloat16 else None

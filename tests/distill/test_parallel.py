@@ -1,0 +1,214 @@
+"""Two processes equal one, replicated or in shards; what one notices, all do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+
+from distill import checkpoint as checkpoints
+from distill.config import TrainConfig
+from distill.parallel import Parallel
+from distill.trainer import TrainingError
+from tests.distill.processes import on_processes
+from tests.distill.test_trainer import everything
+from tests.distill.toy import BASE, DuelObjective, duel_trainer, toy_trainer
+
+
+def close(a: dict, b: dict, atol: float = 1e-6) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=atol, rtol=0, msg=name)
+
+
+def run_toy(output, kind, **changes) -> None:
+    trainer = toy_trainer(output, parallel=kind, world_size=2, max_steps=6, **changes)
+    assert trainer.world == 2 and trainer.parallel.kind == kind  # two runs of one process would agree as well
+    weight = trainer.networks["net"].blocks[0].weight
+    held = weight.to_local().numel() if kind == "fsdp2" else weight.numel()
+    assert held == weight.numel() // (2 if kind == "fsdp2" else 1)
+    trainer.train()
+    if kind == "fsdp2" and trainer.rank == 0:
+        assert trainer.objective.exported
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("type", ["adamw", "muon"])
+def test_two_processes_equal_one(tmp_path, kind, type):
+    """Weights, averages and optimiser state after six steps; the global batch and so the samples are the same."""
+    optimizer = {"type": type, "lr": 1e-2, "muon_lr": 1e-2}
+    toy_trainer(tmp_path / "one", max_steps=6, optimizer=optimizer).train()
+    on_processes(2, _run_two, tmp_path / "two", kind, optimizer)
+    # Newton-Schulz runs in bfloat16, where gradients that differ in their last bit may round apart
+    close(everything(tmp_path / "one"), everything(tmp_path / "two"), 1e-6 if type == "adamw" else 2e-5)
+
+
+def _run_two(output, kind, optimizer) -> None:
+    run_toy(output, kind, optimizer=optimizer)
+
+
+def _accumulate(output, kind) -> None:
+    run_toy(output, kind, accumulate=2, optimizer={"lr": 1e-2})
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_of_two_micro_batches_equal_one(tmp_path, kind):
+    toy_trainer(tmp_path / "one", max_steps=6, optimizer={"lr": 1e-2}).train()
+    on_processes(2, _accumulate, tmp_path / "two", kind)
+    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+
+
+def _duel(output, kind) -> None:
+    trainer = duel_trainer(output, parallel=kind, max_steps=6, roles={"critic": {"every": 2}})
+    assert trainer.world == 2
+    trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_networks_against_one_another(tmp_path, kind):
+    duel_trainer(tmp_path / "one", max_steps=6, roles={"critic": {"every": 2}}).train()
+    on_processes(2, _duel, tmp_path / "two", kind)
+    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+
+
+def _first_half(output, kind) -> None:
+    toy_trainer(output, parallel=kind, max_steps=12, optimizer={"lr": 1e-2}).train()
+
+
+def _stops_at_six(output, kind) -> None:
+    trainer = toy_trainer(output, parallel=kind, optimizer={"lr": 1e-2})
+
+    def stop(step: int) -> None:
+        if step == 5 and trainer.rank == 1:  # the signal reaches one process alone
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.objective.after_step = stop
+    try:
+        trainer.train()
+    except SystemExit as exit:
+        assert exit.code == 143 and trainer.step == 6
+    else:
+        raise AssertionError("it did not stop")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, kind):
+    """Six steps on two processes, stopped by a signal to one of them; then one process; and the other way round."""
+    toy_trainer(tmp_path / "one", optimizer={"lr": 1e-2}).train()
+    on_processes(2, _stops_at_six, tmp_path / "shrinks", kind)
+    assert checkpoints.load_latest(tmp_path / "shrinks").step == 6
+    resumed = toy_trainer(tmp_path / "shrinks", optimizer={"lr": 1e-2})
+    resumed.train()
+    assert min(resumed.source.asked) == 48
+    close(everything(tmp_path / "one"), everything(tmp_path / "shrinks"))
+
+    stopped = toy_trainer(tmp_path / "grows", optimizer={"lr": 1e-2})
+    stopped.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
+    with pytest.raises(SystemExit):
+        stopped.train()
+    on_processes(2, _first_half, tmp_path / "grows", kind)
+    close(everything(tmp_path / "one"), everything(tmp_path / "grows"))
+
+
+def _nan_on_one(output) -> None:
+    trainer = toy_trainer(output, parallel="ddp")
+    trainer.objective.fail_at = 3 if trainer.rank == 1 else -1
+    try:
+        trainer.train()
+    except TrainingError as error:
+        assert ("samples 28 to 31" if trainer.rank else "in another process") in str(error), str(error)
+    else:
+        raise AssertionError("it went on")
+
+
+def test_a_nan_on_one_process_stops_all_of_them(tmp_path):
+    on_processes(2, _nan_on_one, tmp_path)
+
+
+def _skips(output) -> None:
+    trainer = toy_trainer(output, parallel="ddp", on_nonfinite="skip")
+    trainer.objective.fail_at = 3 if trainer.rank == 1 else -1
+    trainer.train()
+    weights = torch.cat([p.detach().flatten() for p in trainer.networks["net"].parameters()])
+    everyone = [torch.empty_like(weights) for _ in range(2)]
+    torch.distributed.all_gather(everyone, weights)
+    assert torch.equal(*everyone) and torch.isfinite(weights).all()
+
+
+def test_a_skip_on_one_process_is_a_skip_on_all(tmp_path):
+    on_processes(2, _skips, tmp_path)
+
+
+def _raises_on_one(output) -> None:
+    trainer = toy_trainer(output, parallel="ddp")
+
+    def fail(step: int) -> None:
+        if step == 2 and trainer.rank == 1:
+            raise ValueError("broken on one")
+
+    trainer.objective.after_step = fail
+    trainer.train()
+
+
+def test_an_error_on_one_process_ends_the_run(tmp_path):
+    with pytest.raises(Exception, match=r"broken on one|exit code|Connection"):
+        on_processes(2, _raises_on_one, tmp_path)
+
+
+def _second_order(output) -> None:
+    DuelObjective.second_order = True
+    try:
+        duel_trainer(output, parallel="fsdp2")
+    except TrainingError as error:
+        assert "use parallel=ddp" in str(error)
+    else:
+        raise AssertionError("it was not refused")
+
+
+def test_gradient_penalties_in_shards_are_refused(tmp_path):
+    """Under FSDP2 the gradient of a gradient is lost in silence."""
+    on_processes(2, _second_order, tmp_path)
+
+
+def test_a_launch_of_fewer_processes_than_asked_for_is_an_error(tmp_path):
+    with pytest.raises(TrainingError, match="world_size 2, but 1 process started"):
+        toy_trainer(tmp_path, world_size=2)
+    assert toy_trainer(tmp_path, world_size=1).world == 1
+
+
+@pytest.mark.parametrize(
+    ("launched", "wanted", "kind"),
+    [
+        (DistributedType.MULTI_GPU, "auto", "ddp"),
+        (DistributedType.FSDP, "auto", "fsdp2"),
+        (DistributedType.FSDP, "ddp", "ddp"),
+        (DistributedType.MULTI_CPU, "fsdp2", "fsdp2"),
+    ],
+)
+def test_the_kind_follows_the_launch_unless_the_config_says(tmp_path, launched, wanted, kind):
+    config = TrainConfig(**BASE, output=tmp_path, parallel=wanted)
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=launched)
+    assert Parallel(config, accelerator).kind == kind
+    accelerator.num_processes = 1
+    assert Parallel(config, accelerator).kind == "none"
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path):
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(TrainingError, match=r"DEEPSPEED.*fsdp2\.yaml"):
+        Parallel(TrainConfig(**BASE, output=tmp_path), accelerator)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+def test_accelerate_reads_the_launch_files(name, kind):
+    path = Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.num_processes == 8 and config.mixed_precision == "no"
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
