@@ -38,8 +38,8 @@ def full(tensor: Tensor) -> Tensor:
 def laid_out(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, on the device and with the layout of another of its shape."""
     value = value.to(like.device)
-    if not is_sharded(like):
-        return value
+    if not is_sharded(like):  # in the same order in memory: fused kernels take that for granted
+        return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
