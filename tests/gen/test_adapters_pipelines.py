@@ -102,6 +102,8 @@ def test_diffusers_reads_what_we_save(bridged, tmp_path, name, text_parts):
     finally:
         generator.unload_adapter("a")
     assert any(key.startswith("transformer.transformer_blocks.0.attn.to_q.lora_A") for key in load_file(saved))
+    # what other programs look for, whatever the library's own name
+    assert any(key.startswith("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A") for key in load_file(saved))
     compare(name, pipeline, generator, saved, 1 + len(text_parts), pictures=False)
 
 
