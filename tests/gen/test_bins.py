@@ -79,7 +79,8 @@ def test_a_picture_of_any_size(sized):
         generator(PROMPT, height=150, width=101, use_resolution_binning=False, **options)
     plain = generator(PROMPT, height=304, width=208, output_type="pt", **options)
     assert plain.recipes[0].made_at is None and plain.images.shape == (1, 3, 304, 208)
-    picture = generator(PROMPT, height=150, width=101, image=Image.new("RGB", (60, 60), "red"), **options).images[0]
+    red = Image.new("RGB", (60, 60), "red")
+    picture = generator(PROMPT, height=150, width=101, image=red, strength=1.0, **options).images[0]
     assert picture.size == (101, 150)
 
 
