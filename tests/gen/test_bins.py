@@ -72,14 +72,15 @@ def test_a_picture_of_any_size(sized):
         output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(made.images, reference, **CLOSE)
-    options = {"seed": 1, "num_inference_steps": 2, "progress": False}
+    options = {"seed": 1, "num_inference_steps": 1, "guidance_scale": 1.0, "progress": False}
     again = generator(PROMPT, height=150, width=101, output_type="pt", **options)
     assert torch.equal(generator.replay(again.recipes[0], output_type="pt", progress=False).images, again.images)
     with pytest.raises(ValueError, match="height is 150, which is not a multiple of 16"):
         generator(PROMPT, height=150, width=101, use_resolution_binning=False, **options)
     plain = generator(PROMPT, height=304, width=208, output_type="pt", **options)
     assert plain.recipes[0].made_at is None and plain.images.shape == (1, 3, 304, 208)
-    picture = generator(PROMPT, height=150, width=101, image=Image.new("RGB", (60, 60), "red"), **options).images[0]
+    red = Image.new("RGB", (60, 60), "red")
+    picture = generator(PROMPT, height=150, width=101, image=red, strength=1.0, **options).images[0]
     assert picture.size == (101, 150)
 
 
