@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -47,6 +48,12 @@ def test_two_processes_equal_one(tmp_path, kind, type):
     on_processes(2, _run_two, tmp_path / "two", kind, optimizer)
     # Newton-Schulz runs in bfloat16, where gradients that differ in their last bit may round apart
     close(everything(tmp_path / "one"), everything(tmp_path / "two"), 1e-6 if type == "adamw" else 2e-5)
+    logs = [[json.loads(row) for row in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert [row["step"] for row in logs[1]] == [3, 6]  # one process writes, what all of them found
+    for one, two in zip(*logs, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5) and two["grad_norm"] == pytest.approx(
+            one["grad_norm"], rel=1e-4
+        )
 
 
 def _run_two(output, kind, optimizer) -> None:
