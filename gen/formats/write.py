@@ -49,6 +49,7 @@ def check(network: nn.Module, kind: Format) -> None:
         raise ValueError(f"The format {kind.name} holds networks of type {kind.kind}; this one is of type {config['type']}.")
     own: Any = network.config
     usual = {name: field.default for name, field in type(own).model_fields.items()} | dict(kind.fixed)
+    usual = {name: list(value) if isinstance(value, tuple) else value for name, value in usual.items()}  # as in JSON
     for name, value in config.items():
         if name == "type" or name in kind.stored or value == usual[name]:
             continue
