@@ -33,9 +33,9 @@ TEACHER = ring_teacher()
 
 
 @cache
-def start(rows: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
+def start() -> tuple[torch.Tensor, torch.Tensor]:
     """Noise, and where each point of it ends exactly."""
-    x = noise(rows)
+    x = noise()
     return x, exact_end(x)
 
 
@@ -79,7 +79,6 @@ SLOW = {"stage": 400, "longer": 3, "length": 1000}
 def test_progressive_students_keep_what_their_teacher_knows():
     students = progressive(16, 1, SLOW["stage"], SLOW["longer"])
     errors = {steps: error(network, steps) for steps, network in students.items()}
-    print({k: v.tolist() for k, v in errors.items()})
     assert (errors[4] <= 0.5 * error(TEACHER.network, 4)).all()
     for many, few in ((8, 4), (4, 2), (2, 1)):
         assert (errors[few] <= 1.5 * errors[many]).all()
@@ -93,14 +92,12 @@ def test_a_progressive_student_of_4_steps_beats_a_trained_diffusion_model_of_50(
     train(DiffusionObjective(config, network), [SLOW["length"] + 500], TEACHER, "denoiser")
     diffusion = error(network, 50)
     student = error(progressive(16, 1, SLOW["stage"], SLOW["longer"])[4], 4)
-    print(diffusion.tolist(), student.tolist())
     assert (student < diffusion).all()
 
 
 @pytest.mark.slow
 def test_multistep_consistency_gets_better_with_every_step():
     errors = {steps: error(multistep(steps, SLOW["length"]), steps) for steps in (8, 4, 2, 1)}
-    print({k: v.tolist() for k, v in errors.items()})
     assert (errors[4] <= 0.6 * error(TEACHER.network, 4)).all()
     assert (1.4 * errors[4] <= errors[1]).all()
     means = [errors[steps].mean() for steps in (8, 4, 2, 1)]
@@ -109,11 +106,10 @@ def test_multistep_consistency_gets_better_with_every_step():
 
 @pytest.mark.slow
 def test_one_step_of_a_student_is_ten_times_nearer_to_the_data_than_one_of_the_teacher():
-    x, _ = start(10_000)
+    x = noise(10_000)
     data = ring_batch(10**6, 10_000, TEACHER).latents
     teacher = sliced_wasserstein(run(TEACHER.network, TEACHER, x, 1), data)
     student = sliced_wasserstein(run(progressive(16, 1, SLOW["stage"], SLOW["longer"])[1], TEACHER, x, 1), data)
-    print(teacher.tolist(), student.tolist())
     assert (10 * student <= teacher).all()
 
 
@@ -127,6 +123,5 @@ def test_consistency_models_of_one_step(record_property):
         network = Corrected(TEACHER)
         train(kind(config, network, None, TEACHER), [SLOW["length"]], TEACHER)
         said = error(network, 1)
-        print(kind.__name__, said.tolist())
         record_property(kind.__name__, said.mean().item())
         assert (said < 0.5 * error(TEACHER.network, 1)).all()
