@@ -11,8 +11,6 @@ from functools import cache
 import pytest
 import torch
 
-from distill.objectives.consistency import ConsistencyDistillationConfig, ConsistencyDistillationObjective
-from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.objectives.multistep_consistency import MultistepConsistencyConfig, MultistepConsistencyObjective
 from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
@@ -111,17 +109,3 @@ def test_one_step_of_a_student_is_ten_times_nearer_to_the_data_than_one_of_the_t
     teacher = sliced_wasserstein(run(TEACHER.network, TEACHER, x, 1), data)
     student = sliced_wasserstein(run(progressive(16, 1, SLOW["stage"], SLOW["longer"])[1], TEACHER, x, 1), data)
     assert (10 * student <= teacher).all()
-
-
-@pytest.mark.slow
-def test_consistency_models_of_one_step(record_property):
-    """Distillation and training, measured and reported; only that both learn is asserted, not which is better."""
-    common = {"sigma_max": 40.0, "boundary_width": 0.02, "steps": 1, "start": "network"}
-    distilled = ConsistencyDistillationConfig(levels=24, distance="squared", weighting="inverse_step", **common)
-    trained = ConsistencyTrainingConfig(total_steps=SLOW["length"], last_levels=60, weighting="inverse_step", **common)
-    for kind, config in ((ConsistencyDistillationObjective, distilled), (ConsistencyTrainingObjective, trained)):
-        network = Corrected(TEACHER)
-        train(kind(config, network, None, TEACHER), [SLOW["length"]], TEACHER)
-        said = error(network, 1)
-        record_property(kind.__name__, said.mean().item())
-        assert (said < 0.5 * error(TEACHER.network, 1)).all()
