@@ -33,5 +33,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     case ",$FEWSTEP_EXTRAS," in
         *,dev,*) install --no-deps "k-diffusion==0.1.1.post1" ;;  # a numerical reference; its own requirements are not needed
     esac
+    # byte code is written while installing and not while running, which PYTHONDONTWRITEBYTECODE may forbid
+    "$python" -m compileall -q "$root/gen" "$root/samplers" "$root/distill" "$root/customization" || true
     printf '%s\n' "$wanted" > "$stamp"
 fi

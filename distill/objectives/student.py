@@ -116,10 +116,10 @@ class Teacher:
     @classmethod
     def load(cls, config: TeacherConfig) -> Teacher:
         name, folder = find_model(config.model)
-        model, parts, _ = load_model(folder)
-        frozen = {part: network.eval().requires_grad_(False) for part, network in parts.items()}
+        opened = load_model(folder)
+        frozen = {part: network.eval().requires_grad_(False) for part, network in opened.parts.items()}
         network = frozen["denoiser"].to(DTYPES[config.dtype])
-        return cls(model, network, frozen.get("autoencoder"), frozen.get("text_encoder"), name)
+        return cls(opened.config, network, frozen.get("autoencoder"), frozen.get("text_encoder"), name)
 
 
 class StudentObjective(Objective):
