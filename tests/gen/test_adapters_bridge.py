@@ -147,13 +147,15 @@ def test_flux_keeps_attention_and_mlp_in_one_layer(bridged, tmp_path, naming):
         saved = load_file(generator.save_adapter("a", tmp_path / "saved.safetensors"))
     finally:
         generator.unload_adapter("a")
+    weights = {module: network.network.get_submodule(module).weight for module in modules}
+    before = {module: weight.clone() for module, weight in weights.items()}
     for module, rows in zip(modules, (up @ down).split((32, 32, 32, 128)), strict=True):
-        network.network.get_submodule(module).weight += rows
+        weights[module] += rows
         written = saved[f"transformer.{module}.lora_B.weight"] @ saved[f"transformer.{module}.lora_A.weight"]
         torch.testing.assert_close(written, rows, **CLOSE)
     reference = network(*given, Context())
-    for module, rows in zip(modules, (up @ down).split((32, 32, 32, 128)), strict=True):
-        network.network.get_submodule(module).weight -= rows
+    for module, weight in weights.items():
+        weight.copy_(before[module])
     torch.testing.assert_close(acted, reference, **CLOSE)
 
 
