@@ -15,10 +15,11 @@ def make_trainer(config: TrainConfig):
 
     import distill.evaluator  # noqa: F401  (makes its network type known)
     from distill.data import make_source
-    from distill.objectives import make_objective
+    from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
     from gen.components import build, load_component
 
+    check_objective(config.objective)  # before the data, which can take minutes to make ready
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
     given = build(config.network) if config.network else torch.nn.Identity()  # none: the objective makes it
     network = load_component(config.init_from) if config.init_from else given

@@ -58,6 +58,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
 }
 
 
+def check_objective(config: dict[str, Any]) -> None:
+    """ValueError for a type or options that make_objective would not take."""
+    from_registry(OBJECTIVES, "objective", config)
+
+
 def make_objective(config: dict[str, Any], network: nn.Module, source: Source | None = None) -> Objective:
     """The objective that `config["type"]` names, training `network` on `source`; an identity stands for no network given."""
     objective, checked = from_registry(OBJECTIVES, "objective", config)

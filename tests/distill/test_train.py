@@ -155,3 +155,9 @@ def test_bad_input_is_one_sentence_and_an_exit_code(run, capsys, override, messa
     said = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in said if line.startswith("error:")]) == 1
     assert message in said[-1]
+
+
+def test_a_wrong_objective_is_said_before_the_data_is_made(run, capsys, monkeypatch):
+    monkeypatch.setattr("distill.data.make_source", lambda *_: pytest.fail("the data was made"))
+    assert run("objective.predictoin=x0") == 2
+    assert "predictoin" in capsys.readouterr().err
