@@ -6,12 +6,14 @@ import os
 import socket
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState
 
 
 def _run(rank: int, world: int, port: int, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)  # the threads of a pool do not survive a fork, and whoever waits for them waits for ever
     AcceleratorState._reset_state(True)
     os.environ.update(
         RANK=str(rank),
@@ -40,6 +42,7 @@ def forked(function: Callable[[], None]) -> int:
     process = os.fork()
     if process == 0:
         try:
+            torch.set_num_threads(1)
             function()
         finally:
             os._exit(0)
