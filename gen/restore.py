@@ -66,14 +66,13 @@ class Restoration:
 
 def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
-    from samplers.names import find
+    from samplers import names
 
-    name = find({row: _Row(row) for row in TASKS}, task, "task").name  # type: ignore[arg-type]
+    rows = {name: _Row(name, (*own, *COMMON)) for name, own in TASKS.items()}
+    row = names.find(rows, task, "task")  # type: ignore[arg-type]
     chosen = request.options("restore options", options or {})
-    for option in chosen:
-        if option not in (known := {**TASKS[name], **COMMON}):
-            raise ValueError(f"The task {name!r} has no option {option!r}: it takes {', '.join(known)}.")
-    return name, chosen
+    names.check_options(row, chosen, "task")
+    return row.name, chosen
 
 
 def make_restoration(
@@ -125,4 +124,5 @@ def make_restoration(
 @dataclass(frozen=True)
 class _Row:
     name: str
+    options: tuple[str, ...]
     aliases: tuple[str, ...] = ()

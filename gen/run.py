@@ -182,13 +182,17 @@ def make_batch(
             break
     early = state.step < len(settings.levels) - 1
     latents = clean(state) if early else state.x
-    shown = latents
-    if output_type != "latent" and edit is None and settings.restore is None:
-        shown = generator.decode(latents) if settings.shown is None else generator.decode(latents, settings.shown)
-    elif output_type != "latent":
+    known = [
+        source for source in (edit, settings.restore) if source is not None
+    ]  # they put back what they know, then it is cut
+    if output_type == "latent":
+        shown = latents
+    elif not known:
+        shown = generator.decode(latents, settings.shown)
+    else:
         shown = generator.decode(latents)
-        shown = shown if edit is None else edit.keep_known(shown)
-        shown = shown if settings.restore is None else settings.restore.keep_known(shown)
+        for source in known:
+            shown = source.keep_known(shown)
         shown = shown if settings.shown is None else cut_to(shown, settings.shown)
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gen import request
+from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe
-from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
     from gen.adapters import Adapter, Report
@@ -27,7 +27,7 @@ class WithAdapters:
     text_encoder: nn.Module | None
     adapters: dict[str, float]
     _loaded: ModelAdapters | None
-    _encoded: dict[tuple, Condition]
+    _encoded: PromptMemory
 
     def load_adapter(
         self,

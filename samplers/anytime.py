@@ -12,7 +12,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import karras
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel, Path, check_falling
 from samplers.sample import Solver, State, sample
 from samplers.solvers.ratio import noise_ratio
 from samplers.solvers.restart import renewed
@@ -63,8 +63,7 @@ def anytime(
     if len(levels) < 2:
         raise ValueError(f"A run needs at least two noise levels, {len(levels)} given: ask a grid for one step or more.")
     for s, t in pairwise(levels):
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
     context = context or Context()
     before = context.evaluations
     for step, (s, t) in enumerate(pairwise(levels)):

@@ -33,6 +33,12 @@ def lift(function: Callable[[Tensor], Tensor], value: Scalar) -> Scalar:
     return function(torch.tensor(value, dtype=torch.float64)).item()
 
 
+def check_falling(s: NoiseLevel, t: NoiseLevel) -> None:
+    """ValueError unless a step from s to t, levels of floats, takes noise away."""
+    if not t.logsnr > s.logsnr:
+        raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+
+
 def expand(scalar: Scalar, like: Tensor) -> Scalar:
     """Shape a (B,) scalar to broadcast over `like` (B, ...); floats pass through."""
     if not isinstance(scalar, Tensor) or scalar.ndim == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +14,7 @@ from samplers.editing.inpaint import Inpaint
 from samplers.noise import normal
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
+from samplers.solvers.ratio import rise
 
 
 def repaint_walk(steps: int, jump_length: int = 10, resamples: int = 10) -> list[int]:
@@ -75,8 +75,7 @@ def repaint(
             state = solver.step(known, replace(state, step=i), here, there, condition, context.at(i), draw)
             state = replace(state, level=there)
             continue
-        keep = there.alpha / here.alpha
-        spread = math.sqrt(there.sigma**2 - (keep * here.sigma) ** 2)
+        keep, spread = rise(here, there)
         z = draw(here, there)
         eps = torch.add(keep * here.sigma / there.sigma * eps, z, alpha=spread / there.sigma)
         known = replace(known, eps=eps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +13,7 @@ from samplers.guidance.energy import check_count
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import Solver, State
+from samplers.solvers.ratio import rise
 from samplers.solvers.restart import renewed
 
 
@@ -59,8 +59,7 @@ class Recurrent:
         for k in range(1, passes):
             if noise is None:
                 raise ValueError("Recurrence adds noise: pass noise=, for instance seeded_noise(seeds, x).")
-            keep = s.alpha / t.alpha
-            spread = math.sqrt(max(s.sigma**2 - (keep * t.sigma) ** 2, 0.0))
+            keep, spread = rise(t, s)
             x = torch.add(keep * after.x, renewed(noise, "recurrence", k, "up")(s, t), alpha=spread)
             source = renewed(noise, "recurrence", k)
             after = self.inner.step(denoiser, replace(state, x=x), s, t, condition, context, source)

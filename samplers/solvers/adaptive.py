@@ -12,7 +12,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import uniform_logsnr
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
@@ -102,8 +102,7 @@ class Adaptive:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
         if self.eta and noise is None:
             raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
         start, end = s, t

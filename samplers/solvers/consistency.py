@@ -10,16 +10,11 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path, VariancePreserving, expand
+from samplers.path import NoiseLevel, Path, VariancePreserving, check_falling, expand
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.ratio import noise_ratio
-
-
-def _check(s: NoiseLevel, t: NoiseLevel) -> None:
-    if not t.logsnr > s.logsnr:
-        raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
 
 
 def _need(noise: NoiseSource | None) -> NoiseSource:
@@ -59,7 +54,7 @@ class Consistency:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        _check(s, t)
+        check_falling(s, t)
         excess = max(noise_ratio(t) ** 2 - self.sigma_min**2, 0.0)
         spread = self.s_noise * t.alpha * math.sqrt(excess)
         z = _need(noise)(s, t) if spread else None
@@ -97,7 +92,7 @@ class TCD:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        _check(s, t)
+        check_falling(s, t)
         below = self.below(denoiser.path, t)
         spread = t.alpha * math.sqrt(max(noise_ratio(t) ** 2 - noise_ratio(below) ** 2, 0.0)) if below is not t else 0.0
         z = _need(noise)(s, t) if spread else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 
@@ -51,8 +51,7 @@ class DDPM:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
         if noise is None and t.sigma and self.s_noise:
             raise ValueError("DDPM adds noise: pass noise=, for instance seeded_noise(seeds, x).")
         prediction = evaluate(denoiser, state, s, condition, context)

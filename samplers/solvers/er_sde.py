@@ -21,7 +21,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import lagrange_weights
@@ -111,8 +111,7 @@ class ERSDE:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
         keep, spread = self._transition(s, t)
         if spread and noise is None:
             raise ValueError("ER-SDE adds noise: pass noise=, for instance seeded_noise(seeds, x), or choose scale='ode'.")

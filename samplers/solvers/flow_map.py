@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 
@@ -36,8 +36,7 @@ class FlowMap:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
         end = torch.full((len(state.x),), float(t.t), device=state.x.device)
         told = replace(condition, extra={**condition.extra, "target_time": end})
         prediction = evaluate(denoiser, state, s, told, context)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.churn import raise_noise
 from samplers.solvers.evaluate import evaluate
@@ -53,8 +53,7 @@ class Heun:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if not t.logsnr > s.logsnr:
-            raise ValueError(f"Cannot step from logsnr {s.logsnr} to {t.logsnr}: levels must fall in noise.")
+        check_falling(s, t)
         state, s = raise_noise(self, denoiser.path, state, s, context, noise)
 
         first = evaluate(denoiser, state, s, condition, context)

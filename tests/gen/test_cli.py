@@ -295,11 +295,11 @@ def test_ctrl_c_keeps_what_is_finished(image, monkeypatch):
 
     decode, calls = Generator.decode, []
 
-    def interrupted(self, latents):
+    def interrupted(self, *given):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return decode(self, latents)
+        return decode(self, *given)
 
     monkeypatch.setattr(Generator, "decode", interrupted)
     code, out, err = image("a cat", "-n", 6, "--batch-size", 2, "--seed", 1)
