@@ -287,6 +287,48 @@ def restore(
 
 
 @app.command()
+def layout(
+    layout: Annotated[Path, typer.Argument(metavar="FILE", help="A layout (YAML, JSON), or a painting (PNG) with --colour.")],
+    colour: Annotated[
+        list[str] | None, typer.Option(metavar="COLOUR=PROMPT", help="What a painting's colour is; repeatable.")
+    ] = None,
+    background: Annotated[str | None, typer.Option(help="The prompt of what no region covers.")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    lora: Lora = None,
+    model: Model = "default",
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture with a prompt for every region; see docs/regions.md."""
+    from gen.commands.layout import run
+
+    return run(
+        layout,
+        colours=colour or [],
+        background=background,
+        lora=lora or [],
+        model=model,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative,
+    )
+
+
+@app.command()
 def info(
     picture: Annotated[Path, typer.Argument(help="A PNG.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
