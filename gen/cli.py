@@ -18,7 +18,9 @@ from typing import Annotated, NoReturn
 import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
-MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
+MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"} | {
+    "lora": "customization.lora"
+}
 # energies that belong to other packages: name -> (module, factory, description, options), for --guide
 ENERGIES = {
     "label": (
@@ -42,7 +44,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-loras = typer.Typer(help="Look into LoRA files and convert them.", no_args_is_help=True, rich_markup_mode=None)
+loras = typer.Typer(help="Look into LoRA files, convert and merge them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(loras, name="lora")
 
 
@@ -410,6 +412,20 @@ def convert_lora(
     from gen.commands.lora_files import convert
 
     return convert(source, target, to=to, model=model, fold=fold, dtype=dtype, allow_nonfinite=allow_nonfinite, quiet=quiet)
+
+
+def _lora(name: str, text: str) -> None:
+    def run(context: typer.Context) -> int:
+        return hand_over("lora", [name, *context.args])
+
+    loras.command(name, help=text, context_settings=HANDED_OVER, add_help_option=False)(run)
+
+
+_lora("merge", "Add several LoRAs, or scale one: fewstep lora merge A.safetensors:0.8 B.safetensors -o OUT.safetensors")
+_lora("resize", "Lower the rank of a LoRA with the least error: fewstep lora resize IN OUT --rank 16")
+_lora("extract", "Make a LoRA of the difference of two models: fewstep lora extract TUNED BASE OUT --rank 32")
+_lora("spectrum", "Show norms and singular values of a LoRA, as a table or a plot.")
+_lora("interpolate", "Write the model between two: fewstep lora interpolate FIRST SECOND OUT --share 0.5")
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)
