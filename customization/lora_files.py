@@ -210,6 +210,7 @@ def _write(
     if to != "peft" and given.output.suffix != ".safetensors":
         raise ValueError(f"{given.output}: adapters are written as safetensors; give a name that ends in .safetensors.")
     ready = written_as(made, to, _dtype(given))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     write_adapter(ready, given.output, to)
     for note in ready.notes:
         say(f"Note: {printable(note)}.", given.quiet)

@@ -18,8 +18,11 @@ from typing import Annotated, NoReturn
 import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
-MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"} | {
-    "lora": "customization.lora"
+MODULES = {
+    "data build": "distill.emoji.build",
+    "train": "distill.train",
+    "evaluate": "distill.evaluate",
+    "lora": "customization.lora",
 }
 # energies that belong to other packages: name -> (module, factory, description, options), for --guide
 ENERGIES = {

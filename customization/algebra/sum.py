@@ -230,7 +230,7 @@ def approximated(
     p, s, wt = matrix_svd(change, None if keep.needs_all else keep.rank)
     whole = float(change.norm())
     k = keep.count(s, whole**2)
-    error = math.sqrt(max(whole**2 - float(s[:k].double().square().sum()), 0.0)) / whole if whole else 0.0
+    error = float((change - (p[:, :k] * s[:k]) @ wt[:k]).norm()) / whole if whole else 0.0
     return from_svd((p, s, wt), k, shape, 1.0, dtype, bias), LayerReport(layer, k, ranks, whole, error)
 
 
