@@ -23,6 +23,7 @@ MODULES = {
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",
+    "lora": "customization.lora",
 }
 # energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
 ENERGIES = {
@@ -49,7 +50,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-loras = typer.Typer(help="Train LoRAs, look into their files, convert them.", no_args_is_help=True, rich_markup_mode=None)
+loras = typer.Typer(
+    help="Train LoRAs; look into their files, convert and merge them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(loras, name="lora")
 
 
@@ -465,6 +468,20 @@ def convert_lora(
 def train_lora(context: typer.Context) -> int:
     """Train a LoRA: fewstep lora train CONFIG.yaml, or fewstep lora train FOLDER --prompt "a <new> cat" -o FILE"""
     return hand_over("lora train", context.args)
+
+
+def _lora(name: str, text: str) -> None:
+    def run(context: typer.Context) -> int:
+        return hand_over("lora", [name, *context.args])
+
+    loras.command(name, help=text, context_settings=HANDED_OVER, add_help_option=False)(run)
+
+
+_lora("merge", "Add several LoRAs, or scale one: fewstep lora merge A.safetensors:0.8 B.safetensors -o OUT.safetensors")
+_lora("resize", "Lower the rank of a LoRA with the least error: fewstep lora resize IN OUT --rank 16")
+_lora("extract", "Make a LoRA of the difference of two models: fewstep lora extract TUNED BASE OUT --rank 32")
+_lora("spectrum", "Show norms and singular values of a LoRA, as a table or a plot.")
+_lora("interpolate", "Write the model between two: fewstep lora interpolate FIRST SECOND OUT --share 0.5")
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)
