@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.compose import Composition
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
@@ -57,6 +58,7 @@ class Settings:
     guide: Guide | None = None
     restore: Restoration | None = None
     shown: tuple[int, int] | None = None
+    composition: Composition = field(default_factory=Composition)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,9 @@ def _field(
 ) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     guided = is_guided(items[0], settings)
-    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
+    return settings.rules.build(
+        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
+    )
 
 
 def _recipe(
@@ -275,6 +279,9 @@ def _recipe(
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
         adapters=settings.adapters,
+        composition="" if settings.composition.name == "merge" else settings.composition.name,
+        composition_options=dict(settings.composition.options),
+        regions=dict(settings.composition.digests),
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,

@@ -86,7 +86,7 @@ class Regional:
             return self.denoiser(x, level, condition, replace(context, adapters=common))
         shares = context.memo("region shares", (self, x.shape[-2:]), lambda: self._shares(x))
         conditions = context.memo("region conditions", (self, condition), lambda: self._conditions(condition, len(x)))
-        choices = [common, *({**common, **{n: active[n] for n in r.adapters if n in active}} for r in self.regions)]
+        choices = [common, *({n: w for n, w in active.items() if n in common or n in r.adapters} for r in self.regions)]
         if shares[0] is None:
             shares, choices = shares[1:], choices[1:]
             conditions = conditions[1:] if isinstance(conditions, list) else conditions
