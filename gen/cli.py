@@ -18,7 +18,12 @@ from typing import Annotated, NoReturn
 import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
-MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
+MODULES = {
+    "data build": "distill.emoji.build",
+    "train": "distill.train",
+    "evaluate": "distill.evaluate",
+    "lora train": "customization.train",
+}
 # energies that belong to other packages: name -> (module, factory, description, options), for --guide
 ENERGIES = {
     "label": (
@@ -42,7 +47,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-loras = typer.Typer(help="Look into LoRA files and convert them.", no_args_is_help=True, rich_markup_mode=None)
+loras = typer.Typer(help="Train LoRAs, look into their files, convert them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(loras, name="lora")
 
 
@@ -428,6 +433,12 @@ def convert_lora(
     from gen.commands.lora_files import convert
 
     return convert(source, target, to=to, model=model, fold=fold, dtype=dtype, allow_nonfinite=allow_nonfinite, quiet=quiet)
+
+
+@loras.command("train", context_settings=HANDED_OVER, add_help_option=False)
+def train_lora(context: typer.Context) -> int:
+    """Train a LoRA: fewstep lora train CONFIG.yaml, or fewstep lora train FOLDER --prompt "a <new> cat" -o FILE"""
+    return hand_over("lora train", context.args)
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)
