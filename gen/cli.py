@@ -88,6 +88,10 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float1
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
+]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
 ]
@@ -145,6 +149,13 @@ def image(
         typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
     ] = None,
     lora: Lora = None,
+    compose: Annotated[
+        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, cached. [default: merge]")
+    ] = None,
+    compose_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")
+    ] = None,
+    region: Region = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -161,6 +172,7 @@ def image(
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
     from gen.commands.image import run
+    from gen.commands.lora import regions_of
 
     return run(
         prompts or [],
@@ -179,11 +191,14 @@ def image(
             "guidance": guidance_option,
             "cache": cache_option,
             "guide": guide_option,
+            "composition": compose_option,
         },
         energies=ENERGIES,
         guide=guide,
         guide_strength=guide_strength,
         guide_method=guide_method,
+        composition=compose,
+        regions=regions_of(region),
         allow_nonfinite=allow_nonfinite,
         num_images_per_prompt=number,
         seed=seed,
@@ -220,12 +235,14 @@ def replay(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A LoRA that it was made with; found by its content; repeatable.")
     ] = None,
+    region: Region = None,
     guide: Annotated[
         str | None, typer.Option(metavar="FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
     ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
+    from gen.commands.lora import regions_of
     from gen.commands.replay import run
 
     return run(
@@ -238,6 +255,7 @@ def replay(
         image=image,
         mask=mask,
         lora=lora or [],
+        regions=regions_of(region),
         guide=guide,
         energies=ENERGIES,
         quiet=quiet,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.compose import Composition
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
@@ -59,6 +60,7 @@ class Settings:
     restore: Restoration | None = None
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
+    composition: Composition = field(default_factory=Composition)
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,9 @@ def _field(
     if settings.layout is not None:
         return settings.layout.build(generator, generator.denoiser, items, settings, noise, negative), settings.solver
     guided = is_guided(items[0], settings)
-    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
+    return settings.rules.build(
+        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
+    )
 
 
 def _recipe(
@@ -281,6 +285,9 @@ def _recipe(
         restore=None if settings.restore is None else settings.restore.record,
         layout=None if settings.layout is None else settings.layout.record,
         adapters=settings.adapters,
+        composition="" if settings.composition.name == "merge" else settings.composition.name,
+        composition_options=dict(settings.composition.options),
+        regions=dict(settings.composition.digests),
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,
