@@ -10,7 +10,8 @@ from scipy.linalg import sqrtm
 from distill import evaluate as command
 from distill import references as module
 from distill.compare import Plan, Row, compare, kept_pictures, markdown, picture_keys, sheet
-from distill.evaluate import Settings, counts, subjects
+from distill.evaluate import Settings, counts, set_distances, subjects
+from distill.evaluator.pictures import read_pictures
 from distill.features import Features, load_features
 from distill.references import References, in_8_bits, weights_digest
 from gen.components import build, save_component
@@ -96,6 +97,24 @@ def test_a_row_for_every_model_and_number_of_steps(emoji_data, opened, models, e
         assert row.numbers["distance_to_reference"] == pytest.approx(apart, rel=1e-3) and apart > 0.01
         mine, theirs = (flat(torch.from_numpy(x)).numpy() for x in (images, direct["teacher", 4]))
         assert row.numbers["reference_frechet_distance"] == pytest.approx(frechet(mine, theirs), rel=1e-2, abs=1e-4)
+    drawings, _ = read_pictures(emoji_data / "emoji-train.zip", SIZE, set(labels))
+    for row in rows:
+        mine, real = flat(row.images).numpy(), flat(drawings).numpy()
+        assert (row.numbers["precision"], row.numbers["recall"]) == (covered(mine, real), covered(real, mine))
+        assert row.numbers["frechet_distance"] == pytest.approx(frechet(mine, real), rel=1e-3)
+
+
+def test_precision_is_of_the_generated_and_recall_of_the_real():
+    real = torch.cat([torch.arange(20.0), 100 + torch.arange(20.0)])[:, None]
+    report = set_distances(torch.linspace(0, 19, 12)[:, None], real)
+    assert report["precision"] == 1 and report["recall"] == 0.5
+
+
+def covered(points, manifold):
+    """The share of points within the ball of any point of the manifold that reaches its third neighbour."""
+    apart = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)  # noqa: E731
+    radii = np.sort(apart(manifold, manifold), 1)[:, 3]
+    return (apart(points, manifold) <= radii + 1e-9).any(1).mean()
 
 
 def test_a_model_at_the_reference_s_own_settings_is_the_reference(emoji_data, opened, evaluator, text_encoder):
@@ -107,6 +126,13 @@ def test_a_model_at_the_reference_s_own_settings_is_the_reference(emoji_data, op
     other = Plan(("teacher",), (3,), "teacher", reference_steps=3, reference_guidance_scale=1.0)
     (_, same), _, _ = run(other, emoji_data, opened, evaluator, text_encoder)
     assert same.numbers["distance_to_reference"] > 0.01
+
+
+def test_the_reference_has_a_sampler_of_its_own(emoji_data, opened, evaluator, text_encoder):
+    for given, own, evaluations in ((None, "heun", [8, 6]), ("heun", None, [6, 8])):
+        plan = Plan(("student",), (3,), "teacher", 3, reference_sampler=own)
+        rows, _, _ = run(plan, emoji_data, opened, evaluator, text_encoder, sampler=given)
+        assert [row.numbers["evaluations_per_image"] for row in rows] == evaluations
 
 
 def test_other_noise_is_not_held_against_the_reference(emoji_data, evaluator, text_encoder, models):
