@@ -578,9 +578,8 @@ class Generator(WithAdapters):
 
             if composition.name != "merge":
                 raise ValueError(
-                    f"A layout says which adapters act where, so the composition {composition.name!r} has no place; leave one out."
+                    f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
                 )
-
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
         return Settings(
