@@ -19,14 +19,24 @@ import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
-# energies that belong to other packages: name -> (module, factory, description, options), for --guide
-ENERGIES = {
+# energies that belong to other packages, for --guide: name -> the rest of a row of gen.energies.EnergyInfo
+ENERGIES: dict[str, tuple] = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
         ("label", "scale"),
-    )
+    ),
+    "classifier": (
+        "distill.classifier.energy",
+        "NoisyLabel",
+        "a trained classifier of noisy latents recognises `label`, or the prompt",
+        ("folder", "label", "scale"),
+        ("folder",),
+        True,
+        (),
+        "classifier",
+    ),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -15,7 +15,7 @@ from gen.attention import choose
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
-from gen.recipe import Batch, Machine, Model, Recipe
+from gen.recipe import Batch, Machine, Model, Recipe, TweakRecord
 from gen.request import Item
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gen.generator import Generator
     from gen.guide import Guide
     from gen.restore import Restoration
+    from gen.tweaks import Tweaks
 
 CALLBACK_TENSORS = ("latents", "denoised")
 
@@ -57,6 +58,7 @@ class Settings:
     guide: Guide | None = None
     restore: Restoration | None = None
     shown: tuple[int, int] | None = None
+    tweaks: Tweaks | None = None
 
 
 @dataclass(frozen=True)
@@ -146,19 +148,21 @@ def make_batch(
     generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar
 ) -> Made:
     """Sample and decode pictures that are all guided or all not."""
-    seeds = [item.seed for item in items]
+    seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
     shape = (generator.channels, settings.height // generator.factor, settings.width // generator.factor)
     if items[0].latent is None:
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, negative)
+    field, solver = _field(generator, items, settings, condition, negative)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
-        prompts, draws = [item.prompt for item in items], seeded_noise(seeds, noise)
+        draws = seeded_noise(seeds, noise)
         field, solver = settings.guide.build(generator, field, solver, settings.levels, draws, prompts)
+    if settings.tweaks is not None:
+        field = settings.tweaks.outside(generator, field, seeded_noise(seeds, noise), prompts)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -197,6 +201,8 @@ def make_batch(
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     changed = (*changed, *_unrecorded_adapters(generator, settings))
+    changed = (*changed, *(settings.tweaks.unrecorded if settings.tweaks is not None else ()))
+    tweaks = {} if settings.tweaks is None else settings.tweaks.records(items)
     if settings.guide is not None and not settings.guide.record.energy:
         changed = (*changed, "energy of the guide")
     computed_with = machine(generator, shape[1:])
@@ -204,7 +210,7 @@ def make_batch(
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
         unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
         batch = Batch(size=len(items), row=row)
-        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with))
+        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with, tweaks))
     return Made(shown, recipes)
 
 
@@ -213,7 +219,10 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
         generator.read_null(settings.adapters)
-        condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
+        prompts = [item.prompt for item in items]
+        condition = generator.encode_prompt(prompts, settings.adapters)
+        if settings.tweaks is not None:
+            condition = settings.tweaks.read(generator, prompts, condition, settings.adapters)
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
             refused = generator.encode_prompt(negatives, settings.adapters, negative=True)
@@ -235,11 +244,17 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
 
 
 def _field(
-    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None
+    generator: Generator, items: Sequence[Item], settings: Settings, condition: Condition, negative: Condition | None
 ) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     guided = is_guided(items[0], settings)
-    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
+    inside = None
+    if settings.tweaks is not None:
+        seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
+        inside = settings.tweaks.inside(generator, seeds, prompts, condition)
+    return settings.rules.build(
+        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, inside
+    )
 
 
 def _recipe(
@@ -251,6 +266,7 @@ def _recipe(
     early: bool,
     unrecorded: tuple[str, ...],
     computed_with: Machine,
+    tweaks: dict[str, TweakRecord],
 ) -> Recipe:
     return Recipe(
         prompt=item.prompt,
@@ -274,6 +290,7 @@ def _recipe(
         start=None if settings.edit is None else settings.edit.start,
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
+        tweaks=tweaks,
         adapters=settings.adapters,
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
