@@ -25,8 +25,8 @@ MODULES = {
     "lora train": "customization.train",
     "lora": "customization.lora",
 }
-# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
-ENERGIES = {
+# energies that belong to other packages, for --guide: name -> the rest of a row of gen.energies.EnergyInfo
+ENERGIES: dict[str, tuple] = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
@@ -35,6 +35,16 @@ ENERGIES = {
     ),
     "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
     "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
+    "classifier": (
+        "distill.classifier.energy",
+        "NoisyLabel",
+        "a trained classifier of noisy latents recognises `label`, or the prompt",
+        ("folder", "label", "scale"),
+        ("folder",),
+        True,
+        (),
+        "classifier",
+    ),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gen.adapters.model import ModelAdapters
     from gen.energies import EnergyInfo
     from gen.guide import Guide
+    from gen.tweaks import TweakOptions, Tweaks
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -269,6 +270,7 @@ class Generator(WithAdapters):
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
         _restore: tuple | None = None,
+        **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
 
@@ -287,6 +289,7 @@ class Generator(WithAdapters):
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
         layout: prompts by region, a mapping or a layout file's path (`gen.layout`); `Generator.layout` reads better.
+        tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tweaks.TweakOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
@@ -328,6 +331,7 @@ class Generator(WithAdapters):
             guide=self._guide(guide, guide_strength, guide_method, guide_options),
             restore=_restore,
             layout=layout,
+            tweaks=dict(tweaks),
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -351,12 +355,14 @@ class Generator(WithAdapters):
         mask: Any = None,
         regions: Mapping[str, Any] | None = None,
         guide: Callable[..., Tensor] | None = None,
+        guide_options: Mapping[str, Any] | None = None,
+        **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
 
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
-        image, mask and regions that it began with by their sha256 only: give them again, and the guide where it was a function
-        or model of its maker's own.
+        image, mask and regions that it began with by their sha256 only: give them again, and the guide (with the options that
+        name its files) where it was a function or model of its maker's own; likewise the pictures and functions of tweaks.
         """
         start = recipe.start or recipe.restore
         for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
@@ -381,7 +387,8 @@ class Generator(WithAdapters):
             edit=(image, mask, recipe.start.strength) if recipe.start else (None, None, None),
             adapters=self._as_recorded(recipe),
             compose=(recipe.composition, recipe.composition_options, recorded_regions(recipe, regions)),
-            guide=self._replayed_guide(recipe, guide),
+            guide=self._replayed_guide(recipe, guide, guide_options),
+            tweaks=(recipe.tweaks, dict(tweaks)) if recipe.tweaks or tweaks else {},
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
         )
@@ -398,8 +405,11 @@ class Generator(WithAdapters):
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False
         size, row = recipe.batch.size, recipe.batch.row
+        batch = [item] * size
+        if recipe.tweaks:
+            batch[0] = self._first(recipe) or item
         with progress_bar(len(settings.levels) - 1, progress) as bar:
-            made = make_batch(self, [item] * size, settings, output_type, None, bar)
+            made = make_batch(self, batch, settings, output_type, None, bar)
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
 
     def restore(
@@ -443,12 +453,30 @@ class Generator(WithAdapters):
 
         return make_guide(guide, strength, method, options, self.energies)  # type: ignore[arg-type]
 
-    def _replayed_guide(self, recipe: Recipe, given: Any) -> Guide | None:
+    def _replayed_guide(self, recipe: Recipe, given: Any, options: Mapping[str, Any] | None) -> Guide | None:
         if recipe.guide is None and given is None:
             return None
         from gen.guide import replayed_guide
 
-        return replayed_guide(recipe.guide, given, self.energies)
+        return replayed_guide(recipe.guide, given, self.energies, options)
+
+    def _tweaks(self, given: Any, height: int, width: int) -> Tweaks | None:
+        """given: the keywords of a call; or a recipe's records and the keywords of a replay."""
+        if not given:
+            return None
+        from gen.tweaks import check_names, make_tweaks, replayed_tweaks
+
+        if isinstance(given, tuple):
+            return replayed_tweaks(self, given[0], check_names(given[1]), height, width)
+        named = check_names(given)
+        return make_tweaks(self, named, height, width) if named else None
+
+    def _first(self, recipe: Recipe) -> request.Item | None:
+        """The first picture of the recipe's batch, where it is recorded."""
+        from gen.tweaks import first_of
+
+        first = first_of(recipe.tweaks)
+        return first and request.Item(first.prompt, first.negative_prompt, first.class_label, first.seed, None)
 
     def _subjects(self, prompt: object, negative: object, class_labels: object) -> tuple[list[str], list[str], list[int]]:
         """(prompts, negative prompts, labels) of equal length."""
@@ -514,6 +542,7 @@ class Generator(WithAdapters):
         shown=None,
         layout=None,
         compose=(None, None, None),
+        tweaks=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -580,6 +609,8 @@ class Generator(WithAdapters):
                 raise ValueError(
                     f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
                 )
+            if tweaks:
+                raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
         return Settings(
@@ -604,6 +635,7 @@ class Generator(WithAdapters):
             guide=guide,
             restore=restoration,
             layout=regions,
+            tweaks=self._tweaks(tweaks, height, width),
         )
 
     def _make(

@@ -110,6 +110,27 @@ class LayoutRecord(_Part):
     at_once: int | None = Field(None, ge=1, le=64)
 
 
+class First(_Part):
+    """The first picture of a batch, where the others were made to differ from it."""
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    class_label: int = Field(-1, ge=-1)
+    seed: int = Field(ge=0, lt=1 << 63)
+
+
+class TweakRecord(_Part):
+    """A change of the run beside guidance (`gen.tweaks`): sha256 of its pictures or embedding and of their masks, its texts, an
+    energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch began with."""
+
+    digests: tuple[Digest, ...] = ()
+    masks: tuple[Digest, ...] = ()
+    texts: tuple[Text, ...] = ()
+    energy: Name = ""
+    options: dict[Name, Option] = {}
+    first: First | None = None
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -136,6 +157,7 @@ class Recipe(_Part):
     guide: GuideRecord | None = None
     restore: RestoreRecord | None = None
     layout: LayoutRecord | None = None
+    tweaks: dict[Name, TweakRecord] = {}
     adapters: dict[Name, float] = {}
     composition: Name = Field("", description="how several adapters act; merged where it is empty")
     composition_options: dict[Name, Option] = {}

@@ -16,7 +16,7 @@ from gen.compose import Composition
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
-from gen.recipe import Batch, Machine, Model, Recipe
+from gen.recipe import Batch, Machine, Model, Recipe, TweakRecord
 from gen.request import Item
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gen.guide import Guide
     from gen.layout import Layout
     from gen.restore import Restoration
+    from gen.tweaks import Tweaks
 
 CALLBACK_TENSORS = ("latents", "denoised")
 
@@ -61,6 +62,7 @@ class Settings:
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
     composition: Composition = field(default_factory=Composition)
+    tweaks: Tweaks | None = None
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,21 @@ def make_batch(
     generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar
 ) -> Made:
     """Sample and decode pictures that are all guided or all not."""
-    seeds = [item.seed for item in items]
+    seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
     shape = (generator.channels, settings.height // generator.factor, settings.width // generator.factor)
     if items[0].latent is None:
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, negative, noise)
+    field, solver = _field(generator, items, settings, condition, negative, noise)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
-        prompts, draws = [item.prompt for item in items], seeded_noise(seeds, noise)
+        draws = seeded_noise(seeds, noise)
         field, solver = settings.guide.build(generator, field, solver, settings.levels, draws, prompts)
+    if settings.tweaks is not None:
+        field = settings.tweaks.outside(generator, field, seeded_noise(seeds, noise), prompts)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -202,6 +206,8 @@ def make_batch(
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     changed = (*changed, *_unrecorded_adapters(generator, settings))
+    changed = (*changed, *(settings.tweaks.unrecorded if settings.tweaks is not None else ()))
+    tweaks = {} if settings.tweaks is None else settings.tweaks.records(items)
     if settings.guide is not None and not settings.guide.record.energy:
         changed = (*changed, "energy of the guide")
     computed_with = machine(generator, shape[1:])
@@ -209,7 +215,7 @@ def make_batch(
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
         unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
         batch = Batch(size=len(items), row=row)
-        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with))
+        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with, tweaks))
     return Made(shown, recipes)
 
 
@@ -218,7 +224,10 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
         generator.read_null(settings.adapters)
-        condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
+        prompts = [item.prompt for item in items]
+        condition = generator.encode_prompt(prompts, settings.adapters)
+        if settings.tweaks is not None:
+            condition = settings.tweaks.read(generator, prompts, condition, settings.adapters)
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
             refused = generator.encode_prompt(negatives, settings.adapters, negative=True)
@@ -240,14 +249,27 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
 
 
 def _field(
-    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None, noise: Tensor
+    generator: Generator,
+    items: Sequence[Item],
+    settings: Settings,
+    condition: Condition,
+    negative: Condition | None,
+    noise: Tensor,
 ) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     if settings.layout is not None:
         return settings.layout.build(generator, generator.denoiser, items, settings, noise, negative), settings.solver
     guided = is_guided(items[0], settings)
+    inside: Callable[[Denoiser], Denoiser] = settings.composition
+    if settings.tweaks is not None:
+        seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
+        tweak = settings.tweaks.inside(generator, seeds, prompts, condition)
+
+        def inside(denoiser: Denoiser) -> Denoiser:
+            return tweak(settings.composition(denoiser))
+
     return settings.rules.build(
-        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
+        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, inside
     )
 
 
@@ -260,6 +282,7 @@ def _recipe(
     early: bool,
     unrecorded: tuple[str, ...],
     computed_with: Machine,
+    tweaks: dict[str, TweakRecord],
 ) -> Recipe:
     return Recipe(
         prompt=item.prompt,
@@ -284,6 +307,7 @@ def _recipe(
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
         layout=None if settings.layout is None else settings.layout.record,
+        tweaks=tweaks,
         adapters=settings.adapters,
         composition="" if settings.composition.name == "merge" else settings.composition.name,
         composition_options=dict(settings.composition.options),

@@ -54,6 +54,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyConfig",
         "TrajectoryConsistencyObjective",
     ),
+    "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 
