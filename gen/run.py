@@ -24,6 +24,7 @@ from samplers.path import NoiseLevel
 from samplers.sample import Solver, State, trajectory
 
 if TYPE_CHECKING:
+    from gen.canvas import Canvas
     from gen.generator import Generator
     from gen.guide import Guide
     from gen.restore import Restoration
@@ -56,6 +57,7 @@ class Settings:
     stop_at: int | None = None
     guide: Guide | None = None
     restore: Restoration | None = None
+    canvas: Canvas | None = None
     shown: tuple[int, int] | None = None
 
 
@@ -133,6 +135,15 @@ def progress_bar(steps: int, show: bool):
     return tqdm(total=steps, disable=None, leave=False, unit="step")
 
 
+def counting(bar: Any, settings: Settings, batches: int) -> Any:
+    """A bar of steps, or for a canvas, whose steps take long, of the evaluations in them."""
+    if settings.canvas is None:
+        return bar
+    from gen.canvas import EvaluationBar
+
+    return EvaluationBar(bar, (len(settings.levels) - 1) * batches)
+
+
 class _NoBar:
     def update(self, steps: int) -> None: ...
 
@@ -153,7 +164,15 @@ def make_batch(
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, negative)
+    leaf, canvas, several = generator.denoiser, settings.canvas, []
+    if canvas is not None:
+        from gen.canvas import Counted
+
+        leaf = Counted(leaf, bar)
+        several, negative = canvas.conditions(generator, condition, negative, settings.adapters)
+    field, solver = _field(leaf, items, settings, negative)
+    if canvas is not None:
+        field, solver = canvas.build(generator, field, solver, several)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
@@ -187,6 +206,8 @@ def make_batch(
     ]  # they put back what they know, then it is cut
     if output_type == "latent":
         shown = latents
+    elif canvas is not None:
+        shown = canvas.show(generator, latents, edit, settings.shown)
     elif not known:
         shown = generator.decode(latents, settings.shown)
     else:
@@ -199,7 +220,8 @@ def make_batch(
     changed = (*changed, *_unrecorded_adapters(generator, settings))
     if settings.guide is not None and not settings.guide.record.energy:
         changed = (*changed, "energy of the guide")
-    computed_with = machine(generator, shape[1:])
+    changed = (*changed, *(canvas.unrecorded if canvas else ()))
+    computed_with = machine(generator, canvas.windows.size if canvas else shape[1:])
     for row, item in enumerate(items):
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
         unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
@@ -213,7 +235,8 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
         generator.read_null(settings.adapters)
-        condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
+        own = settings.canvas.record.prompts[:1] if settings.canvas else ()  # of several, see `Canvas.conditions`
+        condition = generator.encode_prompt([own[0] if own else item.prompt for item in items], settings.adapters)
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
             refused = generator.encode_prompt(negatives, settings.adapters, negative=True)
@@ -230,16 +253,15 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
     """With height, width and height / width in pixels, for a network that asks for them."""
     if not getattr(generator.network.config, "size_conditions", False):
         return condition
-    size = torch.tensor([[settings.height, settings.width]] * count, dtype=torch.float32, device=generator.device)
+    sides = settings.canvas.record.window if settings.canvas else (settings.height, settings.width)
+    size = torch.tensor([sides] * count, dtype=torch.float32, device=generator.device)
     return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
 
 
-def _field(
-    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None
-) -> tuple[Denoiser, Solver]:
+def _field(leaf: Denoiser, items: Sequence[Item], settings: Settings, negative: Condition | None) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     guided = is_guided(items[0], settings)
-    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
+    return settings.rules.build(leaf, settings.solver, settings.scale, negative, settings.interval, guided)
 
 
 def _recipe(
@@ -274,6 +296,7 @@ def _recipe(
         start=None if settings.edit is None else settings.edit.start,
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
+        canvas=None if settings.canvas is None else settings.canvas.record,
         adapters=settings.adapters,
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
