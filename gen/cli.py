@@ -17,6 +17,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gen.commands import canvas
+
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
     "data build": "distill.emoji.build",
@@ -528,6 +530,9 @@ def evaluate(context: typer.Context) -> int:
 def build(context: typer.Context) -> int:
     """Build the default model's training data: fewstep data build ..."""
     return hand_over("data build", context.args)
+
+
+canvas.add(app)  # panorama, outpaint, upscale
 
 
 def hand_over(command: str, arguments: Sequence[str]) -> int:

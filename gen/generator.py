@@ -32,8 +32,9 @@ from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
 from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe, save_image
-from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
+from gen.run import Settings, check_inputs, counting, is_guided, make_batch, progress_bar
 from gen.with_adapters import WithAdapters
+from gen.with_canvas import WithCanvas
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
@@ -73,7 +74,7 @@ class Output:
         return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
 
 
-class Generator(WithAdapters):
+class Generator(WithAdapters, WithCanvas):
     """A model ready to make pictures. `from_pretrained` opens one; the constructor takes networks that you have.
 
     config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
@@ -270,6 +271,7 @@ class Generator(WithAdapters):
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
         _restore: tuple | None = None,
+        _canvas: tuple | None = None,
         **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
@@ -305,18 +307,19 @@ class Generator(WithAdapters):
         batch_size = BATCH if batch_size is None else request.whole("batch_size", batch_size, 1, 1024)
         inputs = check_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        multiple = self.factor * self.network.config.patch
+        multiple = self.factor * (1 if _canvas else self.network.config.patch)
         noise = request.unit_noise(latents, total, self.channels, self.factor, multiple)
         if noise is not None:
             own = tuple(side * self.factor for side in noise.shape[2:])
             if (height or own[0], width or own[1]) != own:
                 raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
             height, width = own
-        height, width, shown = self._made_at(height, width, use_resolution_binning if noise is None else False)
+        binned = use_resolution_binning if noise is None and _canvas is None else False
+        height, width, shown = self._made_at(height, width, binned)
         settings = self._settings(
             height=height,
             width=width,
-            shown=shown,
+            shown=_canvas[2] if _canvas else shown,
             steps=num_inference_steps,
             scale=guidance_scale,
             interval=guidance_interval,
@@ -332,6 +335,7 @@ class Generator(WithAdapters):
             restore=_restore,
             layout=layout,
             tweaks=dict(tweaks),
+            canvas=_canvas and _canvas[:2],
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -365,6 +369,10 @@ class Generator(WithAdapters):
         name its files) where it was a function or model of its maker's own; likewise the pictures and functions of tweaks.
         """
         start = recipe.start or recipe.restore
+        if recipe.canvas is not None:
+            from gen.canvas import replayed_pictures
+
+            image, mask = replayed_pictures(recipe, image, mask)
         for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
             if needed and given is None:
                 raise ValueError(f"The picture was made from {'an' if name == 'image' else 'a'} {name}, which is not in its "
@@ -391,6 +399,7 @@ class Generator(WithAdapters):
             tweaks=(recipe.tweaks, dict(tweaks)) if recipe.tweaks or tweaks else {},
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
+            canvas=recipe.canvas and (recipe.canvas, None),
         )
         check_recorded(recipe, settings.composition)
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
@@ -409,7 +418,7 @@ class Generator(WithAdapters):
         if recipe.tweaks:
             batch[0] = self._first(recipe) or item
         with progress_bar(len(settings.levels) - 1, progress) as bar:
-            made = make_batch(self, batch, settings, output_type, None, bar)
+            made = make_batch(self, batch, settings, output_type, None, counting(bar, settings, 1))
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
 
     def restore(
@@ -539,6 +548,7 @@ class Generator(WithAdapters):
         adapters,
         guide=None,
         restore=None,
+        canvas=None,
         shown=None,
         layout=None,
         compose=(None, None, None),
@@ -546,7 +556,13 @@ class Generator(WithAdapters):
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
-        height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
+        patch = self.factor * self.network.config.patch
+        height, width = request.size(height, width, self.config.sample_size, self.factor if canvas else patch)
+        if canvas is not None:
+            from gen.canvas import make_canvas
+
+            canvas = make_canvas(self, *canvas, height, width)
+        seen = (height, width) if canvas is None else canvas.record.window  # by the network, at once
         if rules.always and not getattr(self.network, "embeds", False):
             raise ValueError(f"The model {self.name!r} reads no guidance scale; choose other guidance than {rules.name!r}.")
         if steps is None:
@@ -583,8 +599,7 @@ class Generator(WithAdapters):
         if isinstance(schedule, str):
             schedule = grid_info(schedule).name
             if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
-                patch = self.factor * self.network.config.patch
-                schedule_options = {"tokens": height * width // patch**2, **schedule_options}
+                schedule_options = {"tokens": seen[0] * seen[1] // patch**2, **schedule_options}
             levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
         levels, steps = tuple(levels), len(levels) - 1
         start = make_edit(self, *edit, height, width)
@@ -636,6 +651,7 @@ class Generator(WithAdapters):
             restore=restoration,
             layout=regions,
             tweaks=self._tweaks(tweaks, height, width),
+            canvas=canvas,
         )
 
     def _make(
@@ -657,6 +673,7 @@ class Generator(WithAdapters):
         queue.sort()
         done: dict[int, tuple[Tensor, Recipe]] = {}
         with progress_bar((len(settings.levels) - 1) * len(queue), progress) as bar:
+            bar = counting(bar, settings, len(queue))
             while queue and not self.interrupt:
                 rows = queue.pop(0)
                 try:
@@ -664,7 +681,7 @@ class Generator(WithAdapters):
                 except torch.OutOfMemoryError:
                     made = None  # halved below, once the traceback has let go of the batch's memory
                 if made is None:
-                    queue[:0] = self._halved(rows, settings)
+                    queue[:0], settings = self._halved(rows, settings)
                     continue
                 done |= zip(rows, zip(made.shown, made.recipes, strict=True), strict=True)
                 if on_images is not None:
@@ -672,8 +689,10 @@ class Generator(WithAdapters):
         order = sorted(done)
         return _output(torch.stack([done[i][0] for i in order]), [done[i][1] for i in order], output_type, self.interrupt)
 
-    def _halved(self, rows: list[int], settings: Settings) -> list[list[int]]:
-        if len(rows) == 1:
+    def _halved(self, rows: list[int], settings: Settings) -> tuple[list[list[int]], Settings]:
+        """Half as many pictures at once, and on a canvas half as many windows."""
+        canvas = settings.canvas
+        if len(rows) == 1 and (canvas is None or canvas.record.batch == 1):
             raise ValueError(
                 f"One picture of {settings.width} x {settings.height} does not fit in the memory of {self.device}; "
                 "make it smaller, or use another device or dtype."
@@ -681,7 +700,8 @@ class Generator(WithAdapters):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
-        return [rows[:middle], rows[middle:]]
+        parts = [part for part in (rows[:middle], rows[middle:]) if part]
+        return parts, settings if canvas is None else replace(settings, canvas=canvas.halved())
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

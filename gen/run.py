@@ -25,6 +25,7 @@ from samplers.path import NoiseLevel
 from samplers.sample import Solver, State, trajectory
 
 if TYPE_CHECKING:
+    from gen.canvas import Canvas
     from gen.generator import Generator
     from gen.guide import Guide
     from gen.layout import Layout
@@ -59,6 +60,7 @@ class Settings:
     stop_at: int | None = None
     guide: Guide | None = None
     restore: Restoration | None = None
+    canvas: Canvas | None = None
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
     composition: Composition = field(default_factory=Composition)
@@ -139,6 +141,15 @@ def progress_bar(steps: int, show: bool):
     return tqdm(total=steps, disable=None, leave=False, unit="step")
 
 
+def counting(bar: Any, settings: Settings, batches: int) -> Any:
+    """A bar of steps, or for a canvas, whose steps take long, of the evaluations in them."""
+    if settings.canvas is None:
+        return bar
+    from gen.canvas import EvaluationBar
+
+    return EvaluationBar(bar, (len(settings.levels) - 1) * batches)
+
+
 class _NoBar:
     def update(self, steps: int) -> None: ...
 
@@ -160,7 +171,15 @@ def make_batch(
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, condition, negative, noise)
+    leaf, canvas, several = generator.denoiser, settings.canvas, []
+    if canvas is not None:
+        from gen.canvas import Counted
+
+        leaf = Counted(leaf, bar)
+        several, negative = canvas.conditions(generator, condition, negative, settings.adapters)
+    field, solver = _field(generator, leaf, items, settings, condition, negative, noise)
+    if canvas is not None:
+        field, solver = canvas.build(generator, field, solver, several)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
@@ -196,6 +215,8 @@ def make_batch(
     ]  # they put back what they know, then it is cut
     if output_type == "latent":
         shown = latents
+    elif canvas is not None:
+        shown = canvas.show(generator, latents, edit, settings.shown)
     elif not known:
         shown = generator.decode(latents, settings.shown)
     else:
@@ -210,7 +231,8 @@ def make_batch(
     tweaks = {} if settings.tweaks is None else settings.tweaks.records(items)
     if settings.guide is not None and not settings.guide.record.energy:
         changed = (*changed, "energy of the guide")
-    computed_with = machine(generator, shape[1:])
+    changed = (*changed, *(canvas.unrecorded if canvas else ()))
+    computed_with = machine(generator, canvas.windows.size if canvas else shape[1:])
     for row, item in enumerate(items):
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
         unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
@@ -224,7 +246,8 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
         generator.read_null(settings.adapters)
-        prompts = [item.prompt for item in items]
+        own = settings.canvas.record.prompts[:1] if settings.canvas else ()  # of several, see `Canvas.conditions`
+        prompts = [own[0] if own else item.prompt for item in items]
         condition = generator.encode_prompt(prompts, settings.adapters)
         if settings.tweaks is not None:
             condition = settings.tweaks.read(generator, prompts, condition, settings.adapters)
@@ -244,12 +267,14 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
     """With height, width and height / width in pixels, for a network that asks for them."""
     if not getattr(generator.network.config, "size_conditions", False):
         return condition
-    size = torch.tensor([[settings.height, settings.width]] * count, dtype=torch.float32, device=generator.device)
+    sides = settings.canvas.record.window if settings.canvas else (settings.height, settings.width)
+    size = torch.tensor([sides] * count, dtype=torch.float32, device=generator.device)
     return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
 
 
 def _field(
     generator: Generator,
+    leaf: Denoiser,
     items: Sequence[Item],
     settings: Settings,
     condition: Condition,
@@ -268,9 +293,7 @@ def _field(
         def inside(denoiser: Denoiser) -> Denoiser:
             return tweak(settings.composition(denoiser))
 
-    return settings.rules.build(
-        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, inside
-    )
+    return settings.rules.build(leaf, settings.solver, settings.scale, negative, settings.interval, guided, inside)
 
 
 def _recipe(
@@ -308,6 +331,7 @@ def _recipe(
         restore=None if settings.restore is None else settings.restore.record,
         layout=None if settings.layout is None else settings.layout.record,
         tweaks=tweaks,
+        canvas=None if settings.canvas is None else settings.canvas.record,
         adapters=settings.adapters,
         composition="" if settings.composition.name == "merge" else settings.composition.name,
         composition_options=dict(settings.composition.options),
