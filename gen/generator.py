@@ -265,6 +265,7 @@ class Generator(WithAdapters):
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
         _restore: tuple | None = None,
+        _views: tuple | None = None,
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
 
@@ -321,6 +322,7 @@ class Generator(WithAdapters):
             guide=self._guide(guide, guide_strength, guide_method, guide_options),
             restore=_restore,
             layout=layout,
+            views=_views,
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -375,6 +377,7 @@ class Generator(WithAdapters):
             guide=self._replayed_guide(recipe, guide),
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
+            views=recipe.views,
         )
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
         if start is not None and used != start:
@@ -425,6 +428,26 @@ class Generator(WithAdapters):
         if self.text_encoder is not None:
             call.setdefault("prompt", spec.background)
         return self(**call, layout=spec)
+
+    def ambiguous(
+        self,
+        prompt: str,
+        others: str | Sequence[str],
+        view: str | Sequence[str] = "rotate180",
+        *,
+        pixels_from: float | None = None,
+        **call: Any,
+    ) -> Output:
+        """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.views.VIEWS`, or one for each
+        of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
+        (0; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
+        callback, are those of the picture as it is, and of all views one after another."""
+        from gen.views import check_pixels_from
+
+        names = [view] if isinstance(view, str) else list(view)
+        prompts = request.texts("others", others)
+        subject = {"prompt": prompt} if self.text_encoder is not None else {"class_labels": prompt}
+        return self(**subject, **call, _views=(prompts, names, check_pixels_from(pixels_from)))
 
     def _guide(self, guide: Any, strength: object, method: object, options: object) -> Guide | None:
         if guide is None and strength is None and method is None and not options:
@@ -503,6 +526,7 @@ class Generator(WithAdapters):
         restore=None,
         shown=None,
         layout=None,
+        views=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -565,6 +589,14 @@ class Generator(WithAdapters):
 
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
+        readings = None
+        if views is not None:
+            from gen.views import make_views
+
+            readings = make_views(views, height, width, rules)
+            beside = {"an image": start, "a guide": guide, "a restoration": restoration, "a layout": regions}
+            if other := next((name for name, value in beside.items() if value is not None), None):
+                raise ValueError(f"A picture with several views takes no {other.split()[-1]}; leave it out.")
         return Settings(
             height=height,
             width=width,
@@ -586,6 +618,7 @@ class Generator(WithAdapters):
             guide=guide,
             restore=restoration,
             layout=regions,
+            views=readings,
         )
 
     def _make(

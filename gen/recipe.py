@@ -110,6 +110,14 @@ class LayoutRecord(_Part):
     at_once: int | None = Field(None, ge=1, le=64)
 
 
+class ViewsRecord(_Part):
+    """A picture that is read in several ways (`gen.views`): the prompts of its views, beside the picture's own."""
+
+    prompts: tuple[Text, ...] = Field(min_length=1, max_length=8)
+    views: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    pixels_from: float = Field(ge=-20, le=20)
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -136,6 +144,7 @@ class Recipe(_Part):
     guide: GuideRecord | None = None
     restore: RestoreRecord | None = None
     layout: LayoutRecord | None = None
+    views: ViewsRecord | None = None
     adapters: dict[Name, float] = {}
     adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
