@@ -335,7 +335,7 @@ def ambiguous(
         typer.Option(help="rotate180, rotate90, rotate270, flip_vertical, flip_horizontal, transpose, negative; repeatable."),
     ] = None,
     pixels_from: Annotated[
-        float | None, typer.Option(help="The log-SNR from which views agree as pictures, not latents. [default: 0]")
+        float | None, typer.Option(help="The log-SNR from which views agree as pictures, not latents. [default: -1.5]")
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,

@@ -440,7 +440,7 @@ class Generator(WithAdapters):
     ) -> Output:
         """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.views.VIEWS`, or one for each
         of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
-        (0; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
+        (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
         callback, are those of the picture as it is, and of all views one after another."""
         from gen.views import check_pixels_from
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from samplers.prediction import Prediction
 
 Map = Callable[[Tensor], Tensor]
-PIXELS_FROM = 0.0
+PIXELS_FROM = -1.5
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyConfig",
         "TrajectoryConsistencyObjective",
     ),
+    "collaborate": ("distill.objectives.collaborate", "CollaborateConfig", "CollaborateObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 
