@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +71,19 @@ class Optimizer:
         if matrices:
             self.parts.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
         shared = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "eps": config.eps}
+        groups = self._by_rate(rest, getattr(network, "rates", {}), config.lr)
         if rest and config.type == "radam":
-            self.parts.append(torch.optim.RAdam(rest, **shared, decoupled_weight_decay=True, foreach=True))
+            self.parts.append(torch.optim.RAdam(groups, **shared, decoupled_weight_decay=True, foreach=True))
         elif rest:
-            self.parts.append(torch.optim.AdamW(rest, **shared, fused=True))
+            self.parts.append(torch.optim.AdamW(groups, **shared, fused=True))
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
+
+    def _by_rate(self, parameters: list[Tensor], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:
+        """Groups of one learning rate: `lr` times what a network's `rates` say of a parameter, 1 where they say nothing."""
+        groups: dict[float, list[Tensor]] = {}
+        for parameter in parameters:
+            groups.setdefault(rates.get(self.names[parameter], 1.0), []).append(parameter)
+        return [{"params": members, "lr": lr * rate} for rate, members in groups.items()]
 
     def zero_grad(self) -> None:
         for part in self.parts:

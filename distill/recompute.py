@@ -8,7 +8,10 @@ from distill.run_folder import TrainingError
 
 
 def enable(network: nn.Module) -> int:
-    """Mark the blocks of a network of `gen.backbones`; returns how many there are. TrainingError where there is none."""
+    """Mark the blocks of a network of `gen.backbones`; returns how many there are. TrainingError where there is none.
+    A network that holds others says itself how, by a method `enable_recompute`."""
+    if hasattr(network, "enable_recompute"):
+        return network.enable_recompute()  # type: ignore[operator]
     blocks = [
         module
         for name, child in network.named_modules()

@@ -18,15 +18,23 @@ from typing import Annotated, NoReturn
 import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
-MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
-# energies that belong to other packages: name -> (module, factory, description, options), for --guide
+MODULES = {
+    "data build": "distill.emoji.build",
+    "train": "distill.train",
+    "evaluate": "distill.evaluate",
+    "lora train": "customization.train",
+    "lora": "customization.lora",
+}
+# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
 ENERGIES = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
         ("label", "scale"),
-    )
+    ),
+    "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
+    "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -42,7 +50,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-loras = typer.Typer(help="Look into LoRA files and convert them.", no_args_is_help=True, rich_markup_mode=None)
+loras = typer.Typer(
+    help="Train LoRAs; look into their files, convert and merge them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(loras, name="lora")
 
 
@@ -77,6 +87,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. 
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
+]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
 ]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
@@ -135,6 +149,13 @@ def image(
         typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
     ] = None,
     lora: Lora = None,
+    compose: Annotated[
+        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, cached. [default: merge]")
+    ] = None,
+    compose_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")
+    ] = None,
+    region: Region = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -151,6 +172,7 @@ def image(
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
     from gen.commands.image import run
+    from gen.commands.lora import regions_of
 
     return run(
         prompts or [],
@@ -169,11 +191,14 @@ def image(
             "guidance": guidance_option,
             "cache": cache_option,
             "guide": guide_option,
+            "composition": compose_option,
         },
         energies=ENERGIES,
         guide=guide,
         guide_strength=guide_strength,
         guide_method=guide_method,
+        composition=compose,
+        regions=regions_of(region),
         allow_nonfinite=allow_nonfinite,
         num_images_per_prompt=number,
         seed=seed,
@@ -210,12 +235,14 @@ def replay(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A LoRA that it was made with; found by its content; repeatable.")
     ] = None,
+    region: Region = None,
     guide: Annotated[
         str | None, typer.Option(metavar="FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
     ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
+    from gen.commands.lora import regions_of
     from gen.commands.replay import run
 
     return run(
@@ -228,6 +255,7 @@ def replay(
         image=image,
         mask=mask,
         lora=lora or [],
+        regions=regions_of(region),
         guide=guide,
         energies=ENERGIES,
         quiet=quiet,
@@ -505,6 +533,26 @@ def convert_lora(
     from gen.commands.lora_files import convert
 
     return convert(source, target, to=to, model=model, fold=fold, dtype=dtype, allow_nonfinite=allow_nonfinite, quiet=quiet)
+
+
+@loras.command("train", context_settings=HANDED_OVER, add_help_option=False)
+def train_lora(context: typer.Context) -> int:
+    """Train a LoRA: fewstep lora train CONFIG.yaml, or fewstep lora train FOLDER --prompt "a <new> cat" -o FILE"""
+    return hand_over("lora train", context.args)
+
+
+def _lora(name: str, text: str) -> None:
+    def run(context: typer.Context) -> int:
+        return hand_over("lora", [name, *context.args])
+
+    loras.command(name, help=text, context_settings=HANDED_OVER, add_help_option=False)(run)
+
+
+_lora("merge", "Add several LoRAs, or scale one: fewstep lora merge A.safetensors:0.8 B.safetensors -o OUT.safetensors")
+_lora("resize", "Lower the rank of a LoRA with the least error: fewstep lora resize IN OUT --rank 16")
+_lora("extract", "Make a LoRA of the difference of two models: fewstep lora extract TUNED BASE OUT --rank 32")
+_lora("spectrum", "Show norms and singular values of a LoRA, as a table or a plot.")
+_lora("interpolate", "Write the model between two: fewstep lora interpolate FIRST SECOND OUT --share 0.5")
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)

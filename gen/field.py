@@ -9,7 +9,7 @@ every rule that has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +91,18 @@ class Rules:
         negative: Condition | None,
         interval: tuple[float, float] | None,
         guided: bool,
+        compose: Callable[[Denoiser], Denoiser] | None = None,
     ) -> tuple[Denoiser, Solver]:
-        """(denoiser, solver) with the caches and rules around them. Not `guided`: rules that compare with an unconditional
-        image are left out, those that need none (perturbations, thresholds) stay."""
+        """(denoiser, solver) with the caches and rules around them, and between caches and rules what `compose` makes.
+
+        Not `guided`: rules that compare with an unconditional image are left out, those that need none (perturbations,
+        thresholds) stay.
+        """
         for name in self.cache:
             from samplers.cache.registry import cache_info, get_cache
 
             denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
+        denoiser = denoiser if compose is None else compose(denoiser)
         if self.guidance == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
             if not guided:
                 return denoiser, solver

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gen import request
 from gen.backbones.fused import pack
 from gen.bins import nearest
+from gen.compose import check_recorded, make_composition, recorded_regions
 from gen.conditions import join
 from gen.edit import cut_to, make_edit
 from gen.field import Rules
@@ -252,6 +253,9 @@ class Generator(WithAdapters):
         guidance_options: Mapping[str, Any] | None = None,
         cache: str | Sequence[str] | None = None,
         cache_options: Mapping[str, Any] | None = None,
+        composition: str | None = None,
+        composition_options: Mapping[str, Any] | None = None,
+        regions: Mapping[str, Any] | None = None,
         image: Any = None,
         mask: Any = None,
         strength: float | None = None,
@@ -275,6 +279,8 @@ class Generator(WithAdapters):
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
         noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
+        composition: how several adapters act: merge, switch, composite, cached (`samplers.composition`). regions: adapter ->
+        mask (white: it acts there), the others act everywhere.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
         mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
         that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
@@ -319,6 +325,7 @@ class Generator(WithAdapters):
             rules=self._rules(guidance, guidance_options, cache, cache_options),
             edit=(image, mask, strength),
             adapters=self.adapters,
+            compose=(composition, composition_options, regions),
             guide=self._guide(guide, guide_strength, guide_method, guide_options),
             restore=_restore,
             layout=layout,
@@ -344,13 +351,14 @@ class Generator(WithAdapters):
         *,
         image: Any = None,
         mask: Any = None,
+        regions: Mapping[str, Any] | None = None,
         guide: Callable[..., Tensor] | None = None,
     ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
 
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
-        image and mask that it began with by their sha256 only: give them again, and the guide where it was a function or
-        model of its maker's own.
+        image, mask and regions that it began with by their sha256 only: give them again, and the guide where it was a function
+        or model of its maker's own.
         """
         start = recipe.start or recipe.restore
         for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
@@ -374,11 +382,13 @@ class Generator(WithAdapters):
             rules=Rules.of(recipe.guidance, recipe.guidance_options, recipe.cache, recipe.cache_options),
             edit=(image, mask, recipe.start.strength) if recipe.start else (None, None, None),
             adapters=self._as_recorded(recipe),
+            compose=(recipe.composition, recipe.composition_options, recorded_regions(recipe, regions)),
             guide=self._replayed_guide(recipe, guide),
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
             views=recipe.views,
         )
+        check_recorded(recipe, settings.composition)
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
         if start is not None and used != start:
             changed = "image" if used.image != start.image else "mask"
@@ -527,6 +537,7 @@ class Generator(WithAdapters):
         shown=None,
         layout=None,
         views=None,
+        compose=(None, None, None),
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
@@ -583,10 +594,16 @@ class Generator(WithAdapters):
             restoration = make_restoration(*restore, height, width)
             restoration.build(self, self.denoiser)  # options are checked here
         rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
+        adapters = self._in_force(adapters)
+        composition = make_composition(self, *compose, adapters, levels, height, width)
         regions = None
         if layout is not None:
             from gen.layout import make_layout
 
+            if composition.name != "merge":
+                raise ValueError(
+                    f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
+                )
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
         readings = None
@@ -595,6 +612,7 @@ class Generator(WithAdapters):
 
             readings = make_views(views, height, width, rules)
             beside = {"an image": start, "a guide": guide, "a restoration": restoration, "a layout": regions}
+            beside["a composition"] = None if composition.name == "merge" else composition
             if other := next((name for name, value in beside.items() if value is not None), None):
                 raise ValueError(f"A picture with several views takes no {other.split()[-1]}; leave it out.")
         return Settings(
@@ -610,7 +628,8 @@ class Generator(WithAdapters):
             schedule_options=schedule_options,
             rules=rules,
             edit=start,
-            adapters=self._in_force(adapters),
+            adapters=adapters,
+            composition=composition,
             solver=solver,
             levels=levels,
             brownian=brownian,

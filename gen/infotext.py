@@ -71,6 +71,7 @@ def to_infotext(recipe: Recipe) -> str:
         **({"Denoising strength": recipe.start.strength} if recipe.start else {}),
         **({"Guidance": recipe.guidance} if recipe.guidance != "cfg" else {}),
         **({"Cache": recipe.cache} if recipe.cache else {}),
+        **({"Composition": recipe.composition} if recipe.composition else {}),
         **({"Model hash": denoiser[:10]} if denoiser else {}),
         "Model": recipe.model.name,
         **({} if recipe.class_label is None else {"Class": recipe.class_label}),

@@ -146,6 +146,9 @@ class Recipe(_Part):
     layout: LayoutRecord | None = None
     views: ViewsRecord | None = None
     adapters: dict[Name, float] = {}
+    composition: Name = Field("", description="how several adapters act; merged where it is empty")
+    composition_options: dict[Name, Option] = {}
+    regions: dict[Name, Digest] = Field({}, description="adapter -> sha256 of the mask that it acts in")
     adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
     unrecorded: tuple[Name, ...] = ()

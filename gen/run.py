@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.attention import choose
+from gen.compose import Composition
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
@@ -61,6 +62,7 @@ class Settings:
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
     views: Views | None = None
+    composition: Composition = field(default_factory=Composition)
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,9 @@ def _field(
         views = settings.views.build(generator, condition, settings, negative, is_guided(items[0], settings))
         return views, settings.solver
     guided = is_guided(items[0], settings)
-    return settings.rules.build(generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided)
+    return settings.rules.build(
+        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
+    )
 
 
 def _recipe(
@@ -290,6 +294,9 @@ def _recipe(
         layout=None if settings.layout is None else settings.layout.record,
         views=None if settings.views is None else settings.views.record,
         adapters=settings.adapters,
+        composition="" if settings.composition.name == "merge" else settings.composition.name,
+        composition_options=dict(settings.composition.options),
+        regions=dict(settings.composition.digests),
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,

@@ -22,6 +22,19 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
     return Path(text), None
 
 
+def regions_of(specs: Sequence[str] | None) -> dict[str, Path] | None:
+    """adapter -> mask of NAME=FILE specs; None without any."""
+    regions: dict[str, Path] = {}
+    for spec in specs or []:
+        name, equals, file = spec.partition("=")
+        if not equals or not name or not file or name in regions:
+            raise ValueError(
+                f"--region {spec!r}: write each LoRA's name once, then = and a picture, for example hero=left.png."
+            )
+        regions[name] = Path(file)
+    return regions or None
+
+
 def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
     """Load adapters and say what matched. Two files of one name become name and name-2."""
     from gen.adapters import read_adapter

@@ -24,6 +24,7 @@ def run(
     mask: Path | None,
     lora: Sequence[str],
     quiet: bool,
+    regions: Mapping[str, Path] | None = None,
     guide: str | None = None,
     energies: Mapping[str, tuple] | None = None,
 ) -> int:
@@ -62,7 +63,7 @@ def run(
         load_recorded(generator, recipe, lora, quiet)
 
     add_energies(generator, energies, recipe.guide and recipe.guide.energy)
-    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask, guide=own)
+    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask, regions=regions, guide=own)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():

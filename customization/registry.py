@@ -1,0 +1,8 @@
+"""The registry of methods that teach a model something: name -> module, config class, objective class. Closed, imported when
+used."""
+
+from __future__ import annotations
+
+METHODS: dict[str, tuple[str, str, str]] = {
+    "lora": ("customization.objective", "CustomizationConfig", "CustomizationObjective")
+}

@@ -1,0 +1,197 @@
+"""Teach a model something: `python -m customization.train CONFIG.yaml key=value ...`, or a folder of pictures and a prompt.
+
+    python -m customization.train configs/lora/openmoji.yaml max_steps=300
+    python -m customization.train pictures/ --prompt "a <new> cat" -o cat.safetensors
+
+`fewstep lora train` is the same. Under `accelerate launch` it runs on several devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.config import ConfigError, TrainConfig, apply_overrides, parse_config, read_yaml
+
+STEPS, RATE, RATE_DEFAULT = 500, 1e-4, 1e-3  # of a run without a config: for models of others, and for the one that is shipped
+
+
+def check_method(config: dict[str, Any]) -> tuple[Any, Any]:
+    """(objective class, checked config) of a run; ValueError for a type or options that are not known."""
+    from customization.registry import METHODS
+    from gen.components import from_registry
+
+    return from_registry(METHODS, "method", {"type": "lora", **config})
+
+
+def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
+    """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
+    from customization.data import make_data
+    from customization.objective import open_model
+    from distill.trainer import Trainer
+
+    method, checked = check_method(config.objective)
+    if config.network or config.init_from:
+        raise ValueError("A method that teaches trains inside of objective.model; leave network and init_from out.")
+    device = None if config.device == "auto" else config.device
+    generator = open_model(checked, device)
+    source: Any = make_data(config.data, config.seed, config.batch_size, generator, config.output, make)
+    report = getattr(source, "report", None)
+    if report is not None and (report.dropped or report.notes):
+        print("\n".join(report.lines()), file=sys.stderr)
+    prior = getattr(source, "prior", None)
+    run = {
+        **config.model_dump(mode="json"),
+        "pictures": len(source),
+        "class_pictures": len(prior) if prior is not None else None,
+        "trigger": config.data.get("prompt"),
+    }
+    return Trainer(config, method(checked, generator, config.seed, run, average), source)
+
+
+def read_config(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """(config, does it ask for averages); the network section may be left out."""
+    values = read_yaml(path)
+    apply_overrides(values, overrides)
+    return parse_config({"network": {}, **values}, str(path)), "ema" in values
+
+
+def simple_config(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
+    """The config of a run that has a folder of pictures in place of one."""
+    name = (given.output or Path(given.source)).stem or "adapter"
+    default = given.model == "default"
+    data: dict[str, Any] = {"type": "concept", "images": given.source}
+    if given.prompt is not None:
+        data["prompt"] = given.prompt
+    if given.class_prompt is not None:
+        data["prior"] = {"prompt": given.class_prompt}
+    objective: dict[str, Any] = {"type": "lora", "model": given.model, "name": name}
+    if given.rank is not None or given.type is not None:
+        objective["adapter"] = {"type": given.type or "lora"} | ({} if given.rank is None else {"rank": given.rank})
+    if given.format is not None:
+        objective["format"] = given.format
+    if given.token:
+        objective["tokens"] = dict(_token(text) for text in given.token)
+    if given.preview:
+        objective["preview"] = {"prompts": given.preview}
+    steps = given.steps or STEPS
+    values: dict[str, Any] = {
+        "output": str(given.run or Path("runs/lora") / name),
+        "max_steps": steps,
+        "batch_size": 4,
+        "objective": objective,
+        "network": {},
+        "data": data,
+        "optimizer": {"lr": given.lr or (RATE_DEFAULT if default else RATE), "betas": [0.9, 0.99]},
+        "schedule": {"warmup": max(1, min(20, steps // 10))},
+        "log_every": 20,
+        "checkpoint_every": max(50, steps // 4),
+        "preview_every": max(1, steps // 4) if given.preview else 0,
+    }
+    apply_overrides(values, given.overrides)
+    return parse_config(values, "the command"), "ema" in values
+
+
+def _token(text: str) -> tuple[str, dict[str, Any]]:
+    """NAME or NAME=WORDS, the words that it starts as."""
+    name, equals, words = text.partition("=")
+    return name, {"init": words} if equals else {}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="fewstep lora train", description="Teach a model from pictures: a LoRA or its kin.")
+    made.add_argument("source", help="a training config (YAML), or a folder of pictures")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=300 optimizer.lr=2e-4")
+    made.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the finished adapter here as well")
+    made.add_argument("--resume", help="auto (default): go on from the run's newest step; never; or a step's folder")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print what trains, and stop")
+    made.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
+    simple = made.add_argument_group("with a folder of pictures")
+    simple.add_argument("--prompt", help="of all pictures; {} stands for a picture's own caption")
+    simple.add_argument("--class-prompt", help="hold the class in place with pictures that the model makes of this")
+    simple.add_argument("--model", default="default", help="default, a folder, a diffusers pipeline or a hub id")
+    simple.add_argument("--type", help="lora, rslora, dora, loha, lokr, oft")
+    simple.add_argument("--rank", type=int)
+    simple.add_argument("--token", action="append", metavar="NAME[=WORDS]", help="a new word to learn, from these; repeatable")
+    simple.add_argument("--steps", type=int)
+    simple.add_argument("--lr", type=float)
+    simple.add_argument("--format", help="diffusers, kohya, peft, ai-toolkit")
+    simple.add_argument("--preview", action="append", metavar="PROMPT", help="show it while training; repeatable")
+    simple.add_argument("--run", type=Path, metavar="DIR", help="where the run is kept [runs/lora/NAME]")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    from distill.trainer import TrainingError
+
+    try:
+        config, average = simple_config(given) if Path(given.source).is_dir() else _from_file(given)
+        if given.resume is not None:
+            config = config.model_copy(update={"resume": given.resume})
+        if given.output is not None:
+            check_free(given.output)
+        trainer = make_trainer(config, average, make=not (given.dry_run or given.memory))
+        if given.dry_run:
+            print(config.model_dump_json(indent=2))
+            trained = trainer.networks["adapter"]
+            print(f"{len(trained.named)} tensors, {sum(p.numel() for p in trained.parameters()):,} numbers train")
+            return 0
+        if given.memory:
+            from distill.memory import table
+
+            print(table(trainer))
+            return 0
+        trainer.train()
+        if given.output is not None and trainer.accelerator.is_main_process:
+            print(place(trainer.run / "export", given.output))
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
+    own = ("prompt", "class_prompt", "type", "rank", "token", "steps", "lr", "format", "preview", "run")
+    told = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
+    if not Path(given.source).exists():
+        raise ValueError(f"{given.source} does not exist; give a training config, or a folder of pictures.")
+    if told or given.model != "default":
+        raise ValueError(
+            f"{given.source} is a config, which says {(told or ['--model'])[0]} itself; change it there, or by key=value."
+        )
+    return read_config(Path(given.source), given.overrides)
+
+
+def check_free(path: Path) -> None:
+    """ValueError where a finished adapter could not be written."""
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path} exists, and nothing is overwritten; give another name.")
+
+
+def place(export: Path, path: Path) -> Path:
+    """Copy a finished adapter, a file or peft's folder, to its own name in one piece."""
+    from customization.objective import WEIGHTS
+    from gen.checkpoints import write_bytes
+
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (export / WEIGHTS).is_file():
+        if path.suffix != ".safetensors":
+            path = path.with_name(path.name + ".safetensors")
+            check_free(path)
+        write_bytes(path, (export / WEIGHTS).read_bytes())
+    else:
+        shutil.copytree(export, path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""One network call for several choices of adapters: the batch is repeated, and every row says which act on it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.path import NoiseLevel
+from samplers.prediction import Prediction
+
+Weights = Mapping[str, float]
+
+
+def in_force(context: Context, method: str) -> dict[str, float]:
+    """name -> weight of the adapters in force, those of weight 0 left out. ValueError where samples differ in them."""
+    adapters = context.adapters
+    weights = {n: w for n, w in adapters.items() if isinstance(w, int | float)} if isinstance(adapters, Mapping) else {}
+    if len(weights) != len(adapters):
+        raise ValueError(
+            f"{method} chooses the adapters of every row itself: give it one weight per adapter, not one per sample."
+        )
+    return {name: float(w) for name, w in weights.items() if w != 0}
+
+
+def check_known(names: Sequence[str], active: Weights, method: str) -> None:
+    """ValueError for a name that is not among the adapters in force."""
+    for name in names:
+        if name not in active:
+            near = difflib.get_close_matches(name, active, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(active) or "none"
+            raise ValueError(f"{method} names the adapter {name!r}, which is not in force; in force: {known}.{hint}")
+
+
+def jointly(
+    denoiser: Denoiser,
+    x: Tensor,
+    level: NoiseLevel,
+    condition: Condition | Sequence[Condition],
+    context: Context,
+    choices: Sequence[Weights],
+) -> list[Prediction]:
+    """The prediction of x (B, ...) under each of N choices of adapters, from one batch of N B rows, choice by choice.
+
+    condition: of all choices (B rows), or one for each choice, each of B rows.
+    """
+    each = (condition,) * len(choices) if isinstance(condition, Condition) else tuple(condition)
+    if len(choices) == 1:
+        return [denoiser(x, level, each[0], replace(context, adapters=dict(choices[0])))]
+    rows = context.memo("joint condition", each, lambda: each[0].cat(each[1:]))
+    levels = NoiseLevel(*(_repeat(v, len(choices)) for v in (level.t, level.alpha, level.sigma)))
+    adapters = [choice for choice in choices for _ in range(len(x))]
+    joint = denoiser(_repeat(x, len(choices)), levels, rows, replace(context, adapters=adapters))
+    return [part(joint, x, level, slice(i * len(x), (i + 1) * len(x))) for i in range(len(choices))]
+
+
+def part(joint: Prediction, x: Tensor, level: NoiseLevel, rows: slice) -> Prediction:
+    """Some rows of a prediction, said of x at `level`."""
+    a, b = (v[rows] if isinstance(v, Tensor) and v.ndim else v for v in joint.row)
+    return Prediction(x, level, joint.raw[rows], (a, b), None if joint.variance is None else joint.variance[rows])
+
+
+def weighted(predictions: Sequence[Prediction], weights: Sequence[Any]) -> Prediction:
+    """sum w_i raw_i, for weights that sum to 1: numbers, or tensors that broadcast to x."""
+    raw = sum(w * p.raw for w, p in zip(weights, predictions, strict=True))
+    variance = None
+    if predictions[0].variance is not None:
+        variance = sum(w * p.variance for w, p in zip(weights, predictions, strict=True))
+    first = predictions[0]
+    return Prediction(first.x, first.level, raw, first.row, variance)  # type: ignore[arg-type]
+
+
+def check_starts(starts: Sequence[float], what: str) -> None:
+    """The log-SNR at which parts of a run begin must rise, because runs go from noise to picture."""
+    if any(math.isnan(v) for v in starts) or any(b <= a for a, b in pairwise(starts)):
+        raise ValueError(f"{what} begin at log-SNR {', '.join(f'{v:g}' for v in starts)}; give values that rise.")
+
+
+def passed(starts: Sequence[float], logsnr: float) -> int:
+    """How many of these log-SNR values a level has reached."""
+    return sum(logsnr >= start for start in starts)
+
+
+def _repeat(value: Any, count: int) -> Any:
+    return torch.cat([value] * count) if isinstance(value, Tensor) and value.ndim else value
