@@ -367,6 +367,59 @@ def layout(
 
 
 @app.command()
+def ambiguous(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows, in quotes.")],
+    others: Annotated[list[str], typer.Argument(help="What it shows as each --view says, in quotes.")],
+    view: Annotated[
+        list[str] | None,
+        typer.Option(help="rotate180, rotate90, rotate270, flip_vertical, flip_horizontal, transpose, negative; repeatable."),
+    ] = None,
+    pixels_from: Annotated[
+        float | None, typer.Option(help="The log-SNR from which views agree as pictures, not latents. [default: -1.5]")
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    lora: Lora = None,
+    model: Model = "default",
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of all views.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture of one thing that shows another when it is turned upside down; see docs/regions.md."""
+    from gen.commands.ambiguous import run
+
+    return run(
+        prompt,
+        others,
+        views=view or [],
+        pixels_from=pixels_from,
+        lora=lora or [],
+        model=model,
+        grid=grid,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative,
+        height=height,
+        width=width,
+    )
+
+
+@app.command()
 def info(
     picture: Annotated[Path, typer.Argument(help="A PNG.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,

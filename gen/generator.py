@@ -271,6 +271,7 @@ class Generator(WithAdapters, WithCanvas):
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
         _restore: tuple | None = None,
+        _views: tuple | None = None,
         _canvas: tuple | None = None,
         **tweaks: Unpack[TweakOptions],
     ) -> Output:
@@ -336,6 +337,7 @@ class Generator(WithAdapters, WithCanvas):
             layout=layout,
             tweaks=dict(tweaks),
             canvas=_canvas and _canvas[:2],
+            views=_views,
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -400,6 +402,7 @@ class Generator(WithAdapters, WithCanvas):
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
             canvas=recipe.canvas and (recipe.canvas, None),
+            views=recipe.views,
         )
         check_recorded(recipe, settings.composition)
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
@@ -454,6 +457,26 @@ class Generator(WithAdapters, WithCanvas):
         if self.text_encoder is not None:
             call.setdefault("prompt", spec.background)
         return self(**call, layout=spec)
+
+    def ambiguous(
+        self,
+        prompt: str,
+        others: str | Sequence[str],
+        view: str | Sequence[str] = "rotate180",
+        *,
+        pixels_from: float | None = None,
+        **call: Any,
+    ) -> Output:
+        """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.views.VIEWS`, or one for each
+        of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
+        (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
+        callback, are those of the picture as it is, and of all views one after another."""
+        from gen.views import check_pixels_from
+
+        names = [view] if isinstance(view, str) else list(view)
+        prompts = request.texts("others", others)
+        subject = {"prompt": prompt} if self.text_encoder is not None else {"class_labels": prompt}
+        return self(**subject, **call, _views=(prompts, names, check_pixels_from(pixels_from)))
 
     def _guide(self, guide: Any, strength: object, method: object, options: object) -> Guide | None:
         if guide is None and strength is None and method is None and not options:
@@ -551,6 +574,7 @@ class Generator(WithAdapters, WithCanvas):
         canvas=None,
         shown=None,
         layout=None,
+        views=None,
         compose=(None, None, None),
         tweaks=None,
     ) -> Settings:
@@ -628,6 +652,15 @@ class Generator(WithAdapters, WithCanvas):
                 raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
+        readings = None
+        if views is not None:
+            from gen.views import make_views
+
+            readings = make_views(views, height, width, rules)
+            beside = {"an image": start, "a guide": guide, "a restoration": restoration, "a layout": regions}
+            beside |= {"a composition": None if composition.name == "merge" else composition, "a tweak": tweaks or None}
+            if other := next((name for name, value in beside.items() if value is not None), None):
+                raise ValueError(f"A picture with several views takes no {other.split()[-1]}; leave it out.")
         return Settings(
             height=height,
             width=width,
@@ -652,6 +685,7 @@ class Generator(WithAdapters, WithCanvas):
             layout=regions,
             tweaks=self._tweaks(tweaks, height, width),
             canvas=canvas,
+            views=readings,
         )
 
     def _make(

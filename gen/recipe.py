@@ -155,6 +155,14 @@ class CanvasRecord(_Part):
         return self
 
 
+class ViewsRecord(_Part):
+    """A picture that is read in several ways (`gen.views`): the prompts of its views, beside the picture's own."""
+
+    prompts: tuple[Text, ...] = Field(min_length=1, max_length=8)
+    views: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    pixels_from: float = Field(ge=-20, le=20)
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -183,6 +191,7 @@ class Recipe(_Part):
     layout: LayoutRecord | None = None
     tweaks: dict[Name, TweakRecord] = {}
     canvas: CanvasRecord | None = None
+    views: ViewsRecord | None = None
     adapters: dict[Name, float] = {}
     composition: Name = Field("", description="how several adapters act; merged where it is empty")
     composition_options: dict[Name, Option] = {}

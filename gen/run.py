@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gen.layout import Layout
     from gen.restore import Restoration
     from gen.tweaks import Tweaks
+    from gen.views import Views
 
 CALLBACK_TENSORS = ("latents", "denoised")
 
@@ -63,6 +64,7 @@ class Settings:
     canvas: Canvas | None = None
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
+    views: Views | None = None
     composition: Composition = field(default_factory=Composition)
     tweaks: Tweaks | None = None
 
@@ -155,8 +157,9 @@ class _NoBar:
 
 
 def is_guided(item: Item, settings: Settings) -> bool:
-    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class. Regions are guided each for itself."""
-    told = settings.layout is not None or item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
+    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class. Regions and views have prompts of
+    their own."""
+    told = settings.layout or settings.views or item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
     return settings.scale != settings.rules.off and bool(told)
 
 
@@ -195,15 +198,10 @@ def make_batch(
             from samplers.editing import Inpaint
 
             field = Inpaint(field, edit.latents, edit.latent_mask, noise)
-    states = trajectory(
-        field,
-        solver,
-        x,
-        settings.levels,
-        condition,
-        noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
-        context=Context(adapters=settings.adapters),
-    )
+    fresh = brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise)
+    if settings.views is not None:
+        x, fresh = settings.views.start(noise) * settings.levels[0].sigma, settings.views.noise(fresh)
+    states = trajectory(field, solver, x, settings.levels, condition, noise=fresh, context=Context(adapters=settings.adapters))
     for state in states:
         bar.update(1)
         if generator.interrupt or state.step == settings.stop_at:
@@ -214,9 +212,11 @@ def make_batch(
         source for source in (edit, settings.restore) if source is not None
     ]  # they put back what they know, then it is cut
     if output_type == "latent":
-        shown = latents
+        shown = latents[: len(items)]
     elif canvas is not None:
         shown = canvas.show(generator, latents, edit, settings.shown)
+    elif settings.views is not None:
+        shown = settings.views.show(generator, latents, settings.shown)
     elif not known:
         shown = generator.decode(latents, settings.shown)
     else:
@@ -259,11 +259,11 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
         if negative is not None:
             negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
-    condition = _told_its_size(condition, generator, len(items), settings)
-    return condition, negative and _told_its_size(negative, generator, len(items), settings)
+    condition = told_its_size(condition, generator, len(items), settings)
+    return condition, negative and told_its_size(negative, generator, len(items), settings)
 
 
-def _told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
+def told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
     """With height, width and height / width in pixels, for a network that asks for them."""
     if not getattr(generator.network.config, "size_conditions", False):
         return condition
@@ -284,6 +284,9 @@ def _field(
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     if settings.layout is not None:
         return settings.layout.build(generator, generator.denoiser, items, settings, noise, negative), settings.solver
+    if settings.views is not None:
+        views = settings.views.build(generator, condition, settings, negative, is_guided(items[0], settings))
+        return views, settings.solver
     guided = is_guided(items[0], settings)
     inside: Callable[[Denoiser], Denoiser] = settings.composition
     if settings.tweaks is not None:
@@ -332,6 +335,7 @@ def _recipe(
         layout=None if settings.layout is None else settings.layout.record,
         tweaks=tweaks,
         canvas=None if settings.canvas is None else settings.canvas.record,
+        views=None if settings.views is None else settings.views.record,
         adapters=settings.adapters,
         composition="" if settings.composition.name == "merge" else settings.composition.name,
         composition_options=dict(settings.composition.options),
@@ -339,7 +343,7 @@ def _recipe(
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,
-        nfe=state.evaluations,
+        nfe=state.evaluations * (1 if settings.views is None else settings.views.count),
         model=Model(name=generator.name[:300], weights=generator.weights),
         batch=batch,
         machine=computed_with,

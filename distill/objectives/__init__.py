@@ -55,6 +55,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyObjective",
     ),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
+    "collaborate": ("distill.objectives.collaborate", "CollaborateConfig", "CollaborateObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 

@@ -84,6 +84,11 @@ CASES: dict[str, dict[str, Any]] = {
     "improved_consistency": student("improved_consistency", total_steps=4, first_levels=2, last_levels=8),
     "easy_consistency": student("easy_consistency", stage_steps=1),
     "continuous_consistency": student("continuous_consistency", warmup=3, share=0.5),
+    "collaborate": case(
+        {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
+        {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},
+        "labels",
+    ),
     "mean_flow": student("mean_flow", scalars=("target_time",), omega=0.8, kappa=0.5, different=0.5),
     "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
 }
