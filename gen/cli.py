@@ -83,6 +83,7 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float1
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
+Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
 ]
@@ -140,6 +141,7 @@ def image(
         typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
     ] = None,
     lora: Lora = None,
+    embedding: Embedding = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -167,7 +169,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
-        lora=lora or [],
+        lora=[*(lora or []), *(embedding or [])],
         options={
             "sampler": sampler_option,
             "schedule": schedule_option,
