@@ -104,6 +104,7 @@ Region = Annotated[
     list[str] | None,
     typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
 ]
+Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
 ]
@@ -168,6 +169,7 @@ def image(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")
     ] = None,
     region: Region = None,
+    embedding: Embedding = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -196,7 +198,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
-        lora=lora or [],
+        lora=[*(lora or []), *(embedding or [])],
         options={
             "sampler": sampler_option,
             "schedule": schedule_option,
