@@ -1,10 +1,10 @@
 """`python -m distill.evaluate`: how well a model draws what it is asked for, in numbers and on a sheet to look at.
 
-One picture per label is made through `gen.Generator` and shown to the evaluation network. That network never saw a generated
-picture; it was trained on the generator's drawings, changed strongly, and those of one vendor more. Is the label its first
-answer, among its first five, how well does the picture fit the prompt, how far is the set from real ones, how many nearly
-copy a training picture? `--composition` asks for colours of things that training left out instead. Writes report.json and
-sheet.png.
+Pictures of each label are made through `gen.Generator` and shown to the evaluation network. That network never saw a
+generated picture; it was trained on the generator's drawings, changed strongly, and those of one vendor more. Is the label its
+first answer, among its first five, how well does the picture fit the prompt, how far is the set from real ones, how many nearly
+copy a training picture? `--composition` asks for colours of things that training left out instead. Several models, several
+numbers of steps, or a model to be near to make a table (distill/compare.py). Writes report.json and sheet.png.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class Settings:
     sampler: str | None = None
     seed: int = 0
     repeats: int = 4  # pictures per held-out pair
+    per_label: int = 1  # pictures of each label
     batch_size: int = 8
     data: str | None = None  # a folder of archives; None: the shipped one
     evaluator: str | None = None  # a component folder; None: the shipped one
@@ -87,14 +88,15 @@ def choose_labels(which: str, known: Sequence[str], common: Sequence[str]) -> li
     return [everyday[i * len(everyday) // int(which)] for i in range(int(which))]
 
 
-def generate(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Made:
-    """One picture per prompt, with a progress bar."""
+def draw(
+    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+) -> Iterator[tuple[Tensor, float, float]]:
+    """(pictures (B, 3, H, W) in [-1, 1], seconds, evaluations) of each batch in turn, with a progress bar."""
     from tqdm import tqdm
 
-    parts, evaluations, start = [], 0.0, time.perf_counter()
     with tqdm(total=len(prompts), unit="picture", desc="drawing") as bar:
         for first in range(0, len(prompts), settings.batch_size):
-            chosen = slice(first, first + settings.batch_size)
+            chosen, start = slice(first, first + settings.batch_size), time.perf_counter()
             output = generator(
                 prompt=list(prompts[chosen]),
                 seeds=list(seeds[chosen]),
@@ -105,10 +107,23 @@ def generate(generator: Generator, prompts: Sequence[str], seeds: Sequence[int],
                 output_type="pt",
                 progress=False,
             )
-            parts.append(output.images.float().cpu() * 2 - 1)
-            evaluations += output.nfe * len(parts[-1])
-            bar.update(len(parts[-1]))
-    return Made(torch.cat(parts), (time.perf_counter() - start) / len(prompts), evaluations / len(prompts))
+            images = output.images.float().cpu() * 2 - 1
+            yield images, time.perf_counter() - start, output.nfe * len(images)
+            bar.update(len(images))
+
+
+def generate(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Made:
+    """One picture per prompt. The time of each is the median over batches, so that a slow first one does not count."""
+    parts, seconds, evaluations = zip(*draw(generator, prompts, seeds, settings), strict=True)
+    each = sorted(time / len(part) for time, part in zip(seconds, parts, strict=True))
+    return Made(torch.cat(parts), each[len(each) // 2], sum(evaluations) / len(prompts))
+
+
+def subjects(settings: Settings, labels: Sequence[str]) -> tuple[list[str], list[int]]:
+    """(labels, each `per_label` times; a seed for each, which depends on nothing but the label and which one it is)."""
+    jobs = [(label, number) for number in range(settings.per_label) for label in labels]
+    seeds = [fold(settings.seed, label, *([number] if number else [])) % 2**53 for label, number in jobs]
+    return [label for label, _ in jobs], seeds
 
 
 def load_text_encoder(settings: Settings) -> TextEncoder:
@@ -150,27 +165,43 @@ def recognition(
     }
 
 
+def drawn_labels(settings: Settings, evaluator: Evaluator) -> list[str]:
+    """The labels that the settings ask for, of those that training pictures show and the evaluation network knows."""
+    records, _, concepts = read_archive(training_archive(settings.data))
+    drawn = {record.label for record in records}
+    labels = choose_labels(settings.labels, [c for c in concepts if c in drawn], list(read_common()))
+    _targets(evaluator, labels)
+    return labels
+
+
+def set_distances(made: Tensor, real: Tensor) -> Report:
+    """How far features of generated pictures (N, D) are from those of real ones (M, D); some numbers need four of each."""
+    report = {"frechet_distance": metrics.frechet_distance(made, real), "kernel_distance": metrics.kernel_distance(made, real)}
+    if min(len(made), len(real)) > 3:
+        report["precision"], report["recall"] = metrics.precision_recall(real, made)
+    return report
+
+
 @torch.no_grad()
 def evaluate(
     generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: Settings
 ) -> tuple[Report, Made, list[str]]:
     """(report, pictures, their labels) for one picture per label."""
     archive = training_archive(settings.data)
-    records, _, concepts = read_archive(archive)
-    drawn = {record.label for record in records}
-    labels = choose_labels(settings.labels, [c for c in concepts if c in drawn], list(read_common()))
-    _targets(evaluator, labels)
-    made = generate(generator, labels, [fold(settings.seed, label) % 2**53 for label in labels], settings)
+    records, _, _ = read_archive(archive)
+    once = drawn_labels(settings, evaluator)
+    labels, seeds = subjects(settings, once)
+    made = generate(generator, labels, seeds, settings)
 
     real, real_labels = read_pictures(archive, made.images.shape[-1], set(labels))
     packs = [record.pack for record in records if record.label in set(labels)]
-    report: Report = {"labels": len(labels), **recognition(evaluator, text_encoder, made.images, labels, labels)}
-    if len(labels) > 1:
-        features = [_by_parts(evaluator.features, images) for images in (made.images, real)]
-        report["frechet_distance"] = metrics.frechet_distance(*features)
-        report["kernel_distance"] = metrics.kernel_distance(*features)
-    if len(labels) > 3:
-        report["precision"], report["recall"] = metrics.precision_recall(features[1], features[0])
+    report: Report = {
+        "labels": len(once),
+        "pictures": len(labels),
+        **recognition(evaluator, text_encoder, made.images, labels, labels),
+    }
+    if len(labels) > 1 and len(real) > 1:
+        report |= set_distances(*(_by_parts(evaluator.features, images) for images in (made.images, real)))
     copies = metrics.near_copies(made.images, real, [pack.split("-")[0] for pack in packs])
     report["near_copies"] = {"share": copies.share, "expected_of_independent_drawings": copies.expected,
                              "threshold": copies.threshold, "median_distance": float(copies.distance.median())}  # fmt: skip
@@ -213,33 +244,76 @@ def composition(
     return report, made, prompts
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.evaluate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="default", help="default, a model folder, or a hub id")
-    parser.add_argument("--labels", default="common", help="common, all, or how many of the common ones (default: common)")
-    parser.add_argument("--composition", action="store_true", help="ask for colours of things that training left out")
-    parser.add_argument("--repeats", type=int, default=4, help="pictures per pair with --composition (default: 4)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
-    parser.add_argument("--guidance-scale", type=float, help="default: the model's")
-    parser.add_argument("--sampler", help="default: the model's")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--data", help="folder with emoji-train.zip, and emoji-test.zip for comparison (default: shipped)")
-    parser.add_argument("--evaluator", help="folder of another evaluation network")
-    parser.add_argument("--text-encoder", help="folder of the text encoder that the evaluation network was trained with")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder of report.json and sheet.png")
-    given = vars(parser.parse_args(arguments))
-    out, wants_composition = given.pop("out"), given.pop("composition")
-    try:
-        if given["repeats"] < 1 or given["batch_size"] < 1:
-            raise ValueError("--repeats and --batch-size must be at least 1.")
-        settings = Settings(**given)
-        from gen.generator import Generator
+def counts(text: str) -> tuple[int, ...]:
+    """Numbers of steps from "8" or "1,2,4,8"."""
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--steps is {text!r}; give a number of at least 1, or several: 1,2,4,8.")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
+
+def open_model(name: str) -> Generator:
+    """A generator for "default", a model folder or a hub id; MODEL+LORA puts a LoRA on it."""
+    from gen.generator import Generator
+
+    base, plus, adapter = name.partition("+")
+    if not plus or Path(name).exists():
+        return Generator.from_pretrained(name)
+    generator = Generator.from_pretrained(base)
+    generator.load_adapter(adapter)
+    return generator
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m distill.evaluate", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add(
+        "--model",
+        nargs="+",
+        default=["default"],
+        help="default, a model folder or a hub id (+LORA puts a LoRA on it); or several",
+    )
+    add("--labels", default="common", help="common, all, or how many of the common ones (default: common)")
+    add("--per-label", type=int, default=1, help="pictures of each label (default: 1)")
+    add("--composition", action="store_true", help="ask for colours of things that training left out")
+    add("--repeats", type=int, default=4, help="pictures per pair with --composition (default: 4)")
+    add("--steps", help="sampling steps (default: the model's), or several to compare: 1,2,4,8")
+    add("--guidance-scale", type=float, help="default: the model's")
+    add("--sampler", help="default: the model's")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8)
+    add("--data", help="folder with emoji-train.zip, and emoji-test.zip for comparison (default: shipped)")
+    add("--evaluator", help="folder of another evaluation network")
+    add("--text-encoder", help="folder of the text encoder that the evaluation network was trained with")
+    add("--out", type=Path, default=Path("outputs/evaluation"), help="folder of report.json and sheet.png")
+    compared = parser.add_argument_group("comparison")
+    add = compared.add_argument
+    add("--reference-model", help="the model to be near, drawn from the same seeds; its pictures are made once and kept")
+    add("--reference-steps", type=int, default=50, help="default: 50")
+    add("--reference-guidance-scale", type=float, help="default: the reference's")
+    add("--reference-sampler", help="default: the reference's")
+    add("--references", type=Path, default=Path("outputs/references"), help="folder where its pictures are kept")
+    add("--features", default="evaluator", help="network that set distances are measured by (default: evaluator)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = vars(parser().parse_args(arguments))
+    out, wants_composition, models = given.pop("out"), given.pop("composition"), given.pop("model")
+    of_reference = {name: given.pop(name) for name in list(given) if name.startswith("reference_")}
+    kept, features, steps = given.pop("references"), given.pop("features"), given.pop("steps")
+    try:
+        if min(given["repeats"], given["per_label"], given["batch_size"], of_reference["reference_steps"]) < 1:
+            raise ValueError("--repeats, --per-label, --batch-size and --reference-steps must be at least 1.")
+        many = () if steps is None else counts(steps)
+        settings = Settings(**given, model=models[0], steps=many[0] if len(many) == 1 else None)
+        if of_reference["reference_model"] is not None or len(models) > 1 or len(many) > 1:
+            if wants_composition:
+                raise ValueError("--composition looks at one model at one number of steps, without a reference.")
+            return compared(models, many, settings, of_reference, features, kept, out)
         evaluator, text_encoder = load_evaluator(settings.evaluator), load_text_encoder(settings)
-        generator = Generator.from_pretrained(settings.model)
         run = composition if wants_composition else evaluate
-        report, made, captions = run(generator, evaluator, text_encoder, settings)
+        report, made, captions = run(open_model(settings.model), evaluator, text_encoder, settings)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", {"settings": asdict(settings), **report})
         write_sheet(made.images, captions, out / "sheet.png")
@@ -248,6 +322,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print_table(report, f"{settings.model}: {'composition' if wants_composition else settings.labels + ' labels'}")
     print(f"Written: {out / 'report.json'}, {out / 'sheet.png'}")
+    return 0
+
+
+def compared(
+    models: Sequence[str],
+    steps: Sequence[int],
+    settings: Settings,
+    of_reference: dict[str, Any],
+    features: str,
+    kept: Path,
+    out: Path,
+) -> int:
+    """Several rows: the table on stdout and in table.md, all numbers in report.json, a line of pictures each in sheet.png."""
+    from distill import compare
+    from distill.features import load_features
+    from distill.references import References
+
+    plan = compare.Plan(tuple(models), tuple(steps), of_reference.pop("reference_model"), **of_reference)
+    evaluator, text_encoder = load_evaluator(settings.evaluator), load_text_encoder(settings)
+    measured_by = load_features(
+        features if features != "evaluator" or not settings.evaluator else f"evaluator:{settings.evaluator}"
+    )
+    rows, common, labels = compare.compare(plan, settings, open_model, evaluator, text_encoder, measured_by, References(kept))
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [{"model": row.model, **row.numbers} for row in rows]
+    write_json(out / "report.json", {"settings": asdict(settings), "plan": asdict(plan), **common, "rows": lines})
+    (out / "table.md").write_text(compare.markdown(rows) + "\n")
+    images, captions, columns = compare.sheet(rows, labels)
+    write_sheet(images, captions, out / "sheet.png", columns=columns)
+    print(compare.markdown(rows))
+    print(f"Written: {out / 'report.json'}, {out / 'table.md'}, {out / 'sheet.png'}")
     return 0
 
 

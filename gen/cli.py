@@ -23,15 +23,18 @@ MODULES = {
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",
+    "lora": "customization.lora",
 }
-# energies that belong to other packages: name -> (module, factory, description, options), for --guide
+# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
 ENERGIES = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
         ("label", "scale"),
-    )
+    ),
+    "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
+    "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -47,7 +50,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-loras = typer.Typer(help="Train LoRAs, look into their files, convert them.", no_args_is_help=True, rich_markup_mode=None)
+loras = typer.Typer(
+    help="Train LoRAs; look into their files, convert and merge them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(loras, name="lora")
 
 
@@ -308,6 +313,48 @@ def restore(
 
 
 @app.command()
+def layout(
+    layout: Annotated[Path, typer.Argument(metavar="FILE", help="A layout (YAML, JSON), or a painting (PNG) with --colour.")],
+    colour: Annotated[
+        list[str] | None, typer.Option(metavar="COLOUR=PROMPT", help="What a painting's colour is; repeatable.")
+    ] = None,
+    background: Annotated[str | None, typer.Option(help="The prompt of what no region covers.")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    lora: Lora = None,
+    model: Model = "default",
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture with a prompt for every region; see docs/regions.md."""
+    from gen.commands.layout import run
+
+    return run(
+        layout,
+        colours=colour or [],
+        background=background,
+        lora=lora or [],
+        model=model,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative,
+    )
+
+
+@app.command()
 def info(
     picture: Annotated[Path, typer.Argument(help="A PNG.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
@@ -439,6 +486,20 @@ def convert_lora(
 def train_lora(context: typer.Context) -> int:
     """Train a LoRA: fewstep lora train CONFIG.yaml, or fewstep lora train FOLDER --prompt "a <new> cat" -o FILE"""
     return hand_over("lora train", context.args)
+
+
+def _lora(name: str, text: str) -> None:
+    def run(context: typer.Context) -> int:
+        return hand_over("lora", [name, *context.args])
+
+    loras.command(name, help=text, context_settings=HANDED_OVER, add_help_option=False)(run)
+
+
+_lora("merge", "Add several LoRAs, or scale one: fewstep lora merge A.safetensors:0.8 B.safetensors -o OUT.safetensors")
+_lora("resize", "Lower the rank of a LoRA with the least error: fewstep lora resize IN OUT --rank 16")
+_lora("extract", "Make a LoRA of the difference of two models: fewstep lora extract TUNED BASE OUT --rank 32")
+_lora("spectrum", "Show norms and singular values of a LoRA, as a table or a plot.")
+_lora("interpolate", "Write the model between two: fewstep lora interpolate FIRST SECOND OUT --share 0.5")
 
 
 @app.command(context_settings=HANDED_OVER, add_help_option=False)

@@ -267,6 +267,7 @@ class Generator(WithAdapters):
         batch_size: int | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
+        layout: Any = None,
         _restore: tuple | None = None,
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
@@ -285,6 +286,7 @@ class Generator(WithAdapters):
         guide: an energy's name (`gen.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) -> log-densities
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
+        layout: prompts by region, a mapping or a layout file's path (`gen.layout`); `Generator.layout` reads better.
         batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
@@ -325,6 +327,7 @@ class Generator(WithAdapters):
             compose=(composition, composition_options, regions),
             guide=self._guide(guide, guide_strength, guide_method, guide_options),
             restore=_restore,
+            layout=layout,
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -380,6 +383,7 @@ class Generator(WithAdapters):
             compose=(recipe.composition, recipe.composition_options, recorded_regions(recipe, regions)),
             guide=self._replayed_guide(recipe, guide),
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
+            layout=recipe.layout,
         )
         check_recorded(recipe, settings.composition)
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
@@ -416,6 +420,21 @@ class Generator(WithAdapters):
         if call.get("strength") is not None:
             raise ValueError("A restoration takes no strength; leave it out, or give weight.")
         return self(prompt, **call, _restore=(task, image, mask, options))
+
+    def layout(self, layout: Any, **call: Any) -> Output:
+        """Pictures with a prompt for every region: `layout` is a mapping (`gen.layout.LayoutSpec`), or the path of a YAML or
+        JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from the
+        layout where it has them, and what no region covers from its background."""
+        from gen.layout import read_spec
+        from gen.layout_file import read_layout
+
+        spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
+        for name, own in (("height", spec.height), ("width", spec.width)):
+            if own is not None and call.setdefault(name, own) != own:
+                raise ValueError(f"The layout has {name} {own}, and {name} {call[name]} is asked for; give one of them.")
+        if self.text_encoder is not None:
+            call.setdefault("prompt", spec.background)
+        return self(**call, layout=spec)
 
     def _guide(self, guide: Any, strength: object, method: object, options: object) -> Guide | None:
         if guide is None and strength is None and method is None and not options:
@@ -493,6 +512,7 @@ class Generator(WithAdapters):
         guide=None,
         restore=None,
         shown=None,
+        layout=None,
         compose=(None, None, None),
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
@@ -552,6 +572,16 @@ class Generator(WithAdapters):
         rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
         adapters = self._in_force(adapters)
         composition = make_composition(self, *compose, adapters, levels, height, width)
+        regions = None
+        if layout is not None:
+            from gen.layout import make_layout
+
+            if composition.name != "merge":
+                raise ValueError(
+                    f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
+                )
+            regions = make_layout(layout, height, width, self, rules)
+            adapters = {**regions.adapters(), **adapters}
         return Settings(
             height=height,
             width=width,
@@ -573,6 +603,7 @@ class Generator(WithAdapters):
             unrecorded=tuple(unrecorded),
             guide=guide,
             restore=restoration,
+            layout=regions,
         )
 
     def _make(

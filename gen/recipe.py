@@ -87,6 +87,29 @@ class RestoreRecord(_Part):
     options: dict[Name, Option] = {}
 
 
+class RegionRecord(_Part):
+    """A region of a layout: box (left, top, width, height) in pixels, or a mask of latents as compressed bytes in base64."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: Annotated[str, Field(max_length=100_000)] | None = None
+    soft: float = Field(0.0, ge=0, le=1024)
+    weight: float = Field(1.0, gt=0, le=1e6)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    adapters: dict[Name, float] | None = None
+
+
+class LayoutRecord(_Part):
+    """Prompts by region (`gen.layout`). background: the prompt of the rest; bootstrap: a log-SNR; window: pixels."""
+
+    background: Text | None = None
+    regions: tuple[RegionRecord, ...] = Field(min_length=1, max_length=64)
+    bootstrap: float | None = None
+    window: int | None = Field(None, ge=1, le=16_384)
+    at_once: int | None = Field(None, ge=1, le=64)
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -112,6 +135,7 @@ class Recipe(_Part):
     start: Start | None = None
     guide: GuideRecord | None = None
     restore: RestoreRecord | None = None
+    layout: LayoutRecord | None = None
     adapters: dict[Name, float] = {}
     composition: Name = Field("", description="how several adapters act; merged where it is empty")
     composition_options: dict[Name, Option] = {}

@@ -27,6 +27,7 @@ from samplers.sample import Solver, State, trajectory
 if TYPE_CHECKING:
     from gen.generator import Generator
     from gen.guide import Guide
+    from gen.layout import Layout
     from gen.restore import Restoration
 
 CALLBACK_TENSORS = ("latents", "denoised")
@@ -58,6 +59,7 @@ class Settings:
     guide: Guide | None = None
     restore: Restoration | None = None
     shown: tuple[int, int] | None = None
+    layout: Layout | None = None
     composition: Composition = field(default_factory=Composition)
 
 
@@ -140,8 +142,9 @@ class _NoBar:
 
 
 def is_guided(item: Item, settings: Settings) -> bool:
-    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
-    return settings.scale != settings.rules.off and bool(item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0)
+    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class. Regions are guided each for itself."""
+    told = settings.layout is not None or item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
+    return settings.scale != settings.rules.off and bool(told)
 
 
 def make_batch(
@@ -155,7 +158,7 @@ def make_batch(
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, negative)
+    field, solver = _field(generator, items, settings, negative, noise)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
@@ -237,9 +240,11 @@ def _told_its_size(condition: Condition, generator: Generator, count: int, setti
 
 
 def _field(
-    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None
+    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None, noise: Tensor
 ) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
+    if settings.layout is not None:
+        return settings.layout.build(generator, generator.denoiser, items, settings, noise, negative), settings.solver
     guided = is_guided(items[0], settings)
     return settings.rules.build(
         generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
@@ -278,6 +283,7 @@ def _recipe(
         start=None if settings.edit is None else settings.edit.start,
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
+        layout=None if settings.layout is None else settings.layout.record,
         adapters=settings.adapters,
         composition="" if settings.composition.name == "merge" else settings.composition.name,
         composition_options=dict(settings.composition.options),

@@ -93,7 +93,8 @@ class Context:
     """Where in a run a denoiser is being called. One per run; `store` is shared by every copy made from it.
 
     step / steps: position in the run, for display and per-step memory, never for schedules (those are in log-SNR).
-    branch: which of several evaluations this is, e.g. ("null",) or ("tile", 3), so that memories do not mix.
+    branch: which of several evaluations this is, e.g. ("null",), so that memories do not mix.
+    view: which part of a canvas this is: memories of earlier steps are kept apart by it too, what `memo` keeps is shared.
     adapters: name -> weight of the adapters in force; samples of a batch may differ in it (`AdapterWeights`).
     hooks: name -> callable handed to the network.
     """
@@ -101,6 +102,7 @@ class Context:
     step: int = 0
     steps: int = 0
     branch: tuple[Hashable, ...] = ()
+    view: Hashable = None
     adapters: AdapterWeights = field(default_factory=dict)
     hooks: Mapping[str, Any] = field(default_factory=dict)
     store: dict[Any, Any] = field(default_factory=dict)

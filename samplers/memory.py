@@ -1,4 +1,4 @@
-"""What a denoiser remembers from one step of a run to the next: in `Context.store`, keyed by branch, adapters and step.
+"""What a denoiser remembers from one step of a run to the next: in `Context.store`, keyed by branch, view, adapters and step.
 
 A step only sees what earlier steps left, so repeating it is harmless, and going back to an earlier one forgets what came
 after. A new run has a new context and starts with nothing.
@@ -32,4 +32,4 @@ def latest(context: Context, name: Hashable, within: int | None = None) -> tuple
 
 
 def _key(context: Context, name: Hashable) -> Hashable:
-    return ("memory", name, context.branch, adapters_key(context.adapters))
+    return ("memory", name, context.branch, context.view, adapters_key(context.adapters))

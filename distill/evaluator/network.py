@@ -80,6 +80,15 @@ class Evaluator(nn.Module):
         x = self.trunk(self.resize(images).contiguous(memory_format=torch.channels_last))
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) of pictures (B, 3, H, W) after each resolution of the trunk, the finest first."""
+        x, found = self.resize(images).contiguous(memory_format=torch.channels_last), []
+        for layer in self.trunk:
+            before, x = x, layer(x)
+            if isinstance(layer, Block) and before.shape[-1] != x.shape[-1]:
+                found.append(before)
+        return [*found, x]
+
     def embed(self, images: Tensor) -> Tensor:
         """Unit embeddings (B, E) of pictures (B, 3, H, W) in [-1, 1]."""
         return F.normalize(self.image_head(self.features(images)), dim=-1)

@@ -219,7 +219,7 @@ class Delta:
         factors = {name: factor for name, factor in self.factors.items() if name != "alpha"}
         for name in (side.get(self.kind), "up_bias"):
             if name in factors:
-                factors[name] = (factors[name].float() * self.scale).to(factors[name].dtype)
+                factors[name] = (factors[name].double() * self.scale).to(factors[name].dtype)
         return replace(self, factors=factors, scale=1.0)
 
     def select(self, start: int, stop: int) -> Delta:

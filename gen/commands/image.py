@@ -139,8 +139,8 @@ def add_energies(generator: Any, rows: Mapping[str, tuple] | None, wanted: Any) 
         return
     from gen.energies import EnergyInfo
 
-    for name, (module, factory, description, options) in rows.items():
-        generator.energies[name] = EnergyInfo(name, module, factory, description, options)
+    for name, row in rows.items():
+        generator.energies[name] = EnergyInfo(name, *row)
 
 
 def _label(generator: Any, recipe: Any) -> str:

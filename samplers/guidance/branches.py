@@ -69,8 +69,9 @@ class TwoBranch:
     """What two-branch rules have in common: where they act, how strongly, and that nothing is evaluated in vain.
 
     scale: a number, or a function of the level (`samplers.guidance.schedule`). `negative` takes the place of the empty
-    condition (batch of x's, or 1). interval: (lowest, highest) logsnr at which guidance acts (arXiv 2404.07724); outside, and
-    where the scale is 1, only the condition is evaluated. A subclass says how the branches `combine`.
+    condition (batch of x's, or a part of it, which is repeated: row i mod that is row i's). interval: (lowest, highest) logsnr
+    at which guidance acts (arXiv 2404.07724); outside, and where the scale is 1, only the condition is evaluated. A subclass
+    says how the branches `combine`.
     """
 
     denoiser: Denoiser
@@ -159,7 +160,7 @@ def _both(condition: Condition, negative: Condition | None, batch: int) -> Condi
 def _null(condition: Condition, negative: Condition | None, batch: int) -> Condition:
     if negative is None:
         return condition.null()
-    return negative.map(lambda v: v.expand(batch, *v.shape[1:]) if v.shape[0] == 1 else v)
+    return negative.map(lambda v: v.repeat(batch // len(v), *[1] * (v.ndim - 1)) if 0 < len(v) < batch else v)
 
 
 def _with_mask(condition: Condition) -> Condition:

@@ -1,4 +1,4 @@
-"""TFG: guidance by an energy of the clean image, without training; DPS, LGD, MPGD and FreeDoM are choices of its numbers."""
+"""TFG: guidance by an energy of the clean image; DPS, LGD, MPGD, FreeDoM and universal guidance are choices of its numbers."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ SHARES: dict[str, Callable[[float], float]] = {
     "decrease": lambda alpha: 1 - alpha,
     "constant": lambda alpha: 1.0,
 }
+MU_ON = ("x", "x0")
 Shares = str | Callable[[NoiseLevel, NoiseLevel], float]
 
 
@@ -54,9 +55,13 @@ class TrainingFree:
     of higher order see a guided x0 throughout; a step with noise moves by its own weight of x0 instead.
 
     `levels` are those of the run, because TFG's strengths are per step: rho_s = rho * share, the shares "increase"
-    (proportional to alpha_s^2 / alpha_t^2), "decrease" (to one minus that) or "constant", with mean 1 over the run; or a
-    function of (s, t) taken as it is. Between levels they are interpolated in log-SNR. `noise` is what delta is drawn from,
-    for gamma > 0 (`seeded_noise`). Recurrence is `Recurrent`, around the solver.
+    (proportional to alpha_s^2 / alpha_t^2), "decrease" (to one minus that) or "constant", with mean 1 over the run; "step", by
+    which x_t moves by rho grad_x itself, as in DPS; "score", by which eps moves by -rho sigma_s grad_x, as in universal
+    guidance; or a function of (s, t) taken as it is. Between levels they are interpolated in log-SNR. `noise` is what delta is
+    drawn from, for gamma > 0 (`seeded_noise`). Recurrence is `Recurrent`, around the solver.
+
+    mu_on: "x", as above, or "x0": Delta_0 moves D(x) and not x_t, so that the step weighs it by 1 - e^-h. With that and
+    rho_shares "score", mu_shares "constant" it is `Universal(rho, mu, iterations)`, for any number of iterations.
 
     Gradients run through the denoiser for rho only. checkpoint: without keeping its activations. limit: the largest root mean
     square of a guided image's move. Zero strength, or a log-SNR outside `interval`, is the denoiser itself. At pure noise, of
@@ -75,6 +80,7 @@ class TrainingFree:
     iterations: int = 1
     rho_shares: Shares = "increase"
     mu_shares: Shares = "increase"
+    mu_on: str = "x"
     noise: NoiseSource | None = None
     interval: Interval = EVERYWHERE
     limit: float | None = None
@@ -88,8 +94,11 @@ class TrainingFree:
             check_numbers("TFG", limit=self.limit)
         for name in ("rho_shares", "mu_shares"):
             value = getattr(self, name)
-            if not callable(value) and value not in SHARES:
-                raise ValueError(f"TFG got {name}={value!r}; choose one of {', '.join(SHARES)}, or give a function.")
+            if not callable(value) and value not in (*SHARES, *FIXED_SHARES):
+                known = ", ".join((*SHARES, *FIXED_SHARES))
+                raise ValueError(f"TFG got {name}={value!r}; choose one of {known}, or give a function.")
+        if self.mu_on not in MU_ON:
+            raise ValueError(f"TFG got mu_on={self.mu_on!r}; choose one of {', '.join(MU_ON)}.")
         if len(self.levels) < 2:
             raise ValueError(f"TFG needs the levels of the run, two at least, {len(self.levels)} given.")
         if self.gamma and self.noise is None:
@@ -144,9 +153,11 @@ class TrainingFree:
             move = mu * found[-1]
             for _ in range(self.iterations - 1):
                 move = move + mu * self._slope(x0 + move, condition, shifts)
+        if self.mu_on == "x":
+            move = move / reach
         if rho:  # grad by the variance-preserving x is `total` times that by x, and its alpha is alpha / total
-            move = move + rho * total**2 / level.alpha * found[0]
-        return detached(prediction, x).with_x0(x0 + limited(move / reach, self.limit))
+            move = move + rho * total**2 / (level.alpha * reach) * found[0]
+        return detached(prediction, x).with_x0(x0 + limited(move, self.limit))
 
     def _slope(self, z: Tensor, condition: Condition, shifts: list[Tensor]) -> Tensor:
         with torch.enable_grad():
@@ -161,7 +172,7 @@ def dps(denoiser: Denoiser, energy: Energy, levels: Sequence[NoiseLevel], scale:
 
     Source: arXiv 2209.14687, Algorithm 1, in the variance-preserving x.
     """
-    return TrainingFree(denoiser, energy, levels, **{"rho": scale, "mu": 0.0, "rho_shares": _unscaled, **options})
+    return TrainingFree(denoiser, energy, levels, **{"rho": scale, "mu": 0.0, "rho_shares": "step", **options})
 
 
 def lgd(
@@ -215,8 +226,18 @@ def _unscaled(s: NoiseLevel, t: NoiseLevel) -> float:
     return _signal(s) / _signal(t)
 
 
+def _as_score(s: NoiseLevel, t: NoiseLevel) -> float:
+    """The share that makes TFG's move of x_t one of eps by sigma_s grad_x."""
+    return (1 - _signal(s) ** 2) * -math.expm1(s.logsnr - t.logsnr)
+
+
+FIXED_SHARES: dict[str, Callable[[NoiseLevel, NoiseLevel], float]] = {"step": _unscaled, "score": _as_score}
+
+
 def _shares(rule: Shares, steps: Sequence[tuple[NoiseLevel, NoiseLevel]]) -> list[float]:
-    """Of every step; a named rule has mean 1."""
+    """Of every step; those of `SHARES` have mean 1."""
+    if isinstance(rule, str):
+        rule = FIXED_SHARES.get(rule, rule)
     if callable(rule):
         return [float(rule(s, t)) for s, t in steps]
 

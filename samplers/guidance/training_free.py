@@ -59,7 +59,7 @@ METHODS: dict[str, MethodInfo] = {
             "tfg",
             _tfg,
             "TFG: gradients at x and at x0; rho and mu default to the strength",
-            ("rho", "mu", "gamma", "samples", "iterations", "rho_shares", "mu_shares", *_COMMON),
+            ("rho", "mu", "gamma", "samples", "iterations", "rho_shares", "mu_shares", "mu_on", *_COMMON),
             aliases=("training_free",),
         ),
         MethodInfo("dps", _dps, "DPS: a step along the gradient at x after every solver step", _COMMON),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ def search_strengths(
     sweeps: int = 6,
     factors: Strengths = FACTORS,
     most: Strengths = MOST,
+    neighbours: Callable[[Strengths], Iterable[Strengths]] | None = None,
 ) -> Iterator[Beam]:
     """Yield the beam after each sweep: every kept candidate with each of its numbers multiplied by its factor, in turn.
 
@@ -68,7 +69,8 @@ def search_strengths(
 
     while not beam.done and beam.sweep < sweeps:
         scores, over = dict(beam.scores), False
-        trials = beam.kept if not scores else [c for kept in beam.kept for c in _neighbours(kept, factors, most)]
+        around = neighbours or (lambda kept: _neighbours(kept, factors, most))
+        trials = beam.kept if not scores else [c for kept in beam.kept for c in around(kept)]
         for candidate in dict.fromkeys(trials):
             if candidate in scores:
                 continue

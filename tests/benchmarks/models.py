@@ -26,7 +26,7 @@ from gen.backbones.presets import build_preset
 from gen.commands.show import table
 from samplers.denoiser import Condition, Context
 
-BATCH, TEXT, REAL = 2, 120, 20  # rows, T5 tokens, and how many of them a usual prompt has
+BATCH, REAL = 2, 20  # rows, and how many of the T5 tokens a usual prompt has
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # name -> (preset, changes)
 CASES: dict[str, tuple[str, dict]] = {
@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "DiT-XL/2, 256 tokens": ("dit-xl-2", {}),
     "PixArt-alpha, 256 tokens": ("pixart-alpha-256", {}),
     "PixArt-alpha, 1024 tokens": ("pixart-alpha-512", {}),
+    "PixArt-Sigma's text, 256 tokens": ("pixart-alpha-256", {"text_tokens": 300}),
 }
 SMALL = {"dim": 96, "depth": 2, "heads": 4, "size": 8}
 

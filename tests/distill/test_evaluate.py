@@ -1,7 +1,4 @@
-import io
 import json
-import string
-import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,70 +6,13 @@ import torch
 from PIL import Image
 
 from distill import evaluate as module
-from distill.emoji.archive import Record, write_archive
-from distill.emoji.captions import HELD_OUT, read_common
+from distill.emoji.captions import HELD_OUT
 from distill.emoji.recolor import BACKGROUNDS
 from distill.evaluate import Settings, choose_labels, composition, evaluate, main
 from distill.evaluator.colours import object_colours
 from distill.evaluator.network import Evaluator, EvaluatorConfig
 from gen.components import save_component
-from gen.text import TextEncoder, TextEncoderConfig
-from gen.wordpiece import SPECIAL
-
-COMMON = list(read_common())
-LABELS = [*COMMON[:6], *dict.fromkeys(pair.label for pair in HELD_OUT if pair.label not in COMMON[:6])]
-VENDORS = ("noto", "noto-v1", "twemoji")
-SIZE = 32
-
-
-def picture(label, vendor):
-    """What a vendor draws for a label: smooth random blobs, much alike between vendors of one label."""
-    draw = lambda *key: torch.randn(  # noqa: E731
-        1, 3, 4, 4, generator=torch.Generator().manual_seed(zlib.crc32("".join(key).encode()))
-    )
-    small = draw(label) + 0.4 * draw(label, vendor)
-    big = torch.nn.functional.interpolate(small, (SIZE, SIZE), mode="bicubic")[0]
-    return (big * 60 + 128).round().clamp(0, 255).to(torch.uint8)
-
-
-def archive(path, vendors):
-    records, pictures = [], {}
-    for vendor in vendors:
-        for number, label in enumerate(LABELS):
-            name, buffer = f"images/{vendor}/{number:X}.webp", io.BytesIO()
-            Image.fromarray(picture(label, vendor).permute(1, 2, 0).numpy()).save(buffer, "WEBP", lossless=True)
-            pictures[name] = buffer.getvalue()
-            records.append(Record(file_name=name, pack=vendor, family="train", style=vendor, hex=f"{number:X}", label=label,
-                                  group="x", subgroup="x", names=(), tags=(), keywords=(), licence="MIT"))  # fmt: skip
-    write_archive(path, records, pictures, sorted(LABELS))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    archive(folder / "emoji-train.zip", VENDORS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text_encoder():
-    torch.manual_seed(0)
-    pieces = [*SPECIAL, *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), "-"]
-    network = TextEncoder(TextEncoderConfig(vocab_size=len(pieces), dim=16, heads=2, hidden=16, layers=1, max_tokens=40))
-    network.set_vocabulary(pieces)
-    return network.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def evaluator(text_encoder):
-    """A network that knows the training pictures by heart: its labels' sentences are the pictures' own embeddings."""
-    torch.manual_seed(0)
-    network = Evaluator(EvaluatorConfig(size=SIZE, widths=(8, 16), dim=16, text_dim=16)).eval().requires_grad_(False)
-    torch.nn.init.eye_(network.text_head.weight)
-    torch.nn.init.zeros_(network.text_head.bias)
-    images = torch.stack([picture(label, "noto") for label in LABELS]).float() / 127.5 - 1
-    network.set_labels(LABELS, network.embed(images))
-    return network
+from tests.distill.evaluation import LABELS, SIZE, VENDORS, archive, picture
 
 
 class Drawing:
@@ -99,9 +39,9 @@ def settings(data, **changes):
     return Settings(**{"labels": "5", "data": str(data), "batch_size": 2, "steps": 3, **changes})
 
 
-def test_a_model_that_copies_scores_full_marks_and_is_found_out(data, text_encoder, evaluator):
+def test_a_model_that_copies_scores_full_marks_and_is_found_out(emoji_data, text_encoder, evaluator):
     drawing = Drawing(copying)
-    report, made, labels = evaluate(drawing, evaluator, text_encoder, settings(data))
+    report, made, labels = evaluate(drawing, evaluator, text_encoder, settings(emoji_data))
     assert len(labels) == 5 and report["labels"] == 5 and made.images.shape == (5, 3, SIZE, SIZE)
     assert report["top1"] == report["top5"] == 1.0
     assert report["near_copies"]["share"] == 1.0 and report["near_copies"]["median_distance"] < 1e-6
@@ -110,8 +50,8 @@ def test_a_model_that_copies_scores_full_marks_and_is_found_out(data, text_encod
     json.dumps(report, allow_nan=False)
 
 
-def test_noise_scores_nothing(data, text_encoder, evaluator):
-    drawn = {labels: evaluate(Drawing(draw), evaluator, text_encoder, settings(data))[0]
+def test_noise_scores_nothing(emoji_data, text_encoder, evaluator):
+    drawn = {labels: evaluate(Drawing(draw), evaluator, text_encoder, settings(emoji_data))[0]
              for labels, draw in (("copies", copying), ("noise", noise))}  # fmt: skip
     assert drawn["noise"]["near_copies"]["share"] == 0.0
     assert drawn["noise"]["top1"] <= 0.4
@@ -120,14 +60,14 @@ def test_noise_scores_nothing(data, text_encoder, evaluator):
     assert drawn["noise"]["real_training_pictures"] == drawn["copies"]["real_training_pictures"]
 
 
-def test_a_label_drawn_as_another_is_wrong(data, text_encoder, evaluator):
+def test_a_label_drawn_as_another_is_wrong(emoji_data, text_encoder, evaluator):
     following = dict(zip(LABELS, LABELS[1:] + LABELS[:1], strict=True))
-    report, _, _ = evaluate(Drawing(lambda p, s: copying(following[p], s)), evaluator, text_encoder, settings(data))
+    report, _, _ = evaluate(Drawing(lambda p, s: copying(following[p], s)), evaluator, text_encoder, settings(emoji_data))
     assert report["top1"] == 0.0 and report["near_copies"]["share"] > 0
 
 
-def test_alignment_is_the_mean_cosine_with_the_own_prompt(data, text_encoder, evaluator):
-    report, made, labels = evaluate(Drawing(noise), evaluator, text_encoder, settings(data))
+def test_alignment_is_the_mean_cosine_with_the_own_prompt(emoji_data, text_encoder, evaluator):
+    report, made, labels = evaluate(Drawing(noise), evaluator, text_encoder, settings(emoji_data))
     images, texts = evaluator.embed(made.images), evaluator.embed_texts(text_encoder.pooled(labels))
     cosines = [[float(i @ t) for t in texts] for i in images]
     own = sum(cosines[i][i] for i in range(5)) / 5
@@ -136,22 +76,22 @@ def test_alignment_is_the_mean_cosine_with_the_own_prompt(data, text_encoder, ev
     assert report["alignment_with_other_prompts"] == pytest.approx(others, abs=1e-5)
 
 
-def test_a_held_out_archive_gives_the_comparison(data, text_encoder, evaluator, tmp_path):
+def test_a_held_out_archive_gives_the_comparison(emoji_data, text_encoder, evaluator, tmp_path):
     archive(tmp_path / "emoji-train.zip", VENDORS)
     archive(tmp_path / "emoji-test.zip", ("emojione",))
-    assert "real_held_out_pictures" not in evaluate(Drawing(noise), evaluator, text_encoder, settings(data))[0]
+    assert "real_held_out_pictures" not in evaluate(Drawing(noise), evaluator, text_encoder, settings(emoji_data))[0]
     report, _, labels = evaluate(Drawing(noise), evaluator, text_encoder, settings(tmp_path))
     images = torch.stack([picture(label, "emojione") for label in labels]).float() / 127.5 - 1
     right = evaluator.classify(images).argmax(1) == torch.tensor([LABELS.index(label) for label in labels])
     assert report["real_held_out_pictures"]["top1"] == pytest.approx(right.double().mean().item())
 
 
-def test_seeds_are_the_labels_own(data, text_encoder, evaluator):
+def test_seeds_are_the_labels_own(emoji_data, text_encoder, evaluator):
     """A label's picture does not depend on which other labels are drawn, nor on the batch size."""
 
     def seeds(**changes):
         drawing = Drawing(noise)
-        evaluate(drawing, evaluator, text_encoder, settings(data, **changes))
+        evaluate(drawing, evaluator, text_encoder, settings(emoji_data, **changes))
         return {p: s for prompts, numbers, _ in drawing.calls for p, s in zip(prompts, numbers, strict=True)}
 
     few, many, other = seeds(labels="2"), seeds(labels="common", batch_size=3), seeds(labels="2", seed=1)
@@ -207,22 +147,22 @@ def test_choose_labels():
             choose_labels(wrong, known, common)
 
 
-def test_labels_that_the_network_does_not_know(data, text_encoder):
+def test_labels_that_the_network_does_not_know(emoji_data, text_encoder):
     network = Evaluator(EvaluatorConfig(size=SIZE, widths=(8, 16), dim=16, text_dim=16)).eval()
     network.set_labels(["nothing"], torch.ones(1, 16))
     with pytest.raises(ValueError, match="does not know the labels"):
-        evaluate(Drawing(noise), network, text_encoder, settings(data))
+        evaluate(Drawing(noise), network, text_encoder, settings(emoji_data))
 
 
 @pytest.fixture
-def command(data, text_encoder, evaluator, tmp_path, monkeypatch):
+def command(emoji_data, text_encoder, evaluator, tmp_path, monkeypatch):
     """The command line on the tiny networks, with a drawing in place of the generator."""
     from gen.generator import Generator
 
     save_component(evaluator, tmp_path / "evaluator")
     save_component(text_encoder, tmp_path / "text")
     monkeypatch.setattr(Generator, "from_pretrained", classmethod(lambda cls, model: Drawing(copying)))
-    base = ["--data", str(data), "--evaluator", str(tmp_path / "evaluator"), "--text-encoder", str(tmp_path / "text")]
+    base = ["--data", str(emoji_data), "--evaluator", str(tmp_path / "evaluator"), "--text-encoder", str(tmp_path / "text")]
     return lambda *more: main([*base, "--out", str(tmp_path / "out"), *more])
 
 

@@ -191,8 +191,7 @@ def test_the_evaluation_network_is_an_energy_of_its_labels():
     torch.testing.assert_close(fixed(images, Condition()), 3 * logits.softmax(1).log()[:, 0])
     with pytest.raises(ValueError, match="knows no 'a dog'"):
         LabelEnergy(network=Network()).for_prompts(["a dog"])(images[:1], Condition())
-    module, factory, _, options = ENERGIES["label"]
-    assert isinstance(get_energy(EnergyInfo("label", module, factory, "", options), label="cat"), LabelEnergy)
+    assert isinstance(get_energy(EnergyInfo("label", *ENERGIES["label"]), label="cat"), LabelEnergy)
 
 
 def test_a_restoration_is_the_samplers_own_through_the_decoder(tiny, picture):

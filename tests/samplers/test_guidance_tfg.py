@@ -238,8 +238,29 @@ def test_universal_guidance_is_the_published_loop(path, iterations):
     assert (ours - x).abs().max() < 1e-11
 
 
+@PATHS
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_tfg_contains_universal_guidance_for_any_number_of_iterations(path, iterations):
+    levels, mixture = grid(path, 5), Mixture.example(path)
+    tfg = TrainingFree(
+        mixture,
+        energy,
+        levels,
+        rho=0.05,
+        mu=0.3 if iterations else 0.0,
+        iterations=max(1, iterations),
+        rho_shares="score",
+        mu_shares="constant",
+        mu_on="x0",
+    )
+    runs = [twin(path, get_solver("euler"), levels, f) for f in (tfg, Universal(mixture, energy, 0.05, 0.3, iterations))]
+    assert (runs[0] - runs[1]).abs().max() < 1e-12
+    moved = twin(path, get_solver("euler"), levels, replace(tfg, mu_on="x", mu=0.3))
+    assert (moved - runs[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_tfg_contains_universal_guidance_up_to_one_iteration_with_its_own_strengths(iterations):
+def test_tfg_on_x_contains_universal_guidance_up_to_one_iteration_with_its_own_strengths(iterations):
     """The mean term of TFG enters x_t whole and that of universal guidance by 1 - e^-h; given strengths that make up for it,
     one inner step agrees, and more cannot, because the strength is also the step length."""
     levels = grid(VP)

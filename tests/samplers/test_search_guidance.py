@@ -51,6 +51,24 @@ def test_no_trial_is_made_twice_and_the_budget_holds():
     assert len(seen) == 3
 
 
+def test_other_neighbours_make_a_search_of_anything_from_what_is_known():
+    """Words, letter by letter, from one whose score is known: it is not measured again, and the nearest word is found."""
+    measured = []
+
+    def score(word):
+        measured.append(word)
+        return -sum(abs(ord(a) - ord(b)) for a, b in zip(word, "dab", strict=True))
+
+    def around(word):
+        return [word[:i] + chr(ord(c) + 1) + word[i + 1 :] for i, c in enumerate(word)]
+
+    *_, beam = search_strengths(Beam(("aaa",), {"aaa": -4.0}), score, 50, neighbours=around, sweeps=9)
+    assert beam.best == ("dab", 0.0) and "aaa" not in measured and len(measured) == len(set(measured))
+    measured.clear()
+    *_, beam = search_strengths(Beam(("aaa",), {"aaa": -4.0}), score, 3, neighbours=around)
+    assert len(measured) == 2 and beam.done
+
+
 def test_a_search_goes_on_where_it_stopped():
     whole = run(peak((4.0, 2.0, 0.1)))
     half = next(iter(search_strengths(Beam(), peak((4.0, 2.0, 0.1)), 1000)))

@@ -1,0 +1,46 @@
+"""The networks whose features pictures are compared by: a closed registry, named as `evaluator` or `inception:WEIGHTS`.
+
+A feature network takes pictures (N, 3, H, W) in [-1, 1] of any size to features (N, D). Distances under different ones have
+nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """`features(images)` gives (N, D) float32 on the CPU, in parts of `batch_size` pictures; name: what reports call it."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    batch_size: int = 128
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self.function(part).float().cpu() for part in images.split(self.batch_size)])
+
+
+def _evaluator(folder: str | None) -> Features:
+    from distill.evaluator.network import load_evaluator
+
+    return Features("evaluator" if folder is None else f"evaluator:{folder}", load_evaluator(folder).eval().features)
+
+
+FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator}
+
+
+def load_features(name: str) -> Features:
+    """The feature network of "NAME" or "NAME:PATH"; ValueError lists what there is."""
+    kind, _, path = name.partition(":")
+    if kind not in FEATURES:
+        near = difflib.get_close_matches(kind, FEATURES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"Unknown features {name!r}: {hint}Known: {', '.join(FEATURES)}; NAME:PATH reads weights of yours.")
+    return FEATURES[kind](path or None)

@@ -1,0 +1,164 @@
+"""The tiled canvas: an image of any size from a network of one size, as a denoiser (MultiDiffusion).
+
+Every window is denoised on its own and the canvas is their weighted mean. Solvers step linearly in (x, raw), so that a step
+of the mean is the mean of the steps: no window needs a solver, or a scheduler, of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.guidance.branches import Guided
+from samplers.joint.windows import Windows
+from samplers.path import NoiseLevel, Path, Scalar
+from samplers.prediction import Prediction, Row
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """x0(x) = sum_i W_i pad(D(crop_i x)) / sum_i W_i for any canvas x (B, C, H, W), whatever D is around its network.
+
+    It goes around guidance and caches, and under what knows the whole image (inpainting, energies, measurements).
+    conditions, chosen: conditions of batch 1 or B, and for every window the number of its own; without them all windows get
+    the run's condition. What a condition has aligned with x (`image`) is cropped. batch: at most so many rows (windows times
+    images) per evaluation of D, one window of every image at least; memory beyond the canvas grows with it alone.
+    group: a torch.distributed process group, over whose ranks the windows are spread; all of them must make the same calls
+    with the same x, and get the same result. No gradients there.
+
+    Source: arXiv 2302.08113, equation 5.
+    """
+
+    denoiser: Denoiser
+    windows: Windows
+    conditions: Sequence[Condition] = ()
+    chosen: Sequence[int] = ()
+    batch: int = 8
+    group: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"The rows of one evaluation must be a whole number of at least 1, got batch={self.batch!r}.")
+        if self.conditions and len(self.chosen) != len(self.windows):
+            raise ValueError(
+                f"There are {len(self.windows)} windows, and {len(self.chosen)} of them were told their condition; give all."
+            )
+        if not all(0 <= k < len(self.conditions) for k in self.chosen):
+            raise ValueError(f"Windows choose conditions 0 to {len(self.conditions) - 1}, got {list(self.chosen)}.")
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        blend = Blend(self, x, level, context)
+        chunks = list(self.chunks(len(x), range(len(self.windows))))
+        for chunk in chunks or [(0,)]:  # a rank without a window evaluates one all the same, to know what there is to share
+            prediction = self.evaluate(self.windows.crop(x, chunk), chunk, level, condition, context)
+            blend.add(chunk, prediction, weight=1.0 if chunks else 0.0)
+        return blend.prediction(x)
+
+    def chunks(self, images: int, windows: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The windows of this process, as they are evaluated together: those of one condition next to one another."""
+        ordered = sorted(windows, key=lambda i: self.chosen[i] if self.conditions else 0)
+        if self.group is not None:
+            ordered = ordered[torch.distributed.get_rank(self.group) :: torch.distributed.get_world_size(self.group)]
+        count = -(-len(ordered) // max(1, self.batch // images))
+        for i in range(count):  # of nearly one size
+            yield tuple(ordered[i * len(ordered) // count : (i + 1) * len(ordered) // count])
+
+    def evaluate(
+        self, rows: Tensor, chunk: tuple[int, ...], level: NoiseLevel, condition: Condition, context: Context
+    ) -> Prediction:
+        """What D says of windows: rows (len(chunk) B, C, h, w), in the order of `Windows.crop`."""
+        images, count = len(rows) // len(chunk), len(chunk)
+        told: Hashable = tuple(self.chosen[i] for i in chunk) if self.conditions else count
+        told = (told, chunk) if condition.image is not None or any(c.image is not None for c in self.conditions) else told
+        inside = replace(context.fork("windows", told), view=(context.view, chunk))
+        own = inside.memo("windows", (condition,), lambda: self._condition(condition, chunk, images))
+        return self.denoiser(rows, NoiseLevel(*(_times(v, count) for v in (level.t, level.alpha, level.sigma))), own, inside)
+
+    def _condition(self, condition: Condition, chunk: tuple[int, ...], images: int) -> Condition:
+        """Of the rows of a chunk. What the solver tells the network (`extra`) goes to every window."""
+        told = []
+        for i in chunk:
+            one = condition
+            if self.conditions:
+                one = self.conditions[self.chosen[i]].map(lambda v: v.expand(images, *v.shape[1:]) if len(v) == 1 else v)
+                one = replace(one, extra={**one.extra, **condition.extra})
+            told.append(one if one.image is None else replace(one, image=self.windows.crop(one.image, (i,))))
+        return told[0].cat(told[1:])
+
+
+class Blend:
+    """The weighted mean of windows' predictions, as they come: raw, a learned variance, and the branches of guidance."""
+
+    def __init__(self, canvas: Tiled, x: Tensor, level: NoiseLevel, context: Context):
+        self.canvas, self.like, self.level, self.context = canvas, x, level, context
+        self.before, windows = context.evaluations, canvas.windows
+        self.weights, self.total = context.memo(
+            f"window weights {x.dtype} {x.device}", (windows,), lambda: (windows.weights.to(x), windows.total.to(x))
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.row: Row | None = None
+
+    def add(self, chunk: Sequence[int], prediction: Prediction, rows: Tensor | None = None, weight: float = 1.0) -> None:
+        """rows: what the windows held, where it is not what the canvas holds there; they are averaged too."""
+        if self.row is None:
+            self.row = self._row(prediction, len(chunk))
+        parts = {"x": rows, "raw": self._raw(prediction), "variance": prediction.variance}
+        if isinstance(prediction, Guided):
+            for name, branch in (("cond", prediction.cond), ("null", prediction.null)):
+                parts[name] = None if branch is None else self._raw(branch)
+        for name, value in parts.items():
+            if value is not None:
+                self._add(name, chunk, value * (weight * self.weights))
+
+    def prediction(self, x: Tensor) -> Prediction:
+        """Of the canvas x, or of the mean of the rows that were given."""
+        if self.canvas.group is not None:
+            self._share(self.canvas.group)
+        mean, row, level = {name: total / self.total for name, total in self.sums.items()}, self.row, self.level
+        assert row is not None
+        x = mean.get("x", x)
+        if "cond" not in mean and "null" not in mean:
+            return Prediction(x, level, mean["raw"], row, mean.get("variance"))
+        cond, null = (Prediction(x, level, mean[name], row) if name in mean else None for name in ("cond", "null"))
+        return Guided(x, level, mean["raw"], row, mean.get("variance"), cond, null)
+
+    def _row(self, prediction: Prediction, count: int) -> Row:
+        if self.canvas.group is not None and not isinstance(self.level.alpha, Tensor) and self.level.alpha:
+            return -self.level.sigma, self.level.alpha  # one for all ranks, whatever each of them got
+        a, b = (v[: len(v) // count] if isinstance(v, Tensor) and v.ndim else v for v in prediction.row)
+        return a, b
+
+    def _raw(self, prediction: Prediction) -> Tensor:
+        """In the row of the first window: a cache may give one window's x0 and another one's eps."""
+        same = any(isinstance(v, Tensor) for v in prediction.row) or prediction.row == self.row
+        return prediction.raw if same else prediction.read(self.row)  # type: ignore[arg-type]
+
+    def _add(self, name: str, chunk: Sequence[int], value: Tensor) -> None:
+        if name not in self.sums:
+            self.sums[name] = value.new_zeros(len(self.like), value.shape[1], *self.canvas.windows.canvas)
+        for index, one in zip(chunk, value.unflatten(0, (len(chunk), -1)), strict=True):
+            self.canvas.windows.add(self.sums[name], one, index)
+
+    def _share(self, group: Any) -> None:
+        """Sum over all ranks what each of them has, the count of evaluations too."""
+        if any(total.requires_grad for total in self.sums.values()):
+            raise ValueError("Windows on several ranks have no gradients: leave group out where guidance needs them.")
+        for name in sorted(self.sums):
+            torch.distributed.all_reduce(self.sums[name], group=group)
+        own = self.context.evaluations - self.before
+        everyone = torch.tensor(own, device=self.like.device)
+        torch.distributed.all_reduce(everyone, group=group)
+        self.context.count(int(everyone) - own)
+
+
+def _times(value: Scalar, count: int) -> Scalar:
+    return value.repeat(count) if isinstance(value, Tensor) and value.ndim else value
