@@ -163,7 +163,7 @@ def image(
     ] = None,
     lora: Lora = None,
     compose: Annotated[
-        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, cached. [default: merge]")
+        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, contrast, cached. [default: merge]")
     ] = None,
     compose_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")

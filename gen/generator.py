@@ -283,8 +283,8 @@ class Generator(WithAdapters, WithCanvas):
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
         noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
-        composition: how several adapters act: merge, switch, composite, cached (`samplers.composition`). regions: adapter ->
-        mask (white: it acts there), the others act everywhere.
+        composition: how several adapters act: merge, switch, composite, contrast or cached (`samplers.composition`), with
+        composition_options. regions: adapter -> mask (white: there it acts); the others act everywhere.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
         mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
         that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
