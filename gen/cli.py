@@ -17,6 +17,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gen.commands import tweaks
+
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
 # energies that belong to other packages, for --guide: name -> the rest of a row of gen.energies.EnergyInfo
@@ -138,6 +140,15 @@ def image(
     guide_strength: GuideStrength = None,
     guide_method: GuideMethod = None,
     guide_option: GuideOption = None,
+    negtome: tweaks.NegTome = None,
+    negtome_mask: tweaks.NegTomeMask = None,
+    reference: tweaks.Reference = None,
+    reference_mask: tweaks.ReferenceMask = None,
+    reference_prompt: tweaks.ReferencePrompt = None,
+    concept: tweaks.Concept = None,
+    aesthetic: tweaks.Aesthetic = None,
+    greedy: tweaks.Greedy = None,
+    tweak_option: tweaks.TweakOption = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     bins: Annotated[
@@ -202,6 +213,17 @@ def image(
         width=width,
         use_resolution_binning=bins,
         batch_size=batch_size,
+        tweaks=tweaks.keywords(
+            negtome=negtome,
+            negtome_mask=negtome_mask,
+            reference=reference,
+            reference_mask=reference_mask,
+            reference_prompt=reference_prompt,
+            concept=concept,
+            aesthetic=aesthetic,
+            greedy=greedy,
+            options=tweak_option,
+        ),
     )
 
 
@@ -221,8 +243,17 @@ def replay(
         list[str] | None, typer.Option(metavar="FILE", help="A LoRA that it was made with; found by its content; repeatable.")
     ] = None,
     guide: Annotated[
-        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
+        str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
     ] = None,
+    guide_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of that energy: the files that it opens; repeatable.")
+    ] = None,
+    negtome: tweaks.NegTome = None,
+    negtome_mask: tweaks.NegTomeMask = None,
+    reference: tweaks.Reference = None,
+    reference_mask: tweaks.ReferenceMask = None,
+    aesthetic: tweaks.Aesthetic = None,
+    greedy: tweaks.Greedy = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
@@ -239,7 +270,16 @@ def replay(
         mask=mask,
         lora=lora or [],
         guide=guide,
+        guide_options=guide_option or [],
         energies=ENERGIES,
+        tweaks=tweaks.keywords(
+            negtome=negtome,
+            negtome_mask=negtome_mask,
+            reference=reference,
+            reference_mask=reference_mask,
+            aesthetic=aesthetic,
+            greedy=greedy,
+        ),
         quiet=quiet,
     )
 
