@@ -4,5 +4,9 @@ used."""
 from __future__ import annotations
 
 METHODS: dict[str, tuple[str, str, str]] = {
-    "lora": ("customization.objective", "CustomizationConfig", "CustomizationObjective")
+    "lora": ("customization.objective", "CustomizationConfig", "CustomizationObjective"),
+    "consislora": ("customization.methods.consistent", "ConsistentConfig", "ConsistentObjective"),
+    "custom_diffusion": ("customization.methods.custom_diffusion", "CustomDiffusionConfig", "CustomDiffusionObjective"),
+    "moslora": ("customization.methods.mixture", "MixtureConfig", "MixtureObjective"),
+    "orthogonal": ("customization.methods.orthogonal", "OrthogonalConfig", "OrthogonalObjective"),
 }

@@ -17,6 +17,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gen.commands import canvas
+
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
     "data build": "distill.emoji.build",
@@ -25,8 +27,8 @@ MODULES = {
     "lora train": "customization.train",
     "lora": "customization.lora",
 }
-# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
-ENERGIES = {
+# energies that belong to other packages, for --guide: name -> the rest of a row of gen.energies.EnergyInfo
+ENERGIES: dict[str, tuple] = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
@@ -35,6 +37,16 @@ ENERGIES = {
     ),
     "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
     "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
+    "classifier": (
+        "distill.classifier.energy",
+        "NoisyLabel",
+        "a trained classifier of noisy latents recognises `label`, or the prompt",
+        ("folder", "label", "scale"),
+        ("folder",),
+        True,
+        (),
+        "classifier",
+    ),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -92,6 +104,7 @@ Region = Annotated[
     list[str] | None,
     typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
 ]
+Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
 ]
@@ -150,12 +163,13 @@ def image(
     ] = None,
     lora: Lora = None,
     compose: Annotated[
-        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, cached. [default: merge]")
+        str | None, typer.Option(help="Several LoRAs: merge, switch, composite, contrast, cached. [default: merge]")
     ] = None,
     compose_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")
     ] = None,
     region: Region = None,
+    embedding: Embedding = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -184,7 +198,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
-        lora=lora or [],
+        lora=[*(lora or []), *(embedding or [])],
         options={
             "sampler": sampler_option,
             "schedule": schedule_option,
@@ -571,6 +585,9 @@ def evaluate(context: typer.Context) -> int:
 def build(context: typer.Context) -> int:
     """Build the default model's training data: fewstep data build ..."""
     return hand_over("data build", context.args)
+
+
+canvas.add(app)  # panorama, outpaint, upscale
 
 
 def hand_over(command: str, arguments: Sequence[str]) -> int:

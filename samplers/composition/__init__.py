@@ -1,7 +1,8 @@
 """Several adapters in one picture: denoisers that choose, call by call and row by row, which of `Context.adapters` act.
 
 Merged adapters are what a network makes of `Context.adapters` by itself, W + sum w_i D_i. Here they take turns (`Switch`),
-speak one by one and are averaged (`Composite`, `CachedComposite`), or have a part of the picture each (`Regional`).
+speak one by one and are averaged (`Composite`, `CachedComposite`) or weighed against the model (`Contrast`), or have a part of
+the picture each (`Regional`).
 
 All of them go around the network (and its caches) and under guidance: ClassifierFree(Composite(denoiser), 5). As they are
 linear in the predictions, around linear guidance they compute the same.
@@ -9,6 +10,7 @@ linear in the predictions, around linear guidance they compute the same.
 
 from samplers.composition.cached import CachedComposite
 from samplers.composition.composite import Composite
+from samplers.composition.contrast import Contrast
 from samplers.composition.frequency import frequency, frequency_order
 from samplers.composition.regional import Region, Regional, two_stages
 from samplers.composition.registry import COMPOSITIONS, CompositionInfo, composition_info, composition_names, get_composition
@@ -19,6 +21,7 @@ __all__ = [
     "CachedComposite",
     "Composite",
     "CompositionInfo",
+    "Contrast",
     "Region",
     "Regional",
     "Switch",

@@ -8,6 +8,7 @@ from typing import Any
 
 from samplers.composition.cached import FINE_UNTIL, CachedComposite, plan
 from samplers.composition.composite import Composite
+from samplers.composition.contrast import Contrast
 from samplers.composition.switch import EVERY, Switch, taking_turns
 from samplers.denoiser import Denoiser
 from samplers.names import check_options, find
@@ -40,6 +41,15 @@ def _switch(denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseLeve
 
 def _composite(denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseLevel]) -> Denoiser:
     return Composite(denoiser)
+
+
+def _contrast(
+    denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseLevel], strengths: Sequence[float] | float = 1.0
+) -> Denoiser:
+    given = [strengths] * len(names) if isinstance(strengths, int | float) else list(strengths)
+    if len(given) != len(names):
+        raise ValueError(f"strengths has {len(given)} numbers for {len(names)} adapters; give one for each, or one for all.")
+    return Contrast(denoiser, dict(zip(names, given, strict=True)))
 
 
 def _cached(
@@ -82,6 +92,13 @@ COMPOSITIONS: dict[str, CompositionInfo] = {
             "composite", _composite, "each adapter by itself, the predictions averaged", "N", aliases=("lora_composite",)
         ),
         CompositionInfo(
+            "contrast",
+            _contrast,
+            "each adapter's effect by itself, times a strength of its own, added to the model's prediction",
+            "1 + N",
+            options=("strengths",),
+        ),
+        CompositionInfo(
             "cached",
             _cached,
             "a composite in which one adapter leads and the others repeat their deep blocks between refreshes",
@@ -113,4 +130,5 @@ def get_composition(
     info = composition_info(name)
     check_options(info, options, "composition")
     names = [name for name, weight in adapters.items() if weight != 0]
-    return denoiser if len(names) < 2 else info.build(denoiser, names, levels, **options)
+    alone = len(names) < (1 if info.name == "contrast" else 2)
+    return denoiser if alone else info.build(denoiser, names, levels, **options)

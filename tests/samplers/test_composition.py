@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samplers import Condition, Context, get_grid, get_solver, sample
-from samplers.composition import COMPOSITIONS, Composite, Switch, composition_info, get_composition, taking_turns
+from samplers.composition import COMPOSITIONS, Composite, Contrast, Switch, composition_info, get_composition, taking_turns
 from samplers.guidance import ClassifierFree
 from tests.samplers.adapted import FLOW, NAMES, Adapted, randn
 
@@ -64,6 +64,21 @@ def test_mean_then_guidance_is_guidance_then_mean():
     net.seen.clear()
     call(inside), call(outside)
     assert [len(rows) for rows in net.seen] == [12, 12]
+
+
+def test_a_contrast_weighs_every_adapter_against_the_model_without_it():
+    net = Adapted()
+    rest, a, b = (call(net, {n: WEIGHTS[n] for n in names}).raw for names in ("c", "ac", "bc"))
+    got = call(Contrast(net, {"a": 2.0, "b": 0.5})).raw
+    torch.testing.assert_close(got, rest + 2.0 * (a - rest) + 0.5 * (b - rest), rtol=1e-12, atol=1e-12)
+    assert torch.equal(call(Contrast(net, {"a": 1.0, "b": 0.0})).raw, a)
+    torch.testing.assert_close(call(Contrast(net, {"a": 0.0, "b": 0.0})).raw, rest, **CLOSE)
+    even = call(Contrast(net, dict.fromkeys("abc", 1 / 3))).raw
+    torch.testing.assert_close(even, call(Composite(net)).raw, **CLOSE)
+    built = get_composition("contrast", net, {"a": 0.8}, get_grid("karras", FLOW, 3), strengths=3.0)
+    plain = call(net, {}).raw
+    want = plain + 3 * (call(net, {"a": 0.8}).raw - plain)
+    torch.testing.assert_close(call(built, {"a": 0.8}).raw, want, rtol=1e-12, atol=1e-12)
 
 
 def test_merged_is_neither():
@@ -142,7 +157,10 @@ def test_any_solver_runs_any_composition(solver):
 
 def test_the_table_builds_what_it_says():
     levels, net = get_grid("karras", FLOW, 12), Adapted()
-    assert list(COMPOSITIONS) == ["merge", "switch", "composite", "cached"] and composition_info("CMLoRA").name == "cached"
+    assert (
+        list(COMPOSITIONS) == ["merge", "switch", "composite", "contrast", "cached"]
+        and composition_info("CMLoRA").name == "cached"
+    )
     assert get_composition("merge", net, WEIGHTS, levels) is net
     assert get_composition("composite", net, {"a": 1.0, "b": 0.0}, levels) is net  # one is nothing to compose
     assert get_composition("switch", net, WEIGHTS, levels, every=4).turns == taking_turns(tuple(WEIGHTS), levels, 4)
@@ -162,6 +180,8 @@ def test_errors_say_what_is_wrong():
     for make, why in (
         (lambda: Switch(net, ()), "no turns"),
         (lambda: Switch(net, ((0.0, "a"), (0.0, "b"))), "values that rise"),
+        (lambda: Contrast(net, {}), "at least one adapter"),
+        (lambda: get_composition("contrast", net, WEIGHTS, levels, strengths=(1.0,)), "1 numbers for 3 adapters"),
         (lambda: taking_turns((), levels), "at least one in force"),
         (lambda: taking_turns(("a",), levels, 0), "at least 1"),
         (lambda: Composite(net, {"a": -1.0}), "at least 0"),
