@@ -10,6 +10,8 @@ from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import AdaptiveProjected, ClassifierFree
 from samplers.joint.masks import box_mask, rest, soften
 from samplers.joint.regions import Bootstrap, Region, Regions
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import Windows
 from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
 
 H, W = 6, 8
@@ -222,3 +224,16 @@ def test_a_canvas_of_another_size():
         Regions(Toy(), three())(X.transpose(2, 3), LEVEL, Condition(), Context())
     with pytest.raises(ValueError, match="at_once is 0"):
         Regions(Toy(), three(), at_once=0)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_regions_of_a_tiled_canvas(guided):
+    """The tiles of every region's canvas, under the regions and their guidance."""
+    windows = Windows.regular((H, W), (6, 5), (6, 3))
+    guide, scale = (cfg, 3.0) if guided else (None, 1.0)
+    said = Regions(Tiled(Toy(), windows), three(), guide, scale)(X, LEVEL, Condition(), Context())
+    raws = []
+    for i in range(3):
+        tiled = Tiled(Toy(), windows)
+        raws.append((cfg(tiled, scale, None) if guided else tiled)(X, LEVEL, prompt(i, 2), Context()).raw)
+    assert far(said.raw, mean(raws, three())) < 1e-13
