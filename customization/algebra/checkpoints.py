@@ -68,7 +68,7 @@ def open_model(folder: Path) -> Weights:
 
 
 def open_like(path: Path, like: Weights) -> Weights:
-    """Another model of the same architecture: a folder, or a file of the denoiser alone with tensor names as in the model's own.
+    """Another model of the same architecture: a folder, or a file of the denoiser alone with the names of the model's own.
 
     CheckpointError where it has nothing in common with it."""
     if path.is_dir():
