@@ -1,0 +1,1 @@
+"""Methods of customization, one page each; `customization.registry` names those that train."""
