@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from customization.injection import AdapterConfig, inject, peft_settings, peft_state, to_adapter
 from customization.metadata import describe_training
 from customization.trained import Trained, frozen
+from customization.words import PREFIX, TokenConfig, collect, file_name, learn_words
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
@@ -38,6 +39,7 @@ from gen.checkpoints import write_bytes, write_json, write_weights
 from gen.components import Config
 from gen.conditions import join
 from gen.generator import Generator
+from gen.learned_tokens import LearnedTokens
 from gen.model_folder import RectifiedFlowPath
 from gen.pretrained import find_model
 from samplers.denoiser import Condition, Context
@@ -61,10 +63,11 @@ class CustomizationConfig(Config):
     """What every method is told.
 
     model: "default", a model folder, a diffusers pipeline or a hub id. dtype: of its frozen weights. adapter: what trains
-    in the denoiser, null for nothing; text_adapter: in its text encoders. text_rate: factor on the learning rate there.
-    time: of the noise levels; None: as the model's path is usually trained. loss, weighting: as in the objective
-    `diffusion`. noise_offset: share of noise that is one number per picture and channel. prior_weight: of pictures of the
-    class (`customization.data`). format: of the file. name: of the adapter, for its file and metadata.
+    in the denoiser, null for nothing; text_adapter: in its text encoders. tokens: new words to learn, name ->
+    `customization.words.TokenConfig`. text_rate, token_rate: factors on the learning rate there. time: of the noise levels;
+    None: as the model's path is usually trained. loss, weighting: as in the objective `diffusion`. noise_offset: share of
+    noise that is one number per picture and channel. prior_weight: of pictures of the class (`customization.data`). format:
+    of the file. name: of the adapter, for its file and metadata.
     """
 
     model: str = "default"
@@ -72,6 +75,8 @@ class CustomizationConfig(Config):
     adapter: AdapterConfig | None = AdapterConfig()
     text_adapter: AdapterConfig | None = None
     text_rate: float = Field(1.0, gt=0)
+    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
+    token_rate: float = Field(1.0, gt=0)
     time: TimeConfig | None = None
     loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
     weighting: Weighting | None = None
@@ -105,6 +110,7 @@ class CustomizationObjective(Objective):
         if generator.autoencoder is not None:
             generator.autoencoder.requires_grad_(False)
         self.diffusion = DiffusionObjective(self._diffusion(), nn.Identity())
+        self.words: dict[str, LearnedTokens] = {}
         self.trains: dict[str, nn.Parameter] = self.attach()
         if not self.trains:
             raise ValueError("Nothing is set to train: give an adapter, a text_adapter or tokens.")
@@ -133,6 +139,10 @@ class CustomizationObjective(Objective):
     def attach(self) -> dict[str, nn.Parameter]:
         """Put what trains into the parts of the model; "<part>.<name>" -> parameter."""
         found: dict[str, nn.Parameter] = {}
+        if self.config.tokens:  # before the text encoder changes
+            self.words = learn_words(self.generator, self.parts, self.config.tokens, self.seed)
+            self.parts |= {f"{PREFIX}{part}": words for part, words in self.words.items()}
+            found |= {f"{PREFIX}{part}.{n}": p for part, words in self.words.items() for n, p in words.named_parameters()}
         for part, settings in self.adapted().items():
             made = inject(self.parts[part], settings, self.seed, part.replace("_", " "))
             found |= {f"{part}.{name}": parameter for name, parameter in made.items()}
@@ -141,7 +151,7 @@ class CustomizationObjective(Objective):
     def adapted(self) -> dict[str, AdapterConfig]:
         """The parts that get an adapter from peft, and which."""
         config = self.config
-        text = [part for part in self.parts if part != "denoiser"]
+        text = [part for part in self.parts if part.startswith("text_encoder")]
         if config.text_adapter is not None and not text:
             raise ValueError(f"The model {self.generator.name!r} reads no text, so it has no text encoder to train.")
         own = {"denoiser": config.adapter} if config.adapter is not None else {}
@@ -149,7 +159,8 @@ class CustomizationObjective(Objective):
 
     def rates(self) -> dict[str, float]:
         """Factors on the learning rate, of the parameters that have one."""
-        return {name: self.config.text_rate for name in self.trains if name.startswith("text_encoder")}
+        factors = {"text_encoder": self.config.text_rate, PREFIX: self.config.token_rate}
+        return {name: rate for name in self.trains for begin, rate in factors.items() if name.startswith(begin)}
 
     def error(self, prediction: Prediction, x0: Tensor, eps: Tensor, step: int) -> Tensor:
         """(B, C, h, w): the squared error of the network's own output, weighted as the config says."""
@@ -163,7 +174,7 @@ class CustomizationObjective(Objective):
         layers: dict[str, Any] = {}
         for part, settings in self.adapted().items():
             layers |= to_adapter(self.parts[part], _of(part, values), settings, self.config.name, part).layers
-        return Adapter(self.config.name, layers)
+        return Adapter(self.config.name, layers, words=collect(self.words, values))
 
     # ---- a step ----
 
@@ -282,8 +293,11 @@ class CustomizationObjective(Objective):
         values = {name: value.detach() for name, value in network.named.items()}
         folder.mkdir(parents=True, exist_ok=True)
         adapter = self.to_adapter(values)
-        if adapter.layers:
+        if adapter.layers or adapter.words:
             self.write(adapter, folder)
+        for word, parts in adapter.words.items() if adapter.layers else ():  # by themselves as well, as diffusers reads them
+            alone = Adapter(word, {}, describe_training(self.config, self.generator, self.run), words={word: parts})
+            write_adapter(alone, folder / f"{file_name(word)}.safetensors", "diffusers")
         oft = [part for part, settings in self.adapted().items() if settings.type == "oft"]
         for part in oft:
             beside = folder / f"peft-{part}"
@@ -294,11 +308,13 @@ class CustomizationObjective(Objective):
 
     def write(self, adapter: Adapter, folder: Path) -> Path:
         """The adapter's file, with what its metadata say of the run."""
-        described = describe_training(self.config, self.generator, self.run)
+        described, format = describe_training(self.config, self.generator, self.run), self.config.format
         adapter = replace(adapter, metadata={**adapter.metadata, **described})
-        if self.config.format == "ai-toolkit":
+        if format == "ai-toolkit":
             adapter = replace(adapter, layers={layer: delta.folded() for layer, delta in adapter.layers.items()})
-        return write_adapter(adapter, folder if self.config.format == "peft" else folder / WEIGHTS, self.config.format)
+        if format in ("ai-toolkit", "peft"):  # words have no place there
+            adapter, format = (replace(adapter, words={}), format) if adapter.layers else (adapter, "diffusers")
+        return write_adapter(adapter, folder if format == "peft" else folder / WEIGHTS, format)
 
     def card(self) -> str:
         """The text of README.md."""

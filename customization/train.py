@@ -32,6 +32,7 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
     from customization.data import make_data
     from customization.objective import open_model
+    from customization.words import used_in
     from distill.trainer import Trainer
 
     method, checked = check_method(config.objective)
@@ -44,6 +45,8 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
     prior = getattr(source, "prior", None)
+    if getattr(checked, "tokens", None) and hasattr(source, "taught"):
+        used_in(checked.tokens, [source.caption(index) for index in range(len(source))])
     run = {
         **config.model_dump(mode="json"),
         "pictures": len(source),

@@ -111,6 +111,31 @@ class RoleConfig(Config):
     every: int = Field(1, gt=0, strict=True)
 
 
+class EvaluationConfig(Config):
+    """Numbers of the averaged student as it trains (distill/evaluation.py), on every step that `every` divides and at the end.
+
+    steps: numbers of sampling steps. pictures: how many samples of the data are drawn. seed: of the first one's noise.
+    features: by which network sets are compared (distill/features.py). reference_steps: the teacher's own; its pictures are
+    made once and kept in `references`, by a hash of what they depend on; none: they are made at every start.
+    """
+
+    every: int = Field(gt=0)
+    steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1)
+    pictures: int = Field(64, ge=4)
+    batch_size: int = Field(16, gt=0)
+    seed: int = Field(0, ge=0)
+    features: str = "evaluator"
+    reference_steps: int = Field(50, gt=0, le=1000)
+    references: Path | None = Path("outputs/references")
+
+    @field_validator("steps")
+    @classmethod
+    def _countable(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 < n <= 1000 for n in steps) or len(set(steps)) < len(steps):
+            raise ValueError(f"steps are {steps}; give different numbers from 1 to 1000")
+        return steps
+
+
 class TrainConfig(Config):
     """Everything a training run is. Batch size is the global one, over processes and accumulated micro-batches."""
 
@@ -145,6 +170,7 @@ class TrainConfig(Config):
     keep_every: int = Field(0, ge=0)  # checkpoints of steps that this divides are kept for good; 0: none
     preview_every: int = Field(0, ge=0)  # 0: never
     measure_every: int = Field(0, ge=0)
+    evaluation: EvaluationConfig | None = None  # none: never
 
     def of_role(self, role: str) -> tuple[OptimizerConfig, ScheduleConfig, EmaConfig, int]:
         """(optimizer, schedule, ema, every) of a role: the run's sections with what the role changes."""

@@ -11,16 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Features:
-    """`features(images)` gives (N, D) float32 on the CPU, in parts of `batch_size` pictures; name: what reports call it."""
+    """`features(images)` gives (N, D) float32 on the CPU, in parts of `batch_size` pictures; name: what reports call it;
+    network: what `function` runs, None where there is none to move."""
 
     name: str
     function: Callable[[Tensor], Tensor]
+    network: nn.Module | None = None
     batch_size: int = 128
+
+    def to(self, device: torch.device) -> Features:
+        """Move the network; pictures are expected there."""
+        if self.network is not None:
+            self.network.to(device)
+        return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -30,7 +38,8 @@ class Features:
 def _evaluator(folder: str | None) -> Features:
     from distill.evaluator.network import load_evaluator
 
-    return Features("evaluator" if folder is None else f"evaluator:{folder}", load_evaluator(folder).eval().features)
+    network = load_evaluator(folder).eval()
+    return Features("evaluator" if folder is None else f"evaluator:{folder}", network.features, network)
 
 
 FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Log:
         self.config, self.accelerator, self.parallel = config, accelerator, parallel
         self.window: list[dict[str, Tensor]] = []
         self.bar: tqdm | None = None
+        self.shown: dict[str, str] = {}  # of the last evaluation, in the progress bar
         self.since = time.perf_counter()
 
     def start(self, step: int) -> None:
@@ -66,7 +68,7 @@ class Log:
         values = dict(zip(names, means, strict=True))
         if self.bar is not None and values:
             first = next((name for name in names if name.rpartition("/")[2] == "loss"), names[0])
-            self.bar.set_postfix(loss=f"{values[first]:.4f}", samples=f"{speed:.0f}/s")
+            self.bar.set_postfix(loss=f"{values[first]:.4f}", samples=f"{speed:.0f}/s", **self.shown)
         self.write({"step": step, "samples_per_second": round(speed, 2), **values})
 
     def write(self, row: dict[str, float]) -> None:
@@ -77,6 +79,12 @@ class Log:
             file.write(json.dumps({"time": round(time.time(), 1), **row}) + "\n")
         if self.config.trackers:
             self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+    def write_evaluation(self, step: int, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """The numbers of each number of sampling steps, in one line; the Fréchet distances stay in the progress bar."""
+        self.shown = {"FD": " ".join(f"{n}:{found['frechet_distance']:.4g}" for n, found in scores.items())}
+        flat = {f"evaluation/{n}/{name}": value for n, found in scores.items() for name, value in found.items()}
+        self.write({"step": step, **flat})
 
     def close(self) -> None:
         if self.bar is not None:

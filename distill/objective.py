@@ -119,6 +119,34 @@ class Objective:
         """A contact sheet of progress, made by the averaged networks; None for none."""
         return None
 
+    # ---- what an evaluation asks of methods that draw pictures (distill/evaluation.py) ----
+
+    draws_pictures: bool = False
+
+    def check_steps(self, steps: int) -> None:
+        """ValueError where the method cannot draw in so many steps."""
+
+    def pictures(self, models: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] by the averaged networks in `steps` steps, of what the captions or labels of a batch
+        say, from the noise of B seeds."""
+        raise NotImplementedError
+
+    def decoded(self, batch: Batch) -> Tensor:
+        """The pictures (B, 3, H, W) in [-1, 1] of a batch, from latents where it has no others."""
+        raise NotImplementedError
+
+    def clean(self, batch: Batch) -> Tensor:
+        """What is denoised (B, C, h, w), without noise."""
+        raise NotImplementedError
+
+    def teacher_digest(self) -> str | None:
+        """A hash of everything about the teacher that `taught` depends on; None without a teacher."""
+        return None
+
+    def taught(self, batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+        """As `pictures`, by the teacher."""
+        raise NotImplementedError
+
     def measure(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
         """Numbers worth logging now and then, from the averaged networks (a held-out score, for instance)."""
         return {}

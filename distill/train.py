@@ -13,7 +13,8 @@ def make_trainer(config: TrainConfig):
     """Build network, objective and data source from a config."""
     import torch
 
-    import distill.evaluator  # noqa: F401  (makes its network type known)
+    import distill.classifier
+    import distill.evaluator  # noqa: F401  (these make their network types known)
     from distill.data import make_source
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer

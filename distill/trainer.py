@@ -23,6 +23,7 @@ from distill import recompute, saving
 from distill.config import TrainConfig
 from distill.data import Source
 from distill.ema import Ema, make_averages, write_snapshot
+from distill.evaluation import Evaluation
 from distill.guard import Guard
 from distill.logs import Log, check_trackers
 from distill.objective import Batch, Draws, Objective, Phase
@@ -79,6 +80,9 @@ class Trainer:
         # optimisers and data stay ours, so nothing scales the learning rate or reorders samples
         self.wrapped = {name: self.parallel.replicate(self.networks[name]) for name in trained}
         self.guard, self.log = Guard(config, self.parallel), Log(config, self.accelerator, self.parallel)
+        self.evaluation: Evaluation | None = None
+        if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
+            self.evaluation = Evaluation(config, config.evaluation, objective, source, device)
         self.step = 0
 
     def _check(self, device: torch.device) -> None:
@@ -187,6 +191,8 @@ class Trainer:
             checkpoints.clean(self.run) if main else None
             self.accelerator.wait_for_everyone()
             self.step = saving.resume(self)
+            if self.evaluation is not None and self.step < config.max_steps:
+                self.evaluation.prepare()
             self.log.start(self.step)
             stopped = False
             for batches in self._batches(self.step):
@@ -207,6 +213,8 @@ class Trainer:
                     self._preview(batches[0])
                 if config.measure_every and (self.step % config.measure_every == 0 or done):
                     self._measure()
+                if self.evaluation is not None and (self.step % self.evaluation.config.every == 0 or done):
+                    self._evaluate(self.evaluation)
                 stopped = self.parallel.any(bool(received()))
                 if self.step % config.checkpoint_every == 0 or done or stopped:
                     self.save()
@@ -237,6 +245,16 @@ class Trainer:
     def _measure(self) -> None:
         if self.accelerator.is_main_process or self.sharded:
             self.log.write({"step": self.step, **self.objective.measure(self.averaged)})
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        from gen.grid import write_png
+
+        evaluation.draw(self.averaged)
+        if self.accelerator.is_main_process:
+            self.log.write_evaluation(self.step, evaluation.scores())
+            folder = self.run / "evaluations"
+            folder.mkdir(exist_ok=True)
+            write_png(evaluation.sheet(), folder / f"{self.step:08d}.png")
 
     def _export(self) -> None:
         models = self.averaged

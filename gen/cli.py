@@ -17,6 +17,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gen.commands import canvas
+
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
     "data build": "distill.emoji.build",
@@ -25,8 +27,8 @@ MODULES = {
     "lora train": "customization.train",
     "lora": "customization.lora",
 }
-# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
-ENERGIES = {
+# energies that belong to other packages, for --guide: name -> the rest of a row of gen.energies.EnergyInfo
+ENERGIES: dict[str, tuple] = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
@@ -35,6 +37,16 @@ ENERGIES = {
     ),
     "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
     "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
+    "classifier": (
+        "distill.classifier.energy",
+        "NoisyLabel",
+        "a trained classifier of noisy latents recognises `label`, or the prompt",
+        ("folder", "label", "scale"),
+        ("folder",),
+        True,
+        (),
+        "classifier",
+    ),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -92,6 +104,7 @@ Region = Annotated[
     list[str] | None,
     typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
 ]
+Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
 Guide = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
 ]
@@ -156,6 +169,7 @@ def image(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the composition; repeatable.")
     ] = None,
     region: Region = None,
+    embedding: Embedding = None,
     allow_nonfinite: Nonfinite = False,
     model: Model = "default",
     vae: Vae = None,
@@ -184,7 +198,7 @@ def image(
         dtype=dtype,
         metadata=metadata,
         quiet=quiet,
-        lora=lora or [],
+        lora=[*(lora or []), *(embedding or [])],
         options={
             "sampler": sampler_option,
             "schedule": schedule_option,
@@ -355,6 +369,59 @@ def layout(
 
 
 @app.command()
+def ambiguous(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows, in quotes.")],
+    others: Annotated[list[str], typer.Argument(help="What it shows as each --view says, in quotes.")],
+    view: Annotated[
+        list[str] | None,
+        typer.Option(help="rotate180, rotate90, rotate270, flip_vertical, flip_horizontal, transpose, negative; repeatable."),
+    ] = None,
+    pixels_from: Annotated[
+        float | None, typer.Option(help="The log-SNR from which views agree as pictures, not latents. [default: -1.5]")
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    lora: Lora = None,
+    model: Model = "default",
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of all views.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture of one thing that shows another when it is turned upside down; see docs/regions.md."""
+    from gen.commands.ambiguous import run
+
+    return run(
+        prompt,
+        others,
+        views=view or [],
+        pixels_from=pixels_from,
+        lora=lora or [],
+        model=model,
+        grid=grid,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        num_images_per_prompt=number,
+        seed=seed,
+        num_inference_steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative,
+        height=height,
+        width=width,
+    )
+
+
+@app.command()
 def info(
     picture: Annotated[Path, typer.Argument(help="A PNG.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
@@ -518,6 +585,9 @@ def evaluate(context: typer.Context) -> int:
 def build(context: typer.Context) -> int:
     """Build the default model's training data: fewstep data build ..."""
     return hand_over("data build", context.args)
+
+
+canvas.add(app)  # panorama, outpaint, upscale
 
 
 def hand_over(command: str, arguments: Sequence[str]) -> int:

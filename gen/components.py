@@ -35,6 +35,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "dimr": ("gen.backbones.dimr", "DiMRConfig", "DiMR"),
     "autoencoder": ("gen.latents", "AutoencoderConfig", "Autoencoder"),
     "text_encoder": ("gen.text", "TextEncoderConfig", "TextEncoder"),
+    "influence": ("gen.influence", "InfluenceConfig", "Influences"),
 }
 
 # parts of a model folder that a library of others keeps in its own form: `gen.bridge.parts` opens and writes them

@@ -91,18 +91,15 @@ class Rules:
         negative: Condition | None,
         interval: tuple[float, float] | None,
         guided: bool,
-        compose: Callable[[Denoiser], Denoiser] | None = None,
+        inside: Callable[[Denoiser], Denoiser] | None = None,
     ) -> tuple[Denoiser, Solver]:
-        """(denoiser, solver) with the caches and rules around them, and between caches and rules what `compose` makes.
-
-        Not `guided`: rules that compare with an unconditional image are left out, those that need none (perturbations,
-        thresholds) stay.
-        """
+        """(denoiser, solver) with the caches and rules around them, and `inside` between those. Not `guided`: rules that
+        compare with an unconditional image are left out, those that need none (perturbations, thresholds) stay."""
         for name in self.cache:
             from samplers.cache.registry import cache_info, get_cache
 
             denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
-        denoiser = denoiser if compose is None else compose(denoiser)
+        denoiser = denoiser if inside is None else inside(denoiser)
         if self.guidance == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
             if not guided:
                 return denoiser, solver

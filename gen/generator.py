@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
 from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe, save_image
-from gen.run import Settings, check_inputs, is_guided, make_batch, progress_bar
+from gen.run import Settings, check_inputs, counting, is_guided, make_batch, progress_bar
 from gen.with_adapters import WithAdapters
+from gen.with_canvas import WithCanvas
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gen.adapters.model import ModelAdapters
     from gen.energies import EnergyInfo
     from gen.guide import Guide
+    from gen.tweaks import TweakOptions, Tweaks
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -72,7 +74,7 @@ class Output:
         return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
 
 
-class Generator(WithAdapters):
+class Generator(WithAdapters, WithCanvas):
     """A model ready to make pictures. `from_pretrained` opens one; the constructor takes networks that you have.
 
     config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
@@ -269,6 +271,9 @@ class Generator(WithAdapters):
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
         _restore: tuple | None = None,
+        _views: tuple | None = None,
+        _canvas: tuple | None = None,
+        **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
 
@@ -287,6 +292,7 @@ class Generator(WithAdapters):
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
         layout: prompts by region, a mapping or a layout file's path (`gen.layout`); `Generator.layout` reads better.
+        tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tweaks.TweakOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
@@ -302,18 +308,19 @@ class Generator(WithAdapters):
         batch_size = BATCH if batch_size is None else request.whole("batch_size", batch_size, 1, 1024)
         inputs = check_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        multiple = self.factor * self.network.config.patch
+        multiple = self.factor * (1 if _canvas else self.network.config.patch)
         noise = request.unit_noise(latents, total, self.channels, self.factor, multiple)
         if noise is not None:
             own = tuple(side * self.factor for side in noise.shape[2:])
             if (height or own[0], width or own[1]) != own:
                 raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
             height, width = own
-        height, width, shown = self._made_at(height, width, use_resolution_binning if noise is None else False)
+        binned = use_resolution_binning if noise is None and _canvas is None else False
+        height, width, shown = self._made_at(height, width, binned)
         settings = self._settings(
             height=height,
             width=width,
-            shown=shown,
+            shown=_canvas[2] if _canvas else shown,
             steps=num_inference_steps,
             scale=guidance_scale,
             interval=guidance_interval,
@@ -328,6 +335,9 @@ class Generator(WithAdapters):
             guide=self._guide(guide, guide_strength, guide_method, guide_options),
             restore=_restore,
             layout=layout,
+            tweaks=dict(tweaks),
+            canvas=_canvas and _canvas[:2],
+            views=_views,
         )
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
@@ -351,14 +361,20 @@ class Generator(WithAdapters):
         mask: Any = None,
         regions: Mapping[str, Any] | None = None,
         guide: Callable[..., Tensor] | None = None,
+        guide_options: Mapping[str, Any] | None = None,
+        **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
 
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
-        image, mask and regions that it began with by their sha256 only: give them again, and the guide where it was a function
-        or model of its maker's own.
+        image, mask and regions that it began with by their sha256 only: give them again, and the guide (with the options that
+        name its files) where it was a function or model of its maker's own; likewise the pictures and functions of tweaks.
         """
         start = recipe.start or recipe.restore
+        if recipe.canvas is not None:
+            from gen.canvas import replayed_pictures
+
+            image, mask = replayed_pictures(recipe, image, mask)
         for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
             if needed and given is None:
                 raise ValueError(f"The picture was made from {'an' if name == 'image' else 'a'} {name}, which is not in its "
@@ -381,9 +397,12 @@ class Generator(WithAdapters):
             edit=(image, mask, recipe.start.strength) if recipe.start else (None, None, None),
             adapters=self._as_recorded(recipe),
             compose=(recipe.composition, recipe.composition_options, recorded_regions(recipe, regions)),
-            guide=self._replayed_guide(recipe, guide),
+            guide=self._replayed_guide(recipe, guide, guide_options),
+            tweaks=(recipe.tweaks, dict(tweaks)) if recipe.tweaks or tweaks else {},
             restore=recipe.restore and (recipe.restore.task, image, mask, recipe.restore.options),
             layout=recipe.layout,
+            canvas=recipe.canvas and (recipe.canvas, None),
+            views=recipe.views,
         )
         check_recorded(recipe, settings.composition)
         used = settings.restore.record if settings.restore else settings.edit and settings.edit.start
@@ -398,8 +417,11 @@ class Generator(WithAdapters):
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False
         size, row = recipe.batch.size, recipe.batch.row
+        batch = [item] * size
+        if recipe.tweaks:
+            batch[0] = self._first(recipe) or item
         with progress_bar(len(settings.levels) - 1, progress) as bar:
-            made = make_batch(self, [item] * size, settings, output_type, None, bar)
+            made = make_batch(self, batch, settings, output_type, None, counting(bar, settings, 1))
         return _output(made.shown[row : row + 1], [made.recipes[row]], output_type, False)
 
     def restore(
@@ -436,6 +458,26 @@ class Generator(WithAdapters):
             call.setdefault("prompt", spec.background)
         return self(**call, layout=spec)
 
+    def ambiguous(
+        self,
+        prompt: str,
+        others: str | Sequence[str],
+        view: str | Sequence[str] = "rotate180",
+        *,
+        pixels_from: float | None = None,
+        **call: Any,
+    ) -> Output:
+        """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.views.VIEWS`, or one for each
+        of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
+        (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
+        callback, are those of the picture as it is, and of all views one after another."""
+        from gen.views import check_pixels_from
+
+        names = [view] if isinstance(view, str) else list(view)
+        prompts = request.texts("others", others)
+        subject = {"prompt": prompt} if self.text_encoder is not None else {"class_labels": prompt}
+        return self(**subject, **call, _views=(prompts, names, check_pixels_from(pixels_from)))
+
     def _guide(self, guide: Any, strength: object, method: object, options: object) -> Guide | None:
         if guide is None and strength is None and method is None and not options:
             return None
@@ -443,12 +485,30 @@ class Generator(WithAdapters):
 
         return make_guide(guide, strength, method, options, self.energies)  # type: ignore[arg-type]
 
-    def _replayed_guide(self, recipe: Recipe, given: Any) -> Guide | None:
+    def _replayed_guide(self, recipe: Recipe, given: Any, options: Mapping[str, Any] | None) -> Guide | None:
         if recipe.guide is None and given is None:
             return None
         from gen.guide import replayed_guide
 
-        return replayed_guide(recipe.guide, given, self.energies)
+        return replayed_guide(recipe.guide, given, self.energies, options)
+
+    def _tweaks(self, given: Any, height: int, width: int) -> Tweaks | None:
+        """given: the keywords of a call; or a recipe's records and the keywords of a replay."""
+        if not given:
+            return None
+        from gen.tweaks import check_names, make_tweaks, replayed_tweaks
+
+        if isinstance(given, tuple):
+            return replayed_tweaks(self, given[0], check_names(given[1]), height, width)
+        named = check_names(given)
+        return make_tweaks(self, named, height, width) if named else None
+
+    def _first(self, recipe: Recipe) -> request.Item | None:
+        """The first picture of the recipe's batch, where it is recorded."""
+        from gen.tweaks import first_of
+
+        first = first_of(recipe.tweaks)
+        return first and request.Item(first.prompt, first.negative_prompt, first.class_label, first.seed, None)
 
     def _subjects(self, prompt: object, negative: object, class_labels: object) -> tuple[list[str], list[str], list[int]]:
         """(prompts, negative prompts, labels) of equal length."""
@@ -511,13 +571,22 @@ class Generator(WithAdapters):
         adapters,
         guide=None,
         restore=None,
+        canvas=None,
         shown=None,
         layout=None,
+        views=None,
         compose=(None, None, None),
+        tweaks=None,
     ) -> Settings:
         """Everything that all pictures of a call share; the model's defaults fill what is None."""
         defaults = self.config.defaults
-        height, width = request.size(height, width, self.config.sample_size, self.factor * self.network.config.patch)
+        patch = self.factor * self.network.config.patch
+        height, width = request.size(height, width, self.config.sample_size, self.factor if canvas else patch)
+        if canvas is not None:
+            from gen.canvas import make_canvas
+
+            canvas = make_canvas(self, *canvas, height, width)
+        seen = (height, width) if canvas is None else canvas.record.window  # by the network, at once
         if rules.always and not getattr(self.network, "embeds", False):
             raise ValueError(f"The model {self.name!r} reads no guidance scale; choose other guidance than {rules.name!r}.")
         if steps is None:
@@ -554,8 +623,7 @@ class Generator(WithAdapters):
         if isinstance(schedule, str):
             schedule = grid_info(schedule).name
             if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
-                patch = self.factor * self.network.config.patch
-                schedule_options = {"tokens": height * width // patch**2, **schedule_options}
+                schedule_options = {"tokens": seen[0] * seen[1] // patch**2, **schedule_options}
             levels = get_grid(schedule, self.denoiser.path, steps, **schedule_options)
         levels, steps = tuple(levels), len(levels) - 1
         start = make_edit(self, *edit, height, width)
@@ -580,8 +648,19 @@ class Generator(WithAdapters):
                 raise ValueError(
                     f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
                 )
+            if tweaks:
+                raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
             regions = make_layout(layout, height, width, self, rules)
             adapters = {**regions.adapters(), **adapters}
+        readings = None
+        if views is not None:
+            from gen.views import make_views
+
+            readings = make_views(views, height, width, rules)
+            beside = {"an image": start, "a guide": guide, "a restoration": restoration, "a layout": regions}
+            beside |= {"a composition": None if composition.name == "merge" else composition, "a tweak": tweaks or None}
+            if other := next((name for name, value in beside.items() if value is not None), None):
+                raise ValueError(f"A picture with several views takes no {other.split()[-1]}; leave it out.")
         return Settings(
             height=height,
             width=width,
@@ -604,6 +683,9 @@ class Generator(WithAdapters):
             guide=guide,
             restore=restoration,
             layout=regions,
+            tweaks=self._tweaks(tweaks, height, width),
+            canvas=canvas,
+            views=readings,
         )
 
     def _make(
@@ -625,6 +707,7 @@ class Generator(WithAdapters):
         queue.sort()
         done: dict[int, tuple[Tensor, Recipe]] = {}
         with progress_bar((len(settings.levels) - 1) * len(queue), progress) as bar:
+            bar = counting(bar, settings, len(queue))
             while queue and not self.interrupt:
                 rows = queue.pop(0)
                 try:
@@ -632,7 +715,7 @@ class Generator(WithAdapters):
                 except torch.OutOfMemoryError:
                     made = None  # halved below, once the traceback has let go of the batch's memory
                 if made is None:
-                    queue[:0] = self._halved(rows, settings)
+                    queue[:0], settings = self._halved(rows, settings)
                     continue
                 done |= zip(rows, zip(made.shown, made.recipes, strict=True), strict=True)
                 if on_images is not None:
@@ -640,8 +723,10 @@ class Generator(WithAdapters):
         order = sorted(done)
         return _output(torch.stack([done[i][0] for i in order]), [done[i][1] for i in order], output_type, self.interrupt)
 
-    def _halved(self, rows: list[int], settings: Settings) -> list[list[int]]:
-        if len(rows) == 1:
+    def _halved(self, rows: list[int], settings: Settings) -> tuple[list[list[int]], Settings]:
+        """Half as many pictures at once, and on a canvas half as many windows."""
+        canvas = settings.canvas
+        if len(rows) == 1 and (canvas is None or canvas.record.batch == 1):
             raise ValueError(
                 f"One picture of {settings.width} x {settings.height} does not fit in the memory of {self.device}; "
                 "make it smaller, or use another device or dtype."
@@ -649,7 +734,8 @@ class Generator(WithAdapters):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = (len(rows) + 1) // 2
-        return [rows[:middle], rows[middle:]]
+        parts = [part for part in (rows[:middle], rows[middle:]) if part]
+        return parts, settings if canvas is None else replace(settings, canvas=canvas.halved())
 
 
 def _output(shown: Tensor, recipes: list[Recipe], output_type: str, interrupted: bool) -> Output:

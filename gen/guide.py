@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from samplers.sample import Solver
 
 # where the effect of an energy of spread 0.05 is plain to see on the default model
-STRENGTHS = {"tfg": 0.5, "dps": 0.5, "lgd": 0.5, "mpgd": 0.5, "freedom": 0.3, "ugd": 0.1}
+STRENGTHS = {"tfg": 0.5, "dps": 0.5, "lgd": 0.5, "mpgd": 0.5, "freedom": 0.3, "ugd": 0.1, "classifier": 3.0}
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,16 @@ class Guide:
         """(denoiser, solver) with the guide around them, outside all other guidance."""
         from samplers.guidance.training_free import guide
 
-        energy = self.energy
-        if hasattr(energy, "for_prompts"):
-            energy = energy.for_prompts(prompts)
-        if getattr(energy, "space", "pictures") != "latents":
-            energy = OnPictures(generator, energy)
+        energy = on_latents(generator, self.energy, prompts)
         record, own = self.record, self.method_options
         return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
+
+
+def on_latents(generator: Generator, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
+    """An energy of what the denoiser works on, for these prompts."""
+    if hasattr(energy, "for_prompts"):
+        energy = energy.for_prompts(prompts)
+    return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(generator, energy)
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,15 @@ def make_guide(
     from gen.energies import energy_info, get_energy
     from samplers.guidance.training_free import method_info
 
-    way = method_info("tfg" if method is None else method)  # type: ignore[arg-type]
-    amount = request.real("guide_strength", STRENGTHS[way.name] if strength is None else strength, 0, 1e6)
-    chosen = request.options("guide_options", options or {})
     info = None
     if isinstance(energy, str):
         info = energy_info(energy, more)
     elif not callable(energy):
         raise ValueError(f"guide is {energy!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
+    usual = "classifier" if hasattr(energy, "noisy") else info.method if info else "tfg"
+    way = method_info(usual if method is None else method)  # type: ignore[arg-type]
+    amount = request.real("guide_strength", STRENGTHS[way.name] if strength is None else strength, 0, 1e6)
+    chosen = request.options("guide_options", options or {})
     takes = (*way.options, *(info.options if info else ()))
     for name in chosen:
         if name not in takes:
@@ -120,8 +124,14 @@ def make_guide(
     return Guide(energy, record, own)
 
 
-def replayed_guide(record: GuideRecord | None, given: Any, more: Mapping[str, EnergyInfo] | None = None) -> Guide | None:
-    """The guide of a recipe. Code and models of the maker's own are not in it: `given` is that energy again."""
+def replayed_guide(
+    record: GuideRecord | None,
+    given: Any,
+    more: Mapping[str, EnergyInfo] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Guide | None:
+    """The guide of a recipe. Code and models of the maker's own are not in it: `given` is that energy again, `options` say
+    which files it opens."""
     if record is None:
         if given is not None:
             raise ValueError("The picture was made without a guide; leave it out.")
@@ -136,7 +146,11 @@ def replayed_guide(record: GuideRecord | None, given: Any, more: Mapping[str, En
         )
     if not own and given is not None:
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
-    return make_guide(given if own else record.energy, record.strength, record.method, record.options, more)
+    if options and not own:
+        raise ValueError("The recipe holds its guide's options; leave guide_options out.")
+    return make_guide(
+        given if own else record.energy, record.strength, record.method, {**record.options, **(options or {})}, more
+    )
 
 
 def read_function(text: str) -> Callable[..., Tensor]:

@@ -297,9 +297,9 @@ def _conditions(
     ]
     if background:
         asked.append((record.background or "", None, settings.adapters))
-    own = [_read(generator, prompt, adapters) for prompt, _, adapters in asked]
+    own = [read_prompt(generator, prompt, adapters) for prompt, _, adapters in asked]
     refused = [
-        negative if text is None else _read(generator, text, adapters, negative=True) if text.strip() else None
+        negative if text is None else read_prompt(generator, text, adapters, negative=True) if text.strip() else None
         for _, text, adapters in asked
     ]
     everyone = [c for c in (*own, *refused) if c is not None]
@@ -308,7 +308,7 @@ def _conditions(
     return [(padded[id(c)], None if n is None else padded[id(n)]) for c, n in zip(own, refused, strict=True)]
 
 
-def _read(generator: Generator, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
+def read_prompt(generator: Generator, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
     """A text model's prompt, or a class model's class."""
     if generator.text_encoder is not None:
         return generator.encode_prompt([prompt], adapters, negative=negative)
@@ -320,11 +320,11 @@ def _read(generator: Generator, prompt: str, adapters: Mapping[str, float], nega
 
 def _sized(condition: Condition, generator: Generator, settings: Settings, window: Box | None) -> Condition:
     """With the size of the window, for a network that asks for one."""
-    from gen.run import _told_its_size
+    from gen.run import told_its_size
 
     if window is not None:
         settings = replace(settings, height=window[2] * generator.factor, width=window[3] * generator.factor)
-    return _told_its_size(condition, generator, 1, settings)
+    return told_its_size(condition, generator, 1, settings)
 
 
 def _share_extra(regions: list[Region]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image, PngImagePlugin
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
@@ -26,6 +26,7 @@ Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=300)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=16_384)]
+Extent = Annotated[int, Field(ge=0, le=16_384)]
 
 
 class RecipeError(ValueError):
@@ -110,6 +111,58 @@ class LayoutRecord(_Part):
     at_once: int | None = Field(None, ge=1, le=64)
 
 
+class First(_Part):
+    """The first picture of a batch, where the others were made to differ from it."""
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    class_label: int = Field(-1, ge=-1)
+    seed: int = Field(ge=0, lt=1 << 63)
+
+
+class TweakRecord(_Part):
+    """A change of the run beside guidance (`gen.tweaks`): sha256 of its pictures or embedding and of their masks, its texts, an
+    energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch began with."""
+
+    digests: tuple[Digest, ...] = ()
+    masks: tuple[Digest, ...] = ()
+    texts: tuple[Text, ...] = ()
+    energy: Name = ""
+    options: dict[Name, Option] = {}
+    first: First | None = None
+
+
+class CanvasRecord(_Part):
+    """A canvas of windows, in pixels, height before width. circular: vertically, horizontally. batch: rows per network call, at
+    most. prompts: several, spread along the width. sync: the strength of SyncDiffusion, sync_distance "" for the maker's own
+    function. extend: left, top, right, bottom of the picture that was painted around."""
+
+    kind: Literal["panorama", "outpaint", "upscale"]
+    window: tuple[Side, Side]
+    stride: tuple[Side, Side]
+    weights: Name = "cosine"
+    circular: tuple[bool, bool] = (False, False)
+    batch: int = Field(8, ge=1, le=1024)
+    prompts: tuple[Text, ...] = Field((), max_length=1000)
+    sync: float = Field(0.0, ge=0, le=1e6)
+    sync_distance: Name = "latent"
+    extend: tuple[Extent, Extent, Extent, Extent] | None = None
+
+    @model_validator(mode="after")
+    def _says_where(self) -> CanvasRecord:
+        if (self.kind == "outpaint") != (self.extend is not None):
+            raise ValueError("extend belongs to outpaint, and only to it")
+        return self
+
+
+class ViewsRecord(_Part):
+    """A picture that is read in several ways (`gen.views`): the prompts of its views, beside the picture's own."""
+
+    prompts: tuple[Text, ...] = Field(min_length=1, max_length=8)
+    views: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    pixels_from: float = Field(ge=-20, le=20)
+
+
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
@@ -136,6 +189,9 @@ class Recipe(_Part):
     guide: GuideRecord | None = None
     restore: RestoreRecord | None = None
     layout: LayoutRecord | None = None
+    tweaks: dict[Name, TweakRecord] = {}
+    canvas: CanvasRecord | None = None
+    views: ViewsRecord | None = None
     adapters: dict[Name, float] = {}
     composition: Name = Field("", description="how several adapters act; merged where it is empty")
     composition_options: dict[Name, Option] = {}

@@ -16,7 +16,7 @@ from gen.compose import Composition
 from gen.conditions import alike
 from gen.edit import Edit, cut_to
 from gen.field import Rules
-from gen.recipe import Batch, Machine, Model, Recipe
+from gen.recipe import Batch, Machine, Model, Recipe, TweakRecord
 from gen.request import Item
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
@@ -25,10 +25,13 @@ from samplers.path import NoiseLevel
 from samplers.sample import Solver, State, trajectory
 
 if TYPE_CHECKING:
+    from gen.canvas import Canvas
     from gen.generator import Generator
     from gen.guide import Guide
     from gen.layout import Layout
     from gen.restore import Restoration
+    from gen.tweaks import Tweaks
+    from gen.views import Views
 
 CALLBACK_TENSORS = ("latents", "denoised")
 
@@ -58,9 +61,12 @@ class Settings:
     stop_at: int | None = None
     guide: Guide | None = None
     restore: Restoration | None = None
+    canvas: Canvas | None = None
     shown: tuple[int, int] | None = None
     layout: Layout | None = None
+    views: Views | None = None
     composition: Composition = field(default_factory=Composition)
+    tweaks: Tweaks | None = None
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,23 @@ def progress_bar(steps: int, show: bool):
     return tqdm(total=steps, disable=None, leave=False, unit="step")
 
 
+def counting(bar: Any, settings: Settings, batches: int) -> Any:
+    """A bar of steps, or for a canvas, whose steps take long, of the evaluations in them."""
+    if settings.canvas is None:
+        return bar
+    from gen.canvas import EvaluationBar
+
+    return EvaluationBar(bar, (len(settings.levels) - 1) * batches)
+
+
 class _NoBar:
     def update(self, steps: int) -> None: ...
 
 
 def is_guided(item: Item, settings: Settings) -> bool:
-    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class. Regions are guided each for itself."""
-    told = settings.layout is not None or item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
+    """Guidance has something to do: a scale, and a prompt, a negative prompt or a class. Regions and views have prompts of
+    their own."""
+    told = settings.layout or settings.views or item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
     return settings.scale != settings.rules.off and bool(told)
 
 
@@ -151,19 +167,29 @@ def make_batch(
     generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar
 ) -> Made:
     """Sample and decode pictures that are all guided or all not."""
-    seeds = [item.seed for item in items]
+    seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
     shape = (generator.channels, settings.height // generator.factor, settings.width // generator.factor)
     if items[0].latent is None:
         noise = normal(seeds, shape, "latents", device=generator.device)
     else:
         noise = torch.stack([item.latent for item in items]).to(generator.device)
     condition, negative = _conditions(generator, items, settings)
-    field, solver = _field(generator, items, settings, negative, noise)
+    leaf, canvas, several = generator.denoiser, settings.canvas, []
+    if canvas is not None:
+        from gen.canvas import Counted
+
+        leaf = Counted(leaf, bar)
+        several, negative = canvas.conditions(generator, condition, negative, settings.adapters)
+    field, solver = _field(generator, leaf, items, settings, condition, negative, noise)
+    if canvas is not None:
+        field, solver = canvas.build(generator, field, solver, several)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
-        prompts, draws = [item.prompt for item in items], seeded_noise(seeds, noise)
+        draws = seeded_noise(seeds, noise)
         field, solver = settings.guide.build(generator, field, solver, settings.levels, draws, prompts)
+    if settings.tweaks is not None:
+        field = settings.tweaks.outside(generator, field, seeded_noise(seeds, noise), prompts)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, edit = noise * settings.levels[0].sigma, settings.edit
     if edit is not None:
@@ -172,15 +198,10 @@ def make_batch(
             from samplers.editing import Inpaint
 
             field = Inpaint(field, edit.latents, edit.latent_mask, noise)
-    states = trajectory(
-        field,
-        solver,
-        x,
-        settings.levels,
-        condition,
-        noise=brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise),
-        context=Context(adapters=settings.adapters),
-    )
+    fresh = brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise)
+    if settings.views is not None:
+        x, fresh = settings.views.start(noise) * settings.levels[0].sigma, settings.views.noise(fresh)
+    states = trajectory(field, solver, x, settings.levels, condition, noise=fresh, context=Context(adapters=settings.adapters))
     for state in states:
         bar.update(1)
         if generator.interrupt or state.step == settings.stop_at:
@@ -191,7 +212,11 @@ def make_batch(
         source for source in (edit, settings.restore) if source is not None
     ]  # they put back what they know, then it is cut
     if output_type == "latent":
-        shown = latents
+        shown = latents[: len(items)]
+    elif canvas is not None:
+        shown = canvas.show(generator, latents, edit, settings.shown)
+    elif settings.views is not None:
+        shown = settings.views.show(generator, latents, settings.shown)
     elif not known:
         shown = generator.decode(latents, settings.shown)
     else:
@@ -202,14 +227,17 @@ def make_batch(
     changed = ("callback edits",) if isinstance(solver, WithCallback) and solver.edited else ()
     recipes = []
     changed = (*changed, *_unrecorded_adapters(generator, settings))
+    changed = (*changed, *(settings.tweaks.unrecorded if settings.tweaks is not None else ()))
+    tweaks = {} if settings.tweaks is None else settings.tweaks.records(items)
     if settings.guide is not None and not settings.guide.record.energy:
         changed = (*changed, "energy of the guide")
-    computed_with = machine(generator, shape[1:])
+    changed = (*changed, *(canvas.unrecorded if canvas else ()))
+    computed_with = machine(generator, canvas.windows.size if canvas else shape[1:])
     for row, item in enumerate(items):
         beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
         unrecorded = (*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside)
         batch = Batch(size=len(items), row=row)
-        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with))
+        recipes.append(_recipe(generator, item, settings, batch, state, early, unrecorded, computed_with, tweaks))
     return Made(shown, recipes)
 
 
@@ -218,7 +246,11 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     condition, negative = Condition(), None
     if generator.text_encoder is not None:
         generator.read_null(settings.adapters)
-        condition = generator.encode_prompt([item.prompt for item in items], settings.adapters)
+        own = settings.canvas.record.prompts[:1] if settings.canvas else ()  # of several, see `Canvas.conditions`
+        prompts = [own[0] if own else item.prompt for item in items]
+        condition = generator.encode_prompt(prompts, settings.adapters)
+        if settings.tweaks is not None:
+            condition = settings.tweaks.read(generator, prompts, condition, settings.adapters)
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
             refused = generator.encode_prompt(negatives, settings.adapters, negative=True)
@@ -227,28 +259,44 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=generator.device))
         if negative is not None:
             negative = replace(negative, label=torch.full((len(items),), -1, device=generator.device))
-    condition = _told_its_size(condition, generator, len(items), settings)
-    return condition, negative and _told_its_size(negative, generator, len(items), settings)
+    condition = told_its_size(condition, generator, len(items), settings)
+    return condition, negative and told_its_size(negative, generator, len(items), settings)
 
 
-def _told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
+def told_its_size(condition: Condition, generator: Generator, count: int, settings: Settings) -> Condition:
     """With height, width and height / width in pixels, for a network that asks for them."""
     if not getattr(generator.network.config, "size_conditions", False):
         return condition
-    size = torch.tensor([[settings.height, settings.width]] * count, dtype=torch.float32, device=generator.device)
+    sides = settings.canvas.record.window if settings.canvas else (settings.height, settings.width)
+    size = torch.tensor([sides] * count, dtype=torch.float32, device=generator.device)
     return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
 
 
 def _field(
-    generator: Generator, items: Sequence[Item], settings: Settings, negative: Condition | None, noise: Tensor
+    generator: Generator,
+    leaf: Denoiser,
+    items: Sequence[Item],
+    settings: Settings,
+    condition: Condition,
+    negative: Condition | None,
+    noise: Tensor,
 ) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     if settings.layout is not None:
         return settings.layout.build(generator, generator.denoiser, items, settings, noise, negative), settings.solver
+    if settings.views is not None:
+        views = settings.views.build(generator, condition, settings, negative, is_guided(items[0], settings))
+        return views, settings.solver
     guided = is_guided(items[0], settings)
-    return settings.rules.build(
-        generator.denoiser, settings.solver, settings.scale, negative, settings.interval, guided, settings.composition
-    )
+    inside: Callable[[Denoiser], Denoiser] = settings.composition
+    if settings.tweaks is not None:
+        seeds, prompts = [item.seed for item in items], [item.prompt for item in items]
+        tweak = settings.tweaks.inside(generator, seeds, prompts, condition)
+
+        def inside(denoiser: Denoiser) -> Denoiser:
+            return tweak(settings.composition(denoiser))
+
+    return settings.rules.build(leaf, settings.solver, settings.scale, negative, settings.interval, guided, inside)
 
 
 def _recipe(
@@ -260,6 +308,7 @@ def _recipe(
     early: bool,
     unrecorded: tuple[str, ...],
     computed_with: Machine,
+    tweaks: dict[str, TweakRecord],
 ) -> Recipe:
     return Recipe(
         prompt=item.prompt,
@@ -284,6 +333,9 @@ def _recipe(
         guide=None if settings.guide is None else settings.guide.record,
         restore=None if settings.restore is None else settings.restore.record,
         layout=None if settings.layout is None else settings.layout.record,
+        tweaks=tweaks,
+        canvas=None if settings.canvas is None else settings.canvas.record,
+        views=None if settings.views is None else settings.views.record,
         adapters=settings.adapters,
         composition="" if settings.composition.name == "merge" else settings.composition.name,
         composition_options=dict(settings.composition.options),
@@ -291,7 +343,7 @@ def _recipe(
         adapter_files=_adapter_files(generator, settings) or None,
         stopped_at=state.step if early else None,
         unrecorded=unrecorded,
-        nfe=state.evaluations,
+        nfe=state.evaluations * (1 if settings.views is None else settings.views.count),
         model=Model(name=generator.name[:300], weights=generator.weights),
         batch=batch,
         machine=computed_with,

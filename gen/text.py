@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from gen.components import Config
 from gen.weighting import token_weights, weighted
 from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece, cleaned
 from samplers.denoiser import Condition
+
+if TYPE_CHECKING:
+    from gen.learned_tokens import LearnedTokens
 
 
 class TextEncoderConfig(Config):
@@ -65,7 +69,9 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`."""
+    """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`.
+
+    learned: words beside the vocabulary (`gen.learned_tokens`), which are no part of the weights."""
 
     def __init__(self, config: TextEncoderConfig | None = None):
         super().__init__()
@@ -76,6 +82,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=1e-12)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.word_pieces: WordPiece | None = None
+        self.learn(None)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -89,6 +96,10 @@ class TextEncoder(nn.Module):
             raise ValueError(f"The vocabulary has {len(pieces)} word pieces; the text encoder needs {self.config.vocab_size}.")
         self.word_pieces = WordPiece(pieces)
 
+    def learn(self, learned: LearnedTokens | None) -> None:
+        """Read these words too from now on, or no more."""
+        object.__setattr__(self, "learned", learned)  # not a submodule
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids (B, L) int64, mask (B, L) bool, both on the network's device); an empty text has an all-False mask.
 
@@ -101,7 +112,7 @@ class TextEncoder(nn.Module):
         room = self.max_tokens - 2
         ids = torch.full((len(texts), self.max_tokens), PAD)
         lengths = torch.zeros(len(texts), dtype=torch.long)
-        for row, (pieces, unread) in enumerate(self.word_pieces(texts, room)):
+        for row, (pieces, unread) in enumerate(self.word_pieces(texts, room, self.learned)):
             if unread:
                 warnings.warn(
                     f"A prompt is longer than the {room} word pieces that the text encoder reads; "
@@ -116,7 +127,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Tokens (B, L, D) from ids (B, L) and their mask (B, L); rows beyond the mask are zero."""
-        x = self.norm(self.word(ids) + self.position.weight[: ids.shape[1]])
+        words = self.word(ids) if self.learned is None else self.learned.fill(self.word(self.learned.safe(ids)), ids)
+        x = self.norm(words + self.position.weight[: ids.shape[1]])
         # a finite bias, so that an empty text (all masked) gives numbers and not NaN
         bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(torch.bfloat16).min / 2)
         for layer in self.layers:
@@ -148,7 +160,7 @@ class TextEncoder(nn.Module):
                     at += 1
                 at += 1
             spread.append(weights[at - 1])
-        found = token_weights(text, spread, self.word_pieces.offsets(text, self.max_tokens - 2))
+        found = token_weights(text, spread, self.word_pieces.offsets(text, self.max_tokens - 2, self.learned))
         return torch.tensor([1.0, *found, *[1.0] * (self.max_tokens - 1 - len(found))])
 
     def pooled(self, texts: Sequence[str]) -> Tensor:

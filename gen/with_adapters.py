@@ -37,7 +37,8 @@ class WithAdapters:
         strict: bool = True,
         allow_nonfinite: bool = False,
     ) -> Report:
-        """Load a LoRA or a relative of it (`gen.adapters`) from a safetensors file or folder, to act with `weight`.
+        """Load a LoRA or a relative of it (`gen.adapters`), or learned words, from a safetensors file or folder, to act with
+        `weight`.
 
         name: by which `set_adapters` and recipes call it; the file's own if None. The model's weights stay as they are.
         Raises ValueError for a file that is damaged or fits nothing, and where layers are left over unless strict=False.
@@ -52,8 +53,10 @@ class WithAdapters:
         weight = request.real("weight", weight, -100, 100)
         if self._loaded is None:
             from gen.adapters.model import ModelAdapters, parts_of
+            from gen.adapters.words import readers_of
 
-            self._loaded = ModelAdapters(parts_of(self.network, self.text_encoder))
+            parts = parts_of(self.network, self.text_encoder)
+            self._loaded = ModelAdapters(parts, readers_of(self.text_encoder, parts))
         report = self._loaded.load(adapter, strict)
         self._encoded.clear()
         self.set_adapters({**self.adapters, adapter.name: weight})

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gen.checkpoints import CheckpointError, write_bytes
+
+if TYPE_CHECKING:
+    from gen.learned_tokens import LearnedTokens, Read
 
 PAD, UNK, CLS, SEP = range(4)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -42,20 +45,28 @@ class WordPiece:
         self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    def __call__(self, texts: Sequence[str], room: int) -> Iterator[tuple[list[int], str]]:
+    def __call__(
+        self, texts: Sequence[str], room: int, learned: LearnedTokens | None = None
+    ) -> Iterator[tuple[list[int], str]]:
         """For each text its first `room` piece ids, and the part of the text that did not fit ("" if all did)."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"A prompt must be a text, not {type(text).__name__}.")
             text = cleaned(text)
-            encoding = self._tokenizer.encode(text[:LONGEST_TEXT], add_special_tokens=False)
-            end = encoding.offsets[room - 1][1] if len(encoding.ids) >= room else LONGEST_TEXT
-            cut = len(encoding.ids) > room or len(text) > LONGEST_TEXT
-            yield encoding.ids[:room], text[end:].strip() if cut else ""
+            ids, offsets = self._read(text[:LONGEST_TEXT], learned)
+            end = offsets[room - 1][1] if len(ids) >= room else LONGEST_TEXT
+            cut = len(ids) > room or len(text) > LONGEST_TEXT
+            yield ids[:room], text[end:].strip() if cut else ""
 
-    def offsets(self, text: str, room: int) -> list[tuple[int, int]]:
+    def offsets(self, text: str, room: int, learned: LearnedTokens | None = None) -> list[tuple[int, int]]:
         """Where in a cleaned text (`cleaned`) each of its first `room` pieces begins and ends."""
-        return self._tokenizer.encode(text[:LONGEST_TEXT], add_special_tokens=False).offsets[:room]
+        return self._read(text[:LONGEST_TEXT], learned)[1][:room]
+
+    def _read(self, text: str, learned: LearnedTokens | None) -> Read:
+        if learned is not None:
+            return learned.read(text, lambda part: self._read(part, None))
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json that `tokenizers` also reads."""

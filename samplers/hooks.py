@@ -3,8 +3,10 @@
     block      hook(index, count, x, run) -> x       in place of block `index` of `count`; run() evaluates it
     attention  hook(site, x, run) -> out             in place of an attention layer, projections included; run() evaluates it
     heads      hook(site, q, k, v, run) -> out       in place of self-attention proper; run(q, k, v) evaluates it
+    cross      hook(site, q, k, v, mask, run) -> out  in place of cross-attention proper; run(q, k, v, mask) evaluates it
 
-x and out are tokens (B, L, D), q, k, v and the output of `heads` (B, L, H, D / H). A backbone that has such a place calls the
+x and out are tokens (B, L, D), q, k, v and the output of `heads` and `cross` (B, L, H, D / H); mask is None or (B or 1, 1 or H,
+1 or L, T), True where a token is seen, or a number to add to its score. A backbone that has such a place calls the
 hook there; without one it runs as if hooks did not exist.
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 
 from samplers.denoiser import Context
 
-NAMES = ("block", "attention", "heads")
+NAMES = ("block", "attention", "heads", "cross")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyConfig",
         "TrajectoryConsistencyObjective",
     ),
+    "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
+    "collaborate": ("distill.objectives.collaborate", "CollaborateConfig", "CollaborateObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 

@@ -9,7 +9,7 @@ A `weighting` (`distill.weighting`) says instead how much each level counts, wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,6 +73,8 @@ class DiffusionConfig(Config):
 
 class DiffusionObjective(Objective):
     """One role, `denoiser`. Data gives latents, or images (encoded here if there is an autoencoder), and captions or labels."""
+
+    draws_pictures = True
 
     def __init__(self, config: DiffusionConfig, network: nn.Module, source: Source | None = None):
         self.config = config
@@ -138,10 +140,7 @@ class DiffusionObjective(Objective):
         return (self.weight(level) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
 
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
-        from samplers.guidance.cfg import ClassifierFree
         from samplers.noise import normal
-        from samplers.registry import get_grid, get_solver
-        from samplers.sample import sample
 
         config, network = self.config.preview, models["denoiser"]
         like = self.clean(batch)
@@ -151,13 +150,37 @@ class DiffusionObjective(Objective):
         else:
             condition = Condition(label=None if batch.labels is None else batch.labels[:16])
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
-        levels = get_grid("uniform", self.path, config.num_inference_steps)
-        x = normal(range(seed, seed + count), like.shape[1:], device=like.device) * levels[0].sigma
-        guided = ClassifierFree(self.denoiser(network), config.guidance_scale)
+        noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
         with torch.autocast(like.device.type, torch.bfloat16):
-            latents = sample(guided, get_solver("dpmpp_2m"), x, levels, condition) / self.config.latent_scale
-            images = (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+            images = self.decode(self.draw(network, noise, condition, config.num_inference_steps))
         return images, config.prompts if self.text_encoder is not None else None
+
+    def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
+        """x0 (B, C, h, w) from unit noise, as previews show it."""
+        from samplers.guidance.cfg import ClassifierFree
+        from samplers.registry import get_grid, get_solver
+        from samplers.sample import sample
+
+        levels = get_grid("uniform", self.path, steps)
+        guided = ClassifierFree(self.denoiser(network), self.config.preview.guidance_scale)
+        return sample(guided, get_solver("dpmpp_2m"), noise * levels[0].sigma, levels, condition)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""
+        latents = x0 / self.config.latent_scale
+        return (latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def decoded(self, batch: Batch) -> Tensor:
+        return batch.images if batch.images is not None else self.decode(self.clean(batch))
+
+    @torch.no_grad()
+    def pictures(self, models: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+        from samplers.noise import normal
+
+        like = self.clean(batch)
+        noise = normal(seeds, like.shape[1:], device=like.device)
+        return self.decode(self.draw(models["denoiser"], noise, self.condition(batch, like.device), steps))
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that `Generator.from_pretrained` opens."""

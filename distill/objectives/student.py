@@ -10,7 +10,7 @@ Images or latents x are (B, C, H, W); levels hold one value per sample, (B,).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -128,6 +128,7 @@ class StudentObjective(Objective):
     besides the time."""
 
     makes_network = True
+    draws_pictures = True
     sampler: ClassVar[str] = "ddim"
     sampler_options: ClassVar[Mapping[str, Any]] = {}
     scalars: ClassVar[tuple[str, ...]] = ()
@@ -319,8 +320,16 @@ class StudentObjective(Objective):
         )
 
     @torch.no_grad()
-    def draw(self, network: nn.Module, noise: Tensor, condition: Condition, seeds: range | None = None) -> Tensor:
-        """x0 (B, C, h, w) from unit noise by the sampler of `defaults`; `seeds`, one per row, for one that adds noise."""
+    def draw(
+        self,
+        network: nn.Module,
+        noise: Tensor,
+        condition: Condition,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """x0 (B, C, h, w) from unit noise by the sampler of `defaults`, or in `steps` steps; `seeds`, one per row, for one that
+        adds noise."""
         from samplers.noise import seeded_noise
         from samplers.sample import sample
 
@@ -331,7 +340,8 @@ class StudentObjective(Objective):
                 return self.predict(network, x, level, condition, settings.guidance_scale)
 
         settings = self.defaults()
-        levels = get_grid(settings.schedule, self.path, settings.num_inference_steps, **settings.schedule_options)
+        count = settings.num_inference_steps if steps is None else steps
+        levels = get_grid(settings.schedule, self.path, count, **settings.schedule_options)
         solver = get_solver(settings.sampler, **settings.sampler_options)
         more = seeded_noise(seeds or range(len(noise)), noise) if solver_info(settings.sampler).stochastic else None
         return sample(Student(), solver, noise * levels[0].sigma, levels, condition, noise=more)
@@ -350,9 +360,57 @@ class StudentObjective(Objective):
         seeds = range(seed, seed + count)
         noise = normal(seeds, like.shape[1:], device=like.device, dtype=like.dtype)
         with torch.autocast(like.device.type, torch.bfloat16):
-            latents = self.draw(models["student"], noise, condition, seeds) / self.model.latent_scale
-            images = (latents if self.autoencoder is None else self.autoencoder.decode(latents)).float().clamp(-1, 1)
+            images = self.decode(self.draw(models["student"], noise, condition, seeds))
         return images, prompts if read else None
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""
+        latents = x0 / self.model.latent_scale
+        return (latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)).float().clamp(-1, 1)
+
+    def decoded(self, batch: Batch) -> Tensor:
+        return batch.images if batch.images is not None else self.decode(self.clean(batch))
+
+    def check_steps(self, steps: int) -> None:
+        settings = self.defaults()
+        get_grid(settings.schedule, self.path, steps, **settings.schedule_options)
+
+    @torch.no_grad()
+    def pictures(self, models: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+        noise, condition = self._begin(batch, seeds)
+        return self.decode(self.draw(models["student"], noise, condition, seeds, steps))
+
+    @torch.no_grad()
+    def taught(self, batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+        """Pictures by the teacher's own solver at the scale that the student draws with."""
+        from samplers.sample import sample
+
+        class Guiding:
+            path = self.path
+
+            def __call__(_, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+                return self.teach({"teacher": self.given.network}, x, level, condition, scale)
+
+        own, scale = self.config.teacher, self.default_scale()
+        noise, condition = self._begin(batch, seeds)
+        levels = get_grid(own.schedule, self.path, steps, **own.schedule_options)
+        return self.decode(sample(Guiding(), get_solver(own.solver), noise * levels[0].sigma, levels, condition))
+
+    def teacher_digest(self) -> str:
+        from distill.references import digest, weights_digest
+
+        networks = {"denoiser": self.given.network, "autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
+        how = self.config.teacher.model_dump_json(exclude={"model", "steps"})
+        return digest(weights_digest(networks), self.model.model_dump_json(), how, self.default_scale())
+
+    def _begin(self, batch: Batch, seeds: Sequence[int]) -> tuple[Tensor, Condition]:
+        """(unit noise, one seed a row; what to draw)."""
+        from samplers.noise import normal
+
+        like = self.clean(batch)
+        noise = normal(seeds, like.shape[1:], device=like.device, dtype=like.dtype)
+        return noise, self.condition(batch, like.device)
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that samples in `steps` steps by itself, or a LoRA folder for `load_adapter` (see `StudentConfig`)."""

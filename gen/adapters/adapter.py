@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from gen.adapters.delta import Delta
 
 
@@ -15,7 +17,7 @@ class Adapter:
 
     The path is the module's own name with dots, or the name with underscores that kohya's format has instead. metadata: the
     file's own texts. format: the dialect it was read in ("" if made in memory). keys: (layer, factor) -> the file's own key,
-    and notes: what a user should know about the file. sha256: of the file.
+    and notes: what a user should know about the file. sha256: of the file. words: learned word -> part -> its vectors (n, D).
     """
 
     name: str
@@ -25,6 +27,7 @@ class Adapter:
     keys: Mapping[tuple[str, str], str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sha256: str | None = None
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.keys import FOREIGN, WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
+from gen.adapters.words import take_words, words_to_tensors
 from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
 
 FORMATS = tuple(WRITTEN)
@@ -72,7 +73,7 @@ def from_tensors(
     if len(tensors) > MAX_KEYS:
         raise AdapterError(f"it has {len(tensors)} tensors; adapters of up to {MAX_KEYS} are read.")
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    keys: dict[tuple[str, str], str] = {}
+    tensors, words, keys = take_words(tensors, metadata, name, parse)
     dialects: dict[str, int] = defaultdict(int)
     unknown = []
     for key, tensor in tensors.items():
@@ -85,6 +86,8 @@ def from_tensors(
             raise AdapterError(f"{keys[layer, factor]!r} and {key!r} are both the {factor} of the same layer.")
         groups[layer][factor], keys[layer, factor] = tensor, key
         dialects[dialect] += 1
+    if words and not groups and not unknown:
+        return Adapter(name, {}, metadata, "diffusers", keys, words=words)
     if not groups:
         raise AdapterError(_foreign(unknown) or "none of its keys are those of a LoRA or another adapter; is it a checkpoint?")
     if unknown and strict:
@@ -104,7 +107,7 @@ def from_tensors(
             notes.append(
                 f"it was started by {start[:20]!r}, which changes the model's own weights; it is right only if converted"
             )
-    return Adapter(name, layers, metadata, max(dialects, key=lambda d: dialects[d]), keys, tuple(notes))
+    return Adapter(name, layers, metadata, max(dialects, key=lambda d: dialects[d]), keys, tuple(notes), words=words)
 
 
 def _delta(layer: str, factors: dict[str, Tensor], keys: Mapping[tuple[str, str], str], configs: Mapping) -> Delta:
@@ -170,7 +173,8 @@ def to_tensors(adapter: Adapter, format: str | None = None) -> tuple[dict[str, T
             if key in tensors:
                 raise AdapterError(f"Two layers of {adapter.name} would both be written as {key!r}; {format} cannot hold them.")
             tensors[key] = value
-    return tensors, _metadata(adapter, format)
+    words, told = words_to_tensors(adapter, format)
+    return tensors | words, (_metadata(adapter, format) if adapter.layers else dict(adapter.metadata)) | told
 
 
 def _factors(adapter: Adapter, layer: str, delta: Delta, format: str) -> dict[str, Tensor]:

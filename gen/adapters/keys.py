@@ -84,7 +84,6 @@ FOREIGN = {
     "lora_E": "AdaLoRA",
     "vera_lambda": "VeRA",
     "lora_S": "SVD LoRA",
-    "emb_params": "a textual inversion",
 }
 
 

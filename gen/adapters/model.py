@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from gen.adapters.apply import Adapters
 from gen.adapters.delta import AdapterError
 from gen.adapters.report import Report
 from gen.adapters.resolve import renamed, resolve
+from gen.adapters.words import check_words, teach
 
 MAX_NAME = 300
 MAX_WEIGHT = 100.0
@@ -36,9 +38,11 @@ def other_names(parts: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 class ModelAdapters:
-    """What is loaded, by name, on each part of a model. parts: {"denoiser": network, "text_encoder": network}."""
+    """What is loaded, by name, on each part of a model. parts: {"denoiser": network, "text_encoder": network}. readers: of the
+    prompts that they encode, which learn words (`gen.adapters.words.readers_of`)."""
 
-    def __init__(self, parts: Mapping[str, nn.Module | None]):
+    def __init__(self, parts: Mapping[str, nn.Module | None], readers: Mapping[str, Any] | None = None):
+        self.readers = dict(readers or {})
         self.parts = {part: Adapters(network, part) for part, network in parts.items() if network is not None}
         self.same = other_names({part: one.network for part, one in self.parts.items()})
         self.loaded: dict[str, Adapter] = {}
@@ -49,7 +53,11 @@ class ModelAdapters:
             raise AdapterError(f"{adapter.name[:50]!r} is no name for an adapter; give it one with name=.")
         if adapter.name in self.loaded:
             raise AdapterError(f"An adapter named {adapter.name!r} is loaded already; give this one another name with name=.")
-        placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict, self.same)
+        self._check_words(adapter)
+        if adapter.layers or not adapter.words:
+            placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict, self.same)
+        else:
+            placed, report = {part: [] for part in self.parts}, Report(adapter, {}, {}, {}, adapter.notes)
         done: list[Adapters] = []
         try:
             for part, one in self.parts.items():
@@ -61,6 +69,15 @@ class ModelAdapters:
             raise
         self.loaded[adapter.name] = adapter
         return report
+
+    def _check_words(self, adapter: Adapter) -> None:
+        """AdapterError where the model cannot read the words, or another adapter has one of them."""
+        if not adapter.words:
+            return
+        check_words(adapter.words, self.readers, adapter.name)
+        for other in self.loaded.values():
+            if both := {word.lower() for word in adapter.words} & {word.lower() for word in other.words}:
+                raise AdapterError(f"The word {min(both)!r} is one of {other.name!r} already; unload that first.")
 
     def remove(self, name: str) -> None:
         self.check({name: 1.0})
@@ -85,7 +102,11 @@ class ModelAdapters:
     def on_text(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Of these, those that change a text encoder and do not have weight 0."""
         text = [one for part, one in self.parts.items() if part != "denoiser"]
-        return {name: w for name, w in weights.items() if w != 0 and any(one.changes(name) for one in text)}
+        return {
+            name: w
+            for name, w in weights.items()
+            if w != 0 and (self.loaded[name].words or any(one.changes(name) for one in text))
+        }
 
     @contextmanager
     def reading_with(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -94,11 +115,18 @@ class ModelAdapters:
             for part, one in self.parts.items():
                 if part != "denoiser" and weights:
                     stack.enter_context(one.using(weights))
+            words = {word: parts for name in weights for word, parts in self.loaded[name].words.items()}
+            if words:
+                stack.callback(teach, self.readers, {})
+                teach(self.readers, words)
             yield
 
     def fuse(self, weights: Mapping[str, float]) -> None:
         """Into the weights of every part, or, where one of them cannot, of none (`Adapters.fuse`)."""
         weights = self.check(weights)
+        for name in weights:
+            if self.loaded[name].words:
+                raise AdapterError(f"The adapter {name!r} has learned words, which weights cannot hold; use it without fusing.")
         if self.fused:
             raise AdapterError(f"{', '.join(self.fused)} are fused into the weights already; unfuse them first.")
         try:

@@ -34,8 +34,17 @@ class Report:
         rank = f", rank {'/'.join(map(str, adapter.ranks))}" if adapter.ranks else ""
         on = " and ".join(sorted({layer.partition(".")[0].replace("_", " ") for layer in self.matched}))
         total = len(adapter.layers)
+        if adapter.words and not total:
+            return f"{adapter.name}: {self._words()}"
         count = f"{'' if self.complete else f'{len(self.matched)} of '}{total} layer{'s' * (total != 1)}"
-        return f"{adapter.name}: {count} ({types}){rank}, on the {on or 'nothing'}"
+        return f"{adapter.name}: {count} ({types}){rank}, on the {on or 'nothing'}" + (
+            f", and {self._words()}" if adapter.words else ""
+        )
+
+    def _words(self) -> str:
+        """the learned words, with their numbers of vectors."""
+        counted = [f"{word} ({len(next(iter(parts.values())))})" for word, parts in self.adapter.words.items()]
+        return f"the learned word{'s' * (len(counted) > 1)} {', '.join(counted)}"
 
     def problems(self) -> str:
         """What did not fit, the first few of each kind; empty where everything did."""

@@ -61,13 +61,14 @@ class Hooked:
     site: Site
     attention: Callable[..., Tensor] | None
     heads: Callable[..., Tensor] | None
+    cross: Callable[..., Tensor] | None = None
 
 
 def hooked(context: Context | None, *site: int) -> Hooked | None:
     """The attention hooks of a run at a site (index, count, extras, rows, columns); None where there are none."""
     hooks = context.hooks if context is not None else {}
-    attention, heads = hooks.get("attention"), hooks.get("heads")
-    return None if attention is None and heads is None else Hooked(Site(*site), attention, heads)
+    found = [hooks.get(name) for name in ("attention", "heads", "cross")]
+    return None if found == [None] * 3 else Hooked(Site(*site), *found)
 
 
 class BackboneConfig(Config):
@@ -147,14 +148,28 @@ class CrossAttention(nn.Module):
         """visible: a mask (B, 1, 1, L), True = attend; or the number of tokens of each row, where the rows' keys and values
         are packed one after another into (1, sum, heads, D / heads); None: everything."""
         if hooks is not None and hooks.attention is not None:
-            return hooks.attention(replace(hooks.site, kind="cross"), x, lambda: self(x, keys_values, visible, backend))
+            site, rest = replace(hooks.site, kind="cross"), replace(hooks, attention=None)
+            return hooks.attention(site, x, lambda: self(x, keys_values, visible, backend, rest))
         q = normalize_heads(self.q(x).unflatten(-1, (self.heads, -1)), self.qk_norm)
-        if isinstance(visible, tuple):
+        if hooks is not None and hooks.cross is not None:
+            (k, v), mask = unpacked(keys_values, visible)
+            site = replace(hooks.site, kind="cross")
+            out = hooks.cross(site, q, k, v, mask, lambda q, k, v, mask: attention(q, k, v, mask, backend=backend))
+        elif isinstance(visible, tuple):
             lengths = ([q.shape[1]] * len(q), visible)
             out = attention(q.flatten(0, 1)[None], *keys_values, lengths=lengths, backend=backend).view(q.shape)
         else:
             out = attention(q, *keys_values, visible, backend=backend)
         return self.proj(out.flatten(2))
+
+
+def unpacked(keys_values: tuple[Tensor, Tensor], visible: Visible) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Keys and values (B, L, heads, D / heads) with their mask, of such or of packed ones."""
+    if not isinstance(visible, tuple):
+        return keys_values, visible
+    k, v = (nn.utils.rnn.pad_sequence(list(part[0].split(visible)), batch_first=True) for part in keys_values)
+    seen = torch.arange(k.shape[1], device=k.device) < torch.tensor(visible, device=k.device)[:, None]
+    return (k, v), seen[:, None, None]
 
 
 class MLP(nn.Module):

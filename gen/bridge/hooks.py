@@ -49,15 +49,25 @@ LAYOUTS: dict[str, Layout] = {
     "DiTTransformer2DModel": Layout(_chain),
     "PixArtTransformer2DModel": Layout(_chain),
     "SanaTransformer2DModel": Layout(_chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}),
-    "SD3Transformer2DModel": Layout(_chain, joint=True, without={"attention": TOGETHER, "heads": TOGETHER}),
+    "SD3Transformer2DModel": Layout(_chain, joint=True, without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER)),
     "FluxTransformer2DModel": Layout(
         lambda network: [*network.transformer_blocks, *network.single_transformer_blocks],
         joint=True,
-        without={"attention": TOGETHER, "heads": TOGETHER},
+        without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER),
     ),
 }
-NEEDED_BY = {"block": "Caches of blocks and skipped layers", "attention": "Caches of attention", "heads": "Perturbed attention"}
-INSTEAD = {"block": "the caches reuse, easy or pyramid", "attention": "the caches reuse or easy", "heads": "other guidance"}
+NEEDED_BY = {
+    "block": "Caches of blocks and skipped layers",
+    "attention": "Caches of attention and negative token merging",
+    "heads": "Perturbed attention and references",
+    "cross": "Suppression across tokens",
+}
+INSTEAD = {
+    "block": "the caches reuse, easy or pyramid",
+    "attention": "the caches reuse or easy, or other guidance",
+    "heads": "other guidance",
+    "cross": "the correction of the prompt alone",
+}
 
 
 @contextmanager
@@ -151,14 +161,15 @@ def _hook_attention(
     def site(tokens: Tensor) -> Site:
         return Site(index, count, 0, *_grid(tokens.shape[1], rows, columns), kind)
 
-    if "heads" in hooks and kind == "self":
+    proper = "heads" if kind == "self" else "cross"
+    if proper in hooks:
         name = type(module.processor).__name__
         if name not in PLAIN_ATTENTION:
             raise ValueError(
-                f"Perturbed attention cannot work on this network: its attention is computed by {name}; call "
+                f"{NEEDED_BY[proper]} cannot work on this network: its attention is computed by {name}; call "
                 "set_attn_processor(AttnProcessor2_0()) on the network first."
             )
-        places.processor(module, Heads(hooks["heads"], site))
+        places.processor(module, Heads(hooks[proper], site))
     if "attention" in hooks:
         run, hook = module.forward, hooks["attention"]
 
@@ -178,7 +189,7 @@ def _grid(length: int, rows: int, columns: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Heads:
-    """A processor of diffusers' self-attention (B, L, D) that leaves attention proper to a hook."""
+    """A processor of diffusers' attention (B, L, D), to itself or to text, that leaves attention proper to a hook."""
 
     hook: Callable[..., Tensor]
     site: Callable[[Tensor], Site]
@@ -192,21 +203,26 @@ class Heads:
         temb: Tensor | None = None,
         **named: Any,
     ) -> Tensor:
-        x = hidden_states
+        x, text = hidden_states, encoder_hidden_states
+        if text is not None and attention.norm_cross:
+            text = attention.norm_encoder_hidden_states(text)
+        seen = x if text is None else text
         q, k, v = (
-            project(x).unflatten(-1, (attention.heads, -1)) for project in (attention.to_q, attention.to_k, attention.to_v)
+            project(tokens).unflatten(-1, (attention.heads, -1))
+            for project, tokens in ((attention.to_q, x), (attention.to_k, seen), (attention.to_v, seen))
         )
         q = q if attention.norm_q is None else attention.norm_q(q)
         k = k if attention.norm_k is None else attention.norm_k(k)
         if attention_mask is not None:
-            attention_mask = attention.prepare_attention_mask(attention_mask, x.shape[1], len(x))
+            attention_mask = attention.prepare_attention_mask(attention_mask, seen.shape[1], len(x))
             attention_mask = attention_mask.view(len(x), attention.heads, -1, attention_mask.shape[-1])
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
             heads = (part.transpose(1, 2) for part in (q, k, v))
-            return F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2)
+            return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)
 
-        out = self.hook(self.site(x), q, k, v, run).flatten(2).to(q.dtype)
+        given = (q, k, v) if text is None else (q, k, v, attention_mask)
+        out = self.hook(self.site(x), *given, run).flatten(2).to(q.dtype)
         out = attention.to_out[1](attention.to_out[0](out))
         out = out + x if attention.residual_connection else out
         return out / attention.rescale_output_factor

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.weighting import token_weights, weighted
 from samplers.denoiser import Condition
+
+if TYPE_CHECKING:
+    from gen.learned_tokens import LearnedTokens, Read
 
 
 class PromptReader(nn.Module):
@@ -32,12 +36,18 @@ class PromptReader(nn.Module):
 
 
 class Clip(nn.Module):
-    """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3)."""
+    """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3). learned:
+    words beside the vocabulary (`gen.learned_tokens`), which are no part of the weights."""
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, penultimate: bool = False):
         super().__init__()
         self.tokenizer, self.encoder, self.penultimate = tokenizer, encoder, penultimate
         self.length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        self.learn(None)
+
+    def learn(self, learned: LearnedTokens | None) -> None:
+        """Read these words too from now on, or no more."""
+        object.__setattr__(self, "learned", learned)  # not a submodule
 
     def read(self, prompt: str, chunks: int | None = None) -> tuple[Tensor, Tensor]:
         """(tokens (1, 77 n, D), pooled (1, P) of the first chunk) of a prompt in n chunks of 75 tokens, read apart.
@@ -46,7 +56,7 @@ class Clip(nn.Module):
         """
         parts = self._chunks(prompt)
         if chunks is not None and len(parts) > chunks:
-            unread = self.tokenizer.decode([token for ids, _ in parts[chunks:] for token in ids])
+            unread = self.tokenizer.decode([i for ids, _ in parts[chunks:] for i in ids if i < len(self.tokenizer)])
             _warn_unread(unread, f"{self.length - 2} tokens that CLIP reads with this model")
             parts = parts[:chunks]
         device = self.encoder.device
@@ -54,7 +64,10 @@ class Clip(nn.Module):
         real = None
         if getattr(self.encoder.config, "use_attention_mask", False):
             real = torch.tensor([[i < len(ids) + 2 for i in range(self.length)] for ids, _ in parts], device=device)
-        out = self.encoder(ids, attention_mask=real, output_hidden_states=self.penultimate)
+        learned = self.learned
+        # the encoder sees an ordinary id in their place: some find the end of a text by the highest id
+        with learned.in_place(self.encoder.get_input_embeddings(), ids) if learned else nullcontext(ids) as ids:
+            out = self.encoder(ids, attention_mask=real, output_hidden_states=self.penultimate)
         tokens = out.hidden_states[-2] if self.penultimate else out.last_hidden_state
         pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
         if any(weight != 1 for _, weights in parts for weight in weights):
@@ -73,7 +86,7 @@ class Clip(nn.Module):
         room, parts, begin = self.length - 2, [], 0
         for stop in [*re.finditer(r"\bBREAK\b", plain), None]:
             end = len(plain) if stop is None else stop.start()
-            ids, weighing = _tokens(self.tokenizer, plain[begin:end], weights[begin:end])
+            ids, weighing = _tokens(self.tokenizer, plain[begin:end], weights[begin:end], self.learned)
             parts += [(ids[i : i + room], weighing[i : i + room]) for i in range(0, max(len(ids), 1), room)]
             begin = end if stop is None else stop.end()
         full = [part for part in parts if part[0]]
@@ -121,9 +134,15 @@ def whole_mask(tokens: Tensor) -> Tensor:
     return tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
 
 
-def _tokens(tokenizer: Any, plain: str, weights: list[float]) -> tuple[list[int], list[float]]:
-    read = tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return read["input_ids"], token_weights(plain, weights, read["offset_mapping"])
+def _tokens(
+    tokenizer: Any, plain: str, weights: list[float], learned: LearnedTokens | None = None
+) -> tuple[list[int], list[float]]:
+    def read(text: str) -> Read:
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return made["input_ids"], made["offset_mapping"]
+
+    ids, offsets = read(plain) if learned is None else learned.read(plain, read)
+    return ids, token_weights(plain, weights, offsets)
 
 
 def _lowered(plain: str, weights: list[float]) -> tuple[str, list[float]]:

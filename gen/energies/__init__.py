@@ -16,7 +16,8 @@ from samplers.names import check_options, find
 
 @dataclass(frozen=True)
 class EnergyInfo:
-    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about."""
+    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. method: the usual
+    one of `samplers.guidance.training_free`."""
 
     name: str
     module: str
@@ -26,6 +27,7 @@ class EnergyInfo:
     needs: tuple[str, ...] = ()
     external: bool = False
     aliases: tuple[str, ...] = ()
+    method: str = "tfg"
 
 
 ENERGIES: dict[str, EnergyInfo] = {

@@ -26,8 +26,13 @@ from samplers.guidance.threshold import Clip, DynamicThreshold
 from samplers.guidance.zero import ZeroStar
 
 if TYPE_CHECKING:
+    from samplers.guidance.beside import References
     from samplers.guidance.classifier import ClassifierGuided
+    from samplers.guidance.concepts import ConceptSuppression
+    from samplers.guidance.greedy import Greedy
     from samplers.guidance.inverse import Posterior
+    from samplers.guidance.mrsa import MultiReference
+    from samplers.guidance.negtome import NegativeMerging
     from samplers.guidance.recurrent import Recurrent
     from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
     from samplers.guidance.universal import Universal
@@ -35,8 +40,13 @@ if TYPE_CHECKING:
 # guidance by an energy or a measurement: loaded when it is used, because every start of a program passes here
 _LATER = {
     "ClassifierGuided": "classifier",
+    "ConceptSuppression": "concepts",
+    "Greedy": "greedy",
+    "MultiReference": "mrsa",
+    "NegativeMerging": "negtome",
     "Posterior": "inverse",
     "Recurrent": "recurrent",
+    "References": "beside",
     "TrainingFree": "tfg",
     "Universal": "universal",
     "dps": "tfg",
@@ -52,16 +62,21 @@ __all__ = [
     "ClassifierFree",
     "ClassifierGuided",
     "Clip",
+    "ConceptSuppression",
     "DynamicThreshold",
     "Embedded",
+    "Greedy",
     "GuidanceInfo",
     "Guided",
+    "MultiReference",
+    "NegativeMerging",
     "PerturbedAttention",
     "Piecewise",
     "PlusPlus",
     "Posterior",
     "PowerCosine",
     "Recurrent",
+    "References",
     "Rescale",
     "SkipLayer",
     "SmoothedEnergy",

@@ -26,44 +26,45 @@ class Energy(Protocol):
     def __call__(self, x0: Tensor, condition: Condition) -> Tensor: ...
 
 
-def log_density(energy: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Tensor:
-    """energy(images, *arguments), checked: finite numbers (B,) that depend on the images; ValueError says what is wrong."""
+def log_density(energy: Callable[..., Tensor], images: Tensor, *arguments: Any, what: str = "energy") -> Tensor:
+    """energy(images, *arguments), checked: finite numbers (B,) that depend on the images; ValueError says what is wrong.
+
+    what: the word for it in that sentence."""
     name = energy_name(energy)
     try:
         value = energy(images, *arguments)
     except Exception as error:
         raise ValueError(
-            f"The energy {name} failed on images {tuple(images.shape)}: {type(error).__name__}: {error}".rstrip(".") + "."
+            f"The {what} {name} failed on images {tuple(images.shape)}: {type(error).__name__}: {error}".rstrip(".") + "."
         ) from error
     if not isinstance(value, Tensor) or value.shape != (len(images),) or not value.is_floating_point():
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"The energy {name} returned {got}; return one log-density per image, floats of shape ({len(images)},)."
-        )
+        wanted = "log-density" if what == "energy" else "number"
+        raise ValueError(f"The {what} {name} returned {got}; return one {wanted} per image, floats of shape ({len(images)},).")
     if not bool(value.isfinite().all()):
         row = int((~value.isfinite()).nonzero()[0])
         raise ValueError(
-            f"The energy {name} gave {value[row].item()} for image {row}; return finite numbers (log_softmax, not "
+            f"The {what} {name} gave {value[row].item()} for image {row}; return finite numbers (log_softmax, not "
             "log(softmax), for example)."
         )
     return value
 
 
-def gradients(value: Tensor, inputs: tuple[Tensor, ...], energy: object) -> tuple[Tensor, ...]:
+def gradients(value: Tensor, inputs: tuple[Tensor, ...], energy: object, what: str = "energy") -> tuple[Tensor, ...]:
     """d sum(value) / d inputs, checked to exist and be finite."""
     name = energy_name(energy)
     if not value.requires_grad:
         raise ValueError(
-            f"The energy {name} does not depend on the images in a way that torch can differentiate; compute it from x0 with "
+            f"The {what} {name} does not depend on the images in a way that torch can differentiate; compute it from x0 with "
             "torch functions, without detach, rounding or no_grad."
         )
     try:
         with torch.enable_grad():
             found = torch.autograd.grad(value.sum(), inputs)
     except RuntimeError as error:
-        raise ValueError(f"The energy {name} cannot be differentiated: {error}".rstrip(".") + ".") from error
+        raise ValueError(f"The {what} {name} cannot be differentiated: {error}".rstrip(".") + ".") from error
     if not all(bool(g.isfinite().all()) for g in found):
-        raise ValueError(f"The gradient of the energy {name} is not finite; keep roots, norms and logarithms away from 0.")
+        raise ValueError(f"The gradient of the {what} {name} is not finite; keep roots, norms and logarithms away from 0.")
     return found
 
 

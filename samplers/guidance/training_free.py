@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samplers.denoiser import Denoiser
-from samplers.guidance.energy import Energy
+from samplers.guidance.classifier import ClassifierGuided
+from samplers.guidance.energy import Energy, energy_name
 from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.tfg import TrainingFree, dps, lgd, mpgd
 from samplers.guidance.universal import Universal
@@ -50,6 +51,15 @@ def _ugd(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
     return Universal(denoiser, energy, strength, **options)
 
 
+def _classifier(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
+    if not hasattr(energy, "noisy"):
+        raise ValueError(
+            f"Classifier guidance needs a classifier of noisy images, and {energy_name(energy)} knows clean ones only; choose "
+            "another method."
+        )
+    return ClassifierGuided(denoiser, energy.noisy, strength, unconditional=False, **options)
+
+
 _COMMON = ("interval", "limit", "checkpoint", "recurrence")
 
 METHODS: dict[str, MethodInfo] = {
@@ -72,6 +82,13 @@ METHODS: dict[str, MethodInfo] = {
             "universal guidance: as a score, the same for any number of steps; 1 is Bayes' rule",
             ("backward", "iterations", *_COMMON),
             aliases=("universal",),
+        ),
+        MethodInfo(
+            "classifier",
+            _classifier,
+            "classifier guidance: the gradient of a classifier of noisy images at x; 1 is Bayes' rule",
+            ("interval", "recurrence"),
+            through=False,
         ),
     )
 }

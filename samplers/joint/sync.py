@@ -152,7 +152,8 @@ class SyncDiffusion:
                              f"return one number per window, of shape ({len(rows)},).")  # fmt: skip
         if not value.requires_grad:  # a cache repeats what it has, whatever x is
             return torch.zeros_like(rows)
-        (slope,) = torch.autograd.grad(value.sum(), prediction.x)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(value.sum(), prediction.x)
         return math.hypot(level.alpha, level.sigma) ** 2 * slope
 
 

@@ -51,6 +51,19 @@ CASES: dict[str, dict[str, Any]] = {
         {"type": "evaluator", "size": 16, "widths": [8, 8], "dim": 16, "text_dim": 16},
         "pictures",
     ),
+    "classifier": case(
+        {"type": "classifier"},
+        {
+            "type": "noisy_classifier",
+            "channels": 2,
+            "num_classes": 3,
+            "widths": [8, 8],
+            "patch": 1,
+            "groups": 4,
+            "time_dim": 16,
+        },
+        "labels",
+    ),
     "progressive": student("progressive", teacher={"steps": 8}, steps=2, stage_steps=1, last_stage_steps=2),
     "guidance": student("guidance", teacher={"guidance_scale": [1.0, 5.0]}, scalars=("guidance",), embed_guidance=True),
     "tract": student("tract", teacher={"steps": 8}, steps=2, counts=[4, 2], stage_steps=2),
@@ -71,6 +84,11 @@ CASES: dict[str, dict[str, Any]] = {
     "improved_consistency": student("improved_consistency", total_steps=4, first_levels=2, last_levels=8),
     "easy_consistency": student("easy_consistency", stage_steps=1),
     "continuous_consistency": student("continuous_consistency", warmup=3, share=0.5),
+    "collaborate": case(
+        {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
+        {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},
+        "labels",
+    ),
     "mean_flow": student("mean_flow", scalars=("target_time",), omega=0.8, kappa=0.5, different=0.5),
     "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import distill.classifier  # noqa: F401  (makes its network type known)
 from distill.config import load_config
 from distill.data import SOURCES
 from distill.objectives import OBJECTIVES

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-import distill.evaluator  # noqa: F401  (makes its network type known)
+import distill.classifier
+import distill.evaluator  # noqa: F401  (these make their network types known)
 from distill import checkpoint as checkpoints
 from distill.config import TrainConfig
 from distill.objective import Batch

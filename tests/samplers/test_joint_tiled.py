@@ -10,8 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from samplers import (
     Condition,
@@ -204,16 +203,16 @@ def test_evaluations_are_the_windows_and_memos_are_shared():
         assert max(sizes) <= 2 * 8 and len(made) <= 2 and set(made.values()) == {1}
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchFunctionMode):
     """The most bytes of tensors that were alive at once."""
 
     def __init__(self):
         super().__init__()
         self.known, self.now, self.peak = {}, 0, 0
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+    def __torch_function__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
-        for value in tree_leaves(result):
+        for value in result if isinstance(result, list | tuple) else [result]:
             store = value.untyped_storage() if isinstance(value, torch.Tensor) else None
             if store is not None and store._cdata not in self.known:
                 self.known[store._cdata] = store.nbytes()

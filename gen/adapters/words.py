@@ -1,0 +1,159 @@
+"""Learned words (textual inversion, arXiv 2208.01618) in adapter files: beside the layers, or as a file of their own.
+
+<cat>                                    diffusers: the word itself, (n, D) or (D,)
+emb_params                               AUTOMATIC1111: the word is the file's name
+clip_l, clip_g                           SDXL: one for each encoder; the word is the file's name, or the metadata's `token`
+bundle_emb.<cat>.string_to_param.*       AUTOMATIC1111, ComfyUI: beside a LoRA in kohya's spelling
+bundle_emb.<cat>.clip_l                  the same for models with several encoders (OneTrainer)
+lora_bundle_emb.<cat>.clip_l             the same in a file of diffusers, which reads no key without "lora" in it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gen.adapters.adapter import Adapter
+from gen.adapters.delta import AdapterError
+from gen.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
+
+Words = dict[str, dict[str, Tensor]]  # word -> part -> (n, D)
+ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "string_to_param.*": "text_encoder", "": "text_encoder"}
+BUNDLES = ("bundle_emb.", "lora_bundle_emb.")
+WHOLE = "emb_params"  # AUTOMATIC1111's
+MAX_WORDS = 64  # in a file of nothing but words
+KEY = "words"  # of `Adapter.keys`: (words.<word>, part) -> the file's key
+
+
+def take_words(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str, known: Any
+) -> tuple[dict[str, Tensor], Words, dict[tuple[str, str], str]]:
+    """(the other tensors, the words, their keys) of a file. known(key): is it that of a layer?
+
+    AdapterError for vectors that no prompt could use."""
+    rest: dict[str, Tensor] = {}
+    words: Words = {}
+    keys: dict[tuple[str, str], str] = {}
+    alone = all(key in (WHOLE, "clip_l", "clip_g") for key in tensors)
+    for key, tensor in tensors.items():
+        found = _parse(key, metadata.get("token") or name, alone)
+        if (
+            found is None
+            and len(tensors) <= MAX_WORDS
+            and "." not in key
+            and tensor.ndim in (1, 2)
+            and "lora" not in key
+            and not known(key)
+        ):
+            found = key, "text_encoder"
+        if found is None:
+            rest[key] = tensor
+            continue
+        word, part = found
+        vectors = tensor.reshape(1, -1) if tensor.ndim == 1 else tensor
+        try:
+            check_name(word)
+        except ValueError as error:
+            raise AdapterError(f"its key {key[:100]!r} is of a word that cannot be: {error}") from None
+        if vectors.ndim != 2 or not tensor.is_floating_point() or not 0 < len(vectors) <= MAX_VECTORS or not vectors.shape[1]:
+            raise AdapterError(f"its word {word!r} has {tensor.dtype} of shape {tuple(tensor.shape)}, not up to 256 vectors.")
+        if part in words.setdefault(word, {}):
+            raise AdapterError(f"its word {word!r} is there twice.")
+        words[word][part], keys[f"{KEY}.{word}", part] = vectors, key
+    for word, parts in words.items():
+        counts = {part: len(vectors) for part, vectors in parts.items()}
+        if len(set(counts.values())) > 1:
+            raise AdapterError(f"its word {word!r} has different numbers of vectors for the encoders: {counts}.")
+    return rest, words, keys
+
+
+def _parse(key: str, name: str, alone: bool) -> tuple[str, str] | None:
+    for bundle in BUNDLES:
+        if key.startswith(bundle):
+            body = key.removeprefix(bundle)
+            for end, part in ENCODERS.items():
+                if end and body.endswith(f".{end}"):
+                    return body.removesuffix(f".{end}"), part
+            raise AdapterError(f"its key {key[:100]!r} is of a word for an encoder that is not known; known: clip_l, clip_g.")
+    if alone:
+        return name, ENCODERS.get(key, "text_encoder")
+    return None
+
+
+def words_to_tensors(adapter: Adapter, format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by key, metadata) of an adapter's words in a format; as they were read in its own."""
+    found: dict[str, Tensor] = {}
+    if adapter.words and format not in ("kohya", "diffusers"):
+        raise AdapterError(
+            f"The {format} format has no place for learned words ({', '.join(adapter.words)}); use kohya or diffusers."
+        )
+    several = any(set(parts) != {"text_encoder"} for parts in adapter.words.values())
+    metadata: dict[str, str] = {}
+    for word, parts in adapter.words.items():
+        for part, vectors in parts.items():
+            key = adapter.keys.get((f"{KEY}.{word}", part), "") if format == adapter.format else ""
+            encoder = "clip_g" if part == "text_encoder_2" else "clip_l"
+            if not key and not adapter.layers and not several:
+                key = word
+            elif not key and not adapter.layers and len(adapter.words) == 1:
+                key, metadata = encoder, {"token": word}
+            elif not key:
+                end = encoder if several or format == "diffusers" else "string_to_param.*"
+                key = f"{BUNDLES[format == 'diffusers']}{word}.{end}"
+            found[key] = vectors
+    return found, metadata
+
+
+# ---- in a model ----
+
+
+def readers_of(text_encoder: nn.Module | None, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """part -> what reads its prompts and can learn words."""
+    found: dict[str, Any] = {}
+    for module in text_encoder.modules() if text_encoder is not None else ():
+        if hasattr(module, "learn"):
+            network = getattr(module, "encoder", module)
+            found |= {part: module for part, own in parts.items() if own is network}
+    return found
+
+
+def embedding_of(reader: Any) -> nn.Embedding:
+    """The word embeddings that a reader looks up."""
+    return reader.encoder.get_input_embeddings() if hasattr(reader, "encoder") else reader.word
+
+
+def check_words(words: Mapping[str, Mapping[str, Tensor]], readers: Mapping[str, Any], name: str) -> None:
+    """AdapterError where a model cannot read these."""
+    for word, parts in words.items():
+        if missing := sorted(readers.keys() - parts.keys()):
+            raise AdapterError(
+                f"{name} has no vectors of {word!r} for the {missing[0].replace('_', ' ')}, which this model has."
+            )
+        for part, vectors in parts.items():
+            if part not in readers:
+                raise AdapterError(
+                    f"{name} has vectors of {word!r} for the {part.replace('_', ' ')}, and this model "
+                    + ("has no such encoder." if readers else "has no text encoder that learns words (ours and CLIP do).")
+                )
+            width = embedding_of(readers[part]).weight.shape[1]
+            if vectors.shape[1] != width:
+                raise AdapterError(
+                    f"{name} has vectors of {word!r} of width {vectors.shape[1]}, and the {part.replace('_', ' ')} of this "
+                    f"model has {width}; it is for another model."
+                )
+
+
+def teach(readers: Mapping[str, Any], words: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LearnedTokens]:
+    """Let readers know words, part by part; {} lets them forget. part -> what they learned."""
+    made = {}
+    for part, reader in readers.items():
+        own = {word: parts[part] for word, parts in words.items() if part in parts}
+        if own:
+            # above the tokenizer's ids too, which may be more than there are embeddings
+            tokenizer = getattr(reader, "tokenizer", None)
+            first = max(embedding_of(reader).weight.shape[0], 0 if tokenizer is None else len(tokenizer))
+            made[part] = LearnedTokens(own, first)
+        reader.learn(made.get(part))
+    return made

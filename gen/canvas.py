@@ -1,0 +1,274 @@
+"""Canvases: pictures larger than a model makes, from windows of the size that it knows (`samplers.joint`).
+
+A checked request is a `CanvasRecord`, as recipes hold it, in pixels; a `Canvas` is one in the latents of a model, ready to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen import request
+from gen.conditions import alike
+from gen.edit import Edit, read_picture
+from gen.recipe import CanvasRecord, Recipe
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import PROFILES, Windows
+from samplers.path import NoiseLevel, Path
+from samplers.prediction import Prediction
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+    from samplers.sample import Solver
+
+MAX_WINDOWS = 10_000
+WHOLE, OVERLAP = 1024, 128  # pixels on the side of what is decoded at once, and in common of two parts
+WRAP = 64  # pixels of the other end that a circular canvas is decoded with
+CIRCULAR = {"none": (False, False), "horizontal": (False, True), "vertical": (True, False), "both": (True, True)}
+DISTANCES = ("latent", "pictures")
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures (N, 3, H, W) in [0, 1], twice -> (N,)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A checked request. windows: in latents; distance: of SyncDiffusion, the caller's own, on pictures."""
+
+    record: CanvasRecord
+    windows: Windows
+    distance: Distance | None = None
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        return ("distance of SyncDiffusion",) if self.record.sync and self.distance is not None else ()
+
+    def halved(self) -> Canvas:
+        """With half as many windows at once."""
+        return replace(self, record=self.record.model_copy(update={"batch": max(1, self.record.batch // 2)}))
+
+    def conditions(
+        self, generator: Generator, condition: Condition, negative: Condition | None, adapters: Any
+    ) -> tuple[list[Condition], Condition | None]:
+        """One condition for each of several prompts, and the negative one, which has to have as many tokens."""
+        if not self.record.prompts:
+            return [], negative
+        own = generator.encode_prompt(self.record.prompts, adapters)
+        if negative is not None:
+            own, negative = alike(own, negative)
+        rows = [own[k : k + 1] for k in range(len(self.record.prompts))]
+        return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
+
+    def build(
+        self, generator: Generator, denoiser: Denoiser, solver: Solver, conditions: Sequence[Condition]
+    ) -> tuple[Denoiser, Solver]:
+        """(denoiser, solver) of the whole canvas: around guidance and caches."""
+        windows, record = self.windows, self.record
+        chosen = []
+        if conditions:  # each prompt has an equal part of the width
+            middles = [(left + windows.size[1] / 2) / windows.canvas[1] % 1 for _, left in windows.corners]
+            chosen = [min(int(middle * len(conditions)), len(conditions) - 1) for middle in middles]
+        canvas = Tiled(denoiser, windows, conditions, chosen, record.batch)
+        if not record.sync:
+            return canvas, solver
+        from samplers.joint.sync import SyncDiffusion, style_distance
+
+        distance = style_distance
+        if record.sync_distance != "latent":
+            distance = _on_pictures(generator, self.distance or style_distance)
+        return canvas, SyncDiffusion(solver, distance, record.sync)
+
+    def show(self, generator: Generator, latents: Tensor, edit: Edit | None, shown: tuple[int, int] | None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1]: decoded, what is known put back, cut to `shown` from the top left."""
+        images = self.decode(generator, latents)
+        images = images if edit is None else edit.keep_known(images)
+        return images if shown is None else images[..., : shown[0], : shown[1]]
+
+    def decode(self, generator: Generator, latents: Tensor) -> Tensor:
+        """`Generator.decode`; large canvases in parts that fade into one another, circular ones with their other end beside
+        them."""
+        factor = generator.factor
+        if generator.autoencoder is None:
+            return generator.decode(latents)
+        down, across = (
+            min(WRAP // factor, n) if wrap else 0 for n, wrap in zip(self.windows.canvas, self.windows.wrap, strict=True)
+        )
+        if down or across:
+            latents = F.pad(latents, (across, across, down, down), mode="circular")
+        height, width = latents.shape[2:]
+        if height * width * factor**2 <= WHOLE**2:
+            images = generator.decode(latents)
+        else:
+            from gen.bridge.vae import tiled
+
+            parts = [tiled(one[None], generator.decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
+            images = torch.cat(parts)
+        top, left = down * factor, across * factor
+        return images[..., top : images.shape[2] - top, left : images.shape[3] - left]
+
+
+def make_canvas(generator: Generator, record: CanvasRecord, distance: Distance | None, height: int, width: int) -> Canvas:
+    """ValueError for windows that do not fit the canvas or the model."""
+    multiple, factor = generator.factor * generator.network.config.patch, generator.factor
+    for name, sides, unit in (("window", record.window, multiple), ("stride", record.stride, factor)):
+        for value in sides:
+            request.side(f"the {name} of the canvas", value, 0, unit)
+    for name, length, window, stride in zip(("tall", "wide"), (height, width), record.window, record.stride, strict=True):
+        if window > length:
+            raise ValueError(
+                f"Windows of {window} pixels do not fit a canvas that is {length} {name}; make it larger, or give a smaller "
+                "window."
+            )
+        if stride > window:
+            raise ValueError(f"A stride of {stride} leaves gaps between windows of {window}; give at most {window}.")
+    down, across = (-(-n // stride) for n, stride in zip((height, width), record.stride, strict=True))
+    if down * across > MAX_WINDOWS:
+        raise ValueError(f"The canvas would have some {down * across} windows, more than {MAX_WINDOWS}; give a larger stride.")
+    if record.weights not in PROFILES:
+        raise ValueError(f"Unknown window weights {record.weights!r}: choose one of {', '.join(PROFILES)}.")
+    if record.sync and distance is None and record.sync_distance not in DISTANCES:
+        raise ValueError(
+            "The distance of SyncDiffusion is its maker's own function, which no recipe can hold."
+            if not record.sync_distance
+            else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function."
+        )
+    sizes = [tuple(n // factor for n in sides) for sides in ((height, width), record.window, record.stride)]
+    return Canvas(record, Windows.regular(*sizes, record.weights, record.circular), distance)  # type: ignore[arg-type]
+
+
+def make_record(
+    generator: Generator,
+    kind: str,
+    window: Any,
+    stride: Any,
+    weights: Any,
+    circular: Any,
+    window_batch: Any,
+    prompts: Sequence[str] = (),
+    sync: Any = 0.0,
+    sync_distance: Any = "latent",
+    extend: tuple[int, int, int, int] | None = None,
+) -> tuple[CanvasRecord, Distance | None]:
+    """(what a recipe holds, the caller's own distance), with defaults filled in; ValueError says what cannot be.
+
+    window: the model's own size; stride: half of it.
+    """
+    unit = generator.factor
+    window = _sides("window", (generator.config.sample_size,) * 2 if window is None else window)
+    stride = tuple(max(n // 2 // unit, 1) * unit for n in window) if stride is None else _sides("stride", stride)
+    name = "horizontal" if circular is True else "none" if circular is False else circular
+    if name not in CIRCULAR:
+        raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
+    own = sync_distance if callable(sync_distance) else None
+    if not isinstance(weights, str) or not (own or isinstance(sync_distance, str)):
+        raise ValueError("Window weights are given by name, and sync_distance by name or as a function.")
+    record = CanvasRecord(
+        kind=kind,  # type: ignore[arg-type]
+        window=window,
+        stride=stride,
+        weights=weights,
+        circular=CIRCULAR[name],
+        batch=request.whole("window_batch", window_batch, 1, 1024),
+        prompts=tuple(prompts),
+        sync=request.real("sync", sync, 0, 1e6),
+        sync_distance="" if own else sync_distance,
+        extend=extend,
+    )
+    return record, own
+
+
+def made_size(generator: Generator, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:
+    """The canvas for a picture of any size: whole latents, at least a window."""
+    up = (-(-n // generator.factor) * generator.factor for n in (height, width))
+    down, across = (max(n, window) for n, window in zip(up, record.window, strict=True))
+    return down, across
+
+
+def starting_pictures(record: CanvasRecord, image: Any, shown: tuple[int, int], made: tuple[int, int]) -> tuple[Tensor, Any]:
+    """(picture, mask) that fill a canvas `made`: (1, 3, H, W) and (1, 1, H, W), or no mask.
+
+    An upscaled picture is enlarged to `shown`; one to paint around is set where `extend` says, and the mask is 1 around it.
+    What is missing repeats the edge.
+    """
+    picture = read_picture("image", image, "RGB")
+    if record.kind == "upscale":
+        if tuple(picture.shape[2:]) != shown:
+            picture = F.interpolate(picture, shown, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        return F.pad(picture, (0, made[1] - shown[1], 0, made[0] - shown[0]), mode="replicate"), None
+    assert record.extend is not None
+    left, top, right, bottom = record.extend
+    size = tuple(n + more for n, more in zip(picture.shape[2:], (top + bottom, left + right), strict=True))
+    if size != shown:
+        raise ValueError(f"The picture with what is painted around it has {size[1]} x {size[0]} pixels, not "
+                         f"{shown[1]} x {shown[0]}: it is not the one that the recipe is of.")  # fmt: skip
+    right, bottom = right + made[1] - shown[1], bottom + made[0] - shown[0]
+    mask = F.pad(torch.zeros_like(picture[:, :1]), (left, right, top, bottom), value=1.0)
+    return F.pad(picture, (left, right, top, bottom), mode="replicate"), mask
+
+
+def replayed_pictures(recipe: Recipe, image: Any, mask: Any) -> tuple[Any, Any]:
+    """The picture and mask that a canvas began with, of the picture that its maker gave."""
+    record = recipe.canvas
+    if record is None or record.kind == "panorama" or image is None:
+        return image, mask
+    if mask is not None:
+        raise ValueError("The picture was made without a mask of its maker's; leave it out.")
+    shown = recipe.height, recipe.width
+    return starting_pictures(record, image, shown, recipe.made_at or shown)
+
+
+class EvaluationBar:
+    """A progress bar in evaluations of the network, as they are made. Their total is known after the last step; before that it
+    is what the steps so far took, for all of them."""
+
+    def __init__(self, bar: Any, steps: int):
+        self.bar, self.steps, self.done, self.count = bar, steps, 0, 0
+        bar.total, bar.unit = None, "evaluation"
+
+    def update(self, steps: int) -> None:
+        self.done += steps
+        self.bar.total = round(self.count * max(self.steps / self.done, 1))
+        self.bar.update(0)
+
+    def evaluated(self, rows: int) -> None:
+        self.count += rows
+        self.bar.update(rows)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A network whose evaluations a bar shows."""
+
+    denoiser: Denoiser
+    bar: EvaluationBar
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        before = context.evaluations
+        prediction = self.denoiser(x, level, condition, context)
+        self.bar.evaluated(context.evaluations - before)
+        return prediction
+
+
+def _sides(name: str, value: Any) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    sides = (value, value) if isinstance(value, int) else value
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        raise ValueError(f"{name} is {value!r}; give a number of pixels, or a height and a width.")
+    height, width = (request.whole(name, side, 1, 16_384) for side in sides)
+    return height, width
+
+
+def _on_pictures(generator: Generator, distance: Distance) -> Distance:
+    """Of what the denoiser works on, through the decoder, which is differentiated."""
+    from gen.guide import decode_open
+
+    return lambda x, anchor: distance(*(decode_open(generator, one) for one in (x, anchor)))

@@ -1,0 +1,129 @@
+"""What a `Generator` makes larger than its model's own pictures; `gen.canvas` is imported when that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gen import request
+
+if TYPE_CHECKING:
+    from gen.generator import Output
+    from gen.recipe import CanvasRecord
+
+Sides = int | tuple[int, int]
+
+
+class WithCanvas:
+    """Panoramas, pictures painted around, pictures made larger. All take what a call takes, and these:
+
+    window: pixels of a window, one number or height and width, by default the size the model knows; stride: from one window to
+    the next; weights: how a window counts from its middle to its edge (flat, linear, cosine, gaussian); window_batch: rows per
+    network call, at most, halved by itself when memory runs out. Recipes replay, given the picture that they began with.
+    """
+
+    def panorama(
+        self: Any,
+        prompt: str | Sequence[str] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        *,
+        window: Sides | None = None,
+        stride: Sides | None = None,
+        weights: str = "cosine",
+        circular: bool | str = False,
+        window_batch: int = 8,
+        sync: float = 0.0,
+        sync_distance: str | Callable[[Tensor, Tensor], Tensor] = "latent",
+        **call: Any,
+    ) -> Output:
+        """A picture of any size from windows (MultiDiffusion): by default four windows wide and one tall.
+
+        prompt: several are spread along the width. circular: True or "horizontal": the right edge goes on at the left one;
+        "vertical", "both". sync: the strength of SyncDiffusion, which brings windows closer to the middle one, by the
+        sync_distance "latent" or "pictures" (mean and spread of the channels), or a function of pictures (N, 3, H, W) in
+        [0, 1], twice -> (N,), LPIPS for example; 0 is none.
+        """
+        from gen.canvas import make_record
+
+        prompts = [] if prompt is None or isinstance(prompt, str) else request.texts("prompt", prompt)
+        if len(prompts) == 1:
+            prompt = prompts.pop()
+        size = self.config.sample_size
+        record = make_record(
+            self, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance
+        )  # fmt: skip
+        return self(
+            " | ".join(prompts) if prompts else prompt,
+            width=4 * size if width is None else width,
+            height=size if height is None else height,
+            **call,
+            _canvas=(*record, None),
+        )
+
+    def outpaint(
+        self: Any,
+        image: Any,
+        prompt: str | None = None,
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        window: Sides | None = None,
+        stride: Sides | None = None,
+        weights: str = "cosine",
+        window_batch: int = 8,
+        **call: Any,
+    ) -> Output:
+        """A picture with so many pixels more on each side, itself kept to the pixel. image: file, PIL, array or tensor."""
+        from gen.canvas import make_record
+        from gen.edit import read_picture
+
+        picture = read_picture("image", image, "RGB")
+        names = ("left", "top", "right", "bottom")
+        extend = tuple(request.whole(n, v, 0, 16_384) for n, v in zip(names, (left, top, right, bottom), strict=True))
+        if not any(extend):
+            raise ValueError("Nothing is to be painted around the picture; give left, right, top or bottom in pixels.")
+        shown = picture.shape[2] + top + bottom, picture.shape[3] + left + right
+        record, _ = make_record(self, "outpaint", window, stride, weights, False, window_batch, extend=extend)  # type: ignore[arg-type]
+        return self._around(picture, prompt, record, shown, call)
+
+    def upscale(
+        self: Any,
+        image: Any,
+        prompt: str | None = None,
+        *,
+        scale: float = 2.0,
+        strength: float = 0.4,
+        window: Sides | None = None,
+        stride: Sides | None = None,
+        weights: str = "cosine",
+        window_batch: int = 8,
+        **call: Any,
+    ) -> Output:
+        """A picture `scale` times as large: enlarged, noised to `strength`, denoised in windows. image: as in `outpaint`."""
+        from gen.canvas import make_record
+        from gen.edit import read_picture
+
+        picture = read_picture("image", image, "RGB")
+        scale = request.real("scale", scale, 1, 16)
+        shown = round(picture.shape[2] * scale), round(picture.shape[3] * scale)
+        record, _ = make_record(self, "upscale", window, stride, weights, False, window_batch)
+        return self._around(picture, prompt, record, shown, {"strength": strength, **call})
+
+    def _around(
+        self: Any, picture: Tensor, prompt: str | None, record: CanvasRecord, shown: tuple[int, int], call: dict
+    ) -> Output:
+        from gen.canvas import made_size, starting_pictures
+
+        for name in ("height", "width", "mask", "latents"):
+            if call.get(name) is not None:
+                raise ValueError(f"{name} is given by the picture itself here; leave it out.")
+        request.size(*shown, 1, 1)  # not too large
+        made = made_size(self, record, *shown)
+        image, mask = starting_pictures(record, picture, shown, made)
+        call |= {"height": made[0], "width": made[1], "image": image, "mask": mask}
+        return self(prompt, **call, _canvas=(record, None, shown if shown != made else None))

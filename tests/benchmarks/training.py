@@ -1,0 +1,172 @@
+"""`python -m tests.benchmarks.training`: one training step of DiT and U-ViT, ours against diffusers' network of the same size.
+
+A step is a flow-matching loss under bfloat16 autocast (or in float32), its gradients, their clipping, and AdamW: ours as the
+trainer does it (objective, counter-based draws, fused optimiser), the other as the training scripts around diffusers write it.
+Both in one process, in turns, so that a slow moment of the machine hits both. The share is of the matrix-product rate that this
+machine reaches in the same number format, a step counting three evaluations' operations.
+
+Prints a table; writes training.json. `--smoke` runs the smallest sizes once, to see that everything works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.config import OptimizerConfig
+from distill.objective import Batch, Draws, Phase
+from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from distill.optim import Optimizer
+from distill.precision import autocast
+from gen.backbones.cost import cost
+from gen.backbones.presets import build_preset
+from gen.commands.show import table
+from tests.benchmarks.models import DTYPES, diffusers_twin, peak_rate, timed
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
+# name -> (preset, changes)
+CASES: dict[str, tuple[str, dict]] = {
+    "DiT-S/2, 256 tokens": ("dit-s-2", {}),
+    "DiT-B/2, 256 tokens": ("dit-b-2", {}),
+    "U-ViT-S/2, 256 tokens": ("uvit-s-2-cifar10", {"num_classes": 1000, "channels": 4}),
+    "U-ViT-M/2, 256 tokens": ("uvit-m-4-imagenet64", {"patch": 2, "size": 32, "channels": 4}),
+}
+SMALL = {"dim": 96, "depth": 3, "heads": 4, "size": 8}
+
+
+class UViTTwin(nn.Module):
+    """A U-ViT around diffusers' U-shaped transformer: tokens for time, label and patches, long skips, a linear head. diffusers
+    has a norm after every skip besides."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+        from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UTransformer2DModel
+
+        c = net.config
+        self.config = c
+        self.embed = nn.Conv2d(c.channels, c.dim, c.patch, stride=c.patch)
+        self.waves = Timesteps(c.dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(c.dim, c.dim) if c.time_mlp else nn.Identity()
+        self.label = nn.Embedding(c.num_classes + 1, c.dim)
+        self.positions = nn.Parameter(torch.randn(1, 2 + c.grid**2, c.dim) * 0.02)
+        self.trunk = UTransformer2DModel(
+            num_attention_heads=c.heads, attention_head_dim=c.dim // c.heads, in_channels=c.channels, num_layers=c.depth,
+            sample_size=c.size, patch_size=c.patch, activation_fn="gelu", attention_bias=c.qkv_bias, block_type="transformer",
+            pre_layer_norm=True, norm_type="layer_norm",
+        )  # fmt: skip
+        del self.trunk.pos_embed  # its patches are embedded here
+        self.head = nn.Linear(c.dim, c.patch**2 * c.channels)
+        self.final = nn.Conv2d(c.channels, c.channels, 3, padding=1) if c.final_conv else nn.Identity()
+
+    def forward(self, x: Tensor, times: Tensor, label: Tensor) -> Tensor:
+        c = self.config
+        tokens = [self.time(self.waves(times))[:, None], self.label(label)[:, None], self.embed(x).flatten(2).mT]
+        h = torch.cat(tokens, 1) + self.positions
+        h = self.trunk(h, return_dict=False, hidden_states_is_embedding=True, unpatchify=False)[0]
+        h = self.head(h[:, 2:]).unflatten(1, (c.grid, c.grid)).unflatten(3, (c.patch, c.patch, c.channels))
+        return self.final(torch.einsum("bhwpqc->bchpwq", h).reshape(x.shape))
+
+
+def our_step(net: nn.Module, data: Tensor, labels: Tensor, precision: str) -> Callable[[], Tensor]:
+    """A step as the trainer makes it."""
+    objective = DiffusionObjective(DiffusionConfig(prediction="flow", time={"type": "uniform"}), net)
+    optimizer, step = Optimizer(net, OptimizerConfig()), iter(range(1 << 60))
+    net.train().requires_grad_(True)
+
+    def run() -> Tensor:
+        number = next(step)
+        index = torch.arange(number * len(data), (number + 1) * len(data))
+        batch, phase = Batch(index=index, latents=data, labels=labels), Phase("denoiser", "denoiser")
+        optimizer.zero_grad()
+        with autocast(data.device, precision):
+            loss, _ = objective.loss(phase, {"denoiser": net}, batch, Draws(0, index, phase.name), number)
+        loss.backward()
+        optimizer.clip_gradients()
+        optimizer.step(1.0)
+        return loss.detach()
+
+    return run
+
+
+def their_step(twin: nn.Module, data: Tensor, labels: Tensor, precision: str) -> Callable[[], Tensor]:
+    """The step of a training script."""
+    twin.train().requires_grad_(True)
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    generator, channels = torch.Generator().manual_seed(0), data.shape[1]
+
+    def run() -> Tensor:
+        noise, time = torch.randn(data.shape, generator=generator), torch.rand(len(data), generator=generator)
+        t = time[:, None, None, None]
+        with autocast(data.device, precision):
+            out = twin((1 - t) * data + t * noise, 1000 * time, labels)
+            out = getattr(out, "sample", out)
+            loss = F.mse_loss(out[:, :channels].float(), noise - data)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return run
+
+
+def measure(case: str, dtype_name: str, batch: int, repeats: int, smoke: bool) -> dict:
+    preset, changes = CASES[case]
+    torch.manual_seed(0)
+    net = build_preset(preset, **(changes | (SMALL if smoke else {})))
+    c = net.config
+    twin = UViTTwin(net) if preset.startswith("uvit") else diffusers_twin(net)
+    data = torch.randn(batch, c.channels, c.size, c.size)
+    labels = torch.arange(batch) % c.num_classes
+    precision = PRECISIONS[dtype_name]
+    runs = {"ours": our_step(net, data, labels, precision), "diffusers": their_step(twin, data, labels, precision)}
+    times, rate = timed(runs, repeats), peak_rate(DTYPES[dtype_name])
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    pairs = [b / a for a, b in zip(times["ours"], times["diffusers"], strict=True)]
+    gflops = 3 * batch * cost(c).flops / 1e9
+    return {
+        "model": case,
+        "precision": dtype_name,
+        "parameters, ours / theirs (M)": " / ".join(f"{sum(p.numel() for p in n.parameters()) / 1e6:.1f}" for n in (net, twin)),
+        "ours (samples/s)": round(batch / seconds["ours"], 1),
+        "diffusers (samples/s)": round(batch / seconds["diffusers"], 1),
+        "speed-up": round(statistics.median(pairs), 2),
+        "of peak, ours": f"{gflops / seconds['ours'] / rate:.0%}",
+        "of peak, diffusers": f"{gflops / seconds['diffusers'] / rate:.0%}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="[default: both]")
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes, once")
+    parser.add_argument("--output", type=Path, default=Path("training.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows = [
+        measure(case, dtype, 2 if given.smoke else given.batch, 1 if given.smoke else given.repeats, given.smoke)
+        for case in CASES
+        if given.only in case
+        for dtype in given.dtype or DTYPES
+    ]
+    if not rows:
+        raise SystemExit(f"No case has {given.only!r} in its name: {', '.join(CASES)}.")
+    print(table(tuple(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    given.output.write_text(json.dumps({"threads": given.threads, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
