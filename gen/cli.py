@@ -180,7 +180,12 @@ def image(
     region: Region = None,
     embedding: Embedding = None,
     allow_nonfinite: Nonfinite = False,
-    model: Model = "default",
+    fast: Annotated[
+        bool | None, typer.Option("--fast/--no-fast", help="The default model's 4-step student. [default: where it serves]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id.")
+    ] = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     native: Native = None,
@@ -200,6 +205,7 @@ def image(
     return run(
         prompts or [],
         model=model,
+        fast=fast,
         parts={"vae": vae, "text_encoder": text_encoder, "native": native, "model_options": model_option},
         output=output,
         grid=grid,

@@ -123,8 +123,8 @@ class Generator(WithAdapters, WithCanvas):
         native: bool | None = None,
         model_options: Mapping[str, Any] | None = None,
     ) -> Generator:
-        """Open a model: "default" (it comes with the package), a model folder of ours or of diffusers, a checkpoint of a U-ViT,
-        DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
+        """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
+        diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
 
         device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
         bfloat16 where the device is fast at it, else float32.

@@ -212,13 +212,20 @@ def write_model_config(folder: Path | str, config: Mapping[str, Any] | ModelConf
     return checked
 
 
-def read_parts(folder: Path | str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
-    """The networks of a model folder by part name; `denoiser` is always among them. dtype: as of `load_component`."""
+def part_folders(folder: Path | str, lender: Path | None = None) -> dict[str, Path]:
+    """Where the networks of a model folder are, by part name; `denoiser` is always among them. What it lacks otherwise is
+    taken from the folder `lender`."""
     folder = Path(folder)
-    found = {name: folder / name for name in PARTS if (folder / name).is_dir()}
-    if "denoiser" not in found:
+    if not (folder / "denoiser").is_dir():
         raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
-    return {name: load_component(where, *PARTS[name], dtype=dtype) for name, where in found.items()}
+    lent = {name: lender / name for name in PARTS} if lender is not None else {}
+    found = {name: folder / name if (folder / name).is_dir() else lent.get(name, folder / name) for name in PARTS}
+    return {name: where for name, where in found.items() if where.is_dir()}
+
+
+def read_parts(folders: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """The networks of `part_folders` by part name. dtype: as of `load_component`."""
+    return {name: load_component(where, *PARTS[name], dtype=dtype) for name, where in folders.items()}
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:

@@ -12,9 +12,11 @@ import torch
 
 from gen.checkpoints import PICKLES, CheckpointError, read_json
 from gen.components import component_digest
-from gen.model_folder import PARTS, Opened, read_model_config, read_parts
+from gen.model_folder import Opened, part_folders, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parent / "default"
+FAST = Path(__file__).parent / "fast"  # its student for few steps: a config and a denoiser; the other parts are the default's
+PACKAGED = {"default": DEFAULT, "fast": FAST}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 WEIGHT_FILES += tuple(f"{name}.index.json" for name in WEIGHT_FILES)
@@ -23,14 +25,14 @@ HUB_FILES = ("*.json", "*.safetensors", "*.md")
 
 
 def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Path]:
-    """(name for recipes, folder or file) of "default", a folder, a checkpoint's file, or a hub id, which is downloaded into the
-    hub's own cache."""
+    """(name for recipes, folder or file) of "default", "fast", a folder, a checkpoint's file, or a hub id, which is downloaded
+    into the hub's own cache."""
     if not isinstance(model, str | Path) or not str(model):
-        raise ValueError(f'The model is {model!r}; give "default", a model folder, or a hub id such as "owner/name".')
-    if model == "default":
-        if not (DEFAULT / "config.json").is_file():
-            raise ValueError("This installation has no default model in gen/default; give a model folder or a hub id.")
-        return "default", DEFAULT
+        raise ValueError(f'The model is {model!r}; give "default", "fast", a model folder, or a hub id such as "owner/name".')
+    if isinstance(model, str) and model in PACKAGED:
+        if not (PACKAGED[model] / "config.json").is_file():
+            raise ValueError(f"This installation has no {model} model in gen/{model}; give a model folder or a hub id.")
+        return model, PACKAGED[model]
     folder = Path(model)
     if folder.is_dir():
         return folder.resolve().name, folder
@@ -40,7 +42,7 @@ def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Pat
         what = "is neither a folder nor a safetensors file" if folder.exists() else "does not exist"
         hint = " Convert it first (`fewstep convert --from-pickle`)." if folder.suffix in PICKLES and folder.is_file() else ""
         raise ValueError(
-            f'{model} {what}; give "default", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
+            f'{model} {what}; give "default", "fast", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
         )
     return str(model), download(str(model), revision)
 
@@ -136,8 +138,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     if options.vae is not None or options.native is False:
         name = "vae" if options.vae is not None else "native=False"
         raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
-    config, parts = read_model_config(folder), read_parts(folder, dtype)
-    return Opened(config, parts, {name: component_digest(folder / name) for name in PARTS if name in parts})
+    config, folders = read_model_config(folder), part_folders(folder, DEFAULT if folder == FAST else None)
+    return Opened(config, read_parts(folders, dtype), {name: component_digest(where) for name, where in folders.items()})
 
 
 def is_checkpoint(path: Path) -> bool:

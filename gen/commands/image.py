@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gen.commands.choose import choose_model
 from gen.commands.output import Target, check_png, save_free, say
 
 
@@ -55,7 +56,8 @@ def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
 def run(
     prompts: Sequence[str],
     *,
-    model: str,
+    model: str | None,
+    fast: bool | None = None,
     parts: Mapping[str, Any],
     output: Path | None,
     grid: Path | None,
@@ -85,6 +87,7 @@ def run(
     from gen.generator import Generator
 
     call["guide"] = guide_of(call.get("guide"))
+    model = choose_model(model, fast, {**call, **(tweaks or {}), **model_arguments(parts), "lora": lora})
     generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
     add_energies(generator, energies, call["guide"])
     add_energies(generator, energies, (tweaks or {}).get("greedy"))
@@ -113,7 +116,7 @@ def run(
         return 130
     first = result.recipes[0]
     say(
-        f"{_pictures(len(saved))}, seed {_range(result.seeds)}, {first.sampler} on {first.schedule}, "
+        f"{_pictures(len(saved))} by {generator.name}, seed {_range(result.seeds)}, {first.sampler} on {first.schedule}, "
         f"{first.num_inference_steps} steps, guidance {first.guidance_scale:g}, {time.perf_counter() - start:.1f} s "
         f"on {generator.device} in {first.machine.dtype}",
         quiet,

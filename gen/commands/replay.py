@@ -33,7 +33,9 @@ def run(
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
     target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
-    if model is None and recipe.model.name != "default":  # a file from outside must not choose what is opened or downloaded
+    from gen.pretrained import PACKAGED
+
+    if model is None and recipe.model.name not in PACKAGED:  # a file from outside must not choose what is opened or downloaded
         raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
 
     from gen.commands.image import add_energies, guide_of, parse_options
@@ -48,7 +50,9 @@ def run(
     given = model_arguments(parts)
     if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
         given["native"] = False
-    generator = Generator.from_pretrained(model or "default", device or _device(recipe), dtype or recipe.machine.dtype, **given)
+    generator = Generator.from_pretrained(
+        model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **given
+    )
     if recipe.model.weights and generator.weights != recipe.model.weights:
         changed = sorted(k for k in recipe.model.weights if generator.weights.get(k) != recipe.model.weights[k])
         say(f"Note: the weights of the model's {', '.join(map(printable, changed))} are not the ones it was made with.", quiet)

@@ -1,0 +1,41 @@
+"""Which of the packaged models `fewstep image` draws with: the few-step student wherever it serves, else its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STEPS = 8  # of the fast model, at most; who asks for more means the default model
+SCALES = (2.0, 8.0)  # the guidance scales that it learned
+TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size")
+
+
+def choose_model(model: str | None, fast: bool | None, asked: Mapping[str, Any]) -> str:
+    """The model named; without a name "fast", or "default" if `fast` is False or something is `asked` (by argument name; None
+    and empty ask nothing) that the student was not made for. ValueError if `fast` is True all the same."""
+    if model is not None:
+        if fast is not None:
+            raise ValueError(f"--{'' if fast else 'no-'}fast chooses a model, and so does --model {model}; give one of them.")
+        return model
+    if fast is False:
+        return "default"
+    other = next((name for name, value in asked.items() if not (value is None or _empty(value) or _takes(name, value))), None)
+    if fast and other is not None:
+        option = "--" + other.removeprefix("num_inference_").removesuffix("_prompt").replace("_", "-")
+        raise ValueError(
+            f"The fast model draws from prompts alone, in 1 to {STEPS} steps, at a guidance scale of {SCALES[0]:g} to "
+            f"{SCALES[1]:g}; leave out {option}, or --fast."
+        )
+    return "fast" if other is None else "default"
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict | str) and not value
+
+
+def _takes(name: str, value: Any) -> bool:
+    if name == "num_inference_steps":
+        return value <= STEPS
+    if name == "guidance_scale":
+        return SCALES[0] <= value <= SCALES[1]
+    return name in TAKES
