@@ -273,6 +273,12 @@ def test_refusals(tiny, layout, call, message):
         latents(tiny, layout, **call)
 
 
+def test_a_call_has_its_own_size(tiny):
+    with pytest.raises(ValueError, match="The layout is for other sides than 32 x 32"):
+        tiny("the moon", layout={**TWO, "height": 64}, **CALL)
+    assert torch.equal(tiny("the moon", layout=TWO, output_type="latent", **CALL).images, latents(tiny, TWO))
+
+
 def test_a_recipe_with_a_damaged_layout(tiny):
     recipe = tiny.layout(TWO, output_type="pt", **CALL).recipes[0]
     values = json.loads(recipe.to_json())
