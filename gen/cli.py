@@ -19,16 +19,27 @@ import typer
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {"data build": "distill.emoji.build", "train": "distill.train", "evaluate": "distill.evaluate"}
-# energies that belong to other packages: name -> (module, factory, description, options[, needs, external]), for --guide
+# energies that belong to other packages: name -> (module, factory, description, options[, needs, external, gain]), for --guide
 ENERGIES = {
     "label": (
         "distill.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
         ("label", "scale"),
+        (),
+        False,
+        8.0,
     ),
-    "text": ("distill.evaluator.energy", "TextEnergy", "the evaluation network finds it fits `text`", ("text", "scale")),
-    "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True),
+    "text": (
+        "distill.evaluator.energy",
+        "TextEnergy",
+        "the evaluation network finds it fits `text`",
+        ("text", "scale"),
+        (),
+        False,
+        2.0,
+    ),
+    "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True, 8.0),
 }
 _others: list[str] = []  # of them, those that this process ran
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

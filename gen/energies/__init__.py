@@ -16,7 +16,8 @@ from samplers.names import check_options, find
 
 @dataclass(frozen=True)
 class EnergyInfo:
-    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about."""
+    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
+    default strength is times this, because the gradients of energies differ in size."""
 
     name: str
     module: str
@@ -25,13 +26,16 @@ class EnergyInfo:
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     external: bool = False
+    gain: float = 1.0
     aliases: tuple[str, ...] = ()
 
 
 ENERGIES: dict[str, EnergyInfo] = {
     info.name: info
     for info in (
-        EnergyInfo("brightness", "gen.energies.simple", "Brightness", "the mean brightness is `target`", ("target", "spread")),
+        EnergyInfo(
+            "brightness", "gen.energies.simple", "Brightness", "the mean brightness is `target`", ("target", "spread"), gain=4.0
+        ),
         EnergyInfo(
             "colour",
             "gen.energies.simple",
@@ -47,6 +51,7 @@ ENERGIES: dict[str, EnergyInfo] = {
             "Composition",
             "what differs from the border has its centre at x, y (shares of the picture)",
             ("x", "y", "spread"),
+            gain=4.0,
         ),
         EnergyInfo(
             "clip",

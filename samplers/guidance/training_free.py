@@ -50,7 +50,7 @@ def _ugd(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
     return Universal(denoiser, energy, strength, **options)
 
 
-_COMMON = ("interval", "limit", "checkpoint", "recurrence")
+_COMMON = ("interval", "limit", "checkpoint", "branch", "recurrence")
 
 METHODS: dict[str, MethodInfo] = {
     info.name: info
