@@ -169,6 +169,16 @@ def test_the_table_is_closed_and_lazy():
     assert result.stdout.strip() == "[]"
 
 
+def test_a_default_strength_is_the_methods_times_the_energys_gain():
+    from gen.guide import STRENGTHS, make_guide
+
+    label = EnergyInfo("label", *ENERGIES["label"])
+    for method in STRENGTHS:
+        assert make_guide("label", None, method, None, {"label": label}).record.strength == 8 * STRENGTHS[method]
+        assert make_guide(dark, None, method, None).record.strength == STRENGTHS[method]
+    assert make_guide("label", 0.25, "dps", None, {"label": label}).record.strength == 0.25
+
+
 def test_the_evaluation_network_is_an_energy_of_its_labels():
     from distill.evaluator.energy import LabelEnergy
 
