@@ -88,6 +88,7 @@ def outpaint(
     right: Annotated[int, typer.Option(help="Likewise.")] = 0,
     top: Annotated[int, typer.Option(help="Likewise.")] = 0,
     bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
+    recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
     window: Window = None,
     stride: Stride = None,
     weights: Weights = "cosine",
@@ -110,7 +111,7 @@ def outpaint(
     quiet: Quiet = False,
 ) -> int:
     """Paint around a picture, which stays as it is to the pixel."""
-    own = {"left": left, "right": right, "top": top, "bottom": bottom}
+    own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
     return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, locals())
 
 
