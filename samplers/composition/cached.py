@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.cache.common import check_one_shape
-from samplers.composition.rows import check_known, check_starts, in_force, jointly, passed, weighted
+from samplers.composition.rows import check_known, check_starts, in_force, is_number, jointly, passed, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.memory import latest, remember
@@ -47,9 +47,10 @@ def refresh_steps(steps: int, strides: Sequence[tuple[float, int]] = PUBLISHED) 
     strides: ((share of the run, stride), ...), the first share 0; by default the published (0, 2), (0.375, 3), (0.875, 2).
     """
     shares = [share for share, _ in strides]
-    if not strides or shares[0] != 0 or sorted(set(shares)) != shares or any(stride < 1 for _, stride in strides):
+    whole = all(isinstance(stride, int) and not isinstance(stride, bool) and stride >= 1 for _, stride in strides)
+    if not strides or shares[0] != 0 or sorted(set(shares)) != shares or shares[-1] >= 1 or not whole:
         raise ValueError(
-            f"Strides are {tuple(strides)}; give (share of the run, steps), shares rising from 0, steps at least 1."
+            f"Strides are {tuple(strides)}; give (share of the run, whole steps), shares rising from 0, steps at least 1."
         )
     ends = [*(int(share * steps) for share in shares), steps]
     return tuple(i for n, (_, stride) in enumerate(strides) for i in range(ends[n], ends[n + 1], stride))
@@ -67,6 +68,8 @@ def plan(
     """
     if not order:
         raise ValueError("No adapter is there to lead; put at least one in force.")
+    if not is_number(fine_until, 0, 1):
+        raise ValueError(f"The finer adapters lead until {fine_until!r} of the run; give a number from 0 to 1.")
     steps = len(levels) - 1
     half = (len(order) + 1) // 2
     fine, coarse = tuple(order[:half]), tuple(order[half:]) or tuple(order)
@@ -108,7 +111,7 @@ class CachedComposite:
     def __post_init__(self) -> None:
         if isinstance(self.shallow, bool) or not isinstance(self.shallow, int) or self.shallow < 1:
             raise ValueError(f"The cached composite got shallow={self.shallow!r}; give a number of blocks, at least 1.")
-        if not 0 <= self.decay <= 1:
+        if not is_number(self.decay, 0, 1):
             raise ValueError(f"The cached composite got decay={self.decay!r}; give a number from 0 to 1 (1: none).")
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.composition.rows import check_known, in_force, jointly, weighted
+from samplers.composition.rows import check_known, in_force, is_number, jointly, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -28,7 +28,7 @@ class Composite:
     shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        bad = [name for name, share in (self.shares or {}).items() if not 0 <= share < float("inf")]
+        bad = [name for name, share in (self.shares or {}).items() if not is_number(share, 0)]
         if bad:
             raise ValueError(f"The share of {bad[0]!r} is {(self.shares or {})[bad[0]]!r}; give a finite number of at least 0.")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.composition.rows import check_known, in_force, jointly, weighted
+from samplers.composition.rows import check_known, in_force, is_number, jointly, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -28,7 +27,7 @@ class Contrast:
     strengths: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        bad = [name for name, strength in self.strengths.items() if not math.isfinite(strength)]
+        bad = [name for name, strength in self.strengths.items() if not is_number(strength)]
         if bad or not self.strengths:
             raise ValueError(f"Strengths are {dict(self.strengths)}; give a finite number for at least one adapter.")
 

@@ -78,6 +78,12 @@ def weighted(predictions: Sequence[Prediction], weights: Sequence[Any]) -> Predi
     return Prediction(first.x, first.level, raw, first.row, variance)  # type: ignore[arg-type]
 
 
+def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """A finite number from low to high; True is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type, operator]
+
+
 def check_starts(starts: Sequence[float], what: str) -> None:
     """The log-SNR at which parts of a run begin must rise, because runs go from noise to picture."""
     if any(math.isnan(v) for v in starts) or any(b <= a for a, b in pairwise(starts)):

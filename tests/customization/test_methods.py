@@ -15,6 +15,7 @@ from customization.methods.factors import PREFIX, Factors, attach, folded
 from customization.methods.mixture import MixtureLayers, start_mixer
 from customization.methods.orthogonal import OrthogonalLayers, basis, capacity, columns, crosstalk, directions
 from customization.objective import open_model
+from customization.train import check_method, read_config
 from distill.objective import Draws, Phase
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.components import build
@@ -26,6 +27,8 @@ from tests.customization.kit import pictures, shake, trainer
 from tests.gen.conftest import CONFIG, randomise, tiny_autoencoder, tiny_text_encoder
 
 DIT = {"type": "dit", "size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2, "text_tokens": 8, "text_dim": 16}
+CONFIGS = [Path(__file__).parents[2] / "configs" / "lora" / f"{name}.yaml" for name in (
+    "consislora_content", "consislora_style", "custom_diffusion", "moslora", "orthogonal")]  # fmt: skip
 OWN = {
     "moslora": {"adapter": {"rank": 3, "alpha": 2}},
     "orthogonal": {"adapter": {"rank": 4}, "concept": 2},
@@ -220,3 +223,9 @@ def test_style_is_learned_beside_content_that_stays(model, images, tmp_path):
     fresh.load_adapter(content, weight=0.8)
     fresh.load_adapter(tmp_path / "run" / "export" / "adapter.safetensors", name="style")
     assert_close(made(fresh), made(one.objective.generator), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path):
+    config, _ = read_config(path, [])
+    check_method(config.objective)

@@ -189,6 +189,15 @@ def test_errors_say_what_is_wrong():
         (lambda: get_composition("switsch", net, WEIGHTS, levels), "did you mean 'switch'"),
         (lambda: get_composition("merge", net, WEIGHTS, levels, every=3), "takes none"),
         (lambda: get_composition("cached", net, WEIGHTS, levels, order=(0, 1)), "positions 0 to 2"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, order=(0, 1.0, 2)), "positions 0 to 2"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, order="abc"), "positions 0 to 2"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, stride="2"), "whole steps"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, stride=1.5), "whole steps"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, fine_until="x"), "from 0 to 1"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, decay="x"), "from 0 to 1"),
+        (lambda: get_composition("cached", net, WEIGHTS, levels, shallow=(1, 2)), "at least 1"),
+        (lambda: get_composition("contrast", net, WEIGHTS, levels, strengths="abc"), "finite number"),
+        (lambda: get_composition("switch", net, WEIGHTS, levels, every="2"), "at least 1"),
     ):
         with pytest.raises(ValueError, match=why):
             make()
