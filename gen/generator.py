@@ -651,7 +651,7 @@ class Generator(WithAdapters, WithCanvas):
             if tweaks:
                 raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
             regions = make_layout(layout, height, width, self, rules)
-            adapters = {**regions.adapters(), **adapters}
+            adapters = self._in_force({**regions.adapters(), **adapters})
         readings = None
         if views is not None:
             from gen.views import make_views

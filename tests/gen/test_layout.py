@@ -16,6 +16,7 @@ from gen.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
 from gen.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from gen.recipe import RecipeError, read_recipe
 from samplers.guidance import ClassifierFree
+from samplers.joint.masks import rest, soften
 from samplers.joint.regions import Region, Regions
 from samplers.noise import normal
 from samplers.path import RectifiedFlow
@@ -51,8 +52,6 @@ def test_one_region_is_a_plain_call(tiny):
 def test_a_layout_is_regions_around_the_network(tiny):
     left, right = torch.zeros(2, 1, 1, 8, 8)
     left[..., :4], right[..., 2:6, 5:8] = 1, 1
-    from samplers.joint.masks import rest, soften
-
     right = soften(right, 6 / 4)
     texts = join([tiny.encode_prompt([p]) for p in ("a red heart", "a cat", "the moon")])
     regions = (
@@ -148,6 +147,9 @@ def test_windows_cover_masks_and_fade_into_one_another():
     [(box, seen)] = windows(small, 8)
     assert box == (12, 0, 8, 8) and torch.equal(seen, small)
     assert windows(small, 30) == [(None, small)]
+    faded = soften(small, 3.0)
+    [(box, seen)] = windows(faded, 8)  # what fades beyond one window is cut
+    assert box == (12, 0, 8, 8) and torch.equal(seen[..., 12:, :8], faded[..., 12:, :8]) and not seen[..., :12, :].any()
     [(box, _)] = windows(small, 24)  # one side fits, the other does not
     assert box == (0, 0, 20, 24)
 
