@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gen.commands import canvas
+from gen.commands import canvas, tweaks
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
@@ -155,6 +155,15 @@ def image(
     guide_strength: GuideStrength = None,
     guide_method: GuideMethod = None,
     guide_option: GuideOption = None,
+    negtome: tweaks.NegTome = None,
+    negtome_mask: tweaks.NegTomeMask = None,
+    reference: tweaks.Reference = None,
+    reference_mask: tweaks.ReferenceMask = None,
+    reference_prompt: tweaks.ReferencePrompt = None,
+    concept: tweaks.Concept = None,
+    aesthetic: tweaks.Aesthetic = None,
+    greedy: tweaks.Greedy = None,
+    tweak_option: tweaks.TweakOption = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     bins: Annotated[
@@ -231,6 +240,17 @@ def image(
         width=width,
         use_resolution_binning=bins,
         batch_size=batch_size,
+        tweaks=tweaks.keywords(
+            negtome=negtome,
+            negtome_mask=negtome_mask,
+            reference=reference,
+            reference_mask=reference_mask,
+            reference_prompt=reference_prompt,
+            concept=concept,
+            aesthetic=aesthetic,
+            greedy=greedy,
+            options=tweak_option,
+        ),
     )
 
 
@@ -251,8 +271,17 @@ def replay(
     ] = None,
     region: Region = None,
     guide: Annotated[
-        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
+        str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="The energy that it was guided by, if it was your own.")
     ] = None,
+    guide_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of that energy: the files that it opens; repeatable.")
+    ] = None,
+    negtome: tweaks.NegTome = None,
+    negtome_mask: tweaks.NegTomeMask = None,
+    reference: tweaks.Reference = None,
+    reference_mask: tweaks.ReferenceMask = None,
+    aesthetic: tweaks.Aesthetic = None,
+    greedy: tweaks.Greedy = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
@@ -271,7 +300,16 @@ def replay(
         lora=lora or [],
         regions=regions_of(region),
         guide=guide,
+        guide_options=guide_option or [],
         energies=ENERGIES,
+        tweaks=tweaks.keywords(
+            negtome=negtome,
+            negtome_mask=negtome_mask,
+            reference=reference,
+            reference_mask=reference_mask,
+            aesthetic=aesthetic,
+            greedy=greedy,
+        ),
         quiet=quiet,
     )
 

@@ -291,7 +291,7 @@ class Generator(WithAdapters, WithCanvas):
         guide: an energy's name (`gen.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) -> log-densities
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
-        layout: prompts by region, a mapping or a layout file's path (`gen.layout`); `Generator.layout` reads better.
+        layout: prompts by region (`gen.layout`); `Generator.layout` takes its size from it, and reads files.
         tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tweaks.TweakOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of

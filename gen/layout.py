@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from samplers.denoiser import Denoiser
 
 MAX_REGIONS = 64
+MAX_MASK = 100_000  # characters
 BACKGROUND = "background"
 LEAST = 1 / 512  # of a background that is worth evaluating
 # grey levels and colours that regions begin on: (red, green, blue) in [-1, 1]
@@ -231,7 +232,15 @@ class Layout:
 
 def make_layout(layout: Any, height: int, width: int, generator: Generator, rules: Any) -> Layout:
     """A checked layout: a spec, a mapping or, for a replay, a record."""
-    record = layout if isinstance(layout, LayoutRecord) else place(read_spec(layout), height, width, generator.factor)
+    if isinstance(layout, LayoutRecord):
+        record = layout
+    else:
+        spec = read_spec(layout)
+        if (spec.height or height, spec.width or width) != (height, width):
+            raise ValueError(
+                f"The layout is for other sides than {width} x {height}; call Generator.layout, which takes them from it."
+            )
+        record = place(spec, height, width, generator.factor)
     if rules.guidance[0] in ("cfg++", "embedded"):
         raise ValueError(f"A layout guides every region by itself, which {rules.guidance[0]} cannot; choose other guidance.")
     made = Layout(record, height, width)
@@ -403,7 +412,10 @@ def pack_mask(mask: Tensor, region: int) -> str:
     values = (mask * 255).round().to(torch.uint8)
     if not bool(values.any()):
         raise ValueError(f"The mask of region {region} is empty; paint where it is to be, or leave it out.")
-    return base64.b64encode(zlib.compress(values.contiguous().numpy().tobytes(), 9)).decode()
+    text = base64.b64encode(zlib.compress(values.contiguous().numpy().tobytes(), 9)).decode()
+    if len(text) > MAX_MASK:
+        raise ValueError(f"The mask of region {region} is too intricate to be kept in a recipe; smooth it, or use fewer greys.")
+    return text
 
 
 def unpack_mask(text: str | None, size: tuple[int, int], region: int) -> Tensor:

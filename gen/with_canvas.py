@@ -51,13 +51,13 @@ class WithCanvas:
         prompts = [] if prompt is None or isinstance(prompt, str) else request.texts("prompt", prompt)
         if len(prompts) == 1:
             prompt = prompts.pop()
-        size = self.config.sample_size
+        size = self.config.sample_size if call.get("latents") is None else None  # which have one of their own
         record = make_record(
             self, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance
         )  # fmt: skip
         return self(
             " | ".join(prompts) if prompts else prompt,
-            width=4 * size if width is None else width,
+            width=4 * size if size and width is None else width,
             height=size if height is None else height,
             **call,
             _canvas=(*record, None),

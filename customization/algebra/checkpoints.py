@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,15 +19,20 @@ from gen.formats.files import Source, open_checkpoint
 
 @dataclass(frozen=True)
 class Part:
-    """A network's file(s), and which of its modules an adapter can change, by module name."""
+    """A network's file(s), which of its modules an adapter can change, by module name, and the folder's name in the model."""
 
     source: Source
     modules: dict[str, nn.Module]
     network: nn.Module
+    place: str
 
     def spelled(self, module: str) -> str:
         """A module's name in adapter files."""
         return in_files(self.network, module)
+
+    def at(self, folder: Path) -> Part:
+        """The same network with the weights in another folder."""
+        return replace(self, source=open_checkpoint(folder))
 
     def key(self, module: str, leaf: str) -> str | None:
         """The tensor of a module's weight or bias: by the module's name, or by the one that files have for it."""
@@ -56,21 +61,27 @@ def open_model(folder: Path) -> Weights:
     for part, network in skeleton(folder).items():
         place = folder / (_backbone(folder) if pipeline and part == "denoiser" else part)
         bare = inner(network)
-        weights.parts[part] = Part(open_checkpoint(place), Index(bare).modules, bare)
+        weights.parts[part] = Part(open_checkpoint(place), Index(bare).modules, bare, place.name)
     if "denoiser" not in weights.parts:
         raise CheckpointError(folder, "has no denoiser; give a model folder of fewstep or a pipeline of diffusers.")
     return weights
 
 
-def open_file(path: Path, like: Weights) -> Weights:
-    """A checkpoint of the denoiser alone, with the tensor names that the model's own file has."""
+def open_like(path: Path, like: Weights) -> Weights:
+    """Another model of the same architecture: a folder, or a file of the denoiser alone with the names of the model's own.
+
+    CheckpointError where it has nothing in common with it."""
+    if path.is_dir():
+        return Weights(
+            path, {name: part.at(path / part.place) for name, part in like.parts.items() if (path / part.place).is_dir()}
+        )
     own = like.parts["denoiser"]
     source = Source(path, (TensorFile(path),), None, path.parent / "config.json")
     if not source.shapes.keys() & own.shapes.keys():
         raise CheckpointError(
             path, f"has no tensor in common with the denoiser of {like.path} ({min(own.shapes)}, ...); convert it first."
         )
-    return Weights(path, {"denoiser": Part(source, own.modules, own.network)})
+    return Weights(path, {"denoiser": replace(own, source=source)})
 
 
 def _backbone(folder: Path) -> str:

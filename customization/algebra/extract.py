@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from customization.algebra.checkpoints import Weights, open_file, open_model, pairs, read_tensor
+from customization.algebra.checkpoints import Weights, open_like, open_model, pairs, read_tensor
 from customization.algebra.factors import full
 from customization.algebra.metadata import HISTORY
 from customization.algebra.sum import LayerReport, Track, approximated, check_rank
@@ -54,7 +54,7 @@ def extract(
     CheckpointError for different networks; AdapterError where nothing changed, or for a rank that no layer can have.
     """
     before = open_model(Path(base))
-    after = open_model(Path(tuned)) if Path(tuned).is_dir() else open_file(Path(tuned), before)
+    after = open_like(Path(tuned), before)
     found = list(pairs(after, before))
     check_rank(keep.rank or 1, [tuple(module.weight.shape) for _, _, module, _, _ in found if isinstance(module, MATRICES)])
     layers: dict[str, Delta] = {}

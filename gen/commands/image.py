@@ -67,6 +67,7 @@ def run(
     allow_nonfinite: bool = False,
     options: Mapping[str, Sequence[str] | None],
     energies: Mapping[str, tuple] | None = None,
+    tweaks: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
@@ -86,6 +87,7 @@ def run(
     call["guide"] = guide_of(call.get("guide"))
     generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
     add_energies(generator, energies, call["guide"])
+    add_energies(generator, energies, (tweaks or {}).get("greedy"))
     if lora:
         from gen.commands.lora import load
 
@@ -105,7 +107,7 @@ def run(
 
     start = time.perf_counter()
     try:
-        result = generator(**subject, **call, progress=not quiet, on_images=save)
+        result = generator(**subject, **call, **(tweaks or {}), progress=not quiet, on_images=save)
     except KeyboardInterrupt:
         say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
         return 130

@@ -26,7 +26,9 @@ def run(
     quiet: bool,
     regions: Mapping[str, Path] | None = None,
     guide: str | None = None,
+    guide_options: Sequence[str] = (),
     energies: Mapping[str, tuple] | None = None,
+    tweaks: Mapping[str, Any] | None = None,
 ) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
@@ -34,7 +36,7 @@ def run(
     if model is None and recipe.model.name != "default":  # a file from outside must not choose what is opened or downloaded
         raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
 
-    from gen.commands.image import add_energies, guide_of
+    from gen.commands.image import add_energies, guide_of, parse_options
 
     own = guide_of(guide)
 
@@ -62,8 +64,17 @@ def run(
 
         load_recorded(generator, recipe, lora, quiet)
 
-    add_energies(generator, energies, recipe.guide and recipe.guide.energy)
-    made = generator.replay(recipe, progress=not quiet, image=image, mask=mask, regions=regions, guide=own)
+    for energy in (own, recipe.guide and recipe.guide.energy, *(record.energy for record in recipe.tweaks.values())):
+        add_energies(generator, energies, energy)
+    given = {
+        "image": image,
+        "mask": mask,
+        "regions": regions,
+        "guide": own,
+        "guide_options": parse_options(guide_options),
+        **(tweaks or {}),
+    }
+    made = generator.replay(recipe, progress=not quiet, **given)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():

@@ -204,9 +204,7 @@ def first_of(records: Mapping[str, TweakRecord]) -> First | None:
 
 
 def wanted(name: str, again: str) -> ValueError:
-    return ValueError(
-        f"The picture was made with {name}, of which its recipe holds no more than a name; give it again ({again})."
-    )
+    return ValueError(f"The picture was made with {name}, which its recipe does not hold; give it again ({again}).")
 
 
 def several(value: Any) -> list[Any]:

@@ -161,8 +161,8 @@ def test_the_table_is_closed_and_lazy():
         get_energy(energy_info("brightness"), bright=1)
     code = (
         "import sys, gen.cli, gen.generator, gen.energies; from gen.commands import image; "
-        "late = ('gen.energies.', 'gen.guide', 'gen.restore', 'distill', 'transformers', 'samplers.guidance.tfg', "
-        "'samplers.guidance.energy', 'samplers.guidance.inverse'); print([m for m in sys.modules if m.startswith(late)])"
+        "late = ('gen.energies.', 'gen.guide', 'gen.restore', 'gen.tweaks', 'distill', 'transformers', 'samplers.guidance.tfg', "
+        "'samplers.guidance.energy', 'samplers.guidance.inverse', 'samplers.guidance.beside'); print([m for m in sys.modules if m.startswith(late)])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -23,6 +23,7 @@ from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 
 CALL = {"seed": 7, "num_inference_steps": 3, "progress": False}
+NOISE = np.random.default_rng(1).integers(0, 256, (512, 512), dtype=np.uint8)
 TWO = {
     "background": "the moon",
     "regions": [
@@ -84,6 +85,13 @@ def test_recipes_replay_bit_for_bit(tiny, changes):
     if changes:
         plain = tiny.layout({**spec, **dict.fromkeys(("bootstrap", "at_once", "window")), "soft": 0}, output_type="pt", **CALL)
         assert plain.images.shape != made.images[:1].shape or not torch.equal(plain.images[0], made.images[0])
+
+
+def test_caches_and_other_guidance(tiny):
+    call = {"num_inference_steps": 4, "guidance": "apg + rescale", "cache": "reuse", "sampler": "unipc"}
+    made = tiny.layout({**TWO, "bootstrap": 0.0}, output_type="pt", **{**CALL, **call})
+    assert torch.equal(tiny.replay(made.recipes[0], "pt", progress=False).images, made.images)
+    assert made.nfe < 4 * 4  # every other step takes what the step before left
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(tiny):
@@ -256,12 +264,19 @@ def test_mistakes_in_files_name_line_and_key(tmp_path, text, message):
         ({"regions": [{"prompt": "a", "colour": "red"}]}, {}, "the layout has no painting"),
         ({"regions": []}, {}, "The layout is not valid: regions"),
         ([TWO], {}, "layout is list; give a dict"),
+        ({"regions": [{"prompt": "a", "mask": NOISE}], "background": "", "width": 2048, "height": 2048}, {}, "too intricate"),
         ("none.yaml", {}, "none.yaml is not a file"),
     ],
 )  # fmt: skip
 def test_refusals(tiny, layout, call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         latents(tiny, layout, **call)
+
+
+def test_a_call_has_its_own_size(tiny):
+    with pytest.raises(ValueError, match="The layout is for other sides than 32 x 32"):
+        tiny("the moon", layout={**TWO, "height": 64}, **CALL)
+    assert torch.equal(tiny("the moon", layout=TWO, output_type="latent", **CALL).images, latents(tiny, TWO))
 
 
 def test_a_recipe_with_a_damaged_layout(tiny):

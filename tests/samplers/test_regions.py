@@ -10,6 +10,8 @@ from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import AdaptiveProjected, ClassifierFree
 from samplers.joint.masks import box_mask, rest, soften
 from samplers.joint.regions import Bootstrap, Region, Regions
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import Windows
 from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
 
 H, W = 6, 8
@@ -79,6 +81,18 @@ def test_windows_of_several_sizes_and_a_level_per_sample():
         count[view] += 1
     assert far(said.raw, total / count) < 1e-14 and far(said.x0, said.with_raw(total / count).x0) < 1e-14
     assert [rows for rows, *_ in toy.calls] == [4, 2]
+
+
+def test_windows_have_unconditional_parts_of_their_own():
+    boxes = (0, 0, 6, 5), (0, 3, 6, 5)
+    regions = tuple(Region(torch.ones_like(LEFT), prompt(i), window=box) for i, box in enumerate(boxes))
+    said = Regions(Toy(), regions, cfg, 3.0)(X, LEVEL, Condition(), Context())
+    total, count = torch.zeros_like(X), torch.zeros_like(X)
+    for i, (_, left, _, width) in enumerate(boxes):
+        view = (..., slice(left, left + width))
+        total[view] += cfg(Toy(), 3.0, None)(X[view], LEVEL, prompt(i, 2), Context()).raw
+        count[view] += 1
+    assert far(said.raw, total / count) < 1e-13
 
 
 @pytest.mark.parametrize("windows", [False, True])
@@ -222,3 +236,16 @@ def test_a_canvas_of_another_size():
         Regions(Toy(), three())(X.transpose(2, 3), LEVEL, Condition(), Context())
     with pytest.raises(ValueError, match="at_once is 0"):
         Regions(Toy(), three(), at_once=0)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_regions_of_a_tiled_canvas(guided):
+    """The tiles of every region's canvas, under the regions and their guidance."""
+    windows = Windows.regular((H, W), (6, 5), (6, 3))
+    guide, scale = (cfg, 3.0) if guided else (None, 1.0)
+    said = Regions(Tiled(Toy(), windows), three(), guide, scale)(X, LEVEL, Condition(), Context())
+    raws = []
+    for i in range(3):
+        tiled = Tiled(Toy(), windows)
+        raws.append((cfg(tiled, scale, None) if guided else tiled)(X, LEVEL, prompt(i, 2), Context()).raw)
+    assert far(said.raw, mean(raws, three())) < 1e-13

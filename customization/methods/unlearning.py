@@ -1,0 +1,115 @@
+"""SLUG (arXiv 2407.11867): forget by one step along one gradient, in one layer.
+
+    importance(l) = |g_f| / |W_l|,   alignment(l) = |cos(g_f, g_r)|         g_f, g_r: gradients of the two losses in W_l
+    W_l <- W_l - strength g_f
+
+The layer is one of those that no other beats in both (the Pareto front); the strength is found by bisection, from
+|W_l| / (10 |g_f|). What comes out is an adapter of one whole difference, so it can be weighed, merged and taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gen.adapters import Adapter, AdapterError, Delta
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """gradient: of the loss that is to fall as the concept is forgotten, in the layer's weight. importance: how much it matters
+    there; alignment: how much of it the retained concepts feel, 0 to 1."""
+
+    layer: str
+    gradient: Tensor
+    importance: float
+    alignment: float
+
+
+def layer_scores(
+    network: nn.Module, forget: Callable[[], Tensor], retain: Callable[[], Tensor], layers: Sequence[str] | None = None
+) -> list[LayerScore]:
+    """One score per layer from one gradient of each loss.
+
+    forget, retain: losses of the network as it is now, scalars; the first falls as the concept is forgotten. layers: names of
+    linear layers and convolutions; all of them if None. Layers without a gradient are left out.
+    """
+    own = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)}
+    names = [name for name in (own if layers is None else layers) if name in own]
+    weights = [own[name].weight for name in names]
+    if not weights:
+        raise AdapterError("The network has none of these linear layers or convolutions.")
+    g_forget = torch.autograd.grad(forget(), weights, allow_unused=True)
+    g_retain = torch.autograd.grad(retain(), weights, allow_unused=True)
+    scores = []
+    for name, weight, f, r in zip(names, weights, g_forget, g_retain, strict=True):
+        if f is None or not float(f.norm()) or not float(weight.detach().norm()):
+            continue
+        cosine = 0.0 if r is None or not float(r.norm()) else float((f * r).sum() / (f.norm() * r.norm()))
+        scores.append(LayerScore(name, f.detach(), float(f.norm() / weight.detach().norm()), abs(cosine)))
+    return scores
+
+
+def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:
+    """Those for which no other is at least as important and as little aligned, and better in one of the two."""
+    return [
+        one
+        for one in scores
+        if not any(
+            other.importance >= one.importance
+            and other.alignment <= one.alignment
+            and (other.importance, other.alignment) != (one.importance, one.alignment)
+            for other in scores
+        )
+    ]
+
+
+def unlearn(
+    network: nn.Module,
+    score: LayerScore,
+    forgotten: Callable[[], bool],
+    rounds: int = ROUNDS,
+    name: str = "unlearned",
+    part: str = "denoiser",
+) -> tuple[Adapter, float]:
+    """(an adapter of one layer, its strength): the smallest step along the gradient at which the concept counts as forgotten.
+
+    forgotten: asked with the step in the network's weights, which are back to the last bit afterwards. rounds: how often it is
+    asked. AdapterError where no strength that was tried is enough.
+    """
+    weight = network.get_submodule(score.layer).weight
+    assert isinstance(weight, Tensor)
+    original = weight.detach().clone()
+    strength = float(original.norm() / (10 * score.gradient.norm()))
+    low, high = 0.0, None
+    try:
+        for _ in range(rounds):
+            with torch.no_grad():
+                weight.copy_(original - strength * score.gradient)
+            if forgotten():
+                high = strength
+            else:
+                low = strength
+            strength = 2 * low if high is None else (low + high) / 2
+    finally:
+        with torch.no_grad():
+            weight.copy_(original)
+    if high is None:
+        raise AdapterError(
+            f"No step in {score.layer} up to {low:.3g} times the gradient forgets it; try another layer of the front, or more "
+            "rounds."
+        )
+    return Adapter(name, {f"{part}.{score.layer}": Delta({"weight": -high * score.gradient})}), high
+
+
+def best_layer(front: Sequence[LayerScore], results: Mapping[str, float]) -> LayerScore:
+    """Of a front, the layer whose retained quality (by name, more is better) came out best."""
+    tried = [score for score in front if score.layer in results]
+    if not tried:
+        raise AdapterError("None of the layers on the front has a result; run `unlearn` on some of them first.")
+    return max(tried, key=lambda score: results[score.layer])
