@@ -639,7 +639,9 @@ class Generator(WithAdapters, WithCanvas):
             restoration.build(self, self.denoiser)  # options are checked here
         rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
         adapters = self._in_force(adapters)
-        composition = make_composition(self, *compose, adapters, levels, height, width)
+        composition = make_composition(self, *compose, adapters, levels, *seen)
+        if canvas is not None and composition.masks:
+            raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
         regions = None
         if layout is not None:
             from gen.layout import make_layout
