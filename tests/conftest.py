@@ -1,4 +1,4 @@
-"""Several worker processes (pytest-xdist) share the machine, so each computes on one thread, and so do the programs it starts."""
+"""Worker processes (pytest-xdist) share the machine: each computes on one thread, and so do the programs that it starts."""
 
 import os
 
