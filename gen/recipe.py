@@ -140,7 +140,7 @@ class CanvasRecord(_Part):
     kind: Literal["panorama", "outpaint", "upscale"]
     window: tuple[Side, Side]
     stride: tuple[Side, Side]
-    weights: Name = "cosine"
+    weights: Name = "linear"
     circular: tuple[bool, bool] = (False, False)
     batch: int = Field(8, ge=1, le=1024)
     prompts: tuple[Text, ...] = Field((), max_length=100)

@@ -32,7 +32,7 @@ class WithCanvas:
         *,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         circular: bool | str = False,
         window_batch: int = 8,
         sync: float = 0.0,
@@ -75,7 +75,7 @@ class WithCanvas:
         recurrence: int = 1,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         window_batch: int = 8,
         **call: Any,
     ) -> Output:
@@ -105,7 +105,7 @@ class WithCanvas:
         strength: float = 0.4,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         window_batch: int = 8,
         **call: Any,
     ) -> Output:

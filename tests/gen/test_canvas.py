@@ -53,7 +53,7 @@ def by_hand(tiny, windows, solver, condition, seeds, **options):
 
 
 def test_a_panorama_is_the_samplers_own(tiny):
-    windows = Windows.regular((9, 19), (8, 8), (4, 4), "cosine", (False, True))
+    windows = Windows.regular((9, 19), (8, 8), (4, 4), "linear", (False, True))
     expected = by_hand(tiny, windows, get_solver("dpmpp_2m"), text(tiny, "a cat", "a cat"), [7, 8], batch=6)
     made = tiny.panorama(
         "a cat", width=76, height=36, circular=True, window_batch=6, num_images_per_prompt=2, output_type="latent", **QUICK
@@ -118,7 +118,7 @@ def test_upscaling_is_image_to_image_in_windows(tiny, photo):
     picture = torch.from_numpy(pixels(photo).copy()).permute(2, 0, 1)[None] / 255
     large = F.interpolate(picture, (56, 44), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     latents, eps = tiny.autoencoder.encode(large * 2 - 1).detach(), normal([7], (4, 14, 11), "latents")
-    field = Tiled(ClassifierFree(tiny.denoiser, 3.0), Windows.regular((14, 11), (8, 8), (4, 4)))
+    field = Tiled(ClassifierFree(tiny.denoiser, 3.0), Windows.regular((14, 11), (8, 8), (4, 4), "linear"))
     levels = get_grid("uniform", RectifiedFlow(), 4)
     with torch.no_grad():
         expected = image_to_image(field, get_solver("dpmpp_2m"), latents, eps, levels, 0.5, text(tiny, "a cat"))
