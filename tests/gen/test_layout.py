@@ -77,9 +77,8 @@ def test_recipes_replay_bit_for_bit(tiny, changes):
     masked = {"prompt": "a dog", "mask": noisy, "negative_prompt": "blurry"}
     spec = {**TWO, **changes, "regions": [*TWO["regions"], masked]}
     made = tiny.layout(spec, num_images_per_prompt=2, output_type="pt", **CALL)
-    for image, recipe in zip(made.images, made.recipes, strict=True):
-        read = type(recipe).from_json(recipe.to_json())
-        assert torch.equal(tiny.replay(read, "pt", progress=False).images[0], image)
+    recipe = type(made.recipes[1]).from_json(made.recipes[1].to_json())
+    assert torch.equal(tiny.replay(recipe, "pt", progress=False).images[0], made.images[1])
     assert not torch.equal(made.images[0], made.images[1])
     if changes:
         plain = tiny.layout({**spec, **dict.fromkeys(("bootstrap", "at_once", "window")), "soft": 0}, output_type="pt", **CALL)
@@ -293,7 +292,7 @@ def test_the_command_makes_layouts_that_replay(tiny_model, painting, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(YAML)
     painting.save("p.png")
-    common = ["--model", str(tiny_model), "--seed", "3", "--steps", "2", "-q"]
+    common = ["--model", str(tiny_model), "--seed", "3", "--steps", "1", "-q"]
     assert main(["layout", "a.yaml", "-n", "2", *common]) == 0
     assert (
         main(["layout", "p.png", "--colour", "red=a cat", "--colour", "blue=a dog", "--background", "the moon", *common]) == 0
