@@ -153,6 +153,7 @@ def peft_settings(network: nn.Module) -> dict[str, Any]:
     """adapter_config.json of what `inject` put into a network."""
     config: Any = network.peft_config[NAME]  # type: ignore[index]
     plain = {name: value for name, value in asdict(config).items() if not callable(value)}
+    plain.pop("runtime_config", None)  # peft's, of this process
     plain |= {"peft_type": config.peft_type.value, "inference_mode": True}
     if plain.get("target_modules"):
         plain["target_modules"] = sorted(plain["target_modules"])
@@ -164,11 +165,15 @@ def to_adapter(
 ) -> Adapter:
     """What `inject` put into a network, with these values of its parameters, as an `Adapter` on one part of a model. OFT, which
     no format of ours has, becomes the difference of weights that it makes."""
+    metadata: dict[str, str] = {}
     if config.type == "oft":
         layers = oft_differences(network, values)
     else:
-        layers = dict(from_tensors(peft_state(values), {BESIDE: json.dumps(peft_settings(network))}, name).layers)
-    return Adapter(name, {f"{part}.{layer.partition('.')[2]}": delta for layer, delta in layers.items()})
+        metadata = {BESIDE: json.dumps(peft_settings(network))}
+        layers = dict(from_tensors(peft_state(values), metadata, name).layers)
+    # peft's file of settings says more than the factors do, such as how LoKr cuts a weight; it is the denoiser's
+    kept = metadata if part == "denoiser" else {}
+    return Adapter(name, {f"{part}.{layer.partition('.')[2]}": delta for layer, delta in layers.items()}, kept)
 
 
 @torch.no_grad()

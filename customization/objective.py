@@ -172,9 +172,11 @@ class CustomizationObjective(Objective):
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:
         """Trained values, by the names of `attach`, as an adapter."""
         layers: dict[str, Any] = {}
+        metadata: dict[str, str] = {}
         for part, settings in self.adapted().items():
-            layers |= to_adapter(self.parts[part], _of(part, values), settings, self.config.name, part).layers
-        return Adapter(self.config.name, layers, words=collect(self.words, values))
+            made = to_adapter(self.parts[part], _of(part, values), settings, self.config.name, part)
+            layers, metadata = layers | dict(made.layers), metadata | dict(made.metadata)
+        return Adapter(self.config.name, layers, metadata, words=collect(self.words, values))
 
     # ---- a step ----
 
@@ -291,7 +293,6 @@ class CustomizationObjective(Objective):
         network = models["adapter"]
         assert isinstance(network, Trained)
         values = {name: value.detach() for name, value in network.named.items()}
-        folder.mkdir(parents=True, exist_ok=True)
         adapter = self.to_adapter(values)
         if adapter.layers or adapter.words:
             self.write(adapter, folder)
@@ -301,13 +302,14 @@ class CustomizationObjective(Objective):
         oft = [part for part, settings in self.adapted().items() if settings.type == "oft"]
         for part in oft:
             beside = folder / f"peft-{part}"
-            beside.mkdir(exist_ok=True)
+            beside.mkdir(parents=True, exist_ok=True)
             write_json(beside / BESIDE, peft_settings(self.parts[part]))
             write_weights(beside / IN_FOLDER[0], peft_state(_of(part, values)))
         write_bytes(folder / "README.md", self.card().encode())
 
     def write(self, adapter: Adapter, folder: Path) -> Path:
         """The adapter's file, with what its metadata say of the run."""
+        folder.mkdir(parents=True, exist_ok=True)
         described, format = describe_training(self.config, self.generator, self.run), self.config.format
         adapter = replace(adapter, metadata={**adapter.metadata, **described})
         if format == "ai-toolkit":

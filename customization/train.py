@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+    given = parser().parse_intermixed_args(arguments)
     from distill.trainer import TrainingError
 
     try:

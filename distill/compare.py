@@ -107,6 +107,7 @@ def compare(
 
     if plan.reference is not None:
         how, generator = plan.of_reference(settings), open_model(plan.reference)
+        read_texts(generator, labels)
         made = kept_pictures(generator, labels, seeds, how, references)
         rows.append(score(plan.reference, how, made, noise_shape(generator)))
         taught = made.images, features(made.images), noise_shape(generator)
@@ -115,11 +116,18 @@ def compare(
         if opened is None or opened[0] != model:
             opened = None  # before the next is read: one model at a time in memory
             opened = model, open_model(model)
+            read_texts(opened[1], labels)
         how = replace(how, steps=how.steps or opened[1].config.defaults.num_inference_steps)
         made = generate(opened[1], labels, seeds, how)
         rows.append(score(model, how, replace(made, images=in_8_bits(made.images)), noise_shape(opened[1])))
     [(_, scores), *_] = real.values()
     return rows, {"pictures_per_row": len(labels), "features": features.name, "real_training_pictures": scores}, labels
+
+
+def read_texts(generator: Generator, labels: Sequence[str]) -> None:
+    """Read all prompts, which a generator remembers: else the first of a model's rows alone would take the time for it."""
+    if generator.text_encoder is not None:
+        generator.encode_prompt(list(dict.fromkeys(labels)))
 
 
 def noise_shape(generator: Generator) -> tuple[int, ...]:

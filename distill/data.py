@@ -37,7 +37,7 @@ class Source(Protocol):
 # type name -> (module, config class, source class); imported when used
 SOURCES: dict[str, tuple[str, str, str]] = {
     "emoji": ("distill.emoji.data", "EmojiConfig", "EmojiData"),
-    "emoji_latents": ("distill.cache", "LatentCacheConfig", "LatentCache"),
+    "emoji_latents": ("distill.sources.emoji_latents", "EmojiLatentsConfig", "EmojiLatents"),
     "images": ("distill.sources.images", "ImagesConfig", "ImageFolder"),
     "webdataset": ("distill.sources.webdataset", "WebDatasetConfig", "WebDataset"),
     "huggingface": ("distill.sources.huggingface", "HuggingFaceConfig", "HuggingFace"),

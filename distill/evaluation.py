@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from distill.config import EvaluationConfig, TrainConfig
 from distill.objective import Batch, Objective
@@ -47,6 +48,8 @@ class Evaluation:
         for number, done in enumerate(range(0, count, size)):  # no batch reaches over two of the source's own
             first = start + number * group
             batch = self.source.batch(range(first, first + min(size, count - done))).to(self.device)
+            if batch.images is None and batch.latents is None:
+                raise TrainingError("The data hold no pictures to evaluate against; leave the section evaluation out.")
             self.batches.append((batch, range(self.config.seed + done, self.config.seed + done + len(batch))))
         for steps in self.config.steps:
             self.objective.check_steps(steps)
@@ -62,7 +65,7 @@ class Evaluation:
             return
         kept = References(self.config.references)
         shared = (1, teacher, self.config.reference_steps, self.run.precision, self.device.type)
-        for batch, seeds in self.batches:
+        for batch, seeds in tqdm(self.batches, desc="the teacher's pictures", unit="batch", leave=False):
             shape = tuple(self.objective.clean(batch).shape[1:])
             keys = [digest(*shared, *_subject(batch, row), shape, seed) for row, seed in enumerate(seeds)]
             found = [kept.read(key) for key in keys]

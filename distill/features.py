@@ -42,7 +42,16 @@ def _evaluator(folder: str | None) -> Features:
     return Features("evaluator" if folder is None else f"evaluator:{folder}", network.features, network)
 
 
-FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator}
+def _inception(path: str | None) -> Features:
+    from distill.inception import load_inception
+
+    if path is None:
+        raise ValueError("Weights of Inception are not shipped; give a safetensors file of yours: inception:FILE.")
+    network = load_inception(path)
+    return Features("inception", network, network, batch_size=32)
+
+
+FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator, "inception": _inception}
 
 
 def load_features(name: str) -> Features:

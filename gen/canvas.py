@@ -74,6 +74,10 @@ class Canvas:
             middles = [(left + windows.size[1] / 2) / windows.canvas[1] % 1 for _, left in windows.corners]
             chosen = [min(int(middle * len(conditions)), len(conditions) - 1) for middle in middles]
         canvas = Tiled(denoiser, windows, conditions, chosen, record.batch)
+        if record.recurrence > 1:
+            from samplers.guidance.recurrent import Recurrent
+
+            solver = Recurrent(solver, record.recurrence)
         if not record.sync:
             return canvas, solver
         from samplers.joint.sync import SyncDiffusion, style_distance
@@ -152,6 +156,7 @@ def make_record(
     prompts: Sequence[str] = (),
     sync: Any = 0.0,
     sync_distance: Any = "latent",
+    recurrence: Any = 1,
     extend: tuple[int, int, int, int] | None = None,
 ) -> tuple[CanvasRecord, Distance | None]:
     """(what a recipe holds, the caller's own distance), with defaults filled in; ValueError says what cannot be.
@@ -162,9 +167,11 @@ def make_record(
     window = _sides("window", (generator.config.sample_size,) * 2 if window is None else window)
     stride = tuple(max(n // 2 // unit, 1) * unit for n in window) if stride is None else _sides("stride", stride)
     name = "horizontal" if circular is True else "none" if circular is False else circular
-    if name not in CIRCULAR:
+    if not isinstance(name, str) or name not in CIRCULAR:
         raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
     own = sync_distance if callable(sync_distance) else None
+    if len(prompts) > 100:
+        raise ValueError(f"{len(prompts)} prompts were given; at most 100 are spread along a canvas.")
     if not isinstance(weights, str) or not (own or isinstance(sync_distance, str)):
         raise ValueError("Window weights are given by name, and sync_distance by name or as a function.")
     record = CanvasRecord(
@@ -177,6 +184,7 @@ def make_record(
         prompts=tuple(prompts),
         sync=request.real("sync", sync, 0, 1e6),
         sync_distance="" if own else sync_distance,
+        recurrence=request.whole("recurrence", recurrence, 1, 100),
         extend=extend,
     )
     return record, own
@@ -196,6 +204,8 @@ def starting_pictures(record: CanvasRecord, image: Any, shown: tuple[int, int], 
     What is missing repeats the edge.
     """
     picture = read_picture("image", image, "RGB")
+    if any(whole < part for whole, part in zip(made, shown, strict=True)):
+        raise ValueError(f"A canvas of {made[1]} x {made[0]} does not hold a picture of {shown[1]} x {shown[0]}.")
     if record.kind == "upscale":
         if tuple(picture.shape[2:]) != shown:
             picture = F.interpolate(picture, shown, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,17 +91,23 @@ def measured_order(
     Measured without a prompt, on noise of seeds 0 and 1 at the level of the run whose log-SNR is nearest to 0, so that it is
     the same for every picture of this size.
     """
-    from gen.run import _conditions
     from samplers.composition import frequency_order
-    from samplers.denoiser import Context
+    from samplers.denoiser import Condition, Context
     from samplers.noise import normal
 
     seeds = list(range(PROBES))
     shape = (generator.channels, height // generator.factor, width // generator.factor)
     noise = normal(seeds, shape, "latents", device=generator.device)
     level = min(levels, key=lambda level: abs(level.logsnr))
-    settings: Any = SimpleNamespace(adapters=adapters, height=height, width=width)
-    condition, _ = _conditions(generator, [request.Item("", "", -1, seed) for seed in seeds], settings)
+    condition = Condition()
+    if generator.text_encoder is not None:
+        generator.read_null(adapters)
+        condition = generator.encode_prompt([""] * PROBES, adapters)
+    if generator.classes:
+        condition = replace(condition, label=torch.full((PROBES,), -1, device=generator.device))
+    if getattr(generator.network.config, "size_conditions", False):
+        size = torch.tensor([[height, width]] * PROBES, dtype=torch.float32, device=generator.device)
+        condition = replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
     names = [name for name, weight in adapters.items() if weight != 0]
     found = frequency_order(generator.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
     return tuple(names.index(name) for name in found)

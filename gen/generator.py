@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # pictures per network call unless the caller says otherwise
 OUTPUTS = ("pil", "np", "pt", "latent")
+RESTORE_SCALE = 2.0  # of guidance, at most: more pulls a picture from its measurement, and seams and stains show
 PROMPT_MEMORY = 256 << 20  # bytes of text features that a generator keeps
 
 
@@ -433,7 +434,8 @@ class Generator(WithAdapters, WithCanvas):
         colorize, deblur (a Gaussian blur of `radius` pixels, 2). image and mask as in a call. Options of all tasks: noise, the
         standard deviation of the picture's noise in [0, 1] (0.02); kind, how the posterior is approximated (exact, pigdm,
         projection; by default pigdm for a model of pixels, projection for one of latents), weight, spread and iterations of
-        `samplers.guidance.Posterior`; simulate: the image is whole, and is damaged first. Other arguments are those of a call.
+        `samplers.guidance.Posterior`; simulate: the image is whole, and is damaged first. Other arguments are those of a call;
+        guidance_scale is 2 at most where it is not given.
         """
         from gen.restore import COMMON, TASKS
 
@@ -441,6 +443,9 @@ class Generator(WithAdapters, WithCanvas):
         options = {name: call.pop(name) for name in list(call) if name in known}
         if call.get("strength") is not None:
             raise ValueError("A restoration takes no strength; leave it out, or give weight.")
+        guidable = self.text_encoder is not None or self.classes
+        if guidable and call.get("guidance_scale") is None and call.get("guidance") is None:
+            call["guidance_scale"] = min(RESTORE_SCALE, self.config.defaults.guidance_scale)
         return self(prompt, **call, _restore=(task, image, mask, options))
 
     def layout(self, layout: Any, **call: Any) -> Output:
@@ -639,7 +644,9 @@ class Generator(WithAdapters, WithCanvas):
             restoration.build(self, self.denoiser)  # options are checked here
         rules.build(self.denoiser, solver, scale, None, interval, guided=scale != rules.off)  # options are checked here
         adapters = self._in_force(adapters)
-        composition = make_composition(self, *compose, adapters, levels, height, width)
+        composition = make_composition(self, *compose, adapters, levels, *seen)
+        if canvas is not None and composition.masks:
+            raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
         regions = None
         if layout is not None:
             from gen.layout import make_layout
@@ -651,7 +658,7 @@ class Generator(WithAdapters, WithCanvas):
             if tweaks:
                 raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
             regions = make_layout(layout, height, width, self, rules)
-            adapters = {**regions.adapters(), **adapters}
+            adapters = self._in_force({**regions.adapters(), **adapters})
         readings = None
         if views is not None:
             from gen.views import make_views

@@ -135,17 +135,18 @@ class TweakRecord(_Part):
 class CanvasRecord(_Part):
     """A canvas of windows, in pixels, height before width. circular: vertically, horizontally. batch: rows per network call, at
     most. prompts: several, spread along the width. sync: the strength of SyncDiffusion, sync_distance "" for the maker's own
-    function. extend: left, top, right, bottom of the picture that was painted around."""
+    function. recurrence: passes of every step. extend: left, top, right, bottom of the picture that was painted around."""
 
     kind: Literal["panorama", "outpaint", "upscale"]
     window: tuple[Side, Side]
     stride: tuple[Side, Side]
-    weights: Name = "cosine"
+    weights: Name = "linear"
     circular: tuple[bool, bool] = (False, False)
     batch: int = Field(8, ge=1, le=1024)
-    prompts: tuple[Text, ...] = Field((), max_length=1000)
+    prompts: tuple[Text, ...] = Field((), max_length=100)
     sync: float = Field(0.0, ge=0, le=1e6)
     sync_distance: Name = "latent"
+    recurrence: int = Field(1, ge=1, le=100)
     extend: tuple[Extent, Extent, Extent, Extent] | None = None
 
     @model_validator(mode="after")

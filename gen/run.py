@@ -40,7 +40,7 @@ CALLBACK_TENSORS = ("latents", "denoised")
 class Settings:
     """What all pictures of a call share. levels: those that are run, of the schedule's `steps` + 1. brownian: noise comes from
     one Brownian path per picture. stop_at: end after this many steps, as an interrupted run did. shown: height and width that
-    pictures made at height and width are cut to."""
+    pictures made at height and width are cut to, about the middle; on a canvas from the top left."""
 
     height: int
     width: int

@@ -32,7 +32,7 @@ class WithCanvas:
         *,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         circular: bool | str = False,
         window_batch: int = 8,
         sync: float = 0.0,
@@ -72,13 +72,17 @@ class WithCanvas:
         right: int = 0,
         top: int = 0,
         bottom: int = 0,
+        recurrence: int = 1,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         window_batch: int = 8,
         **call: Any,
     ) -> Output:
-        """A picture with so many pixels more on each side, itself kept to the pixel. image: file, PIL, array or tensor."""
+        """A picture with so many pixels more on each side, itself kept to the pixel. image: file, PIL, array or tensor.
+
+        recurrence: every step so many times, with noise added back in between, so that what is painted fits what is there.
+        """
         from gen.canvas import make_record
         from gen.edit import read_picture
 
@@ -88,7 +92,8 @@ class WithCanvas:
         if not any(extend):
             raise ValueError("Nothing is to be painted around the picture; give left, right, top or bottom in pixels.")
         shown = picture.shape[2] + top + bottom, picture.shape[3] + left + right
-        record, _ = make_record(self, "outpaint", window, stride, weights, False, window_batch, extend=extend)  # type: ignore[arg-type]
+        more: Any = {"recurrence": recurrence, "extend": extend}
+        record, _ = make_record(self, "outpaint", window, stride, weights, False, window_batch, **more)
         return self._around(picture, prompt, record, shown, call)
 
     def upscale(
@@ -100,7 +105,7 @@ class WithCanvas:
         strength: float = 0.4,
         window: Sides | None = None,
         stride: Sides | None = None,
-        weights: str = "cosine",
+        weights: str = "linear",
         window_batch: int = 8,
         **call: Any,
     ) -> Output:

@@ -28,7 +28,7 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @dataclass(frozen=True)
 class Extracted:
     """unchanged: layers that are equal in both. left: what changed and is not in the adapter, with the norm of its change
-    relative to the weight's: biases, norms, embeddings."""
+    relative to that of the larger weight: biases, norms, embeddings."""
 
     adapter: Adapter
     reports: list[LayerReport]
@@ -70,7 +70,7 @@ def extract(
             if others:
                 bias = change
             else:
-                left[f"{layer}.bias"] = _relative(change, biases[1])
+                left[f"{layer}.bias"] = _relative(change, *biases)
         change = _changed(*weights)
         if change is None and bias is None:
             unchanged += 1
@@ -86,7 +86,7 @@ def extract(
             layers[layer] = full(change, change.shape, kept_as, bias)
             reports.append(LayerReport(layer, None, (None,), float(change.norm())))
         else:
-            left[f"{layer}.weight"] = _relative(change, weights[1])
+            left[f"{layer}.weight"] = _relative(change, *weights)
     if not layers:
         also = f"; what changed is {', '.join(list(left)[:3])}, which others=True keeps" if left else ""
         raise AdapterError(f"No linear layer or convolution of {tuned} differs from {base}{also}.")
@@ -98,17 +98,14 @@ def _changed(new: Tensor | None, old: Tensor | None) -> Tensor | None:
     if new is None and old is None:
         return None
     if new is None or old is None or new.shape != old.shape:
-        raise AdapterError(
-            "A layer has a bias in one of the checkpoints and none, or another, in the other; they differ in kind."
-        )
+        raise AdapterError("A layer has a bias in one of the models and none, or another, in the other; give two of one kind.")
     wide = torch.float64 if torch.float64 in (new.dtype, old.dtype) else torch.float32
     change = new.to(wide) - old.to(wide)
     return change if bool(change.any()) else None
 
 
-def _relative(change: Tensor, of: Tensor | None) -> float:
-    whole = 0.0 if of is None else float(of.double().norm())
-    return float(change.double().norm()) / whole if whole else float("inf")
+def _relative(change: Tensor, *ends: Tensor | None) -> float:
+    return float(change.double().norm()) / max(float(end.double().norm()) for end in ends if end is not None)
 
 
 def _metadata(tuned: Weights, base: Weights, keep: Keep) -> dict[str, str]:

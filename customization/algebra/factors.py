@@ -44,7 +44,7 @@ def shape_of(delta: Delta) -> tuple[int, ...]:
 
 
 def flat(shape: Sequence[int]) -> tuple[int, int]:
-    """(out, in * k ...)."""
+    """(out, in * k ...); (out, 1) of a norm's weight."""
     return shape[0], math.prod(shape[1:])
 
 
@@ -85,7 +85,7 @@ def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def dense_of(delta: Delta, layer: str = "The layer") -> Tensor:
     """D (out, in * k ...) in float64, the scale in it."""
     refuse_dora(layer, delta)
-    return delta.delta(torch.empty(delta.dims, dtype=WIDE)).flatten(1)
+    return delta.delta(torch.empty(delta.dims, dtype=WIDE)).reshape(flat(delta.dims))
 
 
 def dtype_of(deltas: Sequence[Delta]) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from customization.algebra.sum import Track
 from gen.adapters import AdapterError
-from gen.checkpoints import CheckpointError, TensorFile, listed, read_metadata, write_weights
+from gen.checkpoints import CheckpointError, TensorFile, listed, read_json, read_metadata, write_weights
 
 
 def lerp(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -47,6 +47,7 @@ def interpolate_weights(
         raise CheckpointError(second, f"holds other weight files than {first}; give two models of one kind.")
     if not files:
         raise CheckpointError(first, "holds no safetensors files; give a model's folder.")
+    _same_configs(first, second)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         shutil.copytree(first, beside, ignore=lambda _, names: [name for name in names if name.endswith(".safetensors")])
@@ -56,6 +57,22 @@ def interpolate_weights(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def _same_configs(first: Path, second: Path) -> None:
+    """CheckpointError where two folders' networks have other configs, or their models another path or prediction."""
+    for config in sorted(first.rglob("config.json")):
+        name = config.relative_to(first)
+        if not (second / name).exists():
+            raise CheckpointError(second, f"has no {name}; give two models of one kind.")
+        one, two = read_json(config, infinite=True), read_json(second / name, infinite=True)
+        whole = config.parent != first or not {"path", "prediction"} & one.keys()
+        for key in sorted(one.keys() | two.keys()) if whole else ("path", "prediction", "clock"):
+            if not key.startswith("_") and one.get(key) != two.get(key):
+                raise CheckpointError(
+                    second / name, f"has {key} {two.get(key)!r:.60} where {first} has {one.get(key)!r:.60}; only models of one "
+                    "kind can be averaged."
+                )  # fmt: skip
 
 
 def weight_files(folder: Path) -> list[str]:

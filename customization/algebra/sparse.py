@@ -123,6 +123,6 @@ def _layer(
         assert bias is not None
         return Delta({"bias": bias.to(dtype)}), LayerReport(entry.layer, None, ranks, float(bias.norm()))
     total = combined(changes, how, entry.layer)
-    if keep is None:
+    if keep is None or len(entry.shape) < 2:
         return full(total, entry.shape, dtype, bias), LayerReport(entry.layer, None, ranks, float(total.norm()))
     return approximated(entry.layer, total, entry.shape, keep, dtype, bias, ranks)

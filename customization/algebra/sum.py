@@ -190,7 +190,7 @@ def _layer(
     if any(is_dense(delta) for _, delta in parts):
         total = sum(w * dense_of(delta, entry.layer) for w, delta in parts)
         assert isinstance(total, Tensor)
-        if keep is None:
+        if keep is None or len(entry.shape) < 2:
             return full(total, entry.shape, dtype, bias), LayerReport(entry.layer, None, ranks, float(total.norm()))
         return approximated(entry.layer, total, entry.shape, keep, dtype, bias, ranks)
     base, up, down = stacked(parts)

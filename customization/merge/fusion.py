@@ -47,7 +47,7 @@ def fuse_by_inputs(
 
     moments: per adapter, layer -> G (in * k, in * k) of the inputs that its layers see (`record_inputs`, running the model
     with that adapter on its own prompts). ridge: pulls towards the base model; a share of G's mean eigenvalue. The report's
-    errors are the root of the minimum, relative to sum_i |D_i X_i|^2. Biases are averaged.
+    errors are the root of the minimum, relative to sum_i |D_i X_i|^2. Biases and norms are averaged.
     AdapterError for a layer without its moments, and for moments that do not fit it.
     """
     if len(moments) != len(adapters):
@@ -65,12 +65,14 @@ def fuse_by_inputs(
 def _moment(entry: Aligned, i: int, table: Mapping[str, Tensor], adapters: Sequence[Adapter]) -> Tensor | None:
     plain = entry.layer.replace(".", "_")  # kohya's adapters have underscores
     moment = next((moment for layer, moment in table.items() if layer.replace(".", "_") == plain), None)
+    if len(entry.shape) < 2:
+        return None
     if moment is None:
         if entry.deltas[i] is None or entry.deltas[i].kind == "bias":  # type: ignore[union-attr]
             return None
         raise AdapterError(f"The inputs of {entry.layer} were not recorded for {names_of(adapters)[i]}; record it too.")
-    side = flat(entry.shape)[1] if len(entry.shape) > 1 else 0
-    if side and moment.shape != (side, side):
+    side = flat(entry.shape)[1]
+    if moment.shape != (side, side):
         raise AdapterError(f"The moments of {entry.layer} are {tuple(moment.shape)}, and its inputs have {side} values.")
     return moment.to(WIDE)
 
@@ -87,6 +89,10 @@ def _layer(
         for delta, moment in zip(entry.deltas, moments, strict=True)
         if delta is not None and moment is not None and delta.kind != "bias"
     ]
+    if not parts and any(is_dense(delta) for delta in entry.present):  # of a norm
+        change = sum(dense_of(delta) for delta in entry.present if is_dense(delta)) / len(entry.present)
+        made = full(change, entry.shape, dtype, bias)  # type: ignore[arg-type]
+        return made, LayerReport(entry.layer, None, ranks, float(change.norm()))  # type: ignore[union-attr]
     if not parts:
         assert bias is not None
         return Delta({"bias": bias.to(dtype)}), LayerReport(entry.layer, None, ranks, float(bias.norm()))

@@ -71,7 +71,35 @@ class LatentsConfig(Config):
     device: str = "cpu"  # where what is missing is encoded
 
 
-class Latents:
+class CachedPictures:
+    """A source of pictures seen through a cache of latents; subclasses say where a picture's latents are."""
+
+    def __init__(self, source: Pictures):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def latents(self, index: int) -> tuple[int, Tensor]:
+        """(the picture it is, (V, C, h, w) bfloat16, one for each variant)."""
+        raise NotImplementedError
+
+    def fill(self) -> int:
+        """Make what is missing; returns how many pictures that were."""
+        raise NotImplementedError
+
+    def batch(self, counters: Sequence[int] | Tensor) -> Batch:
+        """As the picture source's, with latents (B, C, h, w) in place of images."""
+        numbers = [int(counter) for counter in counters]
+        made = [(self.latents(index), k) for index, k in self.source.choose(numbers)]
+        latents = stack([tensor[k].float() for (_, tensor), k in made])
+        return self.source.describe([(actual, k) for (actual, _), k in made], numbers, latents=latents)
+
+    def check(self) -> Report | None:
+        return self.source.check() if hasattr(self.source, "check") else None
+
+
+class Latents(CachedPictures):
     """A data source: as the picture source, with latents (B, C, h, w) in place of images."""
 
     def __init__(self, config: LatentsConfig, seed: int):
@@ -85,14 +113,11 @@ class Latents:
             source = EmojiPictures(source)
         if not all(hasattr(source, name) for name in ("choose", "variant", "fingerprint", "describe")):
             raise ValueError(f"A latent cache needs a source of pictures; {config.source.get('type')!r} is not one.")
-        self.source: Pictures = source
+        super().__init__(source)
         self.weights = sha256(config.autoencoder / "model.safetensors")
         self._autoencoder: nn.Module | None = None
         self._full = False
         self._paths: dict[int, Path] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def grouped(self, batch_size: int) -> Latents:
         if hasattr(self.source, "grouped"):
@@ -117,7 +142,7 @@ class Latents:
         return made[0][0], self._autoencoder.encode(pictures).bfloat16().cpu()
 
     def latents(self, index: int) -> tuple[int, Tensor]:
-        """(the picture it is, (V, C, h, w) bfloat16): from its file, else made and written."""
+        """From its file, else made and written."""
         found = _read(self.path(index), self.config.variants)
         if found is not None:
             return index, found
@@ -134,21 +159,10 @@ class Latents:
         return actual, made
 
     def fill(self) -> int:
-        """Make what is missing; returns how many pictures that were."""
         missing = [index for index in range(len(self)) if _read(self.path(index), self.config.variants) is None]
         for index in tqdm(missing, desc="encoding", unit="picture"):
             self.latents(index)
         return len(missing)
-
-    def batch(self, counters: Sequence[int] | Tensor) -> Batch:
-        numbers = [int(counter) for counter in counters]
-        chosen = self.source.choose(numbers)
-        made = [(self.latents(index), k) for index, k in chosen]
-        latents = stack([tensor[k].float() for (_, tensor), k in made])
-        return self.source.describe([(actual, k) for (actual, _), k in made], numbers, latents=latents)
-
-    def check(self) -> Report | None:
-        return self.source.check() if hasattr(self.source, "check") else None
 
 
 def _read(path: Path, variants: int) -> Tensor | None:

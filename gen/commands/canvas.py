@@ -56,7 +56,7 @@ def panorama(
     sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures.")] = "latent",
     window: Window = None,
     stride: Stride = None,
-    weights: Weights = "cosine",
+    weights: Weights = "linear",
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,
@@ -88,9 +88,10 @@ def outpaint(
     right: Annotated[int, typer.Option(help="Likewise.")] = 0,
     top: Annotated[int, typer.Option(help="Likewise.")] = 0,
     bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
+    recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
     window: Window = None,
     stride: Stride = None,
-    weights: Weights = "cosine",
+    weights: Weights = "linear",
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,
@@ -110,7 +111,7 @@ def outpaint(
     quiet: Quiet = False,
 ) -> int:
     """Paint around a picture, which stays as it is to the pixel."""
-    own = {"left": left, "right": right, "top": top, "bottom": bottom}
+    own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
     return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, locals())
 
 
@@ -121,7 +122,7 @@ def upscale(
     strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
     window: Window = None,
     stride: Stride = None,
-    weights: Weights = "cosine",
+    weights: Weights = "linear",
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,

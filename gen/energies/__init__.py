@@ -16,8 +16,9 @@ from samplers.names import check_options, find
 
 @dataclass(frozen=True)
 class EnergyInfo:
-    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. method: the usual
-    one of `samplers.guidance.training_free`."""
+    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
+    default strength is times this, because the gradients of energies differ in size. method: the usual one of
+    `samplers.guidance.training_free`."""
 
     name: str
     module: str
@@ -26,6 +27,7 @@ class EnergyInfo:
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     external: bool = False
+    gain: float = 1.0
     aliases: tuple[str, ...] = ()
     method: str = "tfg"
 
@@ -33,7 +35,9 @@ class EnergyInfo:
 ENERGIES: dict[str, EnergyInfo] = {
     info.name: info
     for info in (
-        EnergyInfo("brightness", "gen.energies.simple", "Brightness", "the mean brightness is `target`", ("target", "spread")),
+        EnergyInfo(
+            "brightness", "gen.energies.simple", "Brightness", "the mean brightness is `target`", ("target", "spread"), gain=4.0
+        ),
         EnergyInfo(
             "colour",
             "gen.energies.simple",
@@ -49,6 +53,7 @@ ENERGIES: dict[str, EnergyInfo] = {
             "Composition",
             "what differs from the border has its centre at x, y (shares of the picture)",
             ("x", "y", "spread"),
+            gain=4.0,
         ),
         EnergyInfo(
             "clip",

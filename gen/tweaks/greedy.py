@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OWN = ("iterations", "rate", "interval", "limit")
 CANDIDATES = ("scales", "interpolations", "draws", "spread")
-ITERATIONS, RATE, SPREAD = 10, 0.02, 0.3  # where nothing is said
+ITERATIONS, RATE, SPREAD = 5, 0.05, 0.3  # where nothing is said
 
 
 @dataclass(frozen=True)

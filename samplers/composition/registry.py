@@ -46,7 +46,7 @@ def _composite(denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseL
 def _contrast(
     denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseLevel], strengths: Sequence[float] | float = 1.0
 ) -> Denoiser:
-    given = list(strengths) if isinstance(strengths, list | tuple) else [strengths] * len(names)
+    given: list[Any] = list(strengths) if isinstance(strengths, list | tuple) else [strengths] * len(names)
     if len(given) != len(names):
         raise ValueError(f"strengths has {len(given)} numbers for {len(names)} adapters; give one for each, or one for all.")
     return Contrast(denoiser, dict(zip(names, given, strict=True)))
@@ -70,7 +70,7 @@ def order_of(order: Sequence[int] | None, names: Sequence[str]) -> tuple[str, ..
     """The adapters in the order of positions in `names`; as they are where that is None."""
     if order is None:
         return tuple(names)
-    given = list(order) if isinstance(order, list | tuple) else [order]
+    given: list[Any] = list(order) if isinstance(order, list | tuple) else [order]
     if not all(type(i) is int for i in given) or sorted(given) != list(range(len(names))):
         raise ValueError(f"order is {order!r}; give the positions 0 to {len(names) - 1} of the adapters, each once.")
     return tuple(names[i] for i in given)

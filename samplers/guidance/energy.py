@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Guided, Interval
+from samplers.guidance.branches import Guided, Interval, clean
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
@@ -126,6 +126,28 @@ class _Recomputed(torch.autograd.Function):
             leaf = ctx.saved_tensors[0].detach().requires_grad_()
             # as a product, not as grad_outputs, for whose check of shapes torch would import a computer algebra system
             return torch.autograd.grad((ctx.run(leaf) * gradient[0]).sum(), leaf)[0], None
+
+
+BRANCHES = ("cond", "guided")
+
+
+def followed(prediction: Prediction, branch: str = "cond") -> Tensor:
+    """x0 of a traced prediction (B, ...), whose gradient is, for "cond", that of the conditional prediction it was made of.
+
+    Guidance extrapolates Jacobians too: s dD_cond/dx - (s - 1) dD_null/dx. Where the empty prompt's prediction follows x more
+    than the prompt's does, as colours at high noise, that is negative, and a gradient through it moves x the wrong way. The
+    conditional Jacobian is alpha / sigma^2 times a covariance: never negative, and the one that Bayes' rule asks for.
+    """
+    x0 = clean(prediction)
+    if branch == "guided" or not isinstance(prediction, Guided) or prediction.cond is None:
+        return x0
+    cond = clean(prediction.cond)
+    return x0.detach() + (cond - cond.detach())
+
+
+def check_branch(owner: str, branch: object) -> None:
+    if branch not in BRANCHES:
+        raise ValueError(f"{owner} got branch={branch!r}; choose one of {', '.join(BRANCHES)}.")
 
 
 def detached(prediction: Prediction, x: Tensor) -> Prediction:

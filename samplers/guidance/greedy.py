@@ -82,10 +82,11 @@ class Greedy:
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 value = log_density(self.heuristic, leaf, condition, what="heuristic")
+            best.offer(z, value.detach())
             (slope,) = gradients(value, (leaf,), self.heuristic, what="heuristic")
             z = z + ascent(slope)
             z = x0 + limited(z - x0, self.limit)
-            best.offer(z, self._score(z, condition))
+        best.offer(z, self._score(z, condition))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
-from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, limited, traced
+from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, followed, limited, traced
 from samplers.guidance.operators import Operator
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -35,7 +35,8 @@ class Posterior:
     Gauss-Newton step. `noise_std` is at least 1e-4 in effect, or exact data would ask for an exact inverse.
 
     weight: a factor on the move; 0 is the denoiser itself, and so is a log-SNR outside `interval`. At pure noise, where dD/dx
-    says nothing, pigdm and exact do nothing. checkpoint and limit as in `TrainingFree`. Acts on x0, outside guidance.
+    says nothing, pigdm and exact do nothing. checkpoint and limit as in `TrainingFree`. Acts on x0, outside guidance,
+    whose conditional branch is the D of dD/dx.
 
     Source: arXiv 2209.11888 section 3, "Pseudoinverse-guided diffusion models" (ICLR 2023; its r^2, for spread 1);
     arXiv 2310.06721 (the covariance by Tweedie's formula); arXiv 2405.13712 (conjugate gradients, matrix-free).
@@ -77,7 +78,7 @@ class Posterior:
         if through:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0 = clean(prediction)
+                x0 = followed(prediction)
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)

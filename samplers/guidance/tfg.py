@@ -17,10 +17,12 @@ from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, cle
 from samplers.guidance.energy import (
     Energy,
     acts_at,
+    check_branch,
     check_count,
     check_numbers,
     detached,
     draw_shifts,
+    followed,
     gradients,
     limited,
     smoothed,
@@ -65,7 +67,8 @@ class TrainingFree:
 
     Gradients run through the denoiser for rho only. checkpoint: without keeping its activations. limit: the largest root mean
     square of a guided image's move. Zero strength, or a log-SNR outside `interval`, is the denoiser itself. At pure noise, of
-    which D is no function, rho adds nothing. Acts on x0: put it around classifier-free guidance.
+    which D is no function, rho adds nothing. Acts on x0: put it around classifier-free guidance. branch: grad_x then takes the
+    conditional prediction's Jacobian for that of D ("cond"), or D's own ("guided"), which can point the other way.
 
     Source: arXiv 2409.15761, Algorithm 1 and section 4; the defaults are its code's.
     """
@@ -85,8 +88,10 @@ class TrainingFree:
     interval: Interval = EVERYWHERE
     limit: float | None = None
     checkpoint: bool = False
+    branch: str = "cond"
 
     def __post_init__(self) -> None:
+        check_branch("TFG", self.branch)
         check_numbers("TFG", rho=self.rho, mu=self.mu, gamma=self.gamma)
         check_count("TFG", 1, samples=self.samples, iterations=self.iterations)
         check_interval(self.interval)
@@ -139,7 +144,7 @@ class TrainingFree:
         if rho:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0, sources = clean(prediction), [prediction.x]
+                x0, sources = followed(prediction, self.branch), [prediction.x]
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)

@@ -60,7 +60,7 @@ def _classifier(denoiser, energy, levels, strength, noise, **options) -> Denoise
     return ClassifierGuided(denoiser, energy.noisy, strength, unconditional=False, **options)
 
 
-_COMMON = ("interval", "limit", "checkpoint", "recurrence")
+_COMMON = ("interval", "limit", "checkpoint", "branch", "recurrence")
 
 METHODS: dict[str, MethodInfo] = {
     info.name: info

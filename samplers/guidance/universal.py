@@ -12,9 +12,11 @@ from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, cle
 from samplers.guidance.energy import (
     Energy,
     acts_at,
+    check_branch,
     check_count,
     check_numbers,
     detached,
+    followed,
     gradients,
     limited,
     log_density,
@@ -34,8 +36,8 @@ class Universal:
     strengths, does not depend on the steps of the run. With more than one iteration it is not a special case of TFG.
 
     scale 0 runs no gradient through the denoiser; both 0, or a log-SNR outside `interval`, is the denoiser itself. At pure
-    noise, of which D is no function, scale adds nothing. checkpoint and limit as in `TrainingFree`. Around the solver,
-    `Recurrent` is the paper's self-recurrence.
+    noise, of which D is no function, scale adds nothing. checkpoint, limit and branch as in `TrainingFree`. Around the
+    solver, `Recurrent` is the paper's self-recurrence.
 
     Source: arXiv 2302.07121, Algorithm 1: its forward guidance and its backward guidance by gradient descent, on any path.
     """
@@ -48,8 +50,10 @@ class Universal:
     interval: Interval = EVERYWHERE
     limit: float | None = None
     checkpoint: bool = False
+    branch: str = "cond"
 
     def __post_init__(self) -> None:
+        check_branch("Universal guidance", self.branch)
         check_numbers("Universal guidance", scale=self.scale, backward=self.backward)
         check_count("Universal guidance", 0, iterations=self.iterations)
         check_interval(self.interval)
@@ -68,7 +72,7 @@ class Universal:
         if through:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0 = clean(prediction)
+                x0 = followed(prediction, self.branch)
                 value = log_density(self.energy, x0, condition)
             (slope,) = gradients(value, (prediction.x,), self.energy)
             move = self.scale * level.sigma**2 / level.alpha * slope

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.joint.on_path import on_path
-from samplers.joint.rows import raw_in
+from samplers.joint.rows import raw_in, told
 from samplers.joint.unite import with_adapters
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -53,7 +53,7 @@ class Collaborative:
 
     def maps(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
         """(B, N, H, W): how much each of the N models has to say, summing to one over them."""
-        logits = [m.influence(x, level, m.condition or condition) for m in self.members]
+        logits = [m.influence(x, level, told(m.condition, condition)) for m in self.members]
         for i, one in enumerate(logits):
             if one.shape != (len(x), 1, *x.shape[2:]):
                 raise ValueError(
@@ -67,7 +67,7 @@ class Collaborative:
         first, raw = None, None
         for i, member in enumerate(self.members):
             here = with_adapters(context.fork("collaborator", i), member.adapters)
-            said = on_path(member.denoiser, self.path)(x, level, member.condition or condition, here)
+            said = on_path(member.denoiser, self.path)(x, level, told(member.condition, condition), here)
             first = said if first is None else first
             part = maps[:, i : i + 1].to(said.raw.dtype) * raw_in(said, first.row)
             raw = part if raw is None else raw + part

@@ -15,7 +15,7 @@ from torch import Tensor
 from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
 from samplers.guidance.branches import Schedule, check_scale
 from samplers.joint.masks import Box, check_box, check_mask
-from samplers.joint.rows import expand_rows, first, raw_in, repeat, repeat_level, stack
+from samplers.joint.rows import expand_rows, first, raw_in, repeat, repeat_level, stack, told
 from samplers.noise import fold
 from samplers.path import NoiseLevel, Path, Scalar
 from samplers.prediction import Prediction
@@ -257,11 +257,12 @@ def _stack(regions: Sequence[Region], condition: Condition, batch: int) -> tuple
     def rows(one: Condition, window: Box | None) -> Condition:
         return expand_rows(one if window is None else one.slice(window), batch)
 
-    own = [rows(r.condition or condition, r.window) for r in regions]
+    own = [rows(told(r.condition, condition), r.window) for r in regions]
     negative = None
     if any(r.negative is not None for r in regions):
         refused = [
-            rows(r.negative, r.window) if r.negative is not None else c.null() for r, c in zip(regions, own, strict=True)
+            rows(told(r.negative, condition), r.window) if r.negative is not None else c.null()
+            for r, c in zip(regions, own, strict=True)
         ]
         negative = stack(refused)
     return stack(own), negative
@@ -271,7 +272,7 @@ def _one_null(regions: Sequence[Region], condition: Condition) -> bool:
     """Is what guidance leads away from the same for all of them?"""
     if any(r.negative is not regions[0].negative for r in regions):
         return False
-    one, *others = [r.condition or condition for r in regions]
+    one, *others = [told(r.condition, condition) for r in regions]
     names = one.extra.keys()
     return all(
         c.image is one.image and c.extra.keys() == names and all(c.extra[name] is one.extra[name] for name in names)

@@ -33,6 +33,14 @@ def first(v: Scalar, count: int) -> Scalar:
     return v[:count] if isinstance(v, Tensor) and v.ndim else v
 
 
+def told(own: Condition | None, run: Condition) -> Condition:
+    """A part's own condition with what else a run tells the network (`extra`, a solver's target time for instance); the run's
+    whole condition for a part without its own."""
+    if own is None:
+        return run
+    return replace(own, extra={**run.extra, **own.extra}) if run.extra else own
+
+
 def stack(conditions: Sequence[Condition]) -> Condition:
     """Conditions as rows; where only some have a mask, the others' tokens are all real."""
     if len({c.mask is None for c in conditions}) > 1:

@@ -60,10 +60,11 @@ class SyncDiffusion:
     """Any solver on a `Tiled` canvas: before the step, every window's x_i <- x_i - w grad d(D(x_i), D(x_anchor)).
 
     d is `distance` on clean images; through a decoder, with LPIPS, it is the published one. The gradient is by the
-    variance-preserving x, on every path. w = weight * falloff^(1 - t / t_noise) of the path's clock: 20 * 0.95^i at step i of
-    50 as published for LPIPS; or a function of the level. The anchor window, the middle one unless given, does not move.
-    Windows differ in their overlaps then; the step goes from the weighted mean of the moved windows with that of their
-    predictions, which is the mean of their own steps.
+    variance-preserving x, on every path. w = weight * falloff^(1 - t / t_noise) of the path's clock, or a function of the
+    level; weight 20 is 20 * 0.95^i at step i of 50, as published for LPIPS. The default is for `style_distance`, which a weight
+    of 1 would remove at once where D is the identity. The anchor window, the middle one unless given, does not move. Windows
+    differ in their overlaps then; the step goes from the weighted mean of the moved windows with that of their predictions,
+    which is the mean of their own steps.
 
     With n windows a step costs n - 1 evaluations more than without, and their gradients; a solver's further stages cost what
     they always do. weight 0, a level outside `interval` (logsnr), and pure noise, of which D is no function, are the plain
@@ -74,7 +75,7 @@ class SyncDiffusion:
 
     inner: Solver
     distance: Distance = style_distance
-    weight: float | Callable[[NoiseLevel], float] = 20.0
+    weight: float | Callable[[NoiseLevel], float] = 0.3
     falloff: float = PUBLISHED_FALLOFF
     interval: Interval = EVERYWHERE
     anchor: int | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.joint.rows import repeat_level, stack
+from samplers.joint.rows import repeat_level, stack, told
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -119,7 +119,7 @@ def conditions(views: Sequence[View], condition: Condition, rows: int) -> Condit
             return value[i * batch : (i + 1) * batch]
         return value.expand(batch, *value.shape[1:]) if len(value) == 1 else value
 
-    own = [(v.condition or condition).map(partial(share, i)) for i, v in enumerate(views)]
+    own = [told(v.condition, condition).map(partial(share, i)) for i, v in enumerate(views)]
     return stack(own)
 
 

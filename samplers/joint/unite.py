@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
 from samplers.guidance.branches import both_branches, one_branch
 from samplers.joint.on_path import on_path
-from samplers.joint.rows import expand_rows, raw_in
+from samplers.joint.rows import expand_rows, raw_in, told
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -70,7 +70,9 @@ class UniteAndConquer:
         said: list[tuple[float, Prediction]] = []
         for i, member in enumerate(self.members):
             denoiser = on_path(member.denoiser, self.path)
-            own = context.memo(f"member {i}", (member, condition), partial(expand_rows, member.condition or condition, len(x)))
+            own = context.memo(
+                f"member {i}", (member, condition), partial(expand_rows, told(member.condition, condition), len(x))
+            )
             here = with_adapters(context.fork("member", i), member.adapters)
             trusted = away * member.reliability
             if member.scale and trusted:

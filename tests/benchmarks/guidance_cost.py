@@ -1,9 +1,9 @@
 """`python -m tests.benchmarks.guidance_cost`: what a step costs when a gradient guides it.
 
 Of the default model (or another), one step each: plain, guided by TFG through denoiser and decoder, the same with
-`checkpoint`, and MPGD, whose gradient stops at x0. Time is the median of steps taken in turns. Memory is what a step holds at its
-most beyond the weights: on CUDA the allocator's peak, elsewhere the bytes of the tensors that autograd saves, counted once for
-each storage, weights left out.
+`checkpoint`, and MPGD, whose gradient stops at x0. Time is the median of steps taken in turns. Memory is what a step holds at
+its most beyond the weights: on CUDA the allocator's peak, elsewhere the bytes of the tensors that autograd saves, counted once
+for each storage, weights left out.
 
 Prints a table; writes guidance_cost.json.
 """

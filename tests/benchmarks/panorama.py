@@ -5,7 +5,7 @@ one process, in turns. diffusers takes windows one at a time unless told otherwi
 Where the stride divides the width the two must agree. Prints a table; `--smoke` runs the smallest size once.
 
 `--seams` draws panoramas with the default model instead and measures whether windows leave marks: the mean step in brightness
-across window borders over that across the other columns of latent pixels, 1 without seams.
+across window borders over that beside them, 1 without seams.
 """
 
 from __future__ import annotations
@@ -138,12 +138,14 @@ def against_diffusers(widths: Sequence[int], window: int, stride: int, steps: in
 
 
 def seam_statistic(images: Tensor, borders: Sequence[int], phase: int) -> float:
-    """Of pictures (B, 3, H, W): the mean |step| between a column and the one before, at `borders` over elsewhere.
+    """Of pictures (B, 3, H, W): the mean |step| between a column and the one before, at `borders` over beside them.
 
-    Elsewhere are all other columns at the same phase of the decoder's grid, so that its own steps count on both sides.
+    Beside are the columns two and three times `phase` (pixels of the decoder's grid) to either side: the decoder's own steps
+    count on both sides then, and so does what a picture shows there, objects standing in the middle of windows.
     """
     step = (images[..., 1:] - images[..., :-1]).abs().mean((0, 1, 2))
-    inner = [x for x in range(phase, images.shape[-1], phase) if x not in borders]
+    beside = [x + d * phase for x in borders for d in (-3, -2, 2, 3) if 0 < x + d * phase < images.shape[-1]]
+    inner = [x for x in beside if x not in borders]
     return (step[[x - 1 for x in borders]].mean() / step[[x - 1 for x in inner]].mean()).item()
 
 
@@ -155,7 +157,7 @@ def seams(pictures: int, steps: int, stride: int) -> list[dict]:
         call = {"weights": weights, "stride": stride, "num_inference_steps": steps, "progress": False, "output_type": "pt"}
         images = [generator.panorama(TEXTURED[n % len(TEXTURED)], seed=n, **call).images for n in range(pictures)]
         found = seam_statistic(torch.cat(images), borders, generator.factor)
-        rows.append({"weights": weights, "pictures": pictures, "border / elsewhere": f"{found:.3f}"})
+        rows.append({"weights": weights, "pictures": pictures, "border / beside": f"{found:.3f}"})
     return rows
 
 

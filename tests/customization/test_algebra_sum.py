@@ -7,7 +7,18 @@ import json
 import pytest
 import torch
 
-from customization.algebra import Keep, align, interpolate, resize, scale, similarity, spectra, weighted_sum
+from customization.algebra import (
+    Keep,
+    Sparse,
+    align,
+    interpolate,
+    resize,
+    scale,
+    similarity,
+    sparse_merge,
+    spectra,
+    weighted_sum,
+)
 from customization.algebra.factors import factors_of
 from customization.algebra.sum import block_weights
 from gen.adapters import Adapter, AdapterError, Delta
@@ -91,6 +102,19 @@ def test_a_merge_to_a_rank_is_the_best_of_that_rank():
     whole = change(one.layers["denoiser.x"]) + 0.5 * change(two.layers["denoiser.x"])
     torch.testing.assert_close(changes(made)["denoiser.x"], truncated(whole, 5), rtol=1e-10, atol=1e-10)
     assert report.rank == 5 and report.norm == pytest.approx(float(whole.norm()))
+
+
+def test_norms_are_added_whole_whatever_the_rank():
+    one = adapter("a", x=lora(1), n=Delta({"weight": normal(3, 7), "bias": normal(4, 7)}))
+    two = adapter("b", x=lora(5), n=Delta({"weight": normal(5, 7)}))
+    for made, _ in (
+        weighted_sum([one, two], [2.0, -1.0], keep=Keep(rank=2)),
+        sparse_merge([one, two], [2.0, -1.0], Sparse("dare", 1.0), keep=Keep(rank=2)),
+    ):
+        torch.testing.assert_close(made.layers["denoiser.n"].factors["weight"], 2 * normal(3, 7) - normal(5, 7), **EXACT)
+        torch.testing.assert_close(made.layers["denoiser.n"].factors["bias"], 2 * normal(4, 7), **EXACT)
+        assert made.layers["denoiser.x"].rank == 2
+    assert spectra(one)[1].norm == pytest.approx(float(normal(3, 7).norm()))
 
 
 def test_a_difference_that_cancels_is_zero():

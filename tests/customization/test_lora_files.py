@@ -223,11 +223,14 @@ def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):  # no
     for name, delta in added.items():
         weights[f"{name}.weight"] += 0.1 * change(delta).float()
     weights[f"{FC1}.bias"] += 0.5
+    norm = next(name for name in weights if "norm" in name and name.endswith(".weight"))
+    weights[norm] *= 1.5
     save_file(weights, tuned / "denoiser" / "model.safetensors")
     code, out, err = run("extract", tuned, tiny_model, "e.safetensors", "--rank", 6, "--others", "--json")
     assert code == 0, err
     report, made = json.loads(out), read_adapter("e.safetensors")
-    assert made.format == "diffusers" and set(made.layers) == {f"denoiser.{name}" for name in added} and report["error"] < 1e-5
+    changed = {f"denoiser.{name}" for name in (*added, norm.removesuffix(".weight"))}
+    assert made.format == "diffusers" and set(made.layers) == changed and report["error"] < 1e-5
     network = load_component(Path(tiny_model) / "denoiser")
     adapters = Adapters(network)
     adapters.load(made)
@@ -240,7 +243,8 @@ def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):  # no
         s = torch.linalg.svdvals(change(delta))
         assert layer["layer"] == f"denoiser.{name}" and layer["rank"] == 2
         assert layer["error"] == pytest.approx(float(s[2:].norm() / s.norm()), rel=1e-3)
-    assert list(report["left"]) == [f"denoiser.{FC1}.bias"] and "--others keeps them" in err
+    assert set(report["left"]) == {f"denoiser.{FC1}.bias", f"denoiser.{norm}"} and "--others keeps them" in err
+    assert report["left"][f"denoiser.{norm}"] == pytest.approx(1 / 3)
     # a file of the denoiser alone says the same, and a rule of rank finds the ranks
     file = tuned / "denoiser" / "model.safetensors"
     code, _, err = run("extract", file, tiny_model, "g.safetensors", "--sv-ratio", 1000, "--to", "kohya")
@@ -267,6 +271,10 @@ def test_interpolation_of_model_folders(run, tiny_model, tmp_path):  # noqa: F81
     assert all(torch.equal(v, same[k]) for k, v in load_file(Path(tiny_model) / "text_encoder/model.safetensors").items())
     assert skeleton(Path("between")).keys() == {"denoiser", "text_encoder"}
     assert run("interpolate", tiny_model, second, "between")[0] == 2
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**config, "prediction": "eps"}))
+    code, _, err = run("interpolate", tiny_model, second, "other")
+    assert code == 2 and "has prediction 'eps' where" in err and not Path("other").exists()
     (second / "text_encoder" / "model.safetensors").unlink()
     code, _, err = run("interpolate", tiny_model, second, "other")
     assert code == 2 and "holds other weight files" in err and not Path("other").exists()

@@ -122,6 +122,14 @@ def test_fusion_with_few_inputs_keeps_each_concept_exactly():
     assert report.error < 1e-6 and (new @ unseen.T).abs().max() < 1e-8
 
 
+def test_norms_and_biases_are_averaged():
+    norm = {"weight": normal(3, 7), "bias": normal(4, 7)}
+    parts = [adapter("one", k=lora(1), n=Delta(norm)), adapter("two", k=lora(5), n=Delta({"weight": normal(5, 7)}))]
+    made, _ = fuse_by_inputs(parts, [{K: moments(1)}, {K: moments(2)}])
+    torch.testing.assert_close(made.layers["denoiser.n"].factors["weight"], (normal(3, 7) + normal(5, 7)) / 2)
+    torch.testing.assert_close(made.layers["denoiser.n"].factors["bias"], normal(4, 7) / 2)
+
+
 def test_a_ridge_pulls_to_the_base():
     parts, tables = [adapter("one", k=lora(1)), adapter("two", k=lora(5))], [{K: moments(1)}, {K: moments(2)}]
     made, _ = fuse_by_inputs(parts, tables, ridge=0.1)

@@ -142,10 +142,16 @@ def run(network: nn.Module, teacher: Teacher, x: Tensor, steps: int, solver: str
     return sample(denoiser, get_solver(solver), x, levels, Condition()).float()
 
 
-def exact_end(x: Tensor) -> Tensor:
-    """The ends of the probability-flow ODE, by 200 steps of Heun in float64."""
+@torch.no_grad()
+def exact_end(x: Tensor, start: float | None = None, count: int = 200) -> Tensor:
+    """The ends of the probability-flow ODE from unit noise x, by Heun in float64; the trajectories begin at pure noise, or at
+    the time `start`, from sigma x."""
     teacher = ring_teacher(torch.float64)
-    return run(teacher.network, teacher, x.double(), 200, "heun")
+    if start is None:
+        return run(teacher.network, teacher, x.double(), count, "heun")
+    denoiser = teacher.model.denoiser(teacher.network)
+    levels = [denoiser.path(start * (1 - i / count)) for i in range(count + 1)]
+    return sample(denoiser, get_solver("heun"), x.double() * levels[0].sigma, levels, Condition()).float()
 
 
 def rmse(out: Tensor, exact: Tensor) -> Tensor:

@@ -181,6 +181,10 @@ def test_what_cannot_be_evaluated_is_said(places, tmp_path):
         with pytest.raises(ConfigError):
             given = {**COMMON, "objective": {}, "network": {}, "data": {}, "output": "x", "evaluation": {"every": 1, **wrong}}
             parse_config(given)
+    prompts = Pictures()
+    prompts.batch = lambda counters: Batch(index=torch.tensor(list(counters)), captions=["a cat"] * len(counters))
+    with pytest.raises(TrainingError, match="no pictures to evaluate against"):
+        trainer(places, tmp_path, source=prompts).train()
     with pytest.raises(ValueError, match="Unknown features"):
         trainer(places, tmp_path, features="inceptoin:x")
     fixed = {"schedule": "table", "schedule_options": {"values": [0.9, 0.5]}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 import yaml
 from PIL import Image
 
-from distill.cache import LatentCache, LatentCacheConfig
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.data import EmojiConfig
+from distill.sources.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.train import main
 from gen.components import load_component, save_component
 from gen.generator import Generator
@@ -42,18 +43,18 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def cache(workspace, variants=3, **emoji) -> LatentCache:
+def cache(workspace, variants=3, **emoji) -> EmojiLatents:
     settings = EmojiConfig(archives=(str(workspace / "tiny.zip"),), size=32, **emoji)
-    config = LatentCacheConfig(
+    config = EmojiLatentsConfig(
         emoji=settings, autoencoder=workspace / "autoencoder", variants=variants, folder=workspace / "latents"
     )
-    return LatentCache(config, seed=0)
+    return EmojiLatents(config, seed=0)
 
 
 def test_cached_latents_are_those_of_the_pictures(workspace):
     latents = cache(workspace)
     autoencoder = load_component(workspace / "autoencoder")
-    pictures = latents.source.batch(range(12))
+    pictures = latents.emoji.batch(range(12))
     cached = latents.batch(range(12))
     assert cached.captions == pictures.captions and torch.equal(cached.labels, pictures.labels)
     with torch.no_grad():
@@ -70,7 +71,19 @@ def test_a_cache_is_used_again_only_for_the_same_latents(workspace):
     assert cache(workspace, background=0.9).path != first.path
     first.path.unlink()  # the tensor of `first` is mapped from the old file
     first.path.write_bytes(b"damaged")
-    assert torch.equal(cache(workspace).latents, first.latents)
+    assert torch.equal(cache(workspace).all, first.all)
+
+
+def test_the_name_of_a_cached_file_stays_what_it_is(workspace):
+    """Folders of latents outlive versions: sha256 of what they depend on, as text, then of every n-th picture, as numbers."""
+    latents = cache(workspace)
+    files = [workspace / "autoencoder" / "model.safetensors", workspace / "tiny.zip"]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    variants = [latents.emoji.variant(index, k) for index in range(3) for k in range(3)]
+    assert repr(variants[0]) == "Variant(index=0, color=None, background=None)"
+    key = hashlib.sha256(repr((digests, 32, variants)).encode() + latents.emoji.render(variants).numpy().tobytes())
+    assert latents.path == workspace / "latents" / f"{key.hexdigest()[:16]}.safetensors"
+    assert latents.fill() in (0, 3) and cache(workspace).fill() == 0
 
 
 def config(workspace, **changes) -> dict:

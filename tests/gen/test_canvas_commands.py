@@ -36,7 +36,8 @@ def test_panorama(fewstep):
     recipe = read_recipe(out)
     assert recipe.canvas.model_dump(exclude={"batch"}) == {
         "kind": "panorama", "window": (32, 32), "stride": (8, 16), "weights": "linear", "circular": (False, True),
-        "prompts": ("a cat", "the moon"), "sync": 0.02, "sync_distance": "latent", "extend": None,
+        "prompts": ("a cat", "the moon"), "sync": 0.02, "sync_distance": "latent", "recurrence": 1,
+        "extend": None,
     }  # fmt: skip
     assert (recipe.sampler, recipe.sampler_options, recipe.negative_prompt) == ("euler_a", {"eta": 0.5}, "blurry")
     code, _, err = fewstep("replay", out, here=False)

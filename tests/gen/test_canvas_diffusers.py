@@ -36,7 +36,7 @@ def test_diffusers_leaves_the_rest_of_another_width_out(both):
     got = ours(generator, noise(44), WINDOW, STRIDE, STEPS, 4.0)
     assert not expected[..., 40:].any()
     assert got[..., 40:].std() > 0.1
-    # the window more reaches columns from 28 on; in each further step the windows that touch what differs carry it 12, then 8 on
+    # the window more reaches columns from 28 on; in each further step windows that touch what differs carry it 12, then 8 on
     torch.testing.assert_close(got[..., :8], expected[..., :8], rtol=0, atol=1e-4)
 
 

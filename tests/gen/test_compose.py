@@ -119,6 +119,22 @@ def test_regions(generator, tmp_path):
             generator.replay(recipe, progress=False, regions=given)
 
 
+def test_windows_of_a_canvas_are_composed_each(generator):
+    """One step of Euler's on overlapping windows is linear too. A mask of regions is for one picture."""
+
+    def panorama(weights, **call):
+        generator.set_adapters(weights)
+        call |= {"seed": 1, "num_inference_steps": 1, "output_type": "latent", "progress": False, "sampler": "euler"}
+        return generator.panorama("a red heart", width=48, **call).images
+
+    two = {name: WEIGHTS[name] for name in ("one", "two")}
+    mean = (panorama({"one": 0.8}) + panorama({"two": -0.5})) / 2
+    close(panorama(two, composition="composite"), mean)
+    assert panorama(two, composition="cached").isfinite().all()
+    with pytest.raises(ValueError, match="for one picture, not for windows"):
+        panorama(two, regions={"one": np.zeros((32, 48), np.uint8)})
+
+
 @pytest.mark.parametrize(
     ("call", "why"),
     [

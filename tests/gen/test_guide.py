@@ -43,12 +43,12 @@ def dark(images, condition):
     return -20 * images.mean((1, 2, 3)) ** 2
 
 
-def latents(tiny, make, times=1):
+def latents(tiny, make, times=1, scale=3.0):
     """A run by hand with the parts below the Generator; make(field, levels, noise) goes around guidance."""
     levels, eps = get_grid("uniform", RectifiedFlow(), 4), normal([7], (4, 8, 8), "latents")
     tokens, mask = tiny.text_encoder.encode(["a cat"])
     with torch.no_grad():
-        field = make(ClassifierFree(tiny.denoiser, 3.0), levels, seeded_noise([7], eps))
+        field = make(ClassifierFree(tiny.denoiser, scale), levels, seeded_noise([7], eps))
         solver, condition = Recurrent(get_solver("dpmpp_2m"), times), Condition(tokens=tokens, mask=mask)
         return sample(field, solver, eps, levels, condition, noise=seeded_noise([7], eps), context=Context())
 
@@ -161,11 +161,22 @@ def test_the_table_is_closed_and_lazy():
         get_energy(energy_info("brightness"), bright=1)
     code = (
         "import sys, gen.cli, gen.generator, gen.energies; from gen.commands import image; "
-        "late = ('gen.energies.', 'gen.guide', 'gen.restore', 'gen.tweaks', 'distill', 'transformers', 'samplers.guidance.tfg', "
-        "'samplers.guidance.energy', 'samplers.guidance.inverse', 'samplers.guidance.beside'); print([m for m in sys.modules if m.startswith(late)])"
+        "late = ('gen.energies.', 'gen.guide', 'gen.restore', 'gen.tweaks', 'distill', 'transformers', "
+        "'samplers.guidance.tfg', 'samplers.guidance.energy', 'samplers.guidance.inverse', 'samplers.guidance.beside'); "
+        "print([m for m in sys.modules if m.startswith(late)])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_default_strength_is_the_methods_times_the_energys_gain():
+    from gen.guide import STRENGTHS, make_guide
+
+    label = EnergyInfo("label", *ENERGIES["label"])
+    for method in STRENGTHS:
+        assert make_guide("label", None, method, None, {"label": label}).record.strength == 8 * STRENGTHS[method]
+        assert make_guide(dark, None, method, None).record.strength == STRENGTHS[method]
+    assert make_guide("label", 0.25, "dps", None, {"label": label}).record.strength == 0.25
 
 
 def test_the_evaluation_network_is_an_energy_of_its_labels():
@@ -202,7 +213,9 @@ def test_a_restoration_is_the_samplers_own_through_the_decoder(tiny, picture):
         return Posterior(field, operator, tensor(small) * 2 - 1, noise_std=0.1, kind="projection", iterations=3)
 
     made = tiny.restore(small, "superres", "a cat", factor=4, noise=0.05, iterations=3, output_type="latent", **CALL)
-    torch.testing.assert_close(made.images, latents(tiny, make), rtol=0, atol=2e-4)
+    torch.testing.assert_close(made.images, latents(tiny, make, scale=2.0), rtol=0, atol=2e-4)  # not the model's own 3
+    assert (made.images - latents(tiny, make)).abs().max() > 1e-3 and made.recipes[0].guidance_scale == 2.0
+    assert tiny.restore(small, "superres", "a cat", guidance_scale=3.0, **CALL).recipes[0].guidance_scale == 3.0
 
 
 def test_pictures_explain_what_was_measured(pixel_model, picture):

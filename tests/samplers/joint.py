@@ -42,6 +42,8 @@ class Toy:
         side = 2 * self.reach + 1
         mixed = torch.nn.functional.conv2d(x, 0.3 * rand(3, 3, side, side, seed=self.seed), padding=self.reach)
         told = condition.tokens.mean(1)[:, :, None, None] if condition.tokens is not None else 0.0
+        if (time := condition.extra.get("target_time")) is not None:
+            told = told + time[:, None, None, None]
         shift = _weights(context.adapters, len(x))[:, None, None, None]
         clock = expand(level.logsnr, x)
         x0 = torch.tanh(mixed * (1 + shift) + told * (1 + 0.1 * torch.tanh(torch.as_tensor(clock))) * (1 + mixed**2))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
-from samplers.guidance import Posterior, Universal
+from samplers.guidance import ClassifierFree, Posterior, Universal
 from samplers.guidance.inverse import conjugate_gradients
 from samplers.guidance.operators import Composed, LinearOperator, blur, check_adjoint, downsample, grey, keep
 from tests.oracles import say
@@ -255,3 +255,26 @@ def test_a_measurement_of_another_shape_is_refused():
     for make in (lambda: downsample(0), lambda: blur(0.0), lambda: blur(math.nan)):
         with pytest.raises(ValueError, match="got the"):
             make()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """`Correlated` data with a label, broad ones about 0 without."""
+
+    path: object = VP
+
+    def __call__(self, x, level, condition, context):
+        found = [Correlated(VP)(x, level, condition, context).x0, 4 * level.alpha * x / (4 * level.alpha**2 + level.sigma**2)]
+        x0 = torch.where((condition.label >= 0)[:, None], *found)
+        return say("x0", VP, x, level, x0, (x - level.alpha * x0) / level.sigma)
+
+
+def test_under_guidance_the_covariance_is_the_conditional_one():
+    level, x, labels = VP.at_logsnr(-1.0), points(3), Condition(label=torch.zeros(3, dtype=torch.long))
+    field = ClassifierFree(Labelled(), 3.0)
+    found = Posterior(field, MATRIX, Y, NOISE, "exact")(x, level, labels, Context()).x0
+    total = level.alpha**2 * COVARIANCE + level.sigma**2 * eye(4)
+    left = COVARIANCE - level.alpha**2 * COVARIANCE @ torch.linalg.solve(total, COVARIANCE)  # of x0 given x_t
+    gain = left @ A.T @ torch.linalg.inv(A @ left @ A.T + NOISE**2 * eye(2))
+    guided = field(x, level, labels, Context()).x0
+    torch.testing.assert_close(found, guided + (Y - guided @ A.T) @ gain.T, rtol=0, atol=1e-10)

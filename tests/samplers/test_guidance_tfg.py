@@ -34,11 +34,13 @@ from samplers.guidance import (
     mpgd,
 )
 from samplers.path import NoiseLevel
+from samplers.prediction import Prediction
 from tests.oracles import Mixture
 
 VE, VP, FLOW = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()
 PATHS = pytest.mark.parametrize("path", [VE, VP, FLOW], ids=["VE", "VP", "flow"])
 Z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+AS_UNIVERSAL = {"rho_shares": "score", "mu_shares": "constant", "mu_on": "x0"}
 LABELS = Condition(label=torch.tensor([0, 1, 2]))
 TARGET = torch.tensor([0.7, -0.4], dtype=torch.float64)
 
@@ -243,15 +245,7 @@ def test_universal_guidance_is_the_published_loop(path, iterations):
 def test_tfg_contains_universal_guidance_for_any_number_of_iterations(path, iterations):
     levels, mixture = grid(path, 5), Mixture.example(path)
     tfg = TrainingFree(
-        mixture,
-        energy,
-        levels,
-        rho=0.05,
-        mu=0.3 if iterations else 0.0,
-        iterations=max(1, iterations),
-        rho_shares="score",
-        mu_shares="constant",
-        mu_on="x0",
+        mixture, energy, levels, rho=0.05, mu=0.3 if iterations else 0.0, iterations=max(1, iterations), **AS_UNIVERSAL
     )
     runs = [twin(path, get_solver("euler"), levels, f) for f in (tfg, Universal(mixture, energy, 0.05, 0.3, iterations))]
     assert (runs[0] - runs[1]).abs().max() < 1e-12
@@ -323,6 +317,55 @@ def test_every_solver_goes_where_the_energy_is_higher(name):
     ):
         moved = twin(VP, solver, levels, field, noise=Tape())
         assert (energy(moved, None) > energy(plain, None) + 0.01).all()
+
+
+class Pair:
+    """Gaussian data about 0: narrow (0.3) with a label, broad (1.5) without one, exactly denoised."""
+
+    path = VP
+
+    def __call__(self, x, level, condition, context):
+        spread = torch.tensor([1.5, 0.3], dtype=torch.float64)[(condition.label >= 0).long()][:, None] ** 2
+        return Prediction(x, level, spread * level.alpha / (spread * level.alpha**2 + level.sigma**2) * x, (1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d, **o: TrainingFree(d, energy, grid(VP), rho=0.2, mu=0.1, **AS_UNIVERSAL, **o),
+        lambda d, **o: Universal(d, energy, 0.2, 0.1, iterations=1, **o),
+    ],
+    ids=["tfg", "ugd"],
+)
+def test_the_gradient_under_guidance_is_the_conditional_predictions(make):
+    level, scale = grid(VP)[2], 4.0
+    x = 0.5 + Z
+    slopes = [s**2 * level.alpha / (s**2 * level.alpha**2 + level.sigma**2) for s in (0.3, 1.5)]
+    jacobian = {"cond": slopes[0], "guided": slopes[1] + scale * (slopes[0] - slopes[1])}
+    assert jacobian["guided"] < 0 < jacobian["cond"]
+    x0 = jacobian["guided"] * x
+    slope = grad(lambda v: energy(v, None), x0)
+    for branch, factor in jacobian.items():
+        found = make(ClassifierFree(Pair(), scale), branch=branch)(x, level, LABELS, Context())
+        expected = x0 + 0.1 * slope + 0.2 * level.sigma**2 / level.alpha * factor * slope
+        assert (found.x0 - expected).abs().max() < 1e-12
+
+
+def test_a_gradient_through_guided_jacobians_leads_away():
+    """What the branch is for: with the guided Jacobian pictures end far below where they would without the energy."""
+    levels, denoiser = grid(VP, 12), ClassifierFree(Pair(), 4.0)
+    wanted = lambda x0, c: -(x0 - 1).square().sum(1)  # noqa: E731
+
+    def end(field):
+        with torch.no_grad():
+            return wanted(sample(field, get_solver("dpmpp_2m"), Z, levels, LABELS), None).mean()
+
+    plain = end(denoiser)
+    for method in (lambda **o: dps(denoiser, wanted, levels, 0.3, **o), lambda **o: Universal(denoiser, wanted, 1.0, **o)):
+        assert end(method(branch="guided")) < plain - 10
+        assert end(method()) > plain + 0.1
+    with pytest.raises(ValueError, match="branch='null'; choose one of cond, guided"):
+        dps(denoiser, wanted, levels, branch="null")
 
 
 def test_all_paths_are_one():

@@ -155,6 +155,32 @@ def test_a_gradient_through_the_canvas_is_that_of_the_whole():
     assert (run(PerPixel(VP), "euler", size) - whole).abs().max() > 0.01
 
 
+def test_windows_may_answer_in_different_rows():
+    """A cache gives some windows x0 and others what the network says: the blend reads both in one row."""
+
+    class Mixed(PerPixel):
+        def __call__(self, x, level, condition, context):
+            kind = ("x0", "eps", "v")[context.view[1][0] % 3]
+            return PerPixel(self.path, kind)(x, level, condition, context)
+
+    whole, parts = PerPixel(VP), tiled(Mixed(VP), (16, 29), batch=2)
+    torch.testing.assert_close(run(parts, "dpmpp_2m", (16, 29)), run(whole, "dpmpp_2m", (16, 29)), rtol=0, atol=1e-12)
+
+
+def test_faded_weights_leave_no_step_at_the_border():
+    """Windows that disagree: flat weights jump where one begins, the others go from one to the next."""
+
+    def level_of(x, time, condition, context):
+        return x.mean((1, 2, 3), keepdim=True).expand_as(x)
+
+    x, found = draw(200, 1, 8, 24), {}
+    for profile in ("flat", "linear", "cosine"):
+        canvas = tiled(NetworkDenoiser(level_of, RF, prediction="x0"), (8, 24), (8, 8), (8, 4), profile)
+        step = canvas(x, RF(0.5), Condition(), Context()).x0.diff(dim=-1).abs().mean((0, 1, 2))
+        found[profile] = (step[[3, 7, 11, 15, 19]].mean() / step.mean()).item()  # into columns 4, 8, ... over everywhere
+    assert found["flat"] > 4 and abs(found["linear"] - 1) < 0.15 and found["cosine"] < 0.7
+
+
 def test_every_window_has_its_own_condition_and_crop():
     """One window after the other by hand, at one level, against the blend; the solver's own word reaches all of them."""
     size, level, x = (16, 22), RF(0.6), draw(2, 3, 16, 22)

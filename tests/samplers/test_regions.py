@@ -83,6 +83,18 @@ def test_windows_of_several_sizes_and_a_level_per_sample():
     assert [rows for rows, *_ in toy.calls] == [4, 2]
 
 
+def test_windows_have_unconditional_parts_of_their_own():
+    boxes = (0, 0, 6, 5), (0, 3, 6, 5)
+    regions = tuple(Region(torch.ones_like(LEFT), prompt(i), window=box) for i, box in enumerate(boxes))
+    said = Regions(Toy(), regions, cfg, 3.0)(X, LEVEL, Condition(), Context())
+    total, count = torch.zeros_like(X), torch.zeros_like(X)
+    for i, (_, left, _, width) in enumerate(boxes):
+        view = (..., slice(left, left + width))
+        total[view] += cfg(Toy(), 3.0, None)(X[view], LEVEL, prompt(i, 2), Context()).raw
+        count[view] += 1
+    assert far(said.raw, total / count) < 1e-13
+
+
 @pytest.mark.parametrize("windows", [False, True])
 def test_prompts_do_not_leak(windows):
     """One step's pixels that only another region covers have no gradient in a prompt; its own have."""

@@ -10,6 +10,8 @@ from samplers import Condition, Context, RectifiedFlow, Trigonometric, VarianceE
 from samplers.guidance import ClassifierFree
 from samplers.joint.collaborate import Collaborative, Collaborator
 from samplers.joint.on_path import OnPath, on_path
+from samplers.joint.regions import Region, Regions
+from samplers.joint.tweedies import Canonical, Instances, grid_index, index_view
 from samplers.joint.unite import Member, UniteAndConquer
 from tests.oracles import Gaussian
 from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
@@ -100,6 +102,33 @@ def test_pure_noise_is_shown_as_the_noisiest_level_that_a_model_knows():
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         UniteAndConquer(make(members()[0]))
+
+
+@pytest.mark.parametrize("kind", ["regions", "canonical", "instances", "unite", "collaborate"])
+def test_what_a_solver_tells_the_network_reaches_every_part(kind):
+    """A target time, one per sample, beside conditions of the parts' own."""
+    time = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    own, run_condition = prompt(1), Condition(extra={"target_time": time})
+    expected = ClassifierFree(Toy(), 2.0)(
+        X, LEVEL, Condition(tokens=prompt(1, 2).tokens, extra={"target_time": time}), Context()
+    )
+    index = grid_index(4, 5)
+    views = index_view(index, 4, 5, own), index_view(index, 4, 5, own)
+    ones = torch.ones(1, 1, 4, 5, dtype=torch.float64)
+    made = {
+        "regions": Regions(Toy(), (Region(ones, own), Region(ones, own)), lambda d, s, n: ClassifierFree(d, s, n), 2.0),
+        "canonical": Canonical(ClassifierFree(Toy(), 2.0), views),
+        "instances": Instances(ClassifierFree(Toy(), 2.0), views),
+        "unite": UniteAndConquer((Member(Toy(), own, 2.0),)),
+        "collaborate": Collaborative(
+            (Collaborator(ClassifierFree(Toy(), 2.0), constant(0), Condition(tokens=prompt(1, 2).tokens)),)
+        ),
+    }[kind]
+    x, told = X, run_condition
+    if kind == "instances":
+        x, told = torch.cat([X, X]), Condition(extra={"target_time": time.repeat(2)})
+    said = made(x, LEVEL, told, Context())
+    assert far(said.x0[:2], expected.x0) < 1e-12
 
 
 # ---- collaborative ----

@@ -20,7 +20,7 @@ from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
 from distill.evaluator.pictures import read_pictures
-from gen.checkpoints import write_bytes, write_json
+from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
 from tests.benchmarks.guidance.measure import Bench, Cell
 from tests.benchmarks.guidance.report import markdown, result, sheet
@@ -40,11 +40,16 @@ def make_world(judge: str | None, data: str | None) -> World:
     )
 
 
-def real_features(world: World) -> Tensor:
-    """Of the everyday drawings that the default model was trained on (N, D)."""
-    images, _ = read_pictures(world.shipped, 128, set(read_common()))
-    with torch.no_grad():
-        return torch.cat([world.evaluator.features(part) for part in images.split(64)])
+def real_features(world: World, out: Path) -> Tensor:
+    """Of the everyday drawings that the default model was trained on (N, D); computed once and kept."""
+    path = out / "cells" / "real.safetensors"
+    if not path.is_file():
+        images, _ = read_pictures(world.shipped, 128, set(read_common()))
+        with torch.no_grad():
+            features = torch.cat([world.evaluator.features(part) for part in images.split(64)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(path, {"features": features})
+    return read_weights(path)["features"]
 
 
 def run(bench: Bench, task: Task, given: argparse.Namespace, real: Tensor) -> tuple[list[dict], dict[str, Cell], Found]:
@@ -77,7 +82,7 @@ def main() -> None:
     tasks = all_tasks(world)
     chosen = [tasks[name] for name in given.tasks]
     bench = Bench(Generator.from_pretrained(dtype=given.dtype), world, given.out, given.nfe, given.dtype == "bfloat16")
-    real = real_features(world)
+    real = real_features(world, given.out)
     path, table, searches = given.out / "table.json", [], {}
     for task in chosen:
         part, cells, found = run(bench, task, given, real)

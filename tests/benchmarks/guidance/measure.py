@@ -79,8 +79,8 @@ class Bench:
             cost = json.loads(base.with_suffix(".json").read_text())["cost"]
         while len(images) < count:
             rows = range(len(images), min(count, len(images) + BATCH))
-            pool = task.subjects[split]
-            new, spent = self.make(task, setting, [pool[i % len(pool)] for i in rows], [fold(split, i) % 2**31 for i in rows])
+            pool, seeds = task.subjects[split], [fold(0, split, i) % 2**31 for i in rows]
+            new, spent = self.make(task, setting, [pool[i % len(pool)] for i in rows], seeds)
             images = torch.cat([images, new])
             cost = {n: (v * (len(images) - len(new)) + spent[n] * len(new)) / len(images) for n, v in cost.items()}
             self.made += len(new)

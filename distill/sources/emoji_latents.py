@@ -1,0 +1,82 @@
+"""Latents of the emoji in one file: the general cache (distill/sources/latents.py) for pictures that are all encoded at once.
+
+The file, (N, V, C, h, w) in bfloat16, is named by a hash of all that it depends on. It is mapped, not read, so processes share
+it, and a run of many passes opens one file rather than thousands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import trange
+
+from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
+from distill.sources.latents import CachedPictures, EmojiPictures
+from gen.checkpoints import sha256, write_weights
+from gen.components import Config, load_component
+
+
+class EmojiLatentsConfig(Config):
+    """`emoji`: the picture source's own settings. variants: of each picture, the plain one included."""
+
+    emoji: EmojiConfig = EmojiConfig()
+    autoencoder: Path
+    variants: int = Field(16, gt=0)
+    folder: Path = Path("data/latents")
+    batch_size: int = Field(64, gt=0)
+
+
+class EmojiLatents(CachedPictures):
+    """A data source: as the emoji, with latents (B, C, h, w) in place of images. `all` has every picture's."""
+
+    source: EmojiPictures
+
+    def __init__(self, config: EmojiLatentsConfig, seed: int):
+        settings = config.emoji.model_copy(update={"variants": config.variants})
+        self.emoji = EmojiData(settings, seed)
+        super().__init__(EmojiPictures(self.emoji))
+        variants = [self.emoji.variant(index, k) for index in range(len(self.emoji)) for k in range(config.variants)]
+        self.path = config.folder / f"{self._key(config, settings, variants)}.safetensors"
+        found = _read(self.path)
+        self.made = 0 if found is not None else len(self.emoji)
+        self.all = found if found is not None else self._make(config, variants)
+
+    def _key(self, config: EmojiLatentsConfig, settings: EmojiConfig, variants: list[Variant]) -> str:
+        """A hash of all that latents depend on: weights, archives, every variant, and how a sample of them is drawn."""
+        files = [config.autoencoder / "model.safetensors", *(settings.archives or (SHIPPED,))]
+        key = hashlib.sha256(repr(([sha256(file) for file in files], settings.size, variants)).encode())
+        key.update(self.emoji.render(variants[:: max(1, len(variants) // 64)]).numpy().tobytes())
+        return key.hexdigest()[:16]
+
+    @torch.no_grad()
+    def _make(self, config: EmojiLatentsConfig, variants: list[Variant]) -> Tensor:
+        autoencoder: nn.Module = load_component(config.autoencoder, "autoencoder")
+        parts = []
+        for start in trange(0, len(variants), config.batch_size, desc="encoding", unit="batch"):
+            pictures = self.emoji.render(variants[start : start + config.batch_size])
+            with torch.autocast("cpu", torch.bfloat16):
+                parts.append(autoencoder.encode(pictures).bfloat16())
+        made = torch.cat(parts).unflatten(0, (len(self.emoji), config.variants)).contiguous()
+        config.folder.mkdir(parents=True, exist_ok=True)
+        write_weights(self.path, {"latents": made})
+        return made
+
+    def latents(self, index: int) -> tuple[int, Tensor]:
+        return index, self.all[index]
+
+    def fill(self) -> int:
+        return self.made
+
+
+def _read(path: Path) -> Tensor | None:
+    """The cached latents, or None where there is no usable file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("latents")
+    except (OSError, SafetensorError):
+        return None

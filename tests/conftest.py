@@ -1,0 +1,10 @@
+"""Worker processes (pytest-xdist) share the machine: each computes on one thread, and so do the programs that it starts."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,75 @@
+"""`fewstep lora train`: a folder and a prompt, or a config; what cannot be is one sentence, and no file is harmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from customization.data import ConceptConfig
+from customization.train import check_method, main, read_config
+from gen.adapters import read_adapter
+from gen.cli import main as fewstep
+from tests.customization.kit import pictures
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "lora").glob("*.yaml"))
+QUICK = ["device=cpu", "precision=fp32"]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_shipped_configs_are_valid(file):
+    config, _ = read_config(file, [])
+    check_method(config.objective)
+    ConceptConfig(**{name: value for name, value in config.data.items() if name != "type"})
+
+
+def test_a_folder_and_a_prompt_make_a_file(tmp_path, tiny_model, capsys):
+    images, out = pictures(tmp_path / "images"), tmp_path / "out" / "cat.safetensors"
+    words = ["--prompt", "a <new> cat", "--token", "<new>=red", "--class-prompt", "a cat", "--preview", "the <new> moon"]
+    options = ["--model", str(tiny_model), "--steps", "2", "--rank", "2", "--type", "dora", "--run", str(tmp_path / "run")]
+    prior = ["data.prior.count=2", "data.prior.num_inference_steps=1", "objective.preview.num_inference_steps=1"]
+    assert fewstep(["lora", "train", str(images), *words, *options, "-o", str(out), *QUICK, *prior]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(out))
+    adapter = read_adapter(out)
+    assert set(adapter.types) == {"DoRA LoRA"} and adapter.words.keys() == {"<new>"} and adapter.name == "cat"
+    assert adapter.metadata["modelspec.title"] == "cat" and adapter.metadata["ss_num_reg_images"] == "2"
+    assert (tmp_path / "run" / "previews" / "00000002.png").is_file()
+    assert (tmp_path / "run" / "export" / "new.safetensors").is_file()
+    before = out.read_bytes()
+    assert main([str(images), *words, *options, "-o", str(out), *QUICK]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err and out.read_bytes() == before
+    assert main([str(images), *words, *options, "--resume", "never", *QUICK]) == 1
+    assert "resume is never" in capsys.readouterr().err
+
+
+BAD = {
+    "no such folder": (["nowhere"], "does not exist"),
+    "empty": (["EMPTY", "--prompt", "a cat"], "gives no samples"),
+    "no caption": (["IMAGES"], "have no caption"),
+    "word unused": (["IMAGES", "--prompt", "a cat", "--token", "<new>"], "No caption has the word <new>"),
+    "no module": (
+        ["IMAGES", "--prompt", "a cat", "objective.adapter.targets=[nothing]"],
+        "no layer of the denoiser ends in it",
+    ),
+    "rank": (["IMAGES", "--prompt", "a cat", "--rank", "999"], "has a rank of at most"),
+    "alpha": (["IMAGES", "--prompt", "a cat", "objective.adapter.alpha=.nan"], "finite number"),
+    "type": (["IMAGES", "--prompt", "a cat", "--type", "lor"], "objective|adapter.type"),
+    "key": (["IMAGES", "--prompt", "a cat", "data.imagess=x"], "imagess"),
+    "method": (["IMAGES", "--prompt", "a cat", "objective.type=loras"], "did you mean 'lora'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, tmp_path, tiny_model, capsys):
+    arguments, reason = BAD[case]
+    (tmp_path / "empty").mkdir()
+    places = {
+        "IMAGES": str(pictures(tmp_path / "images", 1)),
+        "EMPTY": str(tmp_path / "empty"),
+        "nowhere": str(tmp_path / "no"),
+    }
+    own = [] if case == "no such folder" else ["--model", str(tiny_model), "--run", str(tmp_path / "run"), *QUICK]
+    assert main([places.get(a, a) for a in arguments] + own) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert any(part in said[-1] for part in reason.split("|")) and said[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
