@@ -103,12 +103,21 @@ def traced(
 
         def run(point: Tensor) -> Tensor:
             if found:
-                return denoiser(point, level, condition, replace(context, store=dict(before))).raw
+                return _raws(denoiser(point, level, condition, replace(context, store=dict(before))))
             found.append(denoiser(point, level, condition, context))
-            return found[0].raw
+            return _raws(found[0])
 
-        raw = _Recomputed.apply(leaf, run)
-        return replace(found[0], x=leaf, raw=raw)
+        raws = _Recomputed.apply(leaf, run)
+        prediction = replace(found[0], x=leaf, raw=raws[0])
+        if len(raws) == 1:
+            return prediction
+        return replace(prediction, cond=replace(found[0].cond, x=leaf, raw=raws[1]))
+
+
+def _raws(prediction: Prediction) -> Tensor:
+    """(1 or 2, B, ...): the raw output, and the conditional one that it was made of, if it is known."""
+    cond = prediction.cond if isinstance(prediction, Guided) else None
+    return torch.stack([prediction.raw] if cond is None else [prediction.raw, cond.raw])
 
 
 class _Recomputed(torch.autograd.Function):

@@ -45,7 +45,7 @@ def test_image_names_files_after_prompt_and_seed(image):
     code, out, err = image("a red heart", "Hérz/../日", "-n", 2, "--seed", 5)
     names = ["a-red-heart-5.png", "a-red-heart-6.png", "hérz-日-7.png", "hérz-日-8.png"]
     assert code == 0 and out.split() == files() == names
-    assert "4 pictures, seed 5 to 8" in err and err.count("\n") == 1
+    assert "4 pictures by tiny, seed 5 to 8" in err and err.count("\n") == 1
     recipe = read_recipe(names[3])
     assert (recipe.prompt, recipe.seed, recipe.batch.row) == ("Hérz/../日", 8, 3)
 

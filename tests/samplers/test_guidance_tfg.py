@@ -477,6 +477,20 @@ def test_checkpointing_changes_no_bit_and_recomputes():
     assert torch.equal(*results) and calls == [15, 30]
 
 
+@pytest.mark.parametrize("branch", ["cond", "guided"])
+@pytest.mark.parametrize("make", [TrainingFree, Universal])
+def test_checkpointing_changes_nothing_under_guidance(make, branch):
+    """The conditional branch is remembered beside the guided prediction, and is recomputed with it."""
+    levels, strength = grid(VP), {"rho": 0.1, "mu": 0.1} if make is TrainingFree else {"scale": 2.0}
+    given = (levels,) if make is TrainingFree else ()
+    results = []
+    for checkpoint in (False, True):
+        inside = ClassifierFree(NetworkDenoiser(Counting(), VP, "x0"), 3.0)
+        field = make(inside, energy, *given, **strength, branch=branch, checkpoint=checkpoint)
+        results.append(sample(field, get_solver("euler"), Z, levels))
+    assert torch.equal(*results)
+
+
 def test_images_do_not_look_at_one_another():
     levels = grid(VP)
     field = TrainingFree(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05, gamma=0.3, noise=seeded_noise([5, 6, 7], Z))
