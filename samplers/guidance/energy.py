@@ -109,9 +109,9 @@ def traced(
 
         raws = _Recomputed.apply(leaf, run)
         prediction = replace(found[0], x=leaf, raw=raws[0])
-        if len(raws) == 1:
-            return prediction
-        return replace(prediction, cond=replace(found[0].cond, x=leaf, raw=raws[1]))
+        if isinstance(prediction, Guided) and prediction.cond is not None:
+            return replace(prediction, cond=replace(prediction.cond, x=leaf, raw=raws[1]))
+        return prediction
 
 
 def _raws(prediction: Prediction) -> Tensor:
