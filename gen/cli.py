@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gen.commands import canvas, tweaks
+from gen.commands.options import Device, Dtype, GuidanceScale, Height, Negative, Output, Quiet, Sampler, Steps, Width
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
@@ -107,8 +108,6 @@ Native = Annotated[
 ModelOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a checkpoint does not tell, e.g. heads=16; repeatable.")
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
@@ -124,7 +123,6 @@ GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [defaul
 GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
 GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
 Nonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take LoRA files with NaN or infinite values.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 
 
 @app.command()
@@ -134,8 +132,8 @@ def image(
     seed: Annotated[
         int | None, typer.Option(help="The first picture's seed; the next get seed + 1, ... [default: random]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
     schedule: Annotated[
         str | None, typer.Option(help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]")
     ] = None,
@@ -143,8 +141,8 @@ def image(
     schedule_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the schedule; repeatable.")
     ] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
     guidance: Annotated[
         str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
     ] = None,
@@ -176,8 +174,8 @@ def image(
     aesthetic: tweaks.Aesthetic = None,
     greedy: tweaks.Greedy = None,
     tweak_option: tweaks.TweakOption = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    height: Height = None,
+    width: Width = None,
     bins: Annotated[
         bool | None,
         typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
@@ -203,7 +201,7 @@ def image(
     native: Native = None,
     model_option: ModelOption = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    output: Output = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per network call. [default: 8]")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -344,14 +342,14 @@ def restore(
     simulate: Annotated[bool, typer.Option("--simulate", help="The picture is whole; damage it first.")] = False,
     number: Annotated[int, typer.Option("--number", "-n", help="How many answers.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance_scale: GuidanceScale = None,
+    height: Height = None,
+    width: Width = None,
     model: Model = "default",
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of before and after.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    output: Output = None,
     device: Device = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -391,13 +389,13 @@ def layout(
     background: Annotated[str | None, typer.Option(help="The prompt of what no region covers.")] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
     lora: Lora = None,
     model: Model = "default",
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    output: Output = None,
     device: Device = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -437,16 +435,16 @@ def ambiguous(
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
+    height: Height = None,
+    width: Width = None,
     lora: Lora = None,
     model: Model = "default",
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of all views.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")] = None,
+    output: Output = None,
     device: Device = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -522,7 +520,7 @@ def compare(
     steps: Annotated[str, typer.Option(help="Step counts, with commas between.")] = "4,8,16,32",
     reference: Annotated[int, typer.Option(help="Steps of the reference that distances are measured to.")] = 200,
     seed: Annotated[int, typer.Option(help="The first picture's seed.")] = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")] = None,
+    guidance_scale: GuidanceScale = None,
     model: Model = "default",
     vae: Vae = None,
     text_encoder: TextEncoder = None,

@@ -218,9 +218,9 @@ def part_folders(folder: Path | str, lender: Path | None = None) -> dict[str, Pa
     folder = Path(folder)
     if not (folder / "denoiser").is_dir():
         raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
-    lent = {name: lender / name for name in PARTS} if lender is not None else {}
-    found = {name: folder / name if (folder / name).is_dir() else lent.get(name, folder / name) for name in PARTS}
-    return {name: where for name, where in found.items() if where.is_dir()}
+    places = [folder] if lender is None else [folder, lender]
+    found = {name: next((where / name for where in places if (where / name).is_dir()), None) for name in PARTS}
+    return {name: where for name, where in found.items() if where is not None}
 
 
 def read_parts(folders: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:

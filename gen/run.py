@@ -208,9 +208,7 @@ def make_batch(
             break
     early = state.step < len(settings.levels) - 1
     latents = clean(state) if early else state.x
-    known = [
-        source for source in (edit, settings.restore) if source is not None
-    ]  # they put back what they know, then it is cut
+    known = [source for source in (edit, settings.restore) if source is not None]  # put back, then cut
     if output_type == "latent":
         shown = latents[: len(items)]
     elif canvas is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.commands.output import Target, check_png, save_free, say
+from gen.commands.output import Target, check_png, save_all, save_free, say
 
 
 def run(
@@ -29,19 +29,14 @@ def run(
     sheet = None if grid is None else check_png(grid)
     views = views or ["rotate180"]
 
-    from gen.generator import Generator
+    from gen.commands.lora import open_with
     from gen.views import view_of
 
     turns = [view_of(name) for name in views]
-    generator = Generator.from_pretrained(model, device, dtype)
-    if lora:
-        from gen.commands.lora import load
-
-        load(generator, lora, quiet, False)
+    generator = open_with(lora, model, device, dtype, quiet)
     start = time.perf_counter()
     result = generator.ambiguous(prompt, list(others), list(views), progress=not quiet, **call)
-    for image, recipe in zip(result.images, result.recipes, strict=True):
-        print(save_free(image, target.path(f"{prompt} {' '.join(others)}", recipe.seed), recipe), flush=True)
+    save_all(result, target, f"{prompt} {' '.join(others)}")
     first = result.recipes[0]
     took = time.perf_counter() - start
     say(f"{1 + len(turns)} views, {first.num_inference_steps} steps, {took:.1f} s on {generator.device}", quiet)

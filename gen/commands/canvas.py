@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gen.commands.output import Target, save_free, say
+from gen.commands.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
+from gen.commands.output import Target, save_all, say
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
 Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP).")]
@@ -19,23 +20,15 @@ Weights = Annotated[str, typer.Option(help="How a window counts towards its edge
 WindowBatch = Annotated[int, typer.Option(help="Windows per network call; fewer need less memory.")]
 Number = Annotated[int, typer.Option("--number", "-n", help="How many pictures.")]
 Seed = Annotated[int | None, typer.Option(help="The first picture's seed. [default: random]")]
-Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")]
-Sampler = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
 Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
-Scale = Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")]
 Guidance = Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")]
 Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
 Option = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:NAME=VALUE", help="For the sampler, schedule, guidance or cache: sampler:eta=0.5; repeatable."),
 ]
-Negative = Annotated[str | None, typer.Option(help="What the picture should not be.")]
 Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative; repeatable.")]
 Model = Annotated[str, typer.Option(help="default, a model folder of ours or diffusers', or a hub id (owner/name).")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 
 KINDS = ("sampler", "schedule", "guidance", "cache")
 
@@ -63,7 +56,7 @@ def panorama(
     steps: Steps = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
-    guidance_scale: Scale = None,
+    guidance_scale: GuidanceScale = None,
     negative: Negative = None,
     guidance: Guidance = None,
     cache: Cache = None,
@@ -98,7 +91,7 @@ def outpaint(
     steps: Steps = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
-    guidance_scale: Scale = None,
+    guidance_scale: GuidanceScale = None,
     negative: Negative = None,
     guidance: Guidance = None,
     cache: Cache = None,
@@ -129,7 +122,7 @@ def upscale(
     steps: Steps = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
-    guidance_scale: Scale = None,
+    guidance_scale: GuidanceScale = None,
     negative: Negative = None,
     guidance: Guidance = None,
     cache: Cache = None,
@@ -188,19 +181,11 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
         call[name] = given[name]
     quiet = given["quiet"]
 
-    from gen.generator import Generator
+    from gen.commands.lora import open_with
 
-    generator = Generator.from_pretrained(given["model"], given["device"], given["dtype"])
-    if given["lora"]:
-        from gen.commands.lora import load
-
-        load(generator, given["lora"], quiet, False)
+    generator = open_with(given["lora"] or [], given["model"], given["device"], given["dtype"], quiet)
     call |= _subject(generator, method, prompt)
     start = time.perf_counter()
-
-    def save(batch: Any) -> None:
-        for image, recipe in zip(batch.images, batch.recipes, strict=True):
-            print(save_free(image, target.path(label, recipe.seed), recipe), flush=True)
 
     try:
         result = getattr(generator, method)(
@@ -211,7 +196,7 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
             negative_prompt=given["negative"],
             num_images_per_prompt=given["number"],
             progress=not quiet,
-            on_images=save,
+            on_images=lambda batch: save_all(batch, target, label),
         )
     except KeyboardInterrupt:
         say("Interrupted.", quiet)

@@ -87,8 +87,9 @@ def run(
     from gen.generator import Generator
 
     call["guide"] = guide_of(call.get("guide"))
-    model = choose_model(model, fast, {**call, **(tweaks or {}), **model_arguments(parts), "lora": lora})
-    generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
+    own = model_arguments(parts)
+    model = choose_model(model, fast, {**call, **(tweaks or {}), **own, "lora": lora})
+    generator = Generator.from_pretrained(model, device, dtype, **own)
     add_energies(generator, energies, call["guide"])
     add_energies(generator, energies, (tweaks or {}).get("greedy"))
     if lora:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.commands.output import Target, save_free, say
+from gen.commands.output import Target, save_all, say
 
 
 def colour_table(pairs: Sequence[str]) -> dict[str, str]:
@@ -52,17 +52,12 @@ def run(
             raise ValueError(f'{layout} is a painting, so say what its colours are: --colour red="a red heart", for example.')
         spec = painted_layout(layout, table, background)
 
-    from gen.generator import Generator
+    from gen.commands.lora import open_with
 
-    generator = Generator.from_pretrained(model, device, dtype)
-    if lora:
-        from gen.commands.lora import load
-
-        load(generator, lora, quiet, False)
+    generator = open_with(lora, model, device, dtype, quiet)
     start = time.perf_counter()
     result = generator.layout(spec, progress=not quiet, **call)
-    for image, recipe in zip(result.images, result.recipes, strict=True):
-        print(save_free(image, target.path(layout.stem, recipe.seed), recipe), flush=True)
+    save_all(result, target, layout.stem)
     first = result.recipes[0]
     say(
         f"{len(spec.regions)} regions, {first.num_inference_steps} steps, {first.nfe:g} evaluations a picture, "

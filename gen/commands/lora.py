@@ -35,6 +35,16 @@ def regions_of(specs: Sequence[str] | None) -> dict[str, Path] | None:
     return regions or None
 
 
+def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool) -> Any:
+    """The model of a command as a `Generator`, its --lora files in force."""
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model, device, dtype)
+    if lora:
+        load(generator, lora, quiet)
+    return generator
+
+
 def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
     """Load adapters and say what matched. Two files of one name become name and name-2."""
     from gen.adapters import read_adapter

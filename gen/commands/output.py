@@ -91,3 +91,9 @@ def save_free(image, path: Path, recipe=None) -> Path:
             if not isinstance(error.__context__, FileExistsError):
                 raise
     raise ValueError(f"{path}: no free name was found in 100 attempts; choose another with -o.")
+
+
+def save_all(result, target: Target, label: str) -> None:
+    """Save a call's pictures under a label and their seeds, and print the paths."""
+    for image, recipe in zip(result.images, result.recipes, strict=True):
+        print(save_free(image, target.path(label, recipe.seed), recipe), flush=True)

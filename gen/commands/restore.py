@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.commands.image import parse_options
-from gen.commands.output import Target, check_png, save_free, say
+from gen.commands.output import Target, check_png, save_all, save_free, say
 
 
 def run(
@@ -39,8 +39,7 @@ def run(
     generator = Generator.from_pretrained(model, device, dtype)
     start = time.perf_counter()
     result = generator.restore(picture, task, prompt, mask=mask, progress=not quiet, **given, **call)
-    for image, recipe in zip(result.images, result.recipes, strict=True):
-        print(save_free(image, target.path(f"{picture.stem}-{task}", recipe.seed), recipe), flush=True)
+    save_all(result, target, f"{picture.stem}-{task}")
     first = result.recipes[0]
     say(f"{task}, {first.num_inference_steps} steps, {time.perf_counter() - start:.1f} s on {generator.device}", quiet)
     if sheet is not None:

@@ -14,7 +14,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -160,26 +160,31 @@ def measure(case: str, dtype_name: str, repeats: int, smoke: bool) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=10)
+def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) -> None:
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="[default: both]")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, once")
-    parser.add_argument("--output", type=Path, default=Path("models.json"))
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=Path(output))
+
+
+def report(given: argparse.Namespace, cases: Collection[str], measure: Callable[[str, str], dict]) -> None:
+    """Measure the cases asked for, in each dtype; print a table and write it."""
     torch.set_num_threads(given.threads)
-    rows = [
-        measure(case, dtype, 1 if given.smoke else given.repeats, given.smoke)
-        for case in CASES
-        if given.only in case
-        for dtype in given.dtype or DTYPES
-    ]
+    rows = [measure(case, dtype) for case in cases if given.only in case for dtype in given.dtype or DTYPES]
     if not rows:
-        raise SystemExit(f"No case has {given.only!r} in its name: {', '.join(CASES)}.")
+        raise SystemExit(f"No case has {given.only!r} in its name: {', '.join(cases)}.")
     print(table(tuple(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     given.output.write_text(json.dumps({"threads": given.threads, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser, 10, "models.json")
+    given = parser.parse_args()
+    repeats = 1 if given.smoke else given.repeats
+    report(given, CASES, lambda case, dtype: measure(case, dtype, repeats, given.smoke))
 
 
 if __name__ == "__main__":

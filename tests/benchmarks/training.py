@@ -11,10 +11,8 @@ Prints a table; writes training.json. `--smoke` runs the smallest sizes once, to
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +25,7 @@ from distill.optim import Optimizer
 from distill.precision import autocast
 from gen.backbones.cost import cost
 from gen.backbones.presets import build_preset
-from gen.commands.show import table
-from tests.benchmarks.models import DTYPES, diffusers_twin, peak_rate, timed
+from tests.benchmarks.models import DTYPES, add_arguments, diffusers_twin, peak_rate, report, timed
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 # name -> (preset, changes)
@@ -147,25 +144,11 @@ def measure(case: str, dtype_name: str, batch: int, repeats: int, smoke: bool) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    add_arguments(parser, 5, "training.json")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="[default: both]")
-    parser.add_argument("--smoke", action="store_true", help="the smallest sizes, once")
-    parser.add_argument("--output", type=Path, default=Path("training.json"))
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    rows = [
-        measure(case, dtype, 2 if given.smoke else given.batch, 1 if given.smoke else given.repeats, given.smoke)
-        for case in CASES
-        if given.only in case
-        for dtype in given.dtype or DTYPES
-    ]
-    if not rows:
-        raise SystemExit(f"No case has {given.only!r} in its name: {', '.join(CASES)}.")
-    print(table(tuple(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    given.output.write_text(json.dumps({"threads": given.threads, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+    batch, repeats = (2, 1) if given.smoke else (given.batch, given.repeats)
+    report(given, CASES, lambda case, dtype: measure(case, dtype, batch, repeats, given.smoke))
 
 
 if __name__ == "__main__":
