@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gen.run import fewstep_version
+from gen.recording import fewstep_version
 
 if TYPE_CHECKING:
     from customization.objective import CustomizationConfig

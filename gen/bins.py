@@ -5,6 +5,13 @@ SDXL's list: arXiv 2307.01952, appendix I; PixArt takes part of it, and half, a 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from gen import request
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+
 Size = tuple[int, int]  # height, width
 
 _WIDE = (
@@ -35,3 +42,24 @@ TABLES: dict[int, tuple[Size, ...]] = {
 def nearest(height: int, width: int, table: int) -> Size:
     """The size in TABLES[table] whose aspect ratio, rounded to two digits as in the published lists, is nearest."""
     return min(TABLES[table], key=lambda size: abs(round(size[0] / size[1], 2) - height / width))
+
+
+def made_at(
+    generator: Generator, height: int | None, width: int | None, binned: object
+) -> tuple[int | None, int | None, Size | None]:
+    """(height, width to make a picture at, height and width to cut it to: None where they are the same). binned: at the
+    nearest of the model's sizes; None is as the model does by default."""
+    binned = generator.config.defaults.use_resolution_binning if binned is None else binned
+    if not isinstance(binned, bool):
+        raise ValueError(f"use_resolution_binning is {binned!r}; give True or False.")
+    table = generator.config.size_bins
+    if not binned:
+        return height, width, None
+    if table is None:
+        raise ValueError(
+            f"The model {generator.name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) "
+            "out."
+        )
+    asked = request.size(height, width, generator.config.sample_size, 1)
+    made = nearest(*asked, table)
+    return *made, asked if made != asked else None

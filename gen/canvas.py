@@ -5,7 +5,7 @@ A checked request is a `CanvasRecord`, as recipes hold it, in pixels; a `Canvas`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gen import request
 from gen.conditions import alike
-from gen.edit import Edit, read_picture
+from gen.edit import read_picture
+from gen.kinds import Batch, Frame, Kind
 from gen.recipe import CanvasRecord, Recipe
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.joint.tiled import Tiled
@@ -25,6 +26,8 @@ from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
     from gen.generator import Generator
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.sample import Solver
 
 MAX_WINDOWS = 10_000
@@ -37,12 +40,28 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures (N, 3, H, W) in [0,
 
 
 @dataclass(frozen=True)
-class Canvas:
+class Canvas(Kind):
     """A checked request. windows: in latents; distance: of SyncDiffusion, the caller's own, on pictures."""
 
     record: CanvasRecord
     windows: Windows
     distance: Distance | None = None
+
+    @classmethod
+    def frame(cls, asked: Mapping[str, Any]) -> Frame:
+        return Frame(asked["record"].window, asked.get("shown"))
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Canvas:
+        return make_canvas(generator, asked["record"], asked.get("distance"), settings.height, settings.width)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"record": recipe.canvas}
+
+    def check(self, settings: Settings) -> None:
+        if getattr(settings.kinds.get("composition"), "masks", None):
+            raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
@@ -50,25 +69,38 @@ class Canvas:
 
     def halved(self) -> Canvas:
         """With half as many windows at once."""
+        if self.record.batch == 1:
+            return self
         return replace(self, record=self.record.model_copy(update={"batch": max(1, self.record.batch // 2)}))
 
-    def conditions(
-        self, generator: Generator, condition: Condition, negative: Condition | None, adapters: Any
-    ) -> tuple[list[Condition], Condition | None]:
-        """One condition for each of several prompts, and the negative one, which has to have as many tokens."""
+    def bar(self, bar: Any, steps: int) -> EvaluationBar:
+        return EvaluationBar(bar, steps)
+
+    def network(self, denoiser: Denoiser, bar: Any) -> Denoiser:
+        return Counted(denoiser, bar)
+
+    def texts(self, prompts: list[str]) -> list[str]:
+        return list(self.record.prompts[:1]) * len(prompts) or prompts  # of several, see `_conditions`
+
+    def negative(self, batch: Batch) -> Condition | None:
+        """With as many tokens as the several prompts have."""
+        return self._conditions(batch)[1]
+
+    def _conditions(self, batch: Batch) -> tuple[list[Condition], Condition | None]:
+        """One condition for each of several prompts, and the negative one."""
+        condition, negative = batch.condition, batch.negative
         if not self.record.prompts:
             return [], negative
-        own = generator.encode_prompt(self.record.prompts, adapters)
+        own = batch.generator.encode_prompt(self.record.prompts, batch.settings.adapters)
         if negative is not None:
             own, negative = alike(own, negative)
         rows = [own[k : k + 1] for k in range(len(self.record.prompts))]
         return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
 
-    def build(
-        self, generator: Generator, denoiser: Denoiser, solver: Solver, conditions: Sequence[Condition]
-    ) -> tuple[Denoiser, Solver]:
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) of the whole canvas: around guidance and caches."""
-        windows, record = self.windows, self.record
+        generator, windows, record = batch.generator, self.windows, self.record
+        conditions = self._conditions(batch)[0]
         chosen = []
         if conditions:  # each prompt has an equal part of the width
             middles = [(left + windows.size[1] / 2) / windows.canvas[1] % 1 for _, left in windows.corners]
@@ -87,11 +119,15 @@ class Canvas:
             distance = _on_pictures(generator, self.distance or style_distance)
         return canvas, SyncDiffusion(solver, distance, record.sync)
 
-    def show(self, generator: Generator, latents: Tensor, edit: Edit | None, shown: tuple[int, int] | None) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1]: decoded, what is known put back, cut to `shown` from the top left."""
+    def show(self, generator: Generator, latents: Tensor, size: tuple[int, int] | None, known: Sequence[Kind] = ()) -> Tensor:
+        """Decoded, what is known put back, cut from the top left."""
         images = self.decode(generator, latents)
-        images = images if edit is None else edit.keep_known(images)
-        return images if shown is None else images[..., : shown[0], : shown[1]]
+        for kind in known:
+            images = kind.keep_known(images)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"canvas": self.record}
 
     def decode(self, generator: Generator, latents: Tensor) -> Tensor:
         """`Generator.decode`; large canvases in parts that fade into one another, circular ones with their other end beside

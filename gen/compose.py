@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gen import request
+from gen.conditions import told_its_size
+from gen.kinds import Batch, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.generator import Generator
     from gen.recipe import Recipe
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
 
@@ -23,7 +27,7 @@ PROBES = 2  # pictures by which the order of adapters is measured
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(Kind):
     """A checked request. name: "merge" is what adapters do by themselves. masks: adapter -> (1, 1, H, W) in [0, 1], where it
     acts; digests: of the masks, for the recipe. adapters: name -> weight of those in force."""
 
@@ -34,8 +38,26 @@ class Composition:
     adapters: Mapping[str, float] = field(default_factory=dict)
     levels: tuple[NoiseLevel, ...] = ()
 
-    def __call__(self, denoiser: Denoiser) -> Denoiser:
-        """Around the network and its caches, under guidance."""
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Composition | None:
+        given = (asked.get(name) for name in ("composition", "composition_options", "regions"))
+        return make_composition(generator, *given, settings.adapters, settings.levels, *settings.seen)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        """ValueError where the mask of a region is missing, or was not there."""
+        regions = given.get("regions")
+        if set(recipe.regions) != set(regions or {}):
+            wanted = ", ".join(map(repr, recipe.regions)) or "none"
+            raise ValueError(f"The picture was made with regions for {wanted}; give their masks again as regions (--region).")
+        return {"composition": recipe.composition, "composition_options": recipe.composition_options, "regions": regions}
+
+    def verify(self, recipe: Recipe) -> None:
+        for name, digest in recipe.regions.items():
+            if self.digests[name] != digest:
+                raise ValueError(f"The mask of {name!r} is not the one that the picture was made with: its sha256 differs.")
+
+    def inside(self, denoiser: Denoiser, batch: Batch | None = None) -> Denoiser:
         if self.name == "merge":
             return denoiser
         if self.name == REGIONAL:
@@ -45,6 +67,10 @@ class Composition:
         from samplers.composition import get_composition
 
         return get_composition(self.name, denoiser, self.adapters, self.levels, **self.options)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        name = "" if self.name == "merge" else self.name
+        return {"composition": name, "composition_options": dict(self.options), "regions": dict(self.digests)}
 
 
 def make_composition(
@@ -56,10 +82,11 @@ def make_composition(
     levels: tuple[NoiseLevel, ...],
     height: int,
     width: int,
-) -> Composition:
-    """ValueError says what is unknown, missing or does not go together. Without a name, regions make it regional."""
+) -> Composition | None:
+    """None where adapters act by themselves. ValueError says what is unknown, missing or does not go together. Without a name,
+    regions make it regional."""
     if name in (None, "", "merge") and not options and not regions:
-        return Composition()
+        return None
     chosen = request.options("composition_options", options or {})
     if regions or name == REGIONAL:
         if name not in (None, "", REGIONAL):
@@ -78,7 +105,7 @@ def make_composition(
     if info.ordered and "order" not in chosen and sum(w != 0 for w in adapters.values()) > 1:
         chosen["order"] = measured_order(generator, adapters, levels, height, width)
     composed = Composition(info.name, chosen, adapters=dict(adapters), levels=levels)
-    composed(generator.denoiser)  # options are checked here
+    composed.inside(generator.denoiser)  # options are checked here
     return composed
 
 
@@ -105,9 +132,7 @@ def measured_order(
         condition = generator.encode_prompt([""] * PROBES, adapters)
     if generator.classes:
         condition = replace(condition, label=torch.full((PROBES,), -1, device=generator.device))
-    if getattr(generator.network.config, "size_conditions", False):
-        size = torch.tensor([[height, width]] * PROBES, dtype=torch.float32, device=generator.device)
-        condition = replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})
+    condition = told_its_size(condition, generator, PROBES, (height, width))
     names = [name for name, weight in adapters.items() if weight != 0]
     found = frequency_order(generator.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
     return tuple(names.index(name) for name in found)
@@ -122,18 +147,3 @@ def _masks(regions: Any, adapters: Mapping[str, float], height: int, width: int)
     check_known(list(regions), adapters, "A region")
     masks = {name: _fit(read_picture(f"the mask of {name!r}", mask, "L"), height, width) for name, mask in regions.items()}
     return masks, {name: _digest(mask) for name, mask in masks.items()}
-
-
-def recorded_regions(recipe: Recipe, given: Any) -> Any:
-    """The masks of a recipe's regions, given again; ValueError where one is missing or was not there."""
-    if set(recipe.regions) != set(given or {}):
-        wanted = ", ".join(map(repr, recipe.regions)) or "none"
-        raise ValueError(f"The picture was made with regions for {wanted}; give their masks again as regions (--region).")
-    return given
-
-
-def check_recorded(recipe: Recipe, composition: Composition) -> None:
-    """ValueError where a mask is not the recipe's."""
-    for name, digest in recipe.regions.items():
-        if composition.digests[name] != digest:
-            raise ValueError(f"The mask of {name!r} is not the one that the picture was made with: its sha256 differs.")

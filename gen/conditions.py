@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from samplers.denoiser import Condition
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
 
 
 def pad_tokens(condition: Condition, length: int) -> Condition:
@@ -33,3 +37,11 @@ def alike(a: Condition, b: Condition) -> tuple[Condition, Condition]:
     """Two conditions with the same number of tokens, so that a batch can hold both."""
     length = max((c.tokens.shape[1] for c in (a, b) if c.tokens is not None), default=0)
     return pad_tokens(a, length), pad_tokens(b, length)
+
+
+def told_its_size(condition: Condition, generator: Generator, count: int, sides: tuple[int, int]) -> Condition:
+    """With height, width and height / width of `count` pictures in pixels, for a network that asks for them."""
+    if not getattr(generator.network.config, "size_conditions", False):
+        return condition
+    size = torch.tensor([sides] * count, dtype=torch.float32, device=generator.device)
+    return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})

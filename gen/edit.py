@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from gen import request
-from gen.recipe import RecipeError, Start, open_picture
+from gen.kinds import Batch, Kind
+from gen.recipe import Recipe, RecipeError, RestoreRecord, Start, open_picture
 
 if TYPE_CHECKING:
     from gen.generator import Generator
+    from gen.request import Item
+    from gen.settings import Settings
+    from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
+    from samplers.sample import Solver
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Kind):
     """A picture (1, 3, H, W) in [0, 1] and its latents (1, C, h, w), as the denoiser sees them; the mask (1, 1, H, W), 1 where
     the picture is made anew, and as latents see it; how much of the schedule is run."""
 
@@ -33,15 +39,51 @@ class Edit:
     mask: Tensor | None
     latent_mask: Tensor | None
     start: Start
+    keeps = True
 
-    def levels(self, levels: tuple[NoiseLevel, ...]) -> tuple[NoiseLevel, ...]:
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Edit | None:
+        given = (asked.get(name) for name in ("image", "mask", "strength"))
+        return make_edit(generator, *given, settings.height, settings.width)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        image, mask = given.get("image"), given.get("mask")
+        if recipe.canvas is not None:
+            from gen.canvas import replayed_pictures
+
+            image, mask = replayed_pictures(recipe, image, mask)
+        check_given(recipe.start or recipe.restore, image, mask)
+        return {} if recipe.start is None else {"image": image, "mask": mask, "strength": recipe.start.strength}
+
+    def change(self, generator: Generator, settings: Settings) -> Settings:
         from samplers.editing import start_at
 
-        return start_at(levels, self.start.strength)
+        return replace(settings, levels=start_at(settings.levels, self.start.strength))
+
+    def check(self, settings: Settings) -> None:
+        if self.mask is not None and settings.rules.guidance[0] == "cfg++":
+            raise ValueError("cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting.")
+
+    def verify(self, recipe: Recipe) -> None:
+        check_same(self.start, recipe.start)
+
+    def begin(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        return level.mix(self.latents, noise)
+
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        if self.mask is None:
+            return denoiser, solver
+        from samplers.editing import Inpaint
+
+        return Inpaint(denoiser, self.latents, self.latent_mask, batch.noise), solver
 
     def keep_known(self, images: Tensor) -> Tensor:
         """Decoded pictures (B, 3, H, W) with what the mask keeps put back, to the pixel."""
         return images if self.mask is None else torch.lerp(self.picture.expand_as(images), images, self.mask)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"start": self.start}
 
 
 def make_edit(generator: Generator, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
@@ -67,6 +109,25 @@ def make_edit(generator: Generator, image: Any, mask: Any, strength: object, hei
     # a latent that touches any pixel to be made is made
     latent_mask = None if known is None else F.max_pool2d(known, factor)
     return Edit(picture, latents, known, latent_mask, start)
+
+
+def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> None:
+    """ValueError unless a replay is given the image and mask that a recipe began with, and no others."""
+    for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
+        article = "an" if name == "image" else "a"
+        if needed and given is None:
+            raise ValueError(
+                f"The picture was made from {article} {name}, which is not in its recipe; give it as {name} (--{name})."
+            )
+        if given is not None and not needed:
+            raise ValueError(f"The picture was made without {article} {name}; leave it out.")
+
+
+def check_same(used: Start | RestoreRecord, recorded: Start | RestoreRecord | None) -> None:
+    """ValueError unless a replay begins with the recipe's image and mask."""
+    if recorded is not None and used != recorded:
+        changed = "image" if used.image != recorded.image else "mask"
+        raise ValueError(f"This {changed} is not the one that the picture was made from: its sha256 differs.")
 
 
 def read_picture(name: str, source: Any, mode: str) -> Tensor:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen import request
-from gen.recipe import GuideRecord
+from gen.kinds import Batch, Kind
+from gen.recipe import GuideRecord, Recipe
 
 if TYPE_CHECKING:
     from gen.energies import EnergyInfo
     from gen.generator import Generator
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel
@@ -27,12 +30,31 @@ STRENGTHS = {"tfg": 0.7, "dps": 0.7, "lgd": 0.7, "mpgd": 2.0, "freedom": 0.5, "u
 
 
 @dataclass(frozen=True)
-class Guide:
+class Guide(Kind):
     """A checked request. energy: (pictures (B, 3, H, W) in [0, 1], condition) -> (B,); record: what recipes say of it."""
 
     energy: Callable[..., Tensor]
     record: GuideRecord
     method_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Guide | None:
+        given = (asked.get(name) for name in ("guide", "guide_strength", "guide_method", "guide_options"))
+        return make_guide(*given, generator.energies)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return replayed_guide(recipe.guide, given.get("guide"), generator.energies, given.get("guide_options"))
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        return () if self.record.energy else ("energy of the guide",)
+
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        return self.build(batch.generator, denoiser, solver, batch.settings.levels, batch.fresh(), batch.prompts)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"guide": self.record}
 
     def build(
         self,
@@ -130,13 +152,13 @@ def replayed_guide(
     given: Any,
     more: Mapping[str, EnergyInfo] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Guide | None:
-    """The guide of a recipe. Code and models of the maker's own are not in it: `given` is that energy again, `options` say
-    which files it opens."""
+) -> dict[str, Any]:
+    """The keywords of a recipe's guide. Code and models of the maker's own are not in it: `given` is that energy again,
+    `options` say which files it opens."""
     if record is None:
         if given is not None:
             raise ValueError("The picture was made without a guide; leave it out.")
-        return None
+        return {}
     from gen.energies import energy_info
 
     own = not record.energy or energy_info(record.energy, more).external
@@ -149,9 +171,12 @@ def replayed_guide(
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
     if options and not own:
         raise ValueError("The recipe holds its guide's options; leave guide_options out.")
-    return make_guide(
-        given if own else record.energy, record.strength, record.method, {**record.options, **(options or {})}, more
-    )
+    return {
+        "guide": given if own else record.energy,
+        "guide_strength": record.strength,
+        "guide_method": record.method,
+        "guide_options": {**record.options, **(options or {})},
+    }
 
 
 def read_function(text: str) -> Callable[..., Tensor]:

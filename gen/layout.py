@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from gen.components import describe
-from gen.conditions import pad_tokens
-from gen.recipe import LayoutRecord, RegionRecord
+from gen.conditions import pad_tokens, told_its_size
+from gen.kinds import Batch, Kind
+from gen.recipe import LayoutRecord, Recipe, RegionRecord
 from samplers.denoiser import Condition
 from samplers.joint.masks import Box, rest, soften
 from samplers.joint.regions import Bootstrap, Region, Regions
@@ -31,7 +32,7 @@ from samplers.joint.regions import Bootstrap, Region, Regions
 if TYPE_CHECKING:
     from gen.generator import Generator
     from gen.request import Item
-    from gen.run import Settings
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
 
 MAX_REGIONS = 64
@@ -161,12 +162,33 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Kind):
     """A layout at work: the record, and the regions that a batch is sampled from."""
 
     record: LayoutRecord
     height: int
     width: int
+    own_prompts = True
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Layout:
+        return make_layout(asked["layout"], settings.height, settings.width, generator, settings.rules)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"layout": recipe.layout}
+
+    def change(self, generator: Generator, settings: Settings) -> Settings:
+        return replace(settings, adapters=generator._in_force({**self.adapters(), **settings.adapters}))
+
+    def check(self, settings: Settings) -> None:
+        composition = settings.kinds.get("composition")
+        if composition is not None and composition.name != "merge":
+            raise ValueError(
+                f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
+            )
+        if "tweak" in settings.kinds:
+            raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
 
     @property
     def prompts(self) -> list[str]:
@@ -192,10 +214,9 @@ class Layout:
             raise ValueError(f"{share:.0%} of the picture belongs to no region; give the layout a background, or enlarge them.")
         return masks
 
-    def build(
-        self, generator: Generator, denoiser: Denoiser, items: Sequence[Item], settings: Settings, noise: Tensor, negative: Any
-    ) -> Denoiser:
-        """The regions of a batch around the network, guidance inside. negative: the batch's, for regions without their own."""
+    def field(self, batch: Batch) -> Denoiser:
+        """The regions of a batch around the network, guidance inside. Its negative is for regions without their own."""
+        generator, settings, noise, negative = batch.generator, batch.settings, batch.noise, batch.negative
         record, factor = self.record, generator.factor
         masks = self.masks(factor)
         side = (record.window or generator.config.sample_size) // factor
@@ -225,9 +246,11 @@ class Layout:
 
         bootstrap = None
         if record.bootstrap is not None:
-            seeds = tuple(item.seed for item in items)
-            bootstrap = Bootstrap(plain_latents(generator), noise, record.bootstrap, seeds)
-        return Regions(denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+            bootstrap = Bootstrap(plain_latents(generator), noise, record.bootstrap, tuple(batch.seeds))
+        return Regions(generator.denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"layout": self.record}
 
 
 def make_layout(layout: Any, height: int, width: int, generator: Generator, rules: Any) -> Layout:
@@ -336,11 +359,10 @@ def read_prompt(generator: Generator, prompt: str, adapters: Mapping[str, float]
 
 def _sized(condition: Condition, generator: Generator, settings: Settings, window: Box | None) -> Condition:
     """With the size of the window, for a network that asks for one."""
-    from gen.run import told_its_size
-
+    sides = settings.seen
     if window is not None:
-        settings = replace(settings, height=window[2] * generator.factor, width=window[3] * generator.factor)
-    return told_its_size(condition, generator, 1, settings)
+        sides = window[2] * generator.factor, window[3] * generator.factor
+    return told_its_size(condition, generator, 1, sides)
 
 
 def _share_extra(regions: list[Region]) -> None:

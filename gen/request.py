@@ -8,9 +8,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
 
 SEED_END = 1 << 63
 MAX_PROMPT = 10_000  # characters
@@ -202,3 +206,29 @@ def items(
         Item(prompts[row], negatives[row], classes[row], seed, None if noise is None else noise[n])
         for n, (row, seed) in enumerate(zip(rows, seeds, strict=True))
     ]
+
+
+def subjects(generator: Generator, prompt: object, negative: object, class_labels: object) -> tuple[list, list, list]:
+    """(prompts, negative prompts, labels) of equal length."""
+    prompts, given, name = [""] if prompt is None else texts("prompt", prompt), [-1], generator.name
+    if class_labels is not None:
+        if not generator.classes:
+            raise ValueError(f"The model {name!r} takes no class_labels; leave them out.")
+        given = labels(class_labels, generator.config.classes, generator.classes)
+    if generator.text_encoder is None and any(prompts):
+        raise ValueError(no_text(generator))
+    count = max(len(prompts), len(given))
+    negatives = [""] if negative is None else texts("negative_prompt", negative)
+    if generator.text_encoder is None and any(negatives):
+        raise ValueError(f"The model {name!r} reads no text; leave negative_prompt out.")
+    for what, values in (("prompt", prompts), ("class_labels", given), ("negative_prompt", negatives)):
+        if len(values) not in (1, count):
+            raise ValueError(f"{what} has {len(values)} entries where {count} are asked for; give one for all, or {count}.")
+    equal = [values * count if len(values) == 1 else values for values in (prompts, negatives, given)]
+    return equal[0], equal[1], equal[2]
+
+
+def no_text(generator: Generator) -> str:
+    """Why a model takes no prompt, and what to do."""
+    instead = "give class_labels instead" if generator.classes else "it is unconditional, so leave the prompt out"
+    return f"The model {generator.name!r} reads no text; {instead}."

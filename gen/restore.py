@@ -5,7 +5,7 @@ The operator acts on pictures. A model of latents is asked through its decoder, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from gen import request
-from gen.edit import _digest, _fit, read_picture
-from gen.recipe import RestoreRecord
+from gen.edit import _digest, _fit, check_given, check_same, read_picture
+from gen.kinds import Batch, Kind
+from gen.recipe import Recipe, RestoreRecord
 
 if TYPE_CHECKING:
     from gen.generator import Generator
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
+    from samplers.sample import Solver
 
 # task -> its options and what they are where nothing is said
 TASKS: dict[str, dict[str, Any]] = {"inpaint": {}, "superres": {"factor": 4}, "colorize": {}, "deblur": {"radius": 2.0}}
@@ -26,7 +30,7 @@ COMMON = {"noise": 0.02, "kind": "", "weight": 1.0, "spread": 1.0, "iterations":
 
 
 @dataclass(frozen=True)
-class Restoration:
+class Restoration(Kind):
     """A checked request. operator: on pictures in [-1, 1]; measurement (1, ...) of such; given (1, 3, H, W) in [0, 1]: what
     was measured, to be shown; mask (1, 1, H, W): 1 where the picture is made, None where all of it is."""
 
@@ -35,6 +39,25 @@ class Restoration:
     given: Tensor
     mask: Tensor | None
     record: RestoreRecord
+    keeps = True
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Restoration:
+        made = make_restoration(**asked, height=settings.height, width=settings.width)
+        made.build(generator, generator.denoiser)  # options are checked here
+        return made
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        record, image, mask = recipe.restore, given.get("image"), given.get("mask")
+        check_given(record, image, mask)
+        return {} if record is None else {"task": record.task, "image": image, "mask": mask, "options": record.options}
+
+    def verify(self, recipe: Recipe) -> None:
+        check_same(self.record, recipe.restore)
+
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        return self.build(batch.generator, denoiser), solver
 
     def build(self, generator: Generator, denoiser: Denoiser) -> Denoiser:
         """The denoiser of pictures that explain the measurement: outside guidance."""
@@ -63,6 +86,9 @@ class Restoration:
             return images
         return torch.lerp(self.given.to(images).expand_as(images), images, self.mask.to(images))
 
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"restore": self.record}
+
 
 def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
@@ -76,7 +102,7 @@ def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str,
 
 
 def make_restoration(
-    task: object, image: Any, mask: Any, options: Mapping[str, Any] | None, height: int, width: int
+    task: object, image: Any, mask: Any = None, options: Mapping[str, Any] | None = None, height: int = 0, width: int = 0
 ) -> Restoration:
     """ValueError for a task, picture, mask or option that cannot be used.
 

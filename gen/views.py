@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gen.conditions import told_its_size
 from gen.edit import cut_to
+from gen.kinds import Batch, Kind
 from gen.layout import read_prompt
-from gen.recipe import ViewsRecord
+from gen.recipe import Recipe, ViewsRecord
 from samplers.joint.rows import stack
 from samplers.joint.tweedies import Instances, View, project
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.run import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Condition, Context, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel, Path
@@ -91,48 +94,68 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
 
 
 @dataclass(frozen=True)
-class Views:
+class Views(Kind):
     """Views at work. Rows of x are view after view, the picture as it is first."""
 
     record: ViewsRecord
     turns: tuple[Turn, ...]
+    own_prompts = True
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Views:
+        return make_views(asked["views"], settings.height, settings.width, settings.rules)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"views": recipe.views}
+
+    def check(self, settings: Settings) -> None:
+        for name, kind in settings.kinds.items():
+            if kind is not self and getattr(kind, "name", "") != "merge":
+                raise ValueError(f"A picture with several views takes no {name}; leave it out.")
 
     @property
-    def count(self) -> int:
+    def copies(self) -> int:
+        """The picture as it is, and as every view shows it."""
         return 1 + len(self.turns)
 
-    def start(self, noise: Tensor) -> Tensor:
+    def of_all(self, noise: Tensor) -> Tensor:
         """The unit noise of all views, (V B, C, h, w), of the picture's (B, C, h, w)."""
-        return project(self._latent_views([None] * self.count), noise)
+        return project(self._latent_views([None] * self.copies), noise)
+
+    def begin(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        return self.of_all(noise) * level.sigma
 
     def noise(self, source: NoiseSource) -> NoiseSource:
-        return lambda s, t: self.start(source(s, t))
+        return lambda s, t: self.of_all(source(s, t))
 
-    def build(
-        self, generator: Generator, prompt: Condition, settings: Settings, negative: Condition | None, guided: bool
-    ) -> Denoiser:
-        """All views around the network, each guided for itself. prompt: that of the picture as it is, (B, ...)."""
-        from gen.run import told_its_size
-
+    def field(self, batch: Batch) -> Denoiser:
+        """All views around the network, each guided for itself."""
+        generator, settings, negative = batch.generator, batch.settings, batch.negative
         others = [
-            told_its_size(read_prompt(generator, text, settings.adapters), generator, 1, settings)
+            told_its_size(read_prompt(generator, text, settings.adapters), generator, 1, settings.seen)
             for text in self.record.prompts
         ]
-        conditions = alike([prompt, *others])
-        refused = None if negative is None else stack([negative] * self.count)
-        inner, _ = settings.rules.build(generator.denoiser, settings.solver, settings.scale, refused, settings.interval, guided)
+        conditions = alike([batch.condition, *others])
+        refused = None if negative is None else stack([negative] * self.copies)
+        inner, _ = settings.rules.build(
+            generator.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
+        )
         pictures = Instances(inner, self._picture_views(generator, conditions))
         if generator.autoencoder is None or not all(turn.latent for turn in self.turns):
             return pictures
         return _Early(Instances(inner, self._latent_views(conditions)), pictures, self.record.pixels_from)
 
-    def show(self, generator: Generator, latents: Tensor, shown: tuple[int, int] | None) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1]: the mean of what the views show."""
+    def show(self, generator: Generator, latents: Tensor, size: tuple[int, int] | None, known: Sequence[Kind] = ()) -> Tensor:
+        """The mean of what the views show."""
         decoded = generator.decode(latents) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
-        mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.count), strict=True)]).mean(0)
-        mean = mean if shown is None else cut_to(mean, shown)
+        mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
+        mean = mean if size is None else cut_to(mean, size)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"views": self.record}
 
     def _latent_views(self, conditions: Sequence[Condition | None]) -> tuple[View, ...]:
         """A turn that latents do not know leaves them as they are: only noise passes through it then."""

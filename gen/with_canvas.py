@@ -10,7 +10,7 @@ from torch import Tensor
 from gen import request
 
 if TYPE_CHECKING:
-    from gen.generator import Output
+    from gen.output import Output
     from gen.recipe import CanvasRecord
 
 Sides = int | tuple[int, int]
@@ -52,7 +52,7 @@ class WithCanvas:
         if len(prompts) == 1:
             prompt = prompts.pop()
         size = self.config.sample_size if call.get("latents") is None else None  # which have one of their own
-        record = make_record(
+        record, distance = make_record(
             self, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance
         )  # fmt: skip
         return self(
@@ -60,7 +60,7 @@ class WithCanvas:
             width=4 * size if size and width is None else width,
             height=size if height is None else height,
             **call,
-            _canvas=(*record, None),
+            _asked={"canvas": {"record": record, "distance": distance}},
         )
 
     def outpaint(
@@ -131,4 +131,5 @@ class WithCanvas:
         made = made_size(self, record, *shown)
         image, mask = starting_pictures(record, picture, shown, made)
         call |= {"height": made[0], "width": made[1], "image": image, "mask": mask}
-        return self(prompt, **call, _canvas=(record, None, shown if shown != made else None))
+        canvas = {"record": record, "shown": shown if shown != made else None}
+        return self(prompt, **call, _asked={"canvas": canvas})

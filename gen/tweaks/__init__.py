@@ -11,53 +11,23 @@ Each has options of its own, `negtome_options` and so on. A recipe keeps names, 
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from gen.recipe import First, TweakRecord
+from gen.kinds import Batch, Kind
+from gen.recipe import Recipe, TweakRecord
+from gen.request import Item
+from gen.tweak_options import TweakOptions
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.noise import NoiseSource
-
-
-class TweakOptions(TypedDict, total=False):
-    """The keywords of a call. Pictures are files, PIL pictures, arrays or tensors, one or a list.
-
-    negtome: pictures to stay away from, or "batch", the batch's first picture; negtome_mask: white where each counts. Options:
-    scale 0.9, threshold 0.65, layers, interval (`samplers.guidance.NegativeMerging`).
-    reference: pictures that self-attention sees; reference_mask: white where each counts; reference_prompt: what each shows,
-    the call's own prompt if left out. Options: weight 3, layers, interval, null (`samplers.guidance.MultiReference`).
-    concepts: words of the prompt that must not mix. Options: strength 0.1, window 3, quantile 0.7 of the correction,
-    suppression 1 and interval of the attention maps (`samplers.guidance.concepts`).
-    aesthetic: texts, or a safetensors file with one embedding, towards which the text encoder is moved for each prompt.
-    Options: steps 10, rate 1e-4.
-    greedy: an energy's name, or a function (pictures (B, 3, H, W) in [0, 1], condition) -> (B,), higher is better. Options:
-    iterations and rate of gradient steps, or candidates: scales, interpolations, draws (with spread); limit, interval; and
-    those of the energy (`samplers.guidance.Greedy`).
-    """
-
-    negtome: Any
-    negtome_mask: Any
-    negtome_options: Mapping[str, Any] | None
-    reference: Any
-    reference_mask: Any
-    reference_prompt: str | Sequence[str] | None
-    reference_options: Mapping[str, Any] | None
-    concepts: str | Sequence[str] | None
-    concepts_options: Mapping[str, Any] | None
-    aesthetic: Any
-    aesthetic_options: Mapping[str, Any] | None
-    greedy: str | Callable[..., Tensor] | None
-    greedy_options: Mapping[str, Any] | None
+    from samplers.sample import Solver
 
 
 # name -> (module, class), in the order in which they go around the network
@@ -108,49 +78,59 @@ class Tweak:
 
 
 @dataclass(frozen=True)
-class Tweaks:
+class Tweaks(Kind):
     """Those of one call, by name."""
 
     parts: Mapping[str, Tweak]
 
-    def read(
-        self, generator: Generator, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]
-    ) -> Condition:
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Tweaks | None:
+        named = said(asked)
+        return make_tweaks(generator, named, settings.height, settings.width) if named else None
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in given.items() if name in TweakOptions.__annotations__}
+        return replayed_tweaks(recipe.tweaks, said(own))
+
+    def verify(self, recipe: Recipe) -> None:
+        for name, part in self.parts.items():
+            record = recipe.tweaks[name]
+            if (part.record.digests, part.record.masks) != (record.digests, record.masks):
+                raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
+
+    def rebuilt(self, recipe: Recipe, items: list[Item]) -> list[Item]:
+        """With the batch's first picture, where others depend on it."""
+        first = next((record.first for record in recipe.tweaks.values() if record.first is not None), None)
+        if first is None:
+            return items
+        return [Item(first.prompt, first.negative_prompt, first.class_label, first.seed), *items[1:]]
+
+    def read(self, generator: Generator, prompts: list[str], condition: Condition, adapters: Mapping[str, float]) -> Condition:
         for part in self.parts.values():
             condition = part.read(generator, prompts, condition, adapters)
         return condition
 
-    def inside(self, generator: Generator, seeds: Sequence[int], prompts: Sequence[str], condition: Condition):
-        """What goes around the network and its caches, as one function of a denoiser."""
-
-        def around(denoiser: Denoiser) -> Denoiser:
-            for part in self.parts.values():
-                denoiser = part.inside(generator, denoiser, seeds, prompts, condition)
-            return denoiser
-
-        return around
-
-    def outside(self, generator: Generator, denoiser: Denoiser, noise: NoiseSource, prompts: Sequence[str]) -> Denoiser:
+    def inside(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
         for part in self.parts.values():
-            denoiser = part.outside(generator, denoiser, noise, prompts)
+            denoiser = part.inside(batch.generator, denoiser, batch.seeds, batch.prompts, batch.condition)
         return denoiser
 
-    def records(self, items: Sequence[Item]) -> dict[str, TweakRecord]:
-        return {name: part.recorded(items) for name, part in self.parts.items()}
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        for part in self.parts.values():
+            denoiser = part.outside(batch.generator, denoiser, batch.fresh(), batch.prompts)
+        return denoiser, solver
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"tweaks": {name: part.recorded(items) for name, part in self.parts.items()}}
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
         return tuple(what for part in self.parts.values() for what in part.unrecorded)
 
 
-def check_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that say something. TypeError, as of any function, for one that there is not."""
-    known = TweakOptions.__annotations__
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, [*known, *_others()], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise TypeError(f"A call takes no {name!r}{hint}")
+def said(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that say something."""
     return {name: value for name, value in given.items() if value is not None and value != () and value != [] and value != {}}
 
 
@@ -170,11 +150,9 @@ def make_tweaks(generator: Generator, given: Mapping[str, Any], height: int, wid
     return Tweaks(parts)
 
 
-def replayed_tweaks(
-    generator: Generator, records: Mapping[str, TweakRecord], given: Mapping[str, Any], height: int, width: int
-) -> Tweaks | None:
-    """Those of a recipe; `given` are the pictures, files and functions that it does not hold. ValueError where one is missing,
-    another than it was, or not wanted."""
+def replayed_tweaks(records: Mapping[str, TweakRecord], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a recipe's; `given` are the pictures, files and functions that it does not hold. ValueError where one is
+    missing, or not wanted."""
     keywords: dict[str, Any] = {}
     for name in given:
         base = next(row for row in TWEAKS if name.startswith(row))
@@ -189,18 +167,7 @@ def replayed_tweaks(
         keywords |= {
             f"{name}_{key}" if key else name: value for key, value in {**again, "options": dict(record.options)}.items()
         }
-    if not keywords:
-        return None
-    made = make_tweaks(generator, check_names(keywords), height, width)
-    for name, part in made.parts.items():
-        if (part.record.digests, part.record.masks) != (records[name].digests, records[name].masks):
-            raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
-    return made
-
-
-def first_of(records: Mapping[str, TweakRecord]) -> First | None:
-    """The batch's first picture, where others depend on it."""
-    return next((record.first for record in records.values() if record.first is not None), None)
+    return keywords
 
 
 def wanted(name: str, again: str) -> ValueError:
@@ -210,11 +177,3 @@ def wanted(name: str, again: str) -> ValueError:
 def several(value: Any) -> list[Any]:
     """One or a list, as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _others() -> list[str]:
-    import inspect
-
-    from gen.generator import Generator
-
-    return [name for name in inspect.signature(Generator.__call__).parameters if name != "self"]

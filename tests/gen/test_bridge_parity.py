@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gen.generator import Generator
+from gen.settings import Sampling, make_settings
 from samplers.path import VariancePreserving
 from tests.gen import pipelines
 
@@ -50,20 +51,8 @@ def ours(name: str, generator: Generator, x: torch.Tensor, scale: float, **optio
     """Our pictures from the same latents: unit noise times the first level's sigma is what the pipeline starts from."""
     subject = {"class_labels": [7] * len(x)} if name == "dit" else {"prompt": [PROMPT] * len(x)}
     call = {"num_inference_steps": STEPS, "guidance_scale": scale, **subject, **options}
-    settings = generator._settings(
-        height=pipelines.SIZE,
-        width=pipelines.SIZE,
-        steps=STEPS,
-        scale=None,
-        interval=None,
-        sampler=call.get("sampler"),
-        sampler_options=None,
-        schedule=call.get("schedule"),
-        schedule_options=None,
-        rules=generator._rules(None, None, None, None),
-        edit=(None, None, None),
-        adapters={},
-    )
+    sampling = Sampling(num_inference_steps=STEPS, sampler=call.get("sampler"), schedule=call.get("schedule"))
+    settings = make_settings(generator, sampling, pipelines.SIZE, pipelines.SIZE)
     x = x / settings.levels[0].sigma
     side = {"height": pipelines.SIZE, "width": pipelines.SIZE}
     return generator(latents=x, output_type="pt", progress=False, **side, **call).images

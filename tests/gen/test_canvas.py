@@ -141,7 +141,7 @@ def test_noise_is_drawn_for_the_whole_canvas(tiny, monkeypatch):
 def test_the_bar_counts_evaluations_and_previews_show_the_canvas(tiny, monkeypatch):
     bar = SimpleNamespace(n=0, total=None, unit="")
     bar.update = lambda n: setattr(bar, "n", bar.n + n)
-    monkeypatch.setattr("gen.generator.progress_bar", lambda steps, show: _Open(bar))
+    monkeypatch.setattr("gen.run.open_bar", lambda steps, show: _Open(bar))
     seen = []
 
     def callback(generator, step, t, given):

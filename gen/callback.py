@@ -1,0 +1,76 @@
+"""Callbacks on every step of a run, as diffusers has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import Solver, State
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+
+TENSORS = ("latents", "denoised")
+
+
+@dataclass
+class WithCallback:
+    """A solver that hands every new state to the caller, who may change it or stop the run."""
+
+    solver: Solver
+    generator: Generator
+    callback: Callable[..., Mapping[str, Tensor] | None]
+    inputs: Sequence[str]
+    edited: bool = field(default=False, init=False)
+
+    def init(self, x: Tensor) -> State:
+        return self.solver.init(x)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        after = self.solver.step(denoiser, state, s, t, condition, context, noise)
+        tensors = {"latents": after.x, "denoised": clean(after)}
+        given = {name: tensors[name] for name in self.inputs}
+        version = after.x._version
+        returned = self.callback(self.generator, context.step, t.t, dict(given))
+        if returned is None:
+            returned = {}
+        if not isinstance(returned, Mapping) or not set(returned) <= set(TENSORS):
+            what = sorted(map(str, returned)) if isinstance(returned, Mapping) else type(returned).__name__
+            raise ValueError(f"callback_on_step_end returned {what}; return None or a dict with the latents.")
+        latents = returned.get("latents", after.x)
+        if not isinstance(latents, Tensor) or latents.shape != after.x.shape:
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"callback_on_step_end returned latents of {shape}; they must stay {tuple(after.x.shape)}.")
+        if latents is after.x and after.x._version == version:
+            return after
+        self.edited = True
+        return replace(after, x=latents.to(after.x))
+
+
+def clean(state: State) -> Tensor:
+    """The clean picture that a state points to, or its own x before any prediction."""
+    return state.x if state.prediction is None else state.prediction.x0
+
+
+def check_inputs(callback: object, inputs: object) -> tuple[str, ...]:
+    """The tensor names a callback asks for."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end is {callback!r}, which cannot be called; give a function.")
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not set(inputs) <= set(TENSORS):
+        raise ValueError(f"callback_on_step_end_tensor_inputs is {inputs!r}; name some of {', '.join(TENSORS)}.")
+    return tuple(inputs)
