@@ -17,3 +17,31 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
+Model = Annotated[
+    str, typer.Option(help="default, a model folder of ours or diffusers', a checkpoint's file, or a hub id (owner/name).")
+]
+Vae = Annotated[
+    str | None, typer.Option(metavar="DIR|ID", help="The autoencoder, for a checkpoint or instead of a pipeline's.")
+]
+TextEncoder = Annotated[str | None, typer.Option(metavar="DIR|ID", help="The text encoder, for a checkpoint that reads text.")]
+Native = Annotated[
+    bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
+]
+ModelOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a checkpoint does not tell, e.g. heads=16; repeatable.")
+]
+Lora = Annotated[
+    list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
+]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
+]
+Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
+Guide = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
+]
+GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [default: the method's]")]
+GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
+GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
+Nonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take LoRA files with NaN or infinite values.")]
