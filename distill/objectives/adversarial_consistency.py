@@ -65,9 +65,7 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
         self, models: Mapping[str, nn.Module], x0: Tensor, level: NoiseLevel, condition: Condition, noise: Tensor
     ) -> list[Tensor]:
         """The frozen teacher's tokens for x0 with noise added, differentiable in x0."""
-        return block_features(
-            self.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks
-        )
+        return block_features(self.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

@@ -63,7 +63,7 @@ class LatentConsistencyObjective(RegressionObjective):
         return self.pick(draws, "step", self.teacher_levels.steps, device)
 
     def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
-        """(z (B, C, h, w) at the level where each sample starts, the number of the level below it, what it shows, its scale)."""
+        """(z (B, C, h, w) where each sample starts, the number of the level below, the condition, the guidance scale)."""
         x0 = self.clean(batch)
         device = x0.device
         i = self.start(draws, device)
