@@ -59,7 +59,7 @@ def as_tfg(setting: Setting) -> Setting:
 
 def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
     """TFG with one thing changed: the term that is missing added, a strength moved, recurrence, averaging."""
-    own, new = dict(setting.options), []
+    own, new, wide = dict(setting.options), [], dict(found["lgd"].options)
     halves = {"mu": found["mpgd"].strength / 2, "rho": found["dps"].strength / 2}
     for term, half in halves.items():
         if own[term] == 0:
@@ -68,7 +68,7 @@ def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
     for term in ("rho", "mu"):
         if own[term]:
             new.append(setting.but(**{term: own[term] * math.sqrt(2)}))
-    new.append(setting.but(gamma=0.0 if own.get("gamma") else 0.1, samples=2))
+    new.append(setting.but(gamma=0.0 if own.get("gamma") else wide["gamma"], samples=wide["samples"]))
     for term in ("rho", "mu"):
         if own[term]:
             new.append(setting.but(**{term: own[term] / math.sqrt(2)}))
