@@ -49,6 +49,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     ),
     "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
     "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
+    "adversarial_consistency": (
+        "distill.objectives.adversarial_consistency",
+        "AdversarialConsistencyConfig",
+        "AdversarialConsistencyObjective",
+    ),
     "trajectory_consistency": (
         "distill.objectives.trajectory_consistency",
         "TrajectoryConsistencyConfig",

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from distill.losses import Weight
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.regression import RegressionConfig, RegressionObjective
+from distill.objectives.student import Scale
+from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, VariancePreserving, expand
 from samplers.prediction import Prediction
 
@@ -56,16 +58,31 @@ class LatentConsistencyObjective(RegressionObjective):
         c_skip, c_out = (expand(c, prediction.x) for c in self.boundary(prediction.level))
         return torch.where(c_out == 0, prediction.x, c_skip * prediction.x + c_out * prediction.x0)
 
+    def start(self, draws: Draws, device: torch.device) -> Tensor:
+        """(B,) int64: the number of the level to which the teacher's step leads; it starts one level above."""
+        return self.pick(draws, "step", self.teacher_levels.steps, device)
+
+    def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
+        """(z (B, C, h, w) where each sample starts, the number of the level below, the condition, the guidance scale)."""
+        x0 = self.clean(batch)
+        device = x0.device
+        i = self.start(draws, device)
+        z = self.teacher_levels.to(device)[i + 1].mix(x0, draws.normal("eps", x0.shape[1:], device))
+        return z, i, self.condition(batch, device), self.scale(draws, device)
+
+    def consistency(
+        self, models: Mapping[str, nn.Module], z_t: Tensor, i: Tensor, condition: Condition, scale: Scale
+    ) -> tuple[Prediction, Tensor, dict[str, Tensor]]:
+        """(the student's prediction at z_t, its loss, what to log)."""
+        ladder = self.teacher_levels.to(z_t.device)
+        t, s = ladder[i + 1], ladder[i]
+        z_s = self.teacher_step(models, z_t, t, s, condition, scale)
+        target = self.consistent(self.frozen(models, z_s, s, condition, scale))
+        prediction = self.predict(models["student"], z_t, t, condition, scale)
+        return prediction, *self.average(self.distance(self.consistent(prediction), target), t)
+
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x0 = self.clean(batch)
-        device, ladder = x0.device, self.teacher_levels.to(x0.device)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
-        i = self.pick(draws, "step", ladder.steps, device)
-        t, s = ladder[i + 1], ladder[i]
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
-        z_s = self.teacher_step(models, z_t, t, s, condition, scale)
-        target = self.consistent(self.frozen(models, z_s, s, condition, scale))
-        mine = self.consistent(self.predict(models["student"], z_t, t, condition, scale))
-        return self.average(self.distance(mine, target), t)
+        _, total, logged = self.consistency(models, *self.noised(batch, draws))
+        return total, logged

@@ -78,6 +78,13 @@ CASES: dict[str, dict[str, Any]] = {
         steps=2,
         embed_guidance=True,
     ),
+    "adversarial_consistency": student(
+        "adversarial_consistency",
+        teacher={"steps": 6, "guidance_scale": [2.0, 5.0]},
+        scalars=("guidance",),
+        steps=2,
+        embed_guidance=True,
+    ),
     "trajectory_consistency": student("trajectory_consistency", teacher={"steps": 6}, steps=2),
     "consistency_distillation": student("consistency_distillation", teacher={"solver": "heun"}, levels=6),
     "consistency_training": student("consistency_training", total_steps=4, last_levels=10),

@@ -2,8 +2,8 @@
 
 Six tasks: two inverse problems, a label, a colour, a reward and a style. Every method makes the same number of network
 evaluations: FreeDoM, which makes each step twice, has half the steps. Each method's strength is searched with the same number
-of trials on other subjects and seeds than those of the table. Every picture is kept under --out, so a run that was stopped goes
-on where it was. Writes table.json, table.md and a sheet per task.
+of trials, on other subjects and seeds than those of the table; TFG, whose space holds all the others, has twice as many. Every
+picture is kept under --out, so a run that was stopped goes on where it was. Writes table.json, table.md and a sheet per task.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def real_features(world: World, out: Path) -> Tensor:
 
 
 def run(bench: Bench, task: Task, given: argparse.Namespace, real: Tensor) -> tuple[list[dict], dict[str, Cell], Found]:
-    found = search(bench, task, given.trials, given.search_samples, given.finals, lambda text: print(text, flush=True))
+    found = search(
+        bench, task, given.trials, given.tfg_trials, given.search_samples, given.finals, lambda text: print(text, flush=True)
+    )
     table, cells = [], {}
     for name, setting in rows(task, found, given.methods):
         cells[name] = bench.measure(task, setting, "table", given.samples)
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=20, help="steps of methods that make each once; FreeDoM's are half as many")
     parser.add_argument("--steps", type=int, dest="nfe", help="the same as --nfe")
     parser.add_argument("--trials", type=int, default=5, help="settings that each method's search may try")
+    parser.add_argument("--tfg-trials", type=int, default=10, help="the same of TFG, which has all their options")
     parser.add_argument("--search-samples", type=int, default=8, help="pictures per trial")
     parser.add_argument("--finals", type=int, default=16, help="pictures that the last choice is made on")
     parser.add_argument("--columns", type=int, default=6, help="columns of the sheets")

@@ -59,7 +59,7 @@ def as_tfg(setting: Setting) -> Setting:
 
 def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
     """TFG with one thing changed: the term that is missing added, a strength moved, recurrence, averaging."""
-    own, new = dict(setting.options), []
+    own, new, wide = dict(setting.options), [], dict(found["lgd"].options)
     halves = {"mu": found["mpgd"].strength / 2, "rho": found["dps"].strength / 2}
     for term, half in halves.items():
         if own[term] == 0:
@@ -68,7 +68,7 @@ def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
     for term in ("rho", "mu"):
         if own[term]:
             new.append(setting.but(**{term: own[term] * math.sqrt(2)}))
-    new.append(setting.but(gamma=0.0 if own.get("gamma") else 0.1, samples=2))
+    new.append(setting.but(gamma=0.0 if own.get("gamma") else wide["gamma"], samples=wide["samples"]))
     for term in ("rho", "mu"):
         if own[term]:
             new.append(setting.but(**{term: own[term] / math.sqrt(2)}))
@@ -77,10 +77,13 @@ def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
     return new
 
 
-def search(bench: Bench, task: Task, trials: int, samples: int, finals: int, say: Callable[[str], None]) -> Found:
+def search(
+    bench: Bench, task: Task, trials: int, tfg_trials: int, samples: int, finals: int, say: Callable[[str], None]
+) -> Found:
     """`trials` settings of each method on `samples` pictures of the split "search"; the best of each on `finals` of them.
 
-    TFG starts from the best two of the others, which are in its space and were measured already, and has `trials` of its own.
+    TFG starts from the best two of the others, which are in its space and were measured already, and has `tfg_trials` of its
+    own: it has more numbers to choose.
     What it found takes the place of the best other setting only where it is better by more than the standard error of the
     difference, picture by picture, on the `finals`: the rest is luck.
     """
@@ -116,7 +119,7 @@ def search(bench: Bench, task: Task, trials: int, samples: int, finals: int, say
     ranked = sorted(others, key=lambda s: -others[s])
     beam = Beam(tuple(ranked[:2]), others)  # type: ignore[arg-type]
     around = lambda s: neighbours(s, found.settings)  # noqa: E731
-    *_, beam = search_strengths(beam, score, len(others) + trials, neighbours=around)  # type: ignore[arg-type]
+    *_, beam = search_strengths(beam, score, len(others) + tfg_trials, neighbours=around)  # type: ignore[arg-type]
     found.tried["tfg"] = {**beam.scores}  # type: ignore[dict-item]
 
     names = {as_tfg(s): method for method, s in found.settings.items()}
