@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.config import ConfigError, TrainConfig, apply_overrides, parse_config, read_yaml
+from distill.command import add_checks, run_command
+from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
 
 STEPS, RATE, RATE_DEFAULT = 500, 1e-4, 1e-3  # of a run without a config: for models of others, and for the one that is shipped
 
@@ -111,8 +112,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=300 optimizer.lr=2e-4")
     made.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the finished adapter here as well")
     made.add_argument("--resume", help="auto (default): go on from the run's newest step; never; or a step's folder")
-    made.add_argument("--dry-run", action="store_true", help="check everything, print what trains, and stop")
-    made.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
+    add_checks(made, "check everything, print what trains, and stop")
     simple = made.add_argument_group("with a folder of pictures")
     simple.add_argument("--prompt", help="of all pictures; {} stands for a picture's own caption")
     simple.add_argument("--class-prompt", help="hold the class in place with pictures that the model makes of this")
@@ -130,35 +130,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_intermixed_args(arguments)
-    from distill.trainer import TrainingError
 
-    try:
+    def make():
         config, average = simple_config(given) if Path(given.source).is_dir() else _from_file(given)
         if given.resume is not None:
             config = config.model_copy(update={"resume": given.resume})
         if given.output is not None:
             check_free(given.output)
-        trainer = make_trainer(config, average, make=not (given.dry_run or given.memory))
-        if given.dry_run:
-            print(config.model_dump_json(indent=2))
-            trained = trainer.networks["adapter"]
-            print(f"{len(trained.named)} tensors, {sum(p.numel() for p in trained.parameters()):,} numbers train")
-            return 0
-        if given.memory:
-            from distill.memory import table
+        return config, make_trainer(config, average, make=not (given.dry_run or given.memory))
 
-            print(table(trainer))
-            return 0
-        trainer.train()
+    def trained(trainer) -> list[str]:
+        adapter = trainer.networks["adapter"]
+        return [f"{len(adapter.named)} tensors, {sum(p.numel() for p in adapter.parameters()):,} numbers train"]
+
+    def done(trainer) -> None:
         if given.output is not None and trainer.accelerator.is_main_process:
             print(place(trainer.run / "export", given.output))
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command(given, make, trained, done)
 
 
 def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:

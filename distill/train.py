@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distill.config import ConfigError, TrainConfig, load_config
+from distill.command import add_checks, run_command
+from distill.config import TrainConfig, load_config
 
 
 def make_trainer(config: TrainConfig):
@@ -36,32 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distill.train", description=__doc__)
     parser.add_argument("config", help="a YAML file, for example configs/default/generator.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=100 optimizer.lr=2e-4")
-    parser.add_argument("--dry-run", action="store_true", help="check the config, print it with parameter counts, and stop")
-    parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
+    add_checks(parser, "check the config, print it with parameter counts, and stop")
     given = parser.parse_args(arguments)
-    try:
+
+    def make():
         config = load_config(given.config, given.overrides)
-        from distill.trainer import TrainingError
+        return config, make_trainer(config)
 
-        trainer = make_trainer(config)
-        if given.dry_run:
-            print(config.model_dump_json(indent=2))
-            for name, network in trainer.networks.items():
-                print(f"{name}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
-            return 0
-        if given.memory:
-            from distill.memory import table
+    def trained(trainer) -> list[str]:
+        counts = {name: sum(p.numel() for p in network.parameters()) for name, network in trainer.networks.items()}
+        return [f"{name}: {count / 1e6:.2f} M parameters" for name, count in counts.items()]
 
-            print(table(trainer))
-            return 0
-        trainer.train()
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(given, make, trained)
 
 
 if __name__ == "__main__":

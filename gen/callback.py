@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -20,33 +18,21 @@ TENSORS = ("latents", "denoised")
 
 
 @dataclass
-class WithCallback:
+class WithCallback(Around):
     """A solver that hands every new state to the caller, who may change it or stop the run."""
 
-    solver: Solver
+    inner: Solver
     generator: Generator
     callback: Callable[..., Mapping[str, Tensor] | None]
     inputs: Sequence[str]
     edited: bool = field(default=False, init=False)
 
-    def init(self, x: Tensor) -> State:
-        return self.solver.init(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
-        after = self.solver.step(denoiser, state, s, t, condition, context, noise)
+    def advance(self, step: Step, state: State) -> State:
+        after = step.by(self.inner, state)
         tensors = {"latents": after.x, "denoised": clean(after)}
         given = {name: tensors[name] for name in self.inputs}
         version = after.x._version
-        returned = self.callback(self.generator, context.step, t.t, dict(given))
+        returned = self.callback(self.generator, step.context.step, step.t.t, dict(given))
         if returned is None:
             returned = {}
         if not isinstance(returned, Mapping) or not set(returned) <= set(TENSORS):

@@ -231,7 +231,7 @@ def asked_again(generator: Generator, recipe: Recipe, given: Mapping[str, Any]) 
     """What the picture of a recipe was asked for. given: what the recipe does not hold; ValueError for what it does, or what
     was not there."""
     again = asked_of(given)
-    for kind, row in KINDS.items():
+    for kind, row in reversed(KINDS.items()):
         if kind in again or any(getattr(recipe, field) for field in row.fields):
             own = row.load().again(generator, recipe, given)
             again[kind] = {name: value for name, value in own.items() if value is not None}

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.branches import Guided
-from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 from samplers.solvers.evaluate import evaluate
 
 
 @dataclass(frozen=True)
-class PlusPlus:
+class PlusPlus(Around):
     """Any solver under CFG++: from s to t it steps with the unconditional prediction, then moves the image by guidance,
 
         x_t = step(x_s; x0_null, eps_null) + alpha_t (x0_guided - x0_null).
@@ -34,30 +34,18 @@ class PlusPlus:
     Source: arXiv 2406.08070, Algorithm 2 and appendix (the higher-order solvers).
     """
 
-    solver: Solver
+    inner: Solver
 
-    def init(self, x: Tensor) -> State:
-        return self.solver.init(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
-        guided = evaluate(denoiser, state, s, condition, context)
+    def advance(self, step: Step, state: State) -> State:
+        guided = evaluate(step.denoiser, state, step.s, step.condition, step.context)
         null = _null(guided)
         if null is None:
-            return self.solver.step(denoiser, replace(state, prediction=guided), s, t, condition, context, noise)
-        last = _NullOf(denoiser, [guided])
-        result = self.solver.step(last, replace(state, prediction=null), s, t, condition, context, noise)
+            return step.by(self.inner, replace(state, prediction=guided))
+        last = _NullOf(step.denoiser, [guided])
+        result = step.by(self.inner, replace(state, prediction=null), denoiser=last)
         final = last.guided[-1]
         move = final.x0 - (_null(final) or final).x0
-        return replace(result, x=torch.add(result.x, move, alpha=t.alpha), prediction=guided)
+        return replace(result, x=torch.add(result.x, move, alpha=step.t.alpha), prediction=guided)
 
 
 @dataclass(frozen=True)

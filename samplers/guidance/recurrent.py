@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.branches import EVERYWHERE, Interval, check_interval
 from samplers.guidance.energy import check_count
-from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 from samplers.solvers.ratio import rise
 from samplers.solvers.restart import renewed
 
 
 @dataclass(frozen=True)
-class Recurrent:
+class Recurrent(Around):
     """Makes each step from s to t of `inner` `times` times; before each repetition x_t is noised back to s,
 
         x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) z.
@@ -40,27 +37,14 @@ class Recurrent:
         check_count("Recurrence", 1, times=self.times)
         check_interval(self.interval)
 
-    def init(self, x: Tensor) -> State:
-        return self.inner.init(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
-        low, high = self.interval
-        passes = self.times if low <= s.logsnr <= high else 1
-        after = self.inner.step(denoiser, state, s, t, condition, context, noise)
+    def advance(self, step: Step, state: State) -> State:
+        (low, high), noise = self.interval, step.noise
+        passes = self.times if low <= step.s.logsnr <= high else 1
+        after = step.by(self.inner, state)
         for k in range(1, passes):
             if noise is None:
                 raise ValueError("Recurrence adds noise: pass noise=, for instance seeded_noise(seeds, x).")
-            keep, spread = rise(t, s)
-            x = torch.add(keep * after.x, renewed(noise, "recurrence", k, "up")(s, t), alpha=spread)
-            source = renewed(noise, "recurrence", k)
-            after = self.inner.step(denoiser, replace(state, x=x), s, t, condition, context, source)
+            keep, spread = rise(step.t, step.s)
+            x = torch.add(keep * after.x, renewed(noise, "recurrence", k, "up")(step.s, step.t), alpha=spread)
+            after = step.by(self.inner, replace(state, x=x), noise=renewed(noise, "recurrence", k))
         return after

@@ -14,9 +14,9 @@ from samplers.denoiser import Condition, Context
 from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
 from samplers.guidance.energy import acts_at, check_numbers, traced
 from samplers.joint.tiled import Blend, Tiled
-from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 
 # (x0 of windows (N, C, h, w), x0 of their anchors) -> (N,), differentiable in the first; rows must not look at one another
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +56,7 @@ def perceptual_distance(
 
 
 @dataclass(frozen=True)
-class SyncDiffusion:
+class SyncDiffusion(Around):
     """Any solver on a `Tiled` canvas: before the step, every window's x_i <- x_i - w grad d(D(x_i), D(x_anchor)).
 
     d is `distance` on clean images; through a decoder, with LPIPS, it is the published one. The gradient is by the
@@ -85,19 +85,8 @@ class SyncDiffusion:
         check_interval(self.interval)
         check_numbers("SyncDiffusion", falloff=self.falloff, **({} if callable(self.weight) else {"weight": self.weight}))
 
-    def init(self, x: Tensor) -> State:
-        return self.inner.init(x)
-
-    def step(
-        self,
-        denoiser: Any,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s = step.denoiser, step.s
         if not isinstance(denoiser, Tiled) or denoiser.group is not None:
             raise ValueError(
                 "SyncDiffusion moves the windows of a canvas: its denoiser must be Tiled itself, with guidance inside, nothing "
@@ -105,10 +94,10 @@ class SyncDiffusion:
             )
         weight = self.weight_at(s, denoiser.path)
         if weight and s.alpha and len(denoiser.windows) > 1 and acts_at(self.interval, s):
-            blend = self._moved(denoiser, state.x, s, weight, condition, context)
+            blend = self._moved(denoiser, state.x, s, weight, step.condition, step.context)
             prediction = blend.prediction(state.x)
             state = replace(state, x=prediction.x, prediction=prediction)
-        return self.inner.step(denoiser, state, s, t, condition, context, noise)
+        return step.by(self.inner, state)
 
     def weight_at(self, level: NoiseLevel, path: Path) -> float:
         if callable(self.weight):

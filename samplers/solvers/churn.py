@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
+from samplers.denoiser import Context
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 from samplers.solvers.ratio import noise_ratio
 
 
@@ -47,8 +47,8 @@ def raise_noise(
 
 
 @dataclass(frozen=True)
-class Churned:
-    """Raises the noise from r = sigma / alpha to r (1 + gamma) before each step of `solver`, where s_tmin <= r <= s_tmax.
+class Churned(Around):
+    """Raises the noise from r = sigma / alpha to r (1 + gamma) before each step of `inner`, where s_tmin <= r <= s_tmax.
 
     gamma = min(s_churn / steps, sqrt 2 - 1), the fresh noise has standard deviation s_noise times what the rise calls for. The
     inner solver must take a state as it comes: one without memory (Singlestep), since its last result is not what it gets.
@@ -56,7 +56,7 @@ class Churned:
     Source: arXiv 2206.00364, Algorithm 2, lines 4 to 6.
     """
 
-    solver: Solver
+    inner: Solver
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = math.inf
@@ -69,18 +69,6 @@ class Churned:
         if not self.s_tmin <= self.s_tmax:
             raise ValueError(f"Churned got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
 
-    def init(self, x: Tensor) -> State:
-        return self.solver.init(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
-        state, s = raise_noise(self, denoiser.path, state, s, context, noise)
-        return self.solver.step(denoiser, state, s, t, condition, context, noise)
+    def advance(self, step: Step, state: State) -> State:
+        state, s = raise_noise(self, step.denoiser.path, state, step.s, step.context, step.noise)
+        return step.by(self.inner, state, s=s)

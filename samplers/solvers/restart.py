@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource, fold
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
+from samplers.solvers.around import Around, Step
 from samplers.solvers.heun import Heun
 from samplers.solvers.ratio import noise_ratio
 
@@ -33,7 +33,7 @@ def renewed(noise: NoiseSource, *key: int | float | str) -> NoiseSource:
 
 
 @dataclass(frozen=True)
-class Restart:
+class Restart(Around):
     """When a step of `inner` reaches sigma_min, add noise up to sigma_max and come back in `steps` steps, `times` over.
 
     Both are in sigma / alpha; the noise erases part of the errors made so far, and steps of an ODE solver make few new ones.
@@ -63,24 +63,13 @@ class Restart:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Restart got {name}={value!r}; give a whole number of at least {least}.")
 
-    def init(self, x: Tensor) -> State:
-        return self.inner.init(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
-        returns = self.times if noise_ratio(t) <= self.sigma_min < noise_ratio(s) else 0
+    def advance(self, step: Step, state: State) -> State:
+        t, noise = step.t, step.noise
+        returns = self.times if noise_ratio(t) <= self.sigma_min < noise_ratio(step.s) else 0
         if returns and noise is None:
             raise ValueError("Restart adds noise: pass noise=, for instance seeded_noise(seeds, x).")
-        now, levels = state.step, self.levels(denoiser.path, t) if returns else ()
-        state = self.inner.step(denoiser, state, s, t, condition, context, noise)
+        now, levels = state.step, self.levels(step.denoiser.path, t) if returns else ()
+        state = step.by(self.inner, state)
         for k in range(returns):
             assert noise is not None
             source, upward, top = renewed(noise, "restart", k), renewed(noise, "restart", k, "up"), levels[0]
@@ -89,7 +78,7 @@ class Restart:
             # numbered so that the last one is this step: what it leaves in the history is what the next step goes on from
             run = replace(self.inner.init(x), level=top, step=now + 1 - self.steps)
             for a, b in pairwise(levels):
-                run = self.inner.step(denoiser, run, a, b, condition, context, source)
+                run = step.by(self.inner, run, s=a, t=b, noise=source)
                 run = replace(run, level=b, step=run.step + 1)
             state = run
         return replace(state, step=now)

@@ -1,0 +1,50 @@
+"""What the training commands share: from a run's options to its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from distill.run_folder import TrainingError
+
+if TYPE_CHECKING:
+    from distill.config import TrainConfig
+    from distill.trainer import Trainer
+
+
+def add_checks(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """--dry-run, whose help is given, and --memory."""
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
+
+
+def run_command(
+    given: argparse.Namespace,
+    make: Callable[[], tuple[TrainConfig, Trainer]],
+    trained: Callable[[Trainer], list[str]],
+    done: Callable[[Trainer], None] = lambda trainer: None,
+) -> int:
+    """Train, or do what --dry-run and --memory say. trained: lines about what trains; done: after a run that was finished.
+
+    Returns 0; 2 for a run that cannot begin and 1 for one that cannot go on, after a sentence on stderr.
+    """
+    try:
+        config, trainer = make()
+        if given.dry_run:
+            print("\n".join([config.model_dump_json(indent=2), *trained(trainer)]))
+        elif given.memory:
+            from distill.memory import table
+
+            print(table(trainer))
+        else:
+            trainer.train()
+            done(trainer)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,55 @@
+"""The base of solvers around another solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.noise import NoiseSource
+from samplers.path import NoiseLevel
+from samplers.sample import Solver, State
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run from level s to t: everything but the state."""
+
+    denoiser: Denoiser
+    s: NoiseLevel
+    t: NoiseLevel
+    condition: Condition
+    context: Context
+    noise: NoiseSource | None = None
+
+    def by(self, solver: Solver, state: State, **changes: Any) -> State:
+        """The state after this step of a solver; changes: another denoiser, other levels or noise."""
+        step = replace(self, **changes) if changes else self
+        return solver.step(step.denoiser, state, step.s, step.t, step.condition, step.context, step.noise)
+
+
+class Around:
+    """A solver that does something about the steps of `inner`: all of it is in `advance`."""
+
+    inner: Solver
+
+    def init(self, x: Tensor) -> State:
+        return self.inner.init(x)
+
+    def step(
+        self,
+        denoiser: Any,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None = None,
+    ) -> State:
+        return self.advance(Step(denoiser, s, t, condition, context, noise), state)
+
+    def advance(self, step: Step, state: State) -> State:
+        """The state after a step."""
+        raise NotImplementedError
