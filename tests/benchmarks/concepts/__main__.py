@@ -9,6 +9,7 @@ that was stopped goes on where it was. Writes table.json, table.md and sheet.png
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -108,8 +109,9 @@ def decoded(generator: Generator, images: Tensor) -> Tensor:
     )
 
 
-def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """8-bit pictures of real things, encoded and decoded once."""
+def kept(folder: Path, of: Sequence[object], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """8-bit pictures of real things, encoded and decoded once. of: what they depend on."""
+    path = folder / f"real_{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, {name: ((images + 1) * 127.5).round().byte() for name, images in make().items()})
@@ -120,18 +122,22 @@ def likenesses(given: argparse.Namespace, generator: Generator, judge) -> tuple[
     """Of the style and of the subject."""
     size = generator.config.sample_size
 
+    taught = sorted(p.read_text("utf-8").strip() for p in given.style_taught.glob("*.txt")) if given.style_taught else []
+    folders = {"own": given.subject_pictures, "others": given.look_alikes}
+
     def drawings() -> dict[str, Tensor]:
-        taught = [p.read_text("utf-8").strip() for p in given.style_taught.glob("*.txt")] if given.style_taught else []
         labels = labels_of(given.style_pictures, taught, given.drawings)
         own, others = read_drawings([given.style_pictures], labels, size, 1), read_drawings(given.other_styles, labels, size, 2)
         return {"own": decoded(generator, own), "others": decoded(generator, others)}
 
     def subjects() -> dict[str, Tensor]:
-        folders = {"own": given.subject_pictures, "others": given.look_alikes}
         return {name: decoded(generator, read_folder(folder, size)) for name, folder in folders.items()}
 
-    style = kept(given.out / "cells" / "real_style.safetensors", drawings)
-    subject = kept(given.out / "cells" / "real_subject.safetensors", subjects)
+    model = [size, generator.name, sorted(generator.weights.items())]
+    archives = [(str(path), path.stat().st_size) for path in (given.style_pictures, *given.other_styles)]
+    listed = {name: sorted((p.name, p.stat().st_size) for p in folder.glob("*")) for name, folder in folders.items()}
+    style = kept(given.out / "cells", [model, archives, taught, given.drawings], drawings)
+    subject = kept(given.out / "cells", [model, listed], subjects)
     # drawings of other things are no subject either
     others = torch.cat([subject["others"], style["others"][::4], style["own"][::4]])
     others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
