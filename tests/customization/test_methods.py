@@ -184,7 +184,7 @@ def test_others_do():
 
 
 def test_custom_diffusion_tunes_keys_and_values_of_text_alone(model, tiny_model, images, tmp_path):
-    one = run(tmp_path / "run", images, model, "custom_diffusion")
+    one = run(tmp_path / "run", images, model, "custom_diffusion", tokens={})
     names = [name.removeprefix("denoiser.").removesuffix(f".{PREFIX}weight") for name in one.networks["adapter"].named]
     assert sorted(names) == ["blocks.0.cross.kv", "blocks.1.cross.kv"]
 

@@ -44,7 +44,11 @@ def test_the_file_is_what_was_trained_and_taken_off_leaves_nothing(tiny_model, t
     adapter = read_adapter(tmp_path / "adapter.safetensors")
     lora = {layer for layer, delta in adapter.layers.items() if delta.kind == "lora"}
     full = {layer for layer, delta in adapter.layers.items() if delta.kind == "full"}
-    assert lora == {"denoiser.patch_embed", "denoiser.head"}  # a U-ViT: where pictures become tokens, and back
+    assert lora == {
+        "denoiser.patch_embed",
+        "denoiser.head",
+        "denoiser.final_conv",
+    }  # a U-ViT: where pictures become tokens, and back
     assert full == {f"denoiser.{n}" for n, m in plain.network.named_modules() if isinstance(m, nn.LayerNorm)}
     assert plain.load_adapter(adapter, "a").complete
     torch.testing.assert_close(call(plain.network, {"a": 1.0}), wanted, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
+from gen.adapters import read_adapter
 from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
 from tests.benchmarks.concepts.fidelity import (
@@ -99,6 +101,17 @@ def prompts_of(path: Path | None) -> list[str]:
     return list(lines)
 
 
+def check_words(files: Mapping[str, Path], phrases: Mapping[str, str]) -> None:
+    """ValueError where a prompt would have a new word that its adapter did not learn."""
+    for concept, file in files.items():
+        words = read_adapter(file).words
+        for word in re.findall(r"<[^<>]+>", phrases[concept]):
+            if word not in words:
+                raise ValueError(
+                    f"{file} has not learned {word!r}; its words: {', '.join(words) or 'none'} (--{concept}-phrase)."
+                )
+
+
 @torch.no_grad()
 def decoded(generator: Generator, images: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) as the model's autoencoder gives them back: nothing it draws can look more real."""
@@ -149,6 +162,8 @@ def run(given: argparse.Namespace) -> None:
     files = {"plain": {"style": given.style, "subject": given.subject}}
     if given.orthogonal:
         files["orthogonal"] = dict(zip(("style", "subject"), given.orthogonal, strict=True))
+    for pair in files.values():
+        check_words(pair, {"style": given.style_phrase, "subject": given.subject_phrase})
     wording = Wording(given.style_phrase, given.subject_phrase, given.subject_plain)
     options = {"switch": {"every": given.every}} if given.every else {}
     generator = Generator.from_pretrained(given.model)
