@@ -182,7 +182,7 @@ def make_batch(
         several, negative = canvas.conditions(generator, condition, negative, settings.adapters)
     field, solver = _field(generator, leaf, items, settings, condition, negative, noise)
     if canvas is not None:
-        field, solver = canvas.build(generator, field, solver, several)
+        field, solver = canvas.build(generator, field, solver, several, seeds)
     if settings.restore is not None:
         field = settings.restore.build(generator, field)
     if settings.guide is not None:
