@@ -5,6 +5,7 @@ A checked request is a `CanvasRecord`, as recipes hold it, in pixels; a `Canvas`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from gen.edit import read_picture
 from gen.kinds import Batch, Frame, Kind
 from gen.recipe import CanvasRecord, Recipe
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.joint.shifted import ShiftedWindows
 from samplers.joint.tiled import Tiled
 from samplers.joint.windows import PROFILES, Windows
 from samplers.path import NoiseLevel, Path
@@ -40,12 +42,21 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures (N, 3, H, W) in [0,
 
 
 @dataclass(frozen=True)
+class Own:
+    """What a caller brings that no recipe holds. distance: of SyncDiffusion, on pictures; group: of torch.distributed, over
+    whose processes windows are spread."""
+
+    distance: Distance | None = None
+    group: Any = None
+
+
+@dataclass(frozen=True)
 class Canvas(Kind):
-    """A checked request. windows: in latents; distance: of SyncDiffusion, the caller's own, on pictures."""
+    """A checked request. windows: in latents."""
 
     record: CanvasRecord
-    windows: Windows
-    distance: Distance | None = None
+    windows: Windows | ShiftedWindows
+    own: Own = Own()
 
     @classmethod
     def frame(cls, asked: Mapping[str, Any]) -> Frame:
@@ -53,7 +64,7 @@ class Canvas(Kind):
 
     @classmethod
     def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Canvas:
-        return make_canvas(generator, asked["record"], asked.get("distance"), settings.height, settings.width)
+        return make_canvas(generator, asked["record"], asked.get("own"), settings.height, settings.width)
 
     @classmethod
     def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,12 +76,17 @@ class Canvas(Kind):
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        return ("distance of SyncDiffusion",) if self.record.sync and self.distance is not None else ()
+        return ("distance of SyncDiffusion",) if self.record.sync and self.own.distance is not None else ()
 
     def halved(self) -> Canvas:
         """With half as many windows at once."""
         if self.record.batch == 1:
             return self
+        if self.own.group is not None:
+            raise ValueError(
+                f"{self.record.batch} windows at once do not fit in the memory of one of the processes; give a smaller "
+                "window_batch."
+            )
         return replace(self, record=self.record.model_copy(update={"batch": max(1, self.record.batch // 2)}))
 
     def bar(self, bar: Any, steps: int) -> EvaluationBar:
@@ -100,12 +116,15 @@ class Canvas(Kind):
     def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) of the whole canvas: around guidance and caches."""
         generator, windows, record = batch.generator, self.windows, self.record
-        conditions = self._conditions(batch)[0]
-        chosen = []
-        if conditions:  # each prompt has an equal part of the width
-            middles = [(left + windows.size[1] / 2) / windows.canvas[1] % 1 for _, left in windows.corners]
-            chosen = [min(int(middle * len(conditions)), len(conditions) - 1) for middle in middles]
-        canvas = Tiled(denoiser, windows, conditions, chosen, record.batch)
+        conditions, seeds = self._conditions(batch)[0], tuple(batch.seeds)
+        if isinstance(windows, ShiftedWindows):
+            windows = replace(windows, seeds=seeds)
+        check_agreement(self.own.group, (record.model_dump_json(), seeds))
+
+        def chosen(down: float, across: float) -> int:  # each prompt has an equal part of the width
+            return min(int(across * len(conditions)), len(conditions) - 1)
+
+        canvas = Tiled(denoiser, windows, conditions, chosen if conditions else (), record.batch, self.own.group)
         if record.recurrence > 1:
             from samplers.guidance.recurrent import Recurrent
 
@@ -116,7 +135,7 @@ class Canvas(Kind):
 
         distance = style_distance
         if record.sync_distance != "latent":
-            distance = _on_pictures(generator, self.distance or style_distance)
+            distance = _on_pictures(generator, self.own.distance or style_distance)
         return canvas, SyncDiffusion(solver, distance, record.sync)
 
     def show(self, generator: Generator, latents: Tensor, size: tuple[int, int] | None, known: Sequence[Kind] = ()) -> Tensor:
@@ -152,8 +171,9 @@ class Canvas(Kind):
         return images[..., top : images.shape[2] - top, left : images.shape[3] - left]
 
 
-def make_canvas(generator: Generator, record: CanvasRecord, distance: Distance | None, height: int, width: int) -> Canvas:
+def make_canvas(generator: Generator, record: CanvasRecord, own: Own | None, height: int, width: int) -> Canvas:
     """ValueError for windows that do not fit the canvas or the model."""
+    own = own or Own()
     multiple, factor = generator.factor * generator.network.config.patch, generator.factor
     for name, sides, unit in (("window", record.window, multiple), ("stride", record.stride, factor)):
         for value in sides:
@@ -171,14 +191,20 @@ def make_canvas(generator: Generator, record: CanvasRecord, distance: Distance |
         raise ValueError(f"The canvas would have some {down * across} windows, more than {MAX_WINDOWS}; give a larger stride.")
     if record.weights not in PROFILES:
         raise ValueError(f"Unknown window weights {record.weights!r}: choose one of {', '.join(PROFILES)}.")
-    if record.sync and distance is None and record.sync_distance not in DISTANCES:
+    if record.sync and own.group is not None:
+        raise ValueError("SyncDiffusion needs all windows in one process; leave sync out, or group.")
+    if record.sync and own.distance is None and record.sync_distance not in DISTANCES:
         raise ValueError(
             "The distance of SyncDiffusion is its maker's own function, which no recipe can hold."
             if not record.sync_distance
             else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function."
         )
     sizes = [tuple(n // factor for n in sides) for sides in ((height, width), record.window, record.stride)]
-    return Canvas(record, Windows.regular(*sizes, record.weights, record.circular), distance)  # type: ignore[arg-type]
+    lattice = (*sizes, record.weights, record.circular)
+    if record.shift_from is None:
+        return Canvas(record, Windows.regular(*lattice), own)  # type: ignore[arg-type]
+    start = record.shift_from if record.shift_from > -20 else -math.inf  # pure noise too
+    return Canvas(record, ShiftedWindows(*lattice, interval=(start, math.inf)), own)  # type: ignore[arg-type]
 
 
 def make_record(
@@ -194,8 +220,11 @@ def make_record(
     sync_distance: Any = "latent",
     recurrence: Any = 1,
     extend: tuple[int, int, int, int] | None = None,
-) -> tuple[CanvasRecord, Distance | None]:
-    """(what a recipe holds, the caller's own distance), with defaults filled in; ValueError says what cannot be.
+    shift_from: Any = None,
+    group: Any = None,
+    cache: Any = None,
+) -> tuple[CanvasRecord, Own]:
+    """(what a recipe holds, what it does not), with defaults filled in; ValueError says what cannot be.
 
     window: the model's own size; stride: half of it.
     """
@@ -206,6 +235,9 @@ def make_record(
     if not isinstance(name, str) or name not in CIRCULAR:
         raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
     own = sync_distance if callable(sync_distance) else None
+    if shift_from is not None and cache:
+        raise ValueError("A cache repeats what a window showed a step before, and windows that shift are elsewhere then; leave "
+                         "cache or shift_from out.")  # fmt: skip
     if len(prompts) > 100:
         raise ValueError(f"{len(prompts)} prompts were given; at most 100 are spread along a canvas.")
     if not isinstance(weights, str) or not (own or isinstance(sync_distance, str)):
@@ -222,8 +254,22 @@ def make_record(
         sync_distance="" if own else sync_distance,
         recurrence=request.whole("recurrence", recurrence, 1, 100),
         extend=extend,
+        shift_from=None if shift_from is None else request.real("shift_from", shift_from, -20, 20),
     )
-    return record, own
+    return record, Own(own, group)
+
+
+def check_agreement(group: Any, told: tuple) -> None:
+    """ValueError on every process of a group unless all of them make the same picture."""
+    if group is None:
+        return
+    everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(everyone, told, group=group)
+    if any(other != everyone[0] for other in everyone):
+        raise ValueError(
+            "The processes of a group share one canvas, and were asked for different ones; give all of them the same seed and "
+            "the same options."
+        )
 
 
 def made_size(generator: Generator, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:

@@ -134,8 +134,9 @@ class TweakRecord(_Part):
 
 class CanvasRecord(_Part):
     """A canvas of windows, in pixels, height before width. circular: vertically, horizontally. batch: rows per network call, at
-    most. prompts: several, spread along the width. sync: the strength of SyncDiffusion, sync_distance "" for the maker's own
-    function. recurrence: passes of every step. extend: left, top, right, bottom of the picture that was painted around."""
+    most. shift_from: the log-SNR from which windows move at every step. prompts: several, spread along the width. sync: the
+    strength of SyncDiffusion, sync_distance "" for the maker's own function. recurrence: passes of every step. extend: left,
+    top, right, bottom of the picture that was painted around."""
 
     kind: Literal["panorama", "outpaint", "upscale"]
     window: tuple[Side, Side]
@@ -148,6 +149,7 @@ class CanvasRecord(_Part):
     sync_distance: Name = "latent"
     recurrence: int = Field(1, ge=1, le=100)
     extend: tuple[Extent, Extent, Extent, Extent] | None = None
+    shift_from: float | None = Field(None, ge=-20, le=20)
 
     @model_validator(mode="after")
     def _says_where(self) -> CanvasRecord:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gen import request
 
 if TYPE_CHECKING:
+    from gen.canvas import Own
     from gen.output import Output
     from gen.recipe import CanvasRecord
 
@@ -20,8 +21,11 @@ class WithCanvas:
     """Panoramas, pictures painted around, pictures made larger. All take what a call takes, and these:
 
     window: pixels of a window, one number or height and width, by default the size the model knows; stride: from one window to
-    the next; weights: how a window counts from its middle to its edge (flat, linear, cosine, gaussian); window_batch: rows per
-    network call, at most, halved by itself when memory runs out. Recipes replay, given the picture that they began with.
+    the next; weights: how a window counts from its middle to its edge (flat, linear, cosine, gaussian); shift_from: a log-SNR,
+    from which on windows lie elsewhere at every step (`samplers.joint.shifted`), -20 being all steps, None none; window_batch:
+    rows per network call, at most, halved by itself when memory runs out; group: a process group of torch.distributed, over
+    which windows are spread: every process makes the same call, with the same seed, and gets the same pictures. Recipes replay,
+    given the picture that they began with.
     """
 
     def panorama(
@@ -33,8 +37,10 @@ class WithCanvas:
         window: Sides | None = None,
         stride: Sides | None = None,
         weights: str = "linear",
+        shift_from: float | None = None,
         circular: bool | str = False,
         window_batch: int = 8,
+        group: Any = None,
         sync: float = 0.0,
         sync_distance: str | Callable[[Tensor, Tensor], Tensor] = "latent",
         **call: Any,
@@ -52,15 +58,16 @@ class WithCanvas:
         if len(prompts) == 1:
             prompt = prompts.pop()
         size = self.config.sample_size if call.get("latents") is None else None  # which have one of their own
-        record, distance = make_record(
-            self, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance
+        record, own = make_record(
+            self, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance,
+            shift_from=shift_from, group=group, cache=call.get("cache"),
         )  # fmt: skip
         return self(
             " | ".join(prompts) if prompts else prompt,
             width=4 * size if size and width is None else width,
             height=size if height is None else height,
             **call,
-            _asked={"canvas": {"record": record, "distance": distance}},
+            _asked={"canvas": {"record": record, "own": own}},
         )
 
     def outpaint(
@@ -76,7 +83,9 @@ class WithCanvas:
         window: Sides | None = None,
         stride: Sides | None = None,
         weights: str = "linear",
+        shift_from: float | None = None,
         window_batch: int = 8,
+        group: Any = None,
         **call: Any,
     ) -> Output:
         """A picture with so many pixels more on each side, itself kept to the pixel. image: file, PIL, array or tensor.
@@ -92,9 +101,15 @@ class WithCanvas:
         if not any(extend):
             raise ValueError("Nothing is to be painted around the picture; give left, right, top or bottom in pixels.")
         shown = picture.shape[2] + top + bottom, picture.shape[3] + left + right
-        more: Any = {"recurrence": recurrence, "extend": extend}
-        record, _ = make_record(self, "outpaint", window, stride, weights, False, window_batch, **more)
-        return self._around(picture, prompt, record, shown, call)
+        more: Any = {
+            "recurrence": recurrence,
+            "extend": extend,
+            "shift_from": shift_from,
+            "group": group,
+            "cache": call.get("cache"),
+        }
+        record = make_record(self, "outpaint", window, stride, weights, False, window_batch, **more)
+        return self._around(picture, prompt, *record, shown, call)
 
     def upscale(
         self: Any,
@@ -106,7 +121,9 @@ class WithCanvas:
         window: Sides | None = None,
         stride: Sides | None = None,
         weights: str = "linear",
+        shift_from: float | None = None,
         window_batch: int = 8,
+        group: Any = None,
         **call: Any,
     ) -> Output:
         """A picture `scale` times as large: enlarged, noised to `strength`, denoised in windows. image: as in `outpaint`."""
@@ -116,11 +133,12 @@ class WithCanvas:
         picture = read_picture("image", image, "RGB")
         scale = request.real("scale", scale, 1, 16)
         shown = round(picture.shape[2] * scale), round(picture.shape[3] * scale)
-        record, _ = make_record(self, "upscale", window, stride, weights, False, window_batch)
-        return self._around(picture, prompt, record, shown, {"strength": strength, **call})
+        more: Any = {"shift_from": shift_from, "group": group, "cache": call.get("cache")}
+        record = make_record(self, "upscale", window, stride, weights, False, window_batch, **more)
+        return self._around(picture, prompt, *record, shown, {"strength": strength, **call})
 
     def _around(
-        self: Any, picture: Tensor, prompt: str | None, record: CanvasRecord, shown: tuple[int, int], call: dict
+        self: Any, picture: Tensor, prompt: str | None, record: CanvasRecord, own: Own, shown: tuple[int, int], call: dict
     ) -> Output:
         from gen.canvas import made_size, starting_pictures
 
@@ -131,5 +149,5 @@ class WithCanvas:
         made = made_size(self, record, *shown)
         image, mask = starting_pictures(record, picture, shown, made)
         call |= {"height": made[0], "width": made[1], "image": image, "mask": mask}
-        canvas = {"record": record, "shown": shown if shown != made else None}
+        canvas = {"record": record, "own": own, "shown": shown if shown != made else None}
         return self(prompt, **call, _asked={"canvas": canvas})

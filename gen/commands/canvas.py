@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP).")]
 Window = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels of a window. [default: the model's own size]")]
 Stride = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels between windows. [default: half a window]")]
 Weights = Annotated[str, typer.Option(help="How a window counts towards its edge: flat, linear, cosine, gaussian.")]
+ShiftFrom = Annotated[
+    float | None, typer.Option(metavar="LOGSNR", help="Move windows at every step from here; -20: all steps.")
+]
 WindowBatch = Annotated[int, typer.Option(help="Windows per network call; fewer need less memory.")]
 Number = Annotated[int, typer.Option("--number", "-n", help="How many pictures.")]
 Seed = Annotated[int | None, typer.Option(help="The first picture's seed. [default: random]")]
@@ -50,6 +55,7 @@ def panorama(
     window: Window = None,
     stride: Stride = None,
     weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,
@@ -85,6 +91,7 @@ def outpaint(
     window: Window = None,
     stride: Stride = None,
     weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,
@@ -116,6 +123,7 @@ def upscale(
     window: Window = None,
     stride: Stride = None,
     weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
     window_batch: WindowBatch = 8,
     number: Number = 1,
     seed: Seed = None,
@@ -171,20 +179,37 @@ def _subject(generator: Any, method: str, prompt: Any) -> dict[str, Any]:
     return {"class_labels": prompt or -1}
 
 
+def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
+    """(group, whether this process is the first, seed): under torchrun or accelerate launch, windows are spread over all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None, True, seed
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group()
+    one = [secrets.randbits(32) if seed is None else seed]
+    torch.distributed.broadcast_object_list(one)
+    return torch.distributed.group.WORLD, torch.distributed.get_rank() == 0, one[0]
+
+
 def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """Generate and save; returns the exit code. given: the arguments of the command."""
     target, call = Target.of(given["output"]), options_of(given["option"] or [])
     for name in ("window", "stride"):
         both = sides(f"--{name}", given[name])
         call[name] = None if both is None else (both[1], both[0])  # type: ignore[assignment]
-    for name in ("weights", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
+    for name in ("weights", "shift_from", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
         call[name] = given[name]
     quiet = given["quiet"]
 
     from gen.commands.lora import open_with
 
+    group, first_process, call["seed"] = _processes(call["seed"])
+    quiet = quiet or not first_process
     generator = open_with(given["lora"] or [], given["model"], given["device"], given["dtype"], quiet)
-    call |= _subject(generator, method, prompt)
+    call |= _subject(generator, method, prompt) | {"group": group}
     start = time.perf_counter()
 
     try:
@@ -196,7 +221,7 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
             negative_prompt=given["negative"],
             num_images_per_prompt=given["number"],
             progress=not quiet,
-            on_images=lambda batch: save_all(batch, target, label),
+            on_images=(lambda batch: save_all(batch, target, label)) if first_process else None,
         )
     except KeyboardInterrupt:
         say("Interrupted.", quiet)

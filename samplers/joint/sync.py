@@ -94,7 +94,7 @@ class SyncDiffusion(Around):
             )
         weight = self.weight_at(s, denoiser.path)
         if weight and s.alpha and len(denoiser.windows) > 1 and acts_at(self.interval, s):
-            blend = self._moved(denoiser, state.x, s, weight, step.condition, step.context)
+            blend = self._moved(denoiser.at(s, len(state.x)), state.x, s, weight, step.condition, step.context)
             prediction = blend.prediction(state.x)
             state = replace(state, x=prediction.x, prediction=prediction)
         return step.by(self.inner, state)
@@ -112,12 +112,12 @@ class SyncDiffusion(Around):
         anchor = count // 2 if self.anchor is None else self.anchor
         if not 0 <= anchor < count:
             raise ValueError(f"SyncDiffusion got anchor={anchor}, but the windows are 0 to {count - 1}.")
-        rows = canvas.windows.crop(x, (anchor,))
+        rows = canvas.placed.crop(x, (anchor,))
         still = canvas.evaluate(rows, (anchor,), level, condition, context)
         blend.add((anchor,), still, rows)
         target = clean(still).detach()
         for chunk in canvas.chunks(len(x), [i for i in range(count) if i != anchor]):
-            rows = canvas.windows.crop(x, chunk)
+            rows = canvas.placed.crop(x, chunk)
             rows = rows - weight * self._slope(canvas, rows, target, chunk, level, condition, context)
             blend.add(chunk, canvas.evaluate(rows, chunk, level, condition, context), rows)
         return blend

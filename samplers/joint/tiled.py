@@ -6,18 +6,22 @@ of the mean is the mean of the steps: no window needs a solver, or a scheduler, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.branches import Guided
+from samplers.joint.rows import expand_rows
+from samplers.joint.shifted import EachImage, ShiftedWindows
 from samplers.joint.windows import Windows
 from samplers.path import NoiseLevel, Path, Scalar
 from samplers.prediction import Prediction, Row
+
+Chooser: TypeAlias = Callable[[float, float], int]  # (down, across) of a window's middle -> the number of its condition
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,10 @@ class Tiled:
     """x0(x) = sum_i W_i pad(D(crop_i x)) / sum_i W_i for any canvas x (B, C, H, W), whatever D is around its network.
 
     It goes around guidance and caches, and under what knows the whole image (inpainting, energies, measurements).
-    conditions, chosen: conditions of batch 1 or B, and for every window the number of its own; without them all windows get
-    the run's condition. What a condition has aligned with x (`image`) is cropped. batch: at most so many rows (windows times
+    windows: `Windows` that stay, or `ShiftedWindows`, of which caches remember nothing from step to step.
+    conditions, chosen: conditions of batch 1 or B, and for every window the number of its own, or a function that tells it from
+    where a window's middle lies (down, across, as shares of the canvas from 0 to 1); without them all windows get the run's
+    condition. What a condition has aligned with x (`image`) is cropped. batch: at most so many rows (windows times
     images) per evaluation of D, one window of every image at least; memory beyond the canvas grows with it alone.
     group: a torch.distributed process group, over whose ranks the windows are spread; all of them must make the same calls
     with the same x, and get the same result. No gradients there.
@@ -35,37 +41,63 @@ class Tiled:
     """
 
     denoiser: Denoiser
-    windows: Windows
+    windows: Windows | ShiftedWindows | EachImage
     conditions: Sequence[Condition] = ()
-    chosen: Sequence[int] = ()
+    chosen: Sequence[int] | Sequence[tuple[int, ...]] | Chooser = ()
     batch: int = 8
     group: Any = None
+    moment: float | None = None  # of windows that were shifted, the clock of their level
 
     def __post_init__(self) -> None:
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise ValueError(f"The rows of one evaluation must be a whole number of at least 1, got batch={self.batch!r}.")
+        if callable(self.chosen):
+            return
+        if self.conditions and isinstance(self.windows, ShiftedWindows):
+            raise ValueError("Shifted windows are told their condition by a function of where they lie; give one as chosen.")
         if self.conditions and len(self.chosen) != len(self.windows):
             raise ValueError(
                 f"There are {len(self.windows)} windows, and {len(self.chosen)} of them were told their condition; give all."
             )
-        if not all(0 <= k < len(self.conditions) for k in self.chosen):
+        if not all(0 <= k < len(self.conditions) for own in self.chosen for k in _each(own)):
             raise ValueError(f"Windows choose conditions 0 to {len(self.conditions) - 1}, got {list(self.chosen)}.")
 
     @property
     def path(self) -> Path:
         return self.denoiser.path
 
+    def at(self, level: NoiseLevel, images: int) -> Tiled:
+        """With the windows of a level in their places, and their conditions chosen; itself where both are."""
+        windows, chosen, moment = self.windows, self.chosen, self.moment
+        if isinstance(windows, ShiftedWindows):
+            windows, moment = windows.at(level, images), float(level.t)
+        if callable(chosen):
+            own = [_choices(chosen, one) for one in (windows.each if isinstance(windows, EachImage) else [windows])]
+            chosen = own[0] if len(own) == 1 else list(zip(*own, strict=True))
+        if windows is self.windows and chosen is self.chosen:
+            return self
+        return replace(self, windows=windows, chosen=chosen, moment=moment)
+
+    @property
+    def placed(self) -> Windows | EachImage:
+        """The windows of `at`."""
+        assert not isinstance(self.windows, ShiftedWindows)
+        return self.windows
+
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        return self.at(level, len(x))._blended(x, level, condition, context)
+
+    def _blended(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         blend = Blend(self, x, level, context)
         chunks = list(self.chunks(len(x), range(len(self.windows))))
         for chunk in chunks or [(0,)]:  # a rank without a window evaluates one all the same, to know what there is to share
-            prediction = self.evaluate(self.windows.crop(x, chunk), chunk, level, condition, context)
+            prediction = self.evaluate(self.placed.crop(x, chunk), chunk, level, condition, context)
             blend.add(chunk, prediction, weight=1.0 if chunks else 0.0)
         return blend.prediction(x)
 
     def chunks(self, images: int, windows: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """The windows of this process, as they are evaluated together: those of one condition next to one another."""
-        ordered = sorted(windows, key=lambda i: self.chosen[i] if self.conditions else 0)
+        ordered = sorted(windows, key=lambda i: _each(self.chosen[i]) if self.conditions else (0,))  # type: ignore[index]
         if self.group is not None:
             ordered = ordered[torch.distributed.get_rank(self.group) :: torch.distributed.get_world_size(self.group)]
         count = -(-len(ordered) // max(1, self.batch // images))
@@ -77,9 +109,10 @@ class Tiled:
     ) -> Prediction:
         """What D says of windows: rows (len(chunk) B, C, h, w), in the order of `Windows.crop`."""
         images, count = len(rows) // len(chunk), len(chunk)
-        told: Hashable = tuple(self.chosen[i] for i in chunk) if self.conditions else count
-        told = (told, chunk) if condition.image is not None or any(c.image is not None for c in self.conditions) else told
-        inside = replace(context.fork("windows", told), view=(context.view, chunk))
+        told: Hashable = tuple(self.chosen[i] for i in chunk) if self.conditions else count  # type: ignore[index]
+        where: Hashable = chunk if self.moment is None else (chunk, self.moment)
+        told = (told, where) if condition.image is not None or any(c.image is not None for c in self.conditions) else told
+        inside = replace(context.fork("windows", told), view=(context.view, where))
         own = inside.memo("windows", (condition,), lambda: self._condition(condition, chunk, images))
         return self.denoiser(rows, NoiseLevel(*(_times(v, count) for v in (level.t, level.alpha, level.sigma))), own, inside)
 
@@ -89,10 +122,18 @@ class Tiled:
         for i in chunk:
             one = condition
             if self.conditions:
-                one = self.conditions[self.chosen[i]].map(lambda v: v.expand(images, *v.shape[1:]) if len(v) == 1 else v)
+                one = self._chosen(i, images)
                 one = replace(one, extra={**one.extra, **condition.extra})
-            told.append(one if one.image is None else replace(one, image=self.windows.crop(one.image, (i,))))
+            told.append(one if one.image is None else replace(one, image=self.placed.crop(one.image, (i,))))
         return told[0].cat(told[1:])
+
+    def _chosen(self, window: int, images: int) -> Condition:
+        """A window's own condition, of all images."""
+        own = _each(self.chosen[window])  # type: ignore[index]
+        if len(own) == 1:
+            return expand_rows(self.conditions[own[0]], images)
+        rows = [expand_rows(self.conditions[k], images)[i : i + 1] for i, k in enumerate(own)]
+        return rows[0].cat(rows[1:])
 
 
 class Blend:
@@ -100,9 +141,10 @@ class Blend:
 
     def __init__(self, canvas: Tiled, x: Tensor, level: NoiseLevel, context: Context):
         self.canvas, self.like, self.level, self.context = canvas, x, level, context
-        self.before, windows = context.evaluations, canvas.windows
+        self.before, windows = context.evaluations, canvas.placed
+        everyone = range(len(windows))
         self.weights, self.total = context.memo(
-            f"window weights {x.dtype} {x.device}", (windows,), lambda: (windows.weights.to(x), windows.total.to(x))
+            f"window weights {x.dtype} {x.device}", (windows,), lambda: (windows.weight(everyone).to(x), windows.total.to(x))
         )
         self.sums: dict[str, Tensor] = {}
         self.row: Row | None = None
@@ -111,13 +153,14 @@ class Blend:
         """rows: what the windows held, where it is not what the canvas holds there; they are averaged too."""
         if self.row is None:
             self.row = self._row(prediction, len(chunk))
+        own = self.weights if len(self.weights) == 1 else self.weights[list(chunk)]  # (chunk or 1, images or 1, 1, h, w)
         parts = {"x": rows, "raw": self._raw(prediction), "variance": prediction.variance}
         if isinstance(prediction, Guided):
             for name, branch in (("cond", prediction.cond), ("null", prediction.null)):
                 parts[name] = None if branch is None else self._raw(branch)
         for name, value in parts.items():
             if value is not None:
-                self._add(name, chunk, value * (weight * self.weights))
+                self._add(name, chunk, value.unflatten(0, (len(chunk), -1)) * (weight * own))
 
     def prediction(self, x: Tensor) -> Prediction:
         """Of the canvas x, or of the mean of the rows that were given."""
@@ -144,9 +187,9 @@ class Blend:
 
     def _add(self, name: str, chunk: Sequence[int], value: Tensor) -> None:
         if name not in self.sums:
-            self.sums[name] = value.new_zeros(len(self.like), value.shape[1], *self.canvas.windows.canvas)
-        for index, one in zip(chunk, value.unflatten(0, (len(chunk), -1)), strict=True):
-            self.canvas.windows.add(self.sums[name], one, index)
+            self.sums[name] = value.new_zeros(len(self.like), value.shape[2], *self.canvas.windows.canvas)
+        for index, one in zip(chunk, value, strict=True):
+            self.canvas.placed.add(self.sums[name], one, index)
 
     def _share(self, group: Any) -> None:
         """Sum over all ranks what each of them has, the count of evaluations too."""
@@ -158,6 +201,20 @@ class Blend:
         everyone = torch.tensor(own, device=self.like.device)
         torch.distributed.all_reduce(everyone, group=group)
         self.context.count(int(everyone) - own)
+
+
+def _each(chosen: int | tuple[int, ...]) -> tuple[int, ...]:
+    return chosen if isinstance(chosen, tuple) else (chosen,)
+
+
+def _choices(chooser: Chooser, windows: Windows) -> list[int]:
+    """What windows choose, by their middles."""
+    return [
+        chooser(
+            *((begin + own / 2) / whole % 1 for begin, own, whole in zip(corner, windows.size, windows.canvas, strict=True))
+        )
+        for corner in windows.corners
+    ]
 
 
 def _times(value: Scalar, count: int) -> Scalar:

@@ -43,8 +43,9 @@ class Windows:
     """Windows of one size on a canvas: canvas (H, W), size (h, w), corners the (top, left) of each.
 
     profile: how weights fall from a window's middle to its edge (`PROFILES`), or weights (h, w) of your own. wrap: whether the
-    canvas is a circle (vertically, horizontally): only there may a window go across its end. Raises ValueError if a window
-    leaves the canvas or a pixel has no weight.
+    canvas is a circle (vertically, horizontally): only there may a window go across its end. origins: where each window's
+    weights begin, if not at its corner: one that would hang over an edge is moved inside and keeps the weights that it would
+    have there, 0 where it would not reach. Raises ValueError if a window leaves the canvas or a pixel has no weight.
     """
 
     canvas: tuple[int, int]
@@ -52,6 +53,7 @@ class Windows:
     corners: tuple[tuple[int, int], ...]
     profile: str | Tensor = "cosine"
     wrap: tuple[bool, bool] = (False, False)
+    origins: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def regular(
@@ -74,6 +76,10 @@ class Windows:
         own = self.profile
         if isinstance(own, Tensor) and (own.shape != self.size or not bool(((own >= 0) & own.isfinite()).all())):
             raise ValueError(f"Window weights of shape {tuple(own.shape)} were given; give finite ones from 0 up, {self.size}.")
+        if self.origins is not None and len(self.origins) != len(self.corners):
+            raise ValueError(
+                f"{len(self.corners)} windows have {len(self.origins)} origins of their weights; give one for each."
+            )
         for corner in self.corners:
             for start, length, window, wrap in zip(corner, self.canvas, self.size, self.wrap, strict=True):
                 if not 0 <= start < length or (start + window > length and not wrap):
@@ -90,20 +96,27 @@ class Windows:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(h, w) in float64: what a window's pixels count, before they are normalised."""
-        if isinstance(self.profile, Tensor):
-            return self.profile.double()
-        down, across = (
-            PROFILES[self.profile]((2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1).abs()) for n in self.size
-        )
-        return down[:, None] * across
+        """(h, w) in float64: what the pixels of a window within the canvas count, before they are normalised."""
+        return profile_weights(self.profile, self.size)
+
+    def weight(self, indices: Sequence[int]) -> Tensor:
+        """What the pixels of windows count, in float64: (len(indices), 1, 1, h, w), or (1, 1, 1, h, w) for all of them."""
+        if self.origins is None:
+            return self.weights[None, None, None]
+        found = []
+        for index in indices:
+            own = self.weights
+            for axis, (start, origin) in enumerate(zip(self.corners[index], self.origins[index], strict=True)):
+                own = _moved(own, axis, origin - start)
+            found.append(own)
+        return torch.stack(found)[:, None, None]
 
     @cached_property
     def total(self) -> Tensor:
         """(H, W) in float64: the sum of all windows' weights at every pixel."""
         total = torch.zeros(self.canvas, dtype=torch.float64)
         for index in range(len(self)):
-            self.add(total, self.weights, index)
+            self.add(total, self.weight((index,))[0, 0, 0], index)
         return total
 
     def sides(self, index: int) -> list[list[tuple[slice, slice]]]:
@@ -139,3 +152,20 @@ class Windows:
             raise ValueError(
                 f"The windows are for a canvas of {self.canvas}, and x is {tuple(x.shape)}: make them for its size."
             )
+
+
+def profile_weights(profile: str | Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w) in float64, of a name (`PROFILES`) or weights of one's own."""
+    if isinstance(profile, Tensor):
+        return profile.double()
+    down, across = (PROFILES[profile]((2 * (torch.arange(n, dtype=torch.float64) + 0.5) / n - 1).abs()) for n in size)
+    return down[:, None] * across
+
+
+def _moved(weights: Tensor, axis: int, by: int) -> Tensor:
+    """(h, w) moved by so many pixels along an axis, 0 where nothing comes in."""
+    if not by:
+        return weights
+    along = torch.arange(weights.shape[axis]) - by
+    inside = (along >= 0) & (along < len(along))
+    return weights.index_select(axis, along.clamp(0, len(along) - 1)) * inside.unsqueeze(1 - axis)

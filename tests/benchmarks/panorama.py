@@ -5,7 +5,8 @@ one process, in turns. diffusers takes windows one at a time unless told otherwi
 Where the stride divides the width the two must agree. Prints a table; `--smoke` runs the smallest size once.
 
 `--seams` draws panoramas with the default model instead and measures whether windows leave marks: the mean step in brightness
-across window borders over that beside them, 1 without seams.
+across the borders of a lattice of windows over that elsewhere, 1 without seams, and the same midway between borders. `--sync`
+measures how far windows of one picture are apart with SyncDiffusion and without, at as many evaluations.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ from samplers.registry import get_grid
 from tests.gen import pipelines
 
 PROMPT = "a cat, 3 red dogs on the moon."
-TEXTURED = ("a forest", "a bowl of soup", "a rainbow", "a map")  # for seams: pictures without empty backgrounds
+TEXTURED = ("a forest", "red apples", "a garden of flowers", "a city at night")  # for seams: pictures that fill the canvas
+SUBJECTS = ("a heart", "a car", "a flower", "a bird")  # for distances: of no particular colour
 
 
 def diffusers_panorama(pipeline, window: int, stride: int):
@@ -137,28 +139,79 @@ def against_diffusers(widths: Sequence[int], window: int, stride: int, steps: in
     return rows
 
 
-def seam_statistic(images: Tensor, borders: Sequence[int], phase: int) -> float:
-    """Of pictures (B, 3, H, W): the mean |step| between a column and the one before, at `borders` over beside them.
+def steps_of(images: Tensor) -> Tensor:
+    """Of pictures (B, 3, H, W): the mean |step in brightness| from every column to the next, (B, W - 1)."""
+    return images.mean(1).diff(dim=-1).abs().mean(1)
 
-    Beside are the columns two and three times `phase` (pixels of the decoder's grid) to either side: the decoder's own steps
-    count on both sides then, and so does what a picture shows there, objects standing in the middle of windows.
+
+def seam_statistic(steps: Tensor, borders: Sequence[int], phase: int) -> tuple[float, float]:
+    """Of `steps_of` pictures: (the mean step into the columns `borders` over that into all others, its standard error).
+
+    Others are those that have the borders' place in the decoder's blocks of `phase` pixels, whose own edges count on both
+    sides then. The error is the jackknife's, over pictures.
     """
-    step = (images[..., 1:] - images[..., :-1]).abs().mean((0, 1, 2))
-    beside = [x + d * phase for x in borders for d in (-3, -2, 2, 3) if 0 < x + d * phase < images.shape[-1]]
-    inner = [x for x in beside if x not in borders]
-    return (step[[x - 1 for x in borders]].mean() / step[[x - 1 for x in inner]].mean()).item()
+    inside = set(range(phase, steps.shape[1] + 1 - phase, phase)) - set(borders)
+    across, beside = (steps[:, [x - 1 for x in sorted(columns)]].mean(1) for columns in (borders, inside))
+    count = len(steps)
+    if count == 1:
+        return (across / beside).item(), float("nan")
+    left_out = (across.sum() - across) / (beside.sum() - beside)
+    error = ((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt()
+    return (across.sum() / beside.sum()).item(), error.item()
 
 
-def seams(pictures: int, steps: int, stride: int) -> list[dict]:
-    generator, rows = Generator.from_pretrained(), []
+def seams(pictures: int, steps: int, stride: int) -> Iterator[dict]:
+    generator = Generator.from_pretrained()
     window, width = generator.config.sample_size, 4 * generator.config.sample_size
     borders = sorted({e for left in range(0, width - window + 1, stride) for e in (left, left + window)} - {0, width})
-    for weights in ("flat", "linear", "cosine", "gaussian"):
-        call = {"weights": weights, "stride": stride, "num_inference_steps": steps, "progress": False, "output_type": "pt"}
+    between = [x - stride // 2 for x in borders]
+    for shifted, weights in ((False, "flat"), (False, "linear"), (False, "cosine"), (True, "flat"), (True, "linear")):
+        call = {"stride": stride, "num_inference_steps": steps, "progress": False, "output_type": "pt"}
+        call |= {"weights": weights, "shift_from": -20 if shifted else None}
         images = [generator.panorama(TEXTURED[n % len(TEXTURED)], seed=n, **call).images for n in range(pictures)]
-        found = seam_statistic(torch.cat(images), borders, generator.factor)
-        rows.append({"weights": weights, "pictures": pictures, "border / beside": f"{found:.3f}"})
-    return rows
+        found = {
+            name: "{:.2f} +- {:.2f}".format(*seam_statistic(steps_of(torch.cat(images)), columns, generator.factor))
+            for name, columns in (("at borders", borders), ("midway between", between))
+        }
+        yield {"windows": "shifted" if shifted else "fixed", "weights": weights, "pictures": pictures, **found}
+
+
+def spread_of(features: Tensor) -> float:
+    """How far the windows of pictures (B, windows, D) are apart: their mean squared distance, two and two."""
+    count = features.shape[1]
+    return (features.var(1, correction=1).sum(-1) * 2).mean().item() if count > 1 else 0.0
+
+
+def styles(images: Tensor) -> Tensor:
+    """The mean and spread of the channels of pictures (N, 3, H, W): (N, 6)."""
+    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+def sync(pictures: int, steps: int, stride: int, weights: Sequence[float]) -> Iterator[dict]:
+    """Distances between the windows of one picture that do not overlap, with MultiDiffusion and SyncDiffusion at as many
+    evaluations, or fewer of the latter's."""
+    from distill.features import load_features
+
+    generator, evaluator = Generator.from_pretrained(), load_features("evaluator")
+    window = generator.config.sample_size
+    width = 3 * window
+    count = -(-(width - window) // stride) + 1
+    more = -(-steps * (2 * count - 1) // count)  # steps of MultiDiffusion for no fewer evaluations
+    for weight in weights:
+        call = {"width": width, "stride": stride, "progress": False, "output_type": "pt", "sync": weight}
+        made = [
+            generator.panorama(SUBJECTS[n % len(SUBJECTS)], seed=n, num_inference_steps=steps if weight else more, **call)
+            for n in range(pictures)
+        ]
+        apart = torch.cat([one.images for one in made]).unfold(3, window, window).permute(0, 3, 1, 2, 4)
+        rows = apart.flatten(0, 1)
+        seen = evaluator(2 * rows - 1).unflatten(0, apart.shape[:2])
+        yield {
+            "sync": f"{weight:g}" if weight else "MultiDiffusion",
+            "evaluations": f"{made[0].nfe:g}",
+            "style distance": f"{spread_of(styles(rows).unflatten(0, apart.shape[:2])):.4f}",
+            "feature distance": f"{spread_of(seen):.4f}",
+        }
 
 
 def main() -> None:
@@ -166,12 +219,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seams", action="store_true", help="measure seams of the default model's panoramas")
+    parser.add_argument("--sync", action="store_true", help="measure distances between windows with SyncDiffusion")
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="strengths of --sync")
     parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--stride", type=int, default=64, help="pixels, for --seams")
+    parser.add_argument("--stride", type=int, default=64, help="pixels, for --seams and --sync")
     parser.add_argument("--smoke", action="store_true", help="the smallest size, once")
     given = parser.parse_args()
+    pictures, steps = (1, 2) if given.smoke else (given.pictures, given.steps)
     if given.seams:
-        rows = seams(1 if given.smoke else given.pictures, 2 if given.smoke else given.steps, given.stride)
+        rows = list(seams(pictures, steps, given.stride))
+    elif given.sync:
+        rows = list(sync(pictures, steps, given.stride, [0.0, *given.weights]))
     elif given.smoke:
         rows = against_diffusers((24,), 16, 4, 2, 1)
     else:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
@@ -18,6 +19,7 @@ from gen.generator import Generator
 from gen.recipe import CanvasRecord, Recipe, RecipeError
 from samplers.editing import image_to_image
 from samplers.guidance import ClassifierFree
+from samplers.joint.shifted import ShiftedWindows
 from samplers.joint.sync import SyncDiffusion, style_distance
 from samplers.joint.tiled import Tiled
 from samplers.joint.windows import Windows
@@ -25,6 +27,7 @@ from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
+from tests.distill.processes import on_processes
 
 QUICK = {"num_inference_steps": 2, "progress": False, "seed": 7}
 
@@ -61,6 +64,46 @@ def test_a_panorama_is_the_samplers_own(tiny):
     torch.testing.assert_close(made.images, expected, rtol=0, atol=1e-5)
     recipe = made.recipes[0]
     assert (recipe.height, recipe.width, recipe.nfe, recipe.canvas.stride) == (36, 76, 2 * 2 * 10, (16, 16))
+
+
+def test_a_panorama_of_shifted_windows_is_the_samplers_own(tiny):
+    """Each picture's windows move with its own seed, and find their prompts; recipes replay."""
+    prompts, windows = ["a red heart", "a cat"], ShiftedWindows((9, 19), (8, 8), (4, 4), "flat", (False, True), (7, 8))
+    conditions = [text(tiny, *prompts)[k : k + 1] for k in range(2)]
+
+    def half(down, across):
+        return int(across >= 0.5)
+
+    hand = {"batch": 6, "conditions": conditions, "chosen": half}
+    expected = by_hand(tiny, windows, get_solver("dpmpp_2m"), text(tiny, "a cat", "a cat"), [7, 8], **hand)
+    call = {"width": 76, "height": 36, "circular": True, "window_batch": 6, "weights": "flat", "output_type": "latent"}
+    made = tiny.panorama(prompts, num_images_per_prompt=2, shift_from=-20, **call, **QUICK)
+    torch.testing.assert_close(made.images, expected, rtol=0, atol=1e-5)
+    recipe = Recipe.from_json(made.recipes[1].to_json())
+    assert recipe.canvas.shift_from == -20 and recipe.nfe == 2 * 2 * 10
+    again = tiny.replay(recipe, output_type="latent", progress=False)
+    torch.testing.assert_close(again.images, made.images[1:], rtol=0, atol=1e-5)
+
+
+def _rank(tiny, photo, call, expected):
+    dist.init_process_group("gloo")
+    group = dist.group.WORLD
+    made = tiny.panorama("a cat", group=group, **call)
+    torch.testing.assert_close(made.images, expected[0], rtol=0, atol=1e-5)
+    assert made.nfe == expected[1]
+    painted = tiny.outpaint(photo, "a cat", right=16, output_type="latent", group=group, **QUICK)
+    torch.testing.assert_close(painted.images, expected[2], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="asked for different ones"):
+        tiny.panorama("a cat", group=group, **{**call, "seed": dist.get_rank()})
+    with pytest.raises(ValueError, match="all windows in one process"):
+        tiny.panorama("a cat", group=group, sync=0.1, **call)
+
+
+def test_two_processes_make_the_picture_of_one(tiny, photo):
+    call = {"width": 64, "height": 32, "window_batch": 2, "shift_from": -20, "output_type": "latent", **QUICK}
+    made = tiny.panorama("a cat", **call)
+    painted = tiny.outpaint(photo, "a cat", right=16, output_type="latent", **QUICK)
+    on_processes(2, _rank, tiny, photo, call, (made.images, made.nfe, painted.images))
 
 
 def test_prompts_are_spread_along_the_width_and_synchronised(tiny):
@@ -248,6 +291,8 @@ def test_a_network_that_reads_its_size_is_told_the_windows(tiny, monkeypatch):
         ("panorama", {"sync": -1}, "sync is -1"),
         ("panorama", {"sync": 1, "sync_distance": "lpips"}, "choose latent or pictures, or give a function"),
         ("panorama", {"window_batch": 0}, "window_batch is 0"),
+        ("panorama", {"shift_from": 0, "cache": "reuse"}, "leave cache or shift_from out"),
+        ("panorama", {"shift_from": "all"}, "shift_from is 'all'"),
         ("outpaint", {}, "give left, right, top or bottom"),
         ("outpaint", {"left": -3}, "left is -3"),
         ("outpaint", {"left": 8, "recurrence": 0}, "recurrence is 0"),

@@ -9,6 +9,7 @@ from PIL import Image
 from gen import cli
 from gen.commands.canvas import options_of, sides
 from gen.recipe import read_recipe
+from tests.distill.processes import on_processes
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def fewstep(tmp_path, monkeypatch, capsys, tiny_model):
 def test_panorama(fewstep):
     code, out, err = fewstep(
         "panorama", "a cat", "the moon", "--size", "64x32", "--circular", "horizontal", "--stride", "16x8",
-        "--weights", "linear", "--sync", 0.02, "--seed", 3, "--steps", 2, "--sampler", "euler_a", "--option", "sampler:eta=0.5",
+        "--weights", "linear", "--shift-from", -1, "--sync", 0.02, "--seed", 3, "--steps", 2,
+        "--sampler", "euler_a", "--option", "sampler:eta=0.5",
         "--window-batch", 3, "--negative", "blurry", "--guidance-scale", 2,
     )  # fmt: skip
     assert (code, out) == (0, "a-cat-the-moon-3.png"), err
@@ -37,11 +39,24 @@ def test_panorama(fewstep):
     assert recipe.canvas.model_dump(exclude={"batch"}) == {
         "kind": "panorama", "window": (32, 32), "stride": (8, 16), "weights": "linear", "circular": (False, True),
         "prompts": ("a cat", "the moon"), "sync": 0.02, "sync_distance": "latent", "recurrence": 1,
-        "extend": None,
+        "extend": None, "shift_from": -1.0,
     }  # fmt: skip
     assert (recipe.sampler, recipe.sampler_options, recipe.negative_prompt) == ("euler_a", {"eta": 0.5}, "blurry")
     code, _, err = fewstep("replay", out, here=False)
     assert code == 0 and "Identical to the last byte" in err
+
+
+def _rank(model):
+    arguments = ["panorama", "a cat", "--size", "64x32", "--steps", 2, "--device", "cpu", "--model", model]
+    assert cli.main([str(one) for one in arguments]) == 0
+
+
+def test_processes_of_one_launch_share_the_windows_and_write_one_file(tmp_path, monkeypatch, tiny_model):
+    """As under torchrun; the seed is drawn once."""
+    monkeypatch.chdir(tmp_path)
+    on_processes(2, _rank, tiny_model)
+    (made,) = tmp_path.glob("*.png")
+    assert Image.open(made).size == (64, 32) and str(read_recipe(made).seed) in made.name
 
 
 def test_outpaint_and_upscale(fewstep):
