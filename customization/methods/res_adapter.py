@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -87,7 +88,11 @@ class ResAdapterObjective(CustomizationObjective):
             name: {key: value.detach().clone() for key, value in network.get_submodule(name).named_parameters(recurse=False)}
             for name in names
         }
-        own = {f"denoiser.{n}.{key}": nn.Parameter(v.float()) for n, norm in self._before.items() for key, v in norm.items()}
+        own = {
+            f"denoiser.{n}.{key}": nn.Parameter(v.to(torch.float32, copy=True))
+            for n, norm in self._before.items()
+            for key, v in norm.items()
+        }
         return super().attach() | own
 
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:

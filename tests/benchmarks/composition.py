@@ -90,8 +90,8 @@ PARTS = {"aten::linear": "matmuls", "aten::conv2d": "matmuls", "aten::scaled_dot
 
 
 def profiled(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Shares of the processor's time that a call spends in the network's own matrix products, in its attention, in adapters
-    (their hooks, whole), and in the rest."""
+    """Shares of a call's time in the network's own matrix products, in its attention, in adapters (their hooks, whole), and in
+    the rest."""
     plain = _Hook.__call__
 
     def marked(self, *args):

@@ -13,6 +13,7 @@ from samplers.noise import fold
 from tests.benchmarks.concepts import fidelity, mascot
 from tests.benchmarks.concepts.__main__ import main
 from tests.benchmarks.concepts.measure import Bench, Scorer, Wording
+from tests.customization.kit import pictures
 from tests.distill import evaluation
 
 PROMPTS = ["a {subject}, {style}", "a cat, {style}", "a dog"]
@@ -50,7 +51,8 @@ def world(tiny_model, tmp_path_factory):
         evaluation.archive(folder / "style.zip", ("striped",))
     finally:
         evaluation.picture = kept
-    mascot.write(folder / "zib", {"held_out": 8, "look_alikes": 8})
+    mascot.write(folder / "zib", {"held_out": 8})
+    pictures(folder / "zib" / "look_alikes", 12)
     save_component(evaluation.knowing_evaluator(), folder / "judge")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     return folder
