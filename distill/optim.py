@@ -13,10 +13,12 @@ from distill.config import OptimizerConfig
 from distill.parallel import full, laid_out
 
 
-def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """U V^T of each matrix's SVD, roughly, by Newton-Schulz: (N, rows, columns) -> the same shape in bfloat16."""
+def orthogonalize(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """U V^T of each matrix's SVD, roughly, by Newton-Schulz: (N, rows, columns) -> the same shape in `dtype`."""
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
@@ -28,7 +30,12 @@ def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], st
 
 class Muon(torch.optim.Muon):
     """torch's Muon with the matrices of one shape orthogonalised together: a transformer has many alike, and one product of
-    nine is twice as fast on a CPU, and one launch on a GPU. Same updates to bfloat16 rounding, same state."""
+    nine is twice as fast on a CPU, and one launch on a GPU. Same updates to bfloat16 rounding, same state.
+
+    dtype: of the orthogonalisation. In bfloat16, gradients that differ in their last bit, as those of one process and of two
+    do, can round apart, and an update changes by up to a hundredth of its size."""
+
+    dtype = torch.bfloat16
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -44,7 +51,7 @@ class Muon(torch.optim.Muon):
                 wanted = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
                 # a shard of a matrix has another SVD, so every process orthogonalises whole ones
                 whole = torch.stack([full(w) for w in wanted])
-                update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], self.dtype)
                 # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 updates = [laid_out(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]

@@ -114,11 +114,16 @@ class SelfAttention(nn.Module):
         if hooks is not None and hooks.attention is not None:
             return hooks.attention(hooks.site, x, lambda: self(x, backend, replace(hooks, attention=None)))
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k = normalize_heads(qkv[:, :, :2], self.qk_norm).unbind(2)
-        if hooks is None or hooks.heads is None:
-            out = attention(q, k, qkv[:, :, 2], backend=backend)
+        # every number in one part, once: gradients of overlapping views would be filled up with zeros and added
+        if self.qk_norm == "none":
+            q, k, v = qkv.unbind(2)
         else:
-            out = hooks.heads(hooks.site, q, k, qkv[:, :, 2], lambda q, k, v: attention(q, k, v, backend=backend))
+            both, v = qkv.split([2, 1], dim=2)
+            (q, k), v = normalize_heads(both, self.qk_norm).unbind(2), v.squeeze(2)
+        if hooks is None or hooks.heads is None:
+            out = attention(q, k, v, backend=backend)
+        else:
+            out = hooks.heads(hooks.site, q, k, v, lambda q, k, v: attention(q, k, v, backend=backend))
         return self.proj(out.flatten(2))
 
 

@@ -33,6 +33,11 @@ from tests.distill.ensemble import (
 TEACHER = ring_teacher()
 
 
+def slow(test):
+    """A long one: left out unless asked for, and with more time than others where the machine is busy."""
+    return pytest.mark.slow(pytest.mark.timeout(7200)(test))
+
+
 @cache
 def start() -> tuple[torch.Tensor, torch.Tensor]:
     """Noise, and where each point of it ends exactly."""
@@ -76,7 +81,7 @@ def test_four_steps_of_a_student_halve_the_error_of_four_of_the_teacher():
 SLOW = {"stage": 400, "longer": 3, "length": 1000}
 
 
-@pytest.mark.slow
+@slow
 def test_progressive_students_keep_what_their_teacher_knows():
     students = progressive(16, 1, SLOW["stage"], SLOW["longer"])
     errors = {steps: error(network, steps) for steps, network in students.items()}
@@ -85,7 +90,7 @@ def test_progressive_students_keep_what_their_teacher_knows():
         assert (errors[few] <= 1.5 * errors[many]).all()
 
 
-@pytest.mark.slow
+@slow
 def test_a_progressive_student_of_4_steps_beats_a_trained_diffusion_model_of_50():
     """Both are networks of one size and training; the student's teacher is exact."""
     config = DiffusionConfig(clock="t", time={"type": "uniform"})
@@ -96,7 +101,7 @@ def test_a_progressive_student_of_4_steps_beats_a_trained_diffusion_model_of_50(
     assert (student < diffusion).all()
 
 
-@pytest.mark.slow
+@slow
 def test_multistep_consistency_gets_better_with_every_step():
     errors = {steps: error(multistep(steps, SLOW["length"]), steps) for steps in (8, 4, 2, 1)}
     assert (errors[4] <= 0.6 * error(TEACHER.network, 4)).all()
@@ -138,7 +143,7 @@ def test_a_consistency_model_of_one_step_learns_faster_from_a_teacher_than_from_
     assert (distilled < 0.7 * trained).all()
 
 
-@pytest.mark.slow
+@slow
 def test_longer_trained_consistency_models_keep_that_order():
     distilled, trained = one_step_consistency(levels=24, length=1200, decay=0.95)
     teacher = error(TEACHER.network, 1)
@@ -157,7 +162,7 @@ def test_one_step_of_a_student_is_nearer_to_the_data_than_one_of_the_teacher():
     assert (to_the_data(multistep(1, 100), 2000) < 0.7 * to_the_data(TEACHER.network, 2000)).all()
 
 
-@pytest.mark.slow
+@slow
 def test_one_step_of_a_student_is_eight_times_nearer_to_the_data_than_one_of_the_teacher():
     student = progressive(16, 1, SLOW["stage"], SLOW["longer"])[1]
     assert (8 * to_the_data(student, 10_000) <= to_the_data(TEACHER.network, 10_000)).all()
