@@ -79,7 +79,10 @@ class ConceptConfig(Config):
         return self
 
 
-OWN_SOURCES: dict[str, tuple[str, str, str]] = {"concept": ("customization.data", "ConceptConfig", "ConceptData")}
+OWN_SOURCES: dict[str, tuple[str, str, str]] = {
+    "concept": ("customization.data", "ConceptConfig", "ConceptData"),
+    "sizes": ("customization.sizes", "SizesConfig", "Sizes"),
+}
 
 
 def make_data(
@@ -88,7 +91,9 @@ def make_data(
     """The data of a run: `type: concept`, or any source of `distill.data`. make: the class pictures that are missing."""
     if config.get("type") in SOURCES:
         return make_source(config, seed, batch_size)
-    _, checked = from_registry({**OWN_SOURCES, **SOURCES}, "data source", config)
+    kind, checked = from_registry({**OWN_SOURCES, **SOURCES}, "data source", config)
+    if kind is not ConceptData:
+        return kind(checked, seed, generator).grouped(batch_size)
     folder = None
     if checked.prior is not None:
         folder = checked.prior.folder or (output or Path()) / "class"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from customization.injection import AdapterConfig, inject, peft_settings, peft_state, to_adapter
@@ -85,6 +85,14 @@ class CustomizationConfig(Config):
     format: Format = "diffusers"
     name: str = Field("adapter", min_length=1, max_length=200)
     preview: PreviewConfig = PreviewConfig()
+
+    @model_validator(mode="after")
+    def _held(self) -> CustomizationConfig:
+        if self.text_adapter is not None and self.format in ("peft", "ai-toolkit"):  # before hours of training, not after
+            raise ValueError(
+                f"the {self.format} format holds one network and has no place for text_adapter; use kohya or diffusers"
+            )
+        return self
 
 
 def open_model(config: CustomizationConfig, device: str | torch.device | None = None) -> Generator:

@@ -8,5 +8,6 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "consislora": ("customization.methods.consistent", "ConsistentConfig", "ConsistentObjective"),
     "custom_diffusion": ("customization.methods.custom_diffusion", "CustomDiffusionConfig", "CustomDiffusionObjective"),
     "moslora": ("customization.methods.mixture", "MixtureConfig", "MixtureObjective"),
+    "res_adapter": ("customization.methods.res_adapter", "ResAdapterConfig", "ResAdapterObjective"),
     "orthogonal": ("customization.methods.orthogonal", "OrthogonalConfig", "OrthogonalObjective"),
 }

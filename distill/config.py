@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -55,6 +55,7 @@ class ScheduleConfig(Config):
 
     linear: constant, then a linear fall to `final` over the last `cooldown` of the run. constant. cosine: from 1 down to
     `final` at the end. inverse_sqrt: 1 up to step `reference`, then sqrt(reference / step), with the same cool-down as linear.
+    drops: step -> a further factor from that step on, with any type.
     """
 
     type: Literal["linear", "constant", "cosine", "inverse_sqrt"] = "linear"
@@ -62,11 +63,12 @@ class ScheduleConfig(Config):
     cooldown: float = Field(0.2, ge=0, le=1)  # share of max_steps
     final: float = Field(0.02, ge=0, le=1)
     reference: int = Field(1000, gt=0)  # steps
+    drops: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _all_read(self) -> ScheduleConfig:
         reads = {"linear": {"cooldown", "final"}, "cosine": {"final"}, "inverse_sqrt": {"cooldown", "final", "reference"}}
-        ignored = _given(self) - {"type", "warmup"} - reads.get(self.type, set())
+        ignored = _given(self) - {"type", "warmup", "drops"} - reads.get(self.type, set())
         if ignored:
             raise ValueError(
                 f"a {self.type} schedule has no {', '.join(sorted(ignored))}; leave it out, or choose another type"

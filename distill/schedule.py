@@ -10,6 +10,7 @@ from distill.config import ScheduleConfig
 def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
     """The learning rate at a step (0-based) as a share of the peak: warm-up times the schedule's own shape."""
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    warm *= math.prod(factor for first, factor in schedule.drops.items() if step >= first)
     if schedule.type == "constant":
         return warm
     if schedule.type == "cosine":

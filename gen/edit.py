@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from gen import request
@@ -131,7 +133,9 @@ def check_same(used: Start | RestoreRecord, recorded: Start | RestoreRecord | No
 
 
 def read_picture(name: str, source: Any, mode: str) -> Tensor:
-    """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes or a tensor (3 or 1, H, W)."""
+    """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes or a tensor (3 or 1, H, W).
+
+    Pictures of cameras that were held upright say so in EXIF; they are turned as every viewer shows them."""
     if isinstance(source, str | Path):
         try:
             source = open_picture(source, FORMATS, decode=True)
@@ -142,6 +146,7 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
             raise ValueError(f"{name} is an array {source.shape} of {source.dtype}; give bytes of shape (H, W) or (H, W, 3).")
         source = Image.fromarray(source.squeeze(-1) if source.ndim == 3 and source.shape[2] == 1 else source)
     if isinstance(source, Image.Image):
+        source = upright(source)
         if source.mode in ("RGBA", "LA", "PA") or "transparency" in source.info:  # on white, as the default model draws
             source = source.convert("RGBA")
             source = Image.alpha_composite(Image.new("RGBA", source.size, "white"), source)
@@ -160,6 +165,16 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
     if not bool(((source >= 0) & (source <= 1)).all()):
         raise ValueError(f"{name} must hold numbers from 0 to 1; others, or NaN, were given.")
     return source.float().cpu()
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is where that says nothing that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(picture)
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, struct.error):
+        return picture
 
 
 def _fit(picture: Tensor, height: int, width: int) -> Tensor:

@@ -137,4 +137,5 @@ class FactorObjective(CustomizationObjective):
         for name, factors in self._factors.items():
             trained = {key: values.get(f"denoiser.{name}.{PREFIX}{key}", start) for key, start in factors.matrices.items()}
             layers[f"denoiser.{name}"] = self.delta(name, {k: v.detach().cpu() for k, v in trained.items()}, factors)
-        return Adapter(self.config.name, layers | dict(super().to_adapter(values).layers))
+        rest = super().to_adapter(values)
+        return Adapter(self.config.name, layers | dict(rest.layers), words=rest.words)

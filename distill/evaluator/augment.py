@@ -69,3 +69,12 @@ def augment(images: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     images = blur(images, torch.where(u[:, 13] < 0.3, u[:, 14], 0.0))
     level = (u[:, 15] - 0.6).clamp_min(0) * 0.35
     return (images + level.view(-1, 1, 1, 1) * noise).clamp(-1, 1)
+
+
+def views(images: Tensor, count: int) -> list[Tensor]:
+    """The pictures, and `count` copies of each with other shapes and tones, always the same ones; differentiable."""
+    found = [images]
+    for k in range(count):
+        u = torch.rand(len(images), 8, generator=torch.Generator().manual_seed(k)).to(images)
+        found.append(tone(affine(images, u[:, :5]), u[:, 5:]))
+    return found

@@ -15,22 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.evaluator.augment import views
 from gen import request
 from samplers.denoiser import Condition
 
 
 @dataclass(frozen=True)
 class LabelEnergy:
-    """`scale` * log p(label) among the network's labels; `label` None: each picture's own prompt is its label."""
+    """`scale` * log p(label) among the network's labels; `label` None: each picture's own prompt is its label.
+
+    copies: how many changed copies of a picture are judged beside it, the mean being the energy (`augment.views`): slower, and
+    it leads less often to a picture that only the network takes for the label.
+    """
 
     label: str | None = None
     scale: float = 1.0
     network: Any = None
+    copies: int = 0
     labels: tuple[str, ...] = ()
     _loaded: list = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         request.real("scale", self.scale, 0, 1e6)
+        request.whole("copies", self.copies, 0, 64)
 
     def _network(self) -> Any:
         return _loaded(self)
@@ -41,8 +48,9 @@ class LabelEnergy:
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         network = self._network().to(images.device)
         wanted = [self._index(label) for label in self.labels or (self.label or "",) * len(images)]
-        logits = network.classify(images * 2 - 1) * network.log_scale.exp().clamp(max=100)
-        return self.scale * logits.log_softmax(1)[range(len(images)), wanted].to(images.dtype)
+        scale, rows = network.log_scale.exp().clamp(max=100), range(len(images))
+        each = [network.classify(view) * scale for view in views(images * 2 - 1, self.copies)]
+        return self.scale * torch.stack([logits.log_softmax(1)[rows, wanted] for logits in each]).mean(0).to(images.dtype)
 
     def _index(self, label: str) -> int:
         known = self._network().labels
@@ -58,19 +66,21 @@ class LabelEnergy:
 class TextEnergy:
     """`scale` * cosine of picture and text, as the network embeds them; `text` None: each picture's own prompt.
 
-    encoder: the text encoder that the network was trained with; None: the default model's.
+    encoder: the text encoder that the network was trained with; None: the default model's. copies: as of `LabelEnergy`.
     """
 
     text: str | None = None
     scale: float = 20.0
     network: Any = None
     encoder: Any = None
+    copies: int = 0
     texts: tuple[str, ...] = ()
     _loaded: list = field(default_factory=list, repr=False, compare=False)
     _embedded: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         request.real("scale", self.scale, 0, 1e6)
+        request.whole("copies", self.copies, 0, 64)
 
     def for_prompts(self, prompts: Sequence[str]) -> TextEnergy:
         texts = tuple(prompts) if self.text is None else (self.text,) * len(prompts)
@@ -84,7 +94,8 @@ class TextEnergy:
         if texts not in self._embedded:
             with torch.no_grad():
                 self._embedded[texts] = network.embed_texts(self._encoder().pooled(list(texts)).to(images.device))
-        return self.scale * (network.embed(images * 2 - 1) * self._embedded[texts]).sum(1).to(images.dtype)
+        each = [(network.embed(view) * self._embedded[texts]).sum(1) for view in views(images * 2 - 1, self.copies)]
+        return self.scale * torch.stack(each).mean(0).to(images.dtype)
 
     def _encoder(self) -> Any:
         if self.encoder is not None:

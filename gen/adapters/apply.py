@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextvars
 import difflib
+import itertools
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,18 +32,21 @@ from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
 from samplers.denoiser import AdapterWeights, Context, adapters_key
 
 Rows = dict[str, tuple[list[int], list[float]]]
+Blocks = tuple[tuple[str, ...], tuple[float, ...], slice]
 
 
 @dataclass(eq=False)
 class _Active:
     """The adapters in force during one call of a network: one weight each, or, for each, the samples that have it.
 
-    batch: samples in the call, -1 outside of one. tensors: samples and weights on the device, made once per call and group."""
+    batch: samples in the call, -1 outside of one. blocks: see `blocks_of`. tensors: samples and weights on the device, made
+    once per call and group."""
 
     weights: AdapterWeights
     uniform: dict[str, float] = field(default_factory=dict)
     rows: Rows | None = None
     batch: int = 0
+    blocks: Blocks | None = None
     tensors: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     outer: _Active | None = None
 
@@ -71,6 +76,7 @@ class Adapters:
         self._placed: dict[str, list[tuple[Target, Delta]]] = {}
         self._terms: dict[str, dict[str, list[Term]]] = {}  # module -> adapter -> what it computes
         self._handles: dict[str, Any] = {}
+        self._stacked: dict[str, tuple[list[LowRank], Tensor, Tensor]] = {}
         self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
         network.register_forward_pre_hook(self._enter, with_kwargs=True)
         network.register_forward_hook(self._leave, always_call=True)
@@ -104,6 +110,7 @@ class Adapters:
             raise AdapterError(f"The adapter {name!r} is fused into the weights; unfuse it before unloading it.")
         for module in {target.module for target, _ in self._placed.pop(name)}:
             del self._terms[module][name]
+            self._stacked.pop(module, None)
             if not self._terms[module]:
                 self._handles.pop(module).remove()
                 del self._terms[module]
@@ -158,6 +165,7 @@ class Adapters:
         else:
             active.rows = per_sample(weights, batch)
             self._check(list(active.rows))
+            active.blocks = blocks_of(active.rows, batch)
         for name in active.rows if active.rows is not None else active.uniform:
             if name in self.fused:
                 raise AdapterError(
@@ -206,6 +214,18 @@ class Adapters:
             yield
         finally:
             self.unfuse()
+
+    def stacked(self, module: str, terms: list[LowRank]) -> tuple[Tensor, Tensor]:
+        """Factors (N, in, r) and (N, r, out) of N terms on a module; the last ones are kept, but not where factors train."""
+        kept = self._stacked.get(module)
+        same = kept is not None and len(kept[0]) == len(terms) and all(a is b for a, b in zip(kept[0], terms, strict=True))
+        # what was stacked in inference mode cannot be differentiated by
+        if kept is not None and same and (torch.is_inference_mode_enabled() or not kept[1].is_inference()):
+            return kept[1:]
+        down, up = (torch.stack([getattr(term, side).T for term in terms]) for side in ("down", "up"))
+        if not (down.requires_grad or up.requires_grad or any(t.down.requires_grad or t.up.requires_grad for t in terms)):
+            self._stacked[module] = terms, down, up
+        return down, up
 
     def _original(self, name: str) -> tuple[Tensor, Tensor | None]:
         module = self.index.modules[name]
@@ -258,6 +278,24 @@ def per_sample(weights: AdapterWeights, batch: int) -> Rows:
     return rows
 
 
+def blocks_of(rows: Rows, batch: int) -> Blocks | None:
+    """(adapters, weights, samples) where neighbouring samples, as many for each, have one adapter each, as in a composite;
+    else None. Samples before the first and after the last may have none."""
+    owner: list[tuple[str, float] | None] = [None] * batch
+    for name, (own, weights) in rows.items():
+        for row, weight in zip(own, weights, strict=True):
+            if owner[row] is not None:
+                return None
+            owner[row] = name, weight
+    taken = [row for row, one in enumerate(owner) if one is not None]
+    if not taken or taken[-1] - taken[0] + 1 != len(taken):
+        return None
+    inside = [one for one in owner if one is not None]
+    length = math.gcd(*(len(list(run)) for _, run in itertools.groupby(inside)))
+    names, each = zip(*inside[::length], strict=True)
+    return names, each, slice(taken[0], taken[-1] + 1)
+
+
 @dataclass(eq=False)
 class _Hook:
     """Adds to a module's output what the adapters in force make of its input."""
@@ -282,6 +320,8 @@ class _Hook:
             raise AdapterError(
                 f"{self.name} sees {len(x)} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
             )
+        if here and (done := self._in_blocks(module, x, output, active)) is not None:
+            return done
         groups: dict[Hashable, list[tuple[LowRank, int, float]]] = {}  # by rank and output rows
         for name, (rows, weights) in here.items():
             for term in self.terms[name]:
@@ -297,6 +337,30 @@ class _Hook:
             index, w = active.tensor([row for _, row, _ in members], [term.scale * w for term, _, w in members], output)
             total.add(batched([term for term, *_ in members], w, x[index]), members[0][0].rows, index)
         return total.value
+
+    def _in_blocks(self, module: nn.Module, x: Tensor, output: Tensor, active: _Active) -> Tensor | None:
+        """output + w_i B_i A_i x for blocks of samples, as two batched products that read every factor once; None where the
+        adapters are not of one rank, or more than B A."""
+        if active.blocks is None or not isinstance(module, nn.Linear) or not x.dtype == output.dtype == module.weight.dtype:
+            return None
+        names, weights, samples = active.blocks
+        terms: list[LowRank] = []
+        for name in names:
+            own = self.terms.get(name, ())
+            if len(own) != 1 or not isinstance(own[0], LowRank) or not own[0].plain or own[0].rows is not None:
+                return None
+            terms.append(own[0])
+        if len({len(term.down) for term in terms}) > 1:
+            return None
+        down, up = self.adapters.stacked(self.name, terms)
+        scales = tuple(term.scale * weight for term, weight in zip(terms, weights, strict=True))
+        _, w = active.tensor(range(len(scales)), scales, output)
+        inner = torch.bmm(x[samples].reshape(len(terms), -1, x.shape[-1]), down).mul_(w[:, None, None])
+        old = output[samples].reshape(len(terms), -1, output.shape[-1])
+        new = torch.baddbmm(old, inner, up).reshape(output[samples].shape)
+        if len(new) == len(output):
+            return new
+        return torch.cat([output[: samples.start], new, output[samples.stop :]])
 
     def _base(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """The module's output by its original weight, without the bias."""

@@ -228,7 +228,8 @@ class Delta:
         if "magnitude" in f and self.magnitude_axis == 1:
             raise AdapterError("its DoRA magnitude spans the inputs of a fused projection and cannot be cut into q, k and v.")
         if self.kind == "lokr":
-            f = {"weight": self.scale * self._linear(torch.float32)[rows]} | {n: f[n] for n in EXTRAS if n in f}
+            dtype = torch.float64 if any(v.dtype == torch.float64 for v in f.values()) else torch.float32
+            f = {"weight": self.scale * self._linear(dtype)[rows]} | {n: f[n] for n in EXTRAS if n in f}
             if "magnitude" in f:
                 raise AdapterError("a LoKr with DoRA on a fused projection cannot be cut into q, k and v.")
             f.pop("alpha", None)

@@ -55,6 +55,7 @@ def describe(adapter: Adapter, path: Path | None = None) -> dict[str, Any]:
         "groups": [dict(zip(names, group, strict=True)) | {"layers": count} for group, count in groups.items()],
         **{name: told.get(name) for name in METADATA},
         "trained_words": told["trained_words"],
+        "learned_words": {word: len(next(iter(parts.values()))) for word, parts in adapter.words.items()},
         "notes": list(adapter.notes),
     }
 

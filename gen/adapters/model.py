@@ -101,6 +101,7 @@ class ModelAdapters:
 
     def on_text(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Of these, those that change a text encoder and do not have weight 0."""
+        self.parts["denoiser"]._check(list(weights))
         text = [one for part, one in self.parts.items() if part != "denoiser"]
         return {
             name: w

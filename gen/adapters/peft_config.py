@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from gen.adapters.delta import AdapterError, Delta
 
 IN_FILE = "lora_adapter_metadata"  # diffusers' name for it
@@ -118,8 +120,37 @@ def make_config(layers: Mapping[str, Delta], known: Mapping[str, Any]) -> dict[s
     else:
         config["use_effective_conv2d"] = bool(factors & {"hada_t1", "lokr_t2"})
     if kind == "lokr":
-        config["decompose_both"] = "lokr_w1_a" in factors
+        config |= {"decompose_both": "lokr_w1_a" in factors, "decompose_factor": _cut_of(layers)}
     return config
+
+
+def _cut_of(layers: Mapping[str, Delta]) -> int:
+    """peft's `decompose_factor` for which it cuts every weight as these layers do; AdapterError where there is none."""
+    cuts = set()
+    for delta in layers.values():
+        if delta.kind == "lokr":
+            (a, c), (b, d, *_) = (part.shape for part in delta.kron_parts(torch.float32))
+            cuts |= {(a, b), (c, d)}
+    for factor in (-1, *sorted({first for first, _ in cuts}, reverse=True), *range(2, 257)):
+        if all(_cuts(first * second, factor) == (first, second) or _flat(first, second, factor) for first, second in cuts):
+            return factor
+    some = ", ".join(f"{first} x {second}" for first, second in sorted(cuts)[:3])
+    raise AdapterError(f"its LoKr layers are cut in ways ({some}, ...) that peft has no one setting for; write it as kohya.")
+
+
+def _cuts(size: int, factor: int) -> tuple[int, int]:
+    """How peft and LyCORIS write a size as a product: by the factor where it divides the size, else by the largest divisor that
+    is no larger than what remains nor, if that is positive, than the factor."""
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    most = math.isqrt(size) if factor < 0 else min(math.isqrt(size), factor)
+    first = next(side for side in range(most, 0, -1) if size % side == 0)
+    return first, size // first
+
+
+def _flat(first: int, second: int, factor: int) -> bool:
+    """Is it the cut of a convolution's inputs, its kernel (1, 9, 25 or 49 places) being stored with the second side?"""
+    return any(second % k == 0 and _cuts(first * second // k, factor) == (first, second // k) for k in (9, 25, 49))
 
 
 def _whole(number: float) -> float | int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.join import joined
 from gen.adapters.originals import in_files, originals
 from gen.adapters.report import SHOWN, Report, nearest
 from gen.adapters.targets import Target, stacked
@@ -230,30 +231,27 @@ def renamed(
     adapter: Adapter, networks: Mapping[str, nn.Module | Index], same: Mapping[str, str] | None = None, strict: bool = True
 ) -> Adapter:
     """The same adapter with the networks' own module names, so that it can be written with dots. A layer that several modules
-    share becomes one for each. strict=False leaves out what has no module.
+    share becomes one for each, and layers that share a module, as q, k and v do, become one (`gen.adapters.join`). strict=False
+    leaves out what has no module.
 
-    networks: part -> network, {"denoiser": ...}. AdapterError if a layer has no module, or only rows of one.
+    networks: part -> network, {"denoiser": ...}. AdapterError if a layer has no module, or some cannot become one.
     """
     indices = {part: one if isinstance(one, Index) else Index(one) for part, one in networks.items()}
     _, report = resolve(adapter, indices, strict, same)
-    layers: dict[str, Delta] = {}
+    whole: dict[tuple[str, str], list[tuple[Target, Delta]]] = {}
     for layer in report.matched:
         part, _, path = layer.partition(".")
         part = (same or {}).get(part, part)
-        whole: dict[str, list[tuple[Target, Delta]]] = {}
         for target in indices[part].find(path, adapter.format == "kohya"):
             delta = adapter.layers[layer]
-            whole.setdefault(target.module, []).append((target, delta if target.cut is None else delta.select(*target.cut)))
-        for module, pieces in whole.items():
-            layers[f"{part}.{in_files(indices[part].network, module)}"] = _joined(pieces, module, layer, adapter.name)
+            piece = delta if target.cut is None else delta.select(*target.cut)
+            whole.setdefault((part, target.module), []).append((target, piece))
+    layers: dict[str, Delta] = {}
+    for (part, module), pieces in whole.items():
+        index = indices[part]
+        try:
+            delta = joined([(t.rows, delta) for t, delta in pieces], len(index.modules[module].weight))
+        except AdapterError as error:
+            raise AdapterError(f"{adapter.name}: what it changes of {module} {error}") from None
+        layers[f"{part}.{in_files(index.network, module)}"] = delta
     return replace(adapter, layers=layers, format="", keys={})
-
-
-def _joined(pieces: list[tuple[Target, Delta]], module: str, layer: str, name: str) -> Delta:
-    """One layer of those for a module's rows, which must be all of them."""
-    if len(pieces) == 1 and pieces[0][0].rows is None:
-        return pieces[0][1]
-    if len(pieces) == 1 or pieces[0][1].kind != "lora":
-        raise AdapterError(f"{layer} of {name} is part of {module}, which has no name of its own.")
-    in_order = [delta for _, delta in sorted(pieces, key=lambda piece: piece[0].rows or (0, 0))]
-    return in_order[0].stacked(in_order[1:])

@@ -60,13 +60,13 @@ def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: boo
         say(printable(report.text()), quiet)
 
 
-def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool) -> None:
+def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
     """Load the adapters of a recipe under the names and weights that it has, each found by its content."""
     from gen.adapters import read_adapter
 
     for spec in specs:
         path, weight = parse_lora(spec)
-        adapter = read_adapter(path)
+        adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
         names = [name for name, digest in (recipe.adapter_files or {}).items() if digest == adapter.sha256]
         if not names:
             raise ValueError(

@@ -58,6 +58,7 @@ def _show(found: dict[str, Any]) -> None:
         "author": found["author"],
         "license": found["license"],
         "trained words": ", ".join(found["trained_words"]),
+        "learned words": ", ".join(f"{word} ({count})" for word, count in found["learned_words"].items()),
         **{f"note {i + 1}": note for i, note in enumerate(found["notes"])},
     }
     for name, value in rows.items():

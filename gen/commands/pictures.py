@@ -212,6 +212,7 @@ def replay(
     reference_mask: tweaks.ReferenceMask = None,
     aesthetic: tweaks.Aesthetic = None,
     greedy: tweaks.Greedy = None,
+    allow_nonfinite: Nonfinite = False,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
@@ -240,5 +241,6 @@ def replay(
             aesthetic=aesthetic,
             greedy=greedy,
         ),
+        allow_nonfinite=allow_nonfinite,
         quiet=quiet,
     )

@@ -29,6 +29,7 @@ def run(
     guide_options: Sequence[str] = (),
     energies: Mapping[str, tuple] | None = None,
     tweaks: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
 ) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
@@ -66,7 +67,7 @@ def run(
     if lora:
         from gen.commands.lora import load_recorded
 
-        load_recorded(generator, recipe, lora, quiet)
+        load_recorded(generator, recipe, lora, quiet, allow_nonfinite)
 
     for energy in (own, recipe.guide and recipe.guide.energy, *(record.energy for record in recipe.tweaks.values())):
         add_energies(generator, energies, energy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,9 +12,9 @@ from torch.testing import assert_close
 
 from gen.adapters import read_adapter, write_adapter
 from gen.generator import Generator
-from tests.customization.kit import pictures, trainer
+from tests.customization.kit import objective, pictures, trainer
 from tests.gen import pipelines
-from tests.gen.test_bridge_parity import noise, ours, theirs
+from tests.gen.test_bridge_parity import STEPS, grid_of, noise, ours, theirs
 
 WORDED = "a <new> cat, 3 red dogs"
 
@@ -85,3 +86,15 @@ def test_pixart_trains_under_diffusers_names_and_runs_in_our_network(tmp_path):
     made = ours("pixart", bridged, x, 4.0)
     assert (made - plain).abs().max() > 1e-3
     assert_close(ours("pixart", native, x, 4.0), made, atol=1e-4, rtol=0)
+    in_peft = write_adapter(read_adapter(tmp_path / "run" / "export" / "adapter.safetensors"), tmp_path / "peft", "peft").parent
+    pipeline.transformer = peft.PeftModel.from_pretrained(pipeline.transformer, in_peft).base_model.model
+    pipeline.scheduler.set_timesteps(STEPS)  # whole timesteps, which our grid of this name does not keep to
+    reference = theirs("pixart", pipeline, x, 4.0)
+    made = ours("pixart", bridged, x, 4.0, schedule=grid_of(pipeline.scheduler, bridged.denoiser.path))
+    assert_close(reference, made, atol=1e-4, rtol=0)
+
+
+def test_a_format_without_text_encoders_is_refused_before_training(tiny_model):
+    for format in ("peft", "ai-toolkit"):
+        with pytest.raises(ValueError, match=f"the {format} format holds one network and has no place for text_adapter"):
+            objective(tiny_model, text_adapter={"rank": 2}, format=format)

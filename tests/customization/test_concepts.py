@@ -91,6 +91,10 @@ def test_a_run_goes_on_where_it_was(world, tiny_model, tmp_path, capsys):
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.size[0] > 3 * 100 and page.size[1] > 11 * 100
     assert main([*every, "--weight", "merge=1"]) == 2 and "METHOD=STYLE,SUBJECT" in capsys.readouterr().err
+    assert (
+        main([*every, "--style-phrase", "<pen>"]) == 2
+        and "has not learned '<pen>'; its words: <ink>" in capsys.readouterr().err
+    )
     assert main([*every[:-3], "--methods", "orthogonal merge"]) == 2 and "--orthogonal" in capsys.readouterr().err
 
 

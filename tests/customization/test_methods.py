@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from customization.methods.orthogonal import OrthogonalLayers, basis, capacity, 
 from customization.objective import open_model
 from customization.train import check_method, read_config
 from distill.objective import Draws, Phase
+from distill.schedule import lr_factor
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.components import build
 from gen.generator import Generator
@@ -32,7 +34,7 @@ CONFIGS = [Path(__file__).parents[2] / "configs" / "lora" / f"{name}.yaml" for n
 OWN = {
     "moslora": {"adapter": {"rank": 3, "alpha": 2}},
     "orthogonal": {"adapter": {"rank": 4}, "concept": 2},
-    "custom_diffusion": {},
+    "custom_diffusion": {"tokens": {"<new>": {"init": "cat"}}, "token_rate": 3.0},
     "consislora": {"adapter": {"rank": 2}, "switch": 2},
 }
 
@@ -52,16 +54,18 @@ def images(tmp_path_factory) -> Path:
     return pictures(tmp_path_factory.mktemp("pictures") / "images")
 
 
-def made(generator: Generator) -> torch.Tensor:
+def made(generator: Generator, first: str = "a <new> cat") -> torch.Tensor:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     call = {"num_inference_steps": 2, "output_type": "latent", "progress": False}
-    return generator(["a red cat", "a dog"], latents=x, **call).images
+    generator._encoded.clear()
+    return generator([first, "a dog"], latents=x, **call).images
 
 
 def run(folder: Path, images: Path, model: Path, kind: str, **settings):
     own = {"adapter": None} if kind == "custom_diffusion" else {}
     objective = {"type": kind, **own, **OWN[kind], **settings}
-    return trainer(folder, images, model, objective=objective, max_steps=3, optimizer={"lr": 3e-2})
+    data = {"prompt": "a <new> cat"} if "tokens" in objective else {}
+    return trainer(folder, images, model, objective=objective, data=data, max_steps=3, optimizer={"lr": 3e-2})
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -69,8 +73,9 @@ def test_the_file_does_what_the_trained_network_does(kind, tmp_path, images, mod
     one = run(tmp_path / "run", images, model, kind)
     network = one.objective.generator.network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    plain = made(one.objective.generator)
-    assert_close(plain, made(fresh := Generator.from_pretrained(model, "cpu", "float32")), rtol=1e-5, atol=1e-5)  # at first
+    fresh, plain = Generator.from_pretrained(model, "cpu", "float32"), made(one.objective.generator)
+    at_first = [made(generator, "a cat") for generator in (one.objective.generator, fresh)]
+    assert_close(*at_first, rtol=1e-5, atol=1e-5)
     one.train()
     after = network.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -78,6 +83,12 @@ def test_the_file_does_what_the_trained_network_does(kind, tmp_path, images, mod
     adapter = read_adapter(tmp_path / "run" / "export" / "adapter.safetensors")
     assert adapter.types.keys() == ({"full"} if kind == "custom_diffusion" else {"LoRA"})
     fresh.load_adapter(adapter)
+    if kind == "custom_diffusion":  # its word, which had its own part in this
+        assert list(adapter.words) == ["<new>"] and "new.safetensors" in {p.name for p in (tmp_path / "run/export").iterdir()}
+        with_word = made(fresh)
+        alone = Generator.from_pretrained(model, "cpu", "float32")
+        alone.load_adapter(replace(adapter, words={}))
+        assert (made(alone)[0] - with_word[0]).abs().max() > 0.01
     wanted = made(one.objective.generator)
     assert (wanted - plain).abs().max() > 0.01
     assert_close(made(fresh), wanted, rtol=1e-3, atol=1e-4)
@@ -173,7 +184,7 @@ def test_others_do():
 
 
 def test_custom_diffusion_tunes_keys_and_values_of_text_alone(model, tiny_model, images, tmp_path):
-    one = run(tmp_path / "run", images, model, "custom_diffusion")
+    one = run(tmp_path / "run", images, model, "custom_diffusion", tokens={})
     names = [name.removeprefix("denoiser.").removesuffix(f".{PREFIX}weight") for name in one.networks["adapter"].named]
     assert sorted(names) == ["blocks.0.cross.kv", "blocks.1.cross.kv"]
 
@@ -228,4 +239,7 @@ def test_style_is_learned_beside_content_that_stays(model, images, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path):
     config, _ = read_config(path, [])
-    check_method(config.objective)
+    _, checked = check_method(config.objective)
+    if path.stem == "consislora_content":  # published: 2e-4, and 1e-4 from the step on at which the loss changes
+        rate = [config.optimizer.lr * lr_factor(step, config.max_steps, config.schedule) for step in (100, 499, 500, 1499)]
+        assert rate == pytest.approx([2e-4, 2e-4, 1e-4, 1e-4]) and checked.switch == 500

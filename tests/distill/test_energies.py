@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from distill.evaluator.energy import StyleEnergy, TextEnergy, grams
+from distill.evaluator.augment import views
+from distill.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
 from distill.evaluator.network import Block, Evaluator, EvaluatorConfig
 from gen.cli import ENERGIES
 from gen.energies import EnergyInfo, get_energy
@@ -104,3 +105,34 @@ def test_the_command_line_knows_them_and_style_opens_a_file(network, tmp_path):
         get_energy(info)
     with pytest.raises(ValueError, match="image"):
         get_energy(info, image=str(tmp_path / "none.png"))
+
+
+def test_copies_are_averaged_and_always_the_same(network):
+    encoder, images = Encoder(), pictures()
+    single = TextEnergy("a cat", 3.0, network, encoder)
+    seen = views(images * 2 - 1, 2)
+    assert torch.equal(seen[0], images * 2 - 1) and not torch.equal(seen[1], seen[2])
+    expected = sum(single((view + 1) / 2, Condition()) for view in seen) / 3
+    several = TextEnergy("a cat", 3.0, network, encoder, copies=2)
+    torch.testing.assert_close(several(images, Condition()), expected, rtol=1e-4, atol=1e-5)
+    images.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(several(images, Condition()).sum(), images)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+    with pytest.raises(ValueError, match="copies"):
+        TextEnergy("a cat", copies=-1)
+
+
+def test_a_labels_energy_is_the_mean_over_copies():
+    class Known:
+        labels, log_scale = ("cat", "dog"), torch.tensor(0.5)
+
+        def to(self, device):
+            return self
+
+        def classify(self, images):
+            return images.mean((2, 3))[:, :2]
+
+    images = pictures()
+    energy = LabelEnergy(network=Known(), copies=2).for_prompts(["a dog", "a cat"])
+    each = [(Known().classify(v) * Known.log_scale.exp()).log_softmax(1)[[0, 1], [1, 0]] for v in views(images * 2 - 1, 2)]
+    torch.testing.assert_close(energy(images, Condition()), sum(each) / 3)

@@ -80,6 +80,11 @@ def test_cosine_constant_and_inverse_square_root():
     root = ScheduleConfig(type="inverse_sqrt", warmup=0, reference=100, cooldown=0.5, final=0.0)
     assert lr_factor(100, 1000, root) == 1.0
     assert lr_factor(400, 1000, root) == pytest.approx(0.5)
+    dropped = ScheduleConfig(type="constant", warmup=2, drops={5: 0.5, 8: 0.1})
+    assert [lr_factor(step, 10, dropped) for step in (0, 4, 5, 8)] == pytest.approx([0.5, 1.0, 0.5, 0.05])
+    assert ScheduleConfig.model_validate_json(dropped.model_dump_json()) == dropped
+    with pytest.raises(ValueError, match="drops"):
+        ScheduleConfig(drops={5: 0.0})
     assert lr_factor(900, 1000, root) == pytest.approx(1 / 3 * 0.2)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gen.adapters import Adapter, AdapterError, Adapters, Delta
+from gen.adapters.apply import blocks_of
 from gen.components import build
 from samplers.denoiser import Condition, Context, adapters_key
 from tests.gen.conftest import UVIT, randomise
@@ -141,6 +142,62 @@ def test_each_sample_its_own(kind):
         close(network(torch.cat([x, x])), [torch.cat([e, e]) for e in expected])  # as guidance stacks its branches
     with adapters.using({name: torch.tensor([choice.get(name, 0.0) for choice in choices]).double() for name in "abc"}):
         close(network(x), expected)
+
+
+def test_blocks_of_samples():
+    """Which batches are read as blocks: those in which neighbours, as many each time, have one adapter each."""
+    rows = {"a": ([0, 1, 4, 5], [1.0, 1.0, 0.5, 0.5]), "b": ([2, 3], [2.0, 2.0])}
+    assert blocks_of(rows, 6) == (("a", "b", "a"), (1.0, 2.0, 0.5), slice(0, 6))
+    assert blocks_of(rows, 8) == (("a", "b", "a"), (1.0, 2.0, 0.5), slice(0, 6))  # two without any
+    assert blocks_of({"a": ([1, 2, 3], [1.0] * 3)}, 4) == (("a",), (1.0,), slice(1, 4))
+    assert blocks_of({"a": ([0, 1], [1.0] * 2), "b": ([2], [1.0])}, 3) == (("a", "a", "b"), (1.0,) * 3, slice(0, 3))
+    assert blocks_of({"a": ([0, 1], [1.0] * 2), "b": ([1], [1.0])}, 2) is None  # one sample has both
+    assert blocks_of({"a": ([0], [1.0]), "b": ([2], [1.0])}, 3) is None  # a gap
+    assert blocks_of({}, 2) is None
+
+
+@torch.no_grad()
+def test_blocks_are_what_each_sample_is_by_itself(monkeypatch):
+    """A composite's batch: as each sample alone, whichever adapters were there before, and whatever they are made of."""
+    network = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6)).double()
+    adapters, taken = Adapters(network), []
+    plain = Adapters.stacked
+    monkeypatch.setattr(Adapters, "stacked", lambda self, *given: taken.append(given[0]) or plain(self, *given))
+    for name in "abc":
+        adapters.load(make(name, {"0": lora((8, 6)), "1": lora((6, 8), scale=1.5)}))
+    adapters.load(make("wide", {"0": lora((8, 6), rank=3)}))
+    x, strengths = rand(6, 5, 6), {"a": 0.5, "b": -1.5, "c": 2.0, "wide": 1.0}
+
+    def check(*owners: str, fast: int) -> None:
+        weights = [{name: strengths[name] for name in own} for own in owners]
+        wanted = torch.cat([_one(adapters, network, x[i : i + 1], own) for i, own in enumerate(weights)])
+        taken.clear()
+        with adapters.using(weights):
+            close(network(x), wanted, 1e-12)
+        assert len(taken) == fast
+
+    check(*"aabbcc", fast=2)
+    check(*"ccaabb", fast=2)
+    check("", "", *"aabb", fast=2)  # as under `Contrast`
+    check(*"abcabc", fast=2)
+    check("a", "a", "b", "b", ["wide"], ["wide"], fast=0)
+    check("a", "", "b", "a", "b", "c", fast=0)
+    check("ab", *"bcabc", fast=0)
+    adapters.remove("b")
+    adapters.load(make("b", {"0": lora((8, 6)), "1": lora((6, 8))}))
+    check(*"aabbcc", fast=2)  # the new b
+    own = [{name: 1.0} for name in "aabbcc"]
+    with torch.inference_mode(), adapters.using(own):
+        network(x)
+    with torch.enable_grad(), adapters.using(own):
+        leaf = x.clone().requires_grad_(True)
+        network(leaf).square().sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+
+
+def _one(adapters: Adapters, network: nn.Module, x: torch.Tensor, weights: dict[str, float]) -> torch.Tensor:
+    with adapters.using(weights):
+        return network(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -109,6 +109,27 @@ def test_pictures_of_every_kind_are_read_alike(picture, tmp_path):
     assert (read_picture("image", clear, "RGB") == 1).all()  # what is transparent is white
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photos_are_turned_as_their_exif_says(orientation, tmp_path):
+    """The top left corner, red, is where a viewer shows it: against what each value of the tag means."""
+    array = np.full((16, 24, 3), 255, np.uint8)
+    array[:8, :8] = (255, 0, 0)
+    told = Image.Exif()
+    told[0x0112] = orientation
+    Image.fromarray(array).save(tmp_path / "a.jpg", exif=told, quality=95, subsampling=0)
+    seen = read_picture("image", tmp_path / "a.jpg", "RGB")[0, 1] < 0.5  # red has no green
+    turned = np.rot90(array[..., 1] == 0, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])  # 6: clockwise
+    assert seen.shape == turned.shape and (seen.numpy() == turned).mean() > 0.98
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert torch.equal(read_picture("image", opened, "RGB")[0, 1] < 0.5, seen)
+
+
+@pytest.mark.parametrize("tail", [b"", b"no tiff", b"II*\0\x08\0\0\0\xff\xff", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02"])
+def test_damaged_exif_turns_nothing(tail, tmp_path):
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0" + tail)
+    assert read_picture("image", tmp_path / "a.jpg", "RGB").shape == (1, 3, 4, 6)
+
+
 def test_other_sizes_are_cut_about_the_middle(tiny):
     wide = np.zeros((40, 100, 3), np.uint8)
     wide[:, 30:70] = 200  # the middle square

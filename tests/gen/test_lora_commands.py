@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.adapters import read_adapter
+from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.adapters.skeleton import skeleton
 from gen.components import load_component
 from gen.generator import Generator
@@ -147,7 +147,7 @@ def test_converted_files_make_the_same_change(fewstep, file, tiny_model, tmp_pat
     assert code == 0 and load_file(tmp_path / "f.safetensors")[f"{UNET}.lora_up.weight"].dtype == torch.float32
 
 
-def test_nonfinite_values_on_request(fewstep, image, file, tmp_path):  # noqa: F811
+def test_nonfinite_values_on_request(fewstep, image, file, tiny_model):  # noqa: F811
     save_file(tensors() | {f"{UNET}.lora_up.weight": torch.full((96, 4), torch.inf)}, file)
     for command in (("lora", "inspect", file), ("lora", "convert", file, "o.safetensors", "--to", "kohya")):
         code, _, err = fewstep(*command)
@@ -155,8 +155,26 @@ def test_nonfinite_values_on_request(fewstep, image, file, tmp_path):  # noqa: F
         assert fewstep(*command, "--allow-nonfinite")[0] == 0
     code, _, err = image("a cat", "--seed", 1, "--steps", 1, "--lora", file)
     assert code == 2 and "holds NaN or infinite values" in err
-    code, _, err = image("a cat", "--seed", 1, "--steps", 1, "--lora", f"{file}:0", "--allow-nonfinite")
+    code, out, err = image("a cat", "--seed", 1, "--steps", 1, "--lora", f"{file}:0", "--allow-nonfinite")
     assert code == 0, err
+    again = ("replay", out.strip(), "--model", tiny_model, "--lora", file)
+    code, _, err = fewstep(*again)
+    assert code == 2 and "holds NaN or infinite values" in err
+    code, _, err = fewstep(*again, "--allow-nonfinite")
+    assert code == 0 and "Identical to the last byte" in err
+
+
+def test_learned_words_are_shown_and_unknown_adapters_named(fewstep, tiny_model, tmp_path):  # noqa: F811
+    words = {"<cat>": {"text_encoder": torch.randn(2, 16)}, "<ink>": {"text_encoder": torch.randn(1, 16)}}
+    delta = Delta({"down": torch.randn(2, 32), "up": torch.randn(96, 2)})
+    file = write_adapter(Adapter("a", {"denoiser.mid_block.attn.qkv": delta}, words=words), tmp_path / "a.safetensors", "kohya")
+    code, out, _ = fewstep("lora", "inspect", file, "--json")
+    assert code == 0 and json.loads(out)["learned_words"] == {"<cat>": 2, "<ink>": 1}
+    assert "<cat> (2), <ink> (1)" in fewstep("lora", "inspect", file)[1]
+    generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
+    generator.load_adapter(file, "style")
+    with pytest.raises(ValueError, match=r"No adapter named 'stile' is loaded; loaded: style\. Did you mean 'style'\?"):
+        generator.encode_prompt(["a cat"], {"stile": 1.0})
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated header", "deep JSON", "pickle", "LFS pointer", "web page"])

@@ -9,6 +9,8 @@ that was stopped goes on where it was. Writes table.json, table.md and sheet.png
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
+from gen.adapters import read_adapter
 from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
 from tests.benchmarks.concepts.fidelity import (
@@ -98,6 +101,17 @@ def prompts_of(path: Path | None) -> list[str]:
     return list(lines)
 
 
+def check_words(files: Mapping[str, Path], phrases: Mapping[str, str]) -> None:
+    """ValueError where a prompt would have a new word that its adapter did not learn."""
+    for concept, file in files.items():
+        words = read_adapter(file).words
+        for word in re.findall(r"<[^<>]+>", phrases[concept]):
+            if word not in words:
+                raise ValueError(
+                    f"{file} has not learned {word!r}; its words: {', '.join(words) or 'none'} (--{concept}-phrase)."
+                )
+
+
 @torch.no_grad()
 def decoded(generator: Generator, images: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) as the model's autoencoder gives them back: nothing it draws can look more real."""
@@ -108,8 +122,9 @@ def decoded(generator: Generator, images: Tensor) -> Tensor:
     )
 
 
-def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """8-bit pictures of real things, encoded and decoded once."""
+def kept(folder: Path, of: Sequence[object], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """8-bit pictures of real things, encoded and decoded once. of: what they depend on."""
+    path = folder / f"real_{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, {name: ((images + 1) * 127.5).round().byte() for name, images in make().items()})
@@ -120,18 +135,22 @@ def likenesses(given: argparse.Namespace, generator: Generator, judge) -> tuple[
     """Of the style and of the subject."""
     size = generator.config.sample_size
 
+    taught = sorted(p.read_text("utf-8").strip() for p in given.style_taught.glob("*.txt")) if given.style_taught else []
+    folders = {"own": given.subject_pictures, "others": given.look_alikes}
+
     def drawings() -> dict[str, Tensor]:
-        taught = [p.read_text("utf-8").strip() for p in given.style_taught.glob("*.txt")] if given.style_taught else []
         labels = labels_of(given.style_pictures, taught, given.drawings)
         own, others = read_drawings([given.style_pictures], labels, size, 1), read_drawings(given.other_styles, labels, size, 2)
         return {"own": decoded(generator, own), "others": decoded(generator, others)}
 
     def subjects() -> dict[str, Tensor]:
-        folders = {"own": given.subject_pictures, "others": given.look_alikes}
         return {name: decoded(generator, read_folder(folder, size)) for name, folder in folders.items()}
 
-    style = kept(given.out / "cells" / "real_style.safetensors", drawings)
-    subject = kept(given.out / "cells" / "real_subject.safetensors", subjects)
+    model = [size, generator.name, sorted(generator.weights.items())]
+    archives = [(str(path), path.stat().st_size) for path in (given.style_pictures, *given.other_styles)]
+    listed = {name: sorted((p.name, p.stat().st_size) for p in folder.glob("*")) for name, folder in folders.items()}
+    style = kept(given.out / "cells", [model, archives, taught, given.drawings], drawings)
+    subject = kept(given.out / "cells", [model, listed], subjects)
     # drawings of other things are no subject either
     others = torch.cat([subject["others"], style["others"][::4], style["own"][::4]])
     others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
@@ -143,6 +162,8 @@ def run(given: argparse.Namespace) -> None:
     files = {"plain": {"style": given.style, "subject": given.subject}}
     if given.orthogonal:
         files["orthogonal"] = dict(zip(("style", "subject"), given.orthogonal, strict=True))
+    for pair in files.values():
+        check_words(pair, {"style": given.style_phrase, "subject": given.subject_phrase})
     wording = Wording(given.style_phrase, given.subject_phrase, given.subject_plain)
     options = {"switch": {"every": given.every}} if given.every else {}
     generator = Generator.from_pretrained(given.model)

@@ -147,17 +147,21 @@ def inverse(name: str, about: str, world: World) -> Task:
 
 def label(world: World) -> Task:
     def energy(world: World, subjects: Sequence[Subject]) -> Callable[[Tensor, Any], Tensor]:
-        return LabelEnergy(network=world.evaluator, labels=tuple(s.target for s in subjects))
+        return LabelEnergy(network=world.evaluator, copies=3, labels=tuple(s.target for s in subjects))
 
     def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
-        rows, places = range(len(images)), [world.judge.labels.index(s.target) for s in subjects]
-        found = torch.stack([world.probabilities(world.judge, copy) for copy in world.changed(images)]).mean(0)
+        labels = world.judge.labels
+        everyday = [i for i, name in enumerate(labels) if name in read_common()]
+        rows, places = range(len(images)), [everyday.index(labels.index(s.target)) for s in subjects]
+        found = torch.stack([world.probabilities(world.judge, copy)[:, everyday] for copy in world.changed(images)]).mean(0)
         first = found.topk(5, 1).indices
         hit = torch.tensor([place in row for place, row in zip(places, first.tolist(), strict=True)]).float()
-        return {"score": found[rows, places], "top-5": hit}
+        return {"score": found[rows, places] / found.sum(1), "top-5": hit}
 
-    subjects = {split: [Subject("", name, name, name) for name in names] for split, names in LABELS.items()}
-    return Task("label", "a label, nothing in the prompt", "probability of the label", subjects, energy, score, 1.0)
+    subjects = {split: [Subject(prompt, name, name, name) for name, prompt in rows] for split, rows in LABELS.items()}
+    return Task(
+        "label", "a label of which the prompt says only the kind", "probability of the label", subjects, energy, score, 4.0
+    )
 
 
 def colour(world: World) -> Task:
@@ -183,7 +187,8 @@ def colour(world: World) -> Task:
 
 def text(world: World) -> Task:
     def energy(world: World, subjects: Sequence[Subject]) -> Callable[[Tensor, Any], Tensor]:
-        return TextEnergy(network=world.evaluator, encoder=world.text_encoder, texts=tuple(s.target for s in subjects))
+        texts = tuple(s.target for s in subjects)
+        return TextEnergy(network=world.evaluator, encoder=world.text_encoder, copies=3, texts=texts)
 
     def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
         wanted = world.judge.embed_texts(world.text_encoder.pooled([s.target for s in subjects]))
@@ -239,9 +244,11 @@ INVERSE = {
     "table": ["panda", "rose", "red apple", "house", "octopus", "hamburger", "owl", "sailboat"],
 }
 LABELS = {
-    "search": ["fox", "pizza", "rocket", "penguin", "rose", "lemon", "key", "umbrella"],
-    "table": ["panda", "cactus", "strawberry", "octopus", "hamburger", "red heart", "sunflower", "ghost"],
-}
+    "search": [("fox", "an animal"), ("pizza", "food"), ("rocket", "a vehicle"), ("penguin", "a bird"), ("rose", "a flower"),
+               ("lemon", "a fruit"), ("key", "a tool"), ("umbrella", "a thing")],
+    "table": [("panda", "an animal"), ("cactus", "a plant"), ("strawberry", "a fruit"), ("octopus", "a sea animal"),
+              ("hamburger", "food"), ("red heart", "a symbol"), ("sunflower", "a flower"), ("ghost", "a monster")],
+}  # fmt: skip
 COLOURED = {
     "search": [("dog", "blue"), ("tree", "red"), ("penguin", "purple"), ("pizza", "green"), ("fox", "teal"), ("pig", "blue")],
     "table": [("house", "blue"), ("cat", "green"), ("car", "purple"), ("mushroom", "blue"), ("fish", "red"),
