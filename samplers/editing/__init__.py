@@ -5,13 +5,16 @@ from samplers.editing.inpaint import Inpaint
 from samplers.editing.interpolation import lerp, slerp
 from samplers.editing.inversion import Mirror, MirrorPath, invert, invert_exact
 from samplers.editing.repaint import repaint, repaint_walk
+from samplers.solvers.edict import EDICT, invert_edict
 
 __all__ = [
+    "EDICT",
     "Inpaint",
     "Mirror",
     "MirrorPath",
     "image_to_image",
     "invert",
+    "invert_edict",
     "invert_exact",
     "lerp",
     "repaint",

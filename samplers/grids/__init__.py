@@ -12,7 +12,17 @@ clock grids need no bounds and start at the noisiest level there is: exact pure 
 
 from samplers.grids.clock import beta, ddim_uniform, normal, quadratic, sgm_uniform, simple, uniform_time
 from samplers.grids.common import Grid
-from samplers.grids.ratio import exponential, karras, kl_optimal, laplace, linear_quadratic, polyexponential, uniform_logsnr, vp
+from samplers.grids.ratio import (
+    exponential,
+    iddpm,
+    karras,
+    kl_optimal,
+    laplace,
+    linear_quadratic,
+    polyexponential,
+    uniform_logsnr,
+    vp,
+)
 from samplers.grids.shift import dynamic_mu, dynamic_shift, resolution_shift, shifted
 from samplers.grids.tables import align_your_steps, from_table, table
 
@@ -25,6 +35,7 @@ __all__ = [
     "dynamic_shift",
     "exponential",
     "from_table",
+    "iddpm",
     "karras",
     "kl_optimal",
     "laplace",

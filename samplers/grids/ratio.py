@@ -96,6 +96,28 @@ def vp(
     return from_ratios(path, [math.sqrt(math.expm1(beta_d * t**2 / 2 + beta_min * t)) for t in clock])
 
 
+def iddpm(path: Path, steps: int, sigma_min: float | None = None, sigma_max: float | None = None) -> Grid:
+    """Even indices of the 1000 levels of Improved DDPM between the bounds, as EDM states them (arXiv 2206.00364, Table 1).
+
+    u_1000 = 0 and u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001) - 1), abar_j = sin^2(pi / 2 j / 1008).
+    Raises ValueError for more steps than there are levels between sigma_min and sigma_max.
+    """
+    low, high = ratio_bounds(path, sigma_min, sigma_max)
+    check_steps(steps)
+    abar = [math.sin(math.pi / 2 * j / 1008) ** 2 for j in range(1001)]
+    square, levels = 0.0, []
+    for j in range(1000, 0, -1):
+        square = (square + 1) / max(abar[j - 1] / abar[j], 0.001) - 1
+        levels.append(math.sqrt(square))
+    levels = [u for u in reversed(levels) if low <= u <= high]
+    if len(levels) < steps:
+        raise ValueError(
+            f"The grid iddpm has {len(levels)} levels with sigma / alpha from {low:g} to {high:g}, and {steps} steps are asked "
+            "for; take fewer, or wider bounds."
+        )
+    return from_ratios(path, [levels[round(u * (len(levels) - 1))] for u in ramp(steps)])
+
+
 def linear_quadratic(path: Path, steps: int, threshold_noise: float = 0.025, linear_steps: int | None = None) -> Grid:
     """Small even steps at high noise, then quadratically growing ones: Movie Gen (arXiv 2410.13720, section 3.4.2).
 

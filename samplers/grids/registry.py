@@ -83,6 +83,7 @@ GRIDS: dict[str, GridInfo] = {
         GridInfo(
             "vp", grids.vp, "even on the continuous VP clock; rho=2 for DEIS's quadratic time", (), (*_SIGMAS, "eps_s", "rho")
         ),
+        GridInfo("iddpm", grids.iddpm, "even indices of Improved DDPM's cosine schedule", (), _SIGMAS),
         GridInfo(
             "linear_quadratic",
             grids.linear_quadratic,

@@ -12,6 +12,7 @@ from samplers.solvers.blockwise import Blockwise
 from samplers.solvers.churn import Churned
 from samplers.solvers.consistency import TCD, Consistency
 from samplers.solvers.ddpm import DDPM
+from samplers.solvers.edict import EDICT
 from samplers.solvers.er_sde import ERSDE
 from samplers.solvers.flow_map import FlowMap
 from samplers.solvers.heun import Heun
@@ -357,6 +358,17 @@ SOLVERS: dict[str, SolverInfo] = {
             stochastic=True,
             aliases=("ER SDE",),
             options=("order", "scale", "rule", "s_noise"),
+        ),
+        SolverInfo(
+            "edict",
+            EDICT,
+            "EDICT: DDIM on two coupled sequences, whose steps `invert_edict` undoes exactly",
+            1,
+            evaluations=2,
+            extra=1,
+            grid="trailing",
+            aliases=("EDICT",),
+            options=("mix", "alternate"),
         ),
         SolverInfo(
             "consistency",

@@ -110,6 +110,20 @@ def test_vp_in_a_power_of_time():
     assert np.allclose(ratios(g.vp(RF, n, low, high, rho=2.0))[:-1], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("path", [VE, RF], ids=["VE", "RF"])
+def test_iddpm(path):
+    """The recursion solved: 1 + u_j^2 is the product of the clipped ratios from j on."""
+    j = np.arange(1001)
+    abar = np.sin(np.pi / 2 * j / (1000 * 1.008)) ** 2
+    kept = np.maximum(abar[:-1] / abar[1:], 0.001)
+    u = np.sqrt(1 / np.cumprod(kept[::-1])[::-1] - 1)
+    assert np.allclose(u[0], 20291, rtol=1e-4) and np.allclose(u[8], 80.0, rtol=0.01)  # j0 = 8 of the paper is sigma 80
+    between = u[(u >= 0.01) & (u <= 80.3)]
+    for steps in (1, 2, 18, 40):
+        places = np.rint(np.linspace(0, len(between) - 1, steps)).astype(int)
+        assert np.allclose(ratios(g.iddpm(path, steps, 0.01, 80.3))[:-1], between[places], rtol=1e-9)
+
+
 def movie_gen(steps, threshold, linear):
     """1 - sigma: even steps, then the parabola through the seam and through 1, with the slope of the line at the seam."""
     done = [threshold * i / linear for i in range(linear)]
@@ -149,6 +163,7 @@ def test_quadratic(steps):
         (lambda: g.kl_optimal(VE, 4, sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max"),
         (lambda: g.vp(VE, 4, eps_s=1.0), "0 < eps_s < 1"),
         (lambda: g.vp(VE, 4, rho=-1.0), "rho must be"),
+        (lambda: g.iddpm(VE, 9, 1.0, 1.01), "levels with sigma / alpha from 1 to 1.01"),
         (lambda: g.linear_quadratic(RF, 4, threshold_noise=1.0), "0 < threshold_noise < 1"),
         (lambda: g.linear_quadratic(RF, 4, linear_steps=4), "from 1 to 3 for 4 steps"),
         (lambda: g.quadratic(RF, 4, t_min=1.0), "t_min must lie"),
