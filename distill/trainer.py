@@ -25,6 +25,7 @@ from distill.data import Source
 from distill.ema import Ema, make_averages, write_snapshot
 from distill.evaluation import Evaluation
 from distill.guard import Guard
+from distill.host_memory import keep_freed_memory
 from distill.logs import Log, check_trackers
 from distill.objective import Batch, Draws, Objective, Phase
 from distill.optim import Optimizer
@@ -53,6 +54,8 @@ class Trainer:
         self.world, self.rank = self.parallel.world, self.parallel.rank
         device = self.accelerator.device
         self._check(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.micro = config.batch_size // (self.world * config.accumulate)
         self.networks = {name: role.network.to(device) for name, role in objective.roles.items()}
         trained = [name for name, role in objective.roles.items() if role.trains]

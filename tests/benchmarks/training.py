@@ -1,31 +1,38 @@
 """`python -m tests.benchmarks.training`: one training step of DiT and U-ViT, ours against diffusers' network of the same size.
 
 A step is a flow-matching loss under bfloat16 autocast (or in float32), its gradients, their clipping, and AdamW: ours as the
-trainer does it (objective, counter-based draws, fused optimiser), the other as the training scripts around diffusers write it.
-Both in one process, in turns, so that a slow moment of the machine hits both. The share is of the matrix-product rate that this
-machine reaches in the same number format, a step counting three evaluations' operations.
+trainer does it (objective, counter-based draws, fused optimiser, memory that the process keeps), the other as the training
+scripts around diffusers write it. Each has a process of its own, as it would, and they take turns, so that a slow moment of the
+machine hits both. The share is of the matrix-product rate that this machine reaches in the same number format, a step counting
+three evaluations' operations.
 
-Prints a table; writes training.json. `--smoke` runs the smallest sizes once, to see that everything works.
+Prints a table; writes training.json. `--compile` adds rows with both networks under torch.compile. `--smoke` runs the smallest
+sizes once, to see that everything works.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
+from distill.host_memory import keep_freed_memory
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.optim import Optimizer
 from distill.precision import autocast
 from gen.backbones.cost import cost
 from gen.backbones.presets import build_preset
-from tests.benchmarks.models import DTYPES, add_arguments, diffusers_twin, peak_rate, report, timed
+from gen.backbones.uvit import UViT
+from tests.benchmarks.models import DTYPES, add_arguments, diffusers_twin, peak_rate, report
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 # name -> (preset, changes)
@@ -35,6 +42,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "U-ViT-S/2, 256 tokens": ("uvit-s-2-cifar10", {"num_classes": 1000, "channels": 4}),
     "U-ViT-M/2, 256 tokens": ("uvit-m-4-imagenet64", {"patch": 2, "size": 32, "channels": 4}),
 }
+WARM = 2  # steps of each before the first that counts
 SMALL = {"dim": 96, "depth": 3, "heads": 4, "size": 8}
 
 
@@ -116,27 +124,77 @@ def their_step(twin: nn.Module, data: Tensor, labels: Tensor, precision: str) ->
     return run
 
 
-def measure(case: str, dtype_name: str, batch: int, repeats: int, smoke: bool) -> dict:
-    preset, changes = CASES[case]
-    torch.manual_seed(0)
-    net = build_preset(preset, **(changes | (SMALL if smoke else {})))
+def step_of(library: str, case: str, dtype_name: str, batch: int, smoke: bool, compiled: bool) -> Callable[[], Tensor]:
+    net = make(case, smoke)
     c = net.config
-    twin = UViTTwin(net) if preset.startswith("uvit") else diffusers_twin(net)
     data = torch.randn(batch, c.channels, c.size, c.size)
     labels = torch.arange(batch) % c.num_classes
-    precision = PRECISIONS[dtype_name]
-    runs = {"ours": our_step(net, data, labels, precision), "diffusers": their_step(twin, data, labels, precision)}
-    times, rate = timed(runs, repeats), peak_rate(DTYPES[dtype_name])
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    pairs = [b / a for a, b in zip(times["ours"], times["diffusers"], strict=True)]
-    gflops = 3 * batch * cost(c).flops / 1e9
+    if library == "ours":
+        keep_freed_memory()
+        step = our_step
+    else:
+        net, step = twin_of(net), their_step
+    if compiled:
+        net.compile()
+    return step(net, data, labels, PRECISIONS[dtype_name])
+
+
+def make(case: str, smoke: bool) -> nn.Module:
+    preset, changes = CASES[case]
+    torch.manual_seed(0)
+    return build_preset(preset, **(changes | (SMALL if smoke else {})))
+
+
+def twin_of(net: nn.Module) -> nn.Module:
+    return UViTTwin(net) if isinstance(net, UViT) else diffusers_twin(net)
+
+
+def serve(pipe: Connection, threads: int, *what) -> None:
+    """A process of one library: the seconds of a step for every message, until there is none."""
+    torch.set_num_threads(threads)
+    step = step_of(*what)
+    while pipe.recv():
+        start = time.perf_counter()
+        step()
+        pipe.send(time.perf_counter() - start)
+
+
+class Library:
+    """A process that makes one step when it is called, and returns its seconds."""
+
+    def __init__(self, *what) -> None:
+        context = get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=serve, args=(there, torch.get_num_threads(), *what), daemon=True)
+        self.process.start()
+        there.close()  # so that the end of the process is the end of what it says
+
+    def __call__(self) -> float:
+        self.pipe.send(True)
+        return self.pipe.recv()
+
+    def close(self) -> None:
+        self.pipe.send(False)
+        self.process.join()
+
+
+def measure(case: str, dtype_name: str, batch: int, repeats: int, smoke: bool, compiled: bool = False) -> dict:
+    both = {name: Library(name, case, dtype_name, batch, smoke, compiled) for name in ("ours", "diffusers")}
+    turns = [{name: library() for name, library in both.items()} for _ in range(WARM + repeats)][WARM:]
+    for library in both.values():
+        library.close()
+    net = make(case, smoke)
+    seconds = {name: statistics.median(turn[name] for turn in turns) for name in both}
+    gflops, rate = 3 * batch * cost(net.config).flops / 1e9, peak_rate(DTYPES[dtype_name])
     return {
         "model": case,
-        "precision": dtype_name,
-        "parameters, ours / theirs (M)": " / ".join(f"{sum(p.numel() for p in n.parameters()) / 1e6:.1f}" for n in (net, twin)),
+        "precision": dtype_name + (", compiled" if compiled else ""),
+        "parameters, ours / theirs (M)": " / ".join(
+            f"{sum(p.numel() for p in n.parameters()) / 1e6:.1f}" for n in (net, twin_of(net))
+        ),
         "ours (samples/s)": round(batch / seconds["ours"], 1),
         "diffusers (samples/s)": round(batch / seconds["diffusers"], 1),
-        "speed-up": round(statistics.median(pairs), 2),
+        "speed-up": round(statistics.median(turn["diffusers"] / turn["ours"] for turn in turns), 2),
         "of peak, ours": f"{gflops / seconds['ours'] / rate:.0%}",
         "of peak, diffusers": f"{gflops / seconds['diffusers'] / rate:.0%}",
     }
@@ -146,9 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, 5, "training.json")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="rows with both networks under torch.compile, too")
     given = parser.parse_args()
     batch, repeats = (2, 1) if given.smoke else (given.batch, given.repeats)
-    report(given, CASES, lambda case, dtype: measure(case, dtype, batch, repeats, given.smoke))
+    cases = {f"{case}{way}": (case, bool(way)) for case in CASES for way in ("", " compiled") if given.compile or not way}
+    report(given, cases, lambda name, dtype: measure(cases[name][0], dtype, batch, repeats, given.smoke, cases[name][1]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 The distance is that of points to the exact ends of their own trajectories, which varies little from seed to seed; distances
 between distributions have a floor that moves with the reference sample. Claims are made of every seed.
+
+The long ones (`-m slow`) train some 9,500 steps of 4 to 10 ms, of all five seeds at once: about two minutes of one core's time.
 """
 
 from __future__ import annotations

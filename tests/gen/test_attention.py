@@ -8,6 +8,7 @@ import torch
 
 from gen import attention as module
 from gen.attention import BACKENDS, attention, available_backends, choose
+from gen.backbones.blocks import SelfAttention, normalize_heads
 from gen.backbones.dit import DiT, DiTConfig
 from samplers.denoiser import Condition, Context
 
@@ -316,3 +317,16 @@ def test_real_kernels(backend, dtype, tolerance, kind):
     torch.testing.assert_close(
         attention(q, k, v, bias, **options, backend=backend).double(), expected, rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "rms", "layer"])
+def test_gradients_of_q_k_and_v_meet_in_the_projection(qk_norm):
+    """Against the parts cut out of the projection one by one, with products and no kernel."""
+    layer, x = SelfAttention(12, 2, True, qk_norm).double(), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    given = torch.autograd.grad(layer(x).square().sum(), wanted)
+    q, k, v = (part.unflatten(-1, (2, 6)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1))
+    q, k = normalize_heads(q, qk_norm), normalize_heads(k, qk_norm)
+    out = layer.proj(((q @ k.mT / 6**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    for mine, truth in zip(given, torch.autograd.grad(out.square().sum(), wanted), strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-12)
