@@ -1,7 +1,8 @@
 """A cube with a picture on every face, from a model of flat pictures: python docs/examples/cube.py cube.png [seed]
 
-Eighteen views of one surface are denoised together (SyncTweedies): the faces, each with its prompt, and what lies half on one
-face and half on its neighbour, told of the background alone. Saves the cube's net beside a picture of the cube.
+Views of one surface are denoised together (SyncTweedies): at first the faces, each with its prompt; once their subjects are
+decided also what lies half on one face and half on its neighbour, told of the background alone, which makes faces go on across
+their edges. Saves the cube's net beside a picture of the cube.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ SUBJECTS = ("a red heart", "a yellow star", "a green tree", "an orange fish", "t
 def paint(generator: Generator, seed: int, steps: int = 10) -> Tensor:
     """The faces as pictures (1, 3, s, 6 s) in [0, 1]."""
     generator.read_null({})
-    prompts = [*(f"{subject} {GROUND}" for subject in SUBJECTS), f"a plain square {GROUND}"]
+    prompts = [*(f"{subject} {GROUND}" for subject in SUBJECTS), GROUND.removeprefix("on ")]
     *faces, edge = (generator.encode_prompt([text], {}) for text in prompts)
     side = generator.config.sample_size // generator.factor
     views = cube_views(side, faces, edge)
     levels = get_grid("beta", generator.denoiser.path, steps)
     x = normal([seed], (generator.channels, side, 6 * side), "latents") * levels[0].sigma
-    strip = sample(Canonical(ClassifierFree(generator.denoiser, 5.0), views), get_solver("dpmpp_2m"), x, levels)
+    guided, solver, half = ClassifierFree(generator.denoiser, 5.0), get_solver("dpmpp_2m"), steps // 2
+    if half:
+        x = sample(Canonical(guided, views[:6]), solver, x, levels[: half + 1])
+    strip = sample(Canonical(guided, views), solver, x, levels[half:])
     return torch.cat(list(generator.decode(torch.cat(strip.chunk(6, dim=3))).split(1)), dim=3)
 
 

@@ -75,7 +75,7 @@ class SyncDiffusion(Around):
 
     inner: Solver
     distance: Distance = style_distance
-    weight: float | Callable[[NoiseLevel], float] = 0.3
+    weight: float | Callable[[NoiseLevel], float] = 0.1
     falloff: float = PUBLISHED_FALLOFF
     interval: Interval = EVERYWHERE
     anchor: int | None = None

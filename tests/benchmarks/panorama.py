@@ -160,15 +160,15 @@ def seam_statistic(steps: Tensor, borders: Sequence[int], phase: int) -> tuple[f
     return (across.sum() / beside.sum()).item(), error.item()
 
 
-def seams(pictures: int, steps: int, stride: int) -> Iterator[dict]:
+def seams(pictures: int, steps: int, stride: int, scale: float) -> Iterator[dict]:
     generator = Generator.from_pretrained()
     window, width = generator.config.sample_size, 4 * generator.config.sample_size
     borders = sorted({e for left in range(0, width - window + 1, stride) for e in (left, left + window)} - {0, width})
     between = [x - stride // 2 for x in borders]
     for shifted, weights in ((False, "flat"), (False, "linear"), (False, "cosine"), (True, "flat"), (True, "linear")):
         call = {"stride": stride, "num_inference_steps": steps, "progress": False, "output_type": "pt"}
-        call |= {"weights": weights, "shift_from": -20 if shifted else None}
-        images = [generator.panorama(TEXTURED[n % len(TEXTURED)], seed=n, **call).images for n in range(pictures)]
+        call |= {"guidance_scale": scale, "weights": weights, "shift_from": -20 if shifted else None}
+        images = [generator.panorama(TEXTURED[n // 2 % len(TEXTURED)], seed=100 + n, **call).images for n in range(pictures)]
         found = {
             name: "{:.2f} +- {:.2f}".format(*seam_statistic(steps_of(torch.cat(images)), columns, generator.factor))
             for name, columns in (("at borders", borders), ("midway between", between))
@@ -223,11 +223,12 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="strengths of --sync")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--stride", type=int, default=64, help="pixels, for --seams and --sync")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of --seams; 1 is none")
     parser.add_argument("--smoke", action="store_true", help="the smallest size, once")
     given = parser.parse_args()
     pictures, steps = (1, 2) if given.smoke else (given.pictures, given.steps)
     if given.seams:
-        rows = list(seams(pictures, steps, given.stride))
+        rows = list(seams(pictures, steps, given.stride, given.guidance_scale))
     elif given.sync:
         rows = list(sync(pictures, steps, given.stride, [0.0, *given.weights]))
     elif given.smoke:
