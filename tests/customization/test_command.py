@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from customization.data import ConceptConfig
+from customization.data import OWN_SOURCES
 from customization.train import check_method, main, read_config
 from gen.adapters import read_adapter
 from gen.cli import main as fewstep
+from gen.components import from_registry
 from tests.customization.kit import pictures
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "lora").glob("*.yaml"))
@@ -20,7 +21,7 @@ QUICK = ["device=cpu", "precision=fp32"]
 def test_shipped_configs_are_valid(file):
     config, _ = read_config(file, [])
     check_method(config.objective)
-    ConceptConfig(**{name: value for name, value in config.data.items() if name != "type"})
+    from_registry(OWN_SOURCES, "data source", config.data)
 
 
 def test_a_folder_and_a_prompt_make_a_file(tmp_path, tiny_model, capsys):
