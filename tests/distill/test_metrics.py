@@ -130,3 +130,24 @@ def test_near_copies_compares_between_vendors_only(generator):
     assert near_copies(training, training, vendors).threshold > 0.5
     with pytest.raises(ValueError, match="at least two"):
         near_copies(training, training, ["one"] * 40)
+
+
+def test_equal_pictures_have_a_finite_ratio():
+    x = torch.zeros(1, 3, 2, 2)
+    assert psnr(x, x) == pytest.approx(120)
+
+
+def test_a_point_on_the_edge_of_a_ball_is_within_it_far_from_the_origin_too():
+    """On a line of whole numbers the third neighbour of the last one is 3 away."""
+    real = 1e7 + torch.arange(30, dtype=torch.float64)[:, None]
+    assert precision_recall(real, real[-1:] + torch.tensor([[3.0], [3.5], [4.0], [5.0]]))[0] == 0.25
+
+
+def test_near_copies_takes_the_quantile_it_is_asked_for_of_pictures_of_32_pixels():
+    levels = torch.tensor([0.0, 1.0, 0.1, 1.4])
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(16, 16)  # averages to nothing over 2 x 2 pixels
+    training = (levels[:, None, None] + checks)[:, None]
+    found = near_copies(training[:1] - checks, training, ["a", "a", "b", "b"], expected=0.5)
+    between = torch.tensor([0.1, 0.4, 0.1, 0.4], dtype=torch.float64)
+    assert found.threshold == pytest.approx(float(between.quantile(0.5)), rel=1e-5)
+    assert found.distance == pytest.approx([1.0])
