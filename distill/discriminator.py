@@ -68,3 +68,9 @@ def frozen_logits(heads: nn.Module, features: Sequence[Tensor]) -> Tensor:
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """mean relu(1 - D(real)) + mean relu(1 + D(fake))."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def judge_apart(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The heads' own loss on features of both, judged in one call, and the mean logits of each to log."""
+    on_real, on_fake = heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2)
+    return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.discriminator import TokenHeads, block_features, frozen_logits, hinge_discriminator
+from distill.discriminator import TokenHeads, block_features, frozen_logits, judge_apart
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.student import bare
@@ -91,6 +91,4 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
                 self.features(models, x0, level, condition, draws.normal(name, z_t.shape[1:], z_t.device))
                 for name, x0 in (("fake", drawn), ("real", self.clean(batch)))
             )
-        said = models["discriminator"]([torch.cat(pair) for pair in zip(real, fake, strict=True)])
-        on_real, on_fake = said.chunk(2)
-        return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        return judge_apart(models["discriminator"], real, fake)

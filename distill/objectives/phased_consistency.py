@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.discriminator import TokenHeads, block_features, frozen_logits, hinge_discriminator
+from distill.discriminator import TokenHeads, block_features, frozen_logits, judge_apart
 from distill.losses import Weight
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.regression import RegressionConfig, RegressionObjective
@@ -126,10 +126,7 @@ class PhasedConsistencyObjective(RegressionObjective):
             level = ladder[self.judged(draws, start)]
             fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
             real = self.features(models, self.noised(target, draws, "real", ladder, start, level), level, condition)
-        judge = models["discriminator"]
-        said = judge([torch.cat(pair) for pair in zip(real, fake, strict=True)])
-        on_real, on_fake = said.chunk(2)
-        return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        return judge_apart(models["discriminator"], real, fake)
 
     def judged(self, draws: Draws, start: Tensor) -> Tensor:
         """The level at which the discriminator looks: any of the phase's, its start excepted (there is no noise to add)."""
