@@ -22,7 +22,7 @@ class Recurrent(Around):
 
     The time travel of FreeDoM and TFG, the self-recurrence of universal guidance: under a guided denoiser, what one pass
     missed the next one can mend. times * the evaluations of `inner`, where the step begins at a log-SNR within `interval`;
-    times = 1 is `inner` itself. Every further pass draws its own noise and begins anew: the history of a multistep solver is of
+    times = 1 is `inner` itself. Every further pass draws its own noise and has no history: that of a multistep solver is of
     another trajectory then, and what the noise changed would be taken for a derivative.
 
     Raises ValueError without a noise source.
@@ -47,7 +47,6 @@ class Recurrent(Around):
                 raise ValueError("Recurrence adds noise: pass noise=, for instance seeded_noise(seeds, x).")
             keep, spread = rise(step.t, step.s)
             x = torch.add(keep * after.x, renewed(noise, "recurrence", k, "up")(step.s, step.t), alpha=spread)
-            new = self.inner.init(x)
-            again = replace(state, x=x, history=new.history, carry=new.carry)
+            again = replace(state, x=x, history=())
             after = step.by(self.inner, again, noise=renewed(noise, "recurrence", k))
         return after

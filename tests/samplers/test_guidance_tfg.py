@@ -35,6 +35,7 @@ from samplers.guidance import (
 )
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.solvers.edict import EDICT
 from tests.oracles import Mixture
 
 VE, VP, FLOW = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()
@@ -587,3 +588,17 @@ def test_every_further_pass_of_a_recurrence_begins_anew():
     assert (ours.x - second.x).abs().max() < 1e-14
     stale = inner.step(denoiser, replace(before, x=x), s, t, Condition(), Context(step=1))
     assert (stale.x - second.x).abs().max() > 1e-4
+
+
+def test_a_recurrence_keeps_what_is_no_history():
+    """EDICT's second sequence moves along with the first, and does not go back to the twin that it began with."""
+    levels, inner, denoiser = grid(VP), EDICT(twin=Z + 1), Mixture.example(VP)
+    before = inner.step(denoiser, inner.init(Z), levels[0], levels[1], Condition(), Context())
+    before = replace(before, level=levels[1], step=1)
+    s, t = levels[1:3]
+    first = inner.step(denoiser, before, s, t, Condition(), Context(step=1))
+    up = s.alpha / t.alpha
+    x = up * first.x + math.sqrt(s.sigma**2 - (up * t.sigma) ** 2) * Tape(("recurrence", 1, "up"))(s, t)
+    second = inner.step(denoiser, replace(before, x=x), s, t, Condition(), Context(step=1))
+    ours = Recurrent(inner, 2).step(denoiser, before, s, t, Condition(), Context(step=1), Tape())
+    assert all((a - b).abs().max() < 1e-14 for a, b in zip(ours.carry, second.carry, strict=True))
