@@ -19,10 +19,8 @@ from samplers.noise import fold
 from samplers.path import NoiseLevel
 
 
-def block_features(
-    denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
-) -> list[Tensor]:
-    """The tokens (B, L, D) after some blocks of a network, float32; differentiable in x. ValueError if it has none."""
+def keep_blocks(context: Context, blocks: Sequence[int]) -> tuple[Context, dict[int, Tensor]]:
+    """(the context of one call that keeps the tokens after some blocks, where they will be, by block)."""
     found: dict[int, Tensor] = {}
 
     def keep(index: int, count: int, x: Tensor, run) -> Tensor:
@@ -33,7 +31,14 @@ def block_features(
             found[index] = out.float()
         return out
 
-    context = with_hook(Context(), "block", keep)
+    return with_hook(context, "block", keep), found
+
+
+def block_features(
+    denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
+) -> list[Tensor]:
+    """The tokens (B, L, D) after some blocks of a network, float32; differentiable in x. ValueError if it has none."""
+    context, found = keep_blocks(Context(), blocks)
     denoiser(x, level, condition, context)
     check_reached(context, "block", "The discriminator")
     return [found[index] for index in blocks]

@@ -54,6 +54,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "AdversarialConsistencyConfig",
         "AdversarialConsistencyObjective",
     ),
+    "distribution_matching": (
+        "distill.objectives.distribution_matching",
+        "DistributionMatchingConfig",
+        "DistributionMatchingObjective",
+    ),
     "trajectory_consistency": (
         "distill.objectives.trajectory_consistency",
         "TrajectoryConsistencyConfig",

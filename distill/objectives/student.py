@@ -199,11 +199,15 @@ class StudentObjective(Objective):
 
     def predict(self, network: nn.Module, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0) -> Prediction:
         """The student's prediction, told the guidance scale if it reads one. Differentiable."""
-        if self.config.embed_guidance:
-            scale = scale if isinstance(scale, Tensor) else torch.full((len(x),), float(scale), device=x.device)
-            condition = replace(condition, extra={**condition.extra, "guidance": scale})
         dtype = self.dtype if isinstance(bare(network), LoraNetwork) else None
-        return self.denoiser(network, dtype)(x, level, condition, Context())
+        return self.denoiser(network, dtype)(x, level, self.told(condition, scale, x), Context())
+
+    def told(self, condition: Condition, scale: Scale, x: Tensor) -> Condition:
+        """The condition and, for a network that is told it, the guidance scale of each sample of x."""
+        if not self.config.embed_guidance:
+            return condition
+        scale = scale if isinstance(scale, Tensor) else torch.full((len(x),), float(scale), device=x.device)
+        return replace(condition, extra={**condition.extra, "guidance": scale})
 
     @torch.no_grad()
     def frozen(

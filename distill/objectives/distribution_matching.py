@@ -1,0 +1,226 @@
+"""Distribution matching distillation (DMD2): the student's pictures are to be distributed as the guided teacher's.
+
+The gradient of the Kullback-Leibler divergence between the two, at some noise level, is the difference of their scores: the
+teacher knows its own, and a second network, the critic, is trained all along to denoise what the student draws. Heads on the
+critic's tokens tell the student's pictures from the data, which corrects what the teacher itself gets wrong. No picture of the
+teacher's is ever made, so the student is not bound to its trajectories.
+
+Sources: arXiv 2405.14867 (DMD2), sections 4.2 to 4.5; the gradient and its weight, arXiv 2311.18828, equations 7 and 8. With a
+LoRA student the critic is a LoRA too, as in variational score distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distill import losses, recompute
+from distill.discriminator import TokenHeads, keep_blocks
+from distill.lora import LoraNetwork
+from distill.objective import Batch, Draws, Phase, Role
+from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare, copy_weights
+from samplers.denoiser import Condition, Context
+from samplers.hooks import check_reached
+from samplers.path import NoiseLevel, expand
+from samplers.prediction import Prediction
+
+
+class DistributionMatchingConfig(StudentConfig):
+    """inputs: what the student is given below the noisiest level: what it itself makes from noise, as when it is sampled
+    (simulated), or noised data. noisiest_share: of the samples that start at the noisiest level; the others start at any of the
+    `steps` levels alike. range: (low, high) of the clock at which distributions are compared, as shares of it.
+    distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
+    the critic's, 0 (as with adversarial_weight) for no heads. blocks: those of the critic whose tokens the heads read (none
+    given: a quarter, half and three quarters of the way through, and the last). weight, max_weight: of the critic's denoising
+    error. critic_warmup: steps in which the critic alone trains. The critic's updates per student's: `roles.student.every`.
+    """
+
+    inputs: Literal["simulated", "data"] = "simulated"
+    noisiest_share: float = Field(0.0, ge=0, le=1)
+    range: tuple[float, float] = (0.02, 0.98)
+    distribution_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(5e-3, ge=0)
+    discriminator_weight: float = Field(1e-2, ge=0)
+    blocks: tuple[int, ...] = ()
+    weight: losses.Weight = "snr"
+    max_weight: float = Field(5.0, gt=0)
+    critic_warmup: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistributionMatchingConfig:
+        low, high = self.range
+        if not 0 < low < high <= 1:
+            raise ValueError(f"range {self.range} must rise within 0 and 1, and 0 itself, clean data, has no score")
+        if (self.adversarial_weight > 0) != (self.discriminator_weight > 0):
+            raise ValueError(
+                f"adversarial_weight {self.adversarial_weight} and discriminator_weight {self.discriminator_weight}: a "
+                "discriminator serves only where both are above 0, so give both or neither"
+            )
+        return self
+
+
+class Critic(nn.Module):
+    """A denoiser's network, and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
+
+    def __init__(self, network: nn.Module, heads: TokenHeads | None, blocks: Sequence[int]):
+        super().__init__()
+        self.network, self.heads, self.blocks = network, heads, blocks
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> tuple[Tensor, Tensor]:
+        if self.heads is None:
+            return self.network(x, time, condition, context), x.new_zeros(len(x), 0)
+        context, found = keep_blocks(context, self.blocks)
+        raw = self.network(x, time, condition, context)
+        check_reached(context, "block", "The discriminator")
+        return raw, self.heads([found[index] for index in self.blocks])
+
+    def enable_recompute(self) -> int:
+        return recompute.enable(self.network)
+
+
+class DistributionMatchingObjective(StudentObjective):
+    """See the module. Roles `student` and `critic` train, each in its phase."""
+
+    config: DistributionMatchingConfig
+    sampler: ClassVar[str] = "lcm"
+    source: ClassVar[str] = "arXiv 2405.14867"
+
+    def __init__(self, config, network, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        self.roles["critic"] = Role(self._critic(), ema=False)
+
+    def _critic(self) -> Critic:
+        config, teacher = self.config, self.given.network
+        if config.lora is not None:
+            network: nn.Module = LoraNetwork(teacher, config.lora)
+        else:
+            network = self._like_teacher(("guidance",) if config.embed_guidance else ())
+            copy_weights(teacher, network)
+        if not config.adversarial_weight:
+            return Critic(network, None, ())
+        sizes: Any = teacher.config
+        blocks = config.blocks or tuple(sorted({sizes.depth * k // 4 for k in (1, 2, 3)} | {sizes.depth - 1}))
+        return Critic(network, TokenHeads(sizes.dim, len(blocks)), blocks)
+
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        critic = Phase("critic", "critic")
+        return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
+
+    # ---- what the student draws ----
+
+    def start(self, draws: Draws, device: torch.device) -> Tensor:
+        """(B,) int64: the number of the level where each sample starts, `steps` being the noisiest."""
+        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
+        return torch.where(noisiest, self.levels.steps, 1 + self.pick(draws, "step", self.levels.steps, device))
+
+    @torch.no_grad()
+    def simulated(
+        self, student: nn.Module, start: Tensor, like: Tensor, condition: Condition, scale: Scale, draws: Draws
+    ) -> Tensor:
+        """What the student itself comes to at the levels `start`, sampled from noise with new noise at each step."""
+        ladder, shape = self.levels.to(like.device), like.shape[1:]
+        level = ladder[torch.full_like(start, ladder.steps)]
+        z = expand(level.sigma, like) * draws.normal("eps", shape, like.device).to(like)
+        last = ladder.steps if self.config.noisiest_share == 1 else 1  # as often on every process, whatever starts it drew
+        for number in range(ladder.steps - 1, last - 1, -1):
+            x0 = self.predict(bare(student), z, level, condition, scale).x0
+            level = ladder[torch.full_like(start, number)]
+            ahead = level.mix(x0, draws.normal(f"eps {number}", shape, like.device).to(like))
+            below = start <= number
+            z = torch.where(expand(below.to(like), like) != 0, ahead, z)
+            level = ladder[torch.where(below, number, start)]
+        return z
+
+    def drawn(self, student: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
+        """(x0 (B, C, h, w) that the student draws, the data's, the condition, the guidance scale)."""
+        real = self.clean(batch)
+        condition, scale = self.condition(batch, real.device), self.scale(draws, real.device)
+        start = self.start(draws, real.device)
+        level = self.levels.to(real.device)[start]
+        if self.config.inputs == "data":
+            z = level.mix(real, draws.normal("eps", real.shape[1:], real.device).to(real))
+        else:
+            z = self.simulated(student, start, real, condition, scale, draws)
+        return self.predict(student, z, level, condition, scale).x0, real, condition, scale
+
+    # ---- the two scores ----
+
+    def judge(
+        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale
+    ) -> tuple[Prediction, Tensor]:
+        """(the critic's prediction at x, its logits (B, N): above 0 for real)."""
+        logits: list[Tensor] = []
+
+        def network(*args: Any) -> Tensor:
+            raw, found = critic(*args)
+            logits.append(found)
+            return raw
+
+        dtype = self.dtype if self.config.lora is not None else None
+        return self.denoiser(network, dtype)(x, level, self.told(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
+
+    def compared(self, draws: Draws, name: str, device: torch.device) -> NoiseLevel:
+        """The levels (B,) at which distributions are compared, uniform on the clock within `range`."""
+        low, high = (share * self.path.t_noise for share in self.config.range)
+        return self.path(low + (high - low) * draws.uniform(name, device=device).double())
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase.name == "critic":
+            return self.critic_loss(models, batch, draws)
+        x0, _, condition, scale = self.drawn(models["student"], batch, draws)
+        level = self.compared(draws, "level", x0.device)
+        x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        critic = bare(models["critic"])
+        fixed = {name: value.detach() for name, value in critic.named_parameters()}  # its own weights get no gradient
+        fake, logits = self.judge(lambda *args: functional_call(critic, fixed, args), x_t, level, condition, scale)
+        real = self.teach(models, x_t.detach(), level, condition, scale)
+        total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
+        logged = {"apart": (fake.x0 - real.x0).detach().abs().mean()}
+        if self.config.adversarial_weight:
+            adversarial = F.softplus(-logits).mean()
+            total = total + self.config.adversarial_weight * adversarial
+            logged["adversarial"] = adversarial.detach()
+        return total, logged
+
+    def critic_loss(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
+        with torch.no_grad():
+            x0, data, condition, scale = self.drawn(bare(models["student"]), batch, draws)
+        level = self.compared(draws, "level", x0.device)
+        x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        if not self.config.adversarial_weight:
+            fake, _ = self.judge(models["critic"], x_t, level, condition, scale)
+            return self.denoising(fake.x0, x0, level)
+        other = self.compared(draws, "real level", x0.device)
+        z_t = other.mix(data, draws.normal("real noise", x0.shape[1:], x0.device).to(x0))
+        both = NoiseLevel(*(torch.cat([getattr(v, name) for v in (level, other)]) for name in ("t", "alpha", "sigma")))
+        twice = torch.cat([scale, scale]) if isinstance(scale, Tensor) else scale
+        told = condition.map(lambda value: torch.cat([value, value]))
+        prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, told, twice)
+        on_fake, on_real = logits.chunk(2)
+        telling = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+        total, logged = self.denoising(prediction.x0.chunk(2)[0], x0, level)
+        logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "telling": telling.detach()}
+        return total + self.config.discriminator_weight * telling, logged
+
+    def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
+        error = losses.squared(found, x0)
+        return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
+
+
+def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:
+    """(B,) whose gradient in x0 (B, ...) is, up to 1 / numel, (fake - real) / mean |x0 - real|: the difference of the two
+    distributions' denoised means at a noised x0, over how far the true one is, so that all levels count alike."""
+    x0 = x0.float() if x0.dtype != torch.float64 else x0
+    far = (x0.detach() - real).abs().flatten(1).mean(1).clamp(min=1e-8)
+    direction = (fake - real) / expand(far, x0)
+    return 0.5 * losses.squared(x0, (x0 - direction).detach())
