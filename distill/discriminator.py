@@ -1,4 +1,4 @@
-"""A discriminator on the features of a frozen denoiser: small heads on the tokens of some of its blocks.
+"""A discriminator on the features of a denoiser: small heads on the tokens of some of its blocks, one by one or pooled.
 
 The features are functions of (x, level, condition), so it judges noisy latents with no decoder and no second backbone.
 """
@@ -52,17 +52,63 @@ class TokenHeads(nn.Module):
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
         )
-        numbers = itertools.count()  # initial weights of their own, not from the global generator
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                generator = torch.Generator().manual_seed(fold(0, "heads", next(numbers)))
-                bound = module.in_features**-0.5
-                with torch.no_grad():
-                    module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound)
-                    module.bias.zero_()
+        _draw_weights(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(tokens)[..., 0].float() for head, tokens in zip(self.heads, features, strict=True)], dim=1)
+
+
+class PooledHeads(nn.Module):
+    """Per block, a two-layer perceptron on each channel's mean and deviation over the tokens: (B, L, D) each and the network's
+    time (B,) -> logits (B, blocks). It judges whole pictures.
+
+    Every number is brought to mean 0 and deviation 1 by its statistics over data at `knots` times, interpolated between them:
+    how much noise there is moves these numbers far more than who drew the picture.
+    """
+
+    def __init__(self, width: int, blocks: int, hidden: int = 64, knots: int = 8):
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
+        )
+        _draw_weights(self)
+        self.register_buffer("times", torch.linspace(0, 1, knots))
+        self.register_buffer("center", torch.zeros(knots, blocks, 2 * width))
+        self.register_buffer("spread", torch.ones(knots, blocks, 2 * width))
+
+    @staticmethod
+    def pooled(features: Sequence[Tensor]) -> Tensor:
+        """(B, blocks, 2 D)."""
+        return torch.stack([torch.cat([tokens.mean(1), (tokens.var(1) + 1e-6).sqrt()], 1) for tokens in features], 1)
+
+    @torch.no_grad()
+    def standardize(self, knot: int, time: float, features: Sequence[Tensor]) -> None:
+        """Take the statistics of a knot from features of data at a time. Knots must rise in time."""
+        found = self.pooled([tokens.float() for tokens in features])
+        self.times[knot] = time
+        self.center[knot] = found.mean(0)
+        self.spread[knot] = found.std(0).clamp(min=1e-4)
+
+    def forward(self, features: Sequence[Tensor], time: Tensor) -> Tensor:
+        time = time.to(self.times)
+        above = torch.searchsorted(self.times, time).clamp(1, len(self.times) - 1)
+        low, high = self.times[above - 1], self.times[above]
+        share = ((time - low) / (high - low)).clamp(0, 1)[:, None, None]
+        center, spread = (torch.lerp(v[above - 1], v[above], share) for v in (self.center, self.spread))
+        numbers = ((self.pooled(features) - center) / spread).unbind(1)
+        return torch.cat([head(part).float() for head, part in zip(self.heads, numbers, strict=True)], dim=1)
+
+
+def _draw_weights(heads: nn.Module) -> None:
+    """Initial weights of their own, not from the global generator."""
+    numbers = itertools.count()
+    for module in heads.modules():
+        if isinstance(module, nn.Linear):
+            generator = torch.Generator().manual_seed(fold(0, "heads", next(numbers)))
+            bound = module.in_features**-0.5
+            with torch.no_grad():
+                module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound)
+                module.bias.zero_()
 
 
 def frozen_logits(heads: nn.Module, features: Sequence[Tensor]) -> Tensor:

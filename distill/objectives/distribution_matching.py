@@ -2,8 +2,8 @@
 
 The gradient of the Kullback-Leibler divergence between the two, at some noise level, is the difference of their scores: the
 teacher knows its own, and a second network, the critic, is trained all along to denoise what the student draws. Heads on the
-critic's tokens tell the student's pictures from the data, which corrects what the teacher itself gets wrong. No picture of the
-teacher's is ever made, so the student is not bound to its trajectories.
+critic's pooled tokens tell the student's pictures from the data, which corrects what the teacher itself gets wrong. No picture
+of the teacher's is ever made, so the student is not bound to its trajectories.
 
 Sources: arXiv 2405.14867 (DMD2), sections 4.2 to 4.5; the gradient and its weight, arXiv 2311.18828, equations 7 and 8. With a
 LoRA student the critic is a LoRA too, as in variational score distillation.
@@ -12,7 +12,7 @@ LoRA student the critic is a LoRA too, as in variational score distillation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +21,35 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill import losses, recompute
-from distill.discriminator import TokenHeads, keep_blocks
+from distill.discriminator import PooledHeads, block_features, keep_blocks
+from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare, copy_weights
-from samplers.denoiser import Condition, Context
+from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
+
+if TYPE_CHECKING:
+    from distill.data import Source
 
 
 class DistributionMatchingConfig(StudentConfig):
     """inputs: what the student is given below the noisiest level: what it itself makes from noise, as when it is sampled
     (simulated), or noised data. noisiest_share: of the samples that start at the noisiest level; the others start at any of the
-    `steps` levels alike. range: (low, high) of the clock at which distributions are compared, as shares of it.
+    `steps` levels alike. time, range: the levels at which distributions are compared and real is told from drawn, and (low,
+    high), the shares of the clock that they are kept between; little noise judges details, much of it the whole.
     distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
     the critic's, 0 (as with adversarial_weight) for no heads. blocks: those of the critic whose tokens the heads read (none
     given: a quarter, half and three quarters of the way through, and the last). weight, max_weight: of the critic's denoising
-    error. critic_warmup: steps in which the critic alone trains. The critic's updates per student's: `roles.student.every`.
+    error. heads_rate: the heads' learning rate over the critic's. critic_warmup: steps in which the critic alone trains. The
+    critic's updates per student's are `roles.student.every`.
     """
 
     inputs: Literal["simulated", "data"] = "simulated"
     noisiest_share: float = Field(0.0, ge=0, le=1)
+    time: TimeConfig = TimeConfig(type="uniform")
     range: tuple[float, float] = (0.02, 0.98)
     distribution_weight: float = Field(1.0, ge=0)
     adversarial_weight: float = Field(5e-3, ge=0)
@@ -50,6 +57,7 @@ class DistributionMatchingConfig(StudentConfig):
     blocks: tuple[int, ...] = ()
     weight: losses.Weight = "snr"
     max_weight: float = Field(5.0, gt=0)
+    heads_rate: float = Field(1.0, gt=0)
     critic_warmup: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -66,11 +74,16 @@ class DistributionMatchingConfig(StudentConfig):
 
 
 class Critic(nn.Module):
-    """A denoiser's network, and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
+    """A denoiser's network and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
 
-    def __init__(self, network: nn.Module, heads: TokenHeads | None, blocks: Sequence[int]):
+    def __init__(self, network: nn.Module, heads: PooledHeads | None, blocks: Sequence[int], heads_rate: float = 1.0):
         super().__init__()
-        self.network, self.heads, self.blocks = network, heads, blocks
+        self.network, self.heads, self.blocks, self.heads_rate = network, heads, blocks, heads_rate
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates of parameters over the optimiser's."""
+        return {name: self.heads_rate for name, _ in self.named_parameters() if name.startswith("heads.")}
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> tuple[Tensor, Tensor]:
         if self.heads is None:
@@ -78,7 +91,7 @@ class Critic(nn.Module):
         context, found = keep_blocks(context, self.blocks)
         raw = self.network(x, time, condition, context)
         check_reached(context, "block", "The discriminator")
-        return raw, self.heads([found[index] for index in self.blocks])
+        return raw, self.heads([found[index] for index in self.blocks], time)
 
     def enable_recompute(self) -> int:
         return recompute.enable(self.network)
@@ -93,7 +106,10 @@ class DistributionMatchingObjective(StudentObjective):
 
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
-        self.roles["critic"] = Role(self._critic(), ema=False)
+        critic = self._critic()
+        if critic.heads is not None and source is not None:
+            self._standardize(critic, source)
+        self.roles["critic"] = Role(critic, ema=False)
 
     def _critic(self) -> Critic:
         config, teacher = self.config, self.given.network
@@ -106,7 +122,21 @@ class DistributionMatchingObjective(StudentObjective):
             return Critic(network, None, ())
         sizes: Any = teacher.config
         blocks = config.blocks or tuple(sorted({sizes.depth * k // 4 for k in (1, 2, 3)} | {sizes.depth - 1}))
-        return Critic(network, TokenHeads(sizes.dim, len(blocks)), blocks)
+        return Critic(network, PooledHeads(sizes.dim, len(blocks)), blocks, config.heads_rate)
+
+    @torch.no_grad()
+    def _standardize(self, critic: Critic, source: Source, count: int = 64) -> None:
+        """Show the heads the first samples of the data as they will see them, at rising levels."""
+        batch = source.batch(range(count))
+        draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
+        condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
+        drawn = self.compared(Draws(0, torch.arange(1024), "heads"), x0.device)
+        knots = len(critic.heads.times)
+        for knot, t in enumerate(drawn.t.quantile(torch.linspace(0, 1, knots, dtype=torch.float64))):
+            level = self.path(t.expand(count))
+            denoiser = self.denoiser(self.given.network, self.dtype)
+            features = block_features(denoiser, level.mix(x0, noise), level, condition, critic.blocks)
+            critic.heads.standardize(knot, float(CLOCKS[denoiser.clock](level, self.path)[0]), features)
 
     def phases(self, step: int) -> tuple[Phase, ...]:
         critic = Phase("critic", "critic")
@@ -151,9 +181,7 @@ class DistributionMatchingObjective(StudentObjective):
 
     # ---- the two scores ----
 
-    def judge(
-        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale
-    ) -> tuple[Prediction, Tensor]:
+    def judge(self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale) -> tuple[Prediction, Tensor]:
         """(the critic's prediction at x, its logits (B, N): above 0 for real)."""
         logits: list[Tensor] = []
 
@@ -165,10 +193,10 @@ class DistributionMatchingObjective(StudentObjective):
         dtype = self.dtype if self.config.lora is not None else None
         return self.denoiser(network, dtype)(x, level, self.told(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
 
-    def compared(self, draws: Draws, name: str, device: torch.device) -> NoiseLevel:
-        """The levels (B,) at which distributions are compared, uniform on the clock within `range`."""
+    def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
+        """The levels (B,) at which distributions are compared."""
         low, high = (share * self.path.t_noise for share in self.config.range)
-        return self.path(low + (high - low) * draws.uniform(name, device=device).double())
+        return self.path(draw_levels(self.config.time, self.path, draws, device).t.double().clamp(low, high))
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -176,7 +204,7 @@ class DistributionMatchingObjective(StudentObjective):
         if phase.name == "critic":
             return self.critic_loss(models, batch, draws)
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
-        level = self.compared(draws, "level", x0.device)
+        level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
         critic = bare(models["critic"])
         fixed = {name: value.detach() for name, value in critic.named_parameters()}  # its own weights get no gradient
@@ -194,16 +222,13 @@ class DistributionMatchingObjective(StudentObjective):
         """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
         with torch.no_grad():
             x0, data, condition, scale = self.drawn(bare(models["student"]), batch, draws)
-        level = self.compared(draws, "level", x0.device)
+        level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
         if not self.config.adversarial_weight:
             fake, _ = self.judge(models["critic"], x_t, level, condition, scale)
             return self.denoising(fake.x0, x0, level)
-        other = self.compared(draws, "real level", x0.device)
-        z_t = other.mix(data, draws.normal("real noise", x0.shape[1:], x0.device).to(x0))
-        both = NoiseLevel(*(torch.cat([getattr(v, name) for v in (level, other)]) for name in ("t", "alpha", "sigma")))
-        twice = torch.cat([scale, scale]) if isinstance(scale, Tensor) else scale
-        told = condition.map(lambda value: torch.cat([value, value]))
+        z_t = level.mix(data, draws.normal("real noise", x0.shape[1:], x0.device).to(x0))
+        both, told, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
         prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, told, twice)
         on_fake, on_real = logits.chunk(2)
         telling = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
@@ -215,6 +240,11 @@ class DistributionMatchingObjective(StudentObjective):
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
         error = losses.squared(found, x0)
         return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
+
+
+def twofold(value: Any) -> Any:
+    """Of the samples of a batch, for the batch and another beside it; what is one for all stays one."""
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 
 def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:

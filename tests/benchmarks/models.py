@@ -4,7 +4,8 @@ Batch 2, as one image under guidance. Both libraries in one process, in turns, s
 The text of a run is read once by ours (its keys and values are kept), in every step by diffusers; both are timed as they are
 used. Shares are of the matrix-product rate that this machine reaches in the same dtype.
 
-Prints a table; writes models.json. `--smoke` runs the smallest sizes once, to see that everything works.
+Prints each row as it is measured and a table at the end; writes models.json. `--smoke` runs the smallest sizes once, to see
+that everything works.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -170,13 +172,18 @@ def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) ->
 
 
 def report(given: argparse.Namespace, cases: Collection[str], measure: Callable[[str, str], dict]) -> None:
-    """Measure the cases asked for, in each dtype; print a table and write it."""
+    """Measure the cases asked for, in each dtype; say and write each as it is done, and print a table of all."""
     torch.set_num_threads(given.threads)
-    rows = [measure(case, dtype) for case in cases if given.only in case for dtype in given.dtype or DTYPES]
-    if not rows:
+    chosen = [(case, dtype) for case in cases if given.only in case for dtype in given.dtype or DTYPES]
+    if not chosen:
         raise SystemExit(f"No case has {given.only!r} in its name: {', '.join(cases)}.")
+    rows = []
+    for case, dtype in chosen:
+        rows.append(measure(case, dtype))
+        print(", ".join(f"{name}: {value}" for name, value in rows[-1].items()), file=sys.stderr, flush=True)
+        told = {"threads": given.threads, "torch": torch.__version__, "rows": rows}
+        given.output.write_text(json.dumps(told, indent=2) + "\n")
     print(table(tuple(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    given.output.write_text(json.dumps({"threads": given.threads, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
 
 
 def main() -> None:

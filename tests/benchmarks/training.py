@@ -6,8 +6,8 @@ scripts around diffusers write it. Each has a process of its own, as it would, a
 machine hits both. The share is of the matrix-product rate that this machine reaches in the same number format, a step counting
 three evaluations' operations.
 
-Prints a table; writes training.json. `--compile` adds rows with both networks under torch.compile. `--smoke` runs the smallest
-sizes once, to see that everything works.
+Prints each row as it is measured and a table at the end; writes training.json. `--compile` adds rows with both networks under
+torch.compile. `--smoke` runs the smallest sizes once, to see that everything works.
 """
 
 from __future__ import annotations
