@@ -34,7 +34,8 @@ from tests.benchmarks.concepts.fidelity import (
     subject_features,
 )  # fmt: skip
 from tests.benchmarks.concepts.measure import METHODS, SUBJECT, Bench, Scorer, Wording
-from tests.benchmarks.concepts.report import markdown, row, sheet
+from tests.benchmarks.concepts.report import markdown, row
+from tests.benchmarks.sheet import sheet
 
 PROMPTS = (
     "a {subject}, {style}",

@@ -1,14 +1,9 @@
-"""The table as plain values and markdown, and the sheet: rows are methods, columns prompts."""
+"""The table as plain values and markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-
-from gen.grid import to_pictures, wrap, write_png
 from tests.benchmarks.concepts.measure import Cell, Scorer
 
 MEASURES = {
@@ -16,7 +11,6 @@ MEASURES = {
     "subject, not asked": "subject, not asked", "alignment": "alignment", "top-5": "top-5", "background": "background",
 }  # fmt: skip
 COSTS = ("evaluations", "seconds", "cpu seconds")
-CELL, LEFT, TOP, GAP = 112, 118, 34, 3
 
 
 def row(name: str, cells: Mapping[str, Cell], scorer: Scorer) -> dict:
@@ -50,20 +44,3 @@ def markdown(table: Sequence[Mapping], ceilings: Mapping[str, Mapping[str, float
             f"{found['other pictures']} others {found['others taken for it']:.0%}; AUC {found['auc']:.3f}."
         )
     return "\n".join(lines) + "\n"
-
-
-def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
-    """One picture (3, H, W) in [0, 1] per method and prompt."""
-    page = Image.new("RGB", (LEFT + len(columns) * (CELL + GAP), TOP + len(rows) * (CELL + GAP)), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for column, text in enumerate(columns):
-        for line, words in enumerate(wrap(text, font, CELL, 2)):
-            pen.text((LEFT + column * (CELL + GAP), 2 + 14 * line), words, fill="black", font=font)
-    for place, (name, images) in enumerate(rows.items()):
-        top = TOP + place * (CELL + GAP)
-        for line, words in enumerate(wrap(name, font, LEFT - 6, 2)):
-            pen.text((2, top + CELL // 2 - 12 + 14 * line), words, fill="black", font=font)
-        for column, image in enumerate(images):
-            [picture] = to_pictures(image[None] * 2 - 1)
-            page.paste(picture.resize((CELL, CELL), Image.Resampling.BOX), (LEFT + column * (CELL + GAP), top))
-    write_png(page.quantize(256, dither=Image.Dither.NONE), path)

@@ -23,7 +23,7 @@ from distill.evaluator.pictures import read_pictures
 from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
 from tests.benchmarks.guidance.measure import Bench, Cell
-from tests.benchmarks.guidance.report import markdown, result, sheet
+from tests.benchmarks.guidance.report import markdown, result, write_sheet
 from tests.benchmarks.guidance.search import METHODS, Found, rows, search
 from tests.benchmarks.guidance.tasks import TASKS, Task, World, all_tasks
 
@@ -95,7 +95,7 @@ def main() -> None:
             "chosen": {m: asdict(s) for m, s in found.settings.items()},
             "tried": {m: {str(s): value for s, value in tried.items()} for m, tried in found.tried.items()},
         }
-        sheet(task, cells, given.out / f"guidance_{task.name}.png", given.columns)
+        write_sheet(task, cells, given.out / f"guidance_{task.name}.png", given.columns)
         write_json(path, {"nfe": given.nfe, "samples": given.samples, "real": len(real), "rows": table, "searches": searches})
         write_bytes(given.out / "table.md", markdown(chosen, table).encode())
     print(f"{bench.made} pictures made. Written: {path}, {given.out / 'table.md'} and sheets beside them.")

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from distill import metrics
-from gen.grid import to_pictures, write_png
 from tests.benchmarks.guidance.measure import Cell, Setting
 from tests.benchmarks.guidance.tasks import Subject, Task, World
-
-CELL, LEFT, GAP, LINE = 96, 84, 3, 14
+from tests.benchmarks.sheet import sheet
 
 
 def result(task: Task, name: str, setting: Setting, cell: Cell, world: World, real: Tensor) -> dict:
@@ -59,28 +56,18 @@ def markdown(tasks: Sequence[Task], table: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sheet(task: Task, rows: dict[str, Cell], path: Path, columns: int) -> None:
-    """What was asked for (the truth, a measurement, a reference), then a row of pictures for each method; 256 colours."""
+def write_sheet(task: Task, rows: dict[str, Cell], path: Path, columns: int) -> None:
+    """What was asked for (the truth, a measurement, a reference), then a row of pictures for each method."""
     subjects = task.subjects["table"]
     columns = min(columns, *(len(cell.images) for cell in rows.values()))
     chosen = [subjects[i % len(subjects)] for i in range(columns)]
-    shown = {"asked": [picture for s in chosen if (picture := asked(s)) is not None]} if chosen[0].shown is not None else {}
-    strips = {**shown, **{name: to_pictures(cell.images[:columns] * 2 - 1) for name, cell in rows.items()}}
-    width, height = LEFT + columns * (CELL + GAP), LINE + len(strips) * (CELL + GAP)
-    page = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for column, subject in enumerate(chosen):
-        draw.text((LEFT + column * (CELL + GAP), 1), subject.caption[:18], fill="black", font=font)
-    for row, (name, pictures) in enumerate(strips.items()):
-        top = LINE + row * (CELL + GAP)
-        draw.text((2, top + CELL // 2 - 6), name, fill="black", font=font)
-        for column, picture in enumerate(pictures):
-            page.paste(picture.resize((CELL, CELL), Image.Resampling.BOX), (LEFT + column * (CELL + GAP), top))
-    write_png(page.quantize(256, dither=Image.Dither.NONE), path)
+    given = {"asked": [shown for s in chosen if (shown := asked(s)) is not None]} if chosen[0].shown is not None else {}
+    methods = {name: cell.images[:columns].unbind() for name, cell in rows.items()}
+    sheet({**given, **methods}, [s.caption for s in chosen], path, side=96, left=84)
 
 
-def asked(subject: Subject) -> Image.Image | None:
+def asked(subject: Subject) -> Tensor | None:
+    """(3, 128, 128) in [0, 1]"""
     if subject.shown is None:
         return None
-    picture = F.interpolate(subject.shown, (128, 128)) if subject.shown.shape[-1] != 128 else subject.shown
-    return to_pictures(picture * 2 - 1)[0]
+    return F.interpolate(subject.shown, (128, 128))[0] if subject.shown.shape[-1] != 128 else subject.shown[0]

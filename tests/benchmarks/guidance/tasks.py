@@ -250,7 +250,9 @@ LABELS = {
               ("hamburger", "food"), ("red heart", "a symbol"), ("sunflower", "a flower"), ("ghost", "a monster")],
 }  # fmt: skip
 COLOURED = {
-    "search": [("dog", "blue"), ("tree", "red"), ("penguin", "purple"), ("pizza", "green"), ("fox", "teal"), ("pig", "blue")],
+    "search": [("dog", "blue"), ("tree", "red"), ("penguin", "purple"), ("pizza", "green"), ("fox", "teal"), ("pig", "blue"),
+               ("elephant", "red"), ("owl", "green"), ("turtle", "purple"), ("robot", "teal"), ("bus", "blue"),
+               ("star", "purple"), ("butterfly", "red"), ("lion", "blue"), ("snake", "pink"), ("lemon", "red")],
     "table": [("house", "blue"), ("cat", "green"), ("car", "purple"), ("mushroom", "blue"), ("fish", "red"),
               ("rose", "blue"), ("bear", "teal"), ("panda", "pink")],
 }  # fmt: skip
