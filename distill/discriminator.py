@@ -52,7 +52,7 @@ class TokenHeads(nn.Module):
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
         )
-        _draw_weights(self)
+        draw_weights(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(tokens)[..., 0].float() for head, tokens in zip(self.heads, features, strict=True)], dim=1)
@@ -71,7 +71,7 @@ class PooledHeads(nn.Module):
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(2 * width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
         )
-        _draw_weights(self)
+        draw_weights(self)
         self.register_buffer("times", torch.linspace(0, 1, knots))
         self.register_buffer("center", torch.zeros(knots, blocks, 2 * width))
         self.register_buffer("spread", torch.ones(knots, blocks, 2 * width))
@@ -99,21 +99,22 @@ class PooledHeads(nn.Module):
         return torch.cat([head(part).float() for head, part in zip(self.heads, numbers, strict=True)], dim=1)
 
 
-def _draw_weights(heads: nn.Module) -> None:
+def draw_weights(heads: nn.Module) -> None:
     """Initial weights of their own, not from the global generator."""
     numbers = itertools.count()
     for module in heads.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             generator = torch.Generator().manual_seed(fold(0, "heads", next(numbers)))
-            bound = module.in_features**-0.5
+            bound = module.weight[0].numel() ** -0.5
             with torch.no_grad():
                 module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound)
-                module.bias.zero_()
+                if module.bias is not None:
+                    module.bias.zero_()
 
 
-def frozen_logits(heads: nn.Module, features: Sequence[Tensor]) -> Tensor:
-    """The logits, differentiable in the features alone: the heads get no gradient."""
-    return functional_call(heads, {name: value.detach() for name, value in heads.named_parameters()}, (features,))
+def frozen_logits(heads: nn.Module, features: Sequence[Tensor], *told: Tensor | None) -> Tensor:
+    """The logits, differentiable in the features alone: the heads get no gradient. told: what heads are given besides."""
+    return functional_call(heads, {name: value.detach() for name, value in heads.named_parameters()}, (features, *told))
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

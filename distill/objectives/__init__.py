@@ -54,6 +54,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "AdversarialConsistencyConfig",
         "AdversarialConsistencyObjective",
     ),
+    "adversarial_diffusion": (
+        "distill.objectives.adversarial_diffusion",
+        "AdversarialDiffusionConfig",
+        "AdversarialDiffusionObjective",
+    ),
     "distribution_matching": (
         "distill.objectives.distribution_matching",
         "DistributionMatchingConfig",

@@ -12,7 +12,7 @@ LoRA student the critic is a LoRA too, as in variational score distillation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from distill.discriminator import PooledHeads, block_features, keep_blocks
 from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Draws, Phase, Role
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare, copy_weights
+from distill.objectives.drawing import DrawingConfig, DrawingObjective
+from distill.objectives.student import Scale, bare, copy_weights
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
 from samplers.path import NoiseLevel, expand
@@ -35,11 +36,9 @@ if TYPE_CHECKING:
     from distill.data import Source
 
 
-class DistributionMatchingConfig(StudentConfig):
-    """inputs: what the student is given below the noisiest level: what it itself makes from noise, as when it is sampled
-    (simulated), or noised data. noisiest_share: of the samples that start at the noisiest level; the others start at any of the
-    `steps` levels alike. time, range: the levels at which distributions are compared and real is told from drawn, and (low,
-    high), the shares of the clock that they are kept between; little noise judges details, much of it the whole.
+class DistributionMatchingConfig(DrawingConfig):
+    """time, range: the levels at which distributions are compared and real is told from drawn, and (low, high), the shares of
+    the clock that they are kept between; little noise judges details, much of it the whole.
     distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
     the critic's, 0 (as with adversarial_weight) for no heads. blocks: those of the critic whose tokens the heads read (none
     given: a quarter, half and three quarters of the way through, and the last). weight, max_weight: of the critic's denoising
@@ -47,8 +46,6 @@ class DistributionMatchingConfig(StudentConfig):
     critic's updates per student's are `roles.student.every`.
     """
 
-    inputs: Literal["simulated", "data"] = "simulated"
-    noisiest_share: float = Field(0.0, ge=0, le=1)
     time: TimeConfig = TimeConfig(type="uniform")
     range: tuple[float, float] = (0.02, 0.98)
     distribution_weight: float = Field(1.0, ge=0)
@@ -97,11 +94,10 @@ class Critic(nn.Module):
         return recompute.enable(self.network)
 
 
-class DistributionMatchingObjective(StudentObjective):
+class DistributionMatchingObjective(DrawingObjective):
     """See the module. Roles `student` and `critic` train, each in its phase."""
 
     config: DistributionMatchingConfig
-    sampler: ClassVar[str] = "lcm"
     source: ClassVar[str] = "arXiv 2405.14867"
 
     def __init__(self, config, network, source=None, teacher=None):
@@ -141,45 +137,6 @@ class DistributionMatchingObjective(StudentObjective):
     def phases(self, step: int) -> tuple[Phase, ...]:
         critic = Phase("critic", "critic")
         return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
-
-    # ---- what the student draws ----
-
-    def start(self, draws: Draws, device: torch.device) -> Tensor:
-        """(B,) int64: the number of the level where each sample starts, `steps` being the noisiest."""
-        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
-        return torch.where(noisiest, self.levels.steps, 1 + self.pick(draws, "step", self.levels.steps, device))
-
-    @torch.no_grad()
-    def simulated(
-        self, student: nn.Module, start: Tensor, like: Tensor, condition: Condition, scale: Scale, draws: Draws
-    ) -> Tensor:
-        """What the student itself comes to at the levels `start`, sampled from noise with new noise at each step."""
-        ladder, shape = self.levels.to(like.device), like.shape[1:]
-        level = ladder[torch.full_like(start, ladder.steps)]
-        z = expand(level.sigma, like) * draws.normal("eps", shape, like.device).to(like)
-        last = ladder.steps if self.config.noisiest_share == 1 else 1  # as often on every process, whatever starts it drew
-        for number in range(ladder.steps - 1, last - 1, -1):
-            x0 = self.predict(bare(student), z, level, condition, scale).x0
-            level = ladder[torch.full_like(start, number)]
-            ahead = level.mix(x0, draws.normal(f"eps {number}", shape, like.device).to(like))
-            below = start <= number
-            z = torch.where(expand(below.to(like), like) != 0, ahead, z)
-            level = ladder[torch.where(below, number, start)]
-        return z
-
-    def drawn(self, student: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
-        """(x0 (B, C, h, w) that the student draws, the data's, the condition, the guidance scale)."""
-        real = self.clean(batch)
-        condition, scale = self.condition(batch, real.device), self.scale(draws, real.device)
-        start = self.start(draws, real.device)
-        level = self.levels.to(real.device)[start]
-        if self.config.inputs == "data":
-            z = level.mix(real, draws.normal("eps", real.shape[1:], real.device).to(real))
-        else:
-            z = self.simulated(student, start, real, condition, scale, draws)
-        return self.predict(student, z, level, condition, scale).x0, real, condition, scale
-
-    # ---- the two scores ----
 
     def judge(self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale) -> tuple[Prediction, Tensor]:
         """(the critic's prediction at x, its logits (B, N): above 0 for real)."""

@@ -1,6 +1,7 @@
 """A tiny training config for every registered objective: what the tests that run all of them read.
 
-"MODEL" stands for a class-conditional model folder (4 x 4 x 2), "TEXT" for a text encoder's. data: labels (latents with
+"MODEL" stands for a class-conditional model folder (4 x 4 x 2), "DECODED" for the same with an autoencoder, "TEXT" for a text
+encoder's. data: labels (latents with
 labels) or pictures (labelled, captioned). New objectives add a line to CASES.
 """
 
@@ -85,6 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
         steps=2,
         embed_guidance=True,
     ),
+    "adversarial_diffusion": student("adversarial_diffusion", teacher={"model": "DECODED"}, steps=2, hidden=4, penalty=1e-3),
     "distribution_matching": student(
         "distribution_matching",
         teacher={"steps": 6, "guidance_scale": [2.0, 5.0]},

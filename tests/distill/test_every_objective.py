@@ -16,7 +16,7 @@ from distill.objectives import OBJECTIVES, make_objective
 from distill.trainer import Trainer
 from gen.components import build, save_component
 from gen.model_folder import write_model
-from tests.distill.cases import CASES
+from tests.distill.cases import AUTOENCODER, CASES
 from tests.distill.students import Source, tiny_teacher
 from tests.gen.conftest import tiny_text_encoder
 
@@ -35,8 +35,9 @@ class Pictures:
 def places(tmp_path_factory) -> dict[str, str]:
     folder, teacher = tmp_path_factory.mktemp("models"), tiny_teacher()
     write_model(folder / "model", teacher.model, teacher.network)
+    write_model(folder / "decoded", teacher.model, teacher.network, build({**AUTOENCODER, "channels": 2}))
     save_component(tiny_text_encoder(), folder / "text")
-    return {"MODEL": str(folder / "model"), "TEXT": str(folder / "text")}
+    return {"MODEL": str(folder / "model"), "DECODED": str(folder / "decoded"), "TEXT": str(folder / "text")}
 
 
 def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Trainer:

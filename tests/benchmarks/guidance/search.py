@@ -126,7 +126,7 @@ def search(
     last = {s: bench.measure(task, s, "search", finals).values["score"] for s in found.settings.values()}
     known = max(found.settings, key=lambda m: statistics.fmean(last[found.settings[m]]))
     chosen, note = as_tfg(found.settings[known]), f"{known} itself"
-    fresh = [s for s in sorted(beam.scores, key=lambda s: -beam.scores[s]) if s not in names][:2]
+    fresh = [s for s in sorted(beam.scores, key=lambda s: -beam.scores[s]) if s not in names][:3]
     gains = {s: compare(bench.measure(task, s, "search", finals).values["score"], last[found.settings[known]]) for s in fresh}  # type: ignore[arg-type]
     for new, (gain, error) in sorted(gains.items(), key=lambda item: item[1][0]):
         if gain > error:

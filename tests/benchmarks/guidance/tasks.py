@@ -256,7 +256,9 @@ COLOURED = {
     "table": [("house", "blue"), ("cat", "green"), ("car", "purple"), ("mushroom", "blue"), ("fish", "red"),
               ("rose", "blue"), ("bear", "teal"), ("panda", "pink")],
 }  # fmt: skip
-OTHERS = [("blue", "cat"), ("red", "penguin"), ("green", "pig"), ("pink", "tree"), ("purple", "fox"), ("blue", "rose")]
+OTHERS = [("blue", "cat"), ("red", "penguin"), ("green", "pig"), ("pink", "tree"), ("purple", "fox"), ("blue", "rose"),
+          ("orange", "car"), ("red", "elephant"), ("green", "owl"), ("blue", "turtle"), ("pink", "robot"), ("purple", "star"),
+          ("green", "bus"), ("red", "lion"), ("blue", "butterfly"), ("orange", "snake")]  # fmt: skip
 STYLED = {
     "search": [("cat", "strawberry"), ("house", "fire"), ("car", "watermelon"), ("tree", "zebra"), ("fish", "pizza")],
     "table": [("dog", "watermelon"), ("mushroom", "zebra"), ("fox", "fire"), ("bear", "strawberry"), ("house", "watermelon"),

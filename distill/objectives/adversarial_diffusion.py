@@ -1,0 +1,141 @@
+"""Adversarial diffusion distillation (ADD): one to four steps, pictures judged by the features of a pretrained network.
+
+The student's clean image, decoded, must look real to small heads on the feature maps of a frozen network of pictures, told what
+the prompt says; and the guided teacher, given the student's image with noise added, must arrive at the same image.
+
+Source: arXiv 2311.17042, section 3.2: equations 1 to 4, the heads' penalty on the gradient at real pictures, the weighting
+c(t) = alpha_t. Their features are DINOv2's. The real pictures here are decoded from latents too, so that the heads do not learn
+to tell a decoder's work from a camera's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill import losses
+from distill.discriminator import draw_weights, frozen_logits, hinge_discriminator
+from distill.feature_maps import load_feature_maps
+from distill.objective import Batch, Draws, Phase, Role
+from distill.objectives.drawing import DrawingConfig, DrawingObjective
+from distill.objectives.student import bare
+from samplers.denoiser import Condition
+
+
+class AdversarialDiffusionConfig(DrawingConfig):
+    """features: the network whose feature maps are judged (distill/feature_maps.py). distillation_weight: of the teacher's
+    share of the student's loss, beside 1 of the adversarial. penalty: of the squared gradient of the heads at real features.
+    hidden: channels of a head."""
+
+    features: str = "evaluator"
+    distillation_weight: float = Field(2.5, ge=0)
+    penalty: float = Field(1e-5, ge=0)
+    hidden: int = Field(64, gt=0)
+
+
+class MapHeads(nn.Module):
+    """Per feature map (B, C, h, w), a small convolutional network that judges every place; where prompts have a width, it also
+    asks how well the place fits the prompt's vector (B, P), by a projection (arXiv 1802.05637). -> logits (B, N)."""
+
+    def __init__(self, widths: Sequence[int], hidden: int, prompt: int = 0):
+        super().__init__()
+        self.bodies = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, hidden, 1), nn.GroupNorm(1, hidden), nn.LeakyReLU(0.2),
+                nn.Conv2d(hidden, hidden, 3, padding=1), nn.GroupNorm(1, hidden), nn.LeakyReLU(0.2),
+            )
+            for width in widths
+        )  # fmt: skip
+        self.tails = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in widths)
+        self.prompts = nn.ModuleList(nn.Linear(prompt, hidden, bias=False) for _ in widths) if prompt else None
+        draw_weights(self)
+
+    def forward(self, maps: Sequence[Tensor], prompt: Tensor | None = None) -> Tensor:
+        found = []
+        for number, (x, body, tail) in enumerate(zip(maps, self.bodies, self.tails, strict=True)):
+            h = body(x)
+            logits = tail(h).flatten(1).float()
+            if self.prompts is not None and prompt is not None:
+                told = self.prompts[number](prompt)
+                logits = logits + torch.einsum("bchw,bc->bhw", h.float(), told.float()).flatten(1) / h.shape[1] ** 0.5
+            found.append(logits)
+        return torch.cat(found, 1)
+
+
+class AdversarialDiffusionObjective(DrawingObjective):
+    """See the module. Roles `student` and `discriminator` train."""
+
+    config: AdversarialDiffusionConfig
+    source: ClassVar[str] = "arXiv 2311.17042"
+
+    def __init__(self, config, network, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        self.second_order = config.penalty > 0
+        self.maps = load_feature_maps(config.features)
+        sizes: Any = self.given.network.config
+        if self.autoencoder is None and sizes.channels != 3:
+            raise ValueError(
+                f"Pictures are judged, but the teacher {self.given.name!r} draws {sizes.channels} channels and has no "
+                "autoencoder to make pictures of them; choose another teacher, or adversarial_consistency."
+            )
+        width = getattr(sizes, "text_dim", 0) or 0
+        self.roles["discriminator"] = Role(MapHeads(self.maps.widths, config.hidden, width), ema=False)
+
+    # ---- what is judged ----
+
+    def features(self, x0: Tensor) -> list[Tensor]:
+        """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
+        self.maps.to(x0.device)
+        latents = x0 / self.model.latent_scale
+        images = latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)
+        return self.maps(images.float().clamp(-1.2, 1.2))  # beyond white there is nothing to gain
+
+    @staticmethod
+    def prompt(condition: Condition) -> Tensor | None:
+        """The mean of a prompt's tokens (B, P), None where there are none."""
+        if condition.tokens is None:
+            return None
+        tokens = condition.tokens
+        weight = torch.ones_like(tokens[..., :1]) if condition.mask is None else condition.mask.to(tokens)[..., None]
+        mean = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase.name == "discriminator":
+            return self.discriminator_loss(models, batch, draws)
+        x0, _, condition, scale = self.drawn(models["student"], batch, draws)
+        heads, told = bare(models["discriminator"]), self.prompt(condition)
+        adversarial = -frozen_logits(heads, self.features(x0), told).mean()
+        level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
+        x_t = level.mix(x0.detach(), draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)
+        distillation = (level.alpha.to(error) * error).mean()
+        logged = {"adversarial": adversarial.detach(), "distillation": distillation.detach()}
+        return adversarial + self.config.distillation_weight * distillation, logged
+
+    def discriminator_loss(
+        self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            x0, real, condition, _ = self.drawn(bare(models["student"]), batch, draws)
+            maps, count = self.features(torch.cat([real, x0])), len(x0)
+        told = self.prompt(condition)
+        twice = None if told is None else torch.cat([told, told])
+        maps = [x.float().requires_grad_(self.second_order) for x in maps]
+        logits = models["discriminator"](maps, twice)
+        on_real, on_fake = logits[:count], logits[count:]
+        total = hinge_discriminator(on_real, on_fake)
+        logged = {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        if self.second_order:
+            gradients = torch.autograd.grad(on_real.mean(1).sum(), maps, create_graph=True)
+            penalty = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
+            total = total + self.config.penalty * penalty
+            logged["penalty"] = penalty.detach()
+        return total, logged
