@@ -51,10 +51,6 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
         self.blocks = config.blocks or tuple(sorted({sizes.depth * k // 4 for k in (1, 2, 3)} | {sizes.depth - 1}))
         self.roles["discriminator"] = Role(TokenHeads(sizes.dim, len(self.blocks)), ema=False)
 
-    def start(self, draws: Draws, device: torch.device) -> Tensor:
-        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
-        return torch.where(noisiest, self.teacher_levels.steps - 1, super().start(draws, device))
-
     def judged(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """The levels (B,) that the discriminator looks at, kept between sigma / alpha = e^-5 and e^5."""
         mean, deviation = self.config.judged

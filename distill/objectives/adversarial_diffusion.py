@@ -90,10 +90,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
 
     def features(self, x0: Tensor) -> list[Tensor]:
         """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
-        self.maps.to(x0.device)
-        latents = x0 / self.model.latent_scale
-        images = latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)
-        return self.maps(images.float().clamp(-1.2, 1.2))  # beyond white there is nothing to gain
+        return self.maps.to(x0.device)(self.seen(x0).clamp(-1.2, 1.2))  # beyond white there is nothing to gain
 
     @staticmethod
     def prompt(condition: Condition) -> Tensor | None:

@@ -27,13 +27,15 @@ from samplers.prediction import Prediction
 
 class LatentConsistencyConfig(RegressionConfig):
     """teacher.steps: 1000 / k for a skipping step of k of 1000 timesteps. With a LoRA the scale is not told, and the target is
-    the student itself (target_ema: null), as published. timestep_scaling, sigma_data: of c_skip and c_out."""
+    the student itself (target_ema: null), as published. timestep_scaling, sigma_data: of c_skip and c_out. noisiest_share: of
+    the samples that start at the noisiest level, for a student that is to draw in one step."""
 
     distance: Literal["l2", "pseudo_huber", "huber"] = "huber"
     weight: Weight = "uniform"
     target_ema: float | None = Field(0.95, ge=0, lt=1)
     timestep_scaling: float = Field(10.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
+    noisiest_share: float = Field(0.0, ge=0, le=1)
 
 
 class LatentConsistencyObjective(RegressionObjective):
@@ -60,7 +62,11 @@ class LatentConsistencyObjective(RegressionObjective):
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level to which the teacher's step leads; it starts one level above."""
-        return self.pick(draws, "step", self.teacher_levels.steps, device)
+        anywhere = self.pick(draws, "step", self.teacher_levels.steps, device)
+        if not self.config.noisiest_share:
+            return anywhere
+        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
+        return torch.where(noisiest, self.teacher_levels.steps - 1, anywhere)
 
     def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
         """(z (B, C, h, w) where each sample starts, the number of the level below, the condition, the guidance scale)."""

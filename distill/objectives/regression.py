@@ -1,26 +1,40 @@
-"""Methods that regress the student's clean image onto a target: how an error counts."""
+"""Methods that regress the student's clean image onto a target: how an error counts.
+
+Besides the numbers of the image, the features that a frozen network of pictures has of it can count: a distance as people see
+it, as LPIPS is (arXiv 1801.03924, equation 1, all channels alike). Consistency models gain much by it (arXiv 2303.01469,
+section 6.1), and a measure whose network has learned from the same pictures is flattered by it (arXiv 2310.14189, section 3.1).
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill import losses
-from distill.objectives.student import StudentConfig, StudentObjective
+from distill.feature_maps import load_feature_maps
+from distill.objectives.student import StudentConfig, StudentObjective, Teacher
 from samplers.path import NoiseLevel
+
+if TYPE_CHECKING:
+    from distill.data import Source
 
 
 class RegressionConfig(StudentConfig):
     """distance: l2 (mean over pixels), pseudo_huber (of the whole image, constant huber_c) or huber (of each pixel). weight: of
-    an error of x0 at a level (`distill.losses.level_weight`), at most max_weight."""
+    an error of x0 at a level (`distill.losses.level_weight`), at most max_weight. perceptual: what the distance between
+    features of the pictures counts beside it; features: by which network (distill/feature_maps.py)."""
 
     distance: Literal["l2", "pseudo_huber", "huber"] = "l2"
     huber_c: float = Field(1e-3, gt=0)
     weight: losses.Weight = "truncated_snr"
     max_weight: float | None = Field(None, gt=0)
+    perceptual: float = Field(0.0, ge=0)
+    features: str = "evaluator"
 
 
 class RegressionObjective(StudentObjective):
@@ -28,12 +42,30 @@ class RegressionObjective(StudentObjective):
 
     config: Any
 
+    def __init__(self, config: Any, network: nn.Module, source: Source | None = None, teacher: Teacher | None = None):
+        super().__init__(config, network, source, teacher)
+        if config.perceptual:
+            self.maps = load_feature_maps(config.features)
+
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Between images (B, ...), (B,)."""
         kind, c = self.config.distance, self.config.huber_c
         if kind == "l2":
-            return losses.squared(a, b)
-        return losses.pseudo_huber(a, b, c) if kind == "pseudo_huber" else losses.elementwise_huber(a, b, c)
+            found = losses.squared(a, b)
+        else:
+            found = losses.pseudo_huber(a, b, c) if kind == "pseudo_huber" else losses.elementwise_huber(a, b, c)
+        return found + self.config.perceptual * self.seen_distance(a, b) if self.config.perceptual else found
+
+    def seen_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B,): the squared distance of the features' directions, averaged over places and added over maps."""
+        with torch.set_grad_enabled(b.requires_grad):
+            theirs = self.maps.to(b.device)(self.seen(b).clamp(-1.2, 1.2))
+        ours = self.maps(self.seen(a).clamp(-1.2, 1.2))
+        apart = [
+            (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(1).mean((1, 2))
+            for x, y in zip(ours, theirs, strict=True)
+        ]
+        return torch.stack(apart).sum(0)
 
     def average(self, error: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         """What `loss` returns for errors (B,) at their levels."""

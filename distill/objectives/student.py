@@ -367,11 +367,15 @@ class StudentObjective(Objective):
             images = self.decode(self.draw(models["student"], noise, condition, seeds))
         return images, prompts if read else None
 
+    def seen(self, x0: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of x0 (B, C, h, w), differentiable in it, and not kept to [-1, 1]."""
+        latents = x0 / self.model.latent_scale
+        return (latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)).float()
+
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""
-        latents = x0 / self.model.latent_scale
-        return (latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)).float().clamp(-1, 1)
+        return self.seen(x0).clamp(-1, 1)
 
     def decoded(self, batch: Batch) -> Tensor:
         return batch.images if batch.images is not None else self.decode(self.clean(batch))

@@ -10,6 +10,7 @@ from distill.evaluator.network import Evaluator, EvaluatorConfig
 from distill.feature_maps import Dinov2Maps, FeatureMaps, load_feature_maps
 from distill.objective import Draws, Phase
 from distill.objectives.adversarial_diffusion import AdversarialDiffusionConfig, AdversarialDiffusionObjective, MapHeads
+from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from gen.components import build
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER
@@ -147,6 +148,28 @@ def test_the_prompt_is_the_mean_of_its_tokens():
 def test_a_teacher_that_draws_no_pictures_is_refused():
     with pytest.raises(ValueError, match="has no autoencoder"):
         AdversarialDiffusionObjective(AdversarialDiffusionConfig(start="network"), nn.Identity(), None, tiny_teacher())
+
+
+def test_a_perceptual_distance_is_that_of_the_features_directions():
+    teacher = tiny_teacher()
+    teacher.autoencoder = randomise(build({**AUTOENCODER, "channels": 2}), 5).eval().requires_grad_(False)
+    student = nn.Identity()
+    plain = LatentConsistencyObjective(LatentConsistencyConfig(), student, None, teacher)
+    both = LatentConsistencyObjective(LatentConsistencyConfig(perceptual=0.7), student, None, teacher)
+    both.maps = Small()
+    a, b = latents().latents, latents(8).latents[4:]
+    a.requires_grad_(True)
+    apart = torch.zeros(4)
+    for x, y in zip(both.maps(both.seen(a).clamp(-1.2, 1.2)), both.maps(both.seen(b).clamp(-1.2, 1.2)), strict=True):
+        cosine = torch.nn.functional.cosine_similarity(x, y, dim=1)
+        lit = ((x != 0).any(1) & (y != 0).any(1)).float()  # a place where nothing fires has no direction
+        dark = (x != 0).any(1).float() + (y != 0).any(1).float() - 2 * lit
+        apart = apart + ((2 - 2 * cosine) * lit + dark).mean((1, 2))
+    assert apart.min() > 1e-3
+    torch.testing.assert_close(both.distance(a, b), plain.distance(a, b) + 0.7 * apart, rtol=1e-4, atol=1e-5)
+    assert torch.equal(both.seen_distance(b, b), torch.zeros(4))
+    (gradient,) = torch.autograd.grad(both.seen_distance(a, b).sum(), a)
+    assert gradient.abs().flatten(1).max(1).values.min() > 0
 
 
 def test_feature_maps_of_the_evaluation_network_and_of_dinov2():
