@@ -212,6 +212,24 @@ def test_the_critic_denoises_what_the_student_draws_and_tells_it_from_the_data(n
 
 
 @CASES
+def test_the_students_loss_is_the_matching_and_how_real_the_critic_takes_it_for(network, path, kind):
+    objective = dmd(tiny_teacher(network, path, kind), student(network), adversarial_weight=0.5, discriminator_weight=0.5)
+    batch, models = latents(), models_of(objective)
+    draws = Draws(0, batch.index, "student")
+    loss, logged = objective.loss(STUDENT, models, batch, draws, 0)
+    with torch.no_grad():
+        x0, _, condition, scale = objective.drawn(models["student"], batch, draws)
+        level = objective.compared(draws, CPU)
+        x_t = level.mix(x0, draws.normal("noise", (2, 4, 4)))
+        fake, logits = objective.judge(models["critic"], x_t, level, condition, scale)
+        real = objective.teach(models, x_t, level, condition, scale)
+        adversarial = -torch.log(torch.sigmoid(logits)).mean()  # falls as the logits rise, which say "real"
+        wanted = matching(x0, fake.x0, real.x0).mean() + 0.5 * adversarial
+    torch.testing.assert_close(loss.detach(), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logged["adversarial"], adversarial, atol=1e-5, rtol=1e-4)
+
+
+@CASES
 def test_each_network_learns_in_its_own_phase_only(network, path, kind):
     teacher, one = tiny_teacher(network, path, kind), student(network)
     objective = dmd(teacher, one, adversarial_weight=0.5, discriminator_weight=0.5)
