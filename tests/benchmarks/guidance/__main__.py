@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="settings that each method's search may try")
     parser.add_argument("--tfg-trials", type=int, default=10, help="the same of TFG, which has all their options")
     parser.add_argument("--search-samples", type=int, default=8, help="pictures per trial")
-    parser.add_argument("--finals", type=int, default=16, help="pictures that the last choice is made on")
+    parser.add_argument("--finals", type=int, default=16, help="pictures of the last choices; three times as many of the last")
     parser.add_argument("--columns", type=int, default=6, help="columns of the sheets")
     parser.add_argument("--dtype", default="bfloat16", help="of the network; bfloat16: of decoder and energies too")
     parser.add_argument("--judge", help="folder of another evaluation network, to score what this one guided")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -80,12 +79,11 @@ def neighbours(setting: Setting, found: dict[str, Setting]) -> list[Setting]:
 def search(
     bench: Bench, task: Task, trials: int, tfg_trials: int, samples: int, finals: int, say: Callable[[str], None]
 ) -> Found:
-    """`trials` settings of each method on `samples` pictures of the split "search"; the best of each on `finals` of them.
+    """`trials` settings of each method on `samples` pictures of the split "search".
 
     TFG starts from the best two of the others, which are in its space and were measured already, and has `tfg_trials` of its
-    own: it has more numbers to choose.
-    What it found takes the place of the best other setting only where it is better by more than the standard error of the
-    difference, picture by picture, on the `finals`: the rest is luck.
+    own: it has more numbers to choose. The best of each method and the best three that it found meet again on `finals`
+    pictures, and the best three of these on three times as many.
     """
     found = Found()
 
@@ -123,23 +121,18 @@ def search(
     found.tried["tfg"] = {**beam.scores}  # type: ignore[dict-item]
 
     names = {as_tfg(s): method for method, s in found.settings.items()}
-    last = {s: bench.measure(task, s, "search", finals).values["score"] for s in found.settings.values()}
-    known = max(found.settings, key=lambda m: statistics.fmean(last[found.settings[m]]))
-    chosen, note = as_tfg(found.settings[known]), f"{known} itself"
     fresh = [s for s in sorted(beam.scores, key=lambda s: -beam.scores[s]) if s not in names][:3]
-    gains = {s: compare(bench.measure(task, s, "search", finals).values["score"], last[found.settings[known]]) for s in fresh}  # type: ignore[arg-type]
-    for new, (gain, error) in sorted(gains.items(), key=lambda item: item[1][0]):
-        if gain > error:
-            chosen, note = new, f"better than {known} by {gain:.3g} +- {error:.2g}"  # type: ignore[assignment]
-    found.settings["tfg"], found.note = chosen, note
-    say(f"{task.name}: tfg {chosen}: {note}")
+    # halving: what looks best is looked at three times as long, so that it is not luck
+    left: list[Setting] = [*found.settings.values(), *fresh]  # type: ignore[list-item]
+    for count, kept in ((finals, 3), (3 * finals, 1)):
+        means = {s: bench.measure(task, s, "search", count).mean() for s in left}
+        left = sorted(left, key=lambda s: -means[s])[:kept]
+    known = {s: method for method, s in found.settings.items()}
+    found.note = f"{known[left[0]]} itself" if left[0] in known else "a setting of its own"
+    found.note += ", of " + ", ".join(f"{known.get(s, s)} {means[s]:.4g}" for s in sorted(means, key=lambda s: -means[s]))
+    found.settings["tfg"] = as_tfg(left[0]) if left[0] in known else left[0]
+    say(f"{task.name}: tfg {found.settings['tfg']}: {found.note}")
     return found
-
-
-def compare(new: list[float], old: list[float]) -> tuple[float, float]:
-    """(mean difference, its standard error), picture by picture."""
-    apart = [a - b for a, b in zip(new, old, strict=True)]
-    return statistics.fmean(apart), (statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf)
 
 
 def rows(task: Task, found: Found, methods: tuple[str, ...]) -> Iterator[tuple[str, Setting]]:
