@@ -34,6 +34,11 @@ def keep_blocks(context: Context, blocks: Sequence[int]) -> tuple[Context, dict[
     return with_hook(context, "block", keep), found
 
 
+def judged_blocks(depth: int) -> tuple[int, ...]:
+    """A quarter, half and three quarters of the way through, and the last."""
+    return tuple(sorted({depth * k // 4 for k in (1, 2, 3)} | {depth - 1}))
+
+
 def block_features(
     denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
 ) -> list[Tensor]:

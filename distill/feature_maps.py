@@ -24,6 +24,10 @@ class FeatureMaps(nn.Module):
     def train(self, mode: bool = True) -> FeatureMaps:
         return self  # its statistics stay as they are
 
+    def see(self, images: Tensor) -> list[Tensor]:
+        """The maps of pictures that a decoder may have taken beyond white, where there is nothing to gain."""
+        return self.to(images.device)(images.clamp(-1.2, 1.2))
+
 
 class EvaluatorMaps(FeatureMaps):
     """The stages of an evaluation network (distill/evaluator)."""

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.discriminator import TokenHeads, block_features, frozen_logits, judge_apart
+from distill.discriminator import TokenHeads, block_features, frozen_logits, judge_apart, judged_blocks
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.student import bare
@@ -48,7 +48,7 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
         sizes: Any = self.given.network.config
-        self.blocks = config.blocks or tuple(sorted({sizes.depth * k // 4 for k in (1, 2, 3)} | {sizes.depth - 1}))
+        self.blocks = config.blocks or judged_blocks(sizes.depth)
         self.roles["discriminator"] = Role(TokenHeads(sizes.dim, len(self.blocks)), ema=False)
 
     def judged(self, draws: Draws, device: torch.device) -> NoiseLevel:

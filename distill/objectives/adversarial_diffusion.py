@@ -22,7 +22,7 @@ from distill import losses
 from distill.discriminator import draw_weights, frozen_logits, hinge_discriminator
 from distill.feature_maps import load_feature_maps
 from distill.objective import Batch, Draws, Phase, Role
-from distill.objectives.drawing import DrawingConfig, DrawingObjective
+from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
 from distill.objectives.student import bare
 from samplers.denoiser import Condition
 
@@ -90,7 +90,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
 
     def features(self, x0: Tensor) -> list[Tensor]:
         """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
-        return self.maps.to(x0.device)(self.seen(x0).clamp(-1.2, 1.2))  # beyond white there is nothing to gain
+        return self.maps.see(self.seen(x0))
 
     @staticmethod
     def prompt(condition: Condition) -> Tensor | None:
@@ -123,10 +123,8 @@ class AdversarialDiffusionObjective(DrawingObjective):
         with torch.no_grad():
             x0, real, condition, _ = self.drawn(bare(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
-        told = self.prompt(condition)
-        twice = None if told is None else torch.cat([told, told])
         maps = [x.float().requires_grad_(self.second_order) for x in maps]
-        logits = models["discriminator"](maps, twice)
+        logits = models["discriminator"](maps, twofold(self.prompt(condition)))
         on_real, on_fake = logits[:count], logits[count:]
         total = hinge_discriminator(on_real, on_fake)
         logged = {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill import losses, recompute
-from distill.discriminator import PooledHeads, block_features, keep_blocks
+from distill.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks
 from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Draws, Phase, Role
-from distill.objectives.drawing import DrawingConfig, DrawingObjective
+from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
 from distill.objectives.student import Scale, bare, copy_weights
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
@@ -117,7 +117,7 @@ class DistributionMatchingObjective(DrawingObjective):
         if not config.adversarial_weight:
             return Critic(network, None, ())
         sizes: Any = teacher.config
-        blocks = config.blocks or tuple(sorted({sizes.depth * k // 4 for k in (1, 2, 3)} | {sizes.depth - 1}))
+        blocks = config.blocks or judged_blocks(sizes.depth)
         return Critic(network, PooledHeads(sizes.dim, len(blocks)), blocks, config.heads_rate)
 
     @torch.no_grad()
@@ -127,10 +127,9 @@ class DistributionMatchingObjective(DrawingObjective):
         draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
         condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
         drawn = self.compared(Draws(0, torch.arange(1024), "heads"), x0.device)
-        knots = len(critic.heads.times)
+        knots, denoiser = len(critic.heads.times), self.denoiser(self.given.network, self.dtype)
         for knot, t in enumerate(drawn.t.quantile(torch.linspace(0, 1, knots, dtype=torch.float64))):
             level = self.path(t.expand(count))
-            denoiser = self.denoiser(self.given.network, self.dtype)
             features = block_features(denoiser, level.mix(x0, noise), level, condition, critic.blocks)
             critic.heads.standardize(knot, float(CLOCKS[denoiser.clock](level, self.path)[0]), features)
 
@@ -197,11 +196,6 @@ class DistributionMatchingObjective(DrawingObjective):
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
         error = losses.squared(found, x0)
         return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
-
-
-def twofold(value: Any) -> Any:
-    """Of the samples of a batch, for the batch and another beside it; what is one for all stays one."""
-    return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 
 def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:

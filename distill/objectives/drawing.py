@@ -68,3 +68,8 @@ class DrawingObjective(StudentObjective):
         else:
             z = self.simulated(student, start, real, condition, scale, draws)
         return self.predict(student, z, level, condition, scale).x0, real, condition, scale
+
+
+def twofold(value: Any) -> Any:
+    """Of the samples of a batch, for the batch and another beside it; what is one for all stays one."""
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill import losses
 from distill.feature_maps import load_feature_maps
 from distill.objectives.student import StudentConfig, StudentObjective, Teacher
+from samplers.joint.sync import perceptual_distance
 from samplers.path import NoiseLevel
 
 if TYPE_CHECKING:
@@ -57,15 +56,8 @@ class RegressionObjective(StudentObjective):
         return found + self.config.perceptual * self.seen_distance(a, b) if self.config.perceptual else found
 
     def seen_distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B,): the squared distance of the features' directions, averaged over places and added over maps."""
-        with torch.set_grad_enabled(b.requires_grad):
-            theirs = self.maps.to(b.device)(self.seen(b).clamp(-1.2, 1.2))
-        ours = self.maps(self.seen(a).clamp(-1.2, 1.2))
-        apart = [
-            (F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)).square().sum(1).mean((1, 2))
-            for x, y in zip(ours, theirs, strict=True)
-        ]
-        return torch.stack(apart).sum(0)
+        """(B,): how far the pictures of a and b are apart in features."""
+        return perceptual_distance(lambda images: [x.float() for x in self.maps.see(images)], self.seen)(a, b)
 
     def average(self, error: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         """What `loss` returns for errors (B,) at their levels."""

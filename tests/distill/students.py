@@ -113,9 +113,19 @@ def batch_of(count: int, first: int = 0, shape: tuple[int, ...] = SHAPE, labels:
     return Batch(index=index, latents=torch.stack(rows).double(), labels=index % labels)
 
 
+def latents(count: int = 4) -> Batch:
+    """Of the tiny teachers' size, in float32."""
+    batch = batch_of(count, shape=(2, 4, 4))
+    batch.latents = batch.latents.float()
+    return batch
+
+
+def models_of(objective: StudentObjective) -> dict[str, nn.Module]:
+    return {name: role.network for name, role in objective.roles.items()}
+
+
 def loss_of(objective: StudentObjective, batch: Batch, step: int = 0, seed: int = 0) -> Tensor:
-    models = {name: role.network for name, role in objective.roles.items()}
-    return objective.loss(STUDENT, models, batch, Draws(seed, batch.index, "student"), step)[0]
+    return objective.loss(STUDENT, models_of(objective), batch, Draws(seed, batch.index, "student"), step)[0]
 
 
 class Source:

@@ -12,7 +12,7 @@ from distill.objectives.adversarial_consistency import AdversarialConsistencyCon
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from gen.components import build
 from samplers.denoiser import Context
-from tests.distill.students import FLOW, SIZES, STUDENT, VP, batch_of, loss_of, tiny_teacher
+from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, loss_of, models_of, tiny_teacher
 
 JUDGE = Phase("discriminator", "discriminator")
 CPU = torch.device("cpu")
@@ -22,16 +22,6 @@ CASES = pytest.mark.parametrize(("network", "path", "kind"), [("dit", FLOW, "flo
 def adversarial(teacher, network, **changes):
     options = {"start": "teacher", "teacher": {"steps": 8, "guidance_scale": 3.0}, **changes}
     return AdversarialConsistencyObjective(AdversarialConsistencyConfig(**options), network, None, teacher)
-
-
-def latents(count: int = 4):
-    batch = batch_of(count, shape=(2, 4, 4))
-    batch.latents = batch.latents.float()
-    return batch
-
-
-def models_of(objective) -> dict[str, nn.Module]:
-    return {name: role.network for name, role in objective.roles.items()}
 
 
 def student(kind: str) -> nn.Module:

@@ -14,7 +14,7 @@ from distill.objectives.latent_consistency import LatentConsistencyConfig, Laten
 from gen.components import build
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER
-from tests.distill.students import FLOW, SIZES, STUDENT, VP, batch_of, tiny_teacher
+from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, models_of, tiny_teacher
 from tests.gen.conftest import randomise
 
 JUDGE = Phase("discriminator", "discriminator")
@@ -43,16 +43,6 @@ def add(network: str = "dit", path=FLOW, kind: str = "flow", **changes) -> Adver
     heads = MapHeads(objective.maps.widths, objective.config.hidden)
     objective.roles["discriminator"] = type(objective.roles["discriminator"])(randomise(heads, 3), ema=False)
     return objective
-
-
-def latents(count: int = 4):
-    batch = batch_of(count, shape=(2, 4, 4))
-    batch.latents = batch.latents.float()
-    return batch
-
-
-def models_of(objective) -> dict[str, nn.Module]:
-    return {name: role.network for name, role in objective.roles.items()}
 
 
 @CASES

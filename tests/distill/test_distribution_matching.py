@@ -14,7 +14,7 @@ from gen.components import build
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
-from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, batch_of, exact_teacher, tiny_teacher
+from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, batch_of, exact_teacher, latents, models_of, tiny_teacher
 from tests.gen.conftest import randomise
 from tests.oracles import Gaussian
 
@@ -32,16 +32,6 @@ def dmd(given, network, /, **changes) -> DistributionMatchingObjective:
 def student(kind: str = "dit", **more) -> nn.Module:
     torch.manual_seed(0)
     return randomise(build({"type": kind, **SIZES, **more}), 7).requires_grad_(True)
-
-
-def latents(count: int = 4):
-    batch = batch_of(count, shape=(2, 4, 4))
-    batch.latents = batch.latents.float()
-    return batch
-
-
-def models_of(objective) -> dict[str, nn.Module]:
-    return {name: role.network for name, role in objective.roles.items()}
 
 
 class Spread(nn.Module):
