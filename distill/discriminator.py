@@ -95,7 +95,7 @@ class PooledHeads(nn.Module):
         self.spread[knot] = found.std(0).clamp(min=1e-4)
 
     def forward(self, features: Sequence[Tensor], time: Tensor) -> Tensor:
-        time = time.to(self.times)
+        time = time.to(self.times).contiguous()
         above = torch.searchsorted(self.times, time).clamp(1, len(self.times) - 1)
         low, high = self.times[above - 1], self.times[above]
         share = ((time - low) / (high - low)).clamp(0, 1)[:, None, None]
@@ -127,7 +127,11 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def judge_apart(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The heads' own loss on features of both, judged in one call, and the mean logits of each to log."""
-    on_real, on_fake = heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2)
+def hinge_apart(on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's own loss, and the mean logits of each to log."""
     return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+
+
+def judge_apart(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """`hinge_apart` on features of both, judged in one call."""
+    return hinge_apart(*heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2))

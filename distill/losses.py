@@ -48,5 +48,10 @@ def level_weight(kind: Weight, level: NoiseLevel, largest: float = float("inf"))
     return weight.clamp(max=largest)
 
 
+def average(error: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(the mean of errors (B,) by their weights (B,), the plain mean to log)."""
+    return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()

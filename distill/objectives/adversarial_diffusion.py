@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill import losses
-from distill.discriminator import draw_weights, frozen_logits, hinge_discriminator
+from distill.discriminator import draw_weights, frozen_logits, hinge_apart
 from distill.feature_maps import load_feature_maps
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
@@ -126,8 +126,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
         maps = [x.float().requires_grad_(self.second_order) for x in maps]
         logits = models["discriminator"](maps, twofold(self.prompt(condition)))
         on_real, on_fake = logits[:count], logits[count:]
-        total = hinge_discriminator(on_real, on_fake)
-        logged = {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        total, logged = hinge_apart(on_real, on_fake)
         if self.second_order:
             gradients = torch.autograd.grad(on_real.mean(1).sum(), maps, create_graph=True)
             penalty = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)

@@ -194,8 +194,7 @@ class DistributionMatchingObjective(DrawingObjective):
 
     def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
-        error = losses.squared(found, x0)
-        return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
+        return losses.average(losses.squared(found, x0), weight)
 
 
 def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ class DrawingObjective(StudentObjective):
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level where each sample starts, `steps` being the noisiest."""
-        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
-        return torch.where(noisiest, self.levels.steps, 1 + self.pick(draws, "step", self.levels.steps, device))
+        return 1 + self.pick_start(draws, self.levels.steps, self.config.noisiest_share, device)
 
     @torch.no_grad()
     def simulated(

@@ -62,11 +62,7 @@ class LatentConsistencyObjective(RegressionObjective):
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level to which the teacher's step leads; it starts one level above."""
-        anywhere = self.pick(draws, "step", self.teacher_levels.steps, device)
-        if not self.config.noisiest_share:
-            return anywhere
-        noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
-        return torch.where(noisiest, self.teacher_levels.steps - 1, anywhere)
+        return self.pick_start(draws, self.teacher_levels.steps, self.config.noisiest_share, device)
 
     def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
         """(z (B, C, h, w) where each sample starts, the number of the level below, the condition, the guidance scale)."""

@@ -62,4 +62,4 @@ class RegressionObjective(StudentObjective):
     def average(self, error: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         """What `loss` returns for errors (B,) at their levels."""
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight or math.inf)
-        return (weight.to(error) * error).mean(), {"error": error.detach().mean()}
+        return losses.average(error, weight)

@@ -261,6 +261,11 @@ class StudentObjective(Objective):
         """(B,) int64, uniform over 0 ... count - 1."""
         return (draws.uniform(purpose, device=device).double() * count).long().clamp(max=count - 1)
 
+    def pick_start(self, draws: Draws, count: int, noisiest_share: float, device: torch.device) -> Tensor:
+        """(B,) int64 as `pick`, but the last of them, the noisiest, for a share of the samples besides."""
+        noisiest = draws.uniform("noisiest", device=device) < noisiest_share
+        return torch.where(noisiest, count - 1, self.pick(draws, "step", count, device))
+
     @torch.no_grad()
     def clean(self, batch: Batch) -> Tensor:
         """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""

@@ -120,8 +120,7 @@ def search(
     *_, beam = search_strengths(beam, score, len(others) + tfg_trials, neighbours=around)  # type: ignore[arg-type]
     found.tried["tfg"] = {**beam.scores}  # type: ignore[dict-item]
 
-    names = {as_tfg(s): method for method, s in found.settings.items()}
-    fresh = [s for s in sorted(beam.scores, key=lambda s: -beam.scores[s]) if s not in names][:3]
+    fresh = [s for s in sorted(beam.scores, key=lambda s: -beam.scores[s]) if s not in others][:3]
     # halving: what looks best is looked at three times as long, so that it is not luck
     left: list[Setting] = [*found.settings.values(), *fresh]  # type: ignore[list-item]
     for count, kept in ((finals, 3), (3 * finals, 1)):
