@@ -64,6 +64,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "DistributionMatchingConfig",
         "DistributionMatchingObjective",
     ),
+    "frechet": ("distill.objectives.frechet", "FrechetConfig", "FrechetObjective"),
     "trajectory_consistency": (
         "distill.objectives.trajectory_consistency",
         "TrajectoryConsistencyConfig",

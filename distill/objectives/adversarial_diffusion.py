@@ -78,11 +78,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
         self.second_order = config.penalty > 0
         self.maps = load_feature_maps(config.features)
         sizes: Any = self.given.network.config
-        if self.autoencoder is None and sizes.channels != 3:
-            raise ValueError(
-                f"Pictures are judged, but the teacher {self.given.name!r} draws {sizes.channels} channels and has no "
-                "autoencoder to make pictures of them; choose another teacher, or adversarial_consistency."
-            )
+        self.check_pictures("adversarial_consistency")
         width = getattr(sizes, "text_dim", 0) or 0
         self.roles["discriminator"] = Role(MapHeads(self.maps.widths, config.hidden, width), ema=False)
 

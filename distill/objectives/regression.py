@@ -44,6 +44,7 @@ class RegressionObjective(StudentObjective):
     def __init__(self, config: Any, network: nn.Module, source: Source | None = None, teacher: Teacher | None = None):
         super().__init__(config, network, source, teacher)
         if config.perceptual:
+            self.check_pictures("leave perceptual out")
             self.maps = load_feature_maps(config.features)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:

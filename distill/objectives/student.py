@@ -372,6 +372,16 @@ class StudentObjective(Objective):
             images = self.decode(self.draw(models["student"], noise, condition, seeds))
         return images, prompts if read else None
 
+    def check_pictures(self, instead: str) -> None:
+        """ValueError where the teacher draws no pictures that a network of pictures could look at."""
+        sizes: Any = getattr(self.given.network, "config", None)
+        channels = getattr(sizes, "channels", 3)
+        if self.autoencoder is None and channels != 3:
+            raise ValueError(
+                f"Pictures are judged, but the teacher {self.given.name!r} draws {channels} channels and has no "
+                f"autoencoder to make pictures of them; choose another teacher, or {instead}."
+            )
+
     def seen(self, x0: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) of x0 (B, C, h, w), differentiable in it, and not kept to [-1, 1]."""
         latents = x0 / self.model.latent_scale

@@ -23,10 +23,10 @@ from distill.evaluator.colours import object_colours
 from distill.evaluator.energy import LabelEnergy, TextEnergy, grams, style_distance
 from distill.evaluator.network import Evaluator
 from gen.edit import read_picture
-from gen.energies.simple import Colour
+from gen.energies.simple import LUMA, Brightness, Colour
 from samplers.guidance.operators import LinearOperator, downsample, keep
 
-TASKS = ("inpaint", "superres", "label", "colour", "text", "style")
+TASKS = ("inpaint", "superres", "label", "colour", "brightness", "text", "style")
 SIZE, HOLE, FACTOR = 128, 56, 4
 COPIES = 4  # changed copies of a picture that a judge sees beside it
 COLOURS = {"blue": "#2f6fd8", "green": "#3fae49", "red": "#d8372f", "purple": "#8b45c1", "pink": "#f08ab8", "teal": "#1f9e96"}
@@ -164,15 +164,24 @@ def label(world: World) -> Task:
     )
 
 
+def each_its_own(energies: Sequence[Callable[[Tensor, Any], Tensor]]) -> Callable[[Tensor, Any], Tensor]:
+    """The energy of a batch whose pictures have one each."""
+    return lambda images, c: torch.cat([one(images[i : i + 1], c) for i, one in enumerate(energies)])
+
+
+def object_of(images: Tensor) -> Tensor:
+    """(B, 1, H, W) in {0, 1}: what clearly differs from the border."""
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]], 2).median(2).values
+    return ((images - border[..., None, None]).abs().amax(1, keepdim=True) > 0.12).float()
+
+
 def colour(world: World) -> Task:
     def energy(world: World, subjects: Sequence[Subject]) -> Callable[[Tensor, Any], Tensor]:
-        each = [Colour(COLOURS[s.target]) for s in subjects]
-        return lambda images, c: torch.cat([one(images[i : i + 1], c) for i, one in enumerate(each)])
+        return each_its_own([Colour(COLOURS[s.target]) for s in subjects])
 
     def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
         targets = torch.tensor([ImageColor.getrgb(COLOURS[s.target]) for s in subjects]) / 255
-        border = torch.cat([images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]], 2).median(2).values
-        apart = (images - border[..., None, None]).abs().amax(1, keepdim=True) > 0.12
+        apart = object_of(images)
         mean = (images * apart).sum((2, 3)) / apart.sum((2, 3)).clamp(min=1)
         near = torch.exp(-0.5 * (mean - targets).square().mean(1) / 0.2**2)
         kept = world.kept(images, subjects)
@@ -183,6 +192,24 @@ def colour(world: World) -> Task:
         split: [Subject(f"a {noun}", word, noun, f"{word} {noun}") for noun, word in rows] for split, rows in COLOURED.items()
     }
     return Task("colour", "a colour that the prompt does not name", "colour x recognised", subjects, energy, score, 0.5)
+
+
+def brightness(world: World) -> Task:
+    def energy(world: World, subjects: Sequence[Subject]) -> Callable[[Tensor, Any], Tensor]:
+        return each_its_own([Brightness(s.target) for s in subjects])
+
+    def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
+        mean = (images.mean((2, 3)) * torch.tensor(LUMA)).sum(1)
+        near = torch.exp(-0.5 * ((mean - torch.tensor([s.target for s in subjects])) / 0.1) ** 2)
+        kept = world.kept(images, subjects)
+        return {"score": near * kept, "brightness": near, "kept": kept, "mean": mean}
+
+    subjects = {
+        split: [Subject(f"a {noun}", DARK[i % 2], noun, f"{noun}, {DARK[i % 2]:g}") for i, noun in enumerate(nouns)]
+        for split, nouns in DARKENED.items()
+    }
+    about = "a reward: how dark the picture is"
+    return Task("brightness", about, "brightness x recognised", subjects, energy, score, 0.5)
 
 
 def text(world: World) -> Task:
@@ -234,6 +261,7 @@ def all_tasks(world: World) -> dict[str, Task]:
         "superres": inverse("superres", f"a drawing at {SIZE // FACTOR} x {SIZE // FACTOR}", world),
         "label": label(world),
         "colour": colour(world),
+        "brightness": brightness(world),
         "text": text(world),
         "style": style(world),
     }
@@ -255,6 +283,12 @@ COLOURED = {
                ("star", "purple"), ("butterfly", "red"), ("lion", "blue"), ("snake", "pink"), ("lemon", "red")],
     "table": [("house", "blue"), ("cat", "green"), ("car", "purple"), ("mushroom", "blue"), ("fish", "red"),
               ("rose", "blue"), ("bear", "teal"), ("panda", "pink")],
+}  # fmt: skip
+DARK = (0.35, 0.5)  # mean brightness; of drawings on white it is about 0.8
+DARKENED = {
+    "search": ["dog", "tree", "penguin", "pizza", "fox", "pig", "elephant", "owl", "turtle", "robot", "bus", "star",
+               "butterfly", "lion", "snake", "lemon"],
+    "table": ["house", "cat", "car", "mushroom", "fish", "rose", "bear", "panda"],
 }  # fmt: skip
 OTHERS = [("blue", "cat"), ("red", "penguin"), ("green", "pig"), ("pink", "tree"), ("purple", "fox"), ("blue", "rose"),
           ("orange", "car"), ("red", "elephant"), ("green", "owl"), ("blue", "turtle"), ("pink", "robot"), ("purple", "star"),

@@ -1,0 +1,156 @@
+"""Fréchet distance as a loss: what the student draws is to be distributed as the data, in the eyes of frozen networks.
+
+The student's features, remembered over many batches, and the data's are fitted by Gaussians; every sample of a batch is drawn
+towards where the optimal transport map between the two takes it, which is the gradient of the Fréchet distance of the whole
+population (distill/population.py). Beside it stands the loss of a latent consistency model, which ties a picture to its prompt
+and its noise; without it (consistency_weight 0) no teacher is asked anything. There is no discriminator to train or to lose to.
+
+A network that pictures are then measured by is flattered: measure by another. Several may be matched at once, of which the
+frozen teacher itself is one that sees latents at their full resolution.
+
+Sources: arXiv 2604.28190 (the loss, decoupled populations, several representations); arXiv 2310.04378 (the loss beside it). The
+populations of samples that start at different levels are kept apart, so that one-step pictures cannot hide behind others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.discriminator import PooledHeads, block_features
+from distill.features import FEATURES, load_features
+from distill.objective import Batch, Draws, Phase
+from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.population import Population
+from samplers.denoiser import Condition
+
+Represent = Callable[[Tensor, Condition, Tensor], Tensor]
+TEACHER = "teacher"
+
+
+class FrechetConfig(LatentConsistencyConfig):
+    """representations: the networks in whose features distributions are matched: those of distill/features.py, and `teacher`,
+    the mean and deviation over places of its tokens after `block` (none given: half way through) at sigma / alpha = e^judged,
+    each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance, as a share of the
+    data's variance. consistency_weight: of the latent consistency loss.
+    population: how many drawn samples are remembered per level that the student is sampled at; no map is used before as many
+    were drawn. reference: how many samples of the data are looked at, once. refresh: steps between maps. shrinkage: see
+    `Population`. noisiest_share: of the samples that start at the noisiest level."""
+
+    representations: tuple[str, ...] = Field(("evaluator",), min_length=1)
+    frechet_weight: float = Field(1.0, gt=0)
+    consistency_weight: float = Field(1.0, ge=0)
+    population: int = Field(2048, gt=1)
+    reference: int = Field(4096, gt=1)
+    refresh: int = Field(8, gt=0)
+    shrinkage: float = Field(0.01, ge=0)
+    judged: float = Field(-2.0, ge=-10, le=10)
+    block: int | None = Field(None, ge=0)
+    noisiest_share: float = Field(0.5, ge=0, le=1)
+
+
+class FrechetObjective(LatentConsistencyObjective):
+    """See the module."""
+
+    config: FrechetConfig
+    source: ClassVar[str] = "arXiv 2604.28190"
+
+    def __init__(self, config, network, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        if source is None:
+            raise ValueError("Fréchet training compares pictures with the data's; give a data section.")
+        kinds = [name.partition(":")[0] for name in config.representations]
+        keys = [k if kinds.count(k) == 1 else f"{k}_{number}" for number, k in enumerate(kinds)]
+        self.represent = {key: self._representation(name) for key, name in zip(keys, config.representations, strict=True)}
+        self.of = self._populations(source)
+
+    # ---- features ----
+
+    def _representation(self, name: str) -> Represent:
+        if name == TEACHER:
+            return self.tokens
+        if name.partition(":")[0] not in FEATURES:
+            raise ValueError(
+                f"Unknown representation {name!r}. Known: {TEACHER}, {', '.join(FEATURES)}; NAME:PATH reads weights."
+            )
+        self.check_pictures(f"representations: [{TEACHER}]")
+        features = load_features(name)
+        if features.network is not None:
+            features.network.requires_grad_(False)
+
+        def of_pictures(x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
+            # a decoder may take a picture beyond white, where there is nothing to gain
+            return features.to(x0.device).function(self.seen(x0).clamp(-1.2, 1.2))
+
+        return of_pictures
+
+    def tokens(self, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
+        """(B, 2 D): the mean and deviation over places of the frozen teacher's tokens."""
+        sizes: Any = self.given.network.config
+        block = sizes.depth // 2 if self.config.block is None else self.config.block
+        level = self.path.at_logsnr(torch.full((len(x0),), -self.config.judged, dtype=torch.float64, device=x0.device))
+        denoiser = self.denoiser(self.given.network.to(x0.device), self.dtype)
+        return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, (block,)))[:, 0]
+
+    def features(self, name: str, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
+        """(B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's; differentiable in x0."""
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            return self.represent[name](x0, condition, noise).float()
+
+    @torch.no_grad()
+    def _populations(self, source: Any, size: int = 32) -> dict[str, Population]:
+        config, found = self.config, {name: [] for name in self.represent}  # type: dict[str, list[Tensor]]
+        for start in tqdm(range(0, config.reference, size), desc="features of the data", unit="batch"):
+            batch = source.batch(range(start, min(start + size, config.reference)))
+            draws, x0 = Draws(0, batch.index, "reference"), self.clean(batch)
+            condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
+            for name in self.represent:
+                found[name].append(self.features(name, x0, condition, noise))
+        bins, memory, shrinkage = self.levels.steps, config.population, config.shrinkage
+        return {
+            name: Population(torch.cat(parts), bins, memory, shrinkage, unit=name.startswith(TEACHER))
+            for name, parts in found.items()
+        }
+
+    # ---- the loss ----
+
+    def bins(self, t: Tensor) -> Tensor:
+        """(B,) int64: which of the levels that the student is sampled at a time (B,) belongs to, the noisiest last."""
+        return torch.bucketize(t - 1e-9, self.levels.t[1:].to(t.device)).clamp(max=self.levels.steps - 1)
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        z_t, i, condition, scale = self.noised(batch, draws)
+        level = self.teacher_levels.to(z_t.device)[i + 1]
+        if config.consistency_weight:
+            prediction, total, logged = self.consistency(models, z_t, i, condition, scale)
+        else:
+            prediction, total, logged = self.predict(models["student"], z_t, level, condition, scale), z_t.new_zeros(()), {}
+        x0, bins = prediction.x0, self.bins(level.t)
+        noise = draws.normal("noise", x0.shape[1:], x0.device).to(x0)
+        apart = x0.new_zeros(len(x0))
+        for name, population in self.of.items():
+            features = self.features(name, x0, condition, noise)
+            population.to(x0.device).drawn(features, bins)
+            apart = apart + population.error(features, bins).to(apart)
+            if population.known()[-1]:
+                logged[f"frechet_{name}"] = population.apart[-1] / population.total
+        frechet = apart.mean() / len(self.of)
+        return config.consistency_weight * total + config.frechet_weight * frechet, logged
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        for population in self.of.values():
+            population.learn()
+            if (step + 1) % self.config.refresh == 0:
+                population.refresh()
+
+    def kept(self) -> dict[str, nn.Module]:
+        return {**super().kept(), **{f"of_{name}": population for name, population in self.of.items()}}

@@ -1,0 +1,105 @@
+"""Two populations of feature vectors as Gaussians: how far apart they are, and where each drawn vector would have to go.
+
+The Fréchet distance of the drawn population to the data's is a function of the drawn mean and covariance, and its gradient at
+one of N drawn vectors f is 2 / N (f - T(f)), where T is the optimal transport map between the Gaussians,
+
+    T(f) = m_r + A (f - m),   A = S^-1/2 (S^1/2 S_r S^1/2)^1/2 S^-1/2,
+
+so a large population, remembered, can move a small batch. Fréchet distance as a loss: arXiv 2604.28190.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def root(matrix: Tensor, power: float = 0.5) -> Tensor:
+    """A power of a symmetric positive (semi-)definite matrix (D, D)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0 if power > 0 else torch.finfo(values.dtype).tiny) ** power) @ vectors.T
+
+
+def transport(cov: Tensor, onto: Tensor) -> Tensor:
+    """The symmetric A (D, D) with A cov A = onto: the linear part of the optimal transport map between Gaussians."""
+    half, inverse = root(cov), root(cov, -0.5)
+    return inverse @ root(half @ onto @ half) @ inverse
+
+
+class Population(nn.Module):
+    """What a student has drawn lately, in `bins` kinds, against data (N, D).
+
+    memory: how many of the last drawn vectors of a kind count; earlier ones fade. shrinkage: this share of the data's mean
+    variance is added to every direction of both covariances, so that what a few samples do not show is not stretched.
+    unit: bring every number to the data's deviation first.
+
+    `drawn` is told vectors at any time, `learn` puts them to use, on all processes alike. State is in float64.
+    """
+
+    def __init__(self, data: Tensor, bins: int = 1, memory: int = 2048, shrinkage: float = 0.01, unit: bool = False):
+        super().__init__()
+        data, width = data.double(), data.shape[1]
+        spread = data.std(0).clamp_min(1e-6) if unit else torch.ones(width, dtype=torch.float64)
+        self.memory, self.pending = memory, [torch.zeros(bins, *s, dtype=torch.float64) for s in ((), (width,), (width, width))]
+        data = data / spread
+        cov = torch.cov(data.T, correction=0).reshape(width, width)
+        self.total = float(cov.trace()) or 1.0
+        self.floor = shrinkage * self.total / width * torch.eye(width, dtype=torch.float64)
+        self.register_buffer("spread", spread, persistent=False)
+        self.register_buffer("center", data.mean(0), persistent=False)
+        self.register_buffer("cov", cov + self.floor, persistent=False)
+        self.register_buffer("seen", torch.zeros(bins, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(bins, width, dtype=torch.float64))  # of drawn vectors about the data's centre
+        self.register_buffer("second", torch.zeros(bins, width, width, dtype=torch.float64))
+        self.register_buffer("start", torch.zeros(bins, width, dtype=torch.float64))  # of the map: the drawn mean
+        self.register_buffer("matrix", torch.eye(width, dtype=torch.float64).repeat(bins, 1, 1))
+        self.register_buffer("apart", torch.full((bins,), -1.0, dtype=torch.float64))  # Fréchet distance; -1: no map yet
+
+    @torch.no_grad()
+    def drawn(self, features: Tensor, bins: Tensor) -> None:
+        """Remember vectors (B, D) of kinds (B,) until `learn`. Those that are not finite are left out."""
+        rows = (features.detach().double() / self.spread.to(features.device) - self.center.to(features.device)).cpu()
+        for kind in bins.unique().tolist():
+            own = rows[(bins.cpu() == kind) & rows.isfinite().all(1)]
+            for total, part in zip(self.pending, (len(own), own.sum(0), own.T @ own), strict=True):
+                total[kind] += part
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Take in what was drawn, on every process, since the last time."""
+        if dist.is_available() and dist.is_initialized():
+            for total in self.pending:
+                on = total.to(self.seen.device)
+                dist.all_reduce(on)
+                total.copy_(on)
+        counts, sums, products = (total.to(self.seen.device) for total in self.pending)
+        self.seen += counts
+        share = counts / self.seen.clamp(min=1).minimum(counts.clamp(min=self.memory))
+        divisor = counts.clamp(min=1)
+        self.mean.lerp_(sums / divisor[:, None], share[:, None])
+        self.second.lerp_(products / divisor[:, None, None], share[:, None, None])
+        for total in self.pending:
+            total.zero_()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Find the maps anew, of kinds of which enough was drawn."""
+        for kind in (self.seen >= self.memory).nonzero().flatten().tolist():
+            mean = self.mean[kind]
+            cov = self.second[kind] - torch.outer(mean, mean) + self.floor.to(mean)
+            self.start[kind], self.matrix[kind] = mean, transport(cov, self.cov)
+            trace = (cov + self.cov - 2 * cov @ self.matrix[kind]).diagonal().sum()
+            self.apart[kind] = (mean.square().sum() + trace).clamp_min(0)
+
+    def known(self) -> Tensor:
+        """(bins,) bool: the kinds that have a map."""
+        return self.apart >= 0
+
+    def error(self, features: Tensor, bins: Tensor) -> Tensor:
+        """(B,): the squared distance of each vector (B, D) from where its kind's map takes it, over the data's total variance;
+        0 while there is no map, which is then the identity. Its mean is the Fréchet distance on that scale, and so is, up to
+        1 / N, its gradient."""
+        rows = features.double() / self.spread - self.center
+        goal = torch.einsum("bij,bj->bi", self.matrix[bins], (rows - self.start[bins]).detach())
+        return (rows - goal).square().sum(1) / self.total

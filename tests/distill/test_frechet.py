@@ -1,0 +1,314 @@
+"""Fréchet distance as a loss: the gradient of a whole population through a batch, what is remembered, what is matched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import metrics
+from distill.evaluator.network import Evaluator, EvaluatorConfig
+from distill.features import Features
+from distill.objective import Draws
+from distill.objectives import frechet as module
+from distill.objectives.frechet import FrechetConfig, FrechetObjective
+from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.population import Population, transport
+from gen.components import build
+from tests.distill.cases import AUTOENCODER
+from tests.distill.processes import on_processes
+from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, latents, models_of, tiny_teacher
+from tests.gen.conftest import randomise
+
+NONE = torch.zeros(1, dtype=torch.int64)
+
+
+def normal(seed: int, count: int, width: int = 5) -> Tensor:
+    """Correlated vectors about a centre (count, width), float64."""
+    g = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(count, width, generator=g).double() @ torch.randn(width, width, generator=g).double()
+    return mixed + torch.randn(width, generator=g).double()
+
+
+def remembered(data: Tensor, drawn: Tensor, **options) -> Population:
+    found = Population(data, memory=len(drawn), **{"shrinkage": 0.0, **options})
+    found.drawn(drawn, NONE.expand(len(drawn)))
+    found.learn()
+    found.refresh()
+    return found
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """The Fréchet distance of fits with divisor N, differentiable, by another road: eigenvalues of the product."""
+    of_a, of_b = (torch.cov(v.T, correction=0) for v in (a, b))
+    values, vectors = torch.linalg.eigh(of_b)
+    half = (vectors * values.sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(half @ of_a @ half).sqrt().sum()
+    return (a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * cross
+
+
+# ---- the population ----
+
+
+def test_the_error_and_its_gradient_are_those_of_the_frechet_distance_of_all_that_was_drawn():
+    data, x = normal(0, 400), normal(1, 60).requires_grad_()
+    wanted = distance(x, data)
+    (gradient,) = torch.autograd.grad(wanted, x)
+    found = remembered(data, x.detach())
+    error = found.error(x, NONE.expand(60)).mean() * found.total
+    torch.testing.assert_close(error, wanted, atol=1e-10, rtol=0)
+    torch.testing.assert_close(found.apart[0], wanted.detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(error, x)[0], gradient, atol=1e-12, rtol=0)
+    assert wanted > 1 and gradient.abs().max() > 0.01
+    # as the measure has it, up to the divisors N and N - 1
+    assert float(wanted.detach()) == pytest.approx(metrics.frechet_distance(x, data), rel=0.02)
+
+
+def test_the_gradient_of_a_part_is_its_share_of_the_wholes():
+    data, x = normal(0, 400), normal(1, 60)
+    found, part = remembered(data, x), x[:4].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(distance(torch.cat([part, x[4:]]), data), part)
+    (of_part,) = torch.autograd.grad(found.error(part, NONE.expand(4)).sum() * found.total / 60, part)
+    torch.testing.assert_close(of_part, gradient, atol=1e-12, rtol=0)
+
+
+def test_transport_takes_one_covariance_to_the_other():
+    a, b = (torch.cov(normal(seed, 50).T) for seed in (0, 1))
+    matrix = transport(a, b)
+    torch.testing.assert_close(matrix @ a @ matrix, b, atol=1e-10, rtol=0)
+    torch.testing.assert_close(matrix, matrix.T, atol=1e-12, rtol=0)
+    assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_batches_add_up_to_a_population_and_old_ones_fade():
+    data, x = normal(0, 100), normal(1, 64)
+    whole, parts = remembered(data, x), Population(data, memory=64, shrinkage=0.0)
+    for rows in x.split((7, 20, 1, 36)):
+        parts.drawn(rows[: len(rows) // 2], NONE.expand(len(rows) // 2))
+        parts.drawn(rows[len(rows) // 2 :], NONE.expand(len(rows) - len(rows) // 2))  # micro-batches of one step
+        parts.learn()
+    parts.refresh()
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-11, rtol=0, msg=name)
+    other = normal(2, 16)
+    parts.drawn(other, NONE.expand(16))
+    parts.learn()  # a quarter of the memory
+    wanted = 0.75 * x.mean(0) + 0.25 * other.mean(0) - data.mean(0)
+    torch.testing.assert_close(parts.mean[0], wanted, atol=1e-11, rtol=0)
+    parts.learn()  # nothing new
+    torch.testing.assert_close(parts.mean[0], wanted, atol=1e-11, rtol=0)
+
+
+def test_kinds_are_apart_and_one_that_was_seldom_drawn_has_no_say():
+    data, x = normal(0, 100), normal(1, 30)
+    found, bins = Population(data, bins=3, memory=20, shrinkage=0.0), torch.tensor([0, 1, 0] * 10)
+    found.drawn(x, bins)
+    found.learn()
+    found.refresh()
+    assert found.seen.tolist() == [20, 10, 0] and found.known().tolist() == [True, False, False]
+    rows = x.clone().requires_grad_()
+    error = found.error(rows, bins)
+    error.sum().backward()
+    assert (error[bins == 1] == 0).all() and (rows.grad[bins == 1] == 0).all() and (error[bins == 0] > 0).all()
+    own = x[bins == 0]
+    torch.testing.assert_close(error[bins == 0].mean() * found.total, distance(own, data), atol=1e-10, rtol=0)
+
+
+def test_numbers_that_are_not_finite_are_not_remembered():
+    data, x = normal(0, 100), normal(1, 30)
+    broken = torch.cat([x, torch.full((2, 5), torch.nan), torch.full((1, 5), torch.inf)])
+    found = Population(data, memory=30)
+    found.drawn(broken, NONE.expand(33))
+    found.learn()
+    assert found.seen.item() == 30
+    torch.testing.assert_close(found.mean[0], x.mean(0) - data.mean(0), atol=1e-12, rtol=0)
+
+
+def test_units_do_not_matter_where_every_number_is_brought_to_the_datas_deviation():
+    data, x, units = normal(0, 100), normal(1, 30), torch.tensor([1.0, 100.0, 0.01, 3.0, 1.0]).double()
+    plain, other = (remembered(data * by, x * by, unit=True, shrinkage=0.1) for by in (torch.ones(5).double(), units))
+    torch.testing.assert_close(other.apart, plain.apart, atol=1e-9, rtol=0)
+    raw = [remembered(data * by, x * by).apart for by in (torch.ones(5).double(), units)]
+    assert (raw[0] - raw[1]).abs() > 1
+
+
+def test_directions_that_few_samples_do_not_show_are_not_stretched():
+    data, x = normal(0, 400, 20), normal(1, 400, 20)
+    x[:, 0] = 0  # the population does not move in this direction at all
+    stretch = [remembered(data, x, shrinkage=s).matrix[0].diagonal().max() for s in (1e-9, 0.05)]
+    assert stretch[0] > 100 > 20 > stretch[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_smaller_than_the_space_learns_a_distribution_from_a_large_population(seed):
+    """24 numbers, 8 samples a step: what a batch alone would be fitted by has no inverse; the population's map has."""
+    width, batch = 24, 8
+    data, g = normal(seed, 4000, width), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    student = torch.nn.Linear(width, width).double()
+    found = Population(data, memory=512, shrinkage=1e-3)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    eighths = torch.randn(4000, width, generator=g).double()
+    before = metrics.frechet_distance(student(eighths), data)
+    for step in range(2000):
+        x = student(torch.randn(batch, width, generator=g).double())
+        found.drawn(x, NONE.expand(batch))
+        loss = found.error(x, NONE.expand(batch)).mean()
+        if loss.requires_grad and found.known().all():
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * (1 - step / 2000)
+            optimizer.step()
+        found.learn()
+        if step % 4 == 0:
+            found.refresh()
+    after = metrics.frechet_distance(student(eighths), data)
+    assert after < 0.05 * before and before > 10
+
+
+def _learn(places) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    data, x = normal(0, 100), normal(1, 64)
+    found = Population(data, bins=2, memory=32)
+    for rows in x.split(16):
+        own = rows.chunk(2)[accelerator.process_index]
+        found.drawn(own, torch.tensor([0, 0, 1, 0] * 2))
+        found.learn()
+    found.refresh()
+    torch.save(found.state_dict(), places / f"{accelerator.process_index}.pt")
+
+
+def test_two_processes_remember_what_one_would(tmp_path):
+    on_processes(2, _learn, tmp_path)
+    found = Population(normal(0, 100), bins=2, memory=32)
+    for rows in normal(1, 64).split(16):
+        found.drawn(rows, torch.tensor([0, 0, 1, 0] * 4))
+        found.learn()
+    found.refresh()
+    assert found.known().tolist() == [True, False]
+    for rank in (0, 1):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in found.state_dict().items():
+            torch.testing.assert_close(state[name], value, atol=1e-9, rtol=0, msg=name)
+
+
+# ---- the objective ----
+
+
+def small(name: str) -> Features:
+    torch.manual_seed(1)
+    network = Evaluator(EvaluatorConfig(size=16, widths=(4, 6), dim=8, text_dim=8)).eval()
+    return Features(name, network.features, network)
+
+
+def objective(monkeypatch, network: str = "dit", path=FLOW, kind: str = "flow", decoded=True, **changes) -> FrechetObjective:
+    monkeypatch.setattr(module, "load_features", small)
+    teacher = tiny_teacher(network, path, kind)
+    if decoded:
+        teacher.autoencoder = randomise(build({**AUTOENCODER, "channels": 2}), 5).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    student = randomise(build({"type": network, **SIZES}), 7).requires_grad_(True)
+    own = {"start": "network", "steps": 2, "teacher": {"guidance_scale": 3.0, "steps": 8}, "reference": 48, "population": 8}
+    return FrechetObjective(FrechetConfig(**{**own, **changes}), student, Source(), teacher)
+
+
+def run(found: FrechetObjective, steps: int, seed: int = 0) -> None:
+    for step in range(steps):
+        batch = latents(8)
+        batch.index += 8 * step
+        found.loss(STUDENT, models_of(found), batch, Draws(seed, batch.index, "student"), step)
+        found.after_step(step)
+
+
+@pytest.mark.parametrize(("network", "path", "kind"), [("dit", FLOW, "flow"), ("uvit", VP, "v")])
+def test_the_loss_is_consistency_and_how_far_features_are_from_where_the_map_takes_them(monkeypatch, network, path, kind):
+    found = objective(
+        monkeypatch, network, path, kind, representations=["evaluator", "teacher"], consistency_weight=0.3, frechet_weight=0.7
+    )
+    run(found, 8)
+    batch, models = latents(8), models_of(found)
+    draws = Draws(1, batch.index, "student")
+    loss, logged = found.loss(STUDENT, models, batch, draws, 8)
+    z_t, i, condition, scale = found.noised(batch, draws)
+    prediction, consistency, _ = LatentConsistencyObjective.consistency(found, models, z_t, i, condition, scale)
+    t = found.teacher_levels[i + 1].t
+    bins = (t > found.path.t_noise / 2 + 1e-6).long()
+    assert 0 < bins.sum() < 8
+    total = torch.zeros(8, dtype=torch.float64)
+    for name, population in found.of.items():
+        assert population.known().any()
+        features = found.features(name, prediction.x0, condition, draws.normal("noise", (2, 4, 4)))
+        total += population.error(features, bins)
+        if population.known()[1]:
+            torch.testing.assert_close(logged[f"frechet_{name}"], population.apart[1] / population.total)
+    assert total.mean() > 1e-3 and consistency > 1e-3
+    torch.testing.assert_close(loss.double(), 0.3 * consistency.double() + 0.7 * total.mean() / 2, atol=1e-6, rtol=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in models["student"].parameters())
+    for part in (found.autoencoder, found.given.network):
+        assert all(p.grad is None for p in part.parameters())
+
+
+def test_without_consistency_no_teacher_is_asked(monkeypatch):
+    found = objective(monkeypatch, consistency_weight=0.0, population=4, refresh=1)
+    monkeypatch.setattr(found, "teach", lambda *args: pytest.fail("the teacher was asked"))
+    run(found, 4)
+    batch, models = latents(8), models_of(found)
+    loss, _ = found.loss(STUDENT, models, batch, Draws(1, batch.index, "student"), 4)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in models["student"].parameters()])
+    assert gradient.abs().max() > 0
+
+
+def test_before_the_population_is_known_the_loss_is_consistency_alone(monkeypatch):
+    found = objective(monkeypatch, population=1000)
+    run(found, 2)
+    batch, models = latents(8), models_of(found)
+    draws = Draws(1, batch.index, "student")
+    loss, _ = found.loss(STUDENT, models, batch, draws, 2)
+    z_t, i, condition, scale = found.noised(batch, draws)
+    torch.testing.assert_close(loss, found.consistency(models, z_t, i, condition, scale)[1])
+
+
+def test_the_datas_features_are_those_of_decoded_latents(monkeypatch):
+    found = objective(monkeypatch, reference=40)
+    batch = Source().batch(range(40))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = small("evaluator").function(found.seen(found.clean(batch)).clamp(-1.2, 1.2)).double()
+    torch.testing.assert_close(found.of["evaluator"].center, features.mean(0), atol=1e-2, rtol=1e-2)
+
+
+def test_the_teachers_tokens_are_of_latents_with_a_little_noise(monkeypatch):
+    found = objective(monkeypatch, decoded=False, representations=["teacher"], judged=-3.0, block=1)
+    batch = latents(2)
+    x0, condition = found.clean(batch), found.condition(batch, torch.device("cpu"))
+    noise = Draws(0, batch.index, "student").normal("noise", x0.shape[1:])
+    seen: list[Tensor] = []
+    monkeypatch.setattr(module, "block_features", lambda d, x, level, c, b: seen.extend([x, level.sigma / level.alpha]) or [x0])
+    monkeypatch.setattr(module.PooledHeads, "pooled", staticmethod(lambda features: features[0][:, None]))
+    found.tokens(x0, condition, noise)
+    ratio = torch.tensor(-3.0).exp()
+    torch.testing.assert_close(seen[1].float(), ratio.expand(2))
+    torch.testing.assert_close(seen[0], (x0 + ratio * noise) / (1 + ratio))
+
+
+def test_a_choice_of_networks_is_checked_in_sentences(monkeypatch):
+    with pytest.raises(ValueError, match=r"Unknown representation 'inceptoin'\. Known: teacher, evaluator, inception"):
+        objective(monkeypatch, representations=["inceptoin"])
+    with pytest.raises(ValueError, match=r"draws 2 channels and has no autoencoder.*representations: \[teacher\]"):
+        objective(monkeypatch, decoded=False)
+    with pytest.raises(ValueError, match="give a data section"):
+        FrechetObjective(FrechetConfig(), randomise(build({"type": "dit", **SIZES}), 7), None, tiny_teacher())
+    both = objective(monkeypatch, representations=["evaluator:a", "teacher", "evaluator:b"])
+    assert list(both.of) == ["evaluator_0", "teacher", "evaluator_2"]
+    assert [len(p.spread.unique()) > 1 for p in both.of.values()] == [False, True, False]  # whose numbers come in many units
+
+
+def test_perceptual_distance_needs_pictures_too():
+    config = LatentConsistencyConfig(perceptual=0.5)
+    with pytest.raises(ValueError, match=r"draws 2 channels and has no autoencoder.*leave perceptual out"):
+        LatentConsistencyObjective(config, randomise(build({"type": "dit", **SIZES}), 7), None, tiny_teacher())
