@@ -5,13 +5,14 @@ Each takes pictures (B, 3, H, W) in [-1, 1] of any size to maps (B, C, h, w), th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from distill.features import open_named
 
 
 class FeatureMaps(nn.Module):
@@ -72,11 +73,4 @@ FEATURE_MAPS: dict[str, Callable[[str | None], FeatureMaps]] = {"evaluator": Eva
 
 def load_feature_maps(name: str) -> FeatureMaps:
     """The network of "NAME" or "NAME:PATH"; ValueError lists what there is."""
-    kind, _, path = name.partition(":")
-    if kind not in FEATURE_MAPS:
-        near = difflib.get_close_matches(kind, FEATURE_MAPS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"Unknown features {name!r}: {hint}Known: {', '.join(FEATURE_MAPS)}; NAME:PATH reads weights of yours."
-        )
-    return FEATURE_MAPS[kind](path or None)
+    return open_named(FEATURE_MAPS, "features", name)

@@ -7,11 +7,14 @@ nothing to do with each other.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,17 @@ def _inception(path: str | None) -> Features:
 FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator, "inception": _inception}
 
 
+def open_named(registry: Mapping[str, Callable[[str | None], T]], what: str, name: str, also: Sequence[str] = ()) -> T:
+    """What the registry makes of "NAME" or "NAME:PATH"; ValueError lists what there is, `also` included."""
+    kind, _, path = name.partition(":")
+    if kind not in registry:
+        known = [*registry, *also]
+        near = difflib.get_close_matches(kind, known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"Unknown {what} {name!r}: {hint}Known: {', '.join(known)}; NAME:PATH reads weights of yours.")
+    return registry[kind](path or None)
+
+
 def load_features(name: str) -> Features:
     """The feature network of "NAME" or "NAME:PATH"; ValueError lists what there is."""
-    kind, _, path = name.partition(":")
-    if kind not in FEATURES:
-        near = difflib.get_close_matches(kind, FEATURES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"Unknown features {name!r}: {hint}Known: {', '.join(FEATURES)}; NAME:PATH reads weights of yours.")
-    return FEATURES[kind](path or None)
+    return open_named(FEATURES, "features", name)

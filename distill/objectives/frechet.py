@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.discriminator import PooledHeads, block_features
-from distill.features import FEATURES, load_features
+from distill.features import FEATURES, open_named
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.population import Population
 from samplers.denoiser import Condition
 
-Represent = Callable[[Tensor, Condition, Tensor], Tensor]
+Represent = Callable[[Tensor], Tensor]
 TEACHER = "teacher"
 
 
@@ -66,28 +66,19 @@ class FrechetObjective(LatentConsistencyObjective):
             raise ValueError("Fréchet training compares pictures with the data's; give a data section.")
         kinds = [name.partition(":")[0] for name in config.representations]
         keys = [k if kinds.count(k) == 1 else f"{k}_{number}" for number, k in enumerate(kinds)]
-        self.represent = {key: self._representation(name) for key, name in zip(keys, config.representations, strict=True)}
+        given = dict(zip(keys, config.representations, strict=True))
+        self.of_pictures = {key: self._representation(name) for key, name in given.items() if name != TEACHER}
+        self.names = tuple(given)
         self.of = self._populations(source)
 
     # ---- features ----
 
     def _representation(self, name: str) -> Represent:
-        if name == TEACHER:
-            return self.tokens
-        if name.partition(":")[0] not in FEATURES:
-            raise ValueError(
-                f"Unknown representation {name!r}. Known: {TEACHER}, {', '.join(FEATURES)}; NAME:PATH reads weights."
-            )
         self.check_pictures(f"representations: [{TEACHER}]")
-        features = load_features(name)
+        features = open_named(FEATURES, "representation", name, also=(TEACHER,))
         if features.network is not None:
             features.network.requires_grad_(False)
-
-        def of_pictures(x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
-            # a decoder may take a picture beyond white, where there is nothing to gain
-            return features.to(x0.device).function(self.seen(x0).clamp(-1.2, 1.2))
-
-        return of_pictures
+        return lambda images: features.to(images.device).function(images)
 
     def tokens(self, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
         """(B, 2 D): the mean and deviation over places of the frozen teacher's tokens."""
@@ -97,20 +88,24 @@ class FrechetObjective(LatentConsistencyObjective):
         denoiser = self.denoiser(self.given.network.to(x0.device), self.dtype)
         return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, (block,)))[:, 0]
 
-    def features(self, name: str, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
-        """(B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's; differentiable in x0."""
+    def features(self, x0: Tensor, condition: Condition, noise: Tensor) -> dict[str, Tensor]:
+        """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;
+        differentiable in x0."""
         with torch.autocast(x0.device.type, torch.bfloat16):
-            return self.represent[name](x0, condition, noise).float()
+            # a decoder may take a picture beyond white, where there is nothing to gain
+            images = self.seen(x0).clamp(-1.2, 1.2) if self.of_pictures else None
+            found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
+            return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}
 
     @torch.no_grad()
     def _populations(self, source: Any, size: int = 32) -> dict[str, Population]:
-        config, found = self.config, {name: [] for name in self.represent}  # type: dict[str, list[Tensor]]
+        config, found = self.config, {name: [] for name in self.names}  # type: dict[str, list[Tensor]]
         for start in tqdm(range(0, config.reference, size), desc="features of the data", unit="batch"):
             batch = source.batch(range(start, min(start + size, config.reference)))
             draws, x0 = Draws(0, batch.index, "reference"), self.clean(batch)
             condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
-            for name in self.represent:
-                found[name].append(self.features(name, x0, condition, noise))
+            for name, features in self.features(x0, condition, noise).items():
+                found[name].append(features)
         bins, memory, shrinkage = self.levels.steps, config.population, config.shrinkage
         return {
             name: Population(torch.cat(parts), bins, memory, shrinkage, unit=name.startswith(TEACHER))
@@ -136,9 +131,9 @@ class FrechetObjective(LatentConsistencyObjective):
         x0, bins = prediction.x0, self.bins(level.t)
         noise = draws.normal("noise", x0.shape[1:], x0.device).to(x0)
         apart = x0.new_zeros(len(x0))
-        for name, population in self.of.items():
-            features = self.features(name, x0, condition, noise)
-            population.to(x0.device).drawn(features, bins)
+        for name, features in self.features(x0, condition, noise).items():
+            population = self.of[name].to(x0.device)
+            population.drawn(features, bins)
             apart = apart + population.error(features, bins).to(apart)
             if population.known()[-1]:
                 logged[f"frechet_{name}"] = population.apart[-1] / population.total

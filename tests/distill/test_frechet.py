@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill import metrics
 from distill.evaluator.network import Evaluator, EvaluatorConfig
-from distill.features import Features
+from distill.features import FEATURES, Features
 from distill.objective import Draws
 from distill.objectives import frechet as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
@@ -199,14 +199,14 @@ def test_two_processes_remember_what_one_would(tmp_path):
 # ---- the objective ----
 
 
-def small(name: str) -> Features:
+def small(path: str | None) -> Features:
     torch.manual_seed(1)
     network = Evaluator(EvaluatorConfig(size=16, widths=(4, 6), dim=8, text_dim=8)).eval()
-    return Features(name, network.features, network)
+    return Features("evaluator", network.features, network)
 
 
 def objective(monkeypatch, network: str = "dit", path=FLOW, kind: str = "flow", decoded=True, **changes) -> FrechetObjective:
-    monkeypatch.setattr(module, "load_features", small)
+    monkeypatch.setitem(FEATURES, "evaluator", small)
     teacher = tiny_teacher(network, path, kind)
     if decoded:
         teacher.autoencoder = randomise(build({**AUTOENCODER, "channels": 2}), 5).eval().requires_grad_(False)
@@ -241,7 +241,7 @@ def test_the_loss_is_consistency_and_how_far_features_are_from_where_the_map_tak
     total = torch.zeros(8, dtype=torch.float64)
     for name, population in found.of.items():
         assert population.known().any()
-        features = found.features(name, prediction.x0, condition, draws.normal("noise", (2, 4, 4)))
+        features = found.features(prediction.x0, condition, draws.normal("noise", (2, 4, 4)))[name]
         total += population.error(features, bins)
         if population.known()[1]:
             torch.testing.assert_close(logged[f"frechet_{name}"], population.apart[1] / population.total)
@@ -278,7 +278,7 @@ def test_the_datas_features_are_those_of_decoded_latents(monkeypatch):
     found = objective(monkeypatch, reference=40)
     batch = Source().batch(range(40))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = small("evaluator").function(found.seen(found.clean(batch)).clamp(-1.2, 1.2)).double()
+        features = small(None).function(found.seen(found.clean(batch)).clamp(-1.2, 1.2)).double()
     torch.testing.assert_close(found.of["evaluator"].center, features.mean(0), atol=1e-2, rtol=1e-2)
 
 
@@ -297,7 +297,9 @@ def test_the_teachers_tokens_are_of_latents_with_a_little_noise(monkeypatch):
 
 
 def test_a_choice_of_networks_is_checked_in_sentences(monkeypatch):
-    with pytest.raises(ValueError, match=r"Unknown representation 'inceptoin'\. Known: teacher, evaluator, inception"):
+    with pytest.raises(
+        ValueError, match=r"Unknown representation 'inceptoin': did you mean 'inception'\? Known: evaluator, inception, teacher"
+    ):
         objective(monkeypatch, representations=["inceptoin"])
     with pytest.raises(ValueError, match=r"draws 2 channels and has no autoencoder.*representations: \[teacher\]"):
         objective(monkeypatch, decoded=False)
