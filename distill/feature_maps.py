@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.features import open_named
+from gen.energies.clip import open_transformers
 
 
 class FeatureMaps(nn.Module):
@@ -51,7 +52,9 @@ class Dinov2Maps(FeatureMaps):
     def __init__(self, model: str | None, network: Any = None):
         from transformers import Dinov2Model
 
-        network = network or Dinov2Model.from_pretrained(model or "facebook/dinov2-small", use_safetensors=True)
+        if network is None:
+            name = model or "facebook/dinov2-small"
+            network = open_transformers("a DINOv2 model", Dinov2Model, name, use_safetensors=True)
         count = network.config.num_hidden_layers
         layers = sorted({max(1, round(count * share)) for share in (0.25, 0.5, 0.75, 1.0)})
         super().__init__(network, [network.config.hidden_size] * len(layers))

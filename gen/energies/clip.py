@@ -26,13 +26,17 @@ def load_clip(name: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a CLIP folder or hub id, frozen, float32. ValueError says why it cannot be had."""
     from transformers import CLIPModel, CLIPTokenizerFast
 
+    model = open_transformers("a CLIP model", CLIPModel, name, use_safetensors=True)
+    return model.eval().requires_grad_(False), open_transformers("a CLIP model", CLIPTokenizerFast, name)
+
+
+def open_transformers(what: str, kind: Any, name: str, **options: Any) -> Any:
+    """`kind.from_pretrained` of a folder or hub id, running none of its code. ValueError says why it cannot be had."""
     try:
-        model = CLIPModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-        tokenizer = CLIPTokenizerFast.from_pretrained(name, trust_remote_code=False)
+        return kind.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(f"{name!r} is not a CLIP model that can be opened ({reason}); give a folder or a hub id.") from None
-    return model.eval().requires_grad_(False), tokenizer
+        raise ValueError(f"{name!r} is not {what} that can be opened ({reason}); give a folder or a hub id.") from None
 
 
 def embed_images(model: Any, images: Tensor) -> Tensor:

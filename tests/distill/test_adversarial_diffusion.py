@@ -182,3 +182,9 @@ def test_feature_maps_of_the_evaluation_network_and_of_dinov2():
     torch.testing.assert_close(found[1][0, :, 1, 0], states[2][0, 1 + 2])
     with pytest.raises(ValueError, match="did you mean 'evaluator'"):
         load_feature_maps("evaluater")
+
+
+def test_a_folder_that_is_no_dinov2_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is not a DINOv2 model that can be opened \(.*\); give a folder or a hub id\.$"):
+        load_feature_maps(f"dinov2:{tmp_path}")
