@@ -28,78 +28,77 @@ def transport(cov: Tensor, onto: Tensor) -> Tensor:
 
 
 class Population(nn.Module):
-    """What a student has drawn lately, in `bins` kinds, against data (N, D).
+    """What a student has drawn lately, against data (N, D).
 
-    memory: how many of the last drawn vectors of a kind count; earlier ones fade. shrinkage: this share of the data's mean
-    variance is added to every direction of both covariances, so that what a few samples do not show is not stretched.
-    unit: bring every number to the data's deviation first.
+    memory: how many of the last drawn vectors count; earlier ones fade. shrinkage: this share of the data's mean variance is
+    added to every direction of both covariances, so that what a few samples do not show is not stretched. unit: bring every
+    number to the data's deviation first.
 
     `drawn` is told vectors at any time, `learn` puts them to use, on all processes alike. State is in float64.
     """
 
-    def __init__(self, data: Tensor, bins: int = 1, memory: int = 2048, shrinkage: float = 0.01, unit: bool = False):
+    def __init__(self, data: Tensor, memory: int = 2048, shrinkage: float = 0.01, unit: bool = False):
         super().__init__()
         data, width = data.double(), data.shape[1]
         spread = data.std(0).clamp_min(1e-6) if unit else torch.ones(width, dtype=torch.float64)
-        self.memory, self.pending = memory, [torch.zeros(bins, *s, dtype=torch.float64) for s in ((), (width,), (width, width))]
         data = data / spread
         cov = torch.cov(data.T, correction=0).reshape(width, width)
-        self.total = float(cov.trace()) or 1.0
+        self.memory, self.total = memory, float(cov.trace()) or 1.0
+        self.pending = [torch.zeros(shape, dtype=torch.float64) for shape in ((), (width,), (width, width))]
         self.floor = shrinkage * self.total / width * torch.eye(width, dtype=torch.float64)
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("center", data.mean(0), persistent=False)
         self.register_buffer("cov", cov + self.floor, persistent=False)
-        self.register_buffer("seen", torch.zeros(bins, dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(bins, width, dtype=torch.float64))  # of drawn vectors about the data's centre
-        self.register_buffer("second", torch.zeros(bins, width, width, dtype=torch.float64))
-        self.register_buffer("start", torch.zeros(bins, width, dtype=torch.float64))  # of the map: the drawn mean
-        self.register_buffer("matrix", torch.eye(width, dtype=torch.float64).repeat(bins, 1, 1))
-        self.register_buffer("apart", torch.full((bins,), -1.0, dtype=torch.float64))  # Fréchet distance; -1: no map yet
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))  # of drawn vectors about the data's centre
+        self.register_buffer("second", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("start", torch.zeros(width, dtype=torch.float64))  # of the map: the drawn mean
+        self.register_buffer("matrix", torch.eye(width, dtype=torch.float64))
+        self.register_buffer("apart", torch.tensor(-1.0, dtype=torch.float64))  # Fréchet distance; -1: no map yet
 
     @torch.no_grad()
-    def drawn(self, features: Tensor, bins: Tensor) -> None:
-        """Remember vectors (B, D) of kinds (B,) until `learn`. Those that are not finite are left out."""
-        rows = (features.detach().double() / self.spread.to(features.device) - self.center.to(features.device)).cpu()
-        for kind in bins.unique().tolist():
-            own = rows[(bins.cpu() == kind) & rows.isfinite().all(1)]
-            for total, part in zip(self.pending, (len(own), own.sum(0), own.T @ own), strict=True):
-                total[kind] += part
+    def drawn(self, features: Tensor) -> None:
+        """Remember vectors (B, D) until `learn`. Those that are not finite are left out."""
+        rows = (features.detach().double() / self.spread - self.center).cpu()
+        rows = rows[rows.isfinite().all(1)]
+        for total, part in zip(self.pending, (len(rows), rows.sum(0), rows.T @ rows), strict=True):
+            total += part
 
     @torch.no_grad()
     def learn(self) -> None:
         """Take in what was drawn, on every process, since the last time."""
+        count, total, product = (pending.to(self.seen.device, copy=True) for pending in self.pending)
         if dist.is_available() and dist.is_initialized():
-            for total in self.pending:
-                on = total.to(self.seen.device)
-                dist.all_reduce(on)
-                total.copy_(on)
-        counts, sums, products = (total.to(self.seen.device) for total in self.pending)
-        self.seen += counts
-        share = counts / self.seen.clamp(min=1).minimum(counts.clamp(min=self.memory))
-        divisor = counts.clamp(min=1)
-        self.mean.lerp_(sums / divisor[:, None], share[:, None])
-        self.second.lerp_(products / divisor[:, None, None], share[:, None, None])
-        for total in self.pending:
-            total.zero_()
+            for part in (count, total, product):
+                dist.all_reduce(part)
+        for pending in self.pending:
+            pending.zero_()
+        if count > 0:
+            self.seen += count
+            share = count / self.seen.minimum(count.clamp(min=self.memory))
+            self.mean.lerp_(total / count, share)
+            self.second.lerp_(product / count, share)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Find the maps anew, of kinds of which enough was drawn."""
-        for kind in (self.seen >= self.memory).nonzero().flatten().tolist():
-            mean = self.mean[kind]
-            cov = self.second[kind] - torch.outer(mean, mean) + self.floor.to(mean)
-            self.start[kind], self.matrix[kind] = mean, transport(cov, self.cov)
-            trace = (cov + self.cov - 2 * cov @ self.matrix[kind]).diagonal().sum()
-            self.apart[kind] = (mean.square().sum() + trace).clamp_min(0)
+        """Find the map anew, if enough was drawn."""
+        if self.seen < self.memory:
+            return
+        cov = self.second - torch.outer(self.mean, self.mean) + self.floor.to(self.mean)
+        self.start.copy_(self.mean)
+        self.matrix.copy_(transport(cov, self.cov))
+        trace = (cov + self.cov - 2 * cov @ self.matrix).diagonal().sum()
+        self.apart.copy_((self.mean.square().sum() + trace).clamp_min(0))
 
-    def known(self) -> Tensor:
-        """(bins,) bool: the kinds that have a map."""
-        return self.apart >= 0
+    @property
+    def known(self) -> bool:
+        """Is there a map?"""
+        return bool(self.apart >= 0)
 
-    def error(self, features: Tensor, bins: Tensor) -> Tensor:
-        """(B,): the squared distance of each vector (B, D) from where its kind's map takes it, over the data's total variance;
-        0 while there is no map, which is then the identity. Its mean is the Fréchet distance on that scale, and so is, up to
+    def error(self, features: Tensor) -> Tensor:
+        """(B,): the squared distance of each vector (B, D) from where the map takes it, over the data's total variance; 0
+        while there is no map, which is then the identity. Its mean is the Fréchet distance on that scale, and so is, up to
         1 / N, its gradient."""
         rows = features.double() / self.spread - self.center
-        goal = torch.einsum("bij,bj->bi", self.matrix[bins], (rows - self.start[bins]).detach())
+        goal = (rows - self.start).detach() @ self.matrix
         return (rows - goal).square().sum(1) / self.total

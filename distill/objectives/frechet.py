@@ -8,8 +8,10 @@ and its noise; without it (consistency_weight 0) no teacher is asked anything. T
 A network that pictures are then measured by is flattered: measure by another. Several may be matched at once, of which the
 frozen teacher itself is one that sees latents at their full resolution.
 
-Sources: arXiv 2604.28190 (the loss, decoupled populations, several representations); arXiv 2310.04378 (the loss beside it). The
-populations of samples that start at different levels are kept apart, so that one-step pictures cannot hide behind others.
+Only what the student draws from pure noise, in one step, is matched: where it starts from noised data its pictures are nearly
+the data's, and what pushed them there would push again at every step of several.
+
+Sources: arXiv 2604.28190 (the loss, decoupled populations, several representations); arXiv 2310.04378 (the loss beside it).
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ class FrechetConfig(LatentConsistencyConfig):
     the mean and deviation over places of its tokens after `block` (none given: half way through) at sigma / alpha = e^judged,
     each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance, as a share of the
     data's variance. consistency_weight: of the latent consistency loss.
-    population: how many drawn samples are remembered per level that the student is sampled at; no map is used before as many
-    were drawn. reference: how many samples of the data are looked at, once. refresh: steps between maps. shrinkage: see
-    `Population`. noisiest_share: of the samples that start at the noisiest level."""
+    population: how many of the samples drawn from the noisiest level are remembered; no map is used before as many were drawn.
+    reference: how many samples of the data are looked at, once. refresh: steps between maps. shrinkage: see `Population`.
+    noisiest_share: of the samples that start at the noisiest level."""
 
     representations: tuple[str, ...] = Field(("evaluator",), min_length=1)
     frechet_weight: float = Field(1.0, gt=0)
@@ -106,17 +108,12 @@ class FrechetObjective(LatentConsistencyObjective):
             condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
             for name, features in self.features(x0, condition, noise).items():
                 found[name].append(features)
-        bins, memory, shrinkage = self.levels.steps, config.population, config.shrinkage
         return {
-            name: Population(torch.cat(parts), bins, memory, shrinkage, unit=name.startswith(TEACHER))
+            name: Population(torch.cat(parts), config.population, config.shrinkage, unit=name.startswith(TEACHER))
             for name, parts in found.items()
         }
 
     # ---- the loss ----
-
-    def bins(self, t: Tensor) -> Tensor:
-        """(B,) int64: which of the levels that the student is sampled at a time (B,) belongs to, the noisiest last."""
-        return torch.bucketize(t - 1e-9, self.levels.t[1:].to(t.device)).clamp(max=self.levels.steps - 1)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -128,17 +125,22 @@ class FrechetObjective(LatentConsistencyObjective):
             prediction, total, logged = self.consistency(models, z_t, i, condition, scale)
         else:
             prediction, total, logged = self.predict(models["student"], z_t, level, condition, scale), z_t.new_zeros(()), {}
-        x0, bins = prediction.x0, self.bins(level.t)
-        noise = draws.normal("noise", x0.shape[1:], x0.device).to(x0)
-        apart = x0.new_zeros(len(x0))
-        for name, features in self.features(x0, condition, noise).items():
+        frechet, apart = self.frechet(prediction.x0, i + 1 == self.teacher_levels.steps, condition, draws)
+        return config.consistency_weight * total + config.frechet_weight * frechet, {**logged, **apart}
+
+    def frechet(self, x0: Tensor, drawn: Tensor, condition: Condition, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the loss of those rows (B,) that are drawn from pure noise, what to log)."""
+        noise, logged = draws.normal("noise", x0.shape[1:], x0.device).to(x0), {}
+        if not drawn.any():
+            return x0.new_zeros(()), logged
+        errors = []
+        for name, features in self.features(x0[drawn], condition[drawn], noise[drawn]).items():
             population = self.of[name].to(x0.device)
-            population.drawn(features, bins)
-            apart = apart + population.error(features, bins).to(apart)
-            if population.known()[-1]:
-                logged[f"frechet_{name}"] = population.apart[-1] / population.total
-        frechet = apart.mean() / len(self.of)
-        return config.consistency_weight * total + config.frechet_weight * frechet, logged
+            population.drawn(features)
+            errors.append(population.error(features).mean())
+            if population.known:
+                logged[f"frechet_{name}"] = population.apart / population.total
+        return torch.stack(errors).mean().to(x0), logged
 
     def after_step(self, step: int) -> None:
         super().after_step(step)

@@ -20,8 +20,6 @@ from tests.distill.processes import on_processes
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, latents, models_of, tiny_teacher
 from tests.gen.conftest import randomise
 
-NONE = torch.zeros(1, dtype=torch.int64)
-
 
 def normal(seed: int, count: int, width: int = 5) -> Tensor:
     """Correlated vectors about a centre (count, width), float64."""
@@ -32,7 +30,7 @@ def normal(seed: int, count: int, width: int = 5) -> Tensor:
 
 def remembered(data: Tensor, drawn: Tensor, **options) -> Population:
     found = Population(data, memory=len(drawn), **{"shrinkage": 0.0, **options})
-    found.drawn(drawn, NONE.expand(len(drawn)))
+    found.drawn(drawn)
     found.learn()
     found.refresh()
     return found
@@ -55,9 +53,9 @@ def test_the_error_and_its_gradient_are_those_of_the_frechet_distance_of_all_tha
     wanted = distance(x, data)
     (gradient,) = torch.autograd.grad(wanted, x)
     found = remembered(data, x.detach())
-    error = found.error(x, NONE.expand(60)).mean() * found.total
+    error = found.error(x).mean() * found.total
     torch.testing.assert_close(error, wanted, atol=1e-10, rtol=0)
-    torch.testing.assert_close(found.apart[0], wanted.detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found.apart, wanted.detach(), atol=1e-10, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(error, x)[0], gradient, atol=1e-12, rtol=0)
     assert wanted > 1 and gradient.abs().max() > 0.01
     # as the measure has it, up to the divisors N and N - 1
@@ -68,7 +66,7 @@ def test_the_gradient_of_a_part_is_its_share_of_the_wholes():
     data, x = normal(0, 400), normal(1, 60)
     found, part = remembered(data, x), x[:4].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(distance(torch.cat([part, x[4:]]), data), part)
-    (of_part,) = torch.autograd.grad(found.error(part, NONE.expand(4)).sum() * found.total / 60, part)
+    (of_part,) = torch.autograd.grad(found.error(part).sum() * found.total / 60, part)
     torch.testing.assert_close(of_part, gradient, atol=1e-12, rtol=0)
 
 
@@ -84,44 +82,40 @@ def test_batches_add_up_to_a_population_and_old_ones_fade():
     data, x = normal(0, 100), normal(1, 64)
     whole, parts = remembered(data, x), Population(data, memory=64, shrinkage=0.0)
     for rows in x.split((7, 20, 1, 36)):
-        parts.drawn(rows[: len(rows) // 2], NONE.expand(len(rows) // 2))
-        parts.drawn(rows[len(rows) // 2 :], NONE.expand(len(rows) - len(rows) // 2))  # micro-batches of one step
+        parts.drawn(rows[: len(rows) // 2])
+        parts.drawn(rows[len(rows) // 2 :])  # micro-batches of one step
         parts.learn()
     parts.refresh()
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-11, rtol=0, msg=name)
     other = normal(2, 16)
-    parts.drawn(other, NONE.expand(16))
+    parts.drawn(other)
     parts.learn()  # a quarter of the memory
     wanted = 0.75 * x.mean(0) + 0.25 * other.mean(0) - data.mean(0)
-    torch.testing.assert_close(parts.mean[0], wanted, atol=1e-11, rtol=0)
+    torch.testing.assert_close(parts.mean, wanted, atol=1e-11, rtol=0)
     parts.learn()  # nothing new
-    torch.testing.assert_close(parts.mean[0], wanted, atol=1e-11, rtol=0)
+    torch.testing.assert_close(parts.mean, wanted, atol=1e-11, rtol=0)
 
 
-def test_kinds_are_apart_and_one_that_was_seldom_drawn_has_no_say():
-    data, x = normal(0, 100), normal(1, 30)
-    found, bins = Population(data, bins=3, memory=20, shrinkage=0.0), torch.tensor([0, 1, 0] * 10)
-    found.drawn(x, bins)
-    found.learn()
-    found.refresh()
-    assert found.seen.tolist() == [20, 10, 0] and found.known().tolist() == [True, False, False]
-    rows = x.clone().requires_grad_()
-    error = found.error(rows, bins)
-    error.sum().backward()
-    assert (error[bins == 1] == 0).all() and (rows.grad[bins == 1] == 0).all() and (error[bins == 0] > 0).all()
-    own = x[bins == 0]
-    torch.testing.assert_close(error[bins == 0].mean() * found.total, distance(own, data), atol=1e-10, rtol=0)
+def test_there_is_no_map_before_enough_was_drawn():
+    data, x = normal(0, 100), normal(1, 30).requires_grad_()
+    found = Population(data, memory=31, shrinkage=0.0)
+    for drawn in (x, x[:1]):
+        assert not found.known and torch.equal(found.error(x), torch.zeros(30).double())
+        found.drawn(drawn)
+        found.learn()
+        found.refresh()
+    assert found.known and found.error(x).min() > 0
 
 
 def test_numbers_that_are_not_finite_are_not_remembered():
     data, x = normal(0, 100), normal(1, 30)
     broken = torch.cat([x, torch.full((2, 5), torch.nan), torch.full((1, 5), torch.inf)])
     found = Population(data, memory=30)
-    found.drawn(broken, NONE.expand(33))
+    found.drawn(broken)
     found.learn()
     assert found.seen.item() == 30
-    torch.testing.assert_close(found.mean[0], x.mean(0) - data.mean(0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.mean, x.mean(0) - data.mean(0), atol=1e-12, rtol=0)
 
 
 def test_units_do_not_matter_where_every_number_is_brought_to_the_datas_deviation():
@@ -135,7 +129,7 @@ def test_units_do_not_matter_where_every_number_is_brought_to_the_datas_deviatio
 def test_directions_that_few_samples_do_not_show_are_not_stretched():
     data, x = normal(0, 400, 20), normal(1, 400, 20)
     x[:, 0] = 0  # the population does not move in this direction at all
-    stretch = [remembered(data, x, shrinkage=s).matrix[0].diagonal().max() for s in (1e-9, 0.05)]
+    stretch = [remembered(data, x, shrinkage=s).matrix.diagonal().max() for s in (1e-9, 0.05)]
     assert stretch[0] > 100 > 20 > stretch[1]
 
 
@@ -152,9 +146,9 @@ def test_a_batch_smaller_than_the_space_learns_a_distribution_from_a_large_popul
     before = metrics.frechet_distance(student(eighths), data)
     for step in range(2000):
         x = student(torch.randn(batch, width, generator=g).double())
-        found.drawn(x, NONE.expand(batch))
-        loss = found.error(x, NONE.expand(batch)).mean()
-        if loss.requires_grad and found.known().all():
+        found.drawn(x)
+        loss = found.error(x).mean()
+        if loss.requires_grad and found.known:
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
@@ -173,10 +167,10 @@ def _learn(places) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     data, x = normal(0, 100), normal(1, 64)
-    found = Population(data, bins=2, memory=32)
+    found = Population(data, memory=32)
     for rows in x.split(16):
         own = rows.chunk(2)[accelerator.process_index]
-        found.drawn(own, torch.tensor([0, 0, 1, 0] * 2))
+        found.drawn(own)
         found.learn()
     found.refresh()
     torch.save(found.state_dict(), places / f"{accelerator.process_index}.pt")
@@ -184,12 +178,12 @@ def _learn(places) -> None:
 
 def test_two_processes_remember_what_one_would(tmp_path):
     on_processes(2, _learn, tmp_path)
-    found = Population(normal(0, 100), bins=2, memory=32)
+    found = Population(normal(0, 100), memory=32)
     for rows in normal(1, 64).split(16):
-        found.drawn(rows, torch.tensor([0, 0, 1, 0] * 4))
+        found.drawn(rows)
         found.learn()
     found.refresh()
-    assert found.known().tolist() == [True, False]
+    assert found.known
     for rank in (0, 1):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in found.state_dict().items():
@@ -235,16 +229,14 @@ def test_the_loss_is_consistency_and_how_far_features_are_from_where_the_map_tak
     loss, logged = found.loss(STUDENT, models, batch, draws, 8)
     z_t, i, condition, scale = found.noised(batch, draws)
     prediction, consistency, _ = LatentConsistencyObjective.consistency(found, models, z_t, i, condition, scale)
-    t = found.teacher_levels[i + 1].t
-    bins = (t > found.path.t_noise / 2 + 1e-6).long()
-    assert 0 < bins.sum() < 8
-    total = torch.zeros(8, dtype=torch.float64)
+    rows = i == 7  # of those that start from pure noise
+    assert 0 < rows.sum() < 8
+    total = torch.zeros(int(rows.sum()), dtype=torch.float64)
+    features = found.features(prediction.x0[rows], condition[rows], draws.normal("noise", (2, 4, 4))[rows])
     for name, population in found.of.items():
-        assert population.known().any()
-        features = found.features(prediction.x0, condition, draws.normal("noise", (2, 4, 4)))[name]
-        total += population.error(features, bins)
-        if population.known()[1]:
-            torch.testing.assert_close(logged[f"frechet_{name}"], population.apart[1] / population.total)
+        assert population.known
+        total += population.error(features[name])
+        torch.testing.assert_close(logged[f"frechet_{name}"], population.apart / population.total)
     assert total.mean() > 1e-3 and consistency > 1e-3
     torch.testing.assert_close(loss.double(), 0.3 * consistency.double() + 0.7 * total.mean() / 2, atol=1e-6, rtol=1e-5)
     loss.backward()
@@ -262,6 +254,18 @@ def test_without_consistency_no_teacher_is_asked(monkeypatch):
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in models["student"].parameters()])
     assert gradient.abs().max() > 0
+
+
+def test_a_batch_without_a_sample_from_pure_noise_has_consistency_alone(monkeypatch):
+    found = objective(monkeypatch, noisiest_share=0.0, population=2, refresh=1, teacher={"guidance_scale": 3.0, "steps": 10**4})
+    batch, models = latents(4), models_of(found)
+    draws = Draws(1, batch.index, "student")
+    loss, logged = found.loss(STUDENT, models, batch, draws, 0)
+    z_t, i, condition, scale = found.noised(batch, draws)
+    assert i.max() < 10**4 - 1 and not any(name.startswith("frechet") for name in logged)
+    torch.testing.assert_close(loss, found.consistency(models, z_t, i, condition, scale)[1])
+    found.after_step(0)
+    assert found.of["evaluator"].seen == 0
 
 
 def test_before_the_population_is_known_the_loss_is_consistency_alone(monkeypatch):
