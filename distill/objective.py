@@ -69,6 +69,10 @@ class Draws:
         """(B, *shape) unit normal."""
         return self._rows(lambda g: torch.randn(tuple(shape), generator=g), purpose, device)
 
+    def normal_like(self, purpose: str, x: Tensor) -> Tensor:
+        """Unit normal, of the shape, device and type of a batch x (B, ...)."""
+        return self.normal(purpose, x.shape[1:], x.device).to(x)
+
     def uniform(self, purpose: str, shape: Sequence[int] = (), device=None) -> Tensor:
         """(B, *shape) uniform in [0, 1)."""
         return self._rows(lambda g: torch.rand(tuple(shape), generator=g), purpose, device)

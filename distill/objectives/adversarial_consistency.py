@@ -70,7 +70,7 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
             return self.discriminator_loss(models, batch, draws)
         z_t, i, condition, scale = self.noised(batch, draws)
         prediction, total, logged = self.consistency(models, z_t, i, condition, scale)
-        noise = draws.normal("fake", z_t.shape[1:], z_t.device)
+        noise = draws.normal_like("fake", z_t)
         fake = self.features(models, prediction.x0, self.judged(draws, z_t.device), condition, noise)
         adversarial = -frozen_logits(bare(models["discriminator"]), fake).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
@@ -84,7 +84,7 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
             t, level = self.teacher_levels.to(z_t.device)[i + 1], self.judged(draws, z_t.device)
             drawn = self.frozen(models, z_t, t, condition, scale, role="student").x0
             fake, real = (
-                self.features(models, x0, level, condition, draws.normal(name, z_t.shape[1:], z_t.device))
+                self.features(models, x0, level, condition, draws.normal_like(name, z_t))
                 for name, x0 in (("fake", drawn), ("real", self.clean(batch)))
             )
         return judge_apart(models["discriminator"], real, fake)

@@ -107,7 +107,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
         heads, told = bare(models["discriminator"]), self.prompt(condition)
         adversarial = -frozen_logits(heads, self.features(x0), told).mean()
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
-        x_t = level.mix(x0.detach(), draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)
         distillation = (level.alpha.to(error) * error).mean()
         logged = {"adversarial": adversarial.detach(), "distillation": distillation.detach()}

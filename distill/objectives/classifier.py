@@ -62,7 +62,7 @@ class ClassifierObjective(Objective):
             raise ValueError("A classifier learns labels, and the data have none; give data of type emoji_latents or images.")
         x0 = self.clean(batch)
         level = draw_levels(self.config.time, self.path, draws, x0.device)
-        x = level.mix(x0, draws.normal("eps", x0.shape[1:], x0.device))
+        x = level.mix(x0, draws.normal_like("eps", x0))
         size = torch.hypot(level.alpha, level.sigma)
         logits = models["classifier"](x / size.view(-1, 1, 1, 1), torch.atan2(level.sigma, level.alpha))
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)

@@ -117,7 +117,7 @@ class CollaborateObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         level = self.levels(draws, x0.device)
-        x = level.mix(x0, draws.normal("eps", x0.shape[1:], x0.device))
+        x = level.mix(x0, draws.normal_like("eps", x0))
         conditions = [self.told(batch, member, x0.device) for member in self.config.models]
         said, logits = self.mixture(models, x, level, conditions)
         error = losses.squared(said.x0, x0)

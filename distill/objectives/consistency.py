@@ -104,7 +104,7 @@ class DiscreteConsistency(StudentObjective):
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         high, low = self.pair(draws, x0.device, step)
         t, s = at_ratio(self.path, high), at_ratio(self.path, low.clamp(min=self.config.sigma_min))
-        eps = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        eps = draws.normal_like("eps", x0)
         x_t = t.mix(x0, eps)
         said = self.function(self.predict(models["student"], x_t, t, condition, scale))
         with torch.no_grad():

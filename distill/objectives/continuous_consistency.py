@@ -136,7 +136,7 @@ class ContinuousConsistencyObjective(StudentObjective):
         count = len(x0) if phase.name == "student" else math.ceil(self.config.share * len(x0))
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         angle = self.angles(draws, x0.device)
-        z = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        z = draws.normal_like("eps", x0)
         x0, z, angle, condition = x0[:count], z[:count], angle[:count], condition[:count]
         scale = scale[:count] if isinstance(scale, Tensor) else scale
         x, target, g = self.tangent(models, x0, z, angle, condition, scale, step)

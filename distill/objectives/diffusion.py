@@ -131,7 +131,7 @@ class DiffusionObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         level = self.levels(draws, x0.device)
-        eps = couple(self.config.coupling, x0, draws.normal("eps", x0.shape[1:], x0.device), batch, draws)
+        eps = couple(self.config.coupling, x0, draws.normal_like("eps", x0), batch, draws)
         x = level.mix(x0, eps)
         prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), Context())
         a, b = prediction.row

@@ -125,7 +125,7 @@ class DistributionMatchingObjective(DrawingObjective):
         """Show the heads the first samples of the data as they will see them, at rising levels."""
         batch = source.batch(range(count))
         draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
-        condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
+        condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
         drawn = self.compared(Draws(0, torch.arange(1024), "heads"), x0.device)
         knots, denoiser = len(critic.heads.times), self.denoiser(self.given.network, self.dtype)
         for knot, t in enumerate(drawn.t.quantile(torch.linspace(0, 1, knots, dtype=torch.float64))):
@@ -161,7 +161,7 @@ class DistributionMatchingObjective(DrawingObjective):
             return self.critic_loss(models, batch, draws)
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
         level = self.compared(draws, x0.device)
-        x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        x_t = level.mix(x0, draws.normal_like("noise", x0))
         critic = bare(models["critic"])
         fixed = {name: value.detach() for name, value in critic.named_parameters()}  # its own weights get no gradient
         fake, logits = self.judge(lambda *args: functional_call(critic, fixed, args), x_t, level, condition, scale)
@@ -179,11 +179,11 @@ class DistributionMatchingObjective(DrawingObjective):
         with torch.no_grad():
             x0, data, condition, scale = self.drawn(bare(models["student"]), batch, draws)
         level = self.compared(draws, x0.device)
-        x_t = level.mix(x0, draws.normal("noise", x0.shape[1:], x0.device).to(x0))
+        x_t = level.mix(x0, draws.normal_like("noise", x0))
         if not self.config.adversarial_weight:
             fake, _ = self.judge(models["critic"], x_t, level, condition, scale)
             return self.denoising(fake.x0, x0, level)
-        z_t = level.mix(data, draws.normal("real noise", x0.shape[1:], x0.device).to(x0))
+        z_t = level.mix(data, draws.normal_like("real noise", x0))
         both, told, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
         prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, told, twice)
         on_fake, on_real = logits.chunk(2)

@@ -43,14 +43,14 @@ class DrawingObjective(StudentObjective):
         self, student: nn.Module, start: Tensor, like: Tensor, condition: Condition, scale: Scale, draws: Draws
     ) -> Tensor:
         """What the student itself comes to at the levels `start`, sampled from noise with new noise at each step."""
-        ladder, shape = self.levels.to(like.device), like.shape[1:]
+        ladder = self.levels.to(like.device)
         level = ladder[torch.full_like(start, ladder.steps)]
-        z = expand(level.sigma, like) * draws.normal("eps", shape, like.device).to(like)
+        z = expand(level.sigma, like) * draws.normal_like("eps", like)
         last = ladder.steps if self.config.noisiest_share == 1 else 1  # as often on every process, whatever starts it drew
         for number in range(ladder.steps - 1, last - 1, -1):
             x0 = self.predict(bare(student), z, level, condition, scale).x0
             level = ladder[torch.full_like(start, number)]
-            ahead = level.mix(x0, draws.normal(f"eps {number}", shape, like.device).to(like))
+            ahead = level.mix(x0, draws.normal_like(f"eps {number}", like))
             below = start <= number
             z = torch.where(expand(below.to(like), like) != 0, ahead, z)
             level = ladder[torch.where(below, number, start)]
@@ -63,7 +63,7 @@ class DrawingObjective(StudentObjective):
         start = self.start(draws, real.device)
         level = self.levels.to(real.device)[start]
         if self.config.inputs == "data":
-            z = level.mix(real, draws.normal("eps", real.shape[1:], real.device).to(real))
+            z = level.mix(real, draws.normal_like("eps", real))
         else:
             z = self.simulated(student, start, real, condition, scale, draws)
         return self.predict(student, z, level, condition, scale).x0, real, condition, scale

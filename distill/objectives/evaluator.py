@@ -61,7 +61,7 @@ class EvaluatorObjective(Objective):
         network = self.roles["evaluator"].network
         images = network.resize(batch.images)
         with torch.autocast(images.device.type, enabled=False):
-            noise = draws.normal("noise", images.shape[1:], images.device)
+            noise = draws.normal_like("noise", images)
             images = augment(images.float(), draws.uniform("augment", (NUMBERS,), images.device), noise)
         with torch.no_grad():
             captions = self.text_encoder.pooled(batch.captions)

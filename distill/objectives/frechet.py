@@ -105,7 +105,7 @@ class FrechetObjective(LatentConsistencyObjective):
         for start in tqdm(range(0, config.reference, size), desc="features of the data", unit="batch"):
             batch = source.batch(range(start, min(start + size, config.reference)))
             draws, x0 = Draws(0, batch.index, "reference"), self.clean(batch)
-            condition, noise = self.condition(batch, x0.device), draws.normal("noise", x0.shape[1:], x0.device).to(x0)
+            condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
             for name, features in self.features(x0, condition, noise).items():
                 found[name].append(features)
         return {
@@ -130,7 +130,7 @@ class FrechetObjective(LatentConsistencyObjective):
 
     def frechet(self, x0: Tensor, drawn: Tensor, condition: Condition, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """(the loss of those rows (B,) that are drawn from pure noise, what to log)."""
-        noise, logged = draws.normal("noise", x0.shape[1:], x0.device).to(x0), {}
+        noise, logged = draws.normal_like("noise", x0), {}
         if not drawn.any():
             return x0.new_zeros(()), logged
         errors = []

@@ -58,7 +58,7 @@ class GuidanceObjective(RegressionObjective):
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         level = self.draw_level(draws, x0.device)
-        x = level.mix(x0, draws.normal("eps", x0.shape[1:], x0.device))
+        x = level.mix(x0, draws.normal_like("eps", x0))
         target = self.teach(models, x, level, condition, scale).x0
         return self.average(self.distance(self.predict(models["student"], x, level, condition, scale).x0, target), level)
 

@@ -69,7 +69,7 @@ class LatentConsistencyObjective(RegressionObjective):
         x0 = self.clean(batch)
         device = x0.device
         i = self.start(draws, device)
-        z = self.teacher_levels.to(device)[i + 1].mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z = self.teacher_levels.to(device)[i + 1].mix(x0, draws.normal_like("eps", x0))
         return z, i, self.condition(batch, device), self.scale(draws, device)
 
     def consistency(

@@ -94,7 +94,7 @@ class MeanFlowObjective(StudentObjective):
             null = draws.uniform("null", device=x0.device) < config.dropout
             condition = select(null, condition.null(), condition)
         r, t = self.times(draws, x0.device)
-        eps = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        eps = draws.normal_like("eps", x0)
         x = self.path(t).mix(x0, eps)
         v = self.velocity(models, x0, eps, x, t, condition, scale, null)
         network = bare(models["student"])

@@ -85,7 +85,7 @@ class MomentMatchingObjective(StudentObjective):
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         s, r, t = (self.path(v) for v in self.times(draws, x0.device))
-        eps = draws.normal("eps", x0.shape[1:], x0.device).to(x0)
+        eps = draws.normal_like("eps", x0)
         x_t = t.mix(x0, eps)
         from_t = self.jump(models["student"], x_t, t, s, condition, scale)
         with torch.no_grad():

@@ -70,7 +70,7 @@ class MultistepConsistencyObjective(RegressionObjective):
         n = 1 + self.pick(draws, "substep", count, device)
         start = levels[segment]
         t, s = (levels.between(self.path, segment, (n - k).double() / count) for k in (0, 1))
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z_t = t.mix(x0, draws.normal_like("eps", x0))
 
         x_teacher, variance = self.endpoint(models, x0, z_t, t, condition, scale)
         variance = torch.where(s.sigma == 0, 0.0, variance.double())  # a step to clean data may not add noise

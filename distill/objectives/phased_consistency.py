@@ -73,7 +73,7 @@ class PhasedConsistencyObjective(RegressionObjective):
         i = self.pick(draws, "step", ladder.steps, device)
         start = i // self.length * self.length
         t, end = ladder[i + 1], ladder[start]
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z_t = t.mix(x0, draws.normal_like("eps", x0))
         mine = ddim(self.predict(student, z_t, t, condition, scale).x0, z_t, t, end)
         return mine, self.target(models, z_t, i, start, ladder, condition, scale), ladder, start, condition
 
@@ -98,7 +98,7 @@ class PhasedConsistencyObjective(RegressionObjective):
         """z at the start of its phase, taken up to a level by the forward process."""
         ratio = level.alpha / ladder.alpha[start]
         spread = (level.sigma**2 - (ratio * ladder.sigma[start]) ** 2).clamp(min=0).sqrt()
-        return expand(ratio, z) * z + expand(spread, z) * draws.normal(name, z.shape[1:], z.device)
+        return expand(ratio, z) * z + expand(spread, z) * draws.normal_like(name, z)
 
     def features(self, models: Mapping[str, nn.Module], z: Tensor, level: NoiseLevel, condition: Condition) -> list[Tensor]:
         return block_features(self.denoiser(models["teacher"], self.dtype), z, level, condition, self.blocks)

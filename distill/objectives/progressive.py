@@ -78,7 +78,7 @@ class ProgressiveObjective(StagedObjective):
         ladder = self.ladders[stage].to(device)
         i = self.pick(draws, "step", ladder.steps // 2, device)
         t, middle, s = (ladder[2 * i + k] for k in (2, 1, 0))
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z_t = t.mix(x0, draws.normal_like("eps", x0))
         z_middle = ddim(self.instruct(models, z_t, t, condition, scale, stage).x0, z_t, t, middle)
         z_s = ddim(self.instruct(models, z_middle, middle, condition, scale, stage).x0, z_middle, middle, s)
         target = inverse_ddim(z_s, z_t, t, s)

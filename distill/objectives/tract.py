@@ -74,7 +74,7 @@ class TractObjective(StagedObjective):
         i = self.pick(draws, "step", ladder.steps, device)
         start = i // length * length
         t, s, end = ladder[i + 1], ladder[i], ladder[start]
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z_t = t.mix(x0, draws.normal_like("eps", x0))
         solver = self.config.teacher.solver if stage == 0 else "ddim"
         z_s = step(solver, lambda x, level: self.instruct(models, x, level, condition, scale, stage), z_t, t, s)
         # where s is the start of the segment already the self-teacher is not needed, and its level may be clean data

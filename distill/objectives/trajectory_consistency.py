@@ -61,7 +61,7 @@ class TrajectoryConsistencyObjective(RegressionObjective):
         condition, scale = self.condition(batch, device), self.scale(draws, device)
         i, end = self.indices(draws, ladder.steps, device)
         t, s, e = ladder[i + 1], ladder[i], ladder[end]
-        z_t = t.mix(x0, draws.normal("eps", x0.shape[1:], device))
+        z_t = t.mix(x0, draws.normal_like("eps", x0))
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
         asked = ladder[torch.where(i == end, i + 1, i)]  # where s is the end already no network is needed
         jump = ddim(self.frozen(models, z_s, asked, condition, scale).x0, z_s, asked, e)

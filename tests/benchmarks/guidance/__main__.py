@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks.guidance`: DPS, LGD, MPGD, FreeDoM, universal guidance and searched TFG on the default model.
 
-Six tasks: two inverse problems, a label, a colour, a reward and a style. Every method makes the same number of network
+Seven tasks: two inverse problems, a label, a colour, two rewards and a style. Every method makes the same number of network
 evaluations: FreeDoM, which makes each step twice, has half the steps. Each method's strength is searched with the same number
 of trials, on other subjects and seeds than those of the table; TFG, whose space holds all the others, has twice as many. Every
 picture is kept under --out, so a run that was stopped goes on where it was. Writes table.json, table.md and a sheet per task.
