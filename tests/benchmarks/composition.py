@@ -30,6 +30,7 @@ from gen.pretrained import DTYPES
 from samplers.composition import Composite, Switch
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import RectifiedFlow
+from tests.benchmarks.models import new_file
 
 RANK, ROWS, LOADED = 16, 2, 50
 CASES = ("default", "dit-b-2", "dit-l-2")
@@ -217,7 +218,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="what a batched call's time goes to")
     parser.add_argument("--counts", type=int, nargs="+", default=(2, 4, 8), help="N")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, once")
-    parser.add_argument("--output", type=Path, default=Path("composition.json"))
+    parser.add_argument("--output", type=new_file, default=Path("composition.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

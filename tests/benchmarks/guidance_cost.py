@@ -31,6 +31,7 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.training_free import guide
 from samplers.noise import normal
 from samplers.registry import get_grid, get_solver
+from tests.benchmarks.models import new_file
 
 MIB = 1 << 20
 
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--device", help="[default: the best present]")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path("guidance_cost.json"))
+    parser.add_argument("--output", type=new_file, default=Path("guidance_cost.json"))
     given = parser.parse_args()
     generator = Generator.from_pretrained(given.model, given.device)
     rows = measure(generator, given.prompt, given.size or generator.config.sample_size, given.steps, given.repeats)

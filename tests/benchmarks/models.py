@@ -162,13 +162,21 @@ def measure(case: str, dtype_name: str, repeats: int, smoke: bool) -> dict:
     }
 
 
+def new_file(text: str) -> Path:
+    """A file to write when all is measured; argparse's error, before anything is, where it could not be."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written; give a file's name in a folder that exists")
+    return path
+
+
 def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) -> None:
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="[default: both]")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, once")
-    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--output", type=new_file, default=Path(output))
 
 
 def report(given: argparse.Namespace, cases: Collection[str], measure: Callable[[str, str], dict]) -> None:
