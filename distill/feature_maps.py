@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.features import open_named
+from distill.features import in_range, open_named
 from gen.energies.clip import open_transformers
 
 
@@ -27,8 +27,8 @@ class FeatureMaps(nn.Module):
         return self  # its statistics stay as they are
 
     def see(self, images: Tensor) -> list[Tensor]:
-        """The maps of pictures that a decoder may have taken beyond white, where there is nothing to gain."""
-        return self.to(images.device)(images.clamp(-1.2, 1.2))
+        """The maps of pictures as a decoder made them."""
+        return self.to(images.device)(in_range(images))
 
 
 class EvaluatorMaps(FeatureMaps):

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
+def in_range(images: Tensor) -> Tensor:
+    """Pictures for a network to look at, which a decoder may have taken beyond white, where there is nothing to gain."""
+    return images.clamp(-1.2, 1.2)
+
+
 @dataclass(frozen=True)
 class Features:
     """`features(images)` gives (N, D) float32 on the CPU, in parts of `batch_size` pictures; name: what reports call it;

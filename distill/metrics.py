@@ -23,7 +23,7 @@ def _features(*sets: Tensor, least: int) -> list[Tensor]:
     return [features.detach().double() for features in sets]
 
 
-def _root(matrix: Tensor) -> Tensor:
+def root(matrix: Tensor) -> Tensor:
     """The symmetric square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -38,8 +38,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     a, b = _features(a, b, least=2)
     cov_a, cov_b = (torch.cov(features.T).reshape(a.shape[1], -1) for features in (a, b))
-    root = _root(cov_a)
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    half = root(cov_a)
+    cross = torch.linalg.eigvalsh(half @ cov_b @ half).clamp_min(0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 

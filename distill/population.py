@@ -14,16 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def root(matrix: Tensor, power: float = 0.5) -> Tensor:
-    """A power of a symmetric positive (semi-)definite matrix (D, D)."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0 if power > 0 else torch.finfo(values.dtype).tiny) ** power) @ vectors.T
+from distill.metrics import root
 
 
 def transport(cov: Tensor, onto: Tensor) -> Tensor:
     """The symmetric A (D, D) with A cov A = onto: the linear part of the optimal transport map between Gaussians."""
-    half, inverse = root(cov), root(cov, -0.5)
+    values, vectors = torch.linalg.eigh(cov)
+    scale = values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    half, inverse = (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
     return inverse @ root(half @ onto @ half) @ inverse
 
 

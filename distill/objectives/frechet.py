@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.discriminator import PooledHeads, block_features
-from distill.features import FEATURES, open_named
+from distill.features import FEATURES, in_range, open_named
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.population import Population
@@ -96,8 +96,7 @@ class FrechetObjective(LatentConsistencyObjective):
         """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;
         differentiable in x0."""
         with torch.autocast(x0.device.type, torch.bfloat16):
-            # a decoder may take a picture beyond white, where there is nothing to gain
-            images = self.seen(x0).clamp(-1.2, 1.2) if self.of_pictures else None
+            images = in_range(self.seen(x0)) if self.of_pictures else None
             found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
             return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}
 
@@ -122,10 +121,10 @@ class FrechetObjective(LatentConsistencyObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         z_t, i, condition, scale = self.noised(batch, draws)
-        level = self.teacher_levels.to(z_t.device)[i + 1]
         if config.consistency_weight:
             prediction, total, logged = self.consistency(models, z_t, i, condition, scale)
         else:
+            level = self.teacher_levels.to(z_t.device)[i + 1]
             prediction, total, logged = self.predict(models["student"], z_t, level, condition, scale), z_t.new_zeros(()), {}
         frechet, apart = self.frechet(prediction.x0, i + 1 == self.teacher_levels.steps, condition, draws)
         return config.consistency_weight * total + config.frechet_weight * frechet, {**logged, **apart}

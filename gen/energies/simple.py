@@ -14,6 +14,11 @@ from samplers.denoiser import Condition
 LUMA = (0.299, 0.587, 0.114)
 
 
+def mean_brightness(images: Tensor) -> Tensor:
+    """(B,), by the weights of BT.601."""
+    return (images.mean((2, 3)) * images.new_tensor(LUMA)).sum(1)
+
+
 @dataclass(frozen=True)
 class Brightness:
     """The mean brightness (BT.601) is `target`, give or take `spread`."""
@@ -26,8 +31,7 @@ class Brightness:
         request.real("spread", self.spread, 1e-4, 10)
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
-        mean = (images.mean((2, 3)) * images.new_tensor(LUMA)).sum(1)
-        return -0.5 * ((mean - self.target) / self.spread) ** 2
+        return -0.5 * ((mean_brightness(images) - self.target) / self.spread) ** 2
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from distill.evaluator.colours import object_colours
 from distill.evaluator.energy import LabelEnergy, TextEnergy, grams, style_distance
 from distill.evaluator.network import Evaluator
 from gen.edit import read_picture
-from gen.energies.simple import LUMA, Brightness, Colour
+from gen.energies.simple import Brightness, Colour, mean_brightness
 from samplers.guidance.operators import LinearOperator, downsample, keep
 
 TASKS = ("inpaint", "superres", "label", "colour", "brightness", "text", "style")
@@ -199,7 +199,7 @@ def brightness(world: World) -> Task:
         return each_its_own([Brightness(s.target) for s in subjects])
 
     def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
-        mean = (images.mean((2, 3)) * torch.tensor(LUMA)).sum(1)
+        mean = mean_brightness(images)
         near = torch.exp(-0.5 * ((mean - torch.tensor([s.target for s in subjects])) / 0.1) ** 2)
         kept = world.kept(images, subjects)
         return {"score": near * kept, "brightness": near, "kept": kept, "mean": mean}
