@@ -23,8 +23,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """What the optimiser will hold after its first step: one tensor per matrix for Muon, two and a step count elsewhere."""
-    total = 0
+    """What the optimiser will hold after its first step: one tensor per matrix for Muon, two and a step count elsewhere; under
+    ZeRO of this process's share, with the share itself."""
+    total = _bytes(optimizer.copies)
     for part in optimizer.parts:
         for group in part.param_groups:
             size = _bytes(group["params"])
@@ -44,7 +45,7 @@ def rows(trainer: Trainer) -> dict[str, dict[str, int]]:
         table[name] = {
             "weights": _bytes(network.state_dict().values()),
             "low precision": sum(p.numel() for p in wide) * dtype.itemsize if dtype else 0,
-            "gradients": _bytes(p for p in network.parameters() if p.requires_grad) if trained else 0,
+            "gradients": _bytes(trainer.optimizers[name].gradients) if trained else 0,
             "optimizer": optimizer_bytes(trainer.optimizers[name]) if trained else 0,
             "averages": sum(_bytes(e.network.state_dict().values()) for e in trainer.emas.get(name, {}).values()),
         }

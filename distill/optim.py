@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -92,6 +92,20 @@ class Optimizer:
             groups.setdefault(rates.get(self.names[parameter], 1.0), []).append(parameter)
         return [{"params": members, "lr": lr * rate} for rate, members in groups.items()]
 
+    @property
+    def copies(self) -> list[Tensor]:
+        """What it updates besides the parameters."""
+        return []
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """What takes as much memory as the gradients of an update."""
+        return self.parameters
+
+    def backward(self, loss: Tensor, last: bool, inputs: list[Tensor] | None = None) -> None:
+        """Add a loss's gradients to those of `inputs` (none: all that it depends on). last: of the update's micro-batches."""
+        loss.backward(inputs=inputs)
+
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
@@ -100,13 +114,20 @@ class Optimizer:
         """Clip the global gradient norm; returns the norm before clipping, which may be infinite or NaN."""
         return full(nn.utils.clip_grad_norm_(self.parameters, self.clip))
 
-    def step(self, factor: float) -> None:
-        """Update at `factor` times the peak rates."""
+    def set_rates(self, factor: float) -> None:
         groups = [group for part in self.parts for group in part.param_groups]
         for group, peak in zip(groups, self.peaks, strict=True):
             group["lr"] = peak * factor
+
+    def step(self, factor: float) -> None:
+        """Update at `factor` times the peak rates."""
+        self.set_rates(factor)
         for part in self.parts:
             part.step()
+
+    def discard(self) -> None:
+        """Leave this update out: its gradients must not reach the next one."""
+        self.zero_grad()
 
     def state_dict(self) -> dict[str, Tensor]:
         """`parameter::slot` -> tensor."""
@@ -117,21 +138,29 @@ class Optimizer:
             for slot, value in slots.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def read(self, state: Mapping[str, Tensor]) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
+        """(parameter, slot, tensor) of what `state_dict` gave; ValueError for names that are not this network's."""
         by_name = {name: parameter for parameter, name in self.names.items()}
-        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         unknown = sorted({key.partition("::")[0] for key in state} - by_name.keys())
         if unknown:
             raise ValueError(f"Optimiser state for unknown parameters: {_some(unknown)}; the network has changed.")
         for key, value in state.items():
             name, _, slot = key.partition("::")
-            parameter = by_name[name]
-            if slot == "step":  # fused kernels want it beside the weights, the others on the CPU
-                fused = owner[parameter].param_groups[0].get("fused")
-                value = value.clone().to(parameter.device if fused else "cpu")
-            else:
-                value = laid_out(value.clone(), parameter)
-            owner[parameter].state[parameter][slot] = value
+            yield by_name[name], slot, value
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The weights that it belongs to must be in place before."""
+        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for parameter, slot, value in self.read(state):
+            part = owner[parameter]
+            part.state[parameter][slot] = (
+                step_count(value, part, parameter) if slot == "step" else laid_out(value.clone(), parameter)
+            )
+
+
+def step_count(value: Tensor, part: torch.optim.Optimizer, weights: Tensor) -> Tensor:
+    """A count of updates where the optimiser wants it: fused kernels beside the weights, the others on the CPU."""
+    return value.clone().to(weights.device if part.param_groups[0].get("fused") else "cpu")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,4 +1,5 @@
-"""Several processes: replicas (DDP) or shards (FSDP2) of the trained networks, and what the processes tell one another.
+"""Several processes: replicas (DDP) or shards (FSDP2) of the trained networks, or replicas whose optimisers are in shards
+(DeepSpeed's ZeRO, in zero.py), and what the processes tell one another.
 
 Launching is accelerate's (`accelerate launch`, or torchrun); a single process needs none of this, and every function below
 then does nothing. Sharded tensors are DTensors: `full` collects one, `laid_out` cuts one, `local` is this process's part.
@@ -6,14 +7,15 @@ then does nothing. Sharded tensors are DTensors: `full` collects one, `laid_out`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, is_deepspeed_available
 from torch import Tensor, nn
 
 from distill.config import TrainConfig
@@ -45,8 +47,37 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Launch and devices are accelerate's; precision is ours, as its global state takes one for all runs of a process."""
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    handlers = []
+    if zero:
+        if not is_deepspeed_available():
+            raise TrainingError("DeepSpeed is not installed; `pip install 'fewstep[deepspeed]'`.")
+        if "LOCAL_RANK" not in os.environ:
+            raise TrainingError(
+                "DeepSpeed wants launched processes, one or more: `accelerate launch` or torch.distributed.run."
+            )
+        if not torch.cuda.is_available():  # accelerate starts DeepSpeed on CPUs only where it is told how they talk
+            handlers = [InitProcessGroupKwargs(backend="gloo")]
+        elif config.device == "cpu":
+            raise TrainingError("DeepSpeed takes the GPUs that it sees; for device=cpu set CUDA_VISIBLE_DEVICES to nothing.")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu" and not zero,
+        mixed_precision="no",
+        log_with=list(config.trackers) or None,
+        project_dir=config.output,
+        kwargs_handlers=handlers,
+    )
+    if zero and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise TrainingError(
+            "accelerate leaves DeepSpeed out with use_cpu: true; set it to false, and CUDA_VISIBLE_DEVICES to nothing."
+        )
+    return accelerator
+
+
 class Parallel:
-    """How one run's trained networks are spread. `kind`: none, ddp or fsdp2."""
+    """How one run's trained networks are spread. `kind`: none, ddp, fsdp2 or zero, then with DeepSpeed's settings in `zero`."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -58,13 +89,27 @@ class Parallel:
                 "started; launch with `accelerate launch --num_processes N -m distill.train`, or on CPUs with "
                 "`python -m torch.distributed.run --nproc_per_node N -m distill.train`."
             )
-        if launched in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise TrainingError(
-                f"accelerate was launched with {launched.value}, which takes over optimiser and checkpoints; launch with "
-                "configs/accelerate/fsdp2.yaml, which shards weights, gradients and optimiser state alike."
-            )
+        if launched == DistributedType.MEGATRON_LM:
+            raise TrainingError("fewstep does not train with Megatron-LM; launch with a file of configs/accelerate.")
+        self.zero: dict[str, Any] = {}
+        if launched == DistributedType.DEEPSPEED:
+            self.kind, self.zero = "zero", self._zero(config)
+            return
         sharded = launched == DistributedType.FSDP if config.parallel == "auto" else config.parallel == "fsdp2"
         self.kind = "none" if self.world == 1 else "fsdp2" if sharded else "ddp"
+
+    def _zero(self, config: TrainConfig) -> dict[str, Any]:
+        from distill.zero import zero_settings
+
+        if config.parallel != "auto":
+            raise TrainingError(
+                f"parallel is {config.parallel}, but accelerate was launched with DeepSpeed; leave one of them out."
+            )
+        if config.precision == "fp16":
+            raise TrainingError(
+                "precision: fp16 scales the loss, which is not written for DeepSpeed; use precision=bf16 or fp32."
+            )
+        return zero_settings(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
     def shard(self, network: nn.Module) -> None:
         """Cut a network's parameters over the processes, in place; nothing to do unless kind is fsdp2.

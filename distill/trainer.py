@@ -14,13 +14,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill import checkpoint as checkpoints
 from distill import recompute, saving
-from distill.config import TrainConfig
+from distill.config import OptimizerConfig, TrainConfig
 from distill.data import Source
 from distill.ema import Ema, make_averages, write_snapshot
 from distill.evaluation import Evaluation
@@ -29,7 +28,7 @@ from distill.host_memory import keep_freed_memory
 from distill.logs import Log, check_trackers
 from distill.objective import Batch, Draws, Objective, Phase
 from distill.optim import Optimizer
-from distill.parallel import Parallel
+from distill.parallel import Parallel, make_accelerator
 from distill.precision import LossScaler, autocast
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.schedule import lr_factor
@@ -46,10 +45,7 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         check_trackers(config.trackers)
-        # launch, devices and DDP are accelerate's; precision is ours, as its global state takes one for all runs of a process
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu", mixed_precision="no", log_with=list(config.trackers) or None, project_dir=self.run
-        )
+        self.accelerator = make_accelerator(config)
         self.parallel = Parallel(config, self.accelerator)
         self.world, self.rank = self.parallel.world, self.parallel.rank
         device = self.accelerator.device
@@ -78,7 +74,7 @@ class Trainer:
                 recompute.enable(self.networks[name])
             if config.compile:  # in place and after the copies, so that names and checkpoints stay as they are
                 self.networks[name].compile()
-        self.optimizers = {name: Optimizer(self.networks[name], settings[name][0]) for name in trained}
+        self.optimizers = {name: self._optimizer(self.networks[name], settings[name][0]) for name in trained}
         self.scalers = {name: LossScaler(config.precision == "fp16") for name in trained}
         # optimisers and data stay ours, so nothing scales the learning rate or reorders samples
         self.wrapped = {name: self.parallel.replicate(self.networks[name]) for name in trained}
@@ -87,6 +83,13 @@ class Trainer:
         if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
             self.evaluation = Evaluation(config, config.evaluation, objective, source, device)
         self.step = 0
+
+    def _optimizer(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
+        if self.parallel.kind != "zero":
+            return Optimizer(network, config)
+        from distill.zero import ZeroOptimizer
+
+        return ZeroOptimizer(network, config, self.parallel.zero)
 
     def _check(self, device: torch.device) -> None:
         config, shares = self.config, self.world * self.config.accumulate
@@ -148,16 +151,17 @@ class Trainer:
         models, share = {**self.networks, role: self.wrapped[role]}, scaler.scale / len(batches)
         # other networks' weights need no gradients; a sharded network has other tensors in its graph than its parameters
         alone = len(self.optimizers) > 1 and self.parallel.kind != "fsdp2"
-        inputs = {"inputs": optimizer.parameters} if alone else {}
+        inputs = optimizer.parameters if alone else None
         optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
         losses = []
         for micro, batch in enumerate(batches):
             draws = Draws(config.seed, batch.index, phase.name)
-            with self.parallel.no_sync(models[role], skip=micro < len(batches) - 1):
+            last = micro == len(batches) - 1
+            with self.parallel.no_sync(models[role], skip=not last):
                 with autocast(self.accelerator.device, config.precision):
                     loss, scalars = self.objective.loss(phase, models, batch.to(self.accelerator.device), draws, step)
-                (loss * share).backward(**inputs)
+                optimizer.backward(loss * share, last, inputs)
             losses.append(loss.detach())
             for name, value in {"loss": loss.detach(), **scalars}.items():
                 logged[name] = logged.get(name, 0) + value.float() / len(batches)
@@ -171,6 +175,8 @@ class Trainer:
         if allowed:
             optimizer.step(factor)
             logged |= {"grad_norm": norm, "lr_factor": torch.tensor(factor)}
+        else:
+            optimizer.discard()
         may_skip = scaler.enabled or config.on_nonfinite == "skip"
         rate = {"skipped": torch.tensor(float(not allowed))} if may_skip else {}
         return {**(logged if allowed else {}), **rate}

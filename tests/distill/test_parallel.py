@@ -222,16 +222,21 @@ def test_the_kind_follows_the_launch_unless_the_config_says(tmp_path, launched, 
     assert Parallel(config, accelerator).kind == "none"
 
 
-def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path):
-    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=DistributedType.DEEPSPEED)
-    with pytest.raises(TrainingError, match=r"DEEPSPEED.*fsdp2\.yaml"):
+def test_megatron_is_refused_with_what_to_use_instead(tmp_path):
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type=DistributedType.MEGATRON_LM)
+    with pytest.raises(TrainingError, match=r"Megatron-LM; launch with a file of configs/accelerate"):
         Parallel(TrainConfig(**BASE, output=tmp_path), accelerator)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("deepspeed", "DEEPSPEED"), ("deepspeed_offload", "DEEPSPEED")]
+)
 def test_accelerate_reads_the_launch_files(name, kind):
     path = Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.distributed_type == kind and config.num_processes == 8 and config.mixed_precision == "no"
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2
+    if kind == "DEEPSPEED":
+        offload = "cpu" if name.endswith("offload") else "none"
+        assert config.deepspeed_config["zero_stage"] == 2 and config.deepspeed_config["offload_optimizer_device"] == offload
