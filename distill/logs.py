@@ -57,15 +57,21 @@ class Log:
             self.bar.update()
 
     def write_window(self, step: int) -> None:
-        """Every process must call this alike. A scalar that some steps lack, because its role was not updated, is averaged over
-        those that have it."""
+        """Every process must call this alike. A scalar that some steps or processes lack, because its role was not updated or
+        their samples gave none, is averaged over those that have it."""
         rows, self.window = self.window, []
         elapsed, self.since = time.perf_counter() - self.since, time.perf_counter()
-        names = sorted({name for row in rows for name in row}, key=lambda name: (name != "loss", name))
-        columns = [torch.stack([row[name].detach().float().cpu() for row in rows if name in row]) for name in names]
-        means = self.parallel.mean(torch.stack([column.mean() for column in columns])).tolist() if names else []
+        mine: dict[str, tuple[float, int]] = {}  # sum and count
+        for name in {name for row in rows for name in row}:
+            column = torch.stack([row[name].detach().float().cpu() for row in rows if name in row])
+            mine[name] = float(column.sum(dtype=torch.float64)), len(column)
+        everyone = self.parallel.gather(mine)
+        names = sorted({name for found in everyone for name in found}, key=lambda name: (name != "loss", name))
+        values = {}
+        for name in names:
+            totals, counts = zip(*(found[name] for found in everyone if name in found), strict=True)
+            values[name] = sum(totals) / sum(counts)
         speed = len(rows) * self.config.batch_size / elapsed
-        values = dict(zip(names, means, strict=True))
         if self.bar is not None and values:
             first = next((name for name in names if name.rpartition("/")[2] == "loss"), names[0])
             self.bar.set_postfix(loss=f"{values[first]:.4f}", samples=f"{speed:.0f}/s", **self.shown)

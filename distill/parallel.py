@@ -162,3 +162,11 @@ class Parallel:
         values = values.to(self.accelerator.device, copy=True)
         dist.all_reduce(values)
         return values / self.world
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, which may be of any kind and size, in the order of their ranks."""
+        if self.world == 1:
+            return [value]
+        everyone = [None] * self.world
+        dist.all_gather_object(everyone, value)
+        return everyone

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
@@ -83,12 +85,20 @@ class LossGate(nn.Module):
         return loss.clone()
 
 
+class Engine(DeepSpeedEngine):
+    """DeepSpeed's own sends weights as bytes, which those of no dimension or of another order in memory cannot be seen as."""
+
+    def _broadcast_model(self) -> None:
+        for parameter in self.module.parameters():
+            sent = parameter.detach().contiguous()
+            dist.broadcast(sent, 0)
+            parameter.data.copy_(sent)
+
+
 class ZeroOptimizer(Optimizer):
     """One role's optimiser, each process with its share. Every process must call every method alike."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig, settings: Mapping[str, Any]):
-        import deepspeed
-
         if config.type == "muon":
             raise TrainingError(
                 "Muon needs whole matrices, and ZeRO cuts through them; use optimizer.type=adamw or radam, or launch with "
@@ -97,12 +107,8 @@ class ZeroOptimizer(Optimizer):
         super().__init__(network, config)
         (self.part,) = self.parts
         self.members = [list(group["params"]) for group in self.part.param_groups]  # before flat tensors take their places
-        self.engine, *_ = deepspeed.initialize(
-            model=LossGate(network),
-            optimizer=self.part,
-            config={**copy.deepcopy(dict(settings)), "gradient_clipping": config.clip},
-            dist_init_required=False,
-        )
+        told = {**copy.deepcopy(dict(settings)), "gradient_clipping": config.clip}
+        self.engine = Engine(None, LossGate(network), self.part, config=told, config_class=DeepSpeedConfig(told))
 
     @property
     def copies(self) -> list[Tensor]:
@@ -125,6 +131,7 @@ class ZeroOptimizer(Optimizer):
 
     def step(self, factor: float) -> None:
         self.set_rates(factor)
+        self.engine.optimizer.refresh_fp32_params()  # its share, for an objective may have changed the weights
         self.engine.step()
 
     def discard(self) -> None:
@@ -146,7 +153,6 @@ class ZeroOptimizer(Optimizer):
         return whole
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.engine.optimizer.refresh_fp32_params()  # its own copy of the weights
         share_of = {parameter: share for share, members in self._shares() for parameter in members}
         for parameter, slot, value in self.read(state):
             share = share_of[parameter]

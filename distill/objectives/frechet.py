@@ -133,7 +133,7 @@ class FrechetObjective(LatentConsistencyObjective):
         """(the loss of those rows (B,) that are drawn from pure noise, what to log)."""
         noise, logged = draws.normal_like("noise", x0), {}
         if not drawn.any():
-            return x0.new_zeros(()), logged
+            return 0 * x0.sum(), logged  # with a gradient: nothing else may have one
         errors = []
         for name, features in self.features(x0[drawn], condition[drawn], noise[drawn]).items():
             population = self.of[name].to(x0.device)
