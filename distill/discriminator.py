@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import check_reached, with_hook
@@ -115,11 +114,6 @@ def draw_weights(heads: nn.Module) -> None:
                 module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound)
                 if module.bias is not None:
                     module.bias.zero_()
-
-
-def frozen_logits(heads: nn.Module, features: Sequence[Tensor], *told: Tensor | None) -> Tensor:
-    """The logits, differentiable in the features alone: the heads get no gradient. told: what heads are given besides."""
-    return functional_call(heads, {name: value.detach() for name, value in heads.named_parameters()}, (features, *told))
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -80,11 +80,17 @@ class Draws:
 
 @dataclass(frozen=True)
 class Role:
-    """A network's part in a method: does it train, and is an averaged copy of it kept."""
+    """A network's part in a method: does it train, and is an averaged copy of it kept.
+
+    follows: it is a frozen copy of one that trains, moved towards it or back, and cut into shards like that. second_order: its
+    loss differentiates gradients (an exact gradient penalty), which shards drop without a word; it stays whole.
+    """
 
     network: nn.Module
     trains: bool = True
     ema: bool = True
+    follows: bool = False
+    second_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,14 +102,10 @@ class Phase:
 
 
 class Objective:
-    """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults.
-
-    second_order: the loss differentiates gradients (an exact gradient penalty), which works with replicas only.
-    """
+    """Base of every method. Subclasses set `roles` and write `loss`; the rest has working defaults."""
 
     roles: dict[str, Role]
     makes_network = False  # can do without a network section: it makes the network that it trains
-    second_order: bool = False
 
     def phases(self, step: int) -> tuple[Phase, ...]:
         """The updates of a step, in order. A pure function of the step."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
-from distill.parallel import full, laid_out
+from distill.parallel import full, is_sharded, laid_out, local
 
 
 def orthogonalize(
@@ -86,11 +86,14 @@ class Optimizer:
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def _by_rate(self, parameters: list[Tensor], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:
-        """Groups of one learning rate: `lr` times what a network's `rates` say of a parameter, 1 where they say nothing."""
-        groups: dict[float, list[Tensor]] = {}
+        """Groups of one learning rate: `lr` times what a network's `rates` say of a parameter, 1 where they say nothing.
+
+        Sharded ones are in groups of their own, as a fused update takes one kind of tensor.
+        """
+        groups: dict[tuple[float, bool], list[Tensor]] = {}
         for parameter in parameters:
-            groups.setdefault(rates.get(self.names[parameter], 1.0), []).append(parameter)
-        return [{"params": members, "lr": lr * rate} for rate, members in groups.items()]
+            groups.setdefault((rates.get(self.names[parameter], 1.0), is_sharded(parameter)), []).append(parameter)
+        return [{"params": members, "lr": lr * rate} for (rate, _), members in groups.items()]
 
     @property
     def copies(self) -> list[Tensor]:
@@ -112,7 +115,14 @@ class Optimizer:
 
     def clip_gradients(self) -> Tensor:
         """Clip the global gradient norm; returns the norm before clipping, which may be infinite or NaN."""
-        return full(nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        whole = [p for p in self.parameters if not is_sharded(p)]
+        cut = [p for p in self.parameters if is_sharded(p)]
+        if not whole or not cut:
+            return full(nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        grads = [[p.grad for p in part if p.grad is not None] for part in (whole, cut)]
+        norm = torch.stack([full(nn.utils.get_total_norm(part)) for part in grads]).norm()
+        torch._foreach_mul_([local(g) for part in grads for g in part], (self.clip / (norm + 1e-6)).clamp(max=1))
+        return norm
 
     def set_rates(self, factor: float) -> None:
         groups = [group for part in self.parts for group in part.param_groups]

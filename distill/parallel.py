@@ -8,7 +8,7 @@ then does nothing. Sharded tensors are DTensors: `full` collects one, `laid_out`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, is_deepspeed_available
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from distill.config import TrainConfig
 from distill.run_folder import TrainingError
@@ -45,6 +46,17 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def fixed(network: nn.Module) -> Callable[..., Any]:
+    """The network's function, differentiable in its arguments alone.
+
+    Of a sharded network in its weights as well, as its own hooks must gather them: whoever trains must clear those gradients.
+    """
+    if any(is_sharded(p) for p in network.parameters()):
+        return network
+    weights = {name: value.detach() for name, value in network.named_parameters()}
+    return lambda *args: functional_call(network, weights, args)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -111,22 +123,36 @@ class Parallel:
             )
         return zero_settings(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
-    def shard(self, network: nn.Module) -> None:
+    def shard(self, network: nn.Module, whole: bool = False) -> None:
         """Cut a network's parameters over the processes, in place; nothing to do unless kind is fsdp2.
 
         Attention and MLPs are gathered one at a time. Not whole blocks: networks read some of a block's weights (the keys of
-        text) outside of its forward pass.
+        text) outside of its forward pass. Single numbers cannot be cut; `whole` leaves all as they are. Of what is not cut the
+        gradients are averaged.
         """
         if self.kind != "fsdp2":
             return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        kept = {parameter for parameter in network.parameters() if whole or parameter.ndim == 0}
+        for parameter in kept:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._average_gradient)
+        if whole:
+            return
+        for parameter in network.parameters():
+            parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(self.accelerator.device.type, (self.world,))
         for module in network.modules():
             if isinstance(module, SelfAttention | MLP) and any(p.requires_grad for p in module.parameters()):
                 fully_shard(module, mesh=mesh)
-        fully_shard(network, mesh=mesh)
+        fully_shard(network, mesh=mesh, ignored_params=kept)
+
+    def _average_gradient(self, parameter: Tensor) -> None:
+        """Over processes, with what earlier micro-batches left there, which is the same on all of them."""
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= self.world
 
     def replicate(self, network: nn.Module) -> nn.Module:
         """The module to call in training: wrapped, where gradients are averaged by DDP."""
@@ -138,7 +164,7 @@ class Parallel:
         if skip and self.kind == "ddp":
             with model.no_sync():
                 yield
-        elif skip and self.kind == "fsdp2":
+        elif skip and hasattr(model, "set_requires_gradient_sync"):  # FSDP2's; one that is whole may be averaged at any time
             model.set_requires_gradient_sync(False)
             try:
                 yield

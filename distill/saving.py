@@ -48,7 +48,7 @@ def gather(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     groups |= {f"optim-{name}": optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
     groups |= {f"scaler-{name}": state for name, scaler in trainer.scalers.items() if (state := scaler.state_dict())}
     if own := trainer.objective.state_dict():
-        groups["objective"] = own
+        groups["objective"] = {name: full(value) for name, value in own.items()}
     return groups
 
 

@@ -64,11 +64,10 @@ class Trainer:
         # the export is written from whole networks: the main process keeps copies where networks are cut into shards
         self.sharded, main = self.parallel.kind == "fsdp2", self.accelerator.is_main_process
         self.whole = {name: saving.copy_on_cpu(self.networks[name]) for name in trained if self.sharded and main}
-        for network in [
-            *(self.networks[n] for n in trained),
-            *(e.network for emas in self.emas.values() for e in emas.values()),
-        ]:
-            self.parallel.shard(network)
+        for name, role in objective.roles.items():
+            if role.trains or role.follows:
+                for network in (self.networks[name], *(ema.network for ema in self.emas.get(name, {}).values())):
+                    self.parallel.shard(network, whole=role.second_order)
         for name in trained:
             if config.gradient_checkpointing:
                 recompute.enable(self.networks[name])
@@ -101,10 +100,6 @@ class Trainer:
             raise TrainingError(
                 f"batch_size {config.batch_size} does not split into {self.world} processes x {config.accumulate} "
                 f"micro-batches; use a multiple of {shares}."
-            )
-        if self.parallel.kind == "fsdp2" and self.objective.second_order:
-            raise TrainingError(
-                f"{type(self.objective).__name__} differentiates gradients, which FSDP2 drops without a word; use parallel=ddp."
             )
         known = [name for name, role in self.objective.roles.items() if role.trains]
         for name in config.roles:

@@ -19,11 +19,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill import losses
-from distill.discriminator import draw_weights, frozen_logits, hinge_apart
+from distill.discriminator import draw_weights, hinge_apart
 from distill.feature_maps import load_feature_maps
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
 from distill.objectives.student import bare
+from distill.parallel import fixed
 from samplers.denoiser import Condition
 
 
@@ -75,12 +76,12 @@ class AdversarialDiffusionObjective(DrawingObjective):
 
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
-        self.second_order = config.penalty > 0
         self.maps = load_feature_maps(config.features)
         sizes: Any = self.given.network.config
         self.check_pictures("adversarial_consistency")
         width = getattr(sizes, "text_dim", 0) or 0
-        self.roles["discriminator"] = Role(MapHeads(self.maps.widths, config.hidden, width), ema=False)
+        heads = MapHeads(self.maps.widths, config.hidden, width)
+        self.roles["discriminator"] = Role(heads, ema=False, second_order=config.penalty > 0)
 
     # ---- what is judged ----
 
@@ -105,7 +106,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
             return self.discriminator_loss(models, batch, draws)
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
         heads, told = bare(models["discriminator"]), self.prompt(condition)
-        adversarial = -frozen_logits(heads, self.features(x0), told).mean()
+        adversarial = -fixed(heads)(self.features(x0), told).mean()
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)
@@ -119,11 +120,11 @@ class AdversarialDiffusionObjective(DrawingObjective):
         with torch.no_grad():
             x0, real, condition, _ = self.drawn(bare(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
-        maps = [x.float().requires_grad_(self.second_order) for x in maps]
+        maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
         logits = models["discriminator"](maps, twofold(self.prompt(condition)))
         on_real, on_fake = logits[:count], logits[count:]
         total, logged = hinge_apart(on_real, on_fake)
-        if self.second_order:
+        if self.config.penalty:
             gradients = torch.autograd.grad(on_real.mean(1).sum(), maps, create_graph=True)
             penalty = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
             total = total + self.config.penalty * penalty

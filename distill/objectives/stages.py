@@ -15,9 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.objective import Role
 from distill.objectives.regression import RegressionConfig, RegressionObjective
-from distill.objectives.student import Scale, Teacher, frozen_copy, move_towards
+from distill.objectives.student import Scale, Teacher, following, move_towards
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
@@ -42,7 +41,7 @@ class StagedObjective(RegressionObjective):
         super().__init__(config, network, source, teacher)
         student = self.roles["student"].network
         for role in ("average", "stage"):
-            self.roles[role] = Role(frozen_copy(student), trains=False, ema=False)
+            self.roles[role] = following(student)
         self.ends = list(accumulate(self.lengths()))
         self.reached = torch.zeros((), dtype=torch.int64)  # the stage that the last finished step ended in or led to
 

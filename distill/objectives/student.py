@@ -23,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from distill import steps
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Batch, Draws, Objective, Preview, Role
+from distill.parallel import local
+from distill.saving import fill
 from gen.checkpoints import write_bytes
 from gen.components import Config, build, config_of
 from gen.conditions import join
@@ -147,7 +149,7 @@ class StudentObjective(Objective):
         student = self._start(network)
         self.roles = {"student": Role(student), "teacher": Role(self.given.network, trains=False, ema=False)}
         if config.target_ema is not None:
-            self.roles["target"] = Role(frozen_copy(student), trains=False, ema=False)
+            self.roles["target"] = following(student)
         options = dict(config.schedule_options)
         self.levels = steps.Ladder.of(get_grid(config.schedule, self.path, config.steps, **options))
         own = config.teacher
@@ -305,7 +307,7 @@ class StudentObjective(Objective):
             raise ValueError(f"{type(self).__name__} keeps no {unknown[0]!r}, which the checkpoint holds.")
         for role, network in kept.items():
             own = {name.partition(".")[2]: value for name, value in state.items() if name.partition(".")[0] == role}
-            network.load_state_dict(own)
+            fill(network, own)
 
     # ---- pictures and the result ----
 
@@ -467,14 +469,16 @@ def bare(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network).eval().requires_grad_(False)
+def following(network: nn.Module) -> Role:
+    """The role of a frozen copy."""
+    return Role(copy.deepcopy(network).eval().requires_grad_(False), trains=False, ema=False, follows=True)
 
 
 @torch.no_grad()
 def move_towards(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) network, over all floating tensors; 0 copies."""
-    for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+    """average <- decay average + (1 - decay) network, over all floating tensors; 0 copies. Both whole, or both in shards."""
+    for pair in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        mine, theirs = map(local, pair)
         if mine.is_floating_point() and decay:
             mine.lerp_(theirs.to(mine), 1 - decay)
         else:

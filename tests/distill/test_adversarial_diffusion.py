@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ def add(network: str = "dit", path=FLOW, kind: str = "flow", **changes) -> Adver
     objective = AdversarialDiffusionObjective(AdversarialDiffusionConfig(**own), student, None, teacher)
     objective.maps = Small()
     heads = MapHeads(objective.maps.widths, objective.config.hidden)
-    objective.roles["discriminator"] = type(objective.roles["discriminator"])(randomise(heads, 3), ema=False)
+    objective.roles["discriminator"] = replace(objective.roles["discriminator"], network=randomise(heads, 3))
     return objective
 
 
@@ -66,7 +68,7 @@ def test_the_students_loss_is_what_the_heads_say_and_how_far_the_teacher_would_m
 @CASES
 def test_the_heads_loss_is_the_hinge_and_the_gradient_at_real_features(network, path, kind):
     objective = add(network, path, kind, penalty=0.05)
-    assert objective.second_order
+    assert objective.roles["discriminator"].second_order
     batch, models = latents(), models_of(objective)
     draws = Draws(0, batch.index, "discriminator")
     loss, logged = objective.loss(JUDGE, models, batch, draws, 0)
@@ -82,7 +84,7 @@ def test_the_heads_loss_is_the_hinge_and_the_gradient_at_real_features(network, 
     hinge = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
     torch.testing.assert_close(loss, hinge + 0.05 * squared / 4, rtol=1e-4, atol=1e-5)
     plain = add(network, path, kind, penalty=0.0)
-    assert not plain.second_order
+    assert not plain.roles["discriminator"].second_order
     torch.testing.assert_close(plain.loss(JUDGE, models, batch, draws, 0)[0], hinge, rtol=1e-4, atol=1e-5)
 
 

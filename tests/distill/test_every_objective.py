@@ -31,13 +31,18 @@ class Pictures:
         return Batch(index=index, images=torch.stack(rows), captions=[f"a red {word}" for word in words], labels=index % 3)
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> dict[str, str]:
-    folder, teacher = tmp_path_factory.mktemp("models"), tiny_teacher()
+def make_places(folder) -> dict[str, str]:
+    """What cases call by these names, as files."""
+    teacher = tiny_teacher()
     write_model(folder / "model", teacher.model, teacher.network)
     write_model(folder / "decoded", teacher.model, teacher.network, build({**AUTOENCODER, "channels": 2}))
     save_component(tiny_text_encoder(), folder / "text")
     return {"MODEL": str(folder / "model"), "DECODED": str(folder / "decoded"), "TEXT": str(folder / "text")}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, str]:
+    return make_places(tmp_path_factory.mktemp("models"))
 
 
 def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Trainer:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from distill.discriminator import TokenHeads, block_features, frozen_logits, hinge_discriminator
+from distill.discriminator import TokenHeads, block_features, hinge_discriminator
 from distill.objective import Draws, Phase
 from distill.objectives.guidance import GuidanceConfig, GuidanceObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
+from distill.parallel import fixed
 from gen.components import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
@@ -282,7 +283,7 @@ def test_the_judge_learns_to_tell_and_the_hinge_is_its_formula():
         value.backward()
         optimizer.step()
     assert values[-1] < 0.5 * values[0]
-    torch.testing.assert_close(frozen_logits(heads, features[0]), heads(features[0]))
+    torch.testing.assert_close(fixed(heads)(features[0]), heads(features[0]))
 
 
 def test_features_need_blocks():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +13,18 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from torch import nn
 
 from distill import checkpoint as checkpoints
 from distill.config import TrainConfig
+from distill.objectives.student import following, move_towards
 from distill.optim import Muon, orthogonalize
-from distill.parallel import Parallel
-from distill.trainer import TrainingError
+from distill.parallel import Parallel, is_sharded
+from distill.saving import fill
+from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
 from tests.distill.test_trainer import everything
-from tests.distill.toy import BASE, DuelObjective, duel_trainer, toy_trainer
+from tests.distill.toy import BASE, DuelObjective, Net, ToyObjective, ToySource, duel_trainer, toy_trainer
 
 
 def close(a: dict, b: dict, atol: float = 1e-6) -> None:
@@ -184,19 +188,96 @@ def test_an_error_on_one_process_ends_the_run(tmp_path):
         on_processes(2, _raises_on_one, tmp_path)
 
 
-def _second_order(output) -> None:
-    DuelObjective.second_order = True
-    try:
-        duel_trainer(output, parallel="fsdp2")
-    except TrainingError as error:
-        assert "use parallel=ddp" in str(error)
-    else:
-        raise AssertionError("it was not refused")
+class Penalized(DuelObjective):
+    """A critic whose gradient is in its loss, by weight more than anything else."""
+
+    def __init__(self, *networks):
+        super().__init__(*networks)
+        self.roles["critic"] = replace(self.roles["critic"], second_order=True)
+
+    def loss(self, phase, models, batch, draws, step):
+        total, logged = super().loss(phase, models, batch, draws, step)
+        if phase.name == "critic":
+            x = batch.images[:, :1].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(models["critic"](x).sum(), x, create_graph=True)
+            total = total + 10 * slope.square().mean()
+        return total, logged
 
 
-def test_gradient_penalties_in_shards_are_refused(tmp_path):
-    """Under FSDP2 the gradient of a gradient is lost in silence."""
-    on_processes(2, _second_order, tmp_path)
+def penalized_trainer(output: Path, **changes):
+    trainer = duel_trainer(output, **changes, objective=Penalized, accumulate=2, max_steps=6)
+    assert trainer.parallel.kind == "none" or not is_sharded(next(trainer.networks["critic"].parameters()))
+    return trainer
+
+
+def _penalized(output, kind) -> None:
+    penalized_trainer(output, parallel=kind).train()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_gradient_penalties(tmp_path, kind):
+    """In shards the gradient of a gradient is lost without a word, so such a network stays whole."""
+    penalized_trainer(tmp_path / "one").train()
+    on_processes(2, _penalized, tmp_path / "two", kind)
+    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+
+
+class ScaledNet(Net):
+    """With a single number among the weights, and a weight in another order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.blocks[1].weight.data = self.blocks[1].weight.data.T.contiguous().T
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+class Scaled(ToyObjective):
+    """With a running average of the network, which it is pulled to, and falls back to after step 3."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.roles["average"] = following(network)
+
+    def loss(self, phase, models, batch, draws, step):
+        error, logged = super().loss(phase, models, batch, draws, step)
+        with torch.no_grad():
+            behind = models["average"](batch.images)
+        return error + (models["net"](batch.images) - behind).square().mean(), logged
+
+    def after_step(self, step):
+        average, network = self.roles["average"].network, self.roles["net"].network
+        move_towards(average, network, 0.5)
+        if step == 3:
+            move_towards(network, average, 0.0)
+
+    def state_dict(self):
+        return dict(self.roles["average"].network.state_dict())
+
+    def load_state_dict(self, state):
+        fill(self.roles["average"].network, state)
+
+
+def scaled_trainer(output: Path, **changes) -> Trainer:
+    torch.manual_seed(0)
+    even = {"schedule": {"type": "constant", "warmup": 0}, "accumulate": 2}  # in two parts the same as in one
+    settings = {**BASE, **even, "output": output, "optimizer": {"lr": 1e-2, "clip": 0.5}, **changes}
+    return Trainer(TrainConfig(**settings), Scaled(ScaledNet()), ToySource())
+
+
+def _scaled(output, kind) -> None:
+    trainer = scaled_trainer(output, parallel=kind, max_steps=4)
+    trainer.train()
+    scaled_trainer(output, parallel=kind).train()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_single_numbers_any_order_in_memory_and_copies_that_follow(tmp_path, kind):
+    scaled_trainer(tmp_path / "one").train()
+    on_processes(2, _scaled, tmp_path / "two", kind)
+    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
 
 
 def test_a_launch_of_fewer_processes_than_asked_for_is_an_error(tmp_path):

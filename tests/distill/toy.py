@@ -94,9 +94,9 @@ class DuelObjective(Objective):
         self.exported = dict(models)
 
 
-def duel_trainer(output: Path, **changes) -> Trainer:
+def duel_trainer(output: Path, objective: type = DuelObjective, **changes) -> Trainer:
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-    objective = DuelObjective(Net(), critic, Net().requires_grad_(False))
+    duel = objective(Net(), critic, Net().requires_grad_(False))
     settings = {**BASE, "output": output, "optimizer": {"lr": 1e-2}, **changes}
-    return Trainer(TrainConfig(**settings), objective, ToySource())
+    return Trainer(TrainConfig(**settings), duel, ToySource())
