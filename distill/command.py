@@ -32,12 +32,12 @@ def run_command(
     """
     try:
         config, trainer = make()
-        if given.dry_run:
-            print("\n".join([config.model_dump_json(indent=2), *trained(trainer)]))
-        elif given.memory:
+        if given.dry_run or given.memory:
             from distill.memory import table
 
-            print(table(trainer))
+            shown = [config.model_dump_json(indent=2), *trained(trainer)] if given.dry_run else [table(trainer)]
+            if trainer.rank == 0:  # all processes would say the same
+                print("\n".join(shown))
         else:
             trainer.train()
             done(trainer)
