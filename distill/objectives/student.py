@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from distill import steps
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Batch, Draws, Objective, Preview, Role
-from distill.parallel import local
 from distill.saving import fill
 from gen.checkpoints import write_bytes
 from gen.components import Config, build, config_of
@@ -477,8 +476,7 @@ def following(network: nn.Module) -> Role:
 @torch.no_grad()
 def move_towards(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) network, over all floating tensors; 0 copies. Both whole, or both in shards."""
-    for pair in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        mine, theirs = map(local, pair)
+    for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mine.is_floating_point() and decay:
             mine.lerp_(theirs.to(mine), 1 - decay)
         else:

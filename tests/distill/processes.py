@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -10,6 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState
+
+# below those that the system gives to connections, one of which could be taken before it is listened on
+PORTS = itertools.cycle(range(20000 + os.getpid() % 100 * 100, 20100 + os.getpid() % 100 * 100))
 
 
 def _run(rank: int, world: int, port: int, function: Callable, arguments: tuple) -> None:
@@ -29,11 +33,20 @@ def _run(rank: int, world: int, port: int, function: Callable, arguments: tuple)
         dist.destroy_process_group()
 
 
+def _free_port() -> int:
+    for port in itertools.islice(PORTS, 1000):
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise OSError("no port is free for a group of processes")
+
+
 def on_processes(world: int, function: Callable, *arguments) -> None:
     """Run function(*arguments) in `world` processes of one gloo group; raises where one fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     mp.start_processes(_run, args=(world, port, function, arguments), nprocs=world, start_method="fork")
 
 
