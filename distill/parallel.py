@@ -28,6 +28,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def in_shards(network: nn.Module) -> bool:
+    """Its parameters are at times whole, in the middle of things."""
+    return hasattr(network, "set_requires_gradient_sync")  # FSDP2's
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part, which shares memory with the whole."""
     return tensor.to_local() if is_sharded(tensor) else tensor
@@ -53,7 +58,7 @@ def fixed(network: nn.Module) -> Callable[..., Any]:
 
     Of a sharded network in its weights as well, as its own hooks must gather them: whoever trains must clear those gradients.
     """
-    if any(is_sharded(p) for p in network.parameters()):
+    if in_shards(network):
         return network
     weights = {name: value.detach() for name, value in network.named_parameters()}
     return lambda *args: functional_call(network, weights, args)
@@ -164,7 +169,7 @@ class Parallel:
         if skip and self.kind == "ddp":
             with model.no_sync():
                 yield
-        elif skip and hasattr(model, "set_requires_gradient_sync"):  # FSDP2's; one that is whole may be averaged at any time
+        elif skip and in_shards(model):
             model.set_requires_gradient_sync(False)
             try:
                 yield

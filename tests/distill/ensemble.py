@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Objective, Phase
-from distill.objectives.student import Teacher, frozen_copy
+from distill.objectives.student import Teacher, following
 from gen.model_folder import ModelConfig
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold
@@ -126,7 +126,7 @@ def train(
             optimizer.step()
             objective.after_step(step)
             step += 1
-        after.append(frozen_copy(network))
+        after.append(following(network).network)
     return after
 
 
