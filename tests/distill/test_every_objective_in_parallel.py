@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distill.objectives import OBJECTIVES
 from tests.distill.cases import CASES
@@ -47,8 +48,16 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ["fsdp2", "zero"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_shards_are_what_replicas_are(root, name, kind):
-    """Weights, averages, optimiser state and what the method keeps, after four steps."""
-    replicas, shards = everything(root / "ddp" / name), everything(root / kind / name)
+    """Weights, averages, optimiser state and what the method keeps, after four steps; and what the run wrote for use."""
+    same(everything(root / "ddp" / name), everything(root / kind / name))
+    replicas, shards = (root / k / name / "export" for k in ("ddp", kind))
+    files = sorted(path.relative_to(replicas) for path in replicas.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        same(load_file(replicas / file), load_file(shards / file))
+
+
+def same(replicas: dict[str, torch.Tensor], shards: dict[str, torch.Tensor]) -> None:
     assert replicas.keys() == shards.keys()
-    for key, value in replicas.items():
-        torch.testing.assert_close(shards[key], value, atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    for name, value in replicas.items():
+        torch.testing.assert_close(shards[name], value, atol=2e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

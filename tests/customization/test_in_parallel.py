@@ -1,0 +1,60 @@
+"""Teaching on two processes: with shards of what trains, or of its optimiser, the file is that of replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gen.components import build
+from gen.model_folder import write_model
+from tests.customization.kit import pictures, trainer
+from tests.customization.test_methods import CONFIG, DIT, OWN
+from tests.distill.processes import on_processes
+from tests.distill.test_zero import launched
+from tests.gen.conftest import randomise, tiny_autoencoder, tiny_text_encoder
+
+OBJECTIVES = {
+    "lora": {"text_adapter": {"rank": 2}},
+    "words": {"adapter": None, "tokens": {"<new>": {"init": "cat"}}},
+    **{kind: {"type": kind, **({"adapter": None} if kind == "custom_diffusion" else {}), **own} for kind, own in OWN.items()},
+}
+
+
+def _train(root: Path, kind: str) -> None:
+    if kind == "zero":
+        launched(2)
+    for name, objective in OBJECTIVES.items():
+        settings = {"optimizer": {"lr": 1e-3, "eps": 1e-2}, "max_steps": 3, "batch_size": 4}
+        settings |= {"parallel": kind} if kind != "zero" else {}
+        data = {"prompt": "a <new> cat"} if "tokens" in objective else {}
+        torch.manual_seed(0)
+        run = trainer(root / kind / name, root / "images", root / "dit", objective=objective, data=data, **settings)
+        assert run.world == 2 and run.parallel.kind == kind
+        run.train()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    torch.manual_seed(0)
+    write_model(folder / "dit", CONFIG, randomise(build(DIT), 1), tiny_autoencoder(), tiny_text_encoder())
+    pictures(folder / "images")
+    for kind in ("ddp", "fsdp2", "zero"):
+        on_processes(2, _train, folder, kind)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_files_are_those_of_replicas(root, name, kind):
+    replicas, shards = (root / k / name / "export" for k in ("ddp", kind))
+    files = sorted(path.relative_to(replicas) for path in replicas.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        one, two = load_file(replicas / file), load_file(shards / file)
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=2e-6, rtol=1e-5)
