@@ -5,7 +5,7 @@ towards where the optimal transport map between the two takes it, which is the g
 population (distill/population.py). Beside it stands the loss of a latent consistency model, which ties a picture to its prompt
 and its noise; without it (consistency_weight 0) no teacher is asked anything. There is no discriminator to train or to lose to.
 
-The student should draw in one step already: far from the data the map is steep, and a run can diverge.
+A population lags behind the student: far from the data the loss must not outweigh the one beside it, or a run diverges.
 
 A network that pictures are then measured by is flattered: measure by another. Several may be matched at once, of which the
 frozen teacher itself is one that sees latents at their full resolution.
