@@ -127,7 +127,8 @@ class ZeroOptimizer(Optimizer):
 
     def clip_gradients(self) -> Tensor:
         """The norm of the gradient, infinite where it has none; the engine clips by it in `step`."""
-        return torch.as_tensor(self.engine.optimizer.scaled_global_norm()).detach()
+        norm = self.engine.optimizer.scaled_global_norm()
+        return torch.as_tensor(norm, device=self.parameters[0].device).detach()
 
     def step(self, factor: float) -> None:
         self.set_rates(factor)
