@@ -32,12 +32,13 @@ def run_command(
     """
     try:
         config, trainer = make()
-        if given.dry_run or given.memory:
+        say = print if trainer.rank == 0 else lambda text: None  # all processes would say the same
+        if given.dry_run:
+            say("\n".join([config.model_dump_json(indent=2), *trained(trainer)]))
+        elif given.memory:
             from distill.memory import table
 
-            shown = [config.model_dump_json(indent=2), *trained(trainer)] if given.dry_run else [table(trainer)]
-            if trainer.rank == 0:  # all processes would say the same
-                print("\n".join(shown))
+            say(table(trainer))
         else:
             trainer.train()
             done(trainer)

@@ -18,6 +18,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, is_deepspeed_available
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import TrainConfig
 from distill.run_folder import TrainingError
@@ -53,11 +54,17 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a wrapper for data-parallel training, for calls that need no gradients."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
 def fixed(network: nn.Module) -> Callable[..., Any]:
-    """The network's function, differentiable in its arguments alone.
+    """The bare network's function, differentiable in its arguments alone.
 
     Of a sharded network in its weights as well, as its own hooks must gather them: whoever trains must clear those gradients.
     """
+    network = bare(network)
     if in_shards(network):
         return network
     weights = {name: value.detach() for name, value in network.named_parameters()}

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from distill.discriminator import TokenHeads, block_features, judge_apart, judged_blocks
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
-from distill.objectives.student import bare
 from distill.parallel import fixed
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
@@ -73,7 +72,7 @@ class AdversarialConsistencyObjective(LatentConsistencyObjective):
         prediction, total, logged = self.consistency(models, z_t, i, condition, scale)
         noise = draws.normal_like("fake", z_t)
         fake = self.features(models, prediction.x0, self.judged(draws, z_t.device), condition, noise)
-        adversarial = -fixed(bare(models["discriminator"]))(fake).mean()
+        adversarial = -fixed(models["discriminator"])(fake).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 
     def discriminator_loss(

@@ -23,8 +23,7 @@ from distill.discriminator import draw_weights, hinge_apart
 from distill.feature_maps import load_feature_maps
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
-from distill.objectives.student import bare
-from distill.parallel import fixed
+from distill.parallel import bare, fixed
 from samplers.denoiser import Condition
 
 
@@ -105,8 +104,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
         if phase.name == "discriminator":
             return self.discriminator_loss(models, batch, draws)
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
-        heads, told = bare(models["discriminator"]), self.prompt(condition)
-        adversarial = -fixed(heads)(self.features(x0), told).mean()
+        adversarial = -fixed(models["discriminator"])(self.features(x0), self.prompt(condition)).mean()
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)

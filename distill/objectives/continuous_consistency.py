@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from distill.consistency import at_ratio, check_reach
 from distill.derivative import How, along, plain_attention
 from distill.objective import Batch, Draws, Phase, Role
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from distill.objectives.student import Scale, StudentConfig, StudentObjective
+from distill.parallel import bare
 from gen.backbones.blocks import TimeMLP, timestep_embedding
 from gen.model_folder import Option
 from samplers.denoiser import Condition

@@ -25,8 +25,8 @@ from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
-from distill.objectives.student import Scale, bare, copy_weights
-from distill.parallel import fixed
+from distill.objectives.student import Scale, copy_weights
+from distill.parallel import bare, fixed
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
 from samplers.path import NoiseLevel, expand
@@ -162,7 +162,7 @@ class DistributionMatchingObjective(DrawingObjective):
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
-        fake, logits = self.judge(fixed(bare(models["critic"])), x_t, level, condition, scale)
+        fake, logits = self.judge(fixed(models["critic"]), x_t, level, condition, scale)
         real = self.teach(models, x_t.detach(), level, condition, scale)
         total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
         logged = {"apart": (fake.x0 - real.x0).detach().abs().mean()}

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from distill.objectives.student import Scale, StudentConfig, StudentObjective
+from distill.parallel import bare
 from samplers.denoiser import Condition
 from samplers.path import expand
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from distill.derivative import How, along, plain_attention
 from distill.objective import Batch, Draws, Phase
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from distill.objectives.student import Scale, StudentConfig, StudentObjective
+from distill.parallel import bare
 from samplers.denoiser import Condition
 from samplers.path import RectifiedFlow, expand
 

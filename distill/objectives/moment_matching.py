@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from distill import steps
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.mean_flow import aimed, check_map
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, bare
+from distill.objectives.student import Scale, StudentConfig, StudentObjective
+from distill.parallel import bare
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 

@@ -21,8 +21,8 @@ from distill.discriminator import TokenHeads, block_features, judge_apart
 from distill.losses import Weight
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.regression import RegressionConfig, RegressionObjective
-from distill.objectives.student import Scale, bare
-from distill.parallel import fixed
+from distill.objectives.student import Scale
+from distill.parallel import bare, fixed
 from distill.steps import Ladder, ddim
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
@@ -116,7 +116,7 @@ class PhasedConsistencyObjective(RegressionObjective):
             return total, logged
         level = ladder[self.judged(draws, start)]
         fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
-        adversarial = F.relu(1 - fixed(bare(models["discriminator"]))(fake)).mean()
+        adversarial = F.relu(1 - fixed(models["discriminator"])(fake)).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 
     def discriminator_loss(

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distill import steps
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Batch, Draws, Objective, Preview, Role
+from distill.parallel import bare
 from distill.saving import fill
 from gen.checkpoints import write_bytes
 from gen.components import Config, build, config_of
@@ -461,11 +461,6 @@ class StudentObjective(Objective):
             f"{'s' if settings.num_inference_steps > 1 else ''}, distilled from {self.given.name!r} with {method}"
             f"{f' ({self.source})' if self.source else ''}.\n\n    {usage}\n"
         )
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network inside a wrapper for data-parallel training, for calls that need no gradients."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def following(network: nn.Module) -> Role:
