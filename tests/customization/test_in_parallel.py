@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gen.components import build
 from gen.model_folder import write_model
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_methods import CONFIG, DIT, OWN
 from tests.distill.processes import on_processes
+from tests.distill.states import close_exports
 from tests.distill.test_zero import launched
 from tests.gen.conftest import randomise, tiny_autoencoder, tiny_text_encoder
 
@@ -50,11 +50,4 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ["fsdp2", "zero"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_files_are_those_of_replicas(root, name, kind):
-    replicas, shards = (root / k / name / "export" for k in ("ddp", kind))
-    files = sorted(path.relative_to(replicas) for path in replicas.rglob("*.safetensors"))
-    assert files
-    for file in files:
-        one, two = load_file(replicas / file), load_file(shards / file)
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            torch.testing.assert_close(two[key], value, atol=2e-6, rtol=1e-5)
+    close_exports(root / "ddp" / name, root / kind / name, atol=2e-6, rtol=1e-5)

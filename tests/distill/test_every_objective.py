@@ -9,7 +9,6 @@ import torch
 
 import distill.classifier
 import distill.evaluator  # noqa: F401  (these make their network types known)
-from distill import checkpoint as checkpoints
 from distill.config import TrainConfig
 from distill.objective import Batch
 from distill.objectives import OBJECTIVES, make_objective
@@ -17,6 +16,7 @@ from distill.trainer import Trainer
 from gen.components import build, save_component
 from gen.model_folder import write_model
 from tests.distill.cases import AUTOENCODER, CASES
+from tests.distill.states import everything
 from tests.distill.students import Source, tiny_teacher
 from tests.gen.conftest import tiny_text_encoder
 
@@ -54,11 +54,6 @@ def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Train
     network = build(config.network).train().requires_grad_(True)
     source = {"labels": Source, "pictures": Pictures}[config.data["type"]]()
     return Trainer(config, make_objective(config.objective, network, source), source)
-
-
-def everything(run) -> dict[str, torch.Tensor]:
-    saved = checkpoints.load_latest(run)
-    return {f"{group}/{name}": value for group, tensors in saved.tensors.items() for name, value in tensors.items()}
 
 
 def test_there_is_a_case_for_every_objective():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from distill.objectives import OBJECTIVES
 from tests.distill.cases import CASES
 from tests.distill.processes import on_processes
-from tests.distill.test_every_objective import everything, make_places, trainer
+from tests.distill.states import close, close_exports, everything
+from tests.distill.test_every_objective import make_places, trainer
 from tests.distill.test_zero import launched
 
 STEPS = 4
@@ -49,15 +49,6 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_shards_are_what_replicas_are(root, name, kind):
     """Weights, averages, optimiser state and what the method keeps, after four steps; and what the run wrote for use."""
-    same(everything(root / "ddp" / name), everything(root / kind / name))
-    replicas, shards = (root / k / name / "export" for k in ("ddp", kind))
-    files = sorted(path.relative_to(replicas) for path in replicas.rglob("*.safetensors"))
-    assert files
-    for file in files:
-        same(load_file(replicas / file), load_file(shards / file))
-
-
-def same(replicas: dict[str, torch.Tensor], shards: dict[str, torch.Tensor]) -> None:
-    assert replicas.keys() == shards.keys()
-    for name, value in replicas.items():
-        torch.testing.assert_close(shards[name], value, atol=2e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    replicas, shards = root / "ddp" / name, root / kind / name
+    close(everything(replicas), everything(shards), atol=2e-6, rtol=1e-5)
+    close_exports(replicas, shards, atol=2e-6, rtol=1e-5)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,14 +21,8 @@ from distill.parallel import Parallel, is_sharded
 from distill.saving import fill
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
-from tests.distill.test_trainer import everything
+from tests.distill.states import close, equals_one, everything, stop_after
 from tests.distill.toy import BASE, DuelObjective, Net, ToyObjective, ToySource, duel_trainer, toy_trainer
-
-
-def close(a: dict, b: dict, atol: float = 1e-6) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], atol=atol, rtol=0, msg=name)
 
 
 def run_toy(output, kind, **changes) -> None:
@@ -52,9 +44,7 @@ def test_two_processes_equal_one(tmp_path, kind, type, monkeypatch):
     Muon orthogonalises in float64 here: what bfloat16 makes of gradients that differ in their last bit is measured below."""
     monkeypatch.setattr(Muon, "dtype", torch.float64)
     optimizer = {"type": type, "lr": 1e-2, "muon_lr": 1e-2}
-    toy_trainer(tmp_path / "one", max_steps=6, optimizer=optimizer).train()
-    on_processes(2, _run_two, tmp_path / "two", kind, optimizer)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"), 1e-6)
+    equals_one(tmp_path, toy_trainer(tmp_path / "one", max_steps=6, optimizer=optimizer), _run_two, kind, optimizer)
     logs = [[json.loads(row) for row in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
     assert [row["step"] for row in logs[1]] == [3, 6]  # one process writes, what all of them found
     for one, two in zip(*logs, strict=True):
@@ -86,9 +76,7 @@ def _accumulate(output, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_of_two_micro_batches_equal_one(tmp_path, kind):
-    toy_trainer(tmp_path / "one", max_steps=6, optimizer={"lr": 1e-2}).train()
-    on_processes(2, _accumulate, tmp_path / "two", kind)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, toy_trainer(tmp_path / "one", max_steps=6, optimizer={"lr": 1e-2}), _accumulate, kind)
 
 
 def _duel(output, kind) -> None:
@@ -99,9 +87,7 @@ def _duel(output, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_networks_against_one_another(tmp_path, kind):
-    duel_trainer(tmp_path / "one", max_steps=6, roles={"critic": {"every": 2}}).train()
-    on_processes(2, _duel, tmp_path / "two", kind)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, duel_trainer(tmp_path / "one", max_steps=6, roles={"critic": {"every": 2}}), _duel, kind)
 
 
 def _first_half(output, kind) -> None:
@@ -110,18 +96,7 @@ def _first_half(output, kind) -> None:
 
 def _stops_at_six(output, kind) -> None:
     trainer = toy_trainer(output, parallel=kind, optimizer={"lr": 1e-2})
-
-    def stop(step: int) -> None:
-        if step == 5 and trainer.rank == 1:  # the signal reaches one process alone
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    trainer.objective.after_step = stop
-    try:
-        trainer.train()
-    except SystemExit as exit:
-        assert exit.code == 143 and trainer.step == 6
-    else:
-        raise AssertionError("it did not stop")
+    stop_after(trainer, 6, here=trainer.rank == 1)  # the signal reaches one process alone
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
@@ -135,10 +110,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, kind):
     assert min(resumed.source.asked) == 48
     close(everything(tmp_path / "one"), everything(tmp_path / "shrinks"))
 
-    stopped = toy_trainer(tmp_path / "grows", optimizer={"lr": 1e-2})
-    stopped.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
-    with pytest.raises(SystemExit):
-        stopped.train()
+    stop_after(toy_trainer(tmp_path / "grows", optimizer={"lr": 1e-2}), 6)
     on_processes(2, _first_half, tmp_path / "grows", kind)
     close(everything(tmp_path / "one"), everything(tmp_path / "grows"))
 
@@ -217,9 +189,7 @@ def _penalized(output, kind) -> None:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_gradient_penalties(tmp_path, kind):
     """In shards the gradient of a gradient is lost without a word, so such a network stays whole."""
-    penalized_trainer(tmp_path / "one").train()
-    on_processes(2, _penalized, tmp_path / "two", kind)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, penalized_trainer(tmp_path / "one"), _penalized, kind)
 
 
 class ScaledNet(Net):
@@ -275,9 +245,7 @@ def _scaled(output, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_single_numbers_any_order_in_memory_and_copies_that_follow(tmp_path, kind):
-    scaled_trainer(tmp_path / "one").train()
-    on_processes(2, _scaled, tmp_path / "two", kind)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, scaled_trainer(tmp_path / "one"), _scaled, kind)
 
 
 def test_a_launch_of_fewer_processes_than_asked_for_is_an_error(tmp_path):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +15,8 @@ from distill.objective import Phase
 from distill.precision import LossScaler
 from distill.trainer import TrainingError
 from gen.checkpoints import CheckpointError
+from tests.distill.states import everything, stop_after
 from tests.distill.toy import duel_trainer, toy_trainer
-
-
-def everything(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoints.load_latest(run)
-    return {f"{group}/{name}": value for group, tensors in saved.tensors.items() for name, value in tensors.items()}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -32,11 +25,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_twice_n_steps_equal_n_resume_n_bit_for_bit(tmp_path):
     toy_trainer(tmp_path / "whole").train()
-    half = toy_trainer(tmp_path / "parts")
-    half.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
-    with pytest.raises(SystemExit) as stop:
-        half.train()
-    assert stop.value.code == 143
+    stop_after(toy_trainer(tmp_path / "parts"), 6)
     assert checkpoints.load_latest(tmp_path / "parts").step == 6
     resumed = toy_trainer(tmp_path / "parts")
     resumed.train()
@@ -179,9 +168,7 @@ def test_an_unknown_role_is_named(tmp_path):
 def test_a_run_of_two_roles_resumes_bit_for_bit(tmp_path):
     duel_trainer(tmp_path / "whole", max_steps=8, roles={"critic": {"every": 3}}).train()
     half = duel_trainer(tmp_path / "parts", max_steps=8, checkpoint_every=3, roles={"critic": {"every": 3}})
-    half.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
-    with pytest.raises(SystemExit):
-        half.train()
+    stop_after(half, 4)
     duel_trainer(tmp_path / "parts", max_steps=8, roles={"critic": {"every": 3}}).train()
     assert same(everything(tmp_path / "whole"), everything(tmp_path / "parts"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +17,7 @@ from distill.parallel import Parallel, make_accelerator
 from distill.trainer import Trainer, TrainingError
 from distill.zero import zero_settings
 from tests.distill.processes import on_processes
-from tests.distill.test_parallel import close
-from tests.distill.test_trainer import everything
+from tests.distill.states import close, equals_one, everything, stop_after
 from tests.distill.toy import BASE, Net, ToyObjective, ToySource, duel_trainer, toy_trainer
 
 pytest.importorskip("deepspeed")
@@ -74,9 +72,7 @@ def _toy(output: Path, stage: int, offload: str, changes: dict) -> None:
 )
 def test_two_processes_equal_one(tmp_path, stage, offload, changes):
     """Weights, averages and optimiser state after six steps."""
-    toy_trainer(tmp_path / "one", max_steps=6, **changes).train()
-    on_processes(2, _toy, tmp_path / "two", stage, offload, changes)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, toy_trainer(tmp_path / "one", max_steps=6, **changes), _toy, stage, offload, changes)
 
 
 def _duel(output: Path) -> None:
@@ -87,9 +83,7 @@ def _duel(output: Path) -> None:
 
 
 def test_two_networks_against_one_another(tmp_path):
-    duel_trainer(tmp_path / "one", max_steps=6, roles={"critic": {"every": 2}}).train()
-    on_processes(2, _duel, tmp_path / "two")
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, duel_trainer(tmp_path / "one", max_steps=6, roles={"critic": {"every": 2}}), _duel)
 
 
 class Twice(ToyObjective):
@@ -159,9 +153,7 @@ def fails_at_three(trainer: Trainer, bad: str, here: bool) -> None:
 def test_an_update_left_out_is_left_out_on_all_and_leaves_nothing_behind(tmp_path, stage, offload, bad):
     one = toy_trainer(tmp_path / "one", max_steps=6, optimizer=ADAMW, accumulate=2, on_nonfinite="skip")
     fails_at_three(one, bad, True)
-    one.train()
-    on_processes(2, _skips, tmp_path / "two", stage, offload, bad)
-    close(everything(tmp_path / "one"), everything(tmp_path / "two"))
+    equals_one(tmp_path, one, _skips, stage, offload, bad)
 
 
 def _whole_run(output: Path, stage: int) -> None:
@@ -172,12 +164,7 @@ def _whole_run(output: Path, stage: int) -> None:
 def _stops_at_six(output: Path, stage: int) -> None:
     launched(stage)
     trainer = toy_trainer(output, optimizer=ADAMW)
-    trainer.objective.after_step = lambda step: (
-        os.kill(os.getpid(), signal.SIGTERM) if step == 5 and trainer.rank == 1 else None
-    )
-    with pytest.raises(SystemExit):
-        trainer.train()
-    assert trainer.step == 6
+    stop_after(trainer, 6, here=trainer.rank == 1)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_whole_one(tmp_path):
@@ -195,20 +182,14 @@ def test_a_run_goes_on_with_another_number_of_processes_and_back(tmp_path):
     toy_trainer(tmp_path / "shrinks", optimizer=ADAMW, batch_size=12).train()
     close(everything(tmp_path / "one"), everything(tmp_path / "shrinks"))
 
-    stopped = toy_trainer(tmp_path / "grows", optimizer=ADAMW, batch_size=12)
-    stopped.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
-    with pytest.raises(SystemExit):
-        stopped.train()
+    stop_after(toy_trainer(tmp_path / "grows", optimizer=ADAMW, batch_size=12), 6)
     on_processes(3, _goes_on_of_twelve, tmp_path / "grows")
     close(everything(tmp_path / "one"), everything(tmp_path / "grows"))
 
 
 def _stops_of_twelve(output: Path) -> None:
     launched(1)
-    trainer = toy_trainer(output, optimizer=ADAMW, batch_size=12)
-    trainer.objective.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
-    with pytest.raises(SystemExit):
-        trainer.train()
+    stop_after(toy_trainer(output, optimizer=ADAMW, batch_size=12), 6)
 
 
 def _goes_on_of_twelve(output: Path) -> None:
@@ -226,9 +207,7 @@ def _one_process(output: Path) -> None:
 
 
 def test_one_process_can_offload(tmp_path):
-    toy_trainer(tmp_path / "one", optimizer=ADAMW, max_steps=6).train()
-    on_processes(1, _one_process, tmp_path / "zero")
-    close(everything(tmp_path / "one"), everything(tmp_path / "zero"))
+    equals_one(tmp_path, toy_trainer(tmp_path / "one", optimizer=ADAMW, max_steps=6), _one_process, world=1)
 
 
 def _muon(output: Path) -> None:
