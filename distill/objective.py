@@ -8,7 +8,7 @@ resumed at step N continues exactly as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,27 @@ class Draws:
     def uniform(self, purpose: str, shape: Sequence[int] = (), device=None) -> Tensor:
         """(B, *shape) uniform in [0, 1)."""
         return self._rows(lambda g: torch.rand(tuple(shape), generator=g), purpose, device)
+
+
+def drop_labels(batch: Batch, share: float, draws: Draws, group: int = 1) -> Batch:
+    """The batch with a share of its labels dropped (-1), so that the row of a network's table which stands for no label, and
+    which guidance asks for, is trained as well (arXiv 2207.12598, Algorithm 1). group: so many samples, one after another, are
+    dropped together."""
+    if batch.labels is None or not share:
+        return batch
+    return replace(batch, labels=torch.where(unlabelled(batch, share, draws, group), -1, batch.labels))
+
+
+def unlabelled(batch: Batch, share: float, draws: Draws, group: int = 1) -> Tensor:
+    """(B,) bool: the samples to train without a condition."""
+    chance = draws.uniform("null", device=None if batch.labels is None else batch.labels.device)
+    return chance.unflatten(0, (-1, group))[:, :1].expand(-1, group).flatten() < share
+
+
+def knows_no_label(network: nn.Module) -> bool:
+    """Does a network take labels and have a row for images without one?"""
+    config: Any = getattr(network, "config", None)
+    return bool(getattr(config, "num_classes", 0)) and bool(getattr(config, "null_label", True))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill import losses
 from distill.levels import TimeConfig, draw_levels
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.objective import Batch, Draws, Objective, Phase, Role, drop_labels
 from gen.components import Config, save_component
 from gen.conditions import join
 from gen.influence import Influences
@@ -39,12 +39,13 @@ class MemberConfig(Config):
 
 class CollaborateConfig(Config):
     """models: the first one decides the path and the latents. weight: of an error of x0 at a level (`distill.losses`), at most
-    max_weight; snr is the paper's error of eps."""
+    max_weight; snr is the paper's error of eps. drop_label: share of the samples that are trained without their label."""
 
     models: tuple[MemberConfig, ...] = Field(min_length=1, max_length=16)
     time: TimeConfig = TimeConfig()
     weight: losses.Weight = "truncated_snr"
     max_weight: float = Field(25.0, gt=0)
+    drop_label: float = Field(0.1, ge=0, le=1)
 
 
 class CollaborateObjective(Objective):
@@ -115,7 +116,7 @@ class CollaborateObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x0 = self.clean(batch)
+        batch, x0 = drop_labels(batch, self.config.drop_label, draws), self.clean(batch)
         level = self.levels(draws, x0.device)
         x = level.mix(x0, draws.normal_like("eps", x0))
         conditions = [self.told(batch, member, x0.device) for member in self.config.models]

@@ -101,7 +101,7 @@ class DiscreteConsistency(StudentObjective):
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
-        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
+        condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
         high, low = self.pair(draws, x0.device, step)
         t, s = at_ratio(self.path, high), at_ratio(self.path, low.clamp(min=self.config.sigma_min))
         eps = draws.normal_like("eps", x0)

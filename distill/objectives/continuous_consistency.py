@@ -135,7 +135,7 @@ class ContinuousConsistencyObjective(StudentObjective):
         draws = Draws(draws.seed, draws.index, "student")  # both phases see the same points
         x0 = self.clean(batch)
         count = len(x0) if phase.name == "student" else math.ceil(self.config.share * len(x0))
-        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
+        condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
         angle = self.angles(draws, x0.device)
         z = draws.normal_like("eps", x0)
         x0, z, angle, condition = x0[:count], z[:count], angle[:count], condition[:count]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.coupling import CouplingConfig, couple
 from distill.levels import TimeConfig, draw_levels, log_density
-from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
+from distill.objective import Batch, Draws, Objective, Phase, Preview, Role, drop_labels, knows_no_label
 from distill.weighting import Weighting
 from gen.components import Config, load_component
 from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
@@ -46,7 +46,8 @@ class PreviewConfig(Config):
 class DiffusionConfig(Config):
     """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders.
 
-    coupling: which noise of a batch goes to which picture (`distill.coupling`)."""
+    coupling: which noise of a batch goes to which picture (`distill.coupling`). drop_label: share of the samples that are
+    trained without their label, for guidance; empty captions are the data's (`drop_caption`)."""
 
     path: PathConfig = RectifiedFlowPath(type="rectified_flow")
     prediction: Kind = "flow"
@@ -55,6 +56,7 @@ class DiffusionConfig(Config):
     min_sigma: float = Field(0.05, gt=0)
     time: TimeConfig = TimeConfig()
     coupling: CouplingConfig = CouplingConfig()
+    drop_label: float = Field(0.1, ge=0, le=1)
     clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(0.5, gt=0)
@@ -101,7 +103,8 @@ class DiffusionObjective(Objective):
     @torch.no_grad()
     def condition(self, batch: Batch, device: torch.device) -> Condition:
         if self.text_encoder is None:
-            return Condition(label=batch.labels)
+            reads = getattr(getattr(self.roles["denoiser"].network, "config", None), "num_classes", 1)
+            return Condition(label=batch.labels if reads else None)
         tokens, mask = self.text_encoder.to(device).encode(batch.captions)
         return Condition(tokens=tokens.float(), mask=mask)
 
@@ -129,6 +132,8 @@ class DiffusionObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if knows_no_label(self.roles["denoiser"].network):
+            batch = drop_labels(batch, self.config.drop_label, draws)
         x0 = self.clean(batch)
         level = self.levels(draws, x0.device)
         eps = couple(self.config.coupling, x0, draws.normal_like("eps", x0), batch, draws)
@@ -148,7 +153,7 @@ class DiffusionObjective(Objective):
             prompts = Batch(index=torch.arange(len(config.prompts)), captions=config.prompts)
             condition = self.condition(prompts, like.device)
         else:
-            condition = Condition(label=None if batch.labels is None else batch.labels[:16])
+            condition = self.condition(batch, like.device).map(lambda v: v[:16])
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
         noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
         with torch.autocast(like.device.type, torch.bfloat16):

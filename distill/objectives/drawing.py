@@ -60,7 +60,7 @@ class DrawingObjective(StudentObjective):
     def drawn(self, student: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
         """(x0 (B, C, h, w) that the student draws, the data's, the condition, the guidance scale)."""
         real = self.clean(batch)
-        condition, scale = self.condition(batch, real.device), self.scale(draws, real.device)
+        condition, scale = self.condition(batch, real.device, draws), self.scale(draws, real.device)
         start = self.start(draws, real.device)
         level = self.levels.to(real.device)[start]
         if self.config.inputs == "data":

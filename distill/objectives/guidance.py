@@ -56,7 +56,7 @@ class GuidanceObjective(RegressionObjective):
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
-        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
+        condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
         level = self.draw_level(draws, x0.device)
         x = level.mix(x0, draws.normal_like("eps", x0))
         target = self.teach(models, x, level, condition, scale).x0

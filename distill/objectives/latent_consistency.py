@@ -70,7 +70,7 @@ class LatentConsistencyObjective(RegressionObjective):
         device = x0.device
         i = self.start(draws, device)
         z = self.teacher_levels.to(device)[i + 1].mix(x0, draws.normal_like("eps", x0))
-        return z, i, self.condition(batch, device), self.scale(draws, device)
+        return z, i, self.condition(batch, device, draws), self.scale(draws, device)
 
     def consistency(
         self, models: Mapping[str, nn.Module], z_t: Tensor, i: Tensor, condition: Condition, scale: Scale

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.derivative import How, along, plain_attention
-from distill.objective import Batch, Draws, Phase
+from distill.objective import Batch, Draws, Phase, unlabelled
 from distill.objectives.student import Scale, StudentConfig, StudentObjective
 from distill.parallel import bare
 from samplers.denoiser import Condition
@@ -28,8 +28,8 @@ class MeanFlowConfig(StudentConfig):
     different: the share of samples with r < t. power, floor: the error is divided by (|error|^2 + floor)^power.
 
     omega, kappa: guidance inside, in training: v <- omega v + kappa u(t, t | c) + (1 - omega - kappa) u(t, t | null), of
-    effective scale omega / (1 - kappa); dropout: the share of samples without condition, whose v stays as it is. min_time:
-    of t, where a network that predicts x0 says little about the velocity.
+    effective scale omega / (1 - kappa). drop_label: the share of samples without condition, captions' too, whose v stays as it
+    is. min_time: of t, where a network that predicts x0 says little about the velocity.
     """
 
     mode: Literal["training", "distillation"] = "training"
@@ -40,7 +40,6 @@ class MeanFlowConfig(StudentConfig):
     floor: float = Field(1e-3, gt=0)
     omega: float = Field(1.0, gt=0)
     kappa: float = Field(0.0, ge=0, lt=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
     min_time: float = Field(0.001, ge=0, lt=1)
     derivative: How = "forward"
     steps: int = Field(1, gt=0)
@@ -85,15 +84,23 @@ class MeanFlowObjective(StudentObjective):
             guided = guided + config.kappa * self.mean_velocity(network, x, t, t, condition, scale)
         return torch.where(expand(null, x).bool(), v, guided)
 
+    def dropped_condition(self, batch: Batch, draws: Draws, device: torch.device) -> tuple[Condition, Tensor]:
+        """(the condition, which samples (B,) have none), by the data or by drop_label."""
+        condition = self.condition(batch, device, draws)
+        if condition.tokens is None:
+            none = condition.label is None
+            return condition, torch.ones(len(batch), dtype=torch.bool, device=device) if none else condition.label < 0
+        null = torch.tensor([not caption for caption in batch.captions or ()], device=device)
+        if self.config.mode == "training":
+            dropped = unlabelled(batch, self.config.drop_label, draws).to(device)
+            condition, null = select(dropped, condition.null(), condition), null | dropped
+        return condition, null
+
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, x0 = self.config, self.clean(batch)
-        condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
-        null = torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
-        if config.mode == "training":
-            null = draws.uniform("null", device=x0.device) < config.dropout
-            condition = select(null, condition.null(), condition)
+        (condition, null), scale = self.dropped_condition(batch, draws, x0.device), self.scale(draws, x0.device)
         r, t = self.times(draws, x0.device)
         eps = draws.normal_like("eps", x0)
         x = self.path(t).mix(x0, eps)

@@ -83,6 +83,7 @@ class MomentMatchingObjective(StudentObjective):
         count = self.config.particles
         if len(batch) % count:
             raise ValueError(f"A batch of {len(batch)} does not split into groups of {count} particles; use a multiple.")
+        batch = self.dropped(batch, draws, count)  # a group has one condition
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         s, r, t = (self.path(v) for v in self.times(draws, x0.device))

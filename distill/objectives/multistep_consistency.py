@@ -65,7 +65,7 @@ class MultistepConsistencyObjective(RegressionObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0, count = self.clean(batch), self.substeps(step)
         device, levels = x0.device, self.levels.to(x0.device)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
+        condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         segment = self.pick(draws, "segment", levels.steps, device)
         n = 1 + self.pick(draws, "substep", count, device)
         start = levels[segment]

@@ -70,7 +70,7 @@ class PhasedConsistencyObjective(RegressionObjective):
         """(the student's end of the phase, the target's, the ladder, the number of the phase's first level, the condition)."""
         x0 = self.clean(batch)
         device, ladder = x0.device, self.teacher_levels.to(x0.device)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
+        condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         i = self.pick(draws, "step", ladder.steps, device)
         start = i // self.length * self.length
         t, end = ladder[i + 1], ladder[start]

@@ -74,7 +74,7 @@ class ProgressiveObjective(StagedObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         device, stage = x0.device, self.stage(step)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
+        condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         ladder = self.ladders[stage].to(device)
         i = self.pick(draws, "step", ladder.steps // 2, device)
         t, middle, s = (ladder[2 * i + k] for k in (2, 1, 0))

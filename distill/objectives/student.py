@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distill import steps
 from distill.lora import LoraConfig, LoraNetwork
-from distill.objective import Batch, Draws, Objective, Preview, Role
+from distill.objective import Batch, Draws, Objective, Preview, Role, drop_labels, knows_no_label
 from distill.parallel import bare
 from distill.saving import fill
 from gen.checkpoints import write_bytes
@@ -80,6 +80,7 @@ class StudentConfig(Config):
     exported student draws with by default; the middle of the teacher's range if not given. target_ema: decay of an averaged
     copy of the student that makes the targets; None: the student itself makes them. lora: train a LoRA on the teacher and
     export it alone, or, with `merge`, a whole model. start: the teacher's weights, or those that the run's init_from gave.
+    drop_label: share of the samples that are trained without their label; empty captions are the data's (`drop_caption`).
     """
 
     teacher: TeacherConfig = TeacherConfig()
@@ -92,6 +93,7 @@ class StudentConfig(Config):
     lora: LoraConfig | None = None
     merge: bool = False
     start: Literal["teacher", "network"] = "teacher"
+    drop_label: float = Field(0.1, ge=0, le=1)
     preview: StudentPreviewConfig = StudentPreviewConfig()
 
     @model_validator(mode="after")
@@ -276,8 +278,15 @@ class StudentObjective(Objective):
             return batch.images
         return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.model.latent_scale
 
+    def dropped(self, batch: Batch, draws: Draws, group: int = 1) -> Batch:
+        """The batch without a share of its labels, where the networks know what no label is."""
+        share = self.config.drop_label if knows_no_label(self.given.network) else 0.0
+        return drop_labels(batch, share, draws, group)
+
     @torch.no_grad()
-    def condition(self, batch: Batch, device: torch.device) -> Condition:
+    def condition(self, batch: Batch, device: torch.device, draws: Draws | None = None) -> Condition:
+        """What the captions or labels of a batch say; in training, with its draws, without a share of the labels."""
+        batch = batch if draws is None else self.dropped(batch, draws)
         if self.text_encoder is None or batch.captions is None:
             return Condition(label=batch.labels if getattr(self.given.network.config, "num_classes", 0) else None)
         encoder = self.text_encoder.to(device)

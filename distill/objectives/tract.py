@@ -68,7 +68,7 @@ class TractObjective(StagedObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         device, stage = x0.device, self.stage(step_number)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
+        condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         ladder = self.ladders[stage].to(device)
         length = ladder.steps // self.config.counts[stage]
         i = self.pick(draws, "step", ladder.steps, device)

@@ -58,7 +58,7 @@ class TrajectoryConsistencyObjective(RegressionObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.clean(batch)
         device, ladder = x0.device, self.teacher_levels.to(x0.device)
-        condition, scale = self.condition(batch, device), self.scale(draws, device)
+        condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         i, end = self.indices(draws, ladder.steps, device)
         t, s, e = ladder[i + 1], ladder[i], ladder[end]
         z_t = t.mix(x0, draws.normal_like("eps", x0))

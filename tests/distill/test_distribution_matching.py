@@ -171,7 +171,7 @@ def test_where_samples_start():
     for share, low, high in ((0.0, 70, 130), (0.5, 210, 290), (1.0, 400, 400)):
         start = dmd(tiny_teacher(), student(), noisiest_share=share).start(draws, CPU)
         assert low <= (start == 4).sum() <= high and start.min() >= 1 and start.max() == 4
-    objective = dmd(tiny_teacher(), one := student(), inputs="data")
+    objective = dmd(tiny_teacher(), one := student(), inputs="data", drop_label=0.0)
     x0, real, *_ = objective.drawn(one, latents(), draws := Draws(0, torch.arange(4), "student"))
     start = objective.start(draws, CPU)
     z = objective.levels[start].mix(real, draws.normal("eps", (2, 4, 4)))

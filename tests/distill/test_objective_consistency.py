@@ -59,7 +59,7 @@ def test_improved_training_is_its_formula():
     """sum over samples of 1 / (t - s) (sqrt(|f(x_t) - f(x_s)|^2 + c^2) - c), c = 0.00054 sqrt(d), one noise for both points."""
     teacher = tiny_teacher()
     network = build({"type": "dit", **SIZES})
-    config = ImprovedConsistencyConfig(total_steps=100, first_levels=10, last_levels=40)
+    config = ImprovedConsistencyConfig(total_steps=100, first_levels=10, last_levels=40, drop_label=0.0)
     objective = ImprovedConsistencyObjective(config, network, None, teacher)
     batch = batch_of(6, shape=(2, 4, 4))
     batch.latents = batch.latents.float()
@@ -90,7 +90,7 @@ def test_easy_tuning_starts_as_the_denoising_loss():
     """In stage 0 the target is the clean picture."""
     teacher = tiny_teacher()
     network = randomise(build({"type": "dit", **SIZES}), 2)
-    config = EasyConsistencyConfig(stage_steps=10, distance="squared", weighting="uniform")
+    config = EasyConsistencyConfig(stage_steps=10, distance="squared", weighting="uniform", drop_label=0.0)
     objective = EasyConsistencyObjective(config, network, None, teacher)
     batch = batch_of(5, shape=(2, 4, 4))
     batch.latents = batch.latents.float()

@@ -69,7 +69,7 @@ def test_derivatives_are_not_taken_in_half_precision():
 
 
 def continuous(given, network, **config) -> ContinuousConsistencyObjective:
-    settings = {"start": "network", "adaptive": False, "warmup": 0, "normalisation": None, **config}
+    settings = {"start": "network", "adaptive": False, "warmup": 0, "normalisation": None, "drop_label": 0.0, **config}
     return ContinuousConsistencyObjective(ContinuousConsistencyConfig(**settings), network, None, given)
 
 
@@ -201,7 +201,7 @@ def test_the_exact_map_has_no_loss():
 def test_the_loss_is_its_formula():
     """With equal times it is flow matching; the adaptive weight divides by the error and a floor."""
     teacher, network, batch = tiny_teacher(), tiny(sizes=TOLD), small_batch()
-    objective = mean_flow(teacher, network, different=0.0, dropout=0.0, power=0.0)
+    objective = mean_flow(teacher, network, different=0.0, drop_label=0.0, power=0.0)
     draws = Draws(0, batch.index, "student")
     r, t = objective.times(draws, CPU)
     assert torch.equal(r, t)
@@ -210,13 +210,13 @@ def test_the_loss_is_its_formula():
     u = objective.mean_velocity(network, x, t, t, Condition(label=batch.labels), 1.0)
     error = (u - (eps - batch.latents)).square().sum((1, 2, 3))
     assert loss_of(objective, batch).item() == pytest.approx(error.mean().item(), rel=1e-8)
-    weighted = mean_flow(teacher, network, different=0.0, dropout=0.0, power=0.5, floor=0.2)
+    weighted = mean_flow(teacher, network, different=0.0, drop_label=0.0, power=0.5, floor=0.2)
     assert loss_of(weighted, batch).item() == pytest.approx((error / (error + 0.2).sqrt()).mean().item(), rel=1e-8)
 
 
 def test_the_target_holds_the_derivative_at_a_fixed_end():
     teacher, network, batch = tiny_teacher(), tiny(sizes=TOLD), small_batch()
-    objective = mean_flow(teacher, network, different=1.0, dropout=0.0, power=0.0)
+    objective = mean_flow(teacher, network, different=1.0, drop_label=0.0, power=0.0)
     draws, h = Draws(0, batch.index, "student"), 1e-5
     r, t = objective.times(draws, CPU)
     eps, condition = draws.normal("eps", (2, 4, 4)).double(), Condition(label=batch.labels)

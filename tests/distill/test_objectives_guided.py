@@ -98,7 +98,7 @@ def test_trajectory_loss_is_between_two_ways_to_the_same_end(path, kind):
     teacher, student = exact_teacher(path, kind), exact_teacher(path, kind, gaussian=True).network
     student.config = teacher.network.config
     config = TrajectoryConsistencyConfig(
-        teacher={"steps": 6, "guidance_scale": 3.0}, start="network", distance="l2", target_ema=None
+        teacher={"steps": 6, "guidance_scale": 3.0}, start="network", distance="l2", target_ema=None, drop_label=0.0
     )
     objective = TrajectoryConsistencyObjective(config, student, None, teacher)
     batch = batch_of(12)
