@@ -102,9 +102,12 @@ def plan(
         content, reasons = contents[pack.slug], Counter()
         visible = [name for name, icon in content["icons"].items() if not icon.get("hidden")]
         reasons["hidden alias"] = len(content["icons"]) - len(visible)
-        matched = matcher.match(visible, content["chars"])
+        if pack.numbered:
+            matched = matcher.match_numbered(visible)
+        else:
+            matched = [(name, code, 1) for name, code in matcher.match(visible, content["chars"]).items()]
         reasons["skin tone, alternative or unknown"] = len(visible) - len(matched)
-        for name, code in matched.items():
+        for name, code, number in matched:
             concept = concepts.get(code)
             if concept is None or concept.excluded:
                 reasons[concept.excluded if concept else "skin tone, alternative or unknown"] += 1
@@ -114,7 +117,7 @@ def plan(
                 reasons["unsafe or malformed drawing"] += 1
                 continue
             record = Record(
-                file_name=f"images/{pack.slug}/{code}.webp",
+                file_name=f"images/{pack.slug}{f'-{number}' if number > 1 else ''}/{code}.webp",
                 pack=pack.slug,
                 family=pack.family,
                 style=pack.style,

@@ -159,8 +159,57 @@ def article(name: str) -> str:
     return "an" if first[0] in "aeiou" else "a"
 
 
-def _length(caption: str) -> int:
+_IRREGULAR = {
+    "mouse": "mice", "goose": "geese", "foot": "feet", "tooth": "teeth", "leaf": "leaves", "wolf": "wolves",
+    "knife": "knives", "loaf": "loaves", "scarf": "scarves", "elf": "elves", "person": "people", "man": "men",
+    "woman": "women", "child": "children", "fish": "fish", "sheep": "sheep", "deer": "deer", "ox": "oxen",
+    "squid": "squid", "shrimp": "shrimp", "bison": "bison", "potato": "potatoes", "tomato": "tomatoes",
+    "mango": "mangoes", "volcano": "volcanoes", "snowman": "snowmen", "merman": "mermen",
+}  # fmt: skip
+
+
+def pluralize(name: str) -> str:
+    """The plural of a name without an article: "red car" -> "red cars", "slice of pizza" -> "slices of pizza"."""
+    head, link, rest = name, "", ""
+    for word in (" of ", " with ", " on ", " in ", " behind ", " without "):
+        if word in head:
+            head, _, tail = head.partition(word)
+            link, rest = word, tail + link + rest
+    before, _, last = head.rpartition(" ")
+    if last in _IRREGULAR:
+        last = _IRREGULAR[last]
+    elif last.endswith(("s", "x", "z", "ch", "sh")):
+        last += "es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        last = last[:-1] + "ies"
+    else:
+        last += "s"
+    return f"{before} {last}".strip() + link + rest
+
+
+def countable(name: str) -> bool:
+    """Whether there can be three of it: a name that stands with "a" or "an"."""
+    return article(name) != ""
+
+
+def caption_length(caption: str) -> int:
+    """Words and punctuation marks of a caption."""
     return len(re.findall(r"[a-z0-9]+|[^\sa-z0-9]", caption))
+
+
+def say_background(background: str | None, rng: random.Random) -> str:
+    """What a caption says of the background, to stand after the thing's name; nothing of white."""
+    if not background:
+        return ""
+    on = f" on {article(background)} {background} background"
+    return on if rng.random() < 0.7 else f", {background} background"
+
+
+def short_noun(names: Names, colour: str | None, rng: random.Random) -> str:
+    """A name to stand beside another or to be counted: everyday words first, with `colour` where there is one."""
+    pool = (names.base_everyday or (names.base_label,)) if colour else (names.everyday or (names.label,))
+    noun = rng.choice(pool) if rng.random() < 0.7 else (names.base_label if colour else names.label)
+    return f"{rng.choice(COLOUR_WORDS.get(colour, (colour,)))} {noun}" if colour else noun
 
 
 def write_caption(
@@ -175,11 +224,7 @@ def write_caption(
     """One caption. `colour` is what the object was recoloured to, `dominant` its own colour if it has one; the background is
     always named where there is one."""
     noun, bare = _noun(names, dominant, colour, rng)
-    place = ""
-    if background:
-        on = f" on {article(background)} {background} background"
-        place = on if rng.random() < 0.7 else f", {background} background"
-    look = f", {style} style" if rng.random() < style_share else ""
+    place, look = say_background(background, rng), f", {style} style" if rng.random() < style_share else ""
     form = rng.random()
     the = article(noun)
     with_article = f"{the} {noun}" if the else noun
@@ -193,7 +238,7 @@ def write_caption(
         phrase = f"{'an emoji' if form < 0.96 else 'a picture'} of {with_article}"
     # what must go to keep a caption short: first the style, then the phrasing around the name
     for caption in (phrase + place + look, phrase + place):
-        if _length(caption) <= MAX_WORDS:
+        if caption_length(caption) <= MAX_WORDS:
             return caption
     return noun + place
 

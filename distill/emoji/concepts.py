@@ -120,6 +120,16 @@ class Matcher:
             for name in concept.names:
                 self.by_letters.setdefault(_letters(name), code)
 
+    def match_numbered(self, icons: list[str]) -> list[tuple[str, str, int]]:
+        """(icon name, code point, which drawing of it, from 1) for icons called name, name-1, name-2 and so on."""
+        bases: dict[str, list[str]] = {}
+        for name in icons:
+            bases.setdefault(re.sub(r"-\d+$", "", name), []).append(name)
+        codes, drawings = self.match(list(bases), {}), []
+        for base, code in codes.items():
+            drawings += [(name, code, number) for number, name in enumerate(sorted(bases[base]), 1)]
+        return drawings
+
     def match(self, icons: list[str], table: Mapping[str, str]) -> dict[str, str]:
         """Icon name -> code point; every code point once. An exact match goes before a match without hyphens."""
         own = {name: normalise(code) for code, name in table.items()}

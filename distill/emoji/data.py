@@ -5,6 +5,7 @@ A picture has countless variants: recoloured or not, on white or on a colour. Va
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +23,22 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.emoji.archive import Record, read_archive
-from distill.emoji.captions import Names, name_concepts, read_common, write_caption
+from distill.emoji.captions import Names, countable, name_concepts, read_common, say_background, short_noun, write_caption
 from distill.emoji.packs import DataError
 from distill.emoji.recolor import BACKGROUNDS, COLOURS, composite, measure, recolour
+from distill.emoji.scenes import (
+    RELATIONS,
+    Placed,
+    Scene,
+    SceneConfig,
+    arrange_count,
+    arrange_pair,
+    arrange_single,
+    arrange_small,
+    draw_scenes,
+    has_mirror_image,
+    scene_caption,
+)
 from distill.objective import Batch
 from gen.components import Config
 from samplers.noise import fold
@@ -37,7 +52,8 @@ class EmojiConfig(Config):
     """archives: files to read (none: the one that is shipped). size: side of the pictures. common_weight: share of samples
     from the everyday concepts of common.txt. variants: how many variants of a picture occur (none: no limit). recolor,
     background: share of variants with another colour, on a coloured background. drop_caption: share of empty captions.
-    style: share of captions that name the style."""
+    style: share of captions that name the style. scenes: drawings placed anew (none: as drawn). split: which drawings:
+    held_out is one in ten, by a hash of the file's name, and train the others."""
 
     archives: tuple[str, ...] = ()
     size: int = Field(128, ge=8, le=1024)
@@ -47,6 +63,8 @@ class EmojiConfig(Config):
     background: float = Field(0.15, ge=0, le=1)
     drop_caption: float = Field(0.1, ge=0, le=1)
     style: float = Field(0.5, ge=0, le=1)
+    scenes: SceneConfig | None = None
+    split: Literal["all", "train", "held_out"] = "all"
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,11 @@ class Variant:
     index: int
     color: str | None = None
     background: str | None = None
+
+
+def split_of(record: Record) -> Literal["train", "held_out"]:
+    """Whether a drawing is held out of training: one in ten by a hash of its file name, so that every archive agrees."""
+    return "held_out" if hashlib.sha256(record.file_name.encode()).digest()[0] < 26 else "train"
 
 
 class EmojiData:
@@ -74,6 +97,8 @@ class EmojiData:
             self.records += records
             encoded += pictures
             concepts.update(labels)
+        kept = [i for i, record in enumerate(self.records) if self.config.split in ("all", split_of(record))]
+        self.records, encoded = [self.records[i] for i in kept], [encoded[i] for i in kept]
         if not self.records:
             raise DataError("The archives hold no pictures; build them with `fewstep data build`.")
         self.concepts = sorted(concepts)
@@ -85,7 +110,7 @@ class EmojiData:
         described = {r.label: (r.names, r.tags, r.keywords) for r in self.records}
         by_label = name_concepts(described, common)
         self.names: list[Names] = [by_label[record.label] for record in self.records]
-        everyday = set(self.common)
+        everyday = self._everyday = set(self.common)
         self._common = [i for i, label in enumerate(self.labels.tolist()) if label in everyday]
         self._other = [i for i, label in enumerate(self.labels.tolist()) if label not in everyday]
 
@@ -95,6 +120,11 @@ class EmojiData:
         people = [record.group == "people-body" for record in self.records]
         self.recolourable: list[bool] = (self.palette.recolourable & ~torch.tensor(people)).tolist()
         self.pictures = self._resize(native)
+        self.mirrored: list[bool] = [has_mirror_image(record) for record in self.records]
+        styles: dict[str, list[int]] = {}
+        for i, record in enumerate(self.records):
+            styles.setdefault(record.style, []).append(i)
+        self._by_style = styles
 
     def _decode(self, encoded: list[bytes]) -> Tensor:
         def decode(item: tuple[int, bytes]) -> np.ndarray:
@@ -177,8 +207,7 @@ class EmojiData:
         rows = [i for i, v in enumerate(variants) if v.color is not None]
         if rows:
             rgb[rows] = recolour(rgb[rows], self.palette, index[rows], [variants[i].color for i in rows])
-        colours = [BACKGROUNDS[v.background] if v.background else (255, 255, 255) for v in variants]
-        out.copy_(composite(rgb, alpha, torch.tensor(colours).float().div_(255))).mul_(2).sub_(1)
+        out.copy_(composite(rgb, alpha, self._backgrounds([v.background for v in variants]))).mul_(2).sub_(1)
 
     def caption(self, variant: Variant, counter: int) -> str:
         """What sample `counter` calls a variant; empty with probability `drop_caption`."""
@@ -189,9 +218,104 @@ class EmojiData:
         dominant = self.palette.names[variant.index] if self.recolourable[variant.index] else None
         return write_caption(names, record.style, dominant, variant.color, variant.background, self.config.style, rng)
 
+    # ---- scenes ----
+
+    def scene(self, counter: int) -> tuple[Scene, str]:
+        """What sample `counter` shows when drawings are placed anew, and its caption."""
+        config = self.config.scenes
+        rng = random.Random(fold(self.seed, "scene", counter))
+        ((index, k),) = self.choose([counter])
+        variant = self.variant(index, k)
+        kind = rng.random()
+        made: tuple[Scene, str | None] | None = None
+        if kind < config.pairs:
+            made = self._pair(variant, rng)
+        elif kind < config.pairs + config.counts:
+            made = self._count(variant, rng)
+        elif kind < config.total:
+            size = rng.choice(("tiny", "small"))
+            thing = arrange_small(index, variant.color, size, self._flip(index, rng), rng)
+            made = self._described(Scene((thing,), variant.background, size=size), rng)
+        if made is not None and made[1] is not None:
+            return made[0], "" if rng.random() < self.config.drop_caption else made[1]
+        thing = arrange_single(index, variant.color, config, self._flip(index, rng), rng)
+        return Scene((thing,), variant.background), self.caption(variant, counter)
+
+    def _flip(self, index: int, rng: random.Random) -> bool:
+        return rng.random() < self.config.scenes.flip and self.mirrored[index]
+
+    def _pair(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
+        """The thing of a variant and another of the same style."""
+        alike = self._by_style[self.records[variant.index].style]
+        everyday = [i for i in alike if int(self.labels[i]) in self._everyday]
+        pool = everyday if everyday and rng.random() < 0.8 else alike
+        other = self.variant(pool[rng.randrange(len(pool))], rng.randrange(1 << 31))
+        relation = rng.choices(list(RELATIONS), [share for share, _ in RELATIONS.values()])[0]
+        background = variant.background
+        if background == (other.color or self.palette.names[other.index]):
+            background = None  # the other thing could not be seen
+        if "white" in (variant.color, other.color) and background is None:
+            background = rng.choice([b for b in _BACKGROUND_NAMES if b not in self._colours(variant, other)])
+        things = [(v.index, v.color) for v in (variant, other)]
+        placed = arrange_pair(things[0], things[1], relation, [self._flip(i, rng) for i, _ in things], rng)
+        if variant.index == other.index or self.labels[variant.index] == self.labels[other.index]:
+            return Scene(placed), None  # "a cat and a cat"
+        return self._described(Scene(placed, background, relation), rng)
+
+    def _colours(self, *variants: Variant) -> set[str | None]:
+        return {v.color or self.palette.names[v.index] for v in variants}
+
+    def _count(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
+        """One to four of a variant's thing; its caption is None where the thing is not counted."""
+        count = rng.choices((1, 2, 3, 4), (0.1, 0.35, 0.35, 0.2))[0]
+        things = arrange_count(variant.index, variant.color, count, self._flip(variant.index, rng), rng)
+        return self._described(Scene(things, variant.background, count=count), rng)
+
+    def _described(self, scene: Scene, rng: random.Random) -> tuple[Scene, str | None]:
+        things = scene.things if scene.relation else scene.things[:1]
+        nouns = [short_noun(self.names[thing.index], thing.color, rng) for thing in things]
+        if not all(countable(noun) for noun in nouns):
+            return scene, None
+        look = f", {self.records[things[0].index].style} style" if rng.random() < self.config.style else ""
+        return scene, scene_caption(scene, nouns, say_background(scene.background, rng), look, rng)
+
+    def _drawings(self, things: Sequence[Placed]) -> Tensor:
+        """The drawings of things, in their colours: (M, 4, size, size) in [0, 1]."""
+        index = torch.tensor([thing.index for thing in things])
+        rgba = self.pictures[index].float().div_(255)
+        rows = [i for i, thing in enumerate(things) if thing.color is not None]
+        if rows:
+            colours = [things[i].color for i in rows]
+            rgba[rows, :3] = recolour(rgba[rows, :3], self.palette, index[rows], colours)
+        return rgba
+
+    def render_scenes(self, scenes: Sequence[Scene]) -> Tensor:
+        """The pictures (B, 3, size, size) float32 in [-1, 1]."""
+        size = self.config.size
+        parts = []
+        for start in range(0, len(scenes), _CHUNK):
+            chunk = scenes[start : start + _CHUNK]
+            parts.append(draw_scenes(chunk, self._drawings, self._backgrounds([s.background for s in chunk]), size))
+        return torch.cat(parts).clamp_(0, 1).mul_(2).sub_(1)
+
+    @staticmethod
+    def _backgrounds(names: Sequence[str | None]) -> Tensor:
+        """(B, 3) in [0, 1]; None is white."""
+        colours = [BACKGROUNDS[name] if name else (255, 255, 255) for name in names]
+        return torch.tensor(colours).float().div_(255)
+
+    def _scene_batch(self, numbers: list[int]) -> Batch:
+        scenes, captions = zip(*(self.scene(counter) for counter in numbers), strict=True)
+        first = [scene.things[0].index for scene in scenes]
+        return Batch(
+            index=torch.tensor(numbers), images=self.render_scenes(scenes), captions=list(captions), labels=self.labels[first]
+        )
+
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:
         """Images, captions and concept indices of the samples with these counters."""
         numbers = [int(counter) for counter in counters]
+        if self.config.scenes is not None:
+            return self._scene_batch(numbers)
         variants = [self.variant(index, k) for index, k in self.choose(numbers)]
         return Batch(
             index=torch.tensor(numbers),

@@ -40,16 +40,19 @@ class Package:
 
 @dataclass(frozen=True)
 class Pack(Package):
-    """A package of SVG pictures. `family` says what they may be used for, `style` how captions call their look."""
+    """A package of SVG pictures. `family` says what they may be used for, `style` how captions call their look. numbered: it
+    has several drawings of one thing, which it calls name, name-1, name-2."""
 
     slug: str
     family: str
     style: str
+    numbered: bool = False
 
 
 # train: Apache-2.0 and MIT, the only family that a published generator is trained on and that is shipped.
-# evaluator: a network that scores pictures may see it too. test: never trained on. lora: kept for adapter demonstrations.
-FAMILIES = ("train", "evaluator", "test", "lora")
+# evaluator: a network that scores pictures may see it too. more: further drawings for training, whose licence (CC-BY-4.0, as
+# the evaluator's) asks for attribution. test: never trained on. lora: kept for adapter demonstrations.
+FAMILIES = ("train", "evaluator", "more", "test", "lora")
 
 PACKS = (
     Pack(
@@ -105,6 +108,16 @@ PACKS = (
         "twemoji",
         "evaluator",
         "twemoji",
+    ),
+    Pack(
+        "@iconify-json/streamline-emojis",
+        "1.2.4",
+        "CC-BY-4.0",
+        "88dafd4fd5ee6554f240f24ef1994bc41ccf9298bba8c97ecf59740b7d6fa4432a84f31e96d8779fb09e59062d8b175eb433dd23cd72786e113aa8d6a58244e8",
+        "streamline-emojis",
+        "more",
+        "streamline",
+        numbered=True,
     ),
     Pack(
         "@iconify-json/emojione",
