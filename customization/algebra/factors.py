@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gen.adapters import AdapterError, Delta
-from gen.adapters.delta import EXTRAS
+from gen.adapters.delta import EXTRAS, widest
 
 WIDE = torch.float64
 DORA = (
@@ -90,11 +90,7 @@ def dense_of(delta: Delta, layer: str = "The layer") -> Tensor:
 
 def dtype_of(deltas: Sequence[Delta]) -> torch.dtype:
     """The widest dtype that any of the factors has."""
-    found = [factor.dtype for delta in deltas for name, factor in delta.factors.items() if name != "alpha"]
-    widest = found[0]
-    for dtype in found[1:]:
-        widest = torch.promote_types(widest, dtype)
-    return widest
+    return widest(factor.dtype for delta in deltas for name, factor in delta.factors.items() if name != "alpha")
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ s is kept beside the factors, never multiplied in. A bias may change too: by `bi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,10 +62,13 @@ class Delta:
 
     def __post_init__(self) -> None:
         for name, factor in self.factors.items():
-            if not factor.is_floating_point():
+            # alpha is one number, and some programs write a whole one
+            if not factor.is_floating_point() and (name != "alpha" or factor.dtype == torch.bool or factor.is_complex()):
                 raise AdapterError(f"its {name} holds {str(factor.dtype).removeprefix('torch.')}, not floating-point numbers.")
-            if name not in EXTRAS and not factor.numel():
+            if name != "alpha" and not factor.numel():
                 raise AdapterError(f"its {name} is empty: {tuple(factor.shape)}.")
+            if name != "alpha" and not factor.ndim:
+                raise AdapterError(f"its {name} is a single number, not a tensor of a layer.")
         if not abs(self.scale) <= 1e4:
             raise AdapterError(f"its scale is {self.scale:g}; alpha must be finite and at most 10,000 times the rank.")
         if self.rank is not None and self.rank > MAX_RANK:
@@ -79,6 +82,9 @@ class Delta:
             raise AdapterError(f"its factors do not fit each other: {shapes}.") from None
         if "magnitude" in self.factors and ("up_bias" in self.factors or self.kind in ("full", "bias")):
             raise AdapterError("it has a DoRA magnitude beside a bias or a full difference, which no known program writes.")
+        sizes = [self.factors[name].numel() for name in ("bias", "up_bias") if name in self.factors]
+        if "up_bias" in self.factors and (self.kind in ("full", "bias") or len(set(sizes)) > 1):
+            raise AdapterError("it has a bias of the factor B that does not go with its other factors.")
 
     @property
     def kind(self) -> str:
@@ -249,6 +255,16 @@ class Delta:
             if name in f:
                 f[name] = torch.cat([delta.factors[name] for delta in (self, *others)])
         return replace(self, factors=f)
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype that holds the numbers of all of these; 8-bit formats count as bfloat16, which holds all of theirs."""
+    found: torch.dtype | None = None
+    for dtype in dtypes:
+        dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        found = dtype if found is None else torch.promote_types(found, dtype)
+    assert found is not None
+    return found
 
 
 def replace_factors(delta: Delta, factors: Mapping[str, Tensor]) -> Delta:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
-from gen.adapters.keys import FOREIGN, WRITTEN, Key, backbone, parse, spell
+from gen.adapters.foreign import foreign, foreign_config, whole_weights
+from gen.adapters.keys import WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
 from gen.adapters.words import take_words, words_to_tensors
 from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
@@ -81,18 +82,28 @@ def from_tensors(
         if parsed is None:
             unknown.append(key)
             continue
-        layer, factor, dialect = parsed
+        layer, factor, dialect, adapter = parsed
         if (layer, factor) in keys:
-            raise AdapterError(f"{keys[layer, factor]!r} and {key!r} are both the {factor} of the same layer.")
+            other = keys[layer, factor]
+            if (first := parse(other)) and first.adapter != adapter:
+                raise AdapterError(
+                    f"it holds adapters side by side, {first.adapter or 'one without a name'!r} and "
+                    f"{adapter or 'one without a name'!r}; save each in a file of its own."
+                )
+            raise AdapterError(f"{other!r} and {key!r} are both the {factor} of the same layer.")
         groups[layer][factor], keys[layer, factor] = tensor, key
         dialects[dialect] += 1
     if words and not groups and not unknown:
         return Adapter(name, {}, metadata, "diffusers", keys, words=words)
+    if unknown:
+        _drop_scales(groups)
     if not groups:
-        raise AdapterError(_foreign(unknown) or "none of its keys are those of a LoRA or another adapter; is it a checkpoint?")
+        raise AdapterError(foreign(unknown) or "none of its keys are those of a LoRA or another adapter; is it a checkpoint?")
     if unknown and strict:
-        raise AdapterError(_foreign(unknown) or f"it has unknown keys: {_some(unknown)}.")
+        raise AdapterError(foreign(unknown) or whole_weights(unknown) or f"it has unknown keys: {_some(unknown)}.")
     configs = read_configs(metadata)
+    if other := foreign_config(configs):
+        raise AdapterError(other)
     layers = {}
     for layer, factors in groups.items():
         try:
@@ -138,12 +149,10 @@ def _scale_note(metadata: Mapping[str, str], configs: Mapping, layers: Mapping[s
     return [f"it stores no alpha, but its metadata says alpha {alpha[:20]} at rank {rank[:20]}; it is applied at full scale"]
 
 
-def _foreign(keys: Iterable[str]) -> str | None:
-    for key in keys:
-        for word, method in FOREIGN.items():
-            if word in key:
-                return f"it has the key {key!r} of {method}, which is not applied here."
-    return None
+def _drop_scales(groups: dict[str, dict[str, Tensor]]) -> None:
+    """Forget layers that have nothing but a scale: where keys are unknown, it is of a method that is not known."""
+    for layer in [layer for layer, factors in groups.items() if factors.keys() <= {"alpha", "magnitude"}]:
+        del groups[layer]
 
 
 def _some(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.delta import AdapterError, Delta, widest
 
 Rows = tuple[int, int] | None
 
@@ -76,7 +76,4 @@ def _rows(
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    return widest(tensor.dtype for tensor in tensors)

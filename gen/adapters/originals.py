@@ -21,6 +21,11 @@ def _qkv(module: str, names: tuple[str, ...] = ("to_q", "to_k", "to_v")) -> tupl
     return tuple(f"{module}.{name}" for name in names)
 
 
+def _apart(theirs: str, ours: tuple[str, ...]) -> Rows:
+    """The parts of a fused projection by number, as the files of the Open Model Initiative have them (OneTrainer)."""
+    return tuple((f"{theirs}.{k}", name) for k, name in enumerate(ours))
+
+
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 _BLOCK, _SINGLE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
 _TIME = "time_text_embed.timestep_embedder"
@@ -28,6 +33,10 @@ _TIME = "time_text_embed.timestep_embedder"
 FLUX: Rows = (
     ("double_blocks.{i}.img_attn.qkv", _qkv(f"{_BLOCK}.attn")),
     ("double_blocks.{i}.txt_attn.qkv", _qkv(f"{_BLOCK}.attn", _ADDED)),
+    *_apart("double_blocks.{i}.img_attn.qkv", _qkv(f"{_BLOCK}.attn")),
+    *_apart("double_blocks.{i}.txt_attn.qkv", _qkv(f"{_BLOCK}.attn", _ADDED)),
+    *_apart("single_blocks.{i}.linear1", (*_qkv(f"{_SINGLE}.attn"), f"{_SINGLE}.proj_mlp")),
+    ("img_in.proj", "x_embedder"),
     ("double_blocks.{i}.img_attn.proj", f"{_BLOCK}.attn.to_out.0"),
     ("double_blocks.{i}.txt_attn.proj", f"{_BLOCK}.attn.to_add_out"),
     ("double_blocks.{i}.img_mlp.0", f"{_BLOCK}.ff.net.0.proj"),
@@ -60,6 +69,9 @@ SD3: Rows = (
     ("joint_blocks.{i}.x_block.attn.qkv", _qkv(f"{_BLOCK}.attn")),
     ("joint_blocks.{i}.x_block.attn2.qkv", _qkv(f"{_BLOCK}.attn2")),
     ("joint_blocks.{i}.context_block.attn.qkv", _qkv(f"{_BLOCK}.attn", _ADDED)),
+    *_apart("joint_blocks.{i}.x_block.attn.qkv", _qkv(f"{_BLOCK}.attn")),
+    *_apart("joint_blocks.{i}.x_block.attn2.qkv", _qkv(f"{_BLOCK}.attn2")),
+    *_apart("joint_blocks.{i}.context_block.attn.qkv", _qkv(f"{_BLOCK}.attn", _ADDED)),
     ("joint_blocks.{i}.x_block.attn.proj", f"{_BLOCK}.attn.to_out.0"),
     ("joint_blocks.{i}.x_block.attn2.proj", f"{_BLOCK}.attn2.to_out.0"),
     ("joint_blocks.{i}.context_block.attn.proj", f"{_BLOCK}.attn.to_add_out"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from gen.adapters.delta import AdapterError, Delta
+from gen.adapters.patterns import Patterns
 
 IN_FILE = "lora_adapter_metadata"  # diffusers' name for it
 BESIDE = "adapter_config.json"  # peft's; our metadata keep its text under this name
@@ -32,7 +32,8 @@ def read_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         for name, value in _json(source, metadata[source]).items() if source in metadata else ():
             prefix, dot, key = name.partition(".")
             part, key = (PARTS[prefix], key) if dot and prefix in PARTS else ("denoiser", name)
-            found.setdefault(part, {})[key] = value
+            table = key in ("rank_pattern", "alpha_pattern") and isinstance(value, dict)
+            found.setdefault(part, {})[key] = Patterns(value) if table else value
     return found
 
 
@@ -73,24 +74,11 @@ def _by_pattern(config: Mapping[str, Any], name: str, path: str, default: Any) -
     patterns = config.get(name) or {}
     if not isinstance(patterns, Mapping) or not all(isinstance(key, str) for key in patterns):
         raise AdapterError(f"its config's {name} is not a table of module names.")
-    if path in patterns:
-        return patterns[path]
-    return next((value for pattern, value in patterns.items() if _matches(pattern, path)), default)
-
-
-def _matches(pattern: str, path: str) -> bool:
-    """peft's rule: the end of a module name, or a regular expression for it. Expressions come from the file, so those that
-    could take long (groups, alternatives, many repetitions) are refused."""
-    if path.endswith(f".{pattern}"):
-        return True
-    if not set(pattern) & set("^$*+?[]\\(){}|"):
-        return False
-    if len(pattern) > 300 or set(pattern) & set("(){}|") or sum(pattern.count(c) for c in "*+?") > 3:
-        raise AdapterError(f"its config has the pattern {pattern[:60]!r}, which is too involved; spell the module names out.")
     try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
-    except re.error:
-        raise AdapterError(f"its config has {pattern[:60]!r}, which is not a valid pattern.") from None
+        found = (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).find(path)
+    except ValueError as error:
+        raise AdapterError(f"its config has, in {name}, {error}; spell the names of the modules out.") from None
+    return default if found is None else patterns[found]
 
 
 def make_config(layers: Mapping[str, Delta], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Index:
 
         AdapterError if two modules answer to the name.
         """
-        if path in self.targets and not underscored:
+        if path in self.targets and (not underscored or "." in path):
             return self.targets[path]
         found = self.underscored.get(path, set())
         if len(found) > 1:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError
+from gen.adapters.foreign import foreign
 from gen.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
 
 Words = dict[str, dict[str, Tensor]]  # word -> part -> (n, D)
@@ -45,6 +46,7 @@ def take_words(
             and "." not in key
             and tensor.ndim in (1, 2)
             and "lora" not in key
+            and not foreign([key], by_shape=True)
             and not known(key)
         ):
             found = key, "text_encoder"

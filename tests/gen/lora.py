@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
 from gen.adapters.originals import originals
+
+OTHER = re.compile(r"(qkv|linear1)\.\d$|img_in\.proj$")  # OMI's names, of layers that have the authors' already
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
@@ -38,7 +42,7 @@ def published(network: nn.Module) -> dict[str, tuple[int, ...]]:
     modules = layers_of(network)
     found = {}
     for name, targets in originals(network, modules):
-        if "processor" not in name and "cross." not in name:
+        if "processor" not in name and "cross." not in name and not OTHER.search(name):
             shape = modules[targets[0].module].weight.shape
             rows = max((target.cut[1] for target in targets if target.cut), default=shape[0])
             found[name] = (rows, *shape[1:])

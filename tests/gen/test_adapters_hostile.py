@@ -163,7 +163,8 @@ TENSORS = {
     "only alpha": ({f"{NAME}.alpha": torch.tensor(1.0)}, "it has no weights"),
     "integers": (change(lora_up=torch.ones(8, 2, dtype=torch.int32)), "holds int32"),
     "ranks differ": (change(lora_up=torch.ones(8, 3)), r"do not fit each other: .*up \(8, 3\)"),
-    "a number for a matrix": (change(lora_up=torch.tensor(1.0)), "do not fit each other"),
+    "a number for a matrix": (change(lora_up=torch.tensor(1.0)), "its up is a single number"),
+    "a truth value for alpha": (change(alpha=torch.tensor(True)), "its alpha holds bool"),
     "a row for a matrix": (change(lora_down=torch.ones(2)), "do not fit each other"),
     "no rows": (change(lora_down=torch.ones(0, 8), lora_up=torch.ones(8, 0)), "is empty: "),
     "rank": (change(lora_down=torch.ones(5000, 1), lora_up=torch.ones(1, 5000)), "rank is 5000; ranks up to 4096"),
@@ -219,8 +220,10 @@ CONFIGS = {
     "true": ('{"lora_alpha": true}', "True for lora_alpha"),
     "huge": ('{"lora_alpha": 1e300}', "its scale is 5e"),
     "patterns": ('{"alpha_pattern": [1], "lora_alpha": 1}', "not a table"),
-    "a slow expression": ('{"alpha_pattern": {"(a+)+$": 1}, "lora_alpha": 1}', "too involved"),
-    "a broken expression": ('{"alpha_pattern": {"a[": 1}, "lora_alpha": 1}', "not a valid pattern"),
+    "a back reference": ('{"alpha_pattern": {"(a)\\\\1": 1}, "lora_alpha": 1}', r"escape \\1, which is not read; spell"),
+    "a broken expression": ('{"alpha_pattern": {"a[": 1}, "lora_alpha": 1}', r"pattern 'a\[' with a \[ without its \]"),
+    "another method": ('{"peft_type": "BOFT"}', "of peft's method 'BOFT', which is not applied here; LORA"),
+    "a switch": ('{"peft_type": "LORA", "alora_invocation_tokens": [1]}', "as Activated LoRA has"),
 }
 
 
@@ -249,7 +252,7 @@ def test_no_module_is_imported_that_a_config_names(tmp_path, monkeypatch):
     tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "sentinel.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    config = {"auto_mapping": {"base_model_class": "X", "parent_library": "sentinel"}, "peft_type": "sentinel.X", "r": 2,
+    config = {"auto_mapping": {"base_model_class": "X", "parent_library": "sentinel"}, "peft_type": "LORA", "r": 2,
               "_target_": "sentinel.X", "trust_remote_code": True, "lora_alpha": 1}  # fmt: skip
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     monkeypatch.syspath_prepend(tmp_path)

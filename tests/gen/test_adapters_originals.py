@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gen.adapters.resolve import Index
+from tests.gen.lora import OTHER
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers.loaders import single_file_utils as convert  # noqa: E402
@@ -85,6 +86,10 @@ def test_every_row_arrives_where_diffusers_puts_it(case):
         for name, targets in index.targets.items()
         if name not in index.modules and not (skipped and skipped in name) and name.partition(".")[0] not in OWN
     }
+    numbered = {name: names.pop(name) for name in [name for name in names if OTHER.search(name)]}
+    for name, targets in numbered.items():  # OMI's: a fused projection's parts in their order
+        whole, _, k = name.rpartition(".")
+        assert [t.module for t in targets] == [names[whole][0 if k == "proj" else int(k)].module]
     checkpoint, numbers, number = Checkpoint(), {}, 0.0
     for name, targets in names.items():
         module = index.modules[targets[0].module]
