@@ -3,8 +3,9 @@
 Pictures of each label are made through `gen.Generator` and shown to the evaluation network. That network never saw a
 generated picture; it was trained on the generator's drawings, changed strongly, and those of one vendor more. Is the label its
 first answer, among its first five, how well does the picture fit the prompt, how far is the set from real ones, how many nearly
-copy a training picture? `--composition` asks for colours of things that training left out instead. Several models, several
-numbers of steps, or a model to be near to make a table (distill/compare.py). Writes report.json and sheet.png.
+copy a training picture, are edges and white as in real ones, is the error of x0 larger on drawings of the held-out split?
+`--composition` asks for colours of things that training left out instead. Several models, several numbers of steps, or a model
+to be near to make a table (distill/compare.py). Writes report.json and sheet.png.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from distill.evaluator.colours import object_colours
 from distill.evaluator.network import Evaluator, load_evaluator
 from distill.evaluator.pictures import read_pictures
 from distill.evaluator.report import print_table, write_sheet
+from distill.evaluator.unseen import by_split
 from gen.checkpoints import write_json
 from gen.components import load_component
 from samplers.noise import fold
@@ -199,13 +201,19 @@ def evaluate(
         "labels": len(once),
         "pictures": len(labels),
         **recognition(evaluator, text_encoder, made.images, labels, labels),
+        **metrics.edges(made.images),
     }
     if len(labels) > 1 and len(real) > 1:
         report |= set_distances(*(_by_parts(evaluator.features, images) for images in (made.images, real)))
     copies = metrics.near_copies(made.images, real, [pack.split("-")[0] for pack in packs])
     report["near_copies"] = {"share": copies.share, "expected_of_independent_drawings": copies.expected,
                              "threshold": copies.threshold, "median_distance": float(copies.distance.median())}  # fmt: skip
-    report["real_training_pictures"] = recognition(evaluator, text_encoder, real, real_labels, real_labels)
+    report["real_training_pictures"] = {
+        **recognition(evaluator, text_encoder, real, real_labels, real_labels), **metrics.edges(real)
+    }  # fmt: skip
+    if hasattr(generator, "denoiser"):
+        drawn = [record for record in records if record.label in set(labels)]
+        report["x0_error"] = by_split(generator, drawn, real, real_labels)
     held_out = Path(settings.data) / HELD_OUT_ARCHIVE if settings.data else None
     if held_out is not None and held_out.is_file():
         other, other_labels = read_pictures(held_out, made.images.shape[-1], set(labels))
