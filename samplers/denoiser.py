@@ -93,6 +93,7 @@ class Context:
     """Where in a run a denoiser is being called. One per run; `store` is shared by every copy made from it.
 
     step / steps: position in the run, for display and per-step memory, never for schedules (those are in log-SNR).
+    levels: those of the run, noisiest first, for solvers that look ahead; () where the caller has not said.
     branch: which of several evaluations this is, e.g. ("null",), so that memories do not mix.
     view: which part of a canvas this is: memories of earlier steps are kept apart by it too, what `memo` keeps is shared.
     adapters: name -> weight of the adapters in force; samples of a batch may differ in it (`AdapterWeights`).
@@ -101,6 +102,7 @@ class Context:
 
     step: int = 0
     steps: int = 0
+    levels: tuple[NoiseLevel, ...] = ()
     branch: tuple[Hashable, ...] = ()
     view: Hashable = None
     adapters: AdapterWeights = field(default_factory=dict)

@@ -14,7 +14,8 @@ from samplers.grids.registry import GRIDS, GridInfo
 from samplers.names import check_options, find, plain, spellings_of
 from samplers.path import Path
 from samplers.sample import Solver
-from samplers.solvers.registry import SOLVERS, SolverInfo
+from samplers.solvers.info import SolverInfo
+from samplers.solvers.registry import SOLVERS
 
 __all__ = [
     "GRIDS",

@@ -81,7 +81,7 @@ def trajectory(
     """
     if len(levels) < 2:
         raise ValueError(f"A run needs at least two noise levels, {len(levels)} given: ask a grid for one step or more.")
-    context = replace(context or Context(), steps=len(levels) - 1)
+    context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     condition = condition or Condition()
     before = context.evaluations
     state = replace(solver.init(x), level=levels[0])

@@ -148,7 +148,7 @@ def two_stages(
 
     Source: arXiv 2403.10983 (its attention maps of the first stage are not carried over; equal noise and start are).
     """
-    context = replace(context or Context(), steps=len(levels) - 1)
+    context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     condition = condition or Condition()
     active = in_force(context, "Two stages")
     check_known(names, active, "Two stages")

@@ -61,7 +61,7 @@ def repaint(
     shape, like = image.shape[1:], {"device": image.device, "dtype": image.dtype}
     if len(seeds) != len(image):
         raise ValueError(f"RePaint needs one seed per image: {len(seeds)} seeds for {len(image)} images.")
-    context, condition = replace(context or Context(), steps=len(levels) - 1), condition or Condition()
+    context, condition = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels)), condition or Condition()
     eps = normal(seeds, shape, "repaint", **like)
     state = replace(solver.init(levels[0].sigma * eps), level=levels[0])
     known = Inpaint(denoiser, image, mask, eps)

@@ -32,7 +32,7 @@ def euler_costs(
     |y_i + (r_j - r_i) eps_i - y_j| in y = x / alpha and r = sigma / alpha, averaged over the batch (section 3.3).
     """
     solver, condition = solver or Multistep(1), condition or Condition()
-    context = replace(context or Context(), steps=len(levels) - 1)
+    context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     state = replace(solver.init(x), level=levels[0])
     points, predictions = [x], []
     for step, (s, t) in enumerate(pairwise(levels)):

@@ -141,11 +141,14 @@ class ERSDE:
         growth = _growth(self.scale, noise_ratio(s), noise_ratio(t))
         return t.sigma / s.sigma * math.exp(growth), self.s_noise * t.sigma * math.sqrt(-math.expm1(2 * growth))
 
+    def _moments(self, r_s: float, r_t: float, count: int) -> tuple[float, ...]:
+        return er_moments(self.scale, r_s, r_t, count)
+
     def _weights(self, r_s: float, r_t: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
         """Factors of x0 at the nodes, newest first; they sum to 1 - phi_t / phi_s."""
         if r_s == math.inf or r_t == 0:
             return (1.0,)
-        moments = er_moments(self.scale, r_s, r_t, len(nodes))
+        moments = self._moments(r_s, r_t, len(nodes))
         if self.rule == "exact" or len(nodes) < 3:
             return lagrange_weights(nodes, moments)
         # published: x0 + w D1 + w^2 D2 with the divided differences D1 = x0[0, 1] and D2 = x0[0, 1, 2]

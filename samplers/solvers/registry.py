@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-from samplers.sample import Solver
 from samplers.solvers.adaptive import Adaptive
 from samplers.solvers.blockwise import Blockwise
 from samplers.solvers.churn import Churned
+from samplers.solvers.comfy.rows import ROWS as COMFY
 from samplers.solvers.consistency import TCD, Consistency
 from samplers.solvers.ddpm import DDPM
 from samplers.solvers.edict import EDICT
 from samplers.solvers.er_sde import ERSDE
 from samplers.solvers.flow_map import FlowMap
 from samplers.solvers.heun import Heun
+from samplers.solvers.info import SolverInfo
 from samplers.solvers.multistep import Multistep
 from samplers.solvers.pndm import PNDM
 from samplers.solvers.restart import Restart
 from samplers.solvers.runge_kutta import RungeKutta
 from samplers.solvers.singlestep import Singlestep
-
-
-@dataclass(frozen=True)
-class SolverInfo:
-    """What the tables say about a solver. `factory(**options)` builds it; `options` are the names it may be given."""
-
-    name: str
-    factory: Callable[..., Solver]
-    description: str
-    order: int
-    evaluations: int = 1  # network evaluations per step
-    extra: int = 0  # and how many more a run of some steps takes
-    stochastic: bool = False
-    brownian: bool = False  # solves the reverse SDE: its noise is best taken from one Brownian path (`brownian_noise`)
-    adaptive: bool = False  # chooses steps of its own: `evaluations` are those of one of them, and a grid of 2 steps is enough
-    grid: str = "karras"  # the grid it is usually run on
-    aliases: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
 
 _SDE = ("eta", "s_noise")
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -48,7 +28,13 @@ SOLVERS: dict[str, SolverInfo] = {
     info.name: info
     for info in (
         SolverInfo(
-            "euler", partial(Multistep, 1), "Euler: one straight step", 1, grid="karras", aliases=("Euler", "flow_euler")
+            "euler",
+            partial(Churned, Multistep(1)),
+            "Euler: one straight step, with churn if asked for",
+            1,
+            grid="karras",
+            aliases=("Euler", "flow_euler"),
+            options=_CHURN,
         ),
         SolverInfo(
             "euler_a",
@@ -161,7 +147,7 @@ SOLVERS: dict[str, SolverInfo] = {
             evaluations=2,
             stochastic=True,
             brownian=True,
-            aliases=("DPM++ SDE",),
+            aliases=("DPM++ SDE", "dpmpp_sde_gpu"),
             options=("r1", *_SDE),
         ),
         SolverInfo(
@@ -233,7 +219,7 @@ SOLVERS: dict[str, SolverInfo] = {
             2,
             stochastic=True,
             brownian=True,
-            aliases=("DPM++ 2M SDE",),
+            aliases=("DPM++ 2M SDE", "dpmpp_2m_sde_gpu"),
             options=("rule", *_SDE),
         ),
         SolverInfo(
@@ -243,7 +229,7 @@ SOLVERS: dict[str, SolverInfo] = {
             2,
             stochastic=True,
             brownian=True,
-            aliases=("DPM++ 2M SDE Heun",),
+            aliases=("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun_gpu"),
             options=_SDE,
         ),
         SolverInfo(
@@ -262,7 +248,7 @@ SOLVERS: dict[str, SolverInfo] = {
             stochastic=True,
             brownian=True,
             grid="exponential",
-            aliases=("DPM++ 3M SDE",),
+            aliases=("DPM++ 3M SDE", "dpmpp_3m_sde_gpu"),
             options=("rule", *_SDE),
         ),
         SolverInfo(
@@ -385,7 +371,7 @@ SOLVERS: dict[str, SolverInfo] = {
             1,
             stochastic=True,
             grid="trailing",
-            aliases=("LCM",),
+            aliases=("LCM", "comfy:lcm"),
             options=("s_noise",),
         ),
         SolverInfo(
@@ -416,5 +402,6 @@ SOLVERS: dict[str, SolverInfo] = {
             aliases=("Restart",),
             options=("sigma_min", "sigma_max", "steps", "times"),
         ),
+        *COMFY,
     )
 }

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from samplers import SOLVERS as SOLVER_ROWS
 from samplers import (
     Condition,
     Context,
@@ -24,9 +25,9 @@ from tests.samplers.references import Replay
 
 VE, VP, RF = VarianceExploding(), VariancePreserving.linear(), RectifiedFlow()
 ZERO_SNR = VariancePreserving.scaled_linear(zero_terminal_snr=True)
-# by design on the path's own clock, or stopping at the path's own bounds on the way to clean data
+# by design on the path's own clock (`own_clock` too), or stopping at the path's own bounds on the way to clean data
 OWN = ("tcd", "flow_midpoint", "flow_heun", "flow_ralston", "flow_rk4", "dpm_adaptive")
-SOLVERS = {name: get_solver(name) for name in solver_names() if name not in OWN} | {
+SOLVERS = {name: get_solver(name) for name in solver_names() if name not in OWN and not SOLVER_ROWS[name].own_clock} | {
     "churn": Heun(s_churn=3.0),
     "order 4": Multistep(4, corrector_order=5),
     "ancestral 3": Multistep(3, eta=0.5, noise="ancestral"),

@@ -55,6 +55,10 @@ PATH = RectifiedFlow()
         ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
         ("euler sgm_uniform", "euler", "sgm_uniform"),
         ("EULER_ANCESTRAL", "euler_a", None),
+        ("comfy:deis", "comfy:deis", None),
+        ("comfy:heunpp2", "heunpp2", None),
+        ("Comfy: DPM++ 2M Karras", "comfy:dpmpp_2m", "karras"),
+        ("comfy:lcm", "lcm", None),
     ],
 )
 def test_labels(label, solver, grid):
@@ -91,6 +95,13 @@ def test_options_reach_the_solver():
     assert get_grid("Karras", PATH, 4, rho=3.0) == get_grid("karras", PATH, 4, rho=3.0)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_option_can_be_given(name):
+    solver = get_solver(name)
+    for option in solver_info(name).options:
+        assert get_solver(name, **{option: getattr(solver, option)}) == solver
+
+
 def test_no_spelling_names_two_things():
     for table in (SOLVERS, GRIDS):
         spellings = [s for info in table.values() for s in {_plain(s) for s in (info.name, *info.aliases)}]
@@ -108,7 +119,8 @@ def _plain(name):
         (lambda: get_solver("DPM++ 2MM"), r"did you mean 'dpmpp_2m'"),
         (lambda: get_solver("qqqqqq"), r"Unknown sampler 'qqqqqq'\. Known"),
         (lambda: get_solver(None), "chosen by its name"),
-        (lambda: get_solver("euler", eta=1.0), r"sampler 'euler' has no option 'eta': it takes none"),
+        (lambda: get_solver("euler", eta=1.0), r"sampler 'euler' has no option 'eta': it takes s_churn"),
+        (lambda: get_solver("dpmpp_2m_cfg_pp", eta=1.0), r"sampler 'dpmpp_2m_cfg_pp' has no option 'eta': it takes none"),
         (lambda: get_solver("ddim", etaa=1.0), "it takes eta, s_noise"),
         (lambda: get_solver("ddim", eta=2.0), "0 <= eta <= 1"),
         (lambda: get_grid("karas", PATH, 4), r"Unknown grid 'karas': did you mean 'karras'\?"),

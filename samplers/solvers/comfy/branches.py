@@ -1,0 +1,13 @@
+"""The unconditional branch, for the samplers under CFG++."""
+
+from __future__ import annotations
+
+from samplers.guidance.branches import Guided
+from samplers.prediction import Prediction
+
+
+def null_of(prediction: Prediction) -> Prediction:
+    """The unconditional branch; the prediction itself where guidance does not act, for there both are one."""
+    if isinstance(prediction, Guided) and prediction.null is not None:
+        return prediction.null
+    return prediction
