@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -28,7 +29,23 @@ def along(
         return function(*at), (ends[0] - ends[1]) / (2 * step)
 
 
-def plain_attention(network: nn.Module, how: How) -> None:
-    """Have a network compute attention by plain products: the fused kernels have no forward mode."""
-    if how == "forward" and hasattr(network, "attention_backend"):
-        network.attention_backend = "math"
+def prepared(network: nn.Module, how: How, dtype: torch.dtype | None = None) -> How:
+    """Have a network, or the one that a LoRA is on, compute attention by plain products, as the fused kernels have no forward
+    mode; returns how its derivative is to be taken. A network of another library chooses its own kernels: there it is
+    the difference, and a warning says so. ValueError for weights of a dtype in which a difference is rounding."""
+    base = getattr(network, "base", network)
+    if how == "forward" and getattr(base, "bridged", False):
+        warnings.warn(
+            "The derivative is taken as a difference of two evaluations: a diffusers network has attention kernels without a "
+            "forward-mode derivative. Set objective.derivative to difference to expect that.",
+            stacklevel=2,
+        )
+        how = "difference"
+    if how == "forward":
+        base.attention_backend = "math"
+    elif dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"A derivative as a difference drowns in the rounding of {str(dtype).removeprefix('torch.')}: set teacher.dtype to "
+            "float32."
+        )
+    return how

@@ -1,12 +1,15 @@
 """A discriminator on the features of a denoiser: small heads on the tokens of some of its blocks, one by one or pooled.
 
-The features are functions of (x, level, condition), so it judges noisy latents with no decoder and no second backbone.
+The features are functions of (x, level, condition), so it judges noisy latents with no decoder and no second backbone. A U-Net
+has no blocks of one width: of it the levels on the way down and the middle are read, every place of a map being a token. Of
+networks that work on text and picture together the picture's tokens are read.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +21,33 @@ from samplers.noise import fold
 from samplers.path import NoiseLevel
 
 
-def keep_blocks(context: Context, blocks: Sequence[int]) -> tuple[Context, dict[int, Tensor]]:
-    """(the context of one call that keeps the tokens after some blocks, where they will be, by block)."""
-    found: dict[int, Tensor] = {}
+def shown_by(network: Any) -> str:
+    """The hook by which a network, or the LoRA on one, shows what is inside of it: block or map."""
+    return getattr(getattr(network, "base", network), "shows", "block")
 
-    def keep(index: int, count: int, x: Tensor, run) -> Tensor:
-        if max(blocks) >= count:
+
+def keep_blocks(context: Context, blocks: Sequence[int] | None, network: Any, x: Tensor) -> tuple[Context, dict[int, Tensor]]:
+    """(the context of one call on x that keeps the tokens after some blocks, or all, of a network; where they will be, by
+    block)."""
+    found: dict[int, Tensor] = {}
+    base = getattr(network, "base", network)
+    patch = base.config.patch if getattr(base, "bridged", False) else 0
+    length = (x.shape[2] // patch) * (x.shape[3] // patch) if patch else None
+
+    def keep(index: int, count: int, run: Callable[[], Tensor]) -> Tensor:
+        if blocks is not None and max(blocks) >= count:
             raise ValueError(f"The discriminator reads block {max(blocks)}, but the network has {count}, counted from 0.")
         out = run()
-        if index in blocks:
-            found[index] = out.float()
+        if blocks is None or index in blocks:
+            if out.ndim == 4:
+                found[index] = out.flatten(2).mT.float()
+            else:
+                found[index] = (out if length is None else out[:, -length:]).float()  # text comes first
         return out
 
-    return with_hook(context, "block", keep), found
+    hook = shown_by(network)
+    shown = keep if hook == "map" else lambda index, count, tokens, run: keep(index, count, run)
+    return with_hook(context, hook, shown), found
 
 
 def judged_blocks(depth: int) -> tuple[int, ...]:
@@ -42,19 +59,32 @@ def block_features(
     denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
 ) -> list[Tensor]:
     """The tokens (B, L, D) after some blocks of a network, float32; differentiable in x. ValueError if it has none."""
-    context, found = keep_blocks(Context(), blocks)
+    context, found = keep_blocks(Context(), blocks, denoiser.network, x)
     denoiser(x, level, condition, context)
-    check_reached(context, "block", "The discriminator")
+    check_reached(context, shown_by(denoiser.network), "The discriminator")
     return [found[index] for index in blocks]
 
 
-class TokenHeads(nn.Module):
-    """Per block, a two-layer perceptron that judges every token: (B, L, D) each -> logits (B, blocks * L)."""
+@torch.no_grad()
+def shown_widths(denoiser: NetworkDenoiser, size: Sequence[int], condition: Condition) -> list[int]:
+    """How many channels the tokens after each block of a network have, by one call on a picture of a size (C, H, W)."""
+    x = torch.zeros(1, *size, device=next(denoiser.network.parameters()).device)  # type: ignore[attr-defined]
+    level = denoiser.path(torch.full((1,), 0.5 * denoiser.path.t_noise, dtype=torch.float64, device=x.device))  # type: ignore[attr-defined]
+    context, found = keep_blocks(Context(), None, denoiser.network, x)
+    denoiser(x, level, condition, context)
+    check_reached(context, shown_by(denoiser.network), "The discriminator")
+    return [found[index].shape[2] for index in sorted(found)]
 
-    def __init__(self, width: int, blocks: int, hidden: int = 64):
+
+class TokenHeads(nn.Module):
+    """Per block, a two-layer perceptron that judges every token: (B, L, D) each -> logits (B, sum of L). width: D, one for all
+    `blocks`, or one for each."""
+
+    def __init__(self, width: int | Sequence[int], blocks: int | None = None, hidden: int = 64):
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
+            nn.Sequential(nn.LayerNorm(own), nn.Linear(own, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+            for own in each_width(width, blocks)
         )
         draw_weights(self)
 
@@ -67,23 +97,25 @@ class PooledHeads(nn.Module):
     time (B,) -> logits (B, blocks). It judges whole pictures.
 
     Every number is brought to mean 0 and deviation 1 by its statistics over data at `knots` times, interpolated between them:
-    how much noise there is moves these numbers far more than who drew the picture.
+    how much noise there is moves these numbers far more than who drew the picture. width: D, one for all `blocks`, or one for
+    each.
     """
 
-    def __init__(self, width: int, blocks: int, hidden: int = 64, knots: int = 8):
+    def __init__(self, width: int | Sequence[int], blocks: int | None = None, hidden: int = 64, knots: int = 8):
         super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(2 * width, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in range(blocks)
-        )
+        widths = each_width(width, blocks)
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(2 * own, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for own in widths)
         draw_weights(self)
         self.register_buffer("times", torch.linspace(0, 1, knots))
-        self.register_buffer("center", torch.zeros(knots, blocks, 2 * width))
-        self.register_buffer("spread", torch.ones(knots, blocks, 2 * width))
+        self.register_buffer("center", torch.zeros(knots, len(widths), 2 * max(widths)))
+        self.register_buffer("spread", torch.ones(knots, len(widths), 2 * max(widths)))
 
     @staticmethod
     def pooled(features: Sequence[Tensor]) -> Tensor:
-        """(B, blocks, 2 D)."""
-        return torch.stack([torch.cat([tokens.mean(1), (tokens.var(1) + 1e-6).sqrt()], 1) for tokens in features], 1)
+        """(B, blocks, 2 D) with the largest D; what a block lacks of it is 0, at the end."""
+        numbers = [torch.cat([tokens.mean(1), (tokens.var(1) + 1e-6).sqrt()], 1) for tokens in features]
+        most = max(part.shape[1] for part in numbers)
+        return torch.stack([F.pad(part, (0, most - part.shape[1])) for part in numbers], 1)
 
     @torch.no_grad()
     def standardize(self, knot: int, time: float, features: Sequence[Tensor]) -> None:
@@ -100,7 +132,13 @@ class PooledHeads(nn.Module):
         share = ((time - low) / (high - low)).clamp(0, 1)[:, None, None]
         center, spread = (torch.lerp(v[above - 1], v[above], share) for v in (self.center, self.spread))
         numbers = ((self.pooled(features) - center) / spread).unbind(1)
-        return torch.cat([head(part).float() for head, part in zip(self.heads, numbers, strict=True)], dim=1)
+        judged = zip(self.heads, numbers, strict=True)
+        return torch.cat([head(part[:, : head[0].in_features]).float() for head, part in judged], dim=1)
+
+
+def each_width(width: int | Sequence[int], blocks: int | None) -> tuple[int, ...]:
+    """One width for every block."""
+    return (width,) * (blocks or 1) if isinstance(width, int) else tuple(width)
 
 
 def draw_weights(heads: nn.Module) -> None:

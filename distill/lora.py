@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from gen.components import Config
 from samplers.noise import fold
@@ -47,6 +49,57 @@ def find_targets(base: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
+class LowRankWeight(Tensor):
+    """A weight W + scale B A (out, in) that a linear layer takes as y = W x + scale B (A x): no dense change is made, and its
+    gradient reaches A and B alone, through vectors of the rank's length. Anything else than a linear layer sees the sum.
+
+    It shares W's memory. A and B may be of a finer dtype than W: a small change would drown in bfloat16.
+    """
+
+    weight: Tensor
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @staticmethod
+    def of(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> LowRankWeight:
+        """weight (out, in), down (rank, in), up (out, rank)."""
+        made = weight.as_subclass(LowRankWeight)
+        made.weight, made.down, made.up, made.scale = weight, down, up, scale
+        return made
+
+    def whole(self) -> Tensor:
+        """The sum (out, in), a tensor like any other."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return (self.weight.to(self.up.dtype) + self.scale * (self.up @ self.down)).to(self.weight.dtype)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What `torch.nn.functional.linear` gives for the sum."""
+        y = F.linear(x, self.weight, bias)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.down.dtype)
+        return y + (self.scale * F.linear(F.linear(x, self.down), self.up)).to(y.dtype)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, *rest = (*args, *(kwargs[name] for name in ("weight", "bias") if name in kwargs))
+            if isinstance(weight, cls):
+                return weight.linear(x, rest[0] if rest else None)
+        if func in _ABOUT:  # of what it is like, W tells as much as the sum
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+_ABOUT = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout", "is_cuda")
+} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
+
+
 class LoraNetwork(nn.Module):
     """`base` with trainable low-rank changes. Called as the base is; the same function as the base at the start (B = 0)."""
 
@@ -74,23 +127,19 @@ class LoraNetwork(nn.Module):
         return self.base.config
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return functional_call(self.base, self.weights(), args, kwargs)
+        return functional_call(self.base, {f"{name}.weight": self.changed(name) for name in self.names}, args, kwargs)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The changed weights by name."""
-        changed = {}
-        for name in self.names:
-            weight, down, up = self.base.get_submodule(name).weight.detach(), self.down[_key(name)], self.up[_key(name)]
-            with torch.autocast(weight.device.type, enabled=False):  # a small change would drown in bfloat16
-                changed[f"{name}.weight"] = (weight.to(up.dtype) + self.scale * (up @ down)).to(weight.dtype)
-        return changed
+    def changed(self, name: str) -> LowRankWeight:
+        """W + scale B A of a layer, kept as its three parts."""
+        weight = self.base.get_submodule(name).weight.detach()
+        return LowRankWeight.of(weight, self.down[_key(name)], self.up[_key(name)], self.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """A copy of the base with the changes in its weights."""
         whole = copy.deepcopy(self.base)
-        for name, value in self.weights().items():
-            whole.get_parameter(name).copy_(value)
+        for name in self.names:
+            whole.get_parameter(f"{name}.weight").copy_(self.changed(name).whole())
         return whole
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoraNetwork:

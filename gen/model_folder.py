@@ -31,7 +31,7 @@ from samplers import path as paths
 from samplers.denoiser import NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "denoiser": ("uvit", "dit"),
+    "denoiser": ("uvit", "dit", "dimr"),
     "autoencoder": ("autoencoder", "diffusers_autoencoder"),
     "text_encoder": ("text_encoder", "t5", "clip"),
 }

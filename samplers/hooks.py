@@ -4,6 +4,9 @@
     attention  hook(site, x, run) -> out             in place of an attention layer, projections included; run() evaluates it
     heads      hook(site, q, k, v, run) -> out       in place of self-attention proper; run(q, k, v) evaluates it
     cross      hook(site, q, k, v, mask, run) -> out  in place of cross-attention proper; run(q, k, v, mask) evaluates it
+    map        hook(index, count, run) -> map        in place of level `index` of `count` on the way down and in the middle of a
+                                                     U-Net, a map (B, C, rows, columns); what skips carry is left as it is
+    stage      hook(index, count, run) -> image      in place of what resolution `index` of `count` predicts; run() evaluates it
 
 x and out are tokens (B, L, D), q, k, v and the output of `heads` and `cross` (B, L, H, D / H); mask is None or (B or 1, 1 or H,
 1 or L, T), True where a token is seen, or a number to add to its score. A backbone that has such a place calls the
@@ -18,7 +21,7 @@ from typing import Any
 
 from samplers.denoiser import Context
 
-NAMES = ("block", "attention", "heads", "cross")
+NAMES = ("block", "attention", "heads", "cross", "map", "stage")
 
 
 @dataclass(frozen=True)

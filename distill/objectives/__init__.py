@@ -54,6 +54,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "AdversarialConsistencyConfig",
         "AdversarialConsistencyObjective",
     ),
+    "adversarial_continuous": (
+        "distill.objectives.adversarial_continuous",
+        "AdversarialContinuousConfig",
+        "AdversarialContinuousObjective",
+    ),
     "adversarial_diffusion": (
         "distill.objectives.adversarial_diffusion",
         "AdversarialDiffusionConfig",

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.consistency import at_ratio, check_reach
-from distill.derivative import How, along, plain_attention
+from distill.derivative import How, along, prepared
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.student import Scale, StudentConfig, StudentObjective
 from distill.parallel import bare
 from gen.backbones.blocks import TimeMLP, timestep_embedding
 from gen.model_folder import Option
 from samplers.denoiser import Condition
-from samplers.path import expand
+from samplers.path import NoiseLevel, expand
+from samplers.prediction import Prediction
 
 FREQUENCIES = 64
 
@@ -49,6 +50,20 @@ class ContinuousConsistencyConfig(StudentConfig):
     derivative: How = "forward"
     schedule: str = "karras"
     schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
+
+
+class Points(NamedTuple):
+    """Samples on their trajectories: clean (B, C, h, w), the noise, the angle t (B,), the condition, the guidance scale."""
+
+    x0: Tensor
+    z: Tensor
+    angle: Tensor
+    condition: Condition
+    scale: Scale
+
+    def first(self, count: int) -> Points:
+        """The first so many of them."""
+        return Points(*(part if isinstance(part, float | int) else part[:count] for part in self))
 
 
 class LevelWeight(nn.Module):
@@ -81,7 +96,8 @@ class ContinuousConsistencyObjective(StudentObjective):
         self.sd = config.sigma_data or (self.model.sigma_data if self.model.prediction == "edm" else 1.0)
         for role in ("student", "target"):
             if role in self.roles:
-                plain_attention(self.roles[role].network, config.derivative)
+                dtype = self.dtype if config.lora is not None else None
+                self.derivative = prepared(self.roles[role].network, config.derivative, dtype)
         if config.adaptive:
             self.roles["weight"] = Role(LevelWeight(), ema=False)
 
@@ -122,7 +138,7 @@ class ContinuousConsistencyObjective(StudentObjective):
 
         # the derivative times cos(t) sin(t), taken inside: it is large where that factor is small
         both = angle.cos() * angle.sin()
-        said, change = along(student, (x, angle), (expand(both, x) * rate, both), config.derivative)
+        said, change = along(student, (x, angle), (expand(both, x) * rate, both), self.derivative)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         g = -(cos**2) * (said - rate) - warm * (cos * sin * x + change)
         if config.normalisation is not None:
@@ -132,20 +148,45 @@ class ContinuousConsistencyObjective(StudentObjective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        draws = Draws(draws.seed, draws.index, "student")  # both phases see the same points
-        x0 = self.clean(batch)
-        count = len(x0) if phase.name == "student" else math.ceil(self.config.share * len(x0))
-        condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
-        angle = self.angles(draws, x0.device)
-        z = draws.normal_like("eps", x0)
-        x0, z, angle, condition = x0[:count], z[:count], angle[:count], condition[:count]
-        scale = scale[:count] if isinstance(scale, Tensor) else scale
-        x, target, g = self.tangent(models, x0, z, angle, condition, scale, step)
+        points = self.points(batch, Draws(draws.seed, draws.index, "student"))  # both phases see the same ones
         if phase.name == "weight":
+            points = points.first(math.ceil(self.config.share * len(points.x0)))
+            *_, g = self.tangent(models, *points, step)
             error = g.flatten(1).square().mean(1)  # in value the student is its target, and its error that of g alone
-            weight = models["weight"](angle)
+            weight = models["weight"](points.angle)
             return (weight.exp() * error - weight).mean(), {}
-        said = self.field(lambda x, level: self.predict(models["student"], x, level, condition, scale), x, angle)
+        return self.consistency(models, points, self.velocity(models, points), step)
+
+    def points(self, batch: Batch, draws: Draws) -> Points:
+        """Where each sample of a batch is on its trajectory."""
+        x0 = self.clean(batch)
+        condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
+        return Points(x0, draws.normal_like("eps", x0), self.angles(draws, x0.device), condition, scale)
+
+    def noised(self, points: Points) -> Tensor:
+        """x_t = cos(t) x0 + sin(t) sd z."""
+        cos, sin = (expand(v, points.x0) for v in (points.angle.cos(), points.angle.sin()))
+        return cos * points.x0 + sin * self.sd * points.z
+
+    def velocity(self, models: Mapping[str, nn.Module], points: Points, trains: bool = True) -> Tensor:
+        """sd F of the student at its points."""
+        network = models["student"] if trains else bare(models["student"])
+
+        def student(x: Tensor, level: NoiseLevel) -> Prediction:
+            return self.predict(network, x, level, points.condition, points.scale)
+
+        return self.field(student, self.noised(points), points.angle)
+
+    def drawn_from(self, points: Points, velocity: Tensor) -> Tensor:
+        """x0 = cos(t) x_t - sin(t) sd F, what the consistency function says."""
+        cos, sin = (expand(v, points.x0) for v in (points.angle.cos(), points.angle.sin()))
+        return (cos * self.noised(points) - sin * velocity).to(points.x0)
+
+    def consistency(
+        self, models: Mapping[str, nn.Module], points: Points, said: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the student says at its points (`velocity`)."""
+        _, target, g = self.tangent(models, *points, step)
         error = ((said - target) / self.sd - g).flatten(1).square().mean(1)
-        weight = bare(models["weight"])(angle).detach().exp() if self.config.adaptive else 1.0
+        weight = bare(models["weight"])(points.angle).detach().exp() if self.config.adaptive else 1.0
         return (weight * error).mean(), {"tangent": g.flatten(1).norm(dim=1).mean()}

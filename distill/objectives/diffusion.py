@@ -9,12 +9,13 @@ A `weighting` (`distill.weighting`) says instead how much each level counts, wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from distill.weighting import Weighting
 from gen.components import Config, load_component
 from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.hooks import with_hook
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import prediction_row
 
@@ -43,11 +45,36 @@ class PreviewConfig(Config):
     guidance_scale: float = 3.0
 
 
+def keep_stages(context: Context) -> tuple[Context, list[Tensor]]:
+    """(the context of one call, where the predictions of all resolutions but the finest will be, coarsest first)."""
+    found: list[Tensor] = []
+
+    def keep(index: int, count: int, run: Callable[[], Tensor]) -> Tensor:
+        out = run()
+        if index < count - 1:
+            found.append(out)
+        return out
+
+    return with_hook(context, "stage", keep), found
+
+
+def averaged(x0: Tensor, eps: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(x0, eps) (B, C, H, W) averaged to a coarser grid, where the noise is scaled to a standard deviation of 1 again.
+
+    Source: DiMR, arXiv 2406.09416, section 3.2, and its published targets."""
+    cell = (x0.shape[2] // grid[0], x0.shape[3] // grid[1])
+    if cell == (1, 1):
+        return x0, eps
+    return F.avg_pool2d(x0, cell), F.avg_pool2d(eps, cell) * (cell[0] * cell[1]) ** 0.5
+
+
 class DiffusionConfig(Config):
     """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders.
 
     coupling: which noise of a batch goes to which picture (`distill.coupling`). drop_label: share of the samples that are
-    trained without their label, for guidance; empty captions are the data's (`drop_caption`)."""
+    trained without their label, for guidance; empty captions are the data's (`drop_caption`).
+
+    stage_weight: of the error of each coarser stage of a network of several resolutions (DiMR), over that of the next finer."""
 
     path: PathConfig = RectifiedFlowPath(type="rectified_flow")
     prediction: Kind = "flow"
@@ -57,6 +84,7 @@ class DiffusionConfig(Config):
     time: TimeConfig = TimeConfig()
     coupling: CouplingConfig = CouplingConfig()
     drop_label: float = Field(0.1, ge=0, le=1)
+    stage_weight: float = Field(0.25, gt=0)
     clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(0.5, gt=0)
@@ -138,11 +166,20 @@ class DiffusionObjective(Objective):
         level = self.levels(draws, x0.device)
         eps = couple(self.config.coupling, x0, draws.normal_like("eps", x0), batch, draws)
         x = level.mix(x0, eps)
-        prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), Context())
+        context, coarse = keep_stages(Context())
+        prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), context)
         a, b = prediction.row
-        target = expand(a, x) * x0 + expand(b, x) * eps
-        error = (prediction.raw.float() - target).square().flatten(1).mean(1)
-        return (self.weight(level) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
+
+        def error_of(raw: Tensor) -> Tensor:
+            data, noise = averaged(x0, eps, raw.shape[2:])
+            return (raw.float() - expand(a, x) * data - expand(b, x) * noise).square().flatten(1).mean(1)
+
+        error = error_of(prediction.raw)
+        weight = self.weight(level) ** 2
+        total = (weight * error).mean()
+        for number, raw in enumerate(reversed(coarse), 1):
+            total = total + self.config.stage_weight**number * (weight * error_of(raw)).mean()
+        return total, {"raw_error": error.detach().mean()}
 
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
         from samplers.noise import normal

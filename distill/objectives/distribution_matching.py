@@ -20,12 +20,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill import losses, recompute
-from distill.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks
+from distill.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks, shown_by
 from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.drawing import DrawingConfig, DrawingObjective, twofold
-from distill.objectives.student import Scale, copy_weights
+from distill.objectives.student import Scale, copy_weights, freeze_unread
 from distill.parallel import bare, fixed
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
@@ -85,9 +85,9 @@ class Critic(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> tuple[Tensor, Tensor]:
         if self.heads is None:
             return self.network(x, time, condition, context), x.new_zeros(len(x), 0)
-        context, found = keep_blocks(context, self.blocks)
+        context, found = keep_blocks(context, self.blocks, self.network, x)
         raw = self.network(x, time, condition, context)
-        check_reached(context, "block", "The discriminator")
+        check_reached(context, shown_by(self.network), "The discriminator")
         return raw, self.heads([found[index] for index in self.blocks], time)
 
     def enable_recompute(self) -> int:
@@ -114,11 +114,14 @@ class DistributionMatchingObjective(DrawingObjective):
         else:
             network = self._like_teacher(("guidance",) if config.embed_guidance else ())
             copy_weights(teacher, network)
+            freeze_unread(network)
         if not config.adversarial_weight:
             return Critic(network, None, ())
-        sizes: Any = teacher.config
-        blocks = config.blocks or judged_blocks(sizes.depth)
-        return Critic(network, PooledHeads(sizes.dim, len(blocks)), blocks, config.heads_rate)
+        unet = shown_by(teacher) == "map"  # of which the middle is read, as published
+        blocks, widths = self.judged_by(teacher, config.blocks, judged_blocks)
+        if unet and not config.blocks:
+            blocks, widths = blocks[-1:], widths[-1:]
+        return Critic(network, PooledHeads(widths), blocks, config.heads_rate)
 
     @torch.no_grad()
     def _standardize(self, critic: Critic, source: Source, count: int = 64) -> None:

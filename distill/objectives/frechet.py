@@ -71,6 +71,9 @@ class FrechetObjective(LatentConsistencyObjective):
         kinds = [name.partition(":")[0] for name in config.representations]
         keys = [k if kinds.count(k) == 1 else f"{k}_{number}" for number, k in enumerate(kinds)]
         given = dict(zip(keys, config.representations, strict=True))
+        if TEACHER in kinds:
+            chosen = () if config.block is None else (config.block,)
+            self.block = self.judged_by(self.given.network, chosen, lambda depth: (depth // 2,))[0][-1:]
         self.of_pictures = {key: self._representation(name) for key, name in given.items() if name != TEACHER}
         self.names = tuple(given)
         self.of = self._populations(source)
@@ -86,11 +89,9 @@ class FrechetObjective(LatentConsistencyObjective):
 
     def tokens(self, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
         """(B, 2 D): the mean and deviation over places of the frozen teacher's tokens."""
-        sizes: Any = self.given.network.config
-        block = sizes.depth // 2 if self.config.block is None else self.config.block
         level = self.path.at_logsnr(torch.full((len(x0),), -self.config.judged, dtype=torch.float64, device=x0.device))
         denoiser = self.denoiser(self.given.network.to(x0.device), self.dtype)
-        return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, (block,)))[:, 0]
+        return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, self.block))[:, 0]
 
     def features(self, x0: Tensor, condition: Condition, noise: Tensor) -> dict[str, Tensor]:
         """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;

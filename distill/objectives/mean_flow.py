@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.derivative import How, along, plain_attention
+from distill.derivative import How, along, prepared
 from distill.objective import Batch, Draws, Phase, unlabelled
 from distill.objectives.student import Scale, StudentConfig, StudentObjective
 from distill.parallel import bare
@@ -54,7 +54,7 @@ class MeanFlowObjective(StudentObjective):
     def __init__(self, config: MeanFlowConfig, network: nn.Module, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
         check_map(self)
-        plain_attention(self.roles["student"].network, config.derivative)
+        self.derivative = prepared(self.roles["student"].network, config.derivative)
 
     def times(self, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
         """(r, t), (B,) float64, r <= t."""
@@ -110,7 +110,7 @@ class MeanFlowObjective(StudentObjective):
         def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
             return self.mean_velocity(network, x, r, t, condition, scale)
 
-        _, change = along(mean_velocity, (x, t), (v, torch.ones_like(t)), config.derivative)
+        _, change = along(mean_velocity, (x, t), (v, torch.ones_like(t)), self.derivative)
         target = v - expand(t - r, x) * change  # equation 10
         u = self.mean_velocity(models["student"], x, r, t, condition, scale)
         error = (u - target).flatten(1).square().sum(1)

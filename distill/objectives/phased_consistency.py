@@ -10,7 +10,7 @@ Source: arXiv 2405.18407, sections 3.1 to 3.3. The paper's guidance w is our gui
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +60,10 @@ class PhasedConsistencyObjective(RegressionObjective):
                 f"teacher's (teacher.schedule {config.teacher.schedule!r}); use uniform for both."
             )
         if config.adversarial_weight:
-            sizes: Any = self.given.network.config
-            self.blocks = config.blocks or tuple(sorted({sizes.depth * part // 4 for part in (1, 2, 3)}))
-            self.roles["discriminator"] = Role(TokenHeads(sizes.dim, len(self.blocks)), ema=False)
+            self.blocks, widths = self.judged_by(
+                self.given.network, config.blocks, lambda depth: tuple(sorted({depth * part // 4 for part in (1, 2, 3)}))
+            )
+            self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
 
     def ends(
         self, models: Mapping[str, nn.Module], student: nn.Module, batch: Batch, draws: Draws

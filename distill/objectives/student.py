@@ -10,7 +10,7 @@ Images or latents x are (B, C, H, W); levels hold one value per sample, (B,).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill import steps
+from distill.discriminator import shown_by, shown_widths
 from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Batch, Draws, Objective, Preview, Role, drop_labels, knows_no_label
 from distill.parallel import bare
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from distill.data import Source
 
 Scale = float | Tensor
+Places = Callable[[int], tuple[int, ...]]  # the blocks that are judged, of so many
 
 
 class TeacherConfig(Config):
@@ -176,7 +178,7 @@ class StudentObjective(Objective):
             )
         if config.start == "teacher":
             copy_weights(self.given.network, network)
-        return network
+        return freeze_unread(network)
 
     def _like_teacher(self, scalars: tuple[str, ...]) -> nn.Module:
         """A network of the teacher's kind and sizes, in float32, that is told `scalars` besides."""
@@ -250,6 +252,31 @@ class StudentObjective(Objective):
             return self.teach(models, x, level, condition, scale)
 
         return steps.step(self.config.teacher.solver, predict, x, s, t)
+
+    def judged_by(self, network: nn.Module, chosen: Sequence[int], places: Places) -> tuple[tuple[int, ...], list[int]]:
+        """(the blocks whose tokens a discriminator reads, the width of each): those chosen, or, none given, some of the way
+        through; of a U-Net all levels on the way down and the middle."""
+        size = self.latent_size()
+        widths = shown_widths(self.denoiser(network, self.dtype), size, self.blank())
+        blocks = tuple(chosen) or (places(len(widths)) if shown_by(network) == "block" else tuple(range(len(widths))))
+        if max(blocks) >= len(widths):
+            raise ValueError(f"The discriminator reads block {max(blocks)}, but the network has {len(widths)}, counted from 0.")
+        return blocks, [widths[block] for block in blocks]
+
+    def latent_size(self, most: int = 16) -> tuple[int, int, int]:
+        """(C, H, W) of a small latent that the teacher's network takes."""
+        config: Any = self.given.network.config
+        factor = getattr(self.autoencoder, "factor", 1)
+        side = max(min(self.model.sample_size // factor, most) // config.patch, 1) * config.patch
+        return config.channels, side, side
+
+    def blank(self) -> Condition:
+        """The condition of one picture of nothing."""
+        config: Any = self.given.network.config
+        if self.text_encoder is None:
+            return Condition(label=torch.tensor([0]) if getattr(config, "num_classes", 0) else None)
+        device = next(self.given.network.parameters()).device
+        return self.condition(Batch(index=torch.arange(1), captions=[""]), device)
 
     # ---- the batch ----
 
@@ -470,6 +497,14 @@ class StudentObjective(Objective):
             f"{'s' if settings.num_inference_steps > 1 else ''}, distilled from {self.given.name!r} with {method}"
             f"{f' ({self.source})' if self.source else ''}.\n\n    {usage}\n"
         )
+
+
+def freeze_unread(network: nn.Module) -> nn.Module:
+    """Leave out of the training what the network's output does not depend on: the coarse outputs of several resolutions. They
+    are a teacher's own loss (`diffusion`), and a parameter without a gradient would stop data-parallel training."""
+    for parameter in network.unread() if hasattr(network, "unread") else ():  # type: ignore[operator]
+        parameter.requires_grad_(False)
+    return network
 
 
 def following(network: nn.Module) -> Role:

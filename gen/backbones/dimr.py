@@ -259,8 +259,8 @@ class DiMR(nn.Module):
     def predictions(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> list[Tensor]:
         """What every stage predicts, coarsest first: (B, channels, rows, columns) on its own grid.
 
-        Published training compares each with the target averaged to that grid (noise scaled back to a standard deviation of
-        1), weights 1/4 and 1 for two stages.
+        Training compares each with the target averaged to that grid (distill/objectives/diffusion.py), which it asks for by
+        the "stage" hook.
         """
         config = self.config
         check_image(x, config.channels, config.patch)
@@ -290,8 +290,12 @@ class DiMR(nn.Module):
                 features.append(tokens)
                 index += 1
             features, below = [f[:, extras:] for f in features], grid
-            outputs.append(net.head(to_image(net.norm(features[-1], tau), grid)))
+            outputs.append(run_stage(context, number, len(self.stages), net, features[-1], tau, grid))
         return outputs
+
+    def unread(self) -> list[nn.Parameter]:
+        """The parameters that what the network returns does not depend on: the outputs of all stages but the finest."""
+        return [p for stage in self.stages[:-1] for module in (stage.norm, stage.head) for p in module.parameters()]  # type: ignore[union-attr]
 
     def positions(self, number: int, rows: int, columns: int, context: Context | None = None) -> Tensor:
         """(1, rows * columns, dim) of a stage: learned; interpolated for another grid than the trained one."""
@@ -300,3 +304,15 @@ class DiMR(nn.Module):
             return net.pos_embed
         name = f"positions {number} {rows} {columns}"
         return memoize(self, context, name, (), lambda: resize_positions(net.pos_embed, net.grid, rows, columns))
+
+
+def run_stage(
+    context: Context | None, index: int, count: int, stage: Stage, tokens: Tensor, tau: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """What a stage predicts (B, channels, rows, columns), through the run's "stage" hook if there is one."""
+
+    def run() -> Tensor:
+        return stage.head(to_image(stage.norm(tokens, tau), grid))
+
+    hook = context.hooks.get("stage") if context is not None else None
+    return run() if hook is None else hook(index, count, run)

@@ -77,6 +77,7 @@ def _serves(layer: nn.Linear, x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dtype == layer.weight.dtype
+        and type(layer.weight) in (Tensor, nn.Parameter)  # not one of parts, which the kernel knows nothing of
         and x.is_contiguous()
         and x.numel() > 0
         and not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))

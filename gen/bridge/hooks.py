@@ -25,16 +25,21 @@ PLAIN_ATTENTION = ("AttnProcessor2_0", "AttnProcessor")
 @dataclass(frozen=True)
 class Layout:
     """Where hooks find their places. blocks: in the order they run. joint: a block works on text and image tokens, which it
-    takes and returns apart. without: hook -> why the network cannot have it."""
+    takes and returns apart. without: hook -> why the network cannot have it. maps: the levels of a U-Net."""
 
     blocks: Callable[[Any], list[nn.Module]]
     joint: bool = False
     without: Mapping[str, str] | None = None
+    maps: Callable[[Any], list[nn.Module]] | None = None
 
 
 def _unet_blocks(network: Any) -> list[nn.Module]:
     ways = [*network.down_blocks, *([] if network.mid_block is None else [network.mid_block]), *network.up_blocks]
     return [block for way in ways for block in way.modules() if type(block).__name__ == "BasicTransformerBlock"]
+
+
+def _unet_maps(network: Any) -> list[nn.Module]:
+    return [*network.down_blocks, *([] if network.mid_block is None else [network.mid_block])]
 
 
 def _chain(network: Any) -> list[nn.Module]:
@@ -44,7 +49,9 @@ def _chain(network: Any) -> list[nn.Module]:
 TOGETHER = "its attention is over text and image together, and returns the two apart"
 LAYOUTS: dict[str, Layout] = {
     "UNet2DConditionModel": Layout(
-        _unet_blocks, without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"}
+        _unet_blocks,
+        without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"},
+        maps=_unet_maps,
     ),
     "DiTTransformer2DModel": Layout(_chain),
     "PixArtTransformer2DModel": Layout(_chain),
@@ -61,13 +68,20 @@ NEEDED_BY = {
     "attention": "Caches of attention and negative token merging",
     "heads": "Perturbed attention and references",
     "cross": "Suppression across tokens",
+    "map": "Discriminators of maps",
 }
 INSTEAD = {
     "block": "the caches reuse, easy or pyramid",
     "attention": "the caches reuse or easy, or other guidance",
     "heads": "other guidance",
     "cross": "the correction of the prompt alone",
+    "map": "those of tokens",
 }
+
+
+def shows(network: nn.Module) -> str:
+    """The hook by which a diffusers network shows what is inside of it: block, or map where it has levels instead."""
+    return "map" if LAYOUTS[type(network).__name__].maps is not None else "block"
 
 
 @contextmanager
@@ -84,14 +98,19 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
     for name in hooks:
         if reason := (layout.without or {}).get(name):
             raise ValueError(f"{NEEDED_BY[name]} cannot work on this network: {reason}; use {INSTEAD[name]}.")
+    if "map" in hooks and layout.maps is None:
+        raise ValueError(f"{NEEDED_BY['map']} cannot work on this network: it has blocks of tokens; use {INSTEAD['map']}.")
     places = _Places()
     try:
+        levels = layout.maps(network) if layout.maps is not None and "map" in hooks else []
+        for index, level in enumerate(levels):
+            places.forward(level, _map(level.forward, hooks["map"], index, len(levels)))
         blocks = layout.blocks(network)
         for index, block in enumerate(blocks):
             if "block" in hooks:
                 wrapped = _joint_block if layout.joint else _block
                 places.forward(block, wrapped(block.forward, hooks["block"], index, len(blocks)))
-            for attention in _attentions(block) if hooks.keys() - {"block"} else ():
+            for attention in _attentions(block) if hooks.keys() - {"block", "map"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
         yield
     finally:
@@ -123,6 +142,25 @@ def _block(run: Callable[..., Tensor], hook: Callable[..., Tensor], index: int, 
     def forward(*args: Any, **named: Any) -> Tensor:
         tokens = args[0] if args else named["hidden_states"]
         return hook(index, count, tokens, lambda: run(*args, **named))
+
+    return forward
+
+
+def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Any]:
+    """A level on the way down returns what the skips carry as well."""
+
+    def forward(*args: Any, **named: Any) -> Any:
+        skips: list[Any] = []
+
+        def alone() -> Tensor:
+            out = run(*args, **named)
+            if isinstance(out, tuple):
+                skips.extend(out[1:])
+                return out[0]
+            return out
+
+        out = hook(index, count, alone)
+        return (out, *skips) if skips else out
 
     return forward
 

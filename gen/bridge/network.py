@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.bridge.hooks import hooked
+from gen.bridge.hooks import hooked, shows
 from gen.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
@@ -36,6 +36,11 @@ class BridgedNetwork(nn.Module):
         super().__init__()
         self.network, self.config = network, config
         self.null: Condition | None = None
+
+    @property
+    def shows(self) -> str:
+        """The hook by which it shows what is inside of it: block or map."""
+        return shows(self.network)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         raise NotImplementedError

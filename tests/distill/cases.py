@@ -86,6 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
         steps=2,
         embed_guidance=True,
     ),
+    "adversarial_continuous": student("adversarial_continuous", warmup=3, share=0.5),
     "adversarial_diffusion": student("adversarial_diffusion", teacher={"model": "DECODED"}, steps=2, hidden=4, penalty=1e-3),
     "distribution_matching": student(
         "distribution_matching",

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from distill.discriminator import block_features
 from distill.objective import Draws, Phase
 from distill.objectives.adversarial_consistency import AdversarialConsistencyConfig, AdversarialConsistencyObjective
+from distill.objectives.adversarial_continuous import AdversarialContinuousConfig, AdversarialContinuousObjective
+from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from gen.components import build
 from samplers.denoiser import Context
@@ -145,3 +147,53 @@ def test_the_student_is_moved_towards_what_the_judge_takes_for_real():
         objective.loss(STUDENT, models, batch, Draws(0, batch.index, "student"), 0)[0].backward()
         optimizer.step()
     assert judged() > before + 1e-3
+
+
+# ---- beside the continuous-time loss, and alone ----
+
+
+def pair(teacher, network, **changes):
+    options = {"start": "network", "teacher": {"guidance_scale": 3.0}, "warmup": 0, "sigma_max": 50.0, **changes}
+    return AdversarialContinuousObjective(AdversarialContinuousConfig(**options), network, None, teacher)
+
+
+def test_the_pair_is_the_continuous_loss_and_half_the_judges():
+    """The judge sees cos(t) x_t - sin(t) sd F, noised to its own levels; half of the samples start at the noisiest."""
+    teacher, one, batch = tiny_teacher("dit", FLOW, "flow"), student("dit"), latents(32)
+    draws = Draws(0, batch.index, "student")
+    mine = pair(teacher, one, adversarial_weight=0.25)
+    recorder = Recorder()
+    total = mine.loss(STUDENT, {**models_of(mine), "discriminator": recorder}, batch, draws, 0)[0]
+    config = ContinuousConsistencyConfig(start="network", teacher={"guidance_scale": 3.0}, warmup=0, sigma_max=50.0)
+    plain = ContinuousConsistencyObjective(config, one, None, teacher)
+    plain.angles = mine.angles
+    expected = plain.loss(STUDENT, models_of(plain), batch, draws, 0)[0]
+    judged = torch.cat([f.mean(-1) for f in recorder.seen[0]], 1).mean()
+    torch.testing.assert_close(total, expected - 0.25 * judged, rtol=1e-5, atol=1e-6)
+
+    ratio = mine.angles(draws, CPU).tan() * mine.sd
+    noisiest = (ratio - 50.0).abs() < 1e-6
+    assert 8 <= noisiest.sum() <= 24 and (ratio <= 50.0 + 1e-6).all()
+    points = mine.points(batch, draws)
+    level = mine.path.at_logsnr(-(points.angle.tan() * mine.sd).log())
+    x = level.mix(points.x0, points.z)  # the same point, on the path's own scale
+    x0 = mine.predict(one, x, level, points.condition, points.scale).x0
+    drawn = mine.drawn_from(points, mine.velocity(models_of(mine), points))
+    torch.testing.assert_close(drawn, x0.float(), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("make", [adversarial, pair])
+def test_a_judge_can_teach_alone(make, monkeypatch):
+    """Then the teacher is asked for features and for nothing else, and nothing but the student and the judge trains."""
+    objective = make(tiny_teacher("dit", FLOW, "flow"), student("dit"), consistency_weight=0.0, adversarial_weight=1.0)
+    assert {name for name, role in objective.roles.items() if role.trains} == {"student", "discriminator"}
+    monkeypatch.setattr(objective, "teach", lambda *_: pytest.fail("the teacher was asked for a prediction"))
+    batch = latents()
+    models = models_of(objective)
+    for phase in (STUDENT, JUDGE):
+        loss, logged = objective.loss(phase, models, batch, Draws(0, batch.index, phase.name), 0)
+        loss.backward()
+        if phase is STUDENT:
+            assert loss == logged["adversarial"] and all(p.grad is not None for p in models["student"].parameters())
+    with pytest.raises(ValueError, match="nothing is learned"):
+        make(tiny_teacher(), student("dit"), consistency_weight=0.0, adversarial_weight=0.0)

@@ -10,11 +10,14 @@ from torch import nn
 
 from distill.config import TrainConfig
 from distill.objective import Batch, Draws, Phase
-from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from distill.objectives import make_objective
+from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective, averaged
 from distill.trainer import Trainer
 from gen.components import build
+from samplers.denoiser import Condition
 from samplers.prediction import Prediction, prediction_row
 
+CPU = torch.device("cpu")
 PHASE = Phase("denoiser", "denoiser")
 VP = {"type": "variance_preserving", "betas": "scaled_linear"}
 FLOW = {"type": "rectified_flow"}
@@ -125,3 +128,41 @@ def test_a_backbone_resumes_bit_for_bit(tmp_path, network):
     for name, value in whole.networks["denoiser"].state_dict().items():
         assert torch.equal(value, second.networks["denoiser"].state_dict()[name]), name
         assert torch.equal(whole.averaged["denoiser"].state_dict()[name], second.averaged["denoiser"].state_dict()[name]), name
+
+
+# ---- several resolutions ----
+
+STAGES = [
+    {"kind": "transformer", "dim": 16, "hidden": 24, "depth": 2, "heads": 2, "patch": 2, "pool": 2},
+    {"kind": "convnext", "dim": 12, "hidden": 24, "depth": 2, "patch": 1, "pool": 2},
+    {"kind": "convnext", "dim": 8, "hidden": 16, "depth": 2, "patch": 1},
+]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "flow", "x0"])
+def test_every_resolution_is_trained_on_its_own_targets(prediction):
+    """A quarter of the next finer one's weight each, with the noise averaged to variance 1 again."""
+    network = build({"type": "dimr", "size": 8, "channels": 3, "num_classes": 3, "stages": STAGES})
+    objective = make_objective({"type": "diffusion", "prediction": prediction, "drop_label": 0.0}, network)
+    batch = Batch(index=torch.arange(4), latents=torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 2, 0]))
+    draws = Draws(0, batch.index)
+    loss, _ = objective.loss(Phase("denoiser", "denoiser"), {"denoiser": network}, batch, draws, 0)
+    loss.backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+    level, eps = objective.levels(draws, CPU), draws.normal("eps", (3, 8, 8))
+    x = level.mix(batch.latents, eps)
+    outputs = network.predictions(x, 1000 * level.t, Condition(label=batch.labels))
+    expected = torch.zeros(())
+    for output, weight, side in zip(outputs, (1 / 16, 1 / 4, 1.0), (4, 2, 1), strict=True):
+        data, noise = (v.unfold(2, side, side).unfold(3, side, side).sum((-1, -2)) for v in (batch.latents, eps))
+        data, noise = data / side**2, noise / side
+        target = {"eps": noise, "x0": data, "flow": noise - data}[prediction]
+        expected = expected + weight * (output - target).square().mean()
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_averaged_noise_has_a_deviation_of_one():
+    eps = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for side in (2, 4, 8):
+        assert averaged(eps, eps, (32 // side, 32 // side))[1].std().item() == pytest.approx(1, abs=0.02)

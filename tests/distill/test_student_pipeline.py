@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from distill.objective import Batch
-from distill.objectives import make_objective
+from distill.discriminator import block_features
+from distill.lora import LowRankWeight
+from distill.objective import Batch, Draws, Phase
+from distill.objectives import OBJECTIVES, make_objective
 from distill.objectives.student import Teacher, TeacherConfig
 from gen.adapters import Adapters, read_adapter
+from gen.components import from_registry
 from samplers.denoiser import Context
 from tests.distill.students import loss_of
 from tests.gen import pipelines
@@ -44,3 +47,101 @@ def test_a_lora_is_trained_on_a_diffusers_pipeline(tmp_path):
     assert (mine - objective.teach(models, x, level, condition).raw).abs().max() > 1e-3
     with pytest.raises(ValueError, match="train a LoRA on it"):
         make_objective(config, nn.Identity())
+
+
+# ---- every family ----
+
+FAMILIES = ("stable_diffusion", "sdxl", "sd3", "flux", "sana")
+COMMON = {"teacher": {"guidance_scale": 3.0, "steps": 8}, "lora": {"rank": 2}, "preview": {"prompts": ["a cat"]}, "steps": 2}
+METHODS = {
+    "latent_consistency": {"target_ema": None},
+    "phased_consistency": {"adversarial_weight": 0.1},
+    "adversarial_consistency": {"target_ema": None},
+    "adversarial_continuous": {"sigma_max": 10.0, "derivative": "difference"},
+    "distribution_matching": {},
+    "continuous_consistency": {"sigma_max": 10.0, "derivative": "difference"},
+    "frechet": {"representations": ["teacher"], "population": 2, "reference": 4, "target_ema": None, "noisiest_share": 1.0},
+}
+
+
+class Captioned:
+    def batch(self, counters) -> Batch:
+        rows = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in counters]
+        captions = ["a cat" if i % 2 else "" for i in counters]
+        return Batch(index=torch.tensor(list(counters)), images=torch.stack(rows), captions=captions)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory) -> Teacher:
+    folder = tmp_path_factory.mktemp("pipelines") / request.param
+    pipelines.save(getattr(pipelines, request.param)(), folder)
+    return Teacher.load(TeacherConfig(model=str(folder)))
+
+
+def taught(teacher: Teacher, name: str):
+    method, config = from_registry(OBJECTIVES, "objective", {"type": name, **COMMON, **METHODS[name]})
+    return method(config, nn.Identity(), Captioned() if name == "frechet" else None, teacher)
+
+
+def test_every_method_for_loras_trains_one_on_every_family(family):
+    """All of its phases, and each network in its own."""
+    for name in METHODS:
+        objective, batch = taught(family, name), Captioned().batch(range(2))
+        models = {role: part.network for role, part in objective.roles.items()}
+        for role in (role for role, part in objective.roles.items() if part.trains):
+            own = list(models[role].parameters())
+            randomise(models[role].up, 0) if hasattr(models[role], "up") else None
+            loss, _ = objective.loss(Phase(role, role), models, batch, Draws(0, batch.index, role), 0)
+            grads = torch.autograd.grad(loss, own, allow_unused=True)
+            assert torch.isfinite(loss) and any(g is not None and g.abs().sum() > 0 for g in grads), (name, role)
+
+
+def test_a_discriminator_reads_what_the_network_has(family):
+    """Levels of a U-Net, as its own modules return them; of joint attention the tokens of the picture alone."""
+    objective = taught(family, "adversarial_consistency")
+    network, denoiser = family.network.network, objective.denoiser(family.network)
+    channels, rows, columns = objective.latent_size()
+    x = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    batch = Captioned().batch(range(2))
+    level, condition = objective.path(torch.tensor([0.4, 0.7]).double()), objective.condition(batch, x.device)
+    seen: list[torch.Tensor] = []
+    levels = [*network.down_blocks, network.mid_block] if hasattr(network, "down_blocks") else []
+    kept = [m.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)) for m in levels]
+    found = block_features(denoiser, x, level, condition, objective.blocks)
+    for handle in kept:
+        handle.remove()
+    if levels:
+        assert objective.blocks == tuple(range(len(levels)))
+        for tokens, image in zip(found, seen, strict=True):
+            assert torch.equal(tokens, image.flatten(2).mT)
+    else:
+        patch = family.network.config.patch
+        assert {tokens.shape[1] for tokens in found} == {rows * columns // patch**2}
+    assert [tokens.shape[2] for tokens in found] == [head[0].normalized_shape[0] for head in models(objective).heads]
+    assert sum(tokens.square().mean() for tokens in found).backward() is None and x.grad.abs().sum() > 0
+
+
+def models(objective) -> nn.Module:
+    return objective.roles["discriminator"].network
+
+
+def test_a_lora_makes_no_dense_weights_on_any_family(family, monkeypatch):
+    objective = taught(family, "latent_consistency")
+    network = objective.roles["student"].network
+    randomise(network.up, 0)
+    channels, rows, columns = objective.latent_size()
+    x = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0))
+    batch = Captioned().batch(range(2))
+    level, condition = objective.path(torch.tensor([0.4, 0.7]).double()), objective.condition(batch, x.device)
+    expected = objective.denoiser(network.merged())(x, level, condition, Context()).raw
+    monkeypatch.setattr(LowRankWeight, "whole", lambda self: pytest.fail("a dense weight was made"))
+    out = objective.predict(network, x, level, condition).raw
+    out.square().mean().backward()
+    torch.testing.assert_close(out, expected, atol=2e-4, rtol=2e-4)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_a_derivative_of_a_pipeline_is_a_difference_with_a_note(family):
+    with pytest.warns(UserWarning, match="difference of two evaluations"):
+        method, config = from_registry(OBJECTIVES, "objective", {"type": "continuous_consistency", **COMMON, "sigma_max": 10.0})
+        assert method(config, nn.Identity(), None, family).derivative == "difference"
