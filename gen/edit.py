@@ -64,8 +64,11 @@ class Edit(Kind):
         return replace(settings, levels=start_at(settings.levels, self.start.strength))
 
     def check(self, settings: Settings) -> None:
-        if self.mask is not None and settings.rules.guidance[0] == "cfg++":
-            raise ValueError("cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting.")
+        if self.mask is not None and (settings.rules.guidance[0] == "cfg++" or settings.rules.both):
+            raise ValueError(
+                "cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting, and a sampler "
+                "other than *_cfg_pp."
+            )
 
     def verify(self, recipe: Recipe) -> None:
         check_same(self.start, recipe.start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gen import request
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Rules:
     """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
     nothing; usual: the rule's own usual scale (None: the model's). together: a cache decides for a whole batch at once.
-    negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt."""
+    negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
+    sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
 
     guidance: tuple[str, ...] = ("cfg",)
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
@@ -35,6 +36,20 @@ class Rules:
     together: bool = False
     negatives: bool = True
     always: bool = False
+    both: bool = False
+
+    def under(self, solver: Solver) -> Rules:
+        """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
+        from samplers.solvers.comfy.branches import reads_both
+
+        if not reads_both(solver):
+            return self
+        if self.guidance[0] != "cfg":
+            raise ValueError(
+                f"A sampler under CFG++ guides by itself, from the branches of plain guidance; with guidance={self.name!r} "
+                "choose another sampler."
+            )
+        return replace(self, both=True, off=0.0, usual=0.6)
 
     @classmethod
     def of(cls, guidance: object, guidance_options: object, cache: object, cache_options: object) -> Rules:
@@ -105,7 +120,7 @@ class Rules:
                 return denoiser, solver
             from samplers.guidance.cfg import ClassifierFree
 
-            return ClassifierFree(denoiser, scale, negative, interval or (-math.inf, math.inf)), solver
+            return ClassifierFree(denoiser, scale, negative, interval or (-math.inf, math.inf), keep_both=self.both), solver
 
         from samplers.guidance.registry import get_guidance, guidance_info
 
@@ -120,6 +135,7 @@ class Rules:
                     continue
                 own |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}
                 own |= {} if interval is None else {"interval": interval}
+                own |= {"keep_both": True} if self.both and name == "cfg" else {}
                 acts = True
             elif info.compares and not acts:
                 continue

@@ -266,6 +266,8 @@ def make_layout(layout: Any, height: int, width: int, generator: Generator, rule
         record = place(spec, height, width, generator.factor)
     if rules.guidance[0] in ("cfg++", "embedded"):
         raise ValueError(f"A layout guides every region by itself, which {rules.guidance[0]} cannot; choose other guidance.")
+    if rules.both:
+        raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
     made = Layout(record, height, width)
     made.masks(generator.factor)
     side = record.window or generator.config.sample_size

@@ -98,6 +98,8 @@ def make_settings(
     seen = frame.window if frame else (height, width)
     if rules.always and not getattr(generator.network, "embeds", False):
         raise ValueError(f"The model {generator.name!r} reads no guidance scale; choose other guidance than {rules.name!r}.")
+    steps = _steps(generator, sampling, seen[0] * seen[1] // patch**2)
+    rules = rules.under(steps["solver"])
     settings = Settings(
         height=height,
         width=width,
@@ -107,7 +109,7 @@ def make_settings(
         interval=_interval(generator, sampling.guidance_interval),
         rules=rules,
         adapters=generator._in_force(generator.adapters if adapters is None else adapters),
-        **_steps(generator, sampling, seen[0] * seen[1] // patch**2),
+        **steps,
     )
     guided = settings.scale != rules.off
     rules.build(

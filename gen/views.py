@@ -90,6 +90,8 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
             raise ValueError(f"The view {name!r} is for square pictures, and this one is {width} x {height}; choose another.")
     if rules.guidance[0] == "cfg++":
         raise ValueError("cfg++ needs the two branches of one picture, which views do not have; choose other guidance.")
+    if rules.both:
+        raise ValueError("CFG++ needs the two branches of one picture, which views do not have; choose another sampler.")
     return Views(views, tuple(view_of(name) for name in views.views))
 
 

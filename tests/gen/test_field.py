@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,8 @@ CASES = {
                       lambda d, s: (Rescale(AdaptiveProjected(d, 2.5), 0.4), s)),
     "rescale alone goes around cfg": ({"guidance": "rescale"}, lambda d, s: (Rescale(ClassifierFree(d, 2.5)), s)),
     "cfg++": ({"guidance": "cfg++"}, lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), PlusPlus(s))),
+    "a sampler under CFG++": ({"sampler": "euler_cfg_pp"},
+                              lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), get_solver("euler_cfg_pp"))),
     "pag": ({"guidance": "pag", "guidance_options": {"layers": [1], "perturbed_scale": 2}},
             lambda d, s: (PerturbedAttention(ClassifierFree(d, 2.5), 2.0, (1,), base=d), s)),
     "interval": ({"guidance": "apg", "guidance_interval": (-1.0, 1.0)},
@@ -82,6 +85,22 @@ def test_cfgpp_has_a_scale_of_its_own(tiny):
     assert tiny("a cat", seed=1, guidance="cfg++", guidance_scale=0, progress=False).recipes[0].nfe == 4
     with pytest.warns(UserWarning, match="no effect at guidance_scale 0;"):
         tiny("a cat", "a dog", seed=1, guidance="cfg++", guidance_scale=0, progress=False)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_cfg_pp", "euler_cfg_pp"])
+def test_a_sampler_under_cfgpp_has_its_scales(tiny, sampler):
+    """0.6 where none is said, both branches at every scale but 0, and no other rule beside it."""
+    made = tiny("a cat", seed=1, sampler=sampler, progress=False)
+    assert made.recipes[0].guidance_scale == 0.6 and made.recipes[0].nfe == 8
+    assert tiny("a cat", seed=1, sampler=sampler, guidance_scale=1.0, progress=False).recipes[0].nfe == 8
+    assert tiny("a cat", seed=1, sampler=sampler, guidance_scale=0, progress=False).recipes[0].nfe == 4
+    again = tiny.replay(Recipe.from_json(made.recipes[0].to_json()), progress=False)
+    assert again.recipes[0] == made.recipes[0]
+    with pytest.raises(ValueError, match="choose another sampler"):
+        tiny("a cat", sampler=sampler, guidance="apg", progress=False)
+    with pytest.raises(ValueError, match="moves the whole picture"):
+        picture = np.zeros((16, 16, 3), np.uint8)
+        tiny("a cat", sampler=sampler, image=picture, mask=picture[..., 0], progress=False)
 
 
 def test_a_cache_that_decides_for_the_batch_says_so(tiny):

@@ -54,6 +54,10 @@ class Ancestral(SigmaSolver):
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"Ancestral got s_noise={self.s_noise}; give a finite factor of at least 0.")
 
+    @property
+    def both_branches(self) -> bool:
+        return self.cfg_pp
+
     def in_sigma(self, step: Step, state: State) -> State:
         s, t, flow = step.s, step.t, getattr(step.denoiser.path, "flow", False)
         first = evaluate(step.denoiser, state, s, step.condition, step.context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from samplers.guidance.branches import Guided
 from samplers.prediction import Prediction
+from samplers.sample import Solver
 
 
 def null_of(prediction: Prediction) -> Prediction:
@@ -11,3 +12,8 @@ def null_of(prediction: Prediction) -> Prediction:
     if isinstance(prediction, Guided) and prediction.null is not None:
         return prediction.null
     return prediction
+
+
+def reads_both(solver: Solver) -> bool:
+    """Whether a solver is one under CFG++, which wants guidance to keep both branches at every scale."""
+    return bool(getattr(solver, "both_branches", False))

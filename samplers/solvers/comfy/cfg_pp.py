@@ -32,6 +32,10 @@ class EulerPlusPlus(Around):
         _ = self.process
 
     @property
+    def both_branches(self) -> bool:
+        return True
+
+    @property
     def process(self) -> Multistep:
         return Multistep(1, eta=self.eta, noise="ancestral", s_noise=self.s_noise)
 
@@ -58,6 +62,10 @@ class TwoStepPlusPlus(SigmaSolver):
     h is the step in log sigma, r the last one over it. The difference is one of the guided image and of the last unconditional
     one, as ComfyUI has it. The first and the last step have none.
     """
+
+    @property
+    def both_branches(self) -> bool:
+        return True
 
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t

@@ -29,6 +29,10 @@ class GradientEstimation(SigmaSolver):
         if not math.isfinite(self.gamma):
             raise ValueError(f"GradientEstimation got gamma={self.gamma}; give a finite number, 2 as published.")
 
+    @property
+    def both_branches(self) -> bool:
+        return self.cfg_pp
+
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t
         prediction = evaluate(step.denoiser, state, s, step.condition, step.context)

@@ -35,6 +35,10 @@ class RESMultistep(SigmaSolver):
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"RESMultistep got s_noise={self.s_noise}; give a finite factor of at least 0.")
 
+    @property
+    def both_branches(self) -> bool:
+        return self.cfg_pp
+
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t
         guided = evaluate(step.denoiser, state, s, step.condition, step.context)
