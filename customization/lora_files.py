@@ -193,7 +193,11 @@ def written_as(adapter: Adapter, format: str, dtype: torch.dtype | None) -> Adap
         if dtype is not None:
             delta = replace(delta, factors={n: f if n == "alpha" else rounded(f, dtype) for n, f in delta.factors.items()})
         layers[layer] = delta
-    return replace(adapter, layers=layers, metadata={**adapter.metadata, **network_texts(adapter.metadata, layers)})
+    words = adapter.words
+    if dtype is not None:
+        words = {word: {part: rounded(v, dtype) for part, v in parts.items()} for word, parts in words.items()}
+    metadata = {**adapter.metadata, **network_texts(adapter.metadata, layers)}
+    return replace(adapter, layers=layers, metadata=metadata, words=words)
 
 
 def _write(
@@ -222,7 +226,9 @@ def _write(
     ranks = "/".join(map(str, summary["ranks"]))
     kinds = ", ".join(f"{count} {kind}" for kind, count in ready.types.items())
     error = f", relative error {summary['error']:.3g} ({summary['worst_error']:.3g} in {summary['worst']})"
-    say(f"{len(ready.layers)} layers ({kinds}), rank {ranks or 'none'}{error if summary['error'] else ', exact'}.", given.quiet)
+    learned = f", and the learned word{'s' * (len(ready.words) > 1)} {', '.join(ready.words)}" if ready.words else ""
+    text = f"{len(ready.layers)} layers ({kinds}), rank {ranks or 'none'}{error if summary['error'] else ', exact'}{learned}."
+    say(printable(text), given.quiet)
     print(given.output)
     return 0
 
@@ -234,6 +240,7 @@ def _summary(adapter: Adapter, reports: Sequence[LayerReport]) -> dict[str, Any]
     worst = max(reports, key=lambda report: report.error)
     return {
         "ranks": list(adapter.ranks),
+        "words": list(adapter.words),
         "error": (lost / whole) ** 0.5 if whole else 0.0,
         "worst": worst.layer,
         "worst_error": worst.error,

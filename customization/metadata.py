@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gen.recording import fewstep_version
@@ -37,6 +37,13 @@ def architecture(generator: Generator) -> tuple[str, str]:
     return ARCHITECTURES.get(kind, (kind, kind))
 
 
+def trigger_phrase(prompt: str | None, words: Sequence[str]) -> str:
+    """What a prompt needs for an adapter to show what it has learned: what the pictures' one prompt adds to a caption, and the
+    learned words that are not in it. "{}, <ink> style" is "<ink> style"."""
+    phrase = " ".join((prompt or "").replace("{}", " ").split()).strip(" ,;.:-")
+    return ", ".join(filter(None, [phrase, *(word for word in words if word.lower() not in phrase.lower())]))
+
+
 def describe_training(config: CustomizationConfig, generator: Generator, run: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of an adapter. run: the values of the training config (`distill.config.TrainConfig`), and `pictures` and
     `class_pictures`, how many there were."""
@@ -59,8 +66,8 @@ def describe_training(config: CustomizationConfig, generator: Generator, run: Ma
         "ss_noise_offset": config.noise_offset or None,
         "ss_prior_loss_weight": config.prior_weight if run.get("class_pictures") else None,
     }
-    if words := run.get("trigger"):
-        found["modelspec.trigger_phrase"] = words
+    if phrase := trigger_phrase(run.get("trigger"), list(config.tokens)):
+        found["modelspec.trigger_phrase"] = phrase
     if adapter is not None:
         found["ss_network_module"] = f"fewstep.{adapter.type}"
         if adapter.type != "oft":

@@ -305,7 +305,8 @@ class CustomizationObjective(Objective):
         if adapter.layers or adapter.words:
             self.write(adapter, folder)
         for word, parts in adapter.words.items() if adapter.layers else ():  # by themselves as well, as diffusers reads them
-            alone = Adapter(word, {}, describe_training(self.config, self.generator, self.run), words={word: parts})
+            told = {**describe_training(self.config, self.generator, self.run), "modelspec.trigger_phrase": word}
+            alone = Adapter(word, {}, told, words={word: parts})
             write_adapter(alone, folder / f"{file_name(word)}.safetensors", "diffusers")
         oft = [part for part, settings in self.adapted().items() if settings.type == "oft"]
         for part in oft:

@@ -230,7 +230,7 @@ def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
 def write_weights(
     path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; floating tensors in `dtype` if given."""
+    """Write a safetensors file atomically; floating tensors in `dtype` if given. The same values are the same bytes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {
@@ -239,11 +239,26 @@ def write_weights(
     }
     try:
         save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+        _sort_texts(temporary)
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
         sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_texts(path: Path) -> None:
+    """Put the texts in a safetensors file's header in the order of their names; the library's order is that of a hash table,
+    another one each time."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > size:
+            raise CheckpointError(path, f"has a header that cannot be written in {size} bytes; shorten its metadata.")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def sha256(path: Path | str) -> str:

@@ -183,17 +183,25 @@ def inspect(
 def convert_lora(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, or a folder of peft or diffusers.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write, for peft a folder; nothing is overwritten.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="kohya, diffusers, peft, ai-toolkit.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="kohya, diffusers, peft, ai-toolkit. [default: the file's]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model whose names the layers get; kohya's files need it.")] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Multiply scales into the factors, for ai-toolkit.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the file's]")] = None,
+    rename_word: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Another name for a learned word; repeatable.")
+    ] = None,
     allow_nonfinite: Nonfinite = False,
     quiet: Quiet = False,
 ) -> int:
     """Convert a LoRA file between the formats of trainers."""
     from gen.commands.lora_files import convert
 
-    return convert(source, target, to=to, model=model, fold=fold, dtype=dtype, allow_nonfinite=allow_nonfinite, quiet=quiet)
+    return convert(
+        source, target, to=to, model=model, fold=fold, dtype=dtype, rename_word=rename_word or [],
+        allow_nonfinite=allow_nonfinite, quiet=quiet,
+    )  # fmt: skip
 
 
 @loras.command("train", context_settings=HANDED_OVER, add_help_option=False)

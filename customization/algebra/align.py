@@ -46,12 +46,16 @@ def align(adapters: Sequence[Adapter], disjoint: bool = False) -> list[Aligned]:
     for i, adapter in enumerate(adapters):
         if adapter.sha256 is not None and adapter.sha256 in [other.sha256 for other in adapters[:i]]:
             raise AdapterError(f"{adapter.name} is given twice; give it once, with the sum of its weights.")
-        if not adapter.layers:
+        if not adapter.layers and (not adapter.words or len(adapters) == 1):
             raise AdapterError(f"{adapter.name} has no layers; there is nothing to merge.")
+    if not any(adapter.layers for adapter in adapters):
+        raise AdapterError(f"{' and '.join(names)} have learned words and no layers; give a LoRA to merge them with.")
     underscored = any(adapter.format == "kohya" for adapter in adapters)
     tables = [_table(adapter, underscored) for adapter in adapters]
-    if len(adapters) > 1 and not disjoint:
+    if sum(bool(table) for table in tables) > 1 and not disjoint:
         for i, table in enumerate(tables):
+            if not table:  # learned words alone
+                continue
             others = set().union(*(other.keys() for j, other in enumerate(tables) if j != i))
             if not table.keys() & others:
                 raise AdapterError(

@@ -25,12 +25,17 @@ JOINED = {
 TAGS = "ss_tag_frequency"
 
 
-def merged_metadata(adapters: Sequence[Adapter], layers: Mapping[str, Delta], made: Mapping[str, Any]) -> dict[str, str]:
+def merged_metadata(
+    adapters: Sequence[Adapter], layers: Mapping[str, Delta], made: Mapping[str, Any], weights: Sequence[float] | None = None
+) -> dict[str, str]:
     """Texts that all adapters agree on are kept, titles, authors, licences and trained words are joined, counts of tags added.
 
     made: how the result was made; kept as JSON under "fewstep.made_from", with the histories of the adapters themselves.
     """
     tables = [{name: text for name, text in adapter.metadata.items() if name not in STALE} for adapter in adapters]
+    for table, weight in zip(tables, [1.0] * len(tables) if weights is None else weights, strict=True):
+        if weight == 0:  # what its words ask for is not in the result
+            table.pop("modelspec.trigger_phrase", None)
     for table, adapter in zip(tables, adapters, strict=True):
         for config in read_configs(adapter.metadata).values():
             if isinstance(base := config.get("base_model_name_or_path"), str):

@@ -99,7 +99,7 @@ def sparse_merge(
     if not layers:
         raise AdapterError("Every adapter has weight 0; there is nothing left to write.")
     made_by = {**vars(how), "weights": weights} | ({"keep": keep.values()} if keep else {})
-    return assembled(adapters, layers, name, made_by), reports
+    return assembled(adapters, layers, name, made_by, weights), reports
 
 
 def combined(changes: Sequence[tuple[int, float, Tensor]], how: Sparse, layer: str) -> Tensor:

@@ -21,6 +21,7 @@ from customization.algebra.align import Aligned, align, names_of
 from customization.algebra.factors import WIDE, dense_of, dtype_of, factors_of, flat, full, is_dense, lora, refuse_dora, scaled
 from customization.algebra.metadata import kohya_keys, merged_metadata
 from customization.algebra.svd import Keep, Svd, core_svd, matrix_svd
+from customization.algebra.words import merged_words, word_keys
 from gen.adapters import Adapter, AdapterError, Delta
 from gen.adapters.report import nearest
 
@@ -75,7 +76,7 @@ def weighted_sum(
     how = {"method": "sum", "weights": list(weights)}
     how |= {"blocks": dict(blocks)} if blocks else {}
     how |= {"keep": keep.values()} if keep else {}
-    return assembled(adapters, layers, name, how), reports
+    return assembled(adapters, layers, name, how, weights), reports
 
 
 def resize(adapter: Adapter, keep: Keep, **options: Any) -> Merged:
@@ -140,12 +141,21 @@ def _fits(pattern: str, plain: str, path: str) -> bool:
     return any(text == pattern or text.startswith(f"{pattern}_") for text in (plain, path))
 
 
-def assembled(adapters: Sequence[Adapter], layers: Mapping[str, Delta], name: str, made: Mapping[str, Any]) -> Adapter:
-    """An adapter of these layers with the metadata of those that it was made from."""
+def assembled(
+    adapters: Sequence[Adapter],
+    layers: Mapping[str, Delta],
+    name: str,
+    made: Mapping[str, Any],
+    weights: Sequence[float] | None = None,
+) -> Adapter:
+    """An adapter of these layers with the metadata and the learned words of those that it was made from.
+
+    weights: of the adapters; one of weight 0 gives no words."""
     kohya = any(adapter.format == "kohya" for adapter in adapters)
-    keys = kohya_keys(adapters, layers) if kohya else {}
-    metadata = merged_metadata(adapters, layers, made)
-    return Adapter(name, layers, metadata, "kohya" if kohya else "", keys, tuple(notes_of(adapters)))
+    words = merged_words(adapters, weights)
+    keys = kohya_keys(adapters, layers) | word_keys(adapters, words) if kohya else {}
+    metadata = merged_metadata(adapters, layers, made, weights)
+    return Adapter(name, layers, metadata, "kohya" if kohya else "", keys, tuple(notes_of(adapters)), words=words)
 
 
 def notes_of(adapters: Sequence[Adapter]) -> list[str]:

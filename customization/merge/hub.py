@@ -142,7 +142,7 @@ def lorahub_factors(adapters: Sequence[Adapter], weights: Mapping[str, float], n
             sum(w * d.factors[side].to(WIDE) for w, d in zip(given, entry.present, strict=True)) for side in ("up", "down")
         )
         layers[entry.layer] = lora(up.flatten(1), down.flatten(1), entry.shape, first.scale, dtype_of(entry.present))  # type: ignore[union-attr]
-    return assembled(adapters, layers, name, {"method": "lorahub, factor by factor", "weights": given})
+    return assembled(adapters, layers, name, {"method": "lorahub, factor by factor", "weights": given}, given)
 
 
 def _by_name(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> list[float]:

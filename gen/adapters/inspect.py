@@ -15,6 +15,7 @@ from gen.adapters.delta import AdapterError
 from gen.adapters.model import other_names
 from gen.adapters.peft_config import BESIDE, IN_FILE
 from gen.adapters.resolve import Index, resolve
+from gen.adapters.words import misfits
 
 WORDS = 12  # of the words a file was trained with, the most frequent
 # what metadata says about where an adapter comes from: our name -> theirs, the first that is there counts
@@ -64,6 +65,9 @@ def match(adapter: Adapter, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Which layers fit a model: matched, unmatched (each with the nearest module's name) and mismatched, with reasons.
 
     parts: its networks by part, as `gen.adapters.skeleton` gives them."""
+    if adapter.words and not adapter.layers:
+        problems = misfits(adapter.words, parts)
+        return {"complete": not problems, "matched": {}, "unmatched": {}, "mismatched": {}, "problems": "; ".join(problems)}
     try:
         _, report = resolve(adapter, {part: Index(one) for part, one in parts.items()}, False, other_names(parts))
     except AdapterError as error:

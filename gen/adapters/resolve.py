@@ -236,6 +236,8 @@ def renamed(
 
     networks: part -> network, {"denoiser": ...}. AdapterError if a layer has no module, or some cannot become one.
     """
+    if adapter.words and not adapter.layers:
+        return replace(adapter, format="", keys={})
     indices = {part: one if isinstance(one, Index) else Index(one) for part, one in networks.items()}
     _, report = resolve(adapter, indices, strict, same)
     whole: dict[tuple[str, str], list[tuple[Target, Delta]]] = {}

@@ -11,6 +11,7 @@ lora_bundle_emb.<cat>.clip_l             the same in a file of diffusers, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,6 +109,30 @@ def words_to_tensors(adapter: Adapter, format: str) -> tuple[dict[str, Tensor], 
     return found, metadata
 
 
+def rename_words(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
+    """The same adapter with other names for its learned words, in its trigger phrase too. names: old -> new.
+
+    AdapterError for a word that it has not learned, one that it would have twice, and a name that cannot be one."""
+    for old, new in names.items():
+        if old not in adapter.words:
+            known = ", ".join(adapter.words) or "none"
+            raise AdapterError(f"{adapter.name} has not learned the word {old!r}; its words: {known}.")
+        try:
+            check_name(new)
+        except ValueError as error:
+            raise AdapterError(str(error)) from None
+    words = {names.get(word, word): parts for word, parts in adapter.words.items()}
+    if len({word.lower() for word in words}) < len(adapter.words):
+        raise AdapterError(f"{adapter.name} would have a word twice; its words: {', '.join(adapter.words)}.")
+    metadata = dict(adapter.metadata)
+    for key in ("modelspec.trigger_phrase", "token"):
+        for old, new in names.items():
+            if key in metadata:
+                metadata[key] = metadata[key].replace(old, new)
+    keys = {place: key for place, key in adapter.keys.items() if place[0].removeprefix(f"{KEY}.") not in names}
+    return replace(adapter, words=words, metadata=metadata, keys=keys)
+
+
 # ---- in a model ----
 
 
@@ -145,6 +170,27 @@ def check_words(words: Mapping[str, Mapping[str, Tensor]], readers: Mapping[str,
                     f"{name} has vectors of {word!r} of width {vectors.shape[1]}, and the {part.replace('_', ' ')} of this "
                     f"model has {width}; it is for another model."
                 )
+
+
+def misfits(words: Mapping[str, Mapping[str, Tensor]], parts: Mapping[str, nn.Module]) -> list[str]:
+    """Why networks, which need no weights, cannot read these words; empty where they can."""
+    found = []
+    for word, vectors in words.items():
+        for part, value in vectors.items():
+            place = part.replace("_", " ")
+            if part not in parts:
+                found.append(f"the word {word!r} is for the {place}, which this model does not have")
+                continue
+            network: Any = parts[part]
+            table = (
+                network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else getattr(network, "word", None)
+            )
+            if table is not None and table.weight.shape[1] != value.shape[1]:
+                found.append(
+                    f"the word {word!r} has vectors of width {value.shape[1]}, and the {place} of this model has "
+                    f"{table.weight.shape[1]}"
+                )
+    return found
 
 
 def teach(readers: Mapping[str, Any], words: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LearnedTokens]:

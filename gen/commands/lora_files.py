@@ -96,20 +96,31 @@ def _show_match(console: Any, found: dict[str, Any]) -> None:
 
 
 def convert(
-    source: Path, target: Path, *, to: str, model: str | None, fold: bool, dtype: str | None, allow_nonfinite: bool, quiet: bool
+    source: Path,
+    target: Path,
+    *,
+    to: str | None,
+    model: str | None,
+    fold: bool,
+    dtype: str | None,
+    rename_word: list[str],
+    allow_nonfinite: bool,
+    quiet: bool,
 ) -> int:
     from gen.adapters import FORMATS, read_adapter, renamed, write_adapter
+    from gen.adapters.words import rename_words
     from gen.pretrained import DTYPES, find_model
 
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists, and nothing is overwritten; give another name.")
-    if to not in FORMATS:
+    if to is not None and to not in FORMATS:
         near = difflib.get_close_matches(to, FORMATS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"Unknown adapter format {to!r}{hint} Known: {', '.join(FORMATS)}.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}; give {', '.join(DTYPES)}, or leave it out to keep the file's.")
     adapter = read_adapter(source, allow_nonfinite=allow_nonfinite)
+    to = to or adapter.format
     if model is not None:
         from gen.adapters.model import other_names
         from gen.adapters.skeleton import skeleton
@@ -121,6 +132,8 @@ def convert(
             f"{source} names its layers with underscores, as kohya does; give the model that it is for with --model, "
             f"whose names {to} needs."
         )
+    if rename_word:
+        adapter = rename_words(adapter, dict(_renaming(text) for text in rename_word))
     if fold:
         adapter = replace(adapter, layers={layer: delta.folded() for layer, delta in adapter.layers.items()})
     for note in adapter.notes:
@@ -128,3 +141,11 @@ def convert(
     write_adapter(adapter, target, to, DTYPES[dtype] if dtype else None)
     print(target)
     return 0
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """(old, new) of OLD=NEW."""
+    old, equals, new = text.partition("=")
+    if not equals or not old or not new:
+        raise ValueError(f"--rename-word {text!r} is not OLD=NEW, such as '<new>=<cat>'.")
+    return old, new
