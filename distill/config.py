@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gen.components import Config, describe
+from gen.files import CheckpointError, read_text
 
 MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
 
@@ -125,7 +126,7 @@ class EvaluationConfig(Config):
     steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1)
     pictures: int = Field(64, ge=4)
     batch_size: int = Field(16, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     features: str = "evaluator"
     reference_steps: int = Field(50, gt=0, le=1000)
     references: Path | None = Path("outputs/references")
@@ -148,7 +149,7 @@ class TrainConfig(Config):
     max_steps: int = Field(gt=0, strict=True)
     batch_size: int = Field(gt=0, strict=True)
     accumulate: int = Field(1, gt=0, strict=True)
-    seed: int = Field(0, ge=0, strict=True)
+    seed: int = Field(0, ge=0, lt=1 << 64, strict=True)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
@@ -213,9 +214,14 @@ def _changed(section: Section, changes: dict[str, Any]) -> Section:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML data without aliases or duplicate keys, and with 1e-4 read as a number."""
+    """Plain YAML data without aliases, tags or duplicate keys, with 1e-4 read as a number, and a date as text."""
 
     def compose_node(self, parent, index):
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(
+                None, None, f"the tag {event.tag!r} is not read; write the value without it", event.start_mark
+            )
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
@@ -228,6 +234,10 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_StrictLoader.yaml_implicit_resolvers = {  # without dates, of which no key here is one
+    first: [(tag, pattern) for tag, pattern in rows if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -236,19 +246,17 @@ _StrictLoader.add_implicit_resolver(
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from None
+    except Exception as error:  # YAML makes numbers and dates of text, which raises what int() and date() raise
+        kind = "" if isinstance(error, yaml.YAMLError | ValueError) else f"{type(error).__name__} "
+        raise ConfigError(f"{source}: not valid YAML: {kind}{' '.join(str(error).split())[:500]}.") from None
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """A YAML mapping from a file."""
-    path = Path(path)
     try:
-        if path.stat().st_size > 1_000_000:
-            raise ConfigError(f"{path}: larger than 1 MB, which no config is.")
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}).") from None
+        text = read_text(path)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
     value = _parse(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds a {type(value).__name__}; a config is a mapping of keys to values.")

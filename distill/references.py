@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen.checkpoints import write_bytes
+from gen.files import read_bytes
 from gen.grid import to_pictures
 
 LIMIT = 64_000_000  # pixels of a kept picture
@@ -59,7 +60,7 @@ class References:
         try:
             if path is None or not path.is_file():
                 return None
-            with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as picture:
+            with Image.open(io.BytesIO(read_bytes(path, LIMIT * 4)), formats=["PNG"]) as picture:
                 if picture.mode != "RGB" or picture.width * picture.height > LIMIT:
                     return None
                 pixels = np.array(picture)

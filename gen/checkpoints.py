@@ -6,11 +6,12 @@ Writing is atomic: a temporary file beside the target, synced, then renamed, so 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-import stat
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,33 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gen.files import CheckpointError, opened, read_text, regular_file
+
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 PICKLE = (
     "is a pickle file, which can run code when opened; convert it to safetensors first "
     "(`fewstep convert --from-pickle IN OUT.safetensors`)."
 )
-
-
-class CheckpointError(ValueError):
-    """A weight or config file that cannot be used; the message names the file and says why."""
-
-    def __init__(self, path: os.PathLike | str, reason: str):
-        super().__init__(f"{path}: {reason}")
-
-
-def regular_file(path: Path) -> None:
-    """CheckpointError unless the path is a file that can be opened: no folder, no pipe, no broken link."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
-        raise CheckpointError(path, f"{what}; check the name.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(path, f"cannot be read ({getattr(error, 'strerror', None) or error}).") from None
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(path, "is a folder; give the path of a file.")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(path, "is not a regular file; give the path of a file.")
 
 
 def read_json(path: Path | str, infinite: bool = False) -> dict[str, Any]:
@@ -65,12 +46,10 @@ def read_json(path: Path | str, infinite: bool = False) -> dict[str, Any]:
         raise ValueError(f"{name} is not a number that a config may hold")
 
     path = Path(path)
-    regular_file(path)
-    if path.stat().st_size > 1_000_000:
-        raise CheckpointError(path, "is larger than 1 MB, which no config is.")
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (ValueError, RecursionError, OSError) as error:
+        value = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(path, f"holds a JSON {type(value).__name__}, not an object.")
@@ -79,7 +58,7 @@ def read_json(path: Path | str, infinite: bool = False) -> dict[str, Any]:
 
 def _why_unusable(path: Path, error: Exception) -> str:
     """What a file that is not safetensors looks like, from its first bytes."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(64)
     if not head:
         return "is empty (0 bytes); download or write it again."
@@ -243,6 +222,8 @@ def write_weights(
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
         sync(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:  # which is how it reports a full disk
+        raise _unwritten(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -261,6 +242,13 @@ def _sort_texts(path: Path) -> None:
         file.write(text.ljust(size))
 
 
+def _unwritten(path: Path, error: SafetensorError) -> OSError:
+    """What went wrong in writing, as the system says it, where the library's text has the system's number."""
+    found = re.search(r"os error (\d+)|code: (\d+)", str(error))
+    number = int(found[1] or found[2]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))
+
+
 def sha256(path: Path | str) -> str:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gen.card import model_card
-from gen.checkpoints import write_bytes, write_json
+from gen.checkpoints import read_json, write_bytes, write_json
 from gen.model_folder import Pipeline, VariancePreservingPath, write_model, writing
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtyp
     scale = getattr(generator.autoencoder, "latent_scale", None)
     if scale is not None:
         config = folder / "vae" / "config.json"
-        write_json(config, {**json.loads(config.read_text()), "scaling_factor": scale})
+        write_json(config, {**read_json(config), "scaling_factor": scale})
     (folder / "scheduler").mkdir()
     noise = json.dumps(dict(pipeline.scheduler), indent=2)  # may hold infinities, which diffusers writes and reads
     write_bytes(folder / "scheduler" / "scheduler_config.json", f"{noise}\n".encode())
@@ -103,7 +103,7 @@ def _write_native(network: Any, folder: Path, dtype: torch.dtype | None, reads: 
         if reads:
             warnings.filterwarnings("ignore", message=r".*no place for null_text")
         write_checkpoint(network, folder, format, dtype=dtype)
-    return json.loads((folder / "config.json").read_text())["_class_name"]
+    return read_json(folder / "config.json")["_class_name"]
 
 
 def assembled(generator: Generator) -> Pipeline:

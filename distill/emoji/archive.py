@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from distill.emoji.packs import DataError
 from gen.checkpoints import write_bytes
 from gen.components import Config, describe
+from gen.files import CheckpointError, opened
 
 METADATA, CONCEPTS = "metadata.jsonl", "concepts.txt"
 FILE_NAME = re.compile(r"images/[a-z0-9-]{1,40}/[0-9A-F]{1,8}(-[0-9A-F]{1,8}){0,15}\.webp")
@@ -73,7 +74,7 @@ def read_archive(path: Path | str) -> tuple[list[Record], list[bytes], list[str]
     """(records, the picture's WebP bytes for each, concept labels) of an archive."""
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as file:
+        with opened(path) as stream, zipfile.ZipFile(stream) as file:
             lines = _read(file, METADATA, TEXT_LIMIT, path).decode().splitlines()
             concepts = _read(file, CONCEPTS, TEXT_LIMIT, path).decode().splitlines()
             records = [Record.model_validate_json(line) for line in lines]
@@ -83,7 +84,7 @@ def read_archive(path: Path | str) -> tuple[list[Record], list[bytes], list[str]
             pictures = [_read(file, record.file_name, PICTURE_LIMIT, path) for record in records]
     except ValidationError as error:
         raise DataError(f"{path}: a line of {METADATA} is not valid: {describe(error)}.") from None
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+    except (CheckpointError, OSError, zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as an emoji archive ({error}); build or download it again.") from None
     unknown = sorted({record.label for record in records} - set(concepts))
     if unknown:

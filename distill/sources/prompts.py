@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from distill.emoji.packs import DataError
 from distill.objective import Batch
+from distill.sources.files import sha256_of
 from distill.sources.images import clean_caption
 from distill.sources.order import Order
 from distill.sources.report import Report, Unusable
-from gen.checkpoints import CheckpointError, regular_file
 from gen.components import Config
+from gen.files import CheckpointError, read_bytes
 from samplers.noise import fold
 
 FILE_LIMIT = 1 << 30
@@ -38,11 +40,8 @@ class Prompts:
         self.report = Report(str(config.file), config.on_error)
         self.prompts: list[str] = []
         try:
-            regular_file(config.file)
-            if config.file.stat().st_size > FILE_LIMIT:
-                raise DataError(f"{config.file} is larger than 1 GiB; split it.")
-            lines = config.file.read_bytes().splitlines()
-        except (CheckpointError, OSError) as error:
+            lines = read_bytes(config.file, FILE_LIMIT).removeprefix(codecs.BOM_UTF8).splitlines()
+        except CheckpointError as error:
             raise DataError(f"{error}") from None
         seen: set[str] = set()
         for number, line in enumerate(lines, 1):
@@ -72,6 +71,10 @@ class Prompts:
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:
         numbers = [int(counter) for counter in counters]
         return Batch(index=torch.tensor(numbers), captions=[self._prompt(counter) for counter in numbers])
+
+    def digest(self) -> str:
+        """A hash of all prompts in their order."""
+        return sha256_of(repr(self.prompts).encode())
 
     def check(self) -> Report:
         return self.report

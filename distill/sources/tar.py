@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from distill.sources.report import Unusable
+from gen.files import opened
 
 BLOCK = 512
 NAME_LIMIT = 4096
@@ -38,7 +39,7 @@ class Member:
 
 def members(path: Path) -> Iterator[Member]:
     """The entries of a tar file in order. Unusable where the file is not one; folders are passed over."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         end = file.seek(0, 2)
         file.seek(0)
         long_name: str | None = None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gen.checkpoints import CheckpointError, listed, regular_file, write_weights
+from gen.files import opened
 
 NESTINGS = ("ema", "state_dict", "model")  # where training code puts the weights; the first that is there is taken
 BUDGET = 1.5  # bytes of tensors, or of unpacked entries, per byte of file
@@ -50,7 +51,7 @@ def _check(source: Path) -> int:
     """The size of a file that may be opened."""
     regular_file(source)
     size = source.stat().st_size
-    with open(source, "rb") as file:
+    with opened(source) as file:
         head = file.read(2)
     if head == b"PK":
         try:

@@ -131,7 +131,7 @@ def _read(file: str | os.PathLike) -> Any:
     if name.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{name} is larger than {_LARGEST_FILE >> 20} MiB.")
     try:
-        return json.loads(name.read_bytes().decode())
+        return json.loads(name.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON: {error}.") from None
 

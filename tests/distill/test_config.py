@@ -47,7 +47,18 @@ def test_exponent_numbers_are_numbers(write):
         ("- 1\n", "a config is a mapping"),
         ("a: [1\n", "not valid YAML"),
         ("a: " + "[" * 5000, "not valid YAML"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (MINIMAL + "seed: !!int ''\n", "the tag 'tag:yaml.org,2002:int' is not read"),
+        (MINIMAL + "compile: !!bool x\n", "the tag 'tag:yaml.org,2002:bool' is not read"),
+        (MINIMAL + "seed: !!float ''\n", "the tag"),
+        (MINIMAL + "seed: !!timestamp x\n", "the tag"),
+        (MINIMAL + "seed: !!binary x\n", "the tag"),
+        (MINIMAL + "roles: !!set [a]\n", "the tag"),
+        (MINIMAL + "roles: !own {a: 1}\n", "the tag '!own'"),
+        (MINIMAL + "seed: 0x_\n", "not valid YAML"),
+        (MINIMAL + f"seed: {'9' * 5000}\n", "not valid YAML"),
+        (MINIMAL + "ema: 2020-13-45\n", "ema"),
+        (MINIMAL + f"seed: {2**64}\n", "less than 18446744073709551616"),
         ("#" * 1_000_001, "larger than 1 MB"),
     ],
 )
@@ -64,8 +75,19 @@ def test_a_bad_override_is_one_sentence(write, override, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!null x", "0x_", "9" * 5000, "!!python/name:os.system"])
+def test_values_that_yaml_cannot_make_are_one_sentence_in_overrides_too(write, value):
+    with pytest.raises(ConfigError, match=r"override .*not valid YAML") as error:
+        load_config(write(MINIMAL), [f"seed={value}"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key_and_a_date_is_text(write):
+    assert read_yaml(write("\ufeffa: 2020-01-02\n")) == {"a": "2020-01-02"}
 
 
 def test_learning_rate_rises_holds_and_falls():

@@ -1,0 +1,71 @@
+"""Reading a file that somebody names: a regular file of bounded size, or an error in a sentence. Pipes and devices are refused
+before a byte of them is waited for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+SMALL = 1_000_000  # bytes: more than any config has
+
+
+class CheckpointError(ValueError):
+    """A weight or config file that cannot be used; the message names the file and says why."""
+
+    def __init__(self, path: os.PathLike | str, reason: str):
+        super().__init__(f"{path}: {reason}")
+
+
+def regular_file(path: Path) -> None:
+    """CheckpointError unless the path is a file that can be opened: no folder, no pipe, no broken link."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise CheckpointError(path, f"{what}; check the name.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(path, "is a folder; give the path of a file.")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(path, "is not a regular file; give the path of a file.")
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[BinaryIO]:
+    """A regular file, open for reading; CheckpointError for anything else, also where a pipe takes its place meanwhile."""
+    path = Path(path)
+    regular_file(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror}).") from None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(path, "is not a regular file; give the path of a file.")
+        yield file
+
+
+def read_bytes(path: Path | str, limit: int = SMALL) -> bytes:
+    """All bytes of a regular file; CheckpointError where it is none, cannot be read, or has more than `limit` bytes."""
+    with opened(path) as file:
+        try:
+            data = file.read(limit + 1)  # not by the size that it says: files of the system say 0, and others grow
+        except OSError as error:
+            raise CheckpointError(path, f"cannot be read ({error.strerror}).") from None
+    if len(data) > limit:
+        most = f"{limit >> 20} MiB" if limit >> 20 else f"{limit / 1e6:g} MB" if limit >= 100_000 else f"{limit} bytes"
+        raise CheckpointError(path, f"is larger than {most}, the most that is read of such a file.")
+    return data
+
+
+def read_text(path: Path | str, limit: int = SMALL) -> str:
+    """The text of a regular file in UTF-8, without a byte-order mark; CheckpointError as `read_bytes`, or for other bytes."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CheckpointError(path, "is not UTF-8 text; save it as such.") from None
