@@ -53,11 +53,7 @@ class Trained(nn.Module):
         """Gradient checkpointing of the denoiser's blocks; returns how many modules have it."""
         from distill import recompute
 
-        network: Any = self.parts.get_submodule("denoiser")
-        if hasattr(network, "enable_gradient_checkpointing"):
-            network.enable_gradient_checkpointing()
-            return 1
-        return recompute.enable(network)
+        return recompute.enable(self.parts.get_submodule("denoiser"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trained:
         """A copy with parameters of its own in the same model."""

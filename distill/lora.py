@@ -122,6 +122,12 @@ class LoraNetwork(nn.Module):
         """The layers it changes."""
         return [key.replace("/", ".") for key in self.down]
 
+    def enable_recompute(self) -> int:
+        """Gradient checkpointing of the base's blocks; returns how many modules have it."""
+        from distill import recompute
+
+        return recompute.enable(self.base)
+
     @property
     def config(self) -> Any:
         return self.base.config

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from distill.run_folder import TrainingError
+from gen.backbones.recompute import checkpointed
 
 
 def enable(network: nn.Module) -> int:
-    """Mark the blocks of a network of `gen.backbones`; returns how many there are. TrainingError where there is none.
-    A network that holds others says itself how, by a method `enable_recompute`."""
+    """Let a network keep the inputs of its blocks alone; returns how many modules have it, 0 for a network without such blocks.
+
+    Found are the networks of `gen.backbones` and diffusers' own, also inside of others, whole or in shards. One that is made
+    from a network that it does not hold as a module says itself how, by a method `enable_recompute`.
+    """
     if hasattr(network, "enable_recompute"):
         return network.enable_recompute()  # type: ignore[operator]
+    if hasattr(network, "enable_gradient_checkpointing"):
+        given: Any = network
+        if not getattr(network, "_supports_gradient_checkpointing", False):
+            return 0
+        given.enable_gradient_checkpointing(checkpointed)
+        return 1
+    if not any(base.__module__.startswith("gen.backbones") for base in type(network).__mro__):
+        return sum(enable(child) for child in network.children())
     blocks = [
         module
         for name, child in network.named_modules()
@@ -19,10 +32,6 @@ def enable(network: nn.Module) -> int:
         for module in child
     ]
     blocks += [module for name, module in network.named_modules() if name.rpartition(".")[2] == "mid_block"]
-    if not blocks or not type(network).__module__.startswith("gen.backbones"):
-        raise TrainingError(
-            f"gradient_checkpointing is for networks of blocks (uvit, dit, dimr), not {type(network).__name__}; leave it out."
-        )
     for block in blocks:
         block.recompute = True
     return len(blocks)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill import losses, recompute
+from distill import losses
 from distill.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks, shown_by
 from distill.levels import TimeConfig, draw_levels
 from distill.lora import LoraNetwork
@@ -89,9 +89,6 @@ class Critic(nn.Module):
         raw = self.network(x, time, condition, context)
         check_reached(context, shown_by(self.network), "The discriminator")
         return raw, self.heads([found[index] for index in self.blocks], time)
-
-    def enable_recompute(self) -> int:
-        return recompute.enable(self.network)
 
 
 class DistributionMatchingObjective(DrawingObjective):

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gen.attention import attention
 from gen.backbones.fused import linear_gelu
+from gen.backbones.recompute import checkpointed
 from gen.components import Config
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
@@ -351,7 +351,7 @@ def run_block(context: Context | None, index: int, count: int, block: Callable[.
     A block with `recompute` set keeps nothing for the backward pass but its inputs, and is evaluated again there.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
-        block = partial(checkpoint, block, use_reentrant=False)
+        block = partial(checkpointed, block)
     hook = context.hooks.get("block") if context is not None else None
     if hook is None:
         return block(x, *args)

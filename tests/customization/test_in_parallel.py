@@ -7,23 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from customization.registry import METHODS
 from gen.components import build
 from gen.model_folder import write_model
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_methods import CONFIG, DIT, OWN
 from tests.distill.processes import on_processes
 from tests.distill.states import close_exports
+from tests.distill.test_every_objective_in_parallel import PLAIN, REST, place_of
 from tests.distill.test_zero import launched
 from tests.gen.conftest import randomise, tiny_autoencoder, tiny_text_encoder
 
 OBJECTIVES = {
     "lora": {"text_adapter": {"rank": 2}},
     "words": {"adapter": None, "tokens": {"<new>": {"init": "cat"}}},
+    "res_adapter": {"type": "res_adapter"},
     **{kind: {"type": kind, **({"adapter": None} if kind == "custom_diffusion" else {}), **own} for kind, own in OWN.items()},
 }
 
 
-def _train(root: Path, kind: str) -> None:
+def _train(root: Path, kind: str, again: bool) -> None:
     if kind == "zero":
         launched(2)
     for name, objective in OBJECTIVES.items():
@@ -31,7 +34,10 @@ def _train(root: Path, kind: str) -> None:
         settings |= {"parallel": kind} if kind != "zero" else {}
         data = {"prompt": "a <new> cat"} if "tokens" in objective else {}
         torch.manual_seed(0)
-        run = trainer(root / kind / name, root / "images", root / "dit", objective=objective, data=data, **settings)
+        settings["gradient_checkpointing"] = again
+        run = trainer(
+            place_of(root, kind, again) / name, root / "images", root / "dit", objective=objective, data=data, **settings
+        )
         assert run.world == 2 and run.parallel.kind == kind
         run.train()
 
@@ -42,12 +48,30 @@ def root(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     write_model(folder / "dit", CONFIG, randomise(build(DIT), 1), tiny_autoencoder(), tiny_text_encoder())
     pictures(folder / "images")
-    for kind in ("ddp", "fsdp2", "zero"):
-        on_processes(2, _train, folder, kind)
+    for kind, again in PLAIN:
+        on_processes(2, _train, folder, kind, again)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fsdp2", "zero"])
+@pytest.fixture(scope="module")
+def whole_product(root) -> Path:
+    for kind, again in REST:
+        on_processes(2, _train, root, kind, again)
+    return root
+
+
+def test_every_method_is_here():
+    assert {objective.get("type", "lora") for objective in OBJECTIVES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize(("kind", "again"), PLAIN[1:])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_files_are_those_of_replicas(root, name, kind):
-    close_exports(root / "ddp" / name, root / kind / name, atol=2e-6, rtol=1e-5)
+def test_the_files_are_those_of_replicas(root, name, kind, again):
+    close_exports(root / "ddp" / name, place_of(root, kind, again) / name, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "again"), REST)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_so_are_those_of_the_whole_product(whole_product, name, kind, again):
+    close_exports(whole_product / "ddp" / name, place_of(whole_product, kind, again) / name, atol=2e-6, rtol=1e-5)

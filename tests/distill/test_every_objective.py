@@ -6,17 +6,19 @@ import json
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import distill.classifier
 import distill.evaluator  # noqa: F401  (these make their network types known)
 from distill.config import TrainConfig
 from distill.objective import Batch
 from distill.objectives import OBJECTIVES, make_objective
-from distill.trainer import Trainer
+from distill.trainer import Trainer, TrainingError
+from gen.backbones import recompute as blocks_again
 from gen.components import build, save_component
 from gen.model_folder import write_model
 from tests.distill.cases import AUTOENCODER, CASES
-from tests.distill.states import everything
+from tests.distill.states import close, everything
 from tests.distill.students import Source, tiny_teacher
 from tests.gen.conftest import tiny_text_encoder
 
@@ -37,6 +39,10 @@ def make_places(folder) -> dict[str, str]:
     write_model(folder / "model", teacher.model, teacher.network)
     write_model(folder / "decoded", teacher.model, teacher.network, build({**AUTOENCODER, "channels": 2}))
     save_component(tiny_text_encoder(), folder / "text")
+    return places_in(folder)
+
+
+def places_in(folder) -> dict[str, str]:
     return {"MODEL": str(folder / "model"), "DECODED": str(folder / "decoded"), "TEXT": str(folder / "text")}
 
 
@@ -58,6 +64,33 @@ def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Train
 
 def test_there_is_a_case_for_every_objective():
     assert set(CASES) == set(OBJECTIVES)
+
+
+WITHOUT_BLOCKS = ("autoencoder", "text", "evaluator", "classifier", "collaborate")  # nothing to compute again
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_checkpointing_changes_no_update(name, places, tmp_path):
+    """Weights, averages and optimiser state after three steps; and blocks were computed again."""
+    case = {**CASES[name], "optimizer": {"type": "adamw", "lr": 1e-3, "eps": 1e-2}}
+    if name in WITHOUT_BLOCKS:
+        with pytest.raises(TrainingError, match="gradient_checkpointing is for networks of blocks"):
+            trainer({**case, "gradient_checkpointing": True}, places, tmp_path / "again", 3)
+        return
+    trainer(case, places, tmp_path / "plain", 3).train()
+    again = trainer({**case, "gradient_checkpointing": True}, places, tmp_path / "again", 3)
+    count = 0
+
+    def counted(*arguments, **options):
+        nonlocal count
+        count += 1
+        return checkpoint(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks_again, "checkpoint", counted)
+        again.train()
+    assert count >= 9  # three blocks, three steps
+    close(everything(tmp_path / "plain"), everything(tmp_path / "again"), atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -1,4 +1,5 @@
-"""Every registered objective on two processes: shards of weights (FSDP2) or of the optimiser (ZeRO) are what replicas are."""
+"""Every registered objective on two processes: shards of weights (FSDP2) or of the optimiser (ZeRO) are what replicas are, with
+gradient checkpointing and without."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from distill.objectives import OBJECTIVES
 from tests.distill.cases import CASES
 from tests.distill.processes import on_processes
 from tests.distill.states import close, close_exports, everything
-from tests.distill.test_every_objective import make_places, trainer
+from tests.distill.test_every_objective import WITHOUT_BLOCKS, make_places, places_in, trainer
 from tests.distill.test_zero import launched
 
 STEPS = 4
+PLAIN = [("ddp", False), ("fsdp2", True), ("zero", False)]  # (how, with checkpointing); the rest of the product is slow
+REST = [("ddp", True), ("fsdp2", False), ("zero", True)]
 
 
 def case_of(name: str) -> dict:
@@ -25,12 +28,17 @@ def case_of(name: str) -> dict:
     return {**case, "batch_size": size, "precision": "fp32", "optimizer": optimizer}
 
 
-def _train(root: Path, kind: str, places: dict[str, str]) -> None:
+def place_of(root: Path, kind: str, again: bool) -> Path:
+    return root / (f"{kind}-checkpointed" if again else kind)
+
+
+def _train(root: Path, kind: str, again: bool, places: dict[str, str]) -> None:
     if kind == "zero":
         launched(2)
     for name in OBJECTIVES:
         case = case_of(name) | ({"parallel": kind} if kind != "zero" else {})
-        run = trainer(case, places, root / kind / name, STEPS)
+        case["gradient_checkpointing"] = again and name not in WITHOUT_BLOCKS
+        run = trainer(case, places, place_of(root, kind, again) / name, STEPS)
         assert run.world == 2 and run.parallel.kind == kind
         run.train()
 
@@ -40,15 +48,33 @@ def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     torch.manual_seed(0)  # of the teachers
     places = make_places(folder)
-    for kind in ("ddp", "fsdp2", "zero"):
-        on_processes(2, _train, folder, kind, places)
+    for kind, again in PLAIN:
+        on_processes(2, _train, folder, kind, again, places)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fsdp2", "zero"])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_shards_are_what_replicas_are(root, name, kind):
+@pytest.fixture(scope="module")
+def whole_product(root) -> Path:
+    for kind, again in REST:
+        on_processes(2, _train, root, kind, again, places_in(root))
+    return root
+
+
+def same(root: Path, name: str, kind: str, again: bool) -> None:
     """Weights, averages, optimiser state and what the method keeps, after four steps; and what the run wrote for use."""
-    replicas, shards = root / "ddp" / name, root / kind / name
+    replicas, shards = root / "ddp" / name, place_of(root, kind, again) / name
     close(everything(replicas), everything(shards), atol=2e-6, rtol=1e-5)
     close_exports(replicas, shards, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "again"), PLAIN[1:])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_shards_are_what_replicas_are(root, name, kind, again):
+    same(root, name, kind, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "again"), REST)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_so_is_the_whole_product(whole_product, name, kind, again):
+    same(whole_product, name, kind, again)

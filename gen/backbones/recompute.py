@@ -1,0 +1,64 @@
+"""Gradient checkpointing that sees the same weights twice.
+
+A block's inside is computed again in the backward pass, so that only its input is kept. By then a weight that was put
+into the block for the forward pass alone (by `functional_call`: a LoRA's product, a norm that trains, a detached copy, a shard
+that was gathered) is gone from it; without it the gradients would be those of other weights. So what a block held in the
+forward pass is kept, by reference, and put back for the second evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Weights = dict[tuple[nn.Module, str], Tensor]
+
+
+def checkpointed(block: nn.Module, *args: Any, **options: Any) -> Any:
+    """`block(*args, **options)`, of which nothing but the inputs is kept for the backward pass."""
+    if not torch.is_grad_enabled():
+        return block(*args, **options)
+    held = _held(block)
+
+    def evaluate(*args: Any) -> Any:
+        with _put_back(held):
+            return block(*args, **options)
+
+    return checkpoint(evaluate, *args, use_reentrant=False)
+
+
+def _held(block: nn.Module) -> Weights:
+    """The weights and buffers in a block now. Modules that gather their own shards are left out: their hooks do that again."""
+    found: Weights = {}
+
+    def visit(module: nn.Module) -> None:
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
+            return
+        for kept in (module._parameters, module._buffers):
+            found.update({(module, name): value for name, value in kept.items() if value is not None})
+        for child in module.children():
+            visit(child)
+
+    visit(block)
+    return found
+
+
+@contextmanager
+def _put_back(held: Mapping[tuple[nn.Module, str], Tensor]) -> Iterator[None]:
+    """Inside, modules have the weights that they had; nothing is done about those that are still there."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    for (module, name), value in held.items():
+        place = module._parameters if name in module._parameters else module._buffers
+        if place.get(name) is not value:
+            replaced.append((place, name, place.get(name)))
+            place[name] = value  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for place, name, value in replaced:
+            place[name] = value
