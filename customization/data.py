@@ -24,7 +24,7 @@ from distill.data import SOURCES, Source, make_source
 from distill.emoji.packs import DataError
 from distill.objective import Batch
 from distill.sources.decode import MAX_BYTES, decode
-from distill.sources.files import read_below
+from distill.sources.files import read_below, sha256_of
 from distill.sources.images import ImageFolder, ImagesConfig
 from distill.sources.latents import Latents, LatentsConfig
 from distill.sources.pictures import BucketConfig, stack
@@ -217,6 +217,14 @@ class ConceptData:
     def grouped(self, batch_size: int) -> ConceptData:
         self.taught.grouped(batch_size)
         return self
+
+    def digest(self) -> str:
+        """A hash of the pictures, of the class pictures and of the masks."""
+        parts = [self.taught.digest(), self.prior.digest() if self.prior is not None else ""]
+        if isinstance(self.config.masks, Path):
+            names = [str(PurePosixPath(item.name).with_suffix(".png")) for item in self.taught.items]
+            parts += [sha256_of(read_below(self.config.masks, name, MAX_BYTES)) for name in names]
+        return sha256_of(repr(parts).encode())
 
     # ---- samples ----
 

@@ -142,6 +142,11 @@ class CustomizationObjective(Objective):
             sigma_data=model.sigma_data,
         )
 
+    def inputs(self) -> dict[str, str]:
+        from distill.references import digest
+
+        return {"model": digest(sorted(self.generator.weights.items()), self.generator.config.model_dump_json())}
+
     # ---- what a method decides ----
 
     def attach(self) -> dict[str, nn.Parameter]:

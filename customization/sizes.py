@@ -52,6 +52,10 @@ class Sizes:
     def __len__(self) -> int:
         return len(self.taught)
 
+    def digest(self) -> str:
+        """A hash of the pictures."""
+        return self.taught.digest()
+
     def caption(self, index: int) -> str:
         return self.taught.caption(index)
 

@@ -4,7 +4,8 @@
     run/latest           the name of the newest folder
 
 A step is written to a temporary folder, every file synced, then renamed into place, then `latest` is replaced. The manifest
-holds each file's size and sha256; loading takes the newest folder that verifies. No pickle anywhere.
+holds each file's size and sha256; loading takes the newest folder that verifies, and a run whose folders are all damaged is an
+error, never a new run. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, sync, write_bytes, write_json, write_weights
+from gen.files import read_text
+from gen.folders import put_in_place
 
 PREFIX = "step-"
 
@@ -45,9 +47,10 @@ def step_of(folder: Path) -> int:
 
 
 def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
-    """Write a checkpoint and prune all but the newest `keep` and those of steps that `keep_every` divides (0: none).
+    """Write a checkpoint and prune all but the newest `keep` up to it and those of steps that `keep_every` divides (0: none).
 
-    Any crash leaves the earlier ones usable; OSError where the disk is full, and nothing has changed.
+    Folders of later steps are not of what this run has done, so they neither count nor go. Any crash leaves the earlier ones
+    usable; OSError where the disk is full, and nothing has changed.
     """
     target = folder_of(run, checkpoint.step)
     temporary = run / f".{target.name}.{os.getpid()}.tmp"
@@ -60,16 +63,11 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> P
         files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"files": files})
         sync(temporary)
-        if target.exists():  # the same step again, after a resume from before it
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        sync(run)
-    except SafetensorError as error:  # which is how it reports a full disk
-        raise OSError(f"{target} cannot be written ({error}); make room, or give another output.") from None
+        put_in_place(temporary, target)  # the same step may be there, after a resume from before it
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     write_bytes(run / "latest", f"{target.name}\n".encode())
-    for old in folders(run)[keep:]:
+    for old in [folder for folder in folders(run) if step_of(folder) <= checkpoint.step][keep:]:
         if not (keep_every and step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
     return target
@@ -101,14 +99,53 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(state["step"], tensors, state)
 
 
-def load_latest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies, with a warning for each newer one that does not; None if there is none."""
-    for folder in folders(run):
+def newest_good(run: Path) -> tuple[Path | None, Checkpoint | None, list[Path]]:
+    """(the newest folder of a run that verifies, what it holds, the newer ones that do not); None and None for a run without
+    any step. A warning for each damaged one; CheckpointError where all are, or where the step that `latest` names is gone."""
+    found, damaged = folders(run), []
+    for folder in found:
         try:
-            return load(folder)
+            return folder, load(folder), damaged
         except CheckpointError as error:
-            warnings.warn(f"Skipping a checkpoint that cannot be used: {error}", stacklevel=2)
-    return None
+            damaged.append(folder)
+            warnings.warn(f"Skipping a checkpoint that cannot be used: {error}", stacklevel=3)
+    if found:
+        some = ", ".join(folder.name for folder in found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise CheckpointError(
+            run,
+            f"has no usable checkpoint: {some} {'is' if len(found) == 1 else 'are all'} damaged. Restore one from a copy, or "
+            "give another output (or move these away) to begin anew.",
+        )
+    if (latest := _latest(run)) is not None:
+        raise CheckpointError(
+            run,
+            f"names {latest} in the file `latest`, and holds no checkpoint. Restore that folder, or delete the file to begin "
+            "anew.",
+        )
+    return None, None, damaged
+
+
+def _latest(run: Path) -> str | None:
+    """What the file `latest` says."""
+    try:
+        return read_text(run / "latest")[:200].strip()
+    except CheckpointError:
+        return None
+
+
+def load_latest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies, as `newest_good` finds it; None for a run without any step."""
+    return newest_good(run)[1]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it neither counts as one of those kept nor takes a later one's place."""
+    for number in range(1, 10_000):
+        aside = folder.with_name(f"damaged-{folder.name}" + (f"-{number}" if number > 1 else ""))
+        if not aside.exists():
+            folder.rename(aside)
+            return aside
+    raise OSError(f"{folder} cannot be moved aside; delete the folders damaged-{folder.name}-*.")
 
 
 def clean(run: Path) -> None:

@@ -27,6 +27,7 @@ class Guard:
     def __init__(self, config: TrainConfig, parallel: Parallel):
         self.config, self.parallel = config, parallel
         self.skipped = 0  # in a row
+        self.made = 0  # updates that happened
 
     def allows(
         self, phase: Phase, step: int, losses: list[Tensor], norm: Tensor, batches: list[Batch], scaler: LossScaler
@@ -41,6 +42,7 @@ class Guard:
             scaler.update(norm_is_bad)
         if not loss_is_bad and not norm_is_bad:
             self.skipped = 0
+            self.made += 1
             return True
         if not loss_is_bad and scaler.enabled and not scaler.exhausted:
             return False
@@ -53,6 +55,14 @@ class Guard:
         if self.parallel.rank == 0:
             tqdm.write(f"{problem} The update is skipped.")
         return False
+
+    def check_made(self) -> None:
+        """TrainingError where every update was skipped: what would be exported is the network as it began."""
+        if self.skipped and not self.made:
+            raise TrainingError(
+                f"All {self.skipped} updates were skipped, as none had a finite loss and gradient, so nothing was trained or "
+                f"exported. {ADVICE}"
+            )
 
     def _describe(self, phase: Phase, step: int, losses: list[Tensor], norm: Tensor | None, batches: list[Batch]) -> str:
         """norm: None where some process's loss is the cause."""

@@ -139,14 +139,18 @@ class Optimizer:
         """Leave this update out: its gradients must not reach the next one."""
         self.zero_grad()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """`parameter::slot` -> tensor."""
-        return {
-            f"{self.names[parameter]}::{slot}": full(torch.as_tensor(value))
-            for part in self.parts
-            for parameter, slots in part.state.items()
-            for slot, value in slots.items()
-        }
+    def state_dict(self, keep: bool = True) -> dict[str, Tensor]:
+        """`parameter::slot` -> whole tensor, of shards on the CPU. Every process must call this alike, and those that do not
+        `keep` let go of each tensor before the next."""
+        state = {}
+        for part in self.parts:
+            for parameter, slots in part.state.items():
+                for slot, value in slots.items():
+                    whole = full(torch.as_tensor(value))
+                    if keep:
+                        state[f"{self.names[parameter]}::{slot}"] = whole.cpu() if is_sharded(parameter) else whole
+                    del whole
+        return state
 
     def read(self, state: Mapping[str, Tensor]) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
         """(parameter, slot, tensor) of what `state_dict` gave; ValueError for names that are not this network's."""

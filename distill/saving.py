@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,29 @@ from tqdm import tqdm
 
 from distill import checkpoint as checkpoints
 from distill.checkpoint import Checkpoint
-from distill.parallel import full, laid_out, local
+from distill.parallel import full, is_sharded, laid_out, local
 from distill.run_folder import TrainingError
+from gen.checkpoints import finite, listed, write_bytes
 
 if TYPE_CHECKING:
     from distill.trainer import Trainer
 
 
-def whole_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict with every shard collected; every process must call this alike."""
-    return {name: full(tensor.detach()) for name, tensor in network.state_dict().items()}
+def whole_state(network: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """A network's state dict with every shard collected; every process must call this alike, and those that do not `keep` let
+    go of each tensor before the next."""
+    return collected(network.state_dict(), keep)
+
+
+def collected(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Tensors with every shard collected, on the CPU where they were in shards; nothing where they are not to be kept."""
+    whole = {}
+    for name, tensor in state.items():
+        value = full(tensor.detach())  # all processes take part
+        if keep:
+            whole[name] = value.cpu() if is_sharded(tensor) else value
+        del value
+    return whole
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -42,13 +57,24 @@ def copy_on_cpu(network: nn.Module) -> nn.Module:
 
 
 def gather(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Every group of tensors that the run needs to go on."""
-    groups = {name: whole_state(trainer.networks[name]) for name in trainer.optimizers}
-    groups |= {f"ema-{name}{s}": whole_state(e.network) for name, emas in trainer.emas.items() for s, e in emas.items()}
-    groups |= {f"optim-{name}": optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
+    """Every group of tensors that the run needs to go on: whole on the main process, and empty on the others, which take part
+    in collecting them. TrainingError, on all of them, where a number is not finite."""
+    keep = trainer.accelerator.is_main_process
+    groups = {name: whole_state(trainer.networks[name], keep) for name in trainer.optimizers}
+    groups |= {
+        f"ema-{name}{s}": whole_state(ema.network, keep) for name, emas in trainer.emas.items() for s, ema in emas.items()
+    }
+    groups |= {f"optim-{name}": optimizer.state_dict(keep) for name, optimizer in trainer.optimizers.items()}
     groups |= {f"scaler-{name}": state for name, scaler in trainer.scalers.items() if (state := scaler.state_dict())}
     if own := trainer.objective.state_dict():
-        groups["objective"] = {name: full(value) for name, value in own.items()}
+        groups["objective"] = collected(own, keep)
+    bad = [f"{group}/{name}" for group, tensors in groups.items() for name, value in tensors.items() if not finite(value)]
+    if trainer.parallel.any(bool(bad)):
+        raise TrainingError(
+            f"At step {trainer.step} the run holds NaN or infinite values ({listed(bad) or 'found by the main process'}), so "
+            "nothing was saved or exported; earlier checkpoints are as they were. Lower the learning rate, and run again to go "
+            "on from the last of them."
+        )
     return groups
 
 
@@ -70,8 +96,26 @@ def restore(trainer: Trainer, saved: Checkpoint, folder: Path) -> None:
         raise TrainingError(f"{folder} does not fit this config: {error}") from None
 
 
-def find(trainer: Trainer) -> tuple[Checkpoint, Path] | None:
-    """The checkpoint that the config's `resume` means; None to start anew. TrainingError where it cannot be used."""
+def find(trainer: Trainer) -> Path | None:
+    """The checkpoint folder that the config's `resume` means, the same on all processes; None to start anew. An error, on all
+    of them, where it cannot be used. Damaged ones that are passed over are set aside."""
+    if not trainer.accelerator.is_main_process:
+        folder, error = trainer.parallel.gather(None)[0]
+        if error:
+            raise TrainingError(error)
+        return folder
+    folder, error = None, None
+    try:
+        folder = _find(trainer)
+    except (TrainingError, ValueError, OSError) as problem:
+        error = str(problem)
+        raise
+    finally:
+        trainer.parallel.gather((folder, error))
+    return folder
+
+
+def _find(trainer: Trainer) -> Path | None:
     run, wanted = trainer.run, trainer.config.resume
     existing = checkpoints.folders(run)
     if wanted == "never":
@@ -84,22 +128,24 @@ def find(trainer: Trainer) -> tuple[Checkpoint, Path] | None:
         start = Path(wanted)
         if start.resolve().parent != run.resolve():
             if not existing:  # only where another run's step is the start; afterwards the run goes on from its own
-                return checkpoints.load(start), start
+                return start
         else:
             later = [f.name for f in existing if checkpoints.step_of(f) > checkpoints.step_of(start)]
             if later:
                 raise TrainingError(f"{run} also holds {later[0]}, which is later than {start.name}; move it away first.")
-            return checkpoints.load(start), start
-    saved = checkpoints.load_latest(run)
-    return None if saved is None else (saved, checkpoints.folder_of(run, saved.step))
+            return start
+    folder, _, damaged = checkpoints.newest_good(run)
+    for bad in damaged:
+        tqdm.write(f"{bad} is damaged, and was moved to {checkpoints.set_aside(bad).name}.")
+    return folder
 
 
 def resume(trainer: Trainer) -> int:
     """Restore what there is to go on from; returns the step to go on at."""
-    found = find(trainer)
-    if found is None:
+    folder = find(trainer)
+    if folder is None:
         return 0
-    saved, folder = found
+    saved = checkpoints.load(folder)
     changes = differences(saved.state.get("config", {}), trainer.config.model_dump(mode="json"))
     if other := [text for name, text in changes.items() if name.startswith("network.")]:
         raise TrainingError(
@@ -113,7 +159,51 @@ def resume(trainer: Trainer) -> int:
         shown = [text for name, text in told.items() if name.partition(".")[0] not in ("output", "resume", "max_steps")]
         note = f" with changes: {'; '.join(shown[:8])}" if shown else ""
         tqdm.write(f"Resuming {trainer.run} at step {saved.step}{note}.")
+        for text in changed_inputs(saved.state.get("inputs") or {}, trainer.inputs()):
+            tqdm.write(text)
+        if folder.parent.resolve() == trainer.run.resolve():
+            forget_after(trainer.run, saved.step)
     return saved.step
+
+
+def changed_inputs(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for everything that a run reads and that is not what it was when a checkpoint was written."""
+    said = []
+    for name, was in old.items():
+        now = new.get(name)
+        if not isinstance(was, dict) or now is None or now.get("digest") == was.get("digest"):
+            continue
+        if name == "data":
+            counts = was.get("count"), now.get("count")
+            how = f"{counts[0]} pictures then, {counts[1]} now" if counts[0] != counts[1] else (
+                f"{counts[1]} pictures as then, but not the same ones, or with other captions or labels"
+            )  # fmt: skip
+            said.append(f"The data are not what they were at that step: {how}. Samples from here on are of the new data.")
+        else:
+            said.append(f"The {name} is not what it was at that step: its weights or settings have changed.")
+    return said
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Take out of a run's logs what was written after a step, for it happens again: rows of later steps, and one half written.
+    A row of nonfinite.jsonl is of the update after its step."""
+    for name, last in (("log.jsonl", step), ("nonfinite.jsonl", step - 1)):
+        path = run / name
+        if not path.is_file():
+            continue
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and _step_in(line) <= last]
+        if kept != lines:
+            write_bytes(path, b"".join(kept))
+
+
+def _step_in(line: bytes) -> float:
+    """The step that a row of a log is of; rows of another kind are older than every step, and stay."""
+    try:
+        step = json.loads(line).get("step", -1)
+    except (ValueError, RecursionError, AttributeError):
+        return math.inf
+    return step if isinstance(step, int | float) else -1
 
 
 NOT_GIVEN = "(not given)"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from distill.parallel import Parallel, make_accelerator
 from distill.precision import LossScaler, autocast
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.schedule import lr_factor
+from gen.folders import written_folder
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -68,9 +70,12 @@ class Trainer:
             if role.trains or role.follows:
                 for network in (self.networks[name], *(ema.network for ema in self.emas.get(name, {}).values())):
                     self.parallel.shard(network, whole=role.second_order)
+        if config.gradient_checkpointing and not sum(recompute.enable(self.networks[name]) for name in trained):
+            kinds = ", ".join(sorted({type(self.networks[name]).__name__ for name in trained}))
+            raise TrainingError(
+                f"gradient_checkpointing is for networks of blocks (uvit, dit, dimr, diffusers'), not {kinds}; leave it out."
+            )
         for name in trained:
-            if config.gradient_checkpointing:
-                recompute.enable(self.networks[name])
             if config.compile:  # in place and after the copies, so that names and checkpoints stay as they are
                 self.networks[name].compile()
         self.optimizers = {name: self._optimizer(self.networks[name], settings[name][0]) for name in trained}
@@ -82,6 +87,7 @@ class Trainer:
         if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
             self.evaluation = Evaluation(config, config.evaluation, objective, source, device)
         self.step = 0
+        self._inputs: dict[str, dict[str, Any]] | None = None
 
     def _optimizer(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
         if self.parallel.kind != "zero":
@@ -113,6 +119,21 @@ class Trainer:
         """Every role's network, the (first) averaged copy where there is one."""
         shown = {name: next(iter(emas.values())).network for name, emas in self.emas.items()}
         return {name: shown.get(name, network) for name, network in self.networks.items()}
+
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """What the run reads, by name, with a hash of each: whether it is the same is told when a run goes on."""
+        if self._inputs is None:
+            given: Any = self.source
+            data = {"data": {"digest": given.digest(), "count": len(given)}} if hasattr(given, "digest") else {}
+            self._inputs = data | {name: {"digest": value} for name, value in self.objective.inputs().items()}
+        return self._inputs
+
+    def _check_inputs(self) -> None:
+        """TrainingError, on all processes, where they read different data or weights."""
+        everyone = self.parallel.gather(self.inputs())
+        for name in everyone[0]:
+            if any(other.get(name) != everyone[0][name] for other in everyone):
+                raise TrainingError(f"The processes do not read the same {name}; give all machines the same files.")
 
     # ---- one step ----
 
@@ -182,7 +203,7 @@ class Trainer:
             for suffix, ema in emas.items():
                 ema.update(self.networks[name], step)
                 if every and (step + 1) % every == 0:
-                    whole = saving.whole_state(ema.network)
+                    whole = saving.whole_state(ema.network, keep=self.accelerator.is_main_process)
                     if self.accelerator.is_main_process:
                         write_snapshot(self.run, name, suffix, step + 1, whole)
 
@@ -194,6 +215,7 @@ class Trainer:
         with run_lock(self.run) if main else nullcontext(), finish_on_signal() as received:
             checkpoints.clean(self.run) if main else None
             self.accelerator.wait_for_everyone()
+            self._check_inputs()
             self.step = saving.resume(self)
             if self.evaluation is not None and self.step < config.max_steps:
                 self.evaluation.prepare()
@@ -211,6 +233,8 @@ class Trainer:
                 self.step += 1
                 self.log.add(scalars)
                 done = self.step == config.max_steps
+                if done:
+                    self.guard.check_made()
                 if self.step % config.log_every == 0 or done:
                     self.log.write_window(self.step)
                 if config.preview_every and (self.step % config.preview_every == 0 or done):
@@ -261,19 +285,20 @@ class Trainer:
             write_png(evaluation.sheet(), folder / f"{self.step:08d}.png")
 
     def _export(self) -> None:
-        models = self.averaged
+        models, main = self.averaged, self.accelerator.is_main_process
         for name in self.optimizers if self.sharded else ():
-            state = saving.whole_state(models[name])
+            state = saving.whole_state(models[name], keep=main)
             if name in self.whole:
                 saving.fill(self.whole[name], state)
-        if self.accelerator.is_main_process:
-            self.objective.export({**models, **self.whole}, self.run / "export")
+        if main:
+            with written_folder(self.run / "export") as folder:
+                self.objective.export({**models, **self.whole}, folder)
 
     def save(self) -> None:
         """Save the step: all processes collect, the main one writes."""
         tensors = saving.gather(self)
         if self.accelerator.is_main_process:
-            state = {"config": self.config.model_dump(mode="json"), "world_size": self.world}
+            state = {"config": self.config.model_dump(mode="json"), "world_size": self.world, "inputs": self.inputs()}
             saved = checkpoints.Checkpoint(self.step, tensors, state)
             checkpoints.save(self.run, saved, self.config.keep, self.config.keep_every)
         self.accelerator.wait_for_everyone()

@@ -145,12 +145,15 @@ class ZeroOptimizer(Optimizer):
 
     # ---- state: DeepSpeed's flat shares to tensors by parameter, and back ----
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, keep: bool = True) -> dict[str, Tensor]:
         whole = {}
         for share, members in self._shares():
             for slot, value in self.part.state[share].items():
                 for parameter in members:
-                    whole[f"{self.names[parameter]}::{slot}"] = value.clone() if slot == "step" else _collect(value, parameter)
+                    made = value.clone() if slot == "step" else _collect(value, parameter)
+                    if keep:
+                        whole[f"{self.names[parameter]}::{slot}"] = made
+                    del made
         return whole
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -40,6 +40,7 @@ from distill.emoji.scenes import (
     scene_caption,
 )
 from distill.objective import Batch
+from gen.checkpoints import sha256
 from gen.components import Config
 from samplers.noise import fold
 
@@ -163,6 +164,10 @@ class EmojiData:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def digest(self) -> str:
+        """A hash of the archives."""
+        return hashlib.sha256(repr([sha256(path) for path in self.config.archives or (SHIPPED,)]).encode()).hexdigest()
 
     def choose(self, counters: Sequence[int]) -> list[tuple[int, int]]:
         """(picture index, variant number) of each sample: everyday concepts with `common_weight`, pictures alike within."""

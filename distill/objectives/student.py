@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -117,6 +117,7 @@ class Teacher:
     autoencoder: nn.Module | None = None
     text_encoder: nn.Module | None = None
     name: str = "unnamed"
+    weights: Mapping[str, str] = field(default_factory=dict)  # sha256 of each part's file; none of networks made in memory
 
     @classmethod
     def load(cls, config: TeacherConfig) -> Teacher:
@@ -124,7 +125,7 @@ class Teacher:
         opened = load_model(folder)
         frozen = {part: network.eval().requires_grad_(False) for part, network in opened.parts.items()}
         network = frozen["denoiser"].to(DTYPES[config.dtype])
-        return cls(opened.config, network, frozen.get("autoencoder"), frozen.get("text_encoder"), name)
+        return cls(opened.config, network, frozen.get("autoencoder"), frozen.get("text_encoder"), name, opened.weights)
 
 
 class StudentObjective(Objective):
@@ -463,6 +464,11 @@ class StudentObjective(Objective):
         networks = {"denoiser": self.given.network, "autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
         how = self.config.teacher.model_dump_json(exclude={"model", "steps"})
         return digest(weights_digest(networks), self.model.model_dump_json(), how, self.default_scale())
+
+    def inputs(self) -> dict[str, str]:
+        from distill.references import digest
+
+        return {"teacher": digest(sorted(self.given.weights.items()), self.model.model_dump_json())}
 
     def _begin(self, batch: Batch, seeds: Sequence[int]) -> tuple[Tensor, Condition]:
         """(unit noise, one seed a row; what to draw)."""

@@ -66,6 +66,10 @@ class EmojiLatents(CachedPictures):
         write_weights(self.path, {"latents": made})
         return made
 
+    def digest(self) -> str:
+        """A hash of the pictures and of the weights that their latents are made by."""
+        return self.path.stem
+
     def latents(self, index: int) -> tuple[int, Tensor]:
         return index, self.all[index]
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
 
 from distill.sources.report import Unusable
+
+
+def sha256_of(data: bytes) -> str:
+    """A hash of bytes, as text."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_below(root: Path, name: str, limit: int, offset: int = 0, size: int | None = None) -> bytes:

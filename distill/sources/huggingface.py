@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.emoji.packs import DataError
 from distill.sources.decode import MAX_BYTES, probe
+from distill.sources.files import sha256_of
 from distill.sources.images import clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
@@ -42,9 +43,11 @@ class HuggingFace(PictureSource):
         for index in range(count):
             try:
                 row = self.rows[index]
-                width, height = probe(_bytes(row, config.image), config.min_side)
+                data = _bytes(row, config.image)
+                width, height = probe(data, config.min_side)
                 caption = clean_caption(_text(row, config.text))
-                items.append(Item(f"row {index}", caption, _label(row, config.label), width, height, index))
+                label = _label(row, config.label)
+                items.append(Item(f"row {index}", caption, label, width, height, index, sha256_of(data)))
                 if config.text and not caption:
                     report.note("kept with an empty caption")
             except Unusable as error:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from distill.emoji.packs import DataError
 from distill.sources.decode import MAX_BYTES, probe
-from distill.sources.files import read_below
+from distill.sources.files import read_below, sha256_of
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 
@@ -100,7 +100,8 @@ def _found(names: list[str], pictures: list[str]) -> str:
 def _item(config: ImagesConfig, kind: str, name: str, text: str | None, label: int) -> Item | str:
     """The item, or why it cannot be one."""
     try:
-        width, height = probe(read_below(config.folder, name, MAX_BYTES), config.min_side)
+        data = read_below(config.folder, name, MAX_BYTES)
+        width, height = probe(data, config.min_side)
         if kind == "txt":
             text = _text(config.folder, str(Path(name).with_suffix(".txt")))
         elif kind == "folder":
@@ -110,7 +111,7 @@ def _item(config: ImagesConfig, kind: str, name: str, text: str | None, label: i
         return str(error)
     if not text and kind != "none" and config.missing_caption == "drop":
         return "has no caption"
-    return Item(name, text, label, width, height)
+    return Item(name, text, label, width, height, digest=sha256_of(data))
 
 
 def _text(root: Path, name: str) -> str:

@@ -124,6 +124,11 @@ class Latents(CachedPictures):
             self.source.grouped(batch_size)
         return self
 
+    def digest(self) -> str:
+        """A hash of the pictures and of the weights that their latents are made by."""
+        given: Any = self.source.emoji if isinstance(self.source, EmojiPictures) else self.source
+        return hashlib.sha256(f"{given.digest()} {self.weights}".encode()).hexdigest()
+
     def path(self, index: int) -> Path:
         """Where a picture's latents are, or will be."""
         if index not in self._paths:

@@ -54,7 +54,7 @@ class PictureConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture: its name, caption, class (-1: none), size as shown, and where the source finds it."""
+    """One picture: its name, caption, class (-1: none), size as shown, where the source finds it, and a hash of its bytes."""
 
     name: str
     caption: str
@@ -62,6 +62,7 @@ class Item:
     width: int
     height: int
     place: Any = None
+    digest: str = ""
 
 
 class PictureSource:
@@ -142,6 +143,13 @@ class PictureSource:
         """What sample `counter` calls a picture; empty with probability `drop_caption`."""
         dropped = random.Random(fold(self.seed, "caption", counter)).random() < self.config.drop_caption
         return "" if dropped else self.items[index].caption
+
+    def digest(self) -> str:
+        """A hash of all pictures, captions and classes, as they were when the source was opened."""
+        key = hashlib.sha256()
+        for item in self.items:
+            key.update(repr((item.name, item.caption, item.label, item.digest)).encode())
+        return key.hexdigest()
 
     def fingerprint(self, index: int) -> str:
         """A hash of all that the pictures of `variant` depend on."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from distill.emoji.packs import DataError
 from distill.sources.decode import MAX_BYTES, probe
-from distill.sources.files import read_below
+from distill.sources.files import read_below, sha256_of
 from distill.sources.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
@@ -60,11 +60,12 @@ class WebDataset(PictureSource):
             if picture is None:
                 raise Unusable("has no picture (png, jpg, jpeg, webp)")
             place = (shard, picture.offset, picture.size)
-            width, height = probe(_bytes(shard, picture, MAX_BYTES), config.min_side)
+            data = _bytes(shard, picture, MAX_BYTES)
+            width, height = probe(data, config.min_side)
             caption, label = _described(shard, parts)
             if not caption and config.missing_caption == "drop":
                 raise Unusable("has no caption")
-            items.append(Item(name, caption, label, width, height, place))
+            items.append(Item(name, caption, label, width, height, place, sha256_of(data)))
             if not caption:
                 report.note("kept with an empty caption")
         except Unusable as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from distill.checkpoint import Checkpoint, clean, folders, load, load_latest, save, step_of
 from gen import checkpoints as checkpoint_files
+from gen import folders as gen_folders
 from gen.checkpoints import CheckpointError
 from tests.distill.processes import forked
 from tests.distill.toy import toy_trainer
@@ -267,3 +269,92 @@ def test_a_full_disk_ends_a_run_with_the_last_step_usable(tmp_path, monkeypatch)
 def test_no_run_is_no_checkpoint(tmp_path):
     assert load_latest(tmp_path) is None
     assert load_latest(tmp_path / "absent") is None
+
+
+def damage(folder: Path) -> None:
+    """One bit of the weights."""
+    path = folder / "net.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_damaged_steps_neither_count_nor_push_out_good_ones(tmp_path, keep, damaged):
+    for step in (10, 20, 30, 40):
+        save(tmp_path, a_checkpoint(step), keep=9)
+    for step in (30, 40)[-damaged:]:
+        damage(tmp_path / f"step-{step:08d}")
+    with pytest.warns(UserWarning, match="Skipping"):
+        reached = load_latest(tmp_path).step
+    for step in range(reached + 2, reached + 10, 2):
+        save(tmp_path, a_checkpoint(step), keep=keep)
+        mine = [step_of(folder) for folder in folders(tmp_path) if step_of(folder) <= step]
+        assert mine[0] == step and len(mine) == keep
+    with pytest.warns(UserWarning, match="Skipping"):
+        assert load_latest(tmp_path).step == reached + 8
+
+
+def test_a_resumed_run_sets_damaged_steps_aside(tmp_path, capsys):
+    """Of kept steps 5 and 10 the newer is damaged: the run goes on from 5, and both that it keeps at the end are good."""
+    toy_trainer(tmp_path, max_steps=10).train()
+    damage(tmp_path / "step-00000010")
+    with pytest.warns(UserWarning, match="Skipping"):
+        toy_trainer(tmp_path, max_steps=7).train()
+    assert "was moved to damaged-step-00000010" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.glob("*step-*")) == ["damaged-step-00000010", "step-00000005", "step-00000007"]
+    damage(tmp_path / "step-00000007")
+    with pytest.warns(UserWarning, match="Skipping"):
+        toy_trainer(tmp_path, max_steps=12).train()
+    assert [load(folder).step for folder in folders(tmp_path)] == [12, 10]
+
+
+def test_a_run_whose_steps_are_all_damaged_does_not_begin_anew(tmp_path):
+    toy_trainer(tmp_path, max_steps=10).train()
+    for folder in folders(tmp_path):
+        damage(folder)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no usable checkpoint: step-00000010, step-00000005"):
+        toy_trainer(tmp_path).train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_run_whose_steps_are_gone_does_not_begin_anew(tmp_path):
+    folder = save(tmp_path, a_checkpoint(5), keep=1)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="names step-00000005 in the file `latest`"):
+        toy_trainer(tmp_path).train()
+    (tmp_path / "latest").unlink()
+    assert load_latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_writing_a_step_again_never_leaves_none(tmp_path, monkeypatch, exchange):
+    """The same step after a resume from before it, stopped at each system call: there is a good one all the time."""
+    if not exchange:
+        monkeypatch.setattr(gen_folders, "_exchange", lambda a, b: False)
+    for call in range(6):
+        run = tmp_path / str(call)
+        save(run, a_checkpoint(1), keep=1)
+        count = 0
+
+        def stopping(name, run=run, call=call):
+            real = getattr(os, name)
+
+            def function(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count == call + 1:
+                    raise KeyboardInterrupt
+                return real(*arguments, **options)
+
+            return function
+
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace", "unlink", "rmdir"):
+                patch.setattr(os, name, stopping(name))
+            with contextlib.suppress(KeyboardInterrupt):
+                save(run, Checkpoint(1, {"net": {"w": torch.ones(3)}}, {"again": True}), keep=1)
+        clean(run)
+        assert load_latest(run).step == 1

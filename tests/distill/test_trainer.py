@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,10 +14,12 @@ from distill import checkpoint as checkpoints
 from distill import logs
 from distill.objective import Phase
 from distill.precision import LossScaler
+from distill.run_folder import run_lock
 from distill.trainer import TrainingError
 from gen.checkpoints import CheckpointError
+from tests.distill.processes import forked
 from tests.distill.states import everything, stop_after
-from tests.distill.toy import duel_trainer, toy_trainer
+from tests.distill.toy import ToySource, duel_trainer, toy_trainer
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -233,15 +236,137 @@ def test_the_log_holds_every_window(tmp_path):
 
 
 def test_a_run_in_use_is_refused(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = (
+        f"import time; from pathlib import Path; from distill.run_folder import run_lock\n"
+        f"with run_lock(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
-        (tmp_path / "lock").write_text(f"{other.pid}\n")
+        assert other.stdout.readline() == "held\n"
         with pytest.raises(TrainingError, match=f"in use by process {other.pid}"):
+            toy_trainer(tmp_path).train()
+        (tmp_path / "lock").write_text("4194000\n")  # what the file says decides nothing
+        with pytest.raises(TrainingError, match="in use; stop it"):
             toy_trainer(tmp_path).train()
     finally:
         other.kill()
         other.wait()
+    (tmp_path / "lock").write_text(f"{os.getppid()}\n")  # nor where it names a process that lives, of another container say
     toy_trainer(tmp_path).train()  # its owner is gone: taken over
+    assert not (tmp_path / "lock").exists()
+
+
+def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
+    """A file `lock` is left of a killed run, and six processes want the folder in the same moment, twenty times."""
+    for trial in range(20):
+        run = tmp_path / str(trial)
+        run.mkdir()
+        (run / "lock").write_text("4194000\n")
+        begin, held, done = (os.pipe() for _ in range(3))
+
+        def compete(run=run, begin=begin, held=held, done=done) -> None:
+            os.close(begin[1]), os.close(done[1])
+            os.read(begin[0], 1)  # ends for all at once
+            try:
+                with run_lock(run):
+                    os.write(held[1], b"+")
+                    os.read(done[0], 1)  # until all have tried
+            except TrainingError:
+                os.write(held[1], b"-")
+
+        processes = [forked(compete) for _ in range(6)]
+        os.close(begin[1])
+        told = b""
+        while len(told) < 6:
+            told += os.read(held[0], 6)
+        os.close(done[1])
+        for process in processes:
+            os.waitpid(process, 0)
+        for end in (begin[0], held[0], held[1], done[0]):
+            os.close(end)
+        assert sorted(told) == sorted(b"+-----") and not (run / "lock").exists()
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
+    real = os.write
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(TrainingError, match="No space left on device"), run_lock(tmp_path):
+        raise AssertionError("it was had")
+    monkeypatch.setattr(os, "write", real)
+    assert not (tmp_path / "lock").exists()
+    with run_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "stop"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path, on_nonfinite):
+    """The update of step 9 makes infinities of finite gradients; whatever the losses of the three steps after it are."""
+    changes = {"on_nonfinite": on_nonfinite, "checkpoint_every": 4, "optimizer": {"lr": 1e-2}}
+    trainer = toy_trainer(tmp_path, **changes)
+
+    def break_weights(step: int) -> None:
+        if step == 9:
+            with torch.no_grad():
+                trainer.networks["net"].head.weight.fill_(float("inf"))
+
+    trainer.objective.after_step = break_weights
+    with pytest.raises(TrainingError):
+        trainer.train()
+    assert not trainer.objective.exported and not (tmp_path / "export").exists()
+    assert [f.name for f in checkpoints.folders(tmp_path)] == ["step-00000008", "step-00000004"]
+    again = toy_trainer(tmp_path, **changes)
+    again.train()  # from step 8
+    assert min(again.source.asked) == 64 and again.objective.exported
+
+
+def test_a_run_of_skipped_updates_alone_is_an_error(tmp_path):
+    trainer = toy_trainer(tmp_path, on_nonfinite="skip", max_steps=6, checkpoint_every=100)
+    trainer.objective.loss = lambda phase, models, batch, draws, step: (models["net"](batch.images).mean() * float("nan"), {})
+    with pytest.raises(TrainingError, match="All 6 updates were skipped"):
+        trainer.train()
+    assert not trainer.objective.exported and not checkpoints.folders(tmp_path)
+
+
+def test_rows_after_a_checkpoint_stand_once(tmp_path):
+    """Killed at step 8 with the last checkpoint of step 5: rows 6 to 8 are written again, and what was half written is gone."""
+    trainer = toy_trainer(tmp_path, log_every=1, on_nonfinite="skip", fail_at=6)
+
+    def die(step: int) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    trainer.objective.after_step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"note": "of no step"}\n{"time": 1, "st')
+    toy_trainer(tmp_path, log_every=1, on_nonfinite="skip", fail_at=6).train()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "step" in row] == list(range(1, 13)) and {"note": "of no step"} in rows
+    assert [json.loads(line)["step"] for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()] == [6]
+
+
+def test_a_run_that_goes_on_says_what_has_changed(tmp_path, capsys):
+    def run(data: str, teacher: str, steps: int) -> str:
+        trainer = toy_trainer(tmp_path, max_steps=steps)
+        trainer.source.digest, type(trainer.source).__len__ = lambda: data, lambda self: 7
+        trainer.objective.inputs = lambda: {"teacher": teacher}
+        capsys.readouterr()
+        trainer.train()
+        return capsys.readouterr().out
+
+    try:
+        run("a", "x", 2)
+        same = run("a", "x", 4)
+        assert "Resuming" in same and "not what" not in same
+        assert "The data are not what they were at that step: 7 pictures as then" in run("b", "x", 6)
+        assert "The teacher is not what it was at that step" in run("b", "y", 8)
+    finally:
+        del ToySource.__len__
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
