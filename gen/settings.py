@@ -173,6 +173,8 @@ def _steps(generator: Generator, sampling: Sampling, tokens: int) -> dict[str, A
         schedule = grid_info(schedule).name
         if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
             schedule_options = {"tokens": tokens, **schedule_options}
+        if schedule == "automatic" and isinstance(sampler, str):  # and that one on the sampler
+            schedule_options = {"sampler": sampler, **schedule_options}
         levels = get_grid(schedule, generator.denoiser.path, steps, **schedule_options)
     return {
         "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,

@@ -62,13 +62,29 @@ def simple(path: Path, steps: int, shift: float = 1.0) -> Grid:
     return _from_timesteps(path, [size - 1 - i * size // steps for i in range(steps)], shift)
 
 
-def ddim_uniform(path: Path, steps: int, shift: float = 1.0) -> Grid:
-    """Timesteps 1, 1 + N // steps, ...: the spacing of the DDIM code and of Stable Diffusion, ComfyUI's ddim_uniform.
+def ddim_uniform(path: Path, steps: int, shift: float = 1.0, whole: bool = False) -> Grid:
+    """Timesteps 1, 1 + N // steps, ...: the spacing of the DDIM code, ComfyUI's ddim_uniform and AUTOMATIC1111's DDIM.
 
-    Always `steps` of them: where N is not a multiple of steps, the reference runs one or more steps longer than asked.
+    Always `steps` of them, unless `whole`: where N is not a multiple of steps, the reference goes on to the end of the table,
+    one or more steps longer than asked.
     """
     check_steps(steps)
-    return _from_timesteps(path, _leading(_size(path), steps, 1), shift)
+    size = _size(path)
+    if whole:
+        return _from_timesteps(path, list(range(1, size, max(size // steps, 1)))[::-1], shift)
+    return _from_timesteps(path, _leading(size, steps, 1), shift)
+
+
+def turbo(path: Path, steps: int, shift: float = 1.0) -> Grid:
+    """Timesteps k N / steps - 1 for k = steps, ..., 1, rounded: Forge's Turbo, for models distilled to few steps.
+
+    Of 10 steps the first ones are those of SDXL-Turbo's node in ComfyUI.
+    """
+    check_steps(steps)
+    size = _size(path)
+    if steps > size:
+        raise ValueError(f"A table of {size} timesteps cannot give {steps} distinct ones: ask for at most {size} steps.")
+    return _from_timesteps(path, [min(max(round(k * (size / steps) - 1), 0), size - 1) for k in range(steps, 0, -1)], shift)
 
 
 def normal(path: Path, steps: int, shift: float = 1.0) -> Grid:
@@ -99,7 +115,7 @@ def beta(path: Path, steps: int, alpha: float = 0.6, beta: float = 0.6, shift: f
     check_steps(steps)
     check_positive("alpha", alpha)
     check_positive("beta", beta)
-    quantiles = [_beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
+    quantiles = [beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
     if isinstance(path, VariancePreserving):
         size = len(path.table)
         return from_clock(path, _shift(path, [(q * (size - 1) + 1) / size for q in quantiles], shift))
@@ -141,9 +157,9 @@ def _from_timesteps(path: Path, index: list[int] | list[float], shift: float) ->
 
 
 @lru_cache(maxsize=4096)
-def _beta_quantile(p: float, a: float, b: float) -> float:
+def beta_quantile(p: float, a: float, b: float) -> float:
     """x with I_x(a, b) = p, by bisection to float64 precision."""
-    if p in (0.0, 1.0):
+    if p in (0.0, 1.0) or (p == 0.5 and a == b):  # the middle exactly: a schedule that rounds must see the tie
         return p
     low, high = 0.0, 1.0
     while low < (middle := 0.5 * (low + high)) < high:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from samplers import grids
-from samplers.grids import Grid
+from samplers.grids import Grid, comfy, tables
+from samplers.grids.automatic import automatic
+from samplers.grids.bong_tangent import bong_tangent
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class GridInfo:
 
 
 _SIGMAS = ("sigma_min", "sigma_max")
+_TABLE = ("shift", "entries")
 
 GRIDS: dict[str, GridInfo] = {
     info.name: info
@@ -54,10 +57,16 @@ GRIDS: dict[str, GridInfo] = {
             partial(grids.uniform_time, spacing="linspace", rounded=True),
             "a table's whole timesteps, first and last included",
         ),
-        GridInfo("normal", grids.normal, "timesteps evenly, first and last included", ("Normal",), ("shift",)),
+        GridInfo(
+            "normal", grids.normal, "timesteps evenly, both ends included: AUTOMATIC1111's Uniform", ("Normal",), ("shift",)
+        ),
         GridInfo("simple", grids.simple, "every (N / steps)-th timestep from the noisiest down", ("Simple",), ("shift",)),
         GridInfo(
-            "ddim_uniform", grids.ddim_uniform, "timesteps 1, 1 + N // steps, ...: the DDIM code's", ("ddim_steps",), ("shift",)
+            "ddim_uniform",
+            grids.ddim_uniform,
+            "timesteps 1, 1 + N // steps, ...: the DDIM code's",
+            ("ddim_steps", "ddim", "comfy:ddim_uniform"),
+            ("shift",),
         ),
         GridInfo(
             "sgm_uniform", grids.sgm_uniform, "a table's timesteps, evenly, the first left out", ("SGM Uniform",), ("shift",)
@@ -88,7 +97,7 @@ GRIDS: dict[str, GridInfo] = {
             "linear_quadratic",
             grids.linear_quadratic,
             "small even steps at high noise, then quadratic: Movie Gen",
-            ("Linear Quadratic",),
+            ("Linear Quadratic", "comfy:linear_quadratic"),
             ("threshold_noise", "linear_steps"),
         ),
         GridInfo(
@@ -105,6 +114,54 @@ GRIDS: dict[str, GridInfo] = {
             ("ays", "Align Your Steps"),
             ("family",),
         ),
+        GridInfo("turbo", grids.turbo, "a table's timesteps k N / steps - 1, rounded: Forge's Turbo", (), ("shift",)),
+        GridInfo("automatic", automatic, "what AUTOMATIC1111 runs the sampler on: its Automatic", (), ("sampler", "discard")),
+        GridInfo(
+            "align_your_steps_11",
+            partial(tables.visited_steps, which="11"),
+            "Align Your Steps with its last value visited: AUTOMATIC1111's and Forge's",
+            ("ays_11",),
+            ("family",),
+        ),
+        GridInfo(
+            "align_your_steps_32",
+            partial(tables.visited_steps, which="32"),
+            "Forge's Align Your Steps of 32 values",
+            ("ays_32",),
+            ("family",),
+        ),
+        GridInfo(
+            "align_your_steps_gits",
+            partial(tables.visited_steps, which="gits"),
+            "Forge's Align Your Steps GITS",
+            ("ays_gits",),
+            ("family",),
+        ),
+        GridInfo(
+            "optimal_steps", tables.optimal_steps, "OptimalSteps for flux, wan or chroma", ("OptimalSteps", "oss"), ("family",)
+        ),
+        GridInfo(
+            "bong_tangent",
+            bong_tangent,
+            "two arctangents on a flow's clock: RES4LYF's",
+            (),
+            ("middle", "pivot_1", "pivot_2", "slope_1", "slope_2"),
+        ),
+        GridInfo(
+            "beta57",
+            partial(comfy.beta, alpha=0.5, beta=0.7),
+            "ComfyUI's beta at Beta(0.5, 0.7): RES4LYF's",
+            (),
+            ("alpha", "beta", *_TABLE),
+        ),
+        GridInfo("comfy:karras", comfy.karras, "ComfyUI's karras: on flows in t", (), ("rho", *_TABLE)),
+        GridInfo("comfy:exponential", comfy.exponential, "ComfyUI's exponential: on flows in log t", (), _TABLE),
+        GridInfo("comfy:kl_optimal", comfy.kl_optimal, "ComfyUI's kl_optimal: on flows in arctan t", (), _TABLE),
+        GridInfo("comfy:normal", comfy.normal, "ComfyUI's normal, on a shifted table too", (), _TABLE),
+        GridInfo("comfy:simple", comfy.simple, "ComfyUI's simple, on a table of any length", (), _TABLE),
+        GridInfo("comfy:sgm_uniform", comfy.sgm_uniform, "ComfyUI's sgm_uniform: down to the table's end", (), _TABLE),
+        GridInfo("comfy:beta", comfy.beta, "ComfyUI's beta: whole entries of the table", (), ("alpha", "beta", *_TABLE)),
+        GridInfo("comfy:align_your_steps", tables.comfy_aligned_steps, "Align Your Steps by ComfyUI's digits", (), ("family",)),
         GridInfo(
             "table",
             grids.table,

@@ -18,7 +18,7 @@ from gen.components import build
 from gen.generator import Generator
 from gen.model_folder import model_config, read_model_config, write_model
 from gen.pretrained import find_model, resolve_device, resolve_dtype
-from gen.recipe import read_recipe
+from gen.recipe import Recipe, read_recipe
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal
@@ -563,3 +563,15 @@ def test_a_network_that_asks_for_it_is_told_the_size(tmp_path, negative):
     options = {"seed": 1, "height": 16, "width": 32, "progress": False, "num_inference_steps": 1, "negative_prompt": negative}
     generator("a red heart", **options)
     assert seen[0]["size"].tolist() == [[16.0, 32.0]] * 2 and seen[0]["aspect"].tolist() == [[0.5]] * 2
+
+
+def test_automatic_is_what_the_sampler_runs_on(tiny):
+    """DPM2 has Karras, of one step more without the last noisy level; the recipe says for which sampler."""
+    made = tiny("a cat", seed=1, num_inference_steps=3, sampler="DPM2 Automatic", progress=False)
+    [recipe] = made.recipes
+    assert (recipe.sampler, recipe.schedule, recipe.schedule_options) == ("dpm_2", "automatic", {"sampler": "dpm_2"})
+    levels = get_grid("karras", tiny.denoiser.path, 4)
+    by_hand = tiny("a cat", seed=1, sampler="dpm_2", schedule=(*levels[:-2], levels[-1]), progress=False)
+    assert np.array_equal(np.asarray(made.images[0]), np.asarray(by_hand.images[0]))
+    again = tiny.replay(Recipe.from_json(recipe.to_json()), progress=False)
+    assert again.recipes == made.recipes

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from gen.grid import contact_sheet, wrap
-from gen.infotext import from_infotext, to_infotext
+from gen.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
 from gen.recipe import Batch, Machine, Model, Recipe, RecipeError, free_name, open_picture, png_chunks, read_recipe, save_image
+from samplers.registry import grid_info, parse_sampler, solver_info
 
 MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
 
@@ -83,8 +84,17 @@ def test_the_infotext_line_is_written_as_viewers_know_it():
     )
 
 
+def test_labels_of_other_tools_mean_our_names():
+    """What a label says elsewhere is what it says here: "Uniform" there is our `normal`, so no recipe of ours says it."""
+    assert {parse_sampler(label)[0] for label in SAMPLERS.values()} == {solver_info(name).name for name in SAMPLERS}
+    assert all(grid_info(label).name == name for name, label in SCHEDULES.items())
+    assert "Schedule type: uniform," in to_infotext(make(schedule="uniform"))
+    assert all(parse_sampler(f"{a} {b}") == (solver_info(s).name, g) for s, a in SAMPLERS.items() for g, b in SCHEDULES.items())
+
+
 def test_values_with_a_colon_are_quoted():
     assert 'Model: "a: b", ' in to_infotext(make(model=Model(name="a: b")))
+    assert from_infotext(to_infotext(make(sampler="comfy:deis", schedule="comfy:beta")))["Sampler"] == "comfy:deis"
 
 
 def test_an_outside_program_reads_it(tmp_path):

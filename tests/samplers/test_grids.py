@@ -19,7 +19,7 @@ PATHS = {
     "VP SDE": VariancePreservingSDE(),
 }
 TABLE_ONLY = ("leading", "linspace")
-FLOW_ONLY = ("dynamic_shift",)
+FLOW_ONLY = ("dynamic_shift", "optimal_steps", "bong_tangent")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])

@@ -59,6 +59,13 @@ PATH = RectifiedFlow()
         ("comfy:heunpp2", "heunpp2", None),
         ("Comfy: DPM++ 2M Karras", "comfy:dpmpp_2m", "karras"),
         ("comfy:lcm", "lcm", None),
+        ("DPM++ 2M Turbo", "dpmpp_2m", "turbo"),
+        ("Euler a Automatic", "euler_a", "automatic"),
+        ("Euler Align Your Steps 32", "euler", "align_your_steps_32"),
+        ("Euler Align Your Steps GITS", "euler", "align_your_steps_gits"),
+        ("Euler DDIM", "euler", "ddim_uniform"),
+        ("comfy:dpmpp_2m comfy:karras", "comfy:dpmpp_2m", "comfy:karras"),
+        ("dpmpp_2m beta57", "dpmpp_2m", "beta57"),
     ],
 )
 def test_labels(label, solver, grid):

@@ -1,0 +1,114 @@
+"""ComfyUI's, Forge's and RES4LYF's schedules: numbers that their own code gives, computed in float64.
+
+`comfy_grids.json` holds rows (schedule, options, path, steps, their sigmas): sigma / alpha of a table or of a
+variance-exploding path, the clock of a flow.
+"""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+
+from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, grid_names
+from samplers.grids.automatic import automatic
+from samplers.grids.clock import ddim_uniform
+
+VP, RF = VariancePreserving.scaled_linear(), RectifiedFlow()
+PATHS = {"VP": VP, "RF": RF, "VE": VarianceExploding(0.03, 15.0), "VE wide": VarianceExploding(0.001, 800.0)}
+ROWS = json.loads((File(__file__).parent / "comfy_grids.json").read_text())
+
+
+def sigmas(levels, path):
+    return [v.t if path is RF else v.sigma / v.alpha for v in levels]
+
+
+@pytest.mark.parametrize("name", sorted({row[0] for row in ROWS}))
+def test_the_numbers_of_their_code(name):
+    rows = [row for row in ROWS if row[0] == name]
+    for _, options, path, steps, expected in rows:
+        ours = sigmas(get_grid(name, PATHS[path], steps, **options), PATHS[path])
+        assert np.allclose(ours, expected, rtol=1e-10, atol=1e-13), (options, path, steps)
+
+
+def test_names_mean_the_same_where_there_is_no_flow():
+    """karras, exponential and kl_optimal differ on flows only."""
+    for name in ("karras", "exponential", "kl_optimal", "normal", "simple"):
+        for path in (VP, PATHS["VE"]):
+            ours, theirs = (sigmas(get_grid(n, path, 9), path) for n in (name, f"comfy:{name}"))
+            assert np.allclose(ours, theirs, rtol=1e-10)
+    for name in ("karras", "exponential", "kl_optimal"):
+        assert get_grid(name, RF, 9)[4].t > get_grid(f"comfy:{name}", RF, 9)[4].t + 0.03
+
+
+def test_uniform_of_automatic1111_is_normal():
+    """CompVisDenoiser.get_sigmas: timesteps from N - 1 to 0, log sigma linear between entries."""
+    table = -np.array(VP.table)
+    expected = np.exp(np.interp(np.linspace(999, 0, 13), np.arange(1000), table))
+    assert np.allclose(sigmas(get_grid("normal", VP, 13), VP)[:-1], expected, rtol=1e-12)
+    assert not np.allclose(sigmas(get_grid("uniform", VP, 13), VP)[1:-1], expected[1:], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid", "discards"),
+    [
+        ("euler", "normal", False),
+        ("dpmpp_2m", "karras", False),
+        ("dpm_2", "karras", True),
+        ("dpmpp_3m_sde", "exponential", True),
+        ("dpmpp_2m_sde", "exponential", False),
+        ("unipc", "ddim_uniform", False),
+    ],
+)
+def test_automatic(sampler, grid, discards):
+    """The sampler's own schedule; of DPM2's and 3M SDE's one step more, the last noisy level is left out."""
+    levels = get_grid("automatic", VP, 9, sampler=sampler)
+    whole = get_grid(grid, VP, 9 + discards)
+    assert levels == ((*whole[:-2], whole[-1]) if discards else whole)
+    assert automatic(VP, 9, sampler, discard=False) == get_grid(grid, VP, 9)
+
+
+def test_rounded_quantiles_that_meet_are_an_error():
+    with pytest.raises(ValueError, match=r"300 steps .* 2\d\d different entries"):
+        get_grid("comfy:beta", VP, 300)
+
+
+def test_ddim_uniform_to_the_end_of_the_table():
+    """As the reference walks: 30 steps asked for are 31."""
+    walk = list(range(1, 1000, 33))
+    assert [round(1000 * v.t) - 1 for v in ddim_uniform(VP, 30, whole=True)[:-1]] == walk[::-1]
+
+
+def test_a_zero_terminal_snr_table_ends_where_comfyui_ends_it():
+    path = VariancePreserving.scaled_linear(zero_terminal_snr=True)
+    first = get_grid("comfy:normal", path, 5)[0]
+    assert math.isclose(first.alpha**2, 4.8973451890853435e-08, rel_tol=1e-9) and first.t <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in grid_names() if n.startswith("comfy:")])
+def test_shift_and_entries_are_of_flows(name):
+    if name == "comfy:align_your_steps":
+        return
+    with pytest.raises(ValueError, match="of a flow model's table"):
+        get_grid(name, VP, 4, shift=3.0)
+    with pytest.raises(ValueError, match="at least 2 entries"):
+        get_grid(name, RF, 4, entries=1)
+    levels = get_grid(name, RF, 6, shift=3.0, entries=500)
+    assert all(a.logsnr < b.logsnr for a, b in pairwise(levels))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: get_grid("optimal_steps", RF, 4, family="sd"), "Optimal steps has flux, wan, chroma"),
+        (lambda: get_grid("align_your_steps_32", VP, 4, family="svd"), "Align Your Steps 32 has sd15, sdxl"),
+        (lambda: get_grid("bong_tangent", RF, 4, middle=1.0), "middle must lie between"),
+        (lambda: get_grid("bong_tangent", RF, 4, slope_1=0.0), "slope_1 must be"),
+        (lambda: get_grid("turbo", VP, 1001), "at most 1000 steps"),
+    ],
+)
+def test_errors_are_sentences(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
