@@ -172,6 +172,7 @@ def place(export: Path, path: Path) -> Path:
     """Copy a finished adapter, a file or peft's folder, to its own name in one piece."""
     from customization.objective import WEIGHTS
     from gen.checkpoints import write_bytes
+    from gen.folders import written_folder
 
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,8 @@ def place(export: Path, path: Path) -> Path:
             check_free(path)
         write_bytes(path, (export / WEIGHTS).read_bytes())
     else:
-        shutil.copytree(export, path)
+        with written_folder(path) as folder:
+            shutil.copytree(export, folder, dirs_exist_ok=True)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -42,7 +43,12 @@ def run_command(
         else:
             trainer.train()
             done(trainer)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where, room = (f"{error.filename}: " if error.filename else ""), (errno.ENOSPC, errno.EDQUOT)
+        advice = "; make room, or give another output, and run again to go on" if error.errno in room else ""
+        print(f"error: {where}{error.strerror or error}{advice}.", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:

@@ -114,6 +114,7 @@ def export_reconstructed(run: Path, width: float, step: int | None, output: Path
     from distill.config import parse_config
     from distill.objectives import make_objective
     from gen.components import build
+    from gen.folders import written_folder
 
     files = find_snapshots(run, step)
     saved = load_latest(run)
@@ -126,7 +127,8 @@ def export_reconstructed(run: Path, width: float, step: int | None, output: Path
         models[name] = role.network.eval()
         if name in files:
             role.network.load_state_dict(reconstruct(files[name], width, step))
-    objective.export(models, output)
+    with written_folder(output) as folder:
+        objective.export(models, folder)
     return step or max(p[0] for profiles in files.values() for p in profiles)
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,13 +218,12 @@ def write_weights(
         for name, value in tensors.items()
     }
     try:
-        save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+        with system_errors(path):
+            save_file(ready, temporary, {"format": "pt", **(metadata or {})})
         _sort_texts(temporary)
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
         sync(temporary)
         os.replace(temporary, path)
-    except SafetensorError as error:  # which is how it reports a full disk
-        raise _unwritten(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -242,11 +242,20 @@ def _sort_texts(path: Path) -> None:
         file.write(text.ljust(size))
 
 
-def _unwritten(path: Path, error: SafetensorError) -> OSError:
-    """What went wrong in writing, as the system says it, where the library's text has the system's number."""
-    found = re.search(r"os error (\d+)|code: (\d+)", str(error))
-    number = int(found[1] or found[2]) if found else errno.EIO
-    return OSError(number, os.strerror(number) if found else str(error), str(path))
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Inside, what a library says of the system in an error of its own (a full disk, in safetensors and tokenizers) is an
+    OSError about the path, as it is everywhere else."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = re.search(r"os error (\d+)|code: (\d+), kind", str(error))
+        if found is None and not isinstance(error, SafetensorError):
+            raise
+        number = int(found[1] or found[2]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def sha256(path: Path | str) -> str:

@@ -12,8 +12,6 @@ sees a whole model or none.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from torch import nn
 
 from gen.checkpoints import CheckpointError, read_json, write_bytes, write_json
 from gen.components import describe, load_component, save_component
+from gen.folders import recover, written_folder
 from samplers import path as paths
 from samplers.denoiser import NetworkDenoiser
 
@@ -188,6 +187,7 @@ def model_config(value: Mapping[str, Any] | ModelConfig) -> ModelConfig:
 def read_model_config(folder: Path | str) -> ModelConfig:
     """`config.json` of a model folder, checked."""
     folder = Path(folder)
+    recover(folder)
     if not folder.is_dir():
         raise CheckpointError(folder, "is not a folder; give a model folder, which holds config.json and denoiser/.")
     if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
@@ -256,23 +256,10 @@ def writing(folder: Path | str, overwrite: bool) -> Iterator[Path]:
     A model that is there already, of ours or of diffusers, is replaced if `overwrite` says so; any other content is never.
     """
     folder = Path(folder).absolute()
+    recover(folder)
     _check_replaceable(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
-    try:
-        new.mkdir()
+    with written_folder(folder) as new:
         yield new
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_model(

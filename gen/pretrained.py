@@ -12,6 +12,7 @@ import torch
 
 from gen.checkpoints import PICKLES, CheckpointError, read_json
 from gen.components import component_digest
+from gen.folders import recover
 from gen.model_folder import Opened, part_folders, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parent / "default"
@@ -34,6 +35,7 @@ def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Pat
             raise ValueError(f"This installation has no {model} model in gen/{model}; give a model folder or a hub id.")
         return model, PACKAGED[model]
     folder = Path(model)
+    recover(folder)  # where a crash fell into the replacement of a model
     if folder.is_dir():
         return folder.resolve().name, folder
     if folder.is_file() and folder.name.endswith(FILES):

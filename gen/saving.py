@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gen.card import model_card
-from gen.checkpoints import read_json, write_bytes, write_json
+from gen.checkpoints import read_json, system_errors, write_bytes, write_json
 from gen.model_folder import Pipeline, VariancePreservingPath, write_model, writing
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtyp
             save_foreign(part, folder / name, dtype)
             index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
         else:
-            part.save_pretrained(folder / name)
+            with system_errors(folder / name):
+                part.save_pretrained(folder / name)
             index[name] = ["transformers", pipeline.index[name][1]]
     scale = getattr(generator.autoencoder, "latent_scale", None)
     if scale is not None:

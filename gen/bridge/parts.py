@@ -17,7 +17,7 @@ from gen.bridge.hub import part_folder
 from gen.bridge.load import CLASSES, STEMS, digest, find_weights, load_network, load_tokenizer, read_part_config
 from gen.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
 from gen.bridge.vae import BridgedAutoencoder
-from gen.checkpoints import CheckpointError, write_json
+from gen.checkpoints import CheckpointError, system_errors, write_json
 from samplers.denoiser import Condition
 
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # the one part whose class a file may choose
@@ -71,7 +71,8 @@ def save_foreign(network: nn.Module, folder: Path, dtype: torch.dtype | None = N
         import copy
 
         network = copy.deepcopy(network).to(dtype)
-    network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    with system_errors(folder):
+        network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
 
 
 def open_autoencoder(source: str | Path, channels: int | None = None, scale: float | None = None) -> tuple[nn.Module, str]:

@@ -47,6 +47,7 @@ def run(
 
 def _convert(source: Path, target: Path, to: str, heads: int | None, size: int | None, dtype: str | None) -> None:
     from gen.components import save_component
+    from gen.folders import written_folder
     from gen.formats.registry import FORMATS
     from gen.formats.table import nearest
     from gen.formats.write import write_checkpoint
@@ -58,7 +59,8 @@ def _convert(source: Path, target: Path, to: str, heads: int | None, size: int |
         raise ValueError(f"Unknown dtype {dtype!r}; give {', '.join(DTYPES)}, or leave it out to keep the file's.")
     network = _read(source, heads, size)
     if to == OWN:
-        save_component(network, target, DTYPES[dtype] if dtype else None)
+        with written_folder(target) as folder:
+            save_component(network, folder, DTYPES[dtype] if dtype else None)
     else:
         write_checkpoint(network, target, to, dtype=DTYPES[dtype] if dtype else None)
 

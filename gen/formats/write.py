@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from gen.checkpoints import listed, write_json, write_weights
 from gen.components import config_of
+from gen.folders import written_folder
 from gen.formats.files import NAMES
 from gen.formats.format import Format
 from gen.formats.read import default_null, own_tensors, slots_of
@@ -36,9 +38,10 @@ def write_checkpoint(network: nn.Module, path: Path | str, format: str, *, dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, tensors, dtype)
         return path
-    path.mkdir(parents=True, exist_ok=True)
-    write_weights(path / NAMES[0], tensors, dtype)
-    write_json(path / "config.json", kind.config_out(config_of(network)))
+    # a folder that is there may hold other files, and gets these; a new one is there when it is whole
+    with nullcontext(path) if path.is_dir() else written_folder(path) as folder:
+        write_weights(folder / NAMES[0], tensors, dtype)
+        write_json(folder / "config.json", kind.config_out(config_of(network)))
     return path
 
 

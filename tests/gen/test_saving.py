@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from gen import folders
 from gen.generator import Generator
 from tests.gen import published
 from tests.gen.test_bridge_parity import CLOSE, noise, theirs
@@ -171,3 +175,54 @@ def test_the_card(request, bridged, tmp_path, name):
         code = text.split("```python\n")[1].split("```")[0].replace('"my-model"', repr(str(tmp_path / "my-model")))
         exec(code.replace('"picture.png"', repr(str(tmp_path / "picture.png"))), {})
         assert (tmp_path / "picture.png").is_file()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of half a megabyte, of which 40 KB are left."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    (place / "filler").write_bytes(b"x" * 472_000)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "fewstep", "diffusers-pixart"])
+def test_a_full_disk_is_one_error_and_leaves_nothing(bridged, small_disk, format):
+    _, generator = bridged("pixart", native=True)
+    with pytest.raises(OSError, match="No space left on device"):
+        generator.save_pretrained(small_disk / "model", format=format)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(bridged, small_disk):
+    _, generator = bridged("pixart", native=True)
+    (small_disk / "model").mkdir()
+    (small_disk / "model" / "model_index.json").write_text("{}")
+    with pytest.raises(OSError, match="No space left on device"):
+        generator.save_pretrained(small_disk / "model", format="diffusers", overwrite=True)
+    assert (small_disk / "model" / "model_index.json").read_text() == "{}"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "model"]
+
+
+def test_a_model_that_a_crash_moved_aside_is_opened(bridged, tmp_path, monkeypatch):
+    """Where a folder can only be replaced by two renames, and the second never came."""
+    _, generator = bridged("dit", native=True, shared=True)
+    folder = generator.save_pretrained(tmp_path / "model", format="fewstep")
+    before = call(Generator.from_pretrained(folder, **ON_CPU))
+    monkeypatch.setattr(folders, "_exchange", lambda a, b: False)
+    real = os.rename
+
+    def rename(a, b):
+        if Path(b) == folder:
+            raise KeyboardInterrupt
+        real(a, b)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", rename)
+        generator.save_pretrained(folder, format="fewstep", overwrite=True)
+    assert not folder.exists()
+    assert torch.equal(call(Generator.from_pretrained(folder, **ON_CPU)), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
