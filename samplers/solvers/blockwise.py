@@ -11,8 +11,9 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import State
+from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.multistep import Multistep
+from samplers.solvers.multistep import Multistep, adams_weights
 from samplers.solvers.singlestep import advance, read, stage_weights, step_weights
 
 
@@ -49,7 +50,9 @@ class Blockwise:
     that was changed since the last step (re-noised, repainted) begins a block of its own, and a step of infinite length is
     the first-order one.
 
-    of: "eps" for DPM-Solver, "x0" for DPM-Solver++. rule: see `step_weights`.
+    of: "eps" for DPM-Solver, "x0" for DPM-Solver++. rule: see `step_weights`. ending: "full", or "bounded", with which a long
+    step that would amplify errors (`samplers.solvers.ending`) leaves the block and goes on from the last two readings; the next
+    belongs to a block that began with this one.
 
     Source: arXiv 2206.00927, section 3.3; arXiv 2211.01095, section 4.
     """
@@ -57,8 +60,12 @@ class Blockwise:
     order: int = 3
     of: str = "eps"
     rule: str = "published"
+    ending: str = "full"
 
     def __post_init__(self) -> None:
+        check_ending(self.ending, "Blockwise")
+        if self.ending == "count":
+            raise ValueError("Blockwise has lower orders at its end by its blocks: choose ending='full' or 'bounded'.")
         if self.order not in (1, 2, 3) or isinstance(self.order, bool):
             raise ValueError(f"Blockwise got order={self.order!r}; choose 1, 2 or 3.")
         if self.of not in ("x0", "eps"):
@@ -99,5 +106,19 @@ class Blockwise:
             weights = step_weights(span, nodes, self.of, self.rule)
         else:
             weights = stage_weights(span, nodes, 1.0, self.of)
+        h = t.logsnr - s.logsnr
+        if self.ending == "bounded" and not is_bounded(weights, h, step_weights(h, (0.0,), self.of, "exact")):
+            x = self._linear(state.x, levels[-2:], readings[-2:], t)
+            return replace(state, x=x, prediction=prediction, carry=_Block(state.x, levels[-1:], readings[-1:], x))
         x = advance(block.start, start, t, keep, self.of, readings, weights)
         return replace(state, x=x, prediction=prediction, carry=_Block(block.start, levels, readings, x))
+
+    def _linear(self, x: Tensor, levels: tuple[NoiseLevel, ...], readings: tuple[Tensor, ...], t: NoiseLevel) -> Tensor:
+        """A step from the last of two levels through both readings, or through its own if the step is too long for that."""
+        before, s = levels
+        keep, _, h = Multistep(1).transition(s, t)
+        signed = h if self.of == "x0" else -h
+        weights = adams_weights(signed, (0.0, (before.logsnr - s.logsnr) / h))
+        if not is_bounded(weights, h):
+            weights = adams_weights(signed, (0.0,))
+        return advance(x, s, t, keep, self.of, readings[::-1][: len(weights)], weights)

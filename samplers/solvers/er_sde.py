@@ -23,6 +23,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
+from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import lagrange_weights
 from samplers.solvers.ratio import noise_ratio
@@ -78,7 +79,8 @@ class ERSDE:
 
     scale: the noise scale function, "er", "sde" or "ode". rule="exact" interpolates; "published" is the paper's Taylor form,
     whose derivatives are differences taken at the start of the step, which keeps ER-SDE-Solver-3 at second order.
-    s_noise scales z. Steps from pure noise and to clean data are first-order steps, their exact limit.
+    s_noise scales z. Steps from pure noise and to clean data are first-order steps, their exact limit. ending: how many points
+    a long step keeps, see `samplers.solvers.ending`.
 
     Source: arXiv 2309.06169, Algorithms 1 to 3 (equations 19 to 21); on every path through y and r.
     """
@@ -87,8 +89,10 @@ class ERSDE:
     scale: str = "er"
     rule: str = "exact"
     s_noise: float = 1.0
+    ending: str = "full"
 
     def __post_init__(self) -> None:
+        check_ending(self.ending, "ERSDE")
         if self.order not in (1, 2, 3) or isinstance(self.order, bool):
             raise ValueError(f"ERSDE got order={self.order!r}; choose 1, 2 or 3.")
         if self.scale not in SCALES:
@@ -126,7 +130,12 @@ class ERSDE:
             if -math.inf < place < nodes[-1]:
                 points.append(e)
                 nodes.append(place)
-        for e, weight in zip(points, self._weights(r_s, r_t, tuple(nodes)), strict=True):
+        if self.ending == "count" and context.steps:
+            del points[max(context.steps - context.step, 1) :], nodes[max(context.steps - context.step, 1) :]
+        weights = self._weights(r_s, r_t, tuple(nodes))
+        while self.ending == "bounded" and not is_bounded(weights, t.logsnr - s.logsnr):
+            weights = self._weights(r_s, r_t, tuple(nodes[: len(weights) - 1]))
+        for e, weight in zip(points, weights, strict=False):
             x = torch.add(x, e.x0, alpha=t.alpha * weight)
         if spread and noise is not None:
             x = torch.add(x, noise(s, t), alpha=spread)

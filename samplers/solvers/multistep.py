@@ -37,6 +37,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import Evaluation, State
+from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.ratio import noise_ratio
 
@@ -118,6 +119,7 @@ class Multistep:
     corrector_order: 0 for none, else the number of points of the corrector, the new one included: UniPC-p has order p and
     corrector_order p + 1. The corrector of a step uses the prediction made at the start of the next, so it costs nothing and
     the last step has none.
+    ending: how many points a long step keeps, "full", "bounded" or "count": see `samplers.solvers.ending`.
 
     Source: the papers named at the top of this file. Every step is a pure function of the state.
     """
@@ -130,6 +132,7 @@ class Multistep:
     s_noise: float = 1.0
     of: str = "x0"
     coordinate: str = "logsnr"
+    ending: str = "full"
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4) or isinstance(self.order, bool):
@@ -154,6 +157,7 @@ class Multistep:
         largest = 1.0 if self.noise == "ancestral" else math.inf
         if not (0 <= self.eta <= largest and math.isfinite(self.eta)):
             raise ValueError(f"Multistep got eta={self.eta}; with noise={self.noise!r} give 0 <= eta <= {largest}, finite.")
+        check_ending(self.ending, "Multistep")
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"Multistep got s_noise={self.s_noise}; give a finite factor of at least 0.")
 
@@ -177,9 +181,10 @@ class Multistep:
         keep_last = max(self.order + (self.corrector_order > 0), self.corrector_order)
         history = state.remember(s, prediction.x0, keep_last, prediction.eps if self.of == "eps" else None)
 
-        weights = self.weights(history, s, t)
+        left = max(context.steps - context.step, 1) if context.steps else None
+        weights = self.weights(history, s, t, left)
         if all(e.step != state.step for e in state.history):  # a repeated step does not start from a predictor's output
-            for step, change in self.correction(history).items():
+            for step, change in self.correction(history, left and left + 1).items():
                 weights[step] = weights.get(step, 0.0) + keep * change
 
         x = keep * state.x if keep else torch.zeros_like(state.x)
@@ -216,22 +221,28 @@ class Multistep:
         spread = self.s_noise * t.sigma * self.eta * math.sqrt(-math.expm1(-2 * h))
         return t.sigma / s.sigma * math.sqrt(decay2), spread, h - 0.5 * math.log(decay2) if decay2 else math.inf
 
-    def weights(self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel) -> dict[int, float]:
-        """Factors of the predictor's x0_j or eps_j from s to t, by the step that made them; history[-1] is the one at s."""
-        points, nodes = self._behind(history, s, t, self.order)
+    def weights(self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel, left: int | None = None) -> dict[int, float]:
+        """Factors of the predictor's x0_j or eps_j from s to t, by the step that made them; history[-1] is the one at s.
+
+        left: the steps of the run that are left, this one included; None where that is not known.
+        """
+        points, nodes = self._behind(history, s, t, self.order, left)
         return self._weigh(points, nodes, s, t)
 
-    def correction(self, history: Sequence[Evaluation]) -> dict[int, float]:
-        """Corrector's factors less the predictor's of the step that ended at history[-1]: what to add to its result."""
+    def correction(self, history: Sequence[Evaluation], left: int | None = None) -> dict[int, float]:
+        """Corrector's factors less the predictor's of the step that ended at history[-1]: what to add to its result.
+
+        left: the steps that were left at that step, itself included.
+        """
         if not self.corrector_order or len(history) < 2 or history[-2].step != history[-1].step - 1:
             return {}
         *past, new = history
         s, t = past[-1].level, new.level
         if math.isinf(t.logsnr - s.logsnr):
             return {}
-        points, nodes = self._behind(past, s, t, self.corrector_order - 1)
+        points, nodes = self._behind(past, s, t, self.corrector_order - 1, left)
         change = self._weigh([*points, new], [*nodes, 1.0], s, t)
-        for step, weight in self.weights(past, s, t).items():
+        for step, weight in self.weights(past, s, t, left).items():
             change[step] = change.get(step, 0.0) - weight
         return change
 
@@ -260,14 +271,16 @@ class Multistep:
         return {e.step: scale * weight for e, weight in zip(points, b, strict=True)}
 
     def _behind(
-        self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel, count: int
+        self, history: Sequence[Evaluation], s: NoiseLevel, t: NoiseLevel, count: int, left: int | None
     ) -> tuple[list[Evaluation], list[float]]:
         """The `count` latest evaluations a polynomial over the step may pass through, newest first, and their nodes.
 
         One where h is infinite, but for eps on the way to clean data in a coordinate in which that is near. Predictions at
         pure noise lie infinitely far away, where they have no weight, save in the index of the step; those ahead of s (left
-        from before a jump back to a noisier level) belong to another trajectory.
+        from before a jump back to a noisier level) belong to another trajectory. Of the rest, as many as `ending` allows.
         """
+        if self.ending == "count" and left is not None:
+            count = min(count, left)
         new = history[-1]
         points, nodes, last = [new], [0.0], 0.0
         if math.isinf(t.logsnr - s.logsnr) and self._interpolates(s, t) == "x0":
@@ -282,4 +295,7 @@ class Multistep:
                 points.append(e)
                 nodes.append(float(e.step - new.step) if by_index else place)
                 last = place
+        if self.ending == "bounded":
+            while not is_bounded(self._weigh(points, nodes, s, t).values(), t.logsnr - s.logsnr):
+                del points[-1], nodes[-1]
         return points, nodes

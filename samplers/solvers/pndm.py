@@ -11,6 +11,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import State
+from samplers.solvers.ending import VERY_LONG, check_ending
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
 from samplers.solvers.ratio import noise_ratio
@@ -30,14 +31,18 @@ class PNDM:
     warmup="heun" is PLMS, diffusers' skip_prk_steps=True: the first step averages eps at both of its ends, and the orders 2
     and 3 follow while the history grows; N + 1 evaluations for N steps. warmup="runge_kutta" takes the first three steps by
     the paper's pseudo Runge-Kutta with four evaluations each, the middle ones half-way on the path's clock; N + 9.
-    A warm-up step from pure noise or to clean data is a plain step, with one evaluation.
+    ending: how many points a long step keeps, see `samplers.solvers.ending`.
+    A warm-up step from pure noise or to clean data is a plain step, with one evaluation; so is a very long one, with the ending
+    "bounded".
 
     Source: arXiv 2202.09778, equations 12 and 13.
     """
 
     warmup: str = "heun"
+    ending: str = "full"
 
     def __post_init__(self) -> None:
+        check_ending(self.ending, "PNDM")
         if self.warmup not in WARMUPS:
             raise ValueError(f"Unknown warmup {self.warmup!r}: choose one of {', '.join(WARMUPS)}.")
 
@@ -54,9 +59,10 @@ class PNDM:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        linear = Multistep(4, of="eps", coordinate="step")
+        linear = Multistep(4, of="eps", coordinate="step", ending=self.ending)
         done = sum(e.step != state.step for e in state.history)
-        if done >= (1 if self.warmup == "heun" else 3) or s.alpha == 0 or t.sigma == 0:
+        too_long = self.ending == "bounded" and t.logsnr - s.logsnr > VERY_LONG
+        if done >= (1 if self.warmup == "heun" else 3) or s.alpha == 0 or t.sigma == 0 or too_long:
             return linear.step(denoiser, state, s, t, condition, context, noise)
         linear.transition(s, t)  # refuses levels that no solver can step between
 

@@ -67,4 +67,4 @@ def test_unipc(order, variant, path):
 
 
 def test_the_named_solver_is_unipc_3_bh2():
-    assert get_solver("UniPC") == Multistep(3, rule="bh2", corrector_order=4)
+    assert get_solver("UniPC", ending="full") == Multistep(3, rule="bh2", corrector_order=4)
