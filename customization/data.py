@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.data import SOURCES, Source, make_source
 from distill.emoji.packs import DataError
 from distill.objective import Batch
-from distill.sources.decode import MAX_BYTES, decode
+from distill.sources.decode import MAX_BYTES, decode, open_picture
 from distill.sources.files import read_below, sha256_of
 from distill.sources.images import ImageFolder, ImagesConfig
 from distill.sources.latents import Latents, LatentsConfig
@@ -32,6 +31,7 @@ from distill.sources.report import Unusable
 from distill.sources.transform import Resize, choose_view, render
 from gen.components import Config, from_registry
 from gen.generator import Generator
+from gen.images import alpha
 from samplers.noise import fold
 
 NONE_GIVEN = "Write NAME.txt beside each picture, or give one prompt for all."
@@ -296,10 +296,10 @@ class ConceptData:
         if self.config.masks == "alpha":
             data = self.taught.read(item)
             decode(data)  # Unusable where it is not a picture
-            image = ImageOps.exif_transpose(Image.open(BytesIO(data)))
-            if not image.has_transparency_data:
+            opacity = alpha(open_picture(data))
+            if opacity is None:
                 raise DataError(f"{item.name} has no alpha channel to be its mask; save it as PNG with one, or give masks.")
-            return image.convert("RGBA").getchannel("A").convert("RGB")
+            return opacity.convert("RGB")
         assert isinstance(self.config.masks, Path)
         name = str(PurePosixPath(item.name).with_suffix(".png"))
         try:

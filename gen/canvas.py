@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gen import request
 from gen.conditions import alike
-from gen.edit import read_picture
+from gen.images import read_picture
 from gen.kinds import Batch, Frame, Kind
 from gen.recipe import CanvasRecord, Recipe
 from samplers.denoiser import Condition, Context, Denoiser

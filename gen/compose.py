@@ -41,7 +41,9 @@ class Composition(Kind):
     @classmethod
     def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Composition | None:
         given = (asked.get(name) for name in ("composition", "composition_options", "regions"))
-        return make_composition(generator, *given, settings.adapters, settings.levels, *settings.seen)
+        return make_composition(
+            generator, *given, settings.adapters, settings.levels, *settings.seen, (settings.height, settings.width)
+        )
 
     @classmethod
     def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,16 +84,17 @@ def make_composition(
     levels: tuple[NoiseLevel, ...],
     height: int,
     width: int,
+    whole: tuple[int, int],
 ) -> Composition | None:
     """None where adapters act by themselves. ValueError says what is unknown, missing or does not go together. Without a name,
-    regions make it regional."""
+    regions make it regional. height, width: pixels that the network sees at once; whole: those of the picture."""
     if name in (None, "", "merge") and not options and not regions:
         return None
     chosen = request.options("composition_options", options or {})
     if regions or name == REGIONAL:
         if name not in (None, "", REGIONAL):
             raise ValueError(f"regions were given with the composition {name!r}; leave one of them out.")
-        masks, digests = _masks(regions, adapters, height, width)
+        masks, digests = _masks(regions, adapters, height, width, whole)
         if unknown := [option for option in chosen if option != "start"]:
             raise ValueError(f"composition_options has no {unknown[0]!r}: regional takes start.")
         if "start" in chosen:
@@ -138,12 +141,19 @@ def measured_order(
     return tuple(names.index(name) for name in found)
 
 
-def _masks(regions: Any, adapters: Mapping[str, float], height: int, width: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from gen.edit import _digest, _fit, read_picture
+def _masks(
+    regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from gen.edit import check_shape
+    from gen.images import digest, fit, read_picture
     from samplers.composition.rows import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")
     check_known(list(regions), adapters, "A region")
-    masks = {name: _fit(read_picture(f"the mask of {name!r}", mask, "L"), height, width) for name, mask in regions.items()}
-    return masks, {name: _digest(mask) for name, mask in masks.items()}
+    masks = {}
+    for name, given in regions.items():
+        mask = read_picture(f"the mask of {name!r}", given, "L")
+        check_shape(f"The mask of {name!r}", mask, whole, "picture")
+        masks[name] = fit(mask, height, width)
+    return masks, {name: digest(mask) for name, mask in masks.items()}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from gen import request
-from gen.kinds import Batch, Kind
-from gen.recipe import Recipe, RecipeError, RestoreRecord, Start, open_picture
+from gen.images import digest, fit, read_picture, same_shape
+from gen.kinds import Asked, Batch, Kind
+from gen.recipe import Recipe, RestoreRecord, Start
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+LONG, SHORT = 4, 2  # times the model's own size: sides up to which a picture is made at its own size
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,11 @@ def make_edit(generator: Generator, image: Any, mask: Any, strength: object, hei
         return None
     usual = 0.8 if mask is None else 1.0
     amount = request.real("strength", usual if strength is None else strength, 0, 1)
-    picture = _fit(read_picture("image", image, "RGB"), height, width)
-    known = None if mask is None else _fit(read_picture("mask", mask, "L"), height, width)
-    start = Start(image=_digest(picture), mask=None if known is None else _digest(known), strength=amount)
+    whole = read_picture("image", image, "RGB")
+    known = None if mask is None else read_mask("mask", mask, whole, "image")
+    picture = fit_told("image", whole, height, width, slack(generator))
+    known = None if known is None else fit(known, height, width)
+    start = Start(image=digest(picture), mask=None if known is None else digest(known), strength=amount)
 
     device, factor = generator.device, generator.factor
     picture = picture.to(device)
@@ -135,74 +134,78 @@ def check_same(used: Start | RestoreRecord, recorded: Start | RestoreRecord | No
         raise ValueError(f"This {changed} is not the one that the picture was made from: its sha256 differs.")
 
 
-def read_picture(name: str, source: Any, mode: str) -> Tensor:
-    """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes or a tensor (3 or 1, H, W).
-
-    Pictures of cameras that were held upright say so in EXIF; they are turned as every viewer shows them."""
-    if isinstance(source, str | Path):
-        try:
-            source = open_picture(source, FORMATS, decode=True)
-        except RecipeError as error:
-            raise ValueError(f"{name}: {error}") from None
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3, 4)):
-            raise ValueError(f"{name} is an array {source.shape} of {source.dtype}; give bytes of shape (H, W) or (H, W, 3).")
-        source = Image.fromarray(source.squeeze(-1) if source.ndim == 3 and source.shape[2] == 1 else source)
-    if isinstance(source, Image.Image):
-        source = upright(source)
-        if source.mode in ("RGBA", "LA", "PA") or "transparency" in source.info:  # on white, as the default model draws
-            source = source.convert("RGBA")
-            source = Image.alpha_composite(Image.new("RGBA", source.size, "white"), source)
-        array = np.asarray(source.convert(mode), dtype=np.float32) / 255
-        array = array[None] if mode == "L" else array.transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(array))[None]
-    channels = 1 if mode == "L" else 3
-    if not isinstance(source, Tensor):
-        raise ValueError(f"{name} is {type(source).__name__}; give a file name, a PIL picture, an array or a tensor.")
-    if source.ndim == 2 and channels == 1:
-        source = source[None]
-    if source.ndim == 3:
-        source = source[None]
-    if source.ndim != 4 or source.shape[:2] != (1, channels) or not source.is_floating_point():
-        raise ValueError(f"{name} is a tensor {tuple(source.shape)}; give one picture ({channels}, H, W) of floats in [0, 1].")
-    if not bool(((source >= 0) & (source <= 1)).all()):
-        raise ValueError(f"{name} must hold numbers from 0 to 1; others, or NaN, were given.")
-    return source.float().cpu()
+def read_mask(name: str, source: Any, picture: Tensor, of: str) -> Tensor:
+    """(1, 1, H, W) in [0, 1]; ValueError for one of another shape than the picture (1, 3, H, W) that it is of."""
+    mask = read_picture(name, source, "L")
+    check_shape(name, mask, tuple(picture.shape[-2:]), of)  # type: ignore[arg-type]
+    return mask
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is where that says nothing that can be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ImageOps.exif_transpose(picture)
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, struct.error):
-        return picture
+def check_shape(name: str, mask: Tensor, size: tuple[int, int], of: str) -> None:
+    """ValueError unless a mask has the shape of `size`, the height and width of what it is of."""
+    rows, columns = mask.shape[-2:]
+    if not same_shape((rows, columns), size):
+        raise ValueError(
+            f"{name} is {columns} x {rows} and the {of} {size[1]} x {size[0]}, which is another shape; give a mask that lies "
+            f"over the whole {of}."
+        )
 
 
-def _fit(picture: Tensor, height: int, width: int) -> Tensor:
-    """Cut to the wanted shape about the middle, then scaled."""
+def fit_told(name: str, picture: Tensor, height: int, width: int, slack: int) -> Tensor:
+    """`fit`, with a warning where more than `slack` pixels of the result are cut away, which rounding asks for."""
     rows, columns = picture.shape[-2:]
-    if (rows, columns) == (height, width):
-        return picture
-    tall, wide = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
-    top, left = (rows - max(tall, 1)) // 2, (columns - max(wide, 1)) // 2
-    picture = picture[..., top : top + max(tall, 1), left : left + max(wide, 1)]
-    return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+    scale = max(height / rows, width / columns)
+    if max(rows * scale - height, columns * scale - width) > slack:
+        warnings.warn(
+            f"{name} is {columns} x {rows}, another shape than the {width} x {height} of the picture: what lies beside its "
+            "middle is cut away.",
+            stacklevel=2,
+        )
+    return fit(picture, height, width)
 
 
-def cut_to(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) scaled until both sides reach `size`, a height and width, then cut about the middle; as diffusers does after
-    it made a picture at the nearest size that a model was trained at."""
-    rows, columns = images.shape[-2:]
-    if (rows, columns) == size:
-        return images
-    ratio = max(size[0] / rows, size[1] / columns)
-    images = F.interpolate(images, (int(rows * ratio), int(columns * ratio)), mode="bilinear", align_corners=False)
-    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
-    return images[..., top : top + size[0], left : left + size[1]]
+def slack(generator: Generator) -> int:
+    """The pixels by which a picture's side may differ from its shape because the networks take multiples."""
+    return generator.factor * generator.network.config.patch // 2 + 1
 
 
-def _digest(picture: Tensor) -> str:
-    """sha256 of a picture's bytes, as it is used."""
-    return hashlib.sha256((picture * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
+def with_own_size(
+    generator: Generator, asked: Asked, height: int | None, width: int | None, multiple: int
+) -> tuple[Asked, int | None, int | None]:
+    """A call's height and width where it starts from a picture and does not say both: the picture's own shape. The picture is
+    read once, and handed on in `asked`."""
+    kind = next((name for name in ("image", "restoration") if asked.get(name, {}).get("image") is not None), None)
+    if kind is None or (height is not None and width is not None):
+        return asked, height, width
+    own = dict(asked[kind])
+    own["image"] = picture = read_picture("image", own["image"], "RGB")
+    enlarged = 1
+    if kind == "restoration":
+        from gen.restore import enlargement
+
+        enlarged = enlargement(own)
+    size = tuple(side * enlarged for side in picture.shape[-2:])
+    height, width = _own_size(size, height, width, generator.config.sample_size, math.lcm(multiple, enlarged))
+    if (height, width) != size:
+        warnings.warn(
+            f"The image is {picture.shape[-1]} x {picture.shape[-2]}; the picture is made at {width} x {height}, which suits "
+            "the model. Give height and width for another size.",
+            stacklevel=2,
+        )
+    return {**asked, kind: own}, height, width
+
+
+def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:
+    """The height and width nearest to a picture's own that the networks take: its own where the model can make that, else of
+    its shape with as many pixels as the model knows; of its shape too where one of them is given."""
+    rows, columns = size
+    if height is not None:
+        scale = height / rows
+    elif width is not None:
+        scale = width / columns
+    elif usual / SHORT <= min(size) < usual * SHORT and max(size) <= usual * LONG:
+        scale = 1.0
+    else:
+        scale = usual / math.sqrt(rows * columns)
+    found = [max(round(side * scale / multiple), 1) * multiple for side in size]
+    return height or found[0], width or found[1]

@@ -24,7 +24,8 @@ from gen import request
 from gen.bins import made_at
 from gen.callback import check_inputs
 from gen.conditions import join
-from gen.edit import cut_to
+from gen.edit import with_own_size
+from gen.images import cut_to
 from gen.kinds import Asked, asked_again, asked_of, check_names, frame_of
 from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.output import TYPES, Output, to_pil
@@ -250,7 +251,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         """Make pictures. What is left out comes from the model's own defaults.
 
         prompt, negative_prompt: a string or one per picture; an empty prompt is unconditional, without guidance.
-        height, width: pixels. guidance_scale: 1 is none. guidance_interval: (low, high) in log-SNR where guidance acts.
+        height, width: pixels; where an image is given, its own shape. guidance_scale: 0 and 1 are none. guidance_interval:
+        (low, high) in log-SNR where guidance acts.
         seed: the first picture's; the next get seed + 1, ... seeds: one each. generator: seeds are drawn from it.
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
@@ -291,6 +293,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
             if (height or own[0], width or own[1]) != own:
                 raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
             height, width = own
+        if noise is None and frame is None:
+            asked, height, width = with_own_size(self, asked, height, width, multiple)
         binned = use_resolution_binning if noise is None and frame is None else False
         height, width, shown = made_at(self, height, width, binned)
         settings = make_settings(self, Sampling.of(given), height, width, frame.shown if frame else shown, asked)

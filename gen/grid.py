@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from gen.checkpoints import write_bytes
+from gen.images import flat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ def contact_sheet(
         draw.text((_GAP, _GAP + i * line), text, fill="black", font=font)
     for i, (image, lines) in enumerate(zip(images, labels, strict=True)):
         x, y = _GAP + i % columns * (cell + _GAP), top + i // columns * (height + below + _GAP)
-        sheet.paste(image.convert("RGB"), (x + (cell - image.width) // 2, y + (height - image.height) // 2))
+        sheet.paste(flat(image), (x + (cell - image.width) // 2, y + (height - image.height) // 2))
         for n, text in enumerate(lines):
             draw.text((x, y + height + n * line), text, fill="black", font=font)
     return sheet

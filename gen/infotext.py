@@ -4,7 +4,10 @@
     Negative prompt: blurry
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.0, Seed: 7, Size: 128x128, Model: default
 
-The grammar is ambiguous where a prompt itself looks like its last lines; the JSON chunk beside it is what we replay from.
+The grammar is ambiguous where a prompt itself looks like its last lines: a line of a prompt that begins with "Negative prompt:"
+is written with a backslash before it. The JSON chunk beside it is what we replay from.
+
+Texts come from anywhere, so reading takes time in proportion to their length.
 """
 
 from __future__ import annotations
@@ -57,12 +60,19 @@ SCHEDULES = {
     "align_your_steps_gits": "Align Your Steps GITS",
     "align_your_steps": "Align Your Steps",
 }
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+NEGATIVE = "Negative prompt:"
+_ESCAPED = re.compile(rf"^([^\S\n]*\\*)({NEGATIVE})", re.MULTILINE)
+_NAME = re.compile(r"\w[\w \-/]+")
+_NAME_OR_END = re.compile(r"[:,\n]")
+_VALUE_END = re.compile(r"[,\n]|\Z")
+_NOTHING_MORE = re.compile(r"[^\S\n]*(?:[,\n]|\Z)")
+_INSIDE = re.compile(r'["{}\[\]]')
+_QUOTED = re.compile(r'"(?:[^\\"]|\\.)*"', re.DOTALL)
 
 
 def _quote(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:"\n') else text
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:"\n\r') else text
 
 
 def _unquote(text: str) -> str:
@@ -93,20 +103,98 @@ def to_infotext(recipe: Recipe) -> str:
         **({} if recipe.class_label is None else {"Class": recipe.class_label}),
         "Version": f"fewstep {recipe.machine.fewstep}",
     }
-    lines = [recipe.prompt] + [f"Negative prompt: {recipe.negative_prompt}"] * bool(recipe.negative_prompt)
+    lines = [_written(recipe.prompt)]
+    lines += [f"{NEGATIVE} {_written(recipe.negative_prompt)}"] * bool(recipe.negative_prompt)
     return "\n".join([*lines, ", ".join(f"{name}: {_quote(value)}" for name, value in pairs.items())])
+
+
+def _written(prompt: str) -> str:
+    """With a backslash before what would be read as the beginning of the negative prompt."""
+    return _ESCAPED.sub(r"\1\\\2", _lines(prompt))
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def from_infotext(text: str) -> dict[str, str]:
     """Names and values of such a text, whoever wrote it; "Prompt" and "Negative prompt" among them."""
-    *lines, last = text.strip().split("\n")
-    pairs = _PAIR.findall(last)
-    if len(pairs) < 3:  # a prompt without settings
-        lines, pairs = [*lines, last], []
-    prompt, negative, current = [], [], None
-    for line in lines:
-        if line.startswith("Negative prompt:"):
-            current, line = negative, line.removeprefix("Negative prompt:").strip()
-        (prompt if current is None else negative).append(line)
-    found = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
-    return found | {name.strip(): _unquote(value) for name, value in pairs}
+    text = _lines(text).strip()
+    prompts, found = text, []
+    for start in _beginnings(text):
+        pairs = _pairs(text[start:])
+        if len(pairs) >= 3:  # fewer are a prompt without settings
+            prompts, found = text[:start].removesuffix("\n"), pairs
+            break
+    prompt: list[str] = []
+    negative: list[str] = []
+    part = prompt
+    for line in prompts.split("\n"):
+        if line.lstrip().startswith(NEGATIVE):
+            part, line = negative, line.lstrip().removeprefix(NEGATIVE).strip()
+        if (escaped := _ESCAPED.match(line)) and escaped[1]:
+            line = escaped[1][:-1] + line[escaped.start(2) :]
+        part.append(line)
+    return {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)} | dict(found)
+
+
+def _beginnings(text: str) -> list[int]:
+    """Where settings may begin: at the last line that starts with "Steps:", for quoted values have lines of their own; else at
+    the last line."""
+    last, steps = text.rfind("\n") + 1, text.rfind("\nSteps:") + 1
+    return [steps, last] if steps or text.startswith("Steps:") else [last]
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Names and values. A value ends at a comma or line break outside of quotes and of JSON's brackets."""
+    pairs: list[tuple[str, str]] = []
+    at, brackets = 0, True
+    while (stop := _NAME_OR_END.search(text, at)) is not None:
+        name, at = _name(text[at : stop.start()]), stop.end()
+        if stop[0] != ":":
+            continue
+        while text[at : at + 1] in (" ", "\t"):
+            at += 1
+        end = None
+        if text[at : at + 1] == '"':
+            quoted = _QUOTED.match(text, at)
+            end = quoted and quoted.end()
+        elif text[at : at + 1] in ("{", "[") and brackets:
+            end = _closed(text, at)
+        after = None if end is None else _NOTHING_MORE.match(text, end)
+        if after is None:
+            # what opens no value now is not looked for again: reading stays linear in the text
+            brackets = brackets and text[at : at + 1] not in ("{", "[")
+            after = _VALUE_END.search(text, at)
+            assert after is not None  # it matches the end of the text
+            end = after.start()
+        if name:
+            pairs.append((name, _unquote(text[at:end])))
+        at = after.end()
+    return pairs
+
+
+def _name(text: str) -> str:
+    """The name that stands before a colon, without what stands before it; "" for none."""
+    begin = len(text := text.strip())
+    while begin and (text[begin - 1].isalnum() or text[begin - 1] in "_ -/"):
+        begin -= 1
+    found = text[begin:].lstrip(" -/")
+    return found if _NAME.fullmatch(found) else ""
+
+
+def _closed(text: str, start: int) -> int | None:
+    """Where the bracket at `start` ends, quotes inside of it passed over; None where it never does."""
+    depth, at = 0, start
+    while (mark := _INSIDE.search(text, at)) is not None:
+        at = mark.end()
+        if mark[0] == '"':
+            quoted = _QUOTED.match(text, mark.start())
+            if quoted is None:
+                return None
+            at = quoted.end()
+            continue
+        depth += 1 if mark[0] in "{[" else -1
+        if not depth:
+            return at
+    return None

@@ -421,7 +421,7 @@ def _box_mask(box: tuple[float, float, float, float], height: int, width: int, f
 
 def _read_mask(mask: Any, region: int) -> Tensor:
     """(1, 1, H, W) in [0, 1]."""
-    from gen.edit import read_picture
+    from gen.images import read_picture
 
     return read_picture(f"The mask of region {region}", mask, "L")
 

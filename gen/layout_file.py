@@ -111,7 +111,7 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 def _picture(painting: Any) -> np.ndarray:
     """(H, W, 3) bytes, transparent pixels white."""
-    from gen.edit import read_picture
+    from gen.images import read_picture
 
     if isinstance(painting, np.ndarray) and painting.dtype == np.uint8 and painting.ndim == 3 and painting.shape[2] == 3:
         return painting
@@ -141,7 +141,7 @@ def _with_files(path: Path, parsed: _Parsed) -> dict[str, Any]:
 
 
 def _open(path: Path, name: str, parsed: _Parsed, where: Where) -> Image.Image:
-    from gen.edit import FORMATS
+    from gen.images import FORMATS
     from gen.recipe import RecipeError, open_picture
 
     folder = path.parent.resolve()

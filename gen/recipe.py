@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,9 +16,10 @@ from typing import Annotated, Literal
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gen.images import open_header
+
 CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
-MAX_PIXELS = 64_000_000
 
 Option = bool | int | float | str | tuple[int | float, ...]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -305,11 +305,7 @@ def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bo
             raise RecipeError(f"{path} is not a regular file; give the path of a {allowed}.")
         if status.st_size > MAX_FILE:
             raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB; make it smaller first.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=list(formats))
-        if image.width * image.height > MAX_PIXELS:
-            raise RecipeError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million.")
+        image = open_header(path, formats)
         if decode:
             image.load()
         found, image = image, None
@@ -319,7 +315,7 @@ def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bo
     except OSError as error:
         reason = error.strerror or f"it is not a {allowed}, or damaged"
         raise RecipeError(f"{path} cannot be opened ({reason}).") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except (ValueError, SyntaxError) as error:
         raise RecipeError(f"{path} cannot be opened ({error}).") from None
     finally:
         if image is not None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gen import request
-from gen.edit import _digest, _fit, check_given, check_same, read_picture
+from gen.edit import check_given, check_same, fit_told, read_mask, slack
+from gen.images import digest, fit, read_picture
 from gen.kinds import Batch, Kind
 from gen.recipe import Recipe, RestoreRecord
 
@@ -43,7 +44,7 @@ class Restoration(Kind):
 
     @classmethod
     def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Restoration:
-        made = make_restoration(**asked, height=settings.height, width=settings.width)
+        made = make_restoration(**asked, height=settings.height, width=settings.width, slack=slack(generator))
         made.build(generator, generator.denoiser)  # options are checked here
         return made
 
@@ -101,13 +102,26 @@ def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str,
     return row.name, chosen
 
 
+def enlargement(asked: Mapping[str, Any]) -> int:
+    """How many times as high as its image a restoration is."""
+    name, chosen = check_options(asked["task"], asked.get("options"))
+    options = {**TASKS[name], **COMMON, **chosen}
+    return request.whole("factor", options["factor"], 2, 64) if name == "superres" and not options["simulate"] else 1
+
+
 def make_restoration(
-    task: object, image: Any, mask: Any = None, options: Mapping[str, Any] | None = None, height: int = 0, width: int = 0
+    task: object,
+    image: Any,
+    mask: Any = None,
+    options: Mapping[str, Any] | None = None,
+    height: int = 0,
+    width: int = 0,
+    slack: int = 1,
 ) -> Restoration:
     """ValueError for a task, picture, mask or option that cannot be used.
 
     The picture is cut and scaled to height x width, or for superres to a `factor`-th of it. simulate: it is whole, and is first
-    made what the task starts from.
+    made what the task starts from. slack: pixels of it that may be cut away without a warning.
     """
     from samplers.guidance import operators
 
@@ -126,13 +140,13 @@ def make_restoration(
             else f"The task {name!r} takes no mask; leave it out, or choose inpaint."
         )
 
-    small = request.whole("factor", asked["factor"], 2, 64) if name == "superres" and not asked["simulate"] else 1
+    small = enlargement({"task": task, "options": options})
     if height % small or width % small:
         raise ValueError(f"{width} x {height} is not divisible by the factor {small}; choose another size.")
-    picture = _fit(read_picture("image", image, "RGB"), height // small, width // small)
+    whole = read_picture("image", image, "RGB")
     known = None
     if name == "inpaint":
-        known = _fit(read_picture("mask", mask, "L"), height, width)
+        known = fit(read_mask("mask", mask, whole, "image"), height, width)
         operator = operators.keep(1 - known)
     elif name == "superres":
         operator = operators.downsample(request.whole("factor", asked["factor"], 2, 64))
@@ -140,10 +154,11 @@ def make_restoration(
         operator = operators.grey()
     else:
         operator = operators.blur(request.real("radius", asked["radius"], 0.1, 1000))
+    picture = fit_told("image", whole, height // small, width // small, slack)
     signal = picture * 2 - 1
     measured = operator(signal) if asked["simulate"] or name in ("inpaint", "colorize") else signal
     given = picture if name == "inpaint" else (measured.expand(-1, 3, -1, -1) / 2 + 0.5).clamp(0, 1)
-    record = RestoreRecord(task=name, image=_digest(picture), mask=None if known is None else _digest(known), options=chosen)
+    record = RestoreRecord(task=name, image=digest(picture), mask=None if known is None else digest(known), options=chosen)
     return Restoration(operator, measured, given, known, record)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gen.backbones.fused import pack
 from gen.callback import WithCallback, clean
 from gen.conditions import alike, told_its_size
-from gen.edit import cut_to
+from gen.images import cut_to
 from gen.kinds import Batch
 from gen.output import Output
 from gen.recipe import Recipe

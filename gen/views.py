@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gen.conditions import told_its_size
-from gen.edit import cut_to
+from gen.images import cut_to
 from gen.kinds import Batch, Kind
 from gen.layout import read_prompt
 from gen.recipe import Recipe, ViewsRecord

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 ROUND, LIMIT = 1.1, 10.0
-_NUMBER = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
+_NUMBER = re.compile(r":\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)")
 
 
 def weighted(text: str) -> tuple[str, list[float]]:

@@ -93,7 +93,7 @@ class WithCanvas:
         recurrence: every step so many times, with noise added back in between, so that what is painted fits what is there.
         """
         from gen.canvas import make_record
-        from gen.edit import read_picture
+        from gen.images import read_picture
 
         picture = read_picture("image", image, "RGB")
         names = ("left", "top", "right", "bottom")
@@ -128,7 +128,7 @@ class WithCanvas:
     ) -> Output:
         """A picture `scale` times as large: enlarged, noised to `strength`, denoised in windows. image: as in `outpaint`."""
         from gen.canvas import make_record
-        from gen.edit import read_picture
+        from gen.images import read_picture
 
         picture = read_picture("image", image, "RGB")
         scale = request.real("scale", scale, 1, 16)

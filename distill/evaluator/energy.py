@@ -123,7 +123,7 @@ class StyleEnergy:
 
     def __post_init__(self) -> None:
         request.real("scale", self.scale, 0, 1e6)
-        from gen.edit import read_picture
+        from gen.images import read_picture
 
         self._wanted.append(read_picture("image", self.image, "RGB"))
 

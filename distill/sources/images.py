@@ -19,7 +19,7 @@ from distill.sources.files import read_below, sha256_of
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
 CAPTION_LIMIT = 16 << 10  # bytes
 LINE_LIMIT = 1 << 20

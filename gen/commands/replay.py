@@ -9,6 +9,7 @@ from typing import Any
 
 from gen.commands.image import model_arguments
 from gen.commands.output import check_png, printable, save_free, say
+from gen.images import flat
 from gen.recipe import Machine, Recipe, open_picture, read_recipe
 
 
@@ -86,7 +87,7 @@ def run(
         say("Identical to the last byte.", quiet)
         return 0
     with open_picture(path) as old:
-        before = np.asarray(old.convert("RGB"), dtype=np.int16)
+        before = np.asarray(flat(old), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))
         if before.shape[:2] == (recipe.height, recipe.width)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gen import request
 from gen.conditions import pad_tokens
-from gen.edit import _digest, _fit, read_picture
+from gen.edit import fit_told, read_mask, slack
+from gen.images import digest, fit, read_picture
 from gen.recipe import First, TweakRecord
 from gen.tweaks import Tweak, several, wanted
 from samplers.denoiser import Condition, Denoiser
@@ -41,15 +42,17 @@ class Pictures:
     def read(cls, generator: Generator, name: str, images: Any, masks: Any, height: int, width: int) -> Pictures:
         sources = several(images)
         request.whole(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
-        pictures = torch.cat([_fit(read_picture(name, one, "RGB"), height, width) for one in sources])
+        whole = [read_picture(name, one, "RGB") for one in sources]
         known = None
         if masks is not None:
             given = several(masks)
             if len(given) != len(sources):
                 raise ValueError(f"{name} has {len(sources)} pictures and {len(given)} masks; give one mask each, or none.")
-            known = torch.cat([_fit(read_picture(f"{name}_mask", one, "L"), height, width) for one in given])
-        digests = tuple(_digest(one) for one in pictures[:, None])
-        mask_digests = () if known is None else tuple(_digest(one) for one in known[:, None])
+            masks = [read_mask(f"{name}_mask", one, picture, "picture") for one, picture in zip(given, whole, strict=True)]
+            known = torch.cat([fit(one, height, width) for one in masks])
+        pictures = torch.cat([fit_told(name, one, height, width, slack(generator)) for one in whole])
+        digests = tuple(digest(one) for one in pictures[:, None])
+        mask_digests = () if known is None else tuple(digest(one) for one in known[:, None])
         latents = pictures.to(generator.device) * 2 - 1
         if generator.autoencoder is not None:
             with torch.no_grad():

@@ -113,7 +113,8 @@ BAD = {
     "cut": (png(64, 64)[:60], "damaged|not a picture"),
     "tiny": (png(1, 1), "side of less than 16 pixels"),
     "thin": (png(1, 1000), "side of less than 16 pixels"),
-    "tiff": (png(format="TIFF"), "is not a picture in one of"),
+    "icon": (png(format="ICO"), "is not a picture in one of"),
+    "nan": (png(mode="F", colour=float("nan"), format="TIFF"), "NaN or infinite"),
 }
 
 
@@ -145,8 +146,8 @@ def test_a_folder_of_good_and_bad_files(tmp_path):
     (root / os.fsdecode(b"b\xffad.png")).write_bytes(png())
     source = images(root)
     assert sorted(item.name for item in source.items) == sorted(
-        ["good.png", "wide.jpg", "inside-link.png", "cut.png", os.fsdecode(b"b\xffad.png")]
-    )  # cut.png is only damaged behind its header
+        ["good.png", "wide.jpg", "inside-link.png", "cut.png", "nan.png", os.fsdecode(b"b\xffad.png")]
+    )  # cut.png and nan.png are only bad behind their headers
     dropped = source.report.dropped
     assert dropped["is a link that leads out of the folder"] == 1
     assert dropped["is missing, or a link to nothing"] == 1

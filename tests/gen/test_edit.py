@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gen.edit import read_picture
+from distill.sources.decode import decode
+from gen.grid import contact_sheet
+from gen.images import read_picture
 from gen.recipe import Recipe, RecipeError, open_picture
 from samplers.denoiser import Condition, Context
 from samplers.editing import Inpaint, image_to_image
@@ -130,14 +134,154 @@ def test_damaged_exif_turns_nothing(tail, tmp_path):
     assert read_picture("image", tmp_path / "a.jpg", "RGB").shape == (1, 3, 4, 6)
 
 
-def test_other_sizes_are_cut_about_the_middle(tiny):
+def test_other_sizes_are_cut_about_the_middle_and_said(tiny):
     wide = np.zeros((40, 100, 3), np.uint8)
     wide[:, 30:70] = 200  # the middle square
-    output = tiny("a cat", seed=1, image=wide, strength=0.25, output_type="latent", progress=False)
-    square = tiny(
-        "a cat", seed=1, image=np.full((32, 32, 3), 200, np.uint8), strength=0.25, output_type="latent", progress=False
-    )
+    call = {"seed": 1, "height": 32, "width": 32, "strength": 0.25, "output_type": "latent", "progress": False}
+    with pytest.warns(UserWarning, match="image is 100 x 40, another shape than the 32 x 32 of the picture"):
+        output = tiny("a cat", image=wide, **call)
+    square = tiny("a cat", image=np.full((32, 32, 3), 200, np.uint8), **call)
     torch.testing.assert_close(output.images, square.images, rtol=0, atol=1e-5)
+
+
+def made(tiny, rows, columns, **call):
+    """(width, height) of the picture made from one of this size, and what was said of it."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        output = tiny(
+            "a cat",
+            seed=1,
+            image=np.zeros((rows, columns, 3), np.uint8),
+            strength=0.25,
+            output_type="pt",
+            progress=False,
+            **call,
+        )
+    return tuple(output.images.shape[:1:-1]), [str(one.message) for one in said]
+
+
+@pytest.mark.parametrize("task", ["image", "deblur"])
+def test_a_picture_keeps_its_own_shape(tiny, task):
+    """The tiny model knows 32 x 32 and takes multiples of 8: sides from 16 to 128, the shorter one below 64, are made as they
+    are, others in the same shape with about 1,024 pixels."""
+
+    def shape(rows, columns, **call):
+        if task == "image":
+            return made(tiny, rows, columns, **call)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            image = np.zeros((rows, columns, 3), np.uint8)
+            output = tiny.restore(
+                image, "deblur", "a cat", seed=1, num_inference_steps=2, output_type="pt", progress=False, **call
+            )
+        return tuple(output.images.shape[:1:-1]), [str(one.message) for one in said]
+
+    for size in ((48, 96), (56, 40), (128, 16)):
+        assert shape(*size) == (size[::-1], [])
+    assert shape(50, 30)[0] == (32, 48) and "is 30 x 50; the picture is made at 32 x 48" in shape(50, 30)[1][0]
+    assert shape(400, 100)[0] == (16, 64) and shape(8, 8)[0] == (32, 32)
+    assert shape(100, 400, width=64)[0] == (64, 16) and shape(100, 400, height=32)[0] == (128, 32)
+    assert shape(48, 96, height=32, width=64)[0] == (64, 32)
+    if task == "image":  # a size that is given is the call's own
+        assert [said[:44] for said in shape(48, 96, height=32, width=32)[1]] == ["image is 96 x 48, another shape than the 32 "]
+
+
+def test_enlarged_pictures_keep_their_shape(tiny):
+    image = np.zeros((8, 16, 3), np.uint8)
+    output = tiny.restore(image, "superres", "a cat", seed=1, num_inference_steps=2, output_type="pt", progress=False)
+    assert output.images.shape == (1, 3, 32, 64)
+
+
+def test_masks_of_another_shape_are_refused(tiny, picture):
+    wide = np.zeros((16, 32), np.uint8)
+    with pytest.raises(ValueError, match="mask is 32 x 16 and the image 32 x 32, which is another shape"):
+        tiny("a cat", image=picture, mask=wide, progress=False)
+    with pytest.raises(ValueError, match="mask is 32 x 16 and the image 32 x 32"):
+        tiny.restore(picture, "inpaint", "a cat", mask=wide, progress=False)
+    with pytest.raises(ValueError, match="reference_mask is 32 x 16 and the picture 32 x 32"):
+        tiny("a cat", reference=picture, reference_mask=wide, progress=False)
+    twice = np.zeros((64, 65), np.uint8)  # of the same shape but for a pixel
+    assert tiny("a cat", image=picture, mask=twice, seed=1, output_type="pt", progress=False).images.shape[-1] == 32
+
+
+def grey_ramp() -> np.ndarray:
+    return np.arange(256, dtype=np.uint8).repeat(4).reshape(32, 32)
+
+
+def kinds_of_grey(ramp: np.ndarray) -> dict[str, Image.Image]:
+    """The same ramp of 256 greys in every kind of pixels that can hold it; each value is exact."""
+    grey = Image.fromarray(ramp)
+    clear = Image.merge("LA", (grey, Image.new("L", grey.size, 255)))
+    palette = grey.convert("P")
+    palette.putpalette([v for i in range(256) for v in (255 - i,) * 3])
+    palette.putdata([255 - v for v in grey.getdata()])
+    found = {mode: grey.convert(mode) for mode in ("L", "RGB", "RGBA", "F", "I")}
+    found |= {"LA": clear, "palette": palette, "16 bits": Image.fromarray(ramp.astype(np.uint16) * 257)}
+    found |= {"I of 16 bits": Image.fromarray(ramp.astype(np.int32) * 257)}
+    found |= {"floats to 1": Image.fromarray(ramp.astype(np.float32) / 255)}
+    return found | {"floats of 16 bits": Image.fromarray(ramp.astype(np.float32) * 257)}
+
+
+@pytest.mark.parametrize("kind", kinds_of_grey(grey_ramp()))
+def test_every_kind_of_pixels_means_the_same_to_generation_and_training(kind, tmp_path):
+    ramp = grey_ramp()
+    image = kinds_of_grey(ramp)[kind]
+    expected = torch.from_numpy(ramp).float() / 255
+    assert torch.equal(read_picture("image", image, "RGB"), expected.expand(1, 3, -1, -1))
+    assert torch.equal(read_picture("mask", image, "L"), expected[None, None])
+    file = tmp_path / ("a.tif" if image.mode in ("F", "I") else "a.png")
+    image.save(file)
+    assert torch.equal(read_picture("image", file, "RGB"), expected.expand(1, 3, -1, -1))
+    assert (np.asarray(decode(file.read_bytes())) == ramp[..., None]).all()
+    assert (np.asarray(contact_sheet([image]))[8:40, 8:40] == ramp[..., None]).all()
+
+
+def test_pixels_that_no_scale_explains_are_refused():
+    for values, message in (
+        (np.float32("nan"), "NaN or infinite"),
+        (np.float32(-3), "pixels from -3 to -3"),
+        (np.int32(1 << 20), "save it"),
+    ):
+        with pytest.raises(ValueError, match=f"image: it has .*{message}"):
+            read_picture("image", Image.fromarray(np.full((4, 4), values)), "RGB")
+
+
+def test_what_is_transparent_is_white_whatever_says_so(tmp_path):
+    half = np.zeros((8, 8), np.uint16)
+    half[:, 4:] = 30_000
+    Image.fromarray(half).save(tmp_path / "16.png", transparency=30_000)
+    bit = Image.fromarray((half > 0).astype(np.uint8) * 255).convert("1")
+    bit.save(tmp_path / "1.png", transparency=1)
+    palette = Image.fromarray((half > 0).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.save(tmp_path / "p.gif", transparency=1)
+    palette.save(tmp_path / "p.png", transparency=b"\xff\0")
+    for name in ("16.png", "1.png", "p.gif", "p.png"):
+        seen = read_picture("image", tmp_path / name, "RGB")
+        assert (seen[..., 4:] == 1).all() and (seen[..., :4] == 0).all(), name
+
+
+def test_arrays_of_16_bits_and_of_truth_values_are_scaled():
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16)
+    assert read_picture("image", ramp.astype(np.uint16), "RGB").mean() == pytest.approx(0.5, abs=0.002)
+    colour = np.repeat(ramp.astype(np.uint16)[..., None], 3, 2)
+    assert read_picture("image", colour, "RGB").mean() == pytest.approx(0.5, abs=0.002)
+    assert read_picture("mask", ramp > 30_000, "L").unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_a_mask_of_zeros_and_ones_is_warned_of(dtype):
+    mask = np.zeros((8, 8), dtype)
+    mask[:4] = 1
+    image = Image.fromarray(mask)
+    with pytest.warns(UserWarning, match="mask holds only 0 and 1 of 255"):
+        read_picture("mask", image, "L")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (np.zeros((8, 8), np.uint8), (mask * 255).astype(np.uint8), mask > 0):
+            read_picture("mask", fine, "L")
+        read_picture("mask", Image.fromarray(mask > 0), "L")
+        read_picture("image", mask.astype(np.uint8), "RGB")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +290,7 @@ def test_other_sizes_are_cut_about_the_middle(tiny):
         ({"mask": np.zeros((4, 4), np.uint8)}, "mask was given without an image"),
         ({"strength": 0.5}, "strength was given without an image"),
         ({"image": "missing.png"}, r"image: missing.png cannot be opened \(No such file"),
-        ({"image": __file__}, r"test_edit.py cannot be opened \(it is not a PNG, JPEG or WEBP"),
+        ({"image": __file__}, r"test_edit.py cannot be opened \(it is not a PNG, JPEG, WEBP, GIF, BMP or TIFF"),
         ({"image": 3}, "image is int; give a file name"),
         ({"image": np.zeros((4, 4, 3))}, "give bytes of shape"),
         ({"image": torch.full((3, 8, 8), 2.0)}, "numbers from 0 to 1"),
@@ -181,6 +325,6 @@ def test_only_the_formats_asked_for_are_read(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"image: .*cut\.jpg cannot be opened"):
         read_picture("image", tmp_path / "cut.jpg", "RGB")
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.bmp")
-    with pytest.raises(ValueError, match="not a PNG, JPEG or WEBP"):
-        read_picture("image", tmp_path / "a.bmp", "RGB")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.ico")
+    with pytest.raises(ValueError, match="not a PNG, JPEG, WEBP, GIF, BMP or TIFF"):
+        read_picture("image", tmp_path / "a.ico", "RGB")

@@ -256,7 +256,7 @@ def test_pictures_explain_what_was_measured(pixel_model, picture):
         ("inpaint", {}, "needs a mask"),
         ("deblur", {"factor": 2}, "no option 'factor'"),
         ("superres", {"factor": 1}, "factor is 1"),
-        ("superres", {"factor": 5}, "not divisible by the factor 5"),
+        ("superres", {"factor": 5, "height": 32, "width": 32}, "not divisible by the factor 5"),
         ("deblur", {"radius": -1.0}, "radius is -1.0"),
         ("colorize", {"kind": "magic"}, "exact, pigdm or projection"),
         ("colorize", {"strength": 0.5}, "takes no strength"),

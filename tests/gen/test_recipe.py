@@ -119,6 +119,102 @@ def test_text_of_another_program():
     assert from_infotext("")["Prompt"] == ""
 
 
+def test_values_of_other_programs_have_brackets_and_lines_of_their_own():
+    """Hashes and resources in JSON without quotes around it, quoted text over several lines, carriage returns."""
+    found = from_infotext(
+        "a cat\r\nNegative prompt: bad\rworse\r\nSteps: 25, Sampler: DPM++ 2M, CFG scale: 7, "
+        'Hashes: {"vae": "63, {x", "model": "e\\"}"}, Template: "first, line\nSize: 1x1, second", '
+        'Civitai resources: [{"type":"checkpoint","weight":1}, {"a": [1, 2]}], Broken: {"x": 1, Size: 512x768, Seed: 3'
+    )
+    assert found == {
+        "Prompt": "a cat",
+        "Negative prompt": "bad\nworse",
+        "Steps": "25",
+        "Sampler": "DPM++ 2M",
+        "CFG scale": "7",
+        "Hashes": '{"vae": "63, {x", "model": "e\\"}"}',
+        "Template": "first, line\nSize: 1x1, second",
+        "Civitai resources": '[{"type":"checkpoint","weight":1}, {"a": [1, 2]}]',
+        "Broken": '{"x": 1',
+        "Size": "512x768",
+        "Seed": "3",
+    }
+
+
+PIECES = (
+    "a",
+    "ab:",
+    "a:",
+    ":",
+    ",",
+    '"',
+    '\\"',
+    "\\",
+    "{",
+    "}",
+    "[",
+    "]",
+    " ",
+    "\n",
+    "\r",
+    "Steps:",
+    "\nSteps: 1, ",
+    "\n\\Negative prompt:",
+)
+
+
+def test_reading_takes_time_in_proportion_to_the_text():
+    """Counted, not timed: characters that regular expressions and searches may look at, by the size of what they are given."""
+    import sys
+
+    def lines(text: str) -> int:
+        count = 0
+
+        def trace(frame, event, _):
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            from_infotext(text)
+        finally:
+            sys.settrace(None)
+        return count
+
+    for piece in PIECES:
+        for begin in ("", 'x\nSteps: 1, Sampler: a, Seed: 3, ab: {"', 'x\nSteps: 1, Sampler: a, Seed: 3, ab: "'):
+            short, long = (lines(begin + piece * n) for n in (200, 400))
+            assert long <= 2.2 * short + 50, (piece, begin)
+
+
+@settings(database=None, max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+def test_any_text_is_read(text):
+    found = from_infotext(text)
+    assert all(isinstance(value, str) for value in found.values()) and {"Prompt", "Negative prompt"} <= found.keys()
+
+
+def test_a_word_of_a_million_letters_is_read_at_once():
+    """Against the expression that tried every beginning of it: minutes."""
+    for text in ("a" * 1_000_000, "a:" * 500_000, 'ab: {"' * 150_000, "\n" * 1_000_000 + "x", " " * 1_000_000 + "x"):
+        assert from_infotext(text)["Negative prompt"] == ""
+
+
+lines = st.sampled_from(
+    ["Negative prompt: x", " Negative prompt:", "\\Negative prompt: y", "a cat", "\\", "Steps: 3, b: c, d: e"]
+)
+
+
+@settings(database=None, max_examples=100, deadline=None)
+@given(prompt=st.lists(lines, min_size=1), negative=st.lists(lines))
+def test_prompts_that_look_like_the_text_around_them_read_back(prompt, negative):
+    recipe = make(prompt="\n".join(["first", *prompt]), negative_prompt="\n".join(negative))
+    found = from_infotext(to_infotext(recipe))
+    assert (found["Prompt"], found["Negative prompt"]) == (recipe.prompt, recipe.negative_prompt.strip())
+    assert found["Steps"] == "20"
+
+
 def test_chunks_are_of_the_kind_their_text_needs(tmp_path):
     latin = save_image(PICTURE, tmp_path / "latin.png", make(prompt="café")).read_bytes()
     wide = save_image(PICTURE, tmp_path / "wide.png", make(prompt="猫")).read_bytes()

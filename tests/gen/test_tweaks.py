@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gen.cli import main
-from gen.edit import read_picture
+from gen.images import read_picture
 from gen.recipe import Recipe, read_recipe
 from gen.tweaks.aesthetic import Aesthetic, climb, towers, weights_kept
 from gen.tweaks.concepts import _positions
