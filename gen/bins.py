@@ -1,10 +1,11 @@
-"""The sizes that PixArt and SDXL were trained at: one for each of a list of aspect ratios, all with about as many pixels.
+"""The sizes that models were trained at. PixArt and SDXL: one for each of a list of aspect ratios, all of about as many pixels.
 
 SDXL's list: arXiv 2307.01952, appendix I; PixArt takes part of it, and half, a quarter and twice of that (arXiv 2310.00426).
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from gen import request
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from gen.generator import Generator
 
 Size = tuple[int, int]  # height, width
+
+LEAST, MOST = 0.5, 2.0  # of the pixels that a model was trained on: where pictures still hold together, by eye
 
 _WIDE = (
     (512, 2048), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600), (640, 1536), (704, 1472), (704, 1408),
@@ -63,3 +66,18 @@ def made_at(
     asked = request.size(height, width, generator.config.sample_size, 1)
     made = nearest(*asked, table)
     return *made, asked if made != asked else None
+
+
+def remark_on_size(generator: Generator, height: int, width: int) -> None:
+    """A warning, with the way out, where a picture has so many more or fewer pixels than those that the model was trained on
+    that it repeats things or loses them."""
+    side = generator.config.sample_size
+    share = height * width / side**2
+    if LEAST <= share <= MOST:
+        return
+    start = f"The model {generator.name!r} was made for pictures of {side} x {side}; at {width} x {height} it "
+    if share > MOST:
+        way = "repeats things and loses their shape. Make it with panorama (many things), or make a small one and upscale it."
+    else:
+        way = f"loses the shape of things. Make the picture at {side} x {side} and scale it down."
+    warnings.warn(start + way, stacklevel=3)

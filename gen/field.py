@@ -52,8 +52,16 @@ class Rules:
         return replace(self, both=True, off=0.0, usual=0.6)
 
     @classmethod
-    def of(cls, guidance: object, guidance_options: object, cache: object, cache_options: object) -> Rules:
-        """Checked, with aliases resolved; ValueError says what is unknown or missing."""
+    def of(
+        cls,
+        guidance: object,
+        guidance_options: object,
+        cache: object,
+        cache_options: object,
+        usual: Mapping[str, Any] | None = None,
+    ) -> Rules:
+        """Checked, with aliases resolved; ValueError says what is unknown or missing. usual: option -> the model's own value,
+        for the rules that have such an option and were not given one."""
         if guidance in (None, "cfg") and not (guidance_options or cache or cache_options):
             return cls()  # without importing the whole family
         from samplers.cache.registry import cache_info
@@ -72,7 +80,9 @@ class Rules:
             )
         stack = (*rules, *[info for info in given if info.modifier])
         caches = [cache_info(name) for name in _names("cache", cache)]
-        options = request.options("guidance_options", guidance_options or {})
+        taken = {name for info in stack for name in info.options}
+        options = {name: value for name, value in (usual or {}).items() if name in taken}
+        options |= request.options("guidance_options", guidance_options or {})
         if "layers" in options and not isinstance(options["layers"], tuple):
             options["layers"] = (options["layers"],)
         cached = request.options("cache_options", cache_options or {})

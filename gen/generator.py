@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen import request
-from gen.bins import made_at
+from gen.bins import made_at, remark_on_size
 from gen.callback import check_inputs
 from gen.conditions import join
 from gen.edit import with_own_size
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Generator", "Output", "to_pil"]
 
+UNBOUNDED = 4.0  # extent of latents of unit variance without a bound: a normal value is outside once in 16,000
 BATCH = 8  # pictures per network call unless the caller says otherwise
 PROMPT_MEMORY = 256 << 20  # bytes of text features that a generator keeps
 
@@ -151,6 +152,15 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
     def factor(self) -> int:
         """Pixels per latent pixel, each way; 1 for a model of pixels."""
         return self.autoencoder.factor if self.autoencoder is not None else 1
+
+    @property
+    def limit(self) -> float:
+        """How far from 0 the values lie that the denoiser works on: 1 for pictures, the bound of the autoencoder's latents
+        where it has one, else four standard deviations of latents of unit variance."""
+        if self.autoencoder is None:
+            return 1.0
+        bound = getattr(self.autoencoder, "bound", None)
+        return UNBOUNDED if bound is None else bound * self.config.latent_scale
 
     @property
     def classes(self) -> int:
@@ -298,6 +308,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         binned = use_resolution_binning if noise is None and frame is None else False
         height, width, shown = made_at(self, height, width, binned)
         settings = make_settings(self, Sampling.of(given), height, width, frame.shown if frame else shown, asked)
+        if frame is None:
+            remark_on_size(self, settings.height, settings.width)
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
                 f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=2

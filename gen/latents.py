@@ -79,7 +79,10 @@ def _average_squares(weight: Tensor, factor: int) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """`encode` pictures to latents, `decode` latents to pictures. `factor` and `channels` say how their shapes relate."""
+    """`encode` pictures to latents, `decode` latents to pictures. `factor` and `channels` say how their shapes relate; latents
+    lie within [-bound, bound]."""
+
+    bound = LATENT_BOUND
 
     def __init__(self, config: AutoencoderConfig | None = None):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,13 @@ class Sampling:
     @classmethod
     def of(cls, source: Mapping[str, Any] | Recipe) -> Sampling:
         """Those of all the arguments of a call, or of a recipe."""
-        named = source if isinstance(source, Mapping) else vars(source)
-        return cls(**{one.name: named[one.name] for one in fields(cls)})
+        if isinstance(source, Mapping):
+            return cls(**{one.name: source[one.name] for one in fields(cls)})
+        recorded = cls(**{one.name: getattr(source, one.name) for one in fields(cls)})
+        if "limit" in (recorded.guidance_options or {}) or not re.search("threshold|clip", str(recorded.guidance)):
+            return recorded
+        # a recipe without a limit is of the time when it was 1, whatever the model
+        return replace(recorded, guidance_options={**(recorded.guidance_options or {}), "limit": 1.0})
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def make_rules(generator: Generator, sampling: Sampling) -> Rules:
     if sampling.guidance is None and options is None:
         options = defaults.guidance_options
     name = defaults.guidance if sampling.guidance is None else sampling.guidance
-    return Rules.of(name, options, sampling.cache, sampling.cache_options)
+    return Rules.of(name, options, sampling.cache, sampling.cache_options, usual={"limit": generator.limit})
 
 
 def _scale(generator: Generator, scale: object, rules: Rules) -> float:

@@ -22,6 +22,7 @@ from samplers.prediction import Prediction
 class Perturbed(ABC):
     """raw + scale (raw_cond - raw_perturbed): one more evaluation, with the blocks numbered `layers` (from 0) perturbed.
 
+    Without `layers`, those whose middle lies within `usual`, shares of the network's depth; at least the one nearest to it.
     scale 0, or a level outside `interval` (logsnr), evaluates nothing more. Around other guidance the perturbed evaluation is
     of the plain conditional model, `base`: PerturbedAttention(ClassifierFree(net, 5), 3, (4,), base=net). The network must
     offer the hook that a subclass perturbs (`samplers.hooks`).
@@ -29,19 +30,22 @@ class Perturbed(ABC):
 
     denoiser: Denoiser
     scale: float
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | None = None
     base: Denoiser | None = None
     interval: Interval = EVERYWHERE
 
     hook_name: ClassVar[str]
     method: ClassVar[str]
+    usual: ClassVar[tuple[float, float]]
 
     def __post_init__(self) -> None:
         if callable(self.scale):
             raise ValueError(f"{self.method} takes a fixed scale; restrict it to part of the run with interval.")
         check_scale(self.scale, f"{self.method} scale")
         check_interval(self.interval)
-        if not self.layers or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in self.layers):
+        if self.layers is not None and (
+            not self.layers or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in self.layers)
+        ):
             raise ValueError(f"{self.method} got layers={self.layers!r}; give the numbers of the blocks to perturb, from 0.")
 
     @property
@@ -72,9 +76,21 @@ class Perturbed(ABC):
         return strong.with_raw(raw) if isinstance(strong, Guided) else guided(strong, raw, strong, weak)
 
     def chosen(self, index: int, count: int) -> bool:
-        if max(self.layers) >= count:
+        """Is block `index` of `count` perturbed?"""
+        if self.layers and max(self.layers) >= count:
             raise ValueError(f"{self.method} got layers={self.layers}, but the network has blocks 0 to {count - 1}.")
-        return index in self.layers
+        return index in (layers_within(self.usual, count) if self.layers is None else self.layers)
+
+
+def layers_within(shares: tuple[float, float], count: int) -> tuple[int, ...]:
+    """The blocks of `count` whose middle lies within two shares of the depth, or the one nearest to the middle of these.
+
+    The network decides how many blocks there are, and they are counted in the order in which they run.
+    """
+    low, high = shares
+    places = [(index + 0.5) / count for index in range(count)]
+    inside = tuple(index for index, place in enumerate(places) if low <= place < high)
+    return inside or (min(range(count), key=lambda index: abs(places[index] - (low + high) / 2)),)
 
 
 class SkipLayer(Perturbed):
@@ -85,6 +101,7 @@ class SkipLayer(Perturbed):
     """
 
     hook_name, method = "block", "skip-layer guidance"
+    usual = (7 / 24, 10 / 24)
 
     def perturb(self, index: int, count: int, x: Tensor, run: Any) -> Tensor:
         return x if self.chosen(index, count) else run()
@@ -100,6 +117,7 @@ class PerturbedAttention(Perturbed):
     """
 
     hook_name, method = "heads", "perturbed-attention guidance"
+    usual = (0.345, 0.465)  # the middle stage of the U-Nets of Stable Diffusion 1 and XL, as published
 
     def perturb(self, site: Site, q: Tensor, k: Tensor, v: Tensor, run: Any) -> Tensor:
         if not self.chosen(site.index, site.count):
@@ -130,6 +148,7 @@ class SmoothedEnergy(Perturbed):
     blur: float = math.inf
 
     hook_name, method = "heads", "smoothed-energy guidance"
+    usual = (0.345, 0.465)  # as of perturbed attention
 
     def __post_init__(self) -> None:
         super().__post_init__()

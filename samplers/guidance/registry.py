@@ -51,7 +51,7 @@ def _perturbed(
     denoiser: Denoiser,
     scale: float = 1.0,
     perturbed_scale: float = 2.8,
-    layers: tuple[int, ...] = (),
+    layers: tuple[int, ...] | None = None,
     perturbed_interval: tuple[float, float] | None = None,
     blur: float | None = None,
     **options: Any,
@@ -60,7 +60,13 @@ def _perturbed(
     extra: dict[str, Any] = {} if perturbed_interval is None else {"interval": perturbed_interval}
     if blur is not None:
         extra["blur"] = blur
-    return rule(ClassifierFree(denoiser, scale, **options), perturbed_scale, tuple(layers), base=denoiser, **extra)
+    return rule(
+        ClassifierFree(denoiser, scale, **options),
+        perturbed_scale,
+        None if layers is None else tuple(layers),
+        base=denoiser,
+        **extra,
+    )
 
 
 _CFG = ("scale", "negative", "interval")
@@ -126,7 +132,6 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             evaluations=3,
             aliases=("perturbed_attention",),
             options=_PERTURBED,
-            needs=("layers",),
         ),
         GuidanceInfo(
             "slg",
@@ -135,7 +140,6 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             evaluations=3,
             aliases=("skip_layer",),
             options=_PERTURBED,
-            needs=("layers",),
         ),
         GuidanceInfo(
             "seg",
@@ -144,7 +148,6 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             evaluations=3,
             aliases=("smoothed_energy",),
             options=(*_PERTURBED, "blur"),
-            needs=("layers",),
         ),
         GuidanceInfo(
             "rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, compares=True, options=("factor", "on")

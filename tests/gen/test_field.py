@@ -116,7 +116,6 @@ def test_a_cache_that_decides_for_the_batch_says_so(tiny):
         ({"guidance": "rescale + apg"}, "name one rule, then modifiers"),
         ({"guidance": "apg + cfg"}, "name one rule, then modifiers"),
         ({"guidance": 3}, "give a name, or several with \\+ between"),
-        ({"guidance": "pag"}, "pag needs layers in guidance_options"),
         ({"guidance": "pag", "guidance_options": {"layers": 9}}, "the network has blocks 0 to"),
         ({"guidance": "pag", "guidance_options": {"layers": "x"}}, "give the numbers of the blocks"),
         ({"guidance": "apg", "guidance_options": {"scale": 3}}, "given by guidance_scale itself"),
