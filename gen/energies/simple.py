@@ -12,6 +12,8 @@ from gen import request
 from samplers.denoiser import Condition
 
 LUMA = (0.299, 0.587, 0.114)
+GREY = 0.03  # chroma below which a colour has no hue
+AROUND = 0.8  # mean brightness of drawings on white
 
 
 def mean_brightness(images: Tensor) -> Tensor:
@@ -36,15 +38,26 @@ class Brightness:
 
 @dataclass(frozen=True)
 class Colour:
-    """The mean colour under a Gaussian window about the middle, `width` of a side wide, is `colour`, give or take `spread`."""
+    """The middle of the picture, under a Gaussian window `width` of a side wide, has this colour, give or take `spread`.
+
+    match: "hue": the window's mean chroma (BT.601) is that of a window of which `share` has the colour and the rest none, and
+    brightness is left alone, so that outlines, shading and other parts stay. For black, white and greys, which have no hue, the
+    brightness is matched too, of a window whose rest is as bright as drawings are (0.8). "rgb": the window's mean is the colour
+    itself, which only a plain surface of that colour has.
+    """
 
     colour: str
     spread: float = 0.05
     width: float = 0.25
+    match: str = "hue"
+    share: float = 0.6
 
     def __post_init__(self) -> None:
         request.real("spread", self.spread, 1e-4, 10)
         request.real("width", self.width, 0.01, 100)
+        request.real("share", self.share, 0, 1)
+        if self.match not in ("hue", "rgb"):
+            raise ValueError(f"match is {self.match!r}; choose hue or rgb.")
         self.target()
 
     def target(self) -> tuple[float, float, float]:
@@ -58,8 +71,20 @@ class Colour:
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         rows, columns = (torch.linspace(-0.5, 0.5, n, device=images.device, dtype=images.dtype) for n in images.shape[2:])
         window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / self.width**2)
-        mean = (images * (window / window.sum())).sum((2, 3))
-        return -0.5 * ((mean - images.new_tensor(self.target())) / self.spread).square().sum(1)
+        mean, target = (images * (window / window.sum())).sum((2, 3)), images.new_tensor(self.target())
+        if self.match == "hue":
+            mean, target = _luma_and_chroma(mean), _luma_and_chroma(target)
+            brightness = self.share * target[:1] + (1 - self.share) * AROUND
+            chroma = self.share * target[1:]
+            hueless = target[1:].norm() < GREY
+            mean, target = (mean, torch.cat([brightness, chroma])) if hueless else (mean[:, 1:], chroma)
+        return -0.5 * ((mean - target) / self.spread).square().sum(1)
+
+
+def _luma_and_chroma(rgb: Tensor) -> Tensor:
+    """(..., 3) as Y, Cb and Cr of BT.601, the last two in [-0.5, 0.5]."""
+    y = (rgb * rgb.new_tensor(LUMA)).sum(-1)
+    return torch.stack([y, (rgb[..., 2] - y) / 1.772, (rgb[..., 0] - y) / 1.402], -1)
 
 
 @dataclass(frozen=True)

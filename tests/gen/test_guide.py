@@ -92,7 +92,7 @@ def test_a_guided_picture_does_not_depend_on_its_batch(tiny):
 def test_recipes_keep_registered_energies_and_never_code(tiny):
     named = tiny("a cat", guide="colour", guide_options={"colour": "teal", "mu": 0.0}, guide_strength=0.02, **CALL)
     record = named.recipes[0].guide
-    assert (record.energy, record.method, record.options) == ("colour", "tfg", {"colour": "teal", "mu": 0.0})
+    assert (record.energy, record.method, record.options) == ("colour", "tfg", {"colour": "teal", "mu": 0.0, "match": "hue"})
     recipe = Recipe.from_json(named.recipes[0].to_json())
     assert tiny.replay(recipe, progress=False).images[0].tobytes() == named.images[0].tobytes()
     with pytest.raises(ValueError, match="leave guide out"):
@@ -145,8 +145,8 @@ def test_simple_energies_are_highest_where_they_should_be():
     assert Brightness(0.7)(flat, none).abs() < 1e-8
     assert Brightness(0.5, 0.1)(flat, none).item() == pytest.approx(-2, abs=1e-4)  # two deviations
     teal = torch.tensor([0, 128, 128]).reshape(1, 3, 1, 1) / 255 * torch.ones(1, 3, 24, 24)
-    assert Colour("teal")(teal, none).abs() < 1e-8 and Colour("#008080").target() == Colour("teal").target()
-    assert Colour("red", 0.1)(teal, none).item() == pytest.approx(-50 * (1 + 2 * (128 / 255) ** 2), rel=1e-5)
+    assert Colour("teal", match="rgb")(teal, none).abs() < 1e-8 and Colour("#008080").target() == Colour("teal").target()
+    assert Colour("red", 0.1, match="rgb")(teal, none).item() == pytest.approx(-50 * (1 + 2 * (128 / 255) ** 2), rel=1e-5)
     spot = torch.ones(1, 3, 24, 24)
     spot[..., 4:8, 16:20] = 0.0  # centre at x = 18 / 24, y = 6 / 24
     assert Composition(0.75, 0.25)(spot, none).item() > -0.02
@@ -311,3 +311,44 @@ def test_a_guide_typed_wrong_is_one_sentence(tiny_model, tmp_path, capsys, guide
     typed = guide.format(tmp_path / "energy.py", broken=tmp_path / "broken.py")
     assert main(["image", "a cat", "--guide", typed, "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 2
     assert says in (said := capsys.readouterr().err) and len(said.strip().splitlines()) == 1
+
+
+def test_a_hue_is_matched_by_its_share_and_leaves_brightness_alone():
+    """A window of which 60 % is teal and the rest black, white or grey is what is asked for, in any brightness."""
+    none, teal = Condition(), torch.tensor([0, 128, 128]).reshape(1, 3, 1, 1) / 255
+    for rest in (0.0, 0.5, 1.0):
+        mixed = (0.6 * teal + 0.4 * rest).expand(1, 3, 24, 24)
+        assert Colour("teal")(mixed, none).abs() < 1e-8
+    assert Colour("teal", share=1)(teal.expand(1, 3, 24, 24), none).abs() < 1e-8
+    # the other way round: chroma (BT.601) of red, away from none at all, in deviations
+    grey, red = torch.full((1, 3, 24, 24), 0.3), ((0 - 0.299) / 1.772, (1 - 0.299) / 1.402)
+    expected = -0.5 * sum((0.6 * value / 0.1) ** 2 for value in red)
+    assert Colour("red", 0.1)(grey, none).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("colour", "brightness"), [("black", 0.32), ("white", 0.92), ("#808080", 0.6 * 128 / 255 + 0.32)])
+def test_what_has_no_hue_is_matched_by_brightness(colour, brightness):
+    assert Colour(colour)(torch.full((1, 3, 24, 24), brightness), Condition()).abs() < 1e-6
+    assert Colour(colour, 0.1)(torch.full((1, 3, 24, 24), brightness - 0.2), Condition()).item() == pytest.approx(-2, abs=1e-3)
+
+
+def test_recipes_that_do_not_say_how_a_colour_is_matched_are_replayed_by_red_green_and_blue(tiny):
+    options = {"colour": "teal", "match": "rgb"}
+    made = tiny("a cat", guide="colour", guide_options=options, guide_strength=0.02, **CALL)
+    old = made.recipes[0].model_copy(update={"guide": made.recipes[0].guide.model_copy(update={"options": {"colour": "teal"}})})
+    assert tiny.replay(old, progress=False).images[0].tobytes() == made.images[0].tobytes()
+    hue = tiny("a cat", guide="colour", guide_options={"colour": "teal"}, guide_strength=0.02, **CALL)
+    assert hue.images[0].tobytes() != made.images[0].tobytes()
+
+    chosen = tiny("a cat", greedy="colour", greedy_options={**options, "iterations": 1}, **CALL)
+    record = chosen.recipes[0].tweaks["greedy"]
+    bare = {"colour": "teal", "iterations": 1}
+    old = chosen.recipes[0].model_copy(update={"tweaks": {"greedy": record.model_copy(update={"options": bare})}})
+    assert tiny.replay(old, progress=False).images[0].tobytes() == chosen.images[0].tobytes()
+
+
+def test_a_colour_is_matched_in_known_ways():
+    with pytest.raises(ValueError, match="choose hue or rgb"):
+        Colour("red", match="hsv")
+    with pytest.raises(ValueError, match="share"):
+        Colour("red", share=1.5)

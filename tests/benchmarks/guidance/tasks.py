@@ -177,7 +177,7 @@ def object_of(images: Tensor) -> Tensor:
 
 def colour(world: World) -> Task:
     def energy(world: World, subjects: Sequence[Subject]) -> Callable[[Tensor, Any], Tensor]:
-        return each_its_own([Colour(COLOURS[s.target]) for s in subjects])
+        return each_its_own([Colour(COLOURS[s.target], match="rgb") for s in subjects])
 
     def score(world: World, images: Tensor, subjects: Sequence[Subject]) -> dict[str, Tensor]:
         targets = torch.tensor([ImageColor.getrgb(COLOURS[s.target]) for s in subjects]) / 255
