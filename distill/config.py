@@ -56,7 +56,8 @@ class ScheduleConfig(Config):
 
     linear: constant, then a linear fall to `final` over the last `cooldown` of the run. constant. cosine: from 1 down to
     `final` at the end. inverse_sqrt: 1 up to step `reference`, then sqrt(reference / step), with the same cool-down as linear.
-    drops: step -> a further factor from that step on, with any type.
+    drops: step -> a further factor from that step on, with any type. restarts: rising steps at each of which the schedule
+    begins anew, warm-up included, and until which the one before ends: a rate for each stage of a method that has some.
     """
 
     type: Literal["linear", "constant", "cosine", "inverse_sqrt"] = "linear"
@@ -65,11 +66,18 @@ class ScheduleConfig(Config):
     final: float = Field(0.02, ge=0, le=1)
     reference: int = Field(1000, gt=0)  # steps
     drops: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> ScheduleConfig:
+        if list(self.restarts) != sorted(set(self.restarts)):
+            raise ValueError(f"restarts {self.restarts} must rise, each step once")
+        return self
 
     @model_validator(mode="after")
     def _all_read(self) -> ScheduleConfig:
         reads = {"linear": {"cooldown", "final"}, "cosine": {"final"}, "inverse_sqrt": {"cooldown", "final", "reference"}}
-        ignored = _given(self) - {"type", "warmup", "drops"} - reads.get(self.type, set())
+        ignored = _given(self) - {"type", "warmup", "drops", "restarts"} - reads.get(self.type, set())
         if ignored:
             raise ValueError(
                 f"a {self.type} schedule has no {', '.join(sorted(ignored))}; leave it out, or choose another type"

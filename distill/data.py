@@ -44,6 +44,7 @@ SOURCES: dict[str, tuple[str, str, str]] = {
     "huggingface": ("distill.sources.huggingface", "HuggingFaceConfig", "HuggingFace"),
     "prompts": ("distill.sources.prompts", "PromptsConfig", "Prompts"),
     "latents": ("distill.sources.latents", "LatentsConfig", "Latents"),
+    "grouped": ("distill.sources.grouped", "GroupedConfig", "Grouped"),
 }
 
 

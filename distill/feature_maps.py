@@ -1,4 +1,4 @@
-"""Frozen networks whose feature maps a discriminator judges pictures by: a closed registry, `evaluator` or `dinov2:PATH`.
+"""Frozen networks whose feature maps pictures are judged by: a closed registry, `evaluator`, `dinov2:PATH` or `lpips:FILE`.
 
 Each takes pictures (B, 3, H, W) in [-1, 1] of any size to maps (B, C, h, w), the finest first, differentiably.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.features import in_range, open_named
 from gen.energies.clip import open_transformers
+from gen.energies.lpips import WIDTHS, load_lpips
 
 
 class FeatureMaps(nn.Module):
@@ -25,6 +26,21 @@ class FeatureMaps(nn.Module):
 
     def train(self, mode: bool = True) -> FeatureMaps:
         return self  # its statistics stay as they are
+
+    @property
+    def embedding(self) -> int:
+        """The width of `embed`."""
+        return self.widths[-1]
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """One vector (B, E) of length sqrt(E) for each picture as a decoder made it: what is in it, wherever it stands."""
+        found = self.whole(in_range(images)).float()
+        return F.normalize(found, dim=-1) * found.shape[-1] ** 0.5
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, E): here the mean of the coarsest map over its places."""
+        return self.to(images.device)(images)[-1].mean((2, 3))
 
     def see(self, images: Tensor) -> list[Tensor]:
         """The maps of pictures as a decoder made them."""
@@ -62,16 +78,41 @@ class Dinov2Maps(FeatureMaps):
         self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self.STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def _run(self, images: Tensor) -> tuple[Any, int]:
+        """(what the network gives, patches along a side)."""
         patch = self.network.config.patch_size
         side = self.network.config.image_size // patch * patch
         x = F.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False)
-        states = self.network((x / 2 + 0.5 - self.mean) / self.std, output_hidden_states=True).hidden_states
-        grid = (side // patch, side // patch)
-        return [states[layer][:, 1:].mT.unflatten(2, grid) for layer in self.layers]
+        return self.network((x / 2 + 0.5 - self.mean) / self.std, output_hidden_states=True), side // patch
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        out, side = self._run(images)
+        return [out.hidden_states[layer][:, 1:].mT.unflatten(2, (side, side)) for layer in self.layers]
+
+    def whole(self, images: Tensor) -> Tensor:
+        """The token of the whole picture."""
+        return self.to(images.device)._run(images)[0].pooler_output
 
 
-FEATURE_MAPS: dict[str, Callable[[str | None], FeatureMaps]] = {"evaluator": EvaluatorMaps, "dinov2": Dinov2Maps}
+class LpipsMaps(FeatureMaps):
+    """VGG-16 as LPIPS has it, which also compares: a safetensors file of yours (gen/energies/lpips.py)."""
+
+    def __init__(self, path: str | None):
+        super().__init__(load_lpips(path), WIDTHS)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.network.maps(images)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS (B,) of pictures as a decoder made them."""
+        return self.to(a.device).network(in_range(a), in_range(b))
+
+
+FEATURE_MAPS: dict[str, Callable[[str | None], FeatureMaps]] = {
+    "evaluator": EvaluatorMaps,
+    "dinov2": Dinov2Maps,
+    "lpips": LpipsMaps,
+}
 
 
 def load_feature_maps(name: str) -> FeatureMaps:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 from distill.config import ScheduleConfig
 
 
 def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
     """The learning rate at a step (0-based) as a share of the peak: warm-up times the schedule's own shape."""
-    warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
-    warm *= math.prod(factor for first, factor in schedule.drops.items() if step >= first)
+    dropped = math.prod(factor for first, factor in schedule.drops.items() if step >= first)
+    number = bisect_right(schedule.restarts, step)
+    first = schedule.restarts[number - 1] if number else 0
+    last = schedule.restarts[number] if number < len(schedule.restarts) else max_steps
+    step, max_steps = step - first, min(last, max_steps) - first
+    warm = dropped * (min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0)
     if schedule.type == "constant":
         return warm
     if schedule.type == "cosine":

@@ -197,7 +197,8 @@ def make_canvas(generator: Generator, record: CanvasRecord, own: Own | None, hei
         raise ValueError(
             "The distance of SyncDiffusion is its maker's own function, which no recipe can hold."
             if not record.sync_distance
-            else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function."
+            else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function, or weights "
+            "of LPIPS as lpips:FILE."
         )
     sizes = [tuple(n // factor for n in sides) for sides in ((height, width), record.window, record.stride)]
     lattice = (*sizes, record.weights, record.circular)
@@ -234,7 +235,7 @@ def make_record(
     name = "horizontal" if circular is True else "none" if circular is False else circular
     if not isinstance(name, str) or name not in CIRCULAR:
         raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
-    own = sync_distance if callable(sync_distance) else None
+    own = sync_distance if callable(sync_distance) else _lpips(sync_distance)
     if shift_from is not None and cache:
         raise ValueError("A cache repeats what a window showed a step before, and windows that shift are elsewhere then; leave "
                          "cache or shift_from out.")  # fmt: skip
@@ -357,6 +358,16 @@ def _sides(name: str, value: Any) -> tuple[int, int]:
         raise ValueError(f"{name} is {value!r}; give a number of pixels, or a height and a width.")
     height, width = (request.whole(name, side, 1, 16_384) for side in sides)
     return height, width
+
+
+def _lpips(name: Any) -> Distance | None:
+    """LPIPS, of "lpips:FILE"; None for another name. A recipe does not hold it, as it must not have files opened."""
+    if not isinstance(name, str) or not name.startswith("lpips:"):
+        return None
+    from gen.energies.lpips import load_lpips
+
+    network = load_lpips(name.removeprefix("lpips:"))
+    return lambda x, anchor: network.to(x.device)(2 * x.float() - 1, 2 * anchor.float() - 1)
 
 
 def _on_pictures(generator: Generator, distance: Distance) -> Distance:

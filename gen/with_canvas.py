@@ -49,8 +49,8 @@ class WithCanvas:
 
         prompt: several are spread along the width. circular: True or "horizontal": the right edge goes on at the left one;
         "vertical", "both". sync: the strength of SyncDiffusion, which brings windows closer to the middle one, by the
-        sync_distance "latent" or "pictures" (mean and spread of the channels), or a function of pictures (N, 3, H, W) in
-        [0, 1], twice -> (N,), LPIPS for example; 0 is none.
+        sync_distance "latent" or "pictures" (mean and spread of the channels), "lpips:FILE" (`gen.energies.lpips`; 20 is its
+        published strength), or a function of pictures (N, 3, H, W) in [0, 1], twice -> (N,); 0 is none.
         """
         from gen.canvas import make_record
 

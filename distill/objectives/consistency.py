@@ -17,25 +17,27 @@ from torch import Tensor, nn
 from distill import losses
 from distill.consistency import Boundary, at_ratio, check_reach, ratios
 from distill.objective import Batch, Draws, Phase
-from distill.objectives.student import Scale, StudentConfig, StudentObjective, TeacherConfig
+from distill.objectives.perceptual import PerceptualConfig, PerceptualObjective
+from distill.objectives.student import Scale, TeacherConfig
 from gen.model_folder import Option
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
 
 
-class ConsistencyConfig(StudentConfig):
+class ConsistencyConfig(PerceptualConfig):
     """sigma_min, sigma_max: the noise ratios (sigma / alpha) of clean and of pure noise, rho the grid's exponent between them.
 
-    boundary_width: `distill.consistency.Boundary`. distance: squared (mean over pixels), absolute, or pseudo_huber with
-    c = huber sqrt(d) for images of d numbers. weighting: inverse_step is 1 / (t - s).
+    boundary_width: `distill.consistency.Boundary`. distance: squared (mean over pixels), absolute, pseudo_huber with c = huber
+    sqrt(d) for images of d numbers, or perceptual (`distill.objectives.perceptual`, which any may have beside it). weighting:
+    inverse_step is 1 / (t - s).
     """
 
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     rho: float = Field(7.0, gt=0)
     boundary_width: float = Field(0.05, gt=0)
-    distance: Literal["squared", "absolute", "pseudo_huber"] = "pseudo_huber"
+    distance: Literal["squared", "absolute", "pseudo_huber", "perceptual"] = "pseudo_huber"
     huber: float = Field(0.00054, gt=0)
     weighting: Literal["uniform", "inverse_step"] = "uniform"
     schedule: str = "karras"
@@ -56,7 +58,7 @@ class ConsistencyDistillationConfig(ConsistencyConfig):
     levels: int = Field(18, ge=2)
 
 
-class DiscreteConsistency(StudentObjective):
+class DiscreteConsistency(PerceptualObjective):
     """Subclasses give the pair of ratios, `pair`, and where the earlier point comes from, `earlier`."""
 
     sampler = "consistency"
@@ -91,11 +93,12 @@ class DiscreteConsistency(StudentObjective):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,)."""
-        if self.config.distance == "pseudo_huber":
-            return losses.pseudo_huber(a, b, self.config.huber * math.sqrt(a[0].numel()))
-        if self.config.distance == "absolute":
-            return (a - b).abs().flatten(1).mean(1)
-        return losses.squared(a, b)
+        kind, found = self.config.distance, None
+        if kind == "pseudo_huber":
+            found = losses.pseudo_huber(a, b, self.config.huber * math.sqrt(a[0].numel()))
+        elif kind != "perceptual":
+            found = losses.squared(a, b) if kind == "squared" else (a - b).abs().flatten(1).mean(1)
+        return self.beside(found, a, b)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

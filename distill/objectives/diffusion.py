@@ -160,6 +160,8 @@ class DiffusionObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.text_encoder is None:  # what the network is not told matches no noise
+            batch = replace(batch, captions=None)
         if knows_no_label(self.roles["denoiser"].network):
             batch = drop_labels(batch, self.config.drop_label, draws)
         x0 = self.clean(batch)

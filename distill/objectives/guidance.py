@@ -13,8 +13,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Phase
-from distill.objectives.diffusion import TimeConfig
 from distill.objectives.regression import RegressionConfig, RegressionObjective
 from gen.model_folder import Defaults
 from samplers.path import NoiseLevel
@@ -47,10 +47,9 @@ class GuidanceObjective(RegressionObjective):
         """One per sample, never clean data itself."""
         time = self.config.time
         if time.type == "uniform":
-            u = 1 - draws.uniform("time", device=device).double()
-        else:
-            u = torch.sigmoid(time.mean + time.std * draws.normal("time", device=device).double())
-        return self.path(u * self.path.t_noise)
+            return self.path((1 - draws.uniform("time", device=device).double()) * self.path.t_noise)
+        level = draw_levels(time, self.path, draws, device)
+        return self.path(level.t.double())
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -60,7 +59,7 @@ class GuidanceObjective(RegressionObjective):
         level = self.draw_level(draws, x0.device)
         x = level.mix(x0, draws.normal_like("eps", x0))
         target = self.teach(models, x, level, condition, scale).x0
-        return self.average(self.distance(self.predict(models["student"], x, level, condition, scale).x0, target), level)
+        return self.error(self.predict(models["student"], x, level, condition, scale).x0, target, level)
 
     def defaults(self) -> Defaults:
         kept = ("num_inference_steps", "sampler", "sampler_options", "schedule", "schedule_options")

@@ -30,7 +30,7 @@ class LatentConsistencyConfig(RegressionConfig):
     the student itself (target_ema: null), as published. timestep_scaling, sigma_data: of c_skip and c_out. noisiest_share: of
     the samples that start at the noisiest level, for a student that is to draw in one step."""
 
-    distance: Literal["l2", "pseudo_huber", "huber"] = "huber"
+    distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
     target_ema: float | None = Field(0.95, ge=0, lt=1)
     timestep_scaling: float = Field(10.0, gt=0)
@@ -81,7 +81,7 @@ class LatentConsistencyObjective(RegressionObjective):
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
         target = self.consistent(self.frozen(models, z_s, s, condition, scale))
         prediction = self.predict(models["student"], z_t, t, condition, scale)
-        return prediction, *self.average(self.distance(self.consistent(prediction), target), t)
+        return prediction, *self.error(self.consistent(prediction), target, t)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

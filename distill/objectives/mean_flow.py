@@ -29,7 +29,8 @@ class MeanFlowConfig(StudentConfig):
 
     omega, kappa: guidance inside, in training: v <- omega v + kappa u(t, t | c) + (1 - omega - kappa) u(t, t | null), of
     effective scale omega / (1 - kappa). drop_label: the share of samples without condition, captions' too, whose v stays as it
-    is. min_time: of t, where a network that predicts x0 says little about the velocity.
+    is. guided: (low, high) of t, between which it acts. min_time: of t, where a network that predicts x0 says little about the
+    velocity.
     """
 
     mode: Literal["training", "distillation"] = "training"
@@ -40,6 +41,7 @@ class MeanFlowConfig(StudentConfig):
     floor: float = Field(1e-3, gt=0)
     omega: float = Field(1.0, gt=0)
     kappa: float = Field(0.0, ge=0, lt=1)
+    guided: tuple[float, float] = (0.0, 1.0)
     min_time: float = Field(0.001, ge=0, lt=1)
     derivative: How = "forward"
     steps: int = Field(1, gt=0)
@@ -82,7 +84,9 @@ class MeanFlowObjective(StudentObjective):
         guided = config.omega * v + (1 - config.omega - config.kappa) * blank
         if config.kappa:
             guided = guided + config.kappa * self.mean_velocity(network, x, t, t, condition, scale)
-        return torch.where(expand(null, x).bool(), v, guided)
+        low, high = config.guided
+        plain = null | (t < low) | (t > high)
+        return torch.where(expand(plain, x).bool(), v, guided)
 
     def dropped_condition(self, batch: Batch, draws: Draws, device: torch.device) -> tuple[Condition, Tensor]:
         """(the condition, which samples (B,) have none), by the data or by drop_label."""

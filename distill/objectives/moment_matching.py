@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from pydantic import Field, model_validator
@@ -28,7 +29,8 @@ class MomentMatchingConfig(StudentConfig):
     t. gap: k, r's noise ratio is 2^-k of the whole range below t's. power, bias: a and b of the weight of a level.
 
     Samples of different labels or captions are of different distributions and are not compared: with captions that are all
-    different a group compares each sample with itself alone, as consistency models do.
+    different a group compares each sample with itself alone, as consistency models do. Data of type grouped have groups of one
+    condition; `compared`, which is logged, is the share of a group's pairs that are.
     """
 
     particles: int = Field(4, gt=0)
@@ -84,6 +86,8 @@ class MomentMatchingObjective(StudentObjective):
         if len(batch) % count:
             raise ValueError(f"A batch of {len(batch)} does not split into groups of {count} particles; use a multiple.")
         batch = self.dropped(batch, draws, count)  # a group has one condition
+        if self.text_encoder is None:  # what the network is not told tells no samples apart
+            batch = replace(batch, captions=None)
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         s, r, t = (self.path(v) for v in self.times(draws, x0.device))
@@ -94,8 +98,10 @@ class MomentMatchingObjective(StudentObjective):
             from_r = self.jump(bare(models["student"]), steps.ddim(x0, x_t, t, r), r, s, condition, scale)
         bandwidth = (s.alpha * t.sigma - t.alpha * s.sigma)[::count]  # |c_out|, t - s on a rectified flow
         groups = [v.flatten(1).unflatten(0, (-1, count)) for v in (from_t, from_r)]
-        discrepancy = mmd(*groups, bandwidth, alike(batch, count, x0.device))
-        return (self.weight(t)[::count].to(discrepancy) * discrepancy).mean(), {"mmd": discrepancy.detach().mean()}
+        compared = alike(batch, count, x0.device)
+        discrepancy = mmd(*groups, bandwidth, compared)
+        logged = {"mmd": discrepancy.detach().mean(), "compared": compared.float().mean()}
+        return (self.weight(t)[::count].to(discrepancy) * discrepancy).mean(), logged
 
 
 def alike(batch: Batch, count: int, device: torch.device) -> Tensor:

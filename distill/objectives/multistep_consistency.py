@@ -33,7 +33,7 @@ class MultistepConsistencyConfig(RegressionConfig):
     substeps: tuple[int, int] = (64, 1280)
     anneal: int = Field(100_000, gt=0)
     variance_scale: float = Field(0.75, ge=0)
-    distance: Literal["l2", "pseudo_huber", "huber"] = "pseudo_huber"
+    distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "pseudo_huber"
     huber_c: float = Field(1e-4, gt=0)
     weight: Weight = "snr_plus_one"
 
@@ -79,8 +79,7 @@ class MultistepConsistencyObjective(RegressionObjective):
         asked = NoiseLevel(*(torch.where(n == 1, a, b) for a, b in zip(*map(_scalars, (t, s)), strict=True)))
         z_ref = torch.where(at_start, z_s, ddim(self.frozen(models, z_s, asked, condition, scale).x0, z_s, asked, start))
         target = inverse_ddim(z_ref, z_t, t, start)
-        error = self.distance(self.predict(models["student"], z_t, t, condition, scale).x0, target)
-        value, logged = self.average(error, t)
+        value, logged = self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
         return value, {**logged, "substeps": torch.tensor(float(count))}
 
 

@@ -33,7 +33,7 @@ class PhasedConsistencyConfig(RegressionConfig):
     adversarial_weight: of the student's share of the hinge loss, 0 for none; blocks: those of the teacher whose tokens are
     judged (none given: a quarter, half and three quarters of the way through)."""
 
-    distance: Literal["l2", "pseudo_huber", "huber"] = "huber"
+    distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
     adversarial_weight: float = Field(0.1, ge=0)
     blocks: tuple[int, ...] = ()
@@ -112,7 +112,7 @@ class PhasedConsistencyObjective(RegressionObjective):
             return self.discriminator_loss(models, batch, draws)
         mine, target, ladder, start, condition = self.ends(models, models["student"], batch, draws)
         t = ladder[start + 1]
-        total, logged = self.average(self.distance(mine, target), t)
+        total, logged = self.error(mine, target, t)
         if not self.config.adversarial_weight:
             return total, logged
         level = ladder[self.judged(draws, start)]

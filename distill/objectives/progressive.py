@@ -82,8 +82,7 @@ class ProgressiveObjective(StagedObjective):
         z_middle = ddim(self.instruct(models, z_t, t, condition, scale, stage).x0, z_t, t, middle)
         z_s = ddim(self.instruct(models, z_middle, middle, condition, scale, stage).x0, z_middle, middle, s)
         target = inverse_ddim(z_s, z_t, t, s)
-        error = self.distance(self.predict(models["student"], z_t, t, condition, scale).x0, target)
-        return self.average(error, t)
+        return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
 
     def defaults(self) -> Defaults:
         """With the steps of the stage that the run has got to."""

@@ -82,8 +82,7 @@ class TractObjective(StagedObjective):
         jump = ddim(self.frozen(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], end)
         z_end = torch.where(expand((i == start).to(x0), x0) != 0, z_s, jump)
         target = inverse_ddim(z_end, z_t, t, end)
-        error = self.distance(self.predict(models["student"], z_t, t, condition, scale).x0, target)
-        return self.average(error, t)
+        return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
 
     def defaults(self) -> Defaults:
         """With the steps of the stage that the run has got to."""

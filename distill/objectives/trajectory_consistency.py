@@ -27,7 +27,7 @@ class TrajectoryConsistencyConfig(RegressionConfig):
     """reach: e lies at most this share of the teacher's levels below t. start_at: t is drawn from the cleanest share of the
     levels; below 1 for a student that only ever edits pictures that are partly noise. eta: of the sampler."""
 
-    distance: Literal["l2", "pseudo_huber", "huber"] = "huber"
+    distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
     target_ema: float | None = Field(0.95, ge=0, lt=1)
     reach: float = Field(1.0, gt=0, le=1)
@@ -67,4 +67,4 @@ class TrajectoryConsistencyObjective(RegressionObjective):
         jump = ddim(self.frozen(models, z_s, asked, condition, scale).x0, z_s, asked, e)
         target = torch.where(expand((i == end).to(x0), x0) != 0, z_s, jump)
         mine = ddim(self.predict(models["student"], z_t, t, condition, scale).x0, z_t, t, e)
-        return self.average(self.distance(mine, target), t)
+        return self.error(mine, target, t)

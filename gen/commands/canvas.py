@@ -51,7 +51,7 @@ def panorama(
         str, typer.Option(metavar="AXIS", help="none, horizontal (the right edge goes on at the left), vertical, both.")
     ] = "none",
     sync: Annotated[float, typer.Option(help="SyncDiffusion: how strongly windows are brought together; 0 is not.")] = 0.0,
-    sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures.")] = "latent",
+    sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures, lpips:FILE.")] = "latent",
     window: Window = None,
     stride: Stride = None,
     weights: Weights = "linear",

@@ -83,9 +83,10 @@ def plan(
 def shares(count: int, turn: int = 0, decay: float = 1.0) -> tuple[float, float]:
     """(leader's, everyone else's) weight among `count` adapters, which sum to `count`: N / (c + N - 1) times c, and times 1.
 
-    c = 1 + (N - 3/2) decay^turn: N - 1/2, as published, at the first turn, and towards 1, an even mean, with decay < 1.
+    c = (N - 1/2) decay^turn, as published, whose decay is 1/2: from leading the leader goes over to following the others. 1
+    keeps c, as their code does.
     """
-    c = 1 + (count - 1.5) * decay**turn if count > 1 else 1.0
+    c = (count - 0.5) * decay**turn if count > 1 else 1.0
     other = count / (c + count - 1)
     return c * other, other
 
@@ -97,7 +98,7 @@ class CachedComposite:
     The others run their first and last `shallow` blocks, and between those add what their deep blocks added when they last ran
     in full: at the last refresh, where all adapters run in full, as one batch. So a refresh costs N evaluations, any other call
     one and the N - 1 others' shallow blocks, as one batch; `Context.evaluations` counts N for each. decay: of the leader's
-    extra weight with every turn (`shares`). A plan that refreshes at every step is a weighted `Composite`. Needs the network's
+    weight with every turn (`shares`). A plan that refreshes at every step is a weighted `Composite`. Needs the network's
     "block" hook and more than 2 `shallow` blocks.
 
     Source: arXiv 2502.04923; of deep features, arXiv 2312.00858 (here what the deep blocks add is repeated, not their output).

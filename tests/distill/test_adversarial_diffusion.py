@@ -42,7 +42,7 @@ def add(network: str = "dit", path=FLOW, kind: str = "flow", **changes) -> Adver
     own = {"start": "network", "steps": 4, "teacher": {"guidance_scale": 3.0}, "inputs": "data", "hidden": 8, **changes}
     objective = AdversarialDiffusionObjective(AdversarialDiffusionConfig(**own), student, None, teacher)
     objective.maps = Small()
-    heads = MapHeads(objective.maps.widths, objective.config.hidden)
+    heads = MapHeads(objective.maps.widths, objective.config.hidden, picture=objective.maps.embedding * objective.shows_picture)
     objective.roles["discriminator"] = replace(objective.roles["discriminator"], network=randomise(heads, 3))
     return objective
 
@@ -55,7 +55,10 @@ def test_the_students_loss_is_what_the_heads_say_and_how_far_the_teacher_would_m
     loss, logged = objective.loss(STUDENT, models, batch, draws, 0)
     x0, _, condition, scale = objective.drawn(models["student"], batch, draws)
     images = objective.given.autoencoder.decode(x0).clamp(-1.2, 1.2)
-    adversarial = -models["discriminator"](objective.maps(images)).mean()
+    shown = objective.maps.embed(objective.given.autoencoder.decode(batch.latents))
+    shown = shown * (objective.start(draws, x0.device) < 4)[:, None]  # not what starts from pure noise
+    assert 0 < (shown.abs().sum(1) > 0).sum() < 4
+    adversarial = -sum(logits.mean() for logits in models["discriminator"](objective.maps(images), None, shown))
     level = objective.path(draws.uniform("level").double())
     x_t = level.mix(x0, draws.normal("noise", (2, 4, 4)))
     wanted = objective.teach(models, x_t, level, condition, scale).x0
@@ -75,13 +78,15 @@ def test_the_heads_loss_is_the_hinge_and_the_gradient_at_real_features(network, 
     x0, real, *_ = objective.drawn(models["student"], batch, draws)
     decode, heads = objective.given.autoencoder.decode, models["discriminator"]
     maps = [m.detach().requires_grad_(True) for m in objective.maps(decode(real).clamp(-1.2, 1.2))]
-    on_real, on_fake = heads(maps), heads(objective.maps(decode(x0).clamp(-1.2, 1.2)))
-    assert on_real.shape == (4, 8 * 8 + 4 * 4)
+    shown = objective.maps.embed(decode(real)) * (objective.start(draws, x0.device) < 4)[:, None]
+    on_real, on_fake = heads(maps, None, shown), heads(objective.maps(decode(x0).clamp(-1.2, 1.2)), None, shown)
+    assert [logits.shape for logits in on_real] == [(4, 8 * 8), (4, 4 * 4)]
     squared = 0.0
     for row in range(4):
-        squared += sum(g.square().sum() for g in torch.autograd.grad(on_real[row].mean(), maps, retain_graph=True))
+        for one, features in zip(on_real, maps, strict=True):  # of every head in its own map
+            squared += torch.autograd.grad(one[row].mean(), features, retain_graph=True)[0].square().sum()
     torch.testing.assert_close(logged["penalty"], squared / 4, rtol=1e-3, atol=1e-6)
-    hinge = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
+    hinge = sum((1 - a).relu().mean() + (1 + b).relu().mean() for a, b in zip(on_real, on_fake, strict=True))
     torch.testing.assert_close(loss, hinge + 0.05 * squared / 4, rtol=1e-4, atol=1e-5)
     plain = add(network, path, kind, penalty=0.0)
     assert not plain.roles["discriminator"].second_order
@@ -125,7 +130,27 @@ def test_heads_that_are_told_the_prompt_add_how_well_each_place_fits_it():
     prompt = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     h, told = heads.bodies[0](x), heads.prompts[0](prompt)
     fits = torch.stack([(h[row] * told[row][:, None, None]).sum(0).flatten() for row in range(3)]) / 2  # sqrt of 4 channels
-    torch.testing.assert_close(heads([x], prompt), heads([x]) + fits)
+    torch.testing.assert_close(heads([x], prompt)[0], heads([x])[0] + fits)
+
+
+def test_a_picture_is_told_only_where_the_student_was_given_some_of_it():
+    for changes, told in (
+        ({}, True),
+        ({"inputs": "simulated"}, False),
+        ({"noisiest_share": 1.0}, False),
+        ({"steps": 1}, False),
+    ):
+        objective = add(**changes)
+        assert (
+            objective.shows_picture == told
+            and (objective.picture(latents().latents, Draws(0, torch.arange(4))) is None) != told
+        )
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = objective.maps.embed(images)
+    torch.testing.assert_close(found.norm(dim=1), torch.full((2,), 6.0).sqrt())
+    torch.testing.assert_close(
+        found / found.norm(dim=1, keepdim=True), nn.functional.normalize(objective.maps(images)[-1].mean((2, 3)))
+    )
 
 
 def test_the_prompt_is_the_mean_of_its_tokens():

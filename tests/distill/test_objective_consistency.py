@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from distill.consistency import Boundary, at_ratio, growing_decay
+from distill.evaluator.network import Evaluator, EvaluatorConfig
+from distill.feature_maps import FeatureMaps
 from distill.objective import Draws
+from distill.objectives import perceptual
 from distill.objectives.consistency import ConsistencyDistillationConfig, ConsistencyDistillationObjective
 from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.easy_consistency import EasyConsistencyConfig, EasyConsistencyObjective
@@ -16,6 +19,7 @@ from distill.objectives.improved_consistency import ImprovedConsistencyConfig, I
 from gen.components import build
 from gen.generator import Generator
 from samplers.denoiser import Condition
+from tests.distill.cases import AUTOENCODER
 from tests.distill.flow_maps import ExactEnd, gaussian_teacher
 from tests.distill.students import SIZES, VP, batch_of, loss_of, tiny_teacher
 from tests.gen.conftest import randomise
@@ -170,3 +174,46 @@ def test_levels_beyond_the_path_are_refused():
         ConsistencyDistillationObjective(
             ConsistencyDistillationConfig(), build({"type": "dit", **SIZES}), None, tiny_teacher("dit", short)
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "objective", "more"),
+    [
+        (ConsistencyDistillationConfig, ConsistencyDistillationObjective, {}),
+        (ConsistencyTrainingConfig, ConsistencyTrainingObjective, {"total_steps": 10}),
+        (ImprovedConsistencyConfig, ImprovedConsistencyObjective, {"total_steps": 10}),
+        (EasyConsistencyConfig, EasyConsistencyObjective, {"stage_steps": 10}),
+    ],
+    ids=["cd", "ct", "ict", "ect"],
+)
+def test_the_distance_may_be_that_of_features_alone_or_beside_another(config, objective, more, monkeypatch):
+    """Of the pictures that the decoder makes, by LPIPS's equation or by the network that compares itself."""
+    teacher = tiny_teacher()
+    teacher.autoencoder = randomise(build({**AUTOENCODER, "channels": 2}), 5).eval().requires_grad_(False)
+    evaluator = Evaluator(EvaluatorConfig(size=16, widths=(4, 6), dim=8, text_dim=8)).eval()
+    monkeypatch.setattr(perceptual, "load_feature_maps", lambda name: Maps(evaluator, (4, 6)))
+    made = {
+        kind: objective(config(start="network", **more, **options), build({"type": "dit", **SIZES}), None, teacher)
+        for kind, options in {
+            "alone": {"distance": "perceptual"},
+            "beside": {"distance": "squared", "perceptual": 0.7},
+            "plain": {"distance": "squared"},
+        }.items()
+    }
+    a, b = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(3)
+    for f, g in zip(*(evaluator.stages(teacher.autoencoder.decode(v).clamp(-1.2, 1.2)) for v in (a, b)), strict=True):
+        f, g = (v / (v.square().sum(1, keepdim=True) + 1e-10).sqrt() for v in (f, g))
+        expected = expected + (f - g).square().sum(1).mean((1, 2))
+    torch.testing.assert_close(made["alone"].distance(a, b), expected, rtol=1e-4, atol=1e-5)
+    square = (a - b).square().mean((1, 2, 3))
+    torch.testing.assert_close(made["beside"].distance(a, b), square + 0.7 * expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made["plain"].distance(a, b), square)
+    monkeypatch.setattr(Maps, "distance", lambda self, x, y: (x - y).abs().mean((1, 2, 3)), raising=False)
+    shown = (teacher.autoencoder.decode(a) - teacher.autoencoder.decode(b)).abs().mean((1, 2, 3))
+    torch.testing.assert_close(made["alone"].distance(a, b), shown)
+
+
+class Maps(FeatureMaps):
+    def forward(self, images):
+        return self.network.stages(images)

@@ -299,3 +299,46 @@ def test_an_exported_mean_flow_is_told_where_its_steps_end(tmp_path):
     torch.testing.assert_close(drawn, last, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="the sampler flow_map gives it"):
         generator(class_labels=labels, latents=noise, output_type="latent", progress=False, sampler="euler")
+
+
+def test_mean_flow_guides_itself_between_two_times_only():
+    """Outside of them, and for samples without a condition, v is the picture's own."""
+    teacher, network, batch = tiny_teacher(), tiny(sizes=TOLD), small_batch(40)
+    objective = mean_flow(teacher, network, different=0.0, omega=0.2, kappa=0.9, guided=(0.3, 0.75), drop_label=0.25)
+    draws = Draws(0, batch.index, "student")
+    condition, null = objective.dropped_condition(batch, draws, CPU)
+    assert torch.equal(null, condition.label < 0) and 3 < null.sum() < 20
+    _, t = objective.times(draws, CPU)
+    eps = draws.normal("eps", (2, 4, 4)).double()
+    x = objective.path(t).mix(batch.latents, eps)
+    v = objective.velocity(models_of(objective), batch.latents, eps, x, t, condition, 1.0, null)
+    own = (v == eps - batch.latents).flatten(1).all(1)
+    inside = (t >= 0.3) & (t <= 0.75)
+    assert inside.any() and not inside.all() and torch.equal(own, null | ~inside)
+    row = int((inside & ~null).nonzero()[0])
+    one = slice(row, row + 1)
+
+    def u(condition):
+        return objective.mean_velocity(network, x[one], t[one], t[one], condition, 1.0)
+
+    told, blank = (u(Condition(label=label)) for label in (batch.labels[one], torch.tensor([-1])))
+    expected = 0.2 * (eps - batch.latents)[one] + 0.9 * told + (1 - 0.2 - 0.9) * blank
+    torch.testing.assert_close(v[one], expected)
+
+
+def test_a_lora_has_a_derivative_like_any_student():
+    """Forward mode through its low-rank weights, against the difference."""
+    for kind in ("dit", "uvit"):
+        teacher = tiny_teacher(kind)
+        config = {"warmup": 0, "adaptive": False, "lora": {"rank": 2}}
+        made = [ContinuousConsistencyConfig(**config, derivative=how) for how in ("forward", "difference")]
+        exact, near = (ContinuousConsistencyObjective(one, nn.Identity(), None, teacher) for one in made)
+        near.roles["student"] = exact.roles["student"]
+        randomise(exact.roles["student"].network.up, 0)
+        batch = small_batch()
+        batch.latents = batch.latents.float()
+        a, b = (tangent(one, batch)[-1] for one in (exact, near))
+        assert a.abs().max() > 0.1
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
+        loss_of(exact, batch).backward()
+        assert any(p.grad.abs().sum() > 0 for p in exact.roles["student"].network.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -302,3 +303,33 @@ def test_phases_must_divide_the_teachers_steps():
         PhasedConsistencyConfig(teacher={"steps": 8}, steps=3)
     with pytest.raises(ValueError, match="must be among the"):
         pcm(tiny_teacher(), build({"type": "dit", **SIZES}), schedule="karras", start="teacher")
+
+
+@pytest.mark.parametrize("path", [FLOW, VP])
+@pytest.mark.parametrize(
+    "time",
+    [
+        {"type": "uniform"},
+        {"type": "logit_normal", "mean": 0.2, "std": 0.7},
+        {"type": "log_normal", "mean": -1.2, "std": 1.2},
+        {"type": "uniform_logsnr", "low": 0.05, "high": 20.0},
+    ],
+    ids=lambda time: time["type"] if isinstance(time, dict) else None,
+)
+def test_guidance_is_distilled_at_the_levels_asked_for(path, time):
+    """Quantiles of 4,000 levels are those of the distribution that the type names."""
+    config = GuidanceConfig(teacher={"guidance_scale": 3.0}, time=time)
+    objective = GuidanceObjective(config, nn.Identity(), None, tiny_teacher("dit", path, "v"))
+    level = objective.draw_level(Draws(0, torch.arange(4000), "student"), CPU)
+    share = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    normal = torch.special.ndtri(share)
+    if time["type"] in ("log_normal", "uniform_logsnr"):
+        found = (-level.logsnr).quantile(share)
+        low, high = math.log(0.05), math.log(20.0)
+        expected = -1.2 + 1.2 * normal if time["type"] == "log_normal" else low + (high - low) * share
+        torch.testing.assert_close(found, expected, atol=0.12, rtol=0)
+    else:
+        found = (level.t / objective.path.t_noise).quantile(share)
+        expected = share if time["type"] == "uniform" else torch.sigmoid(0.2 + 0.7 * normal)
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert level.sigma.min() > 0

@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from distill.objective import Draws
 from distill.objectives import make_objective
@@ -242,7 +243,8 @@ def test_one_segment_in_training_form_is_consistency_training():
 
     t, s = n / 6, (n - 1) / 6
     square = (f(t) - f(s)).square().flatten(1).sum(1)
-    expected = ((((1 - t) / t) ** 2 + 1) * ((square + 0.09).sqrt() - 0.3)).mean()
+    weight = ((1 - t) / t) ** 2 + 1  # of a squared error: inside of the norm
+    expected = ((weight * square + 0.09).sqrt() - 0.3).mean()
     torch.testing.assert_close(loss_of(objective, batch), expected, atol=1e-7, rtol=1e-7)  # eps is float32 there
 
 
@@ -313,3 +315,26 @@ def test_names_are_registered():
         with pytest.raises(ValueError, match="does not exist"):
             make_objective({"type": name, "teacher": teacher, "steps": 4}, torch.nn.Identity())
     assert STUDENT.role == "student"
+
+
+@pytest.mark.parametrize("distance", ["l2", "pseudo_huber", "huber"])
+def test_the_default_weight_does_not_explode_near_clean_data(distance):
+    """SNR + 1 is that of a squared error of x0, which is then one of v: by what the network says, no norm has a slope over
+    1."""
+    teacher = tiny_teacher("dit", VP, "v")
+    config = MultistepConsistencyConfig(form="training", steps=4, distance=distance, huber_c=1e-4)
+    objective = MultistepConsistencyObjective(config, nn.Identity(), None, teacher)
+    assert config.weight == "snr_plus_one"
+    x0, raw = (torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(i)).double() for i in (0, 1))
+    level = objective.path(torch.tensor([1 / 1280, 1 / 64, 0.1, 0.5, 0.9, 0.99]).double())
+    raw.requires_grad_()
+    alpha, sigma = (v.view(-1, 1, 1, 1) for v in (level.alpha, level.sigma))
+    found = alpha * (alpha * x0 + sigma * x0.flip(0)) - sigma * raw
+    value, _ = objective.error(found, x0, level)
+    (slope,) = torch.autograd.grad(value, raw)
+    each = 6 * slope.flatten(1).norm(dim=1)
+    v = (alpha * (alpha * x0 + sigma * x0.flip(0)) - x0) / sigma
+    if distance == "l2":  # then it is the mean squared error of v
+        assert value.item() == pytest.approx((raw - v).square().mean().item(), rel=1e-9)
+    else:
+        assert each.max() <= 1 + 1e-9 and each.min() > 0.1

@@ -219,3 +219,17 @@ def test_a_loaded_optimiser_goes_on_as_the_saved_one(type):
             p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.01
         optimizer.step(1 / (1 + step))
     assert torch.equal(network.linear.weight, weights[-1])
+
+
+def test_a_schedule_begins_anew_at_its_restarts():
+    """Each stage has the whole schedule to itself: here a warm-up of two steps and a fall to 0 at its end."""
+    staged = ScheduleConfig(warmup=2, cooldown=1.0, final=0.0, restarts=(4, 10))
+    alone = ScheduleConfig(warmup=2, cooldown=1.0, final=0.0)
+    expected = [lr_factor(step, 4, alone) for step in range(4)]
+    expected += [lr_factor(step, 6, alone) for step in range(6)] + [lr_factor(step, 2, alone) for step in range(2)]
+    assert [lr_factor(step, 12, staged) for step in range(12)] == expected
+    assert [lr_factor(step, 4, ScheduleConfig(restarts=(9,))) for step in range(4)] == [
+        lr_factor(step, 4, ScheduleConfig()) for step in range(4)
+    ]
+    with pytest.raises(ValueError, match="must rise"):
+        ScheduleConfig(restarts=(4, 4))

@@ -290,6 +290,7 @@ def test_a_network_that_reads_its_size_is_told_the_windows(tiny, monkeypatch):
         ("panorama", {"prompt": ["a cat"] * 101}, "101 prompts were given; at most 100"),
         ("panorama", {"sync": -1}, "sync is -1"),
         ("panorama", {"sync": 1, "sync_distance": "lpips"}, "choose latent or pictures, or give a function"),
+        ("panorama", {"sync": 1, "sync_distance": "lpips:"}, "give a safetensors file of yours: lpips:FILE"),
         ("panorama", {"window_batch": 0}, "window_batch is 0"),
         ("panorama", {"shift_from": 0, "cache": "reuse"}, "leave cache or shift_from out"),
         ("panorama", {"shift_from": "all"}, "shift_from is 'all'"),
@@ -317,6 +318,30 @@ def test_a_distance_of_ones_own_is_used_and_named(tiny):
     assert set(shapes) == {((1, 3, 32, 32),) * 2} and made.recipes[0].unrecorded == ("distance of SyncDiffusion",)
     with pytest.raises(ValueError, match="which no recipe can hold"):
         tiny.replay(made.recipes[0], progress=False)
+
+
+def test_lpips_is_a_distance_by_the_file_of_its_weights(tiny, monkeypatch):
+    """Of pictures in [-1, 1], by name and so from the command line; a recipe does not have the file opened again."""
+    import gen.energies.lpips as module
+
+    opened, seen = [], []
+
+    class Network:
+        def to(self, device):
+            return self
+
+        def __call__(self, x, y):
+            seen.append((float(x.detach().min()), float(x.detach().max())))
+            return (x - y).square().sum((1, 2, 3))
+
+    monkeypatch.setattr(module, "load_lpips", lambda path: opened.append(path) or Network())
+    made = tiny.panorama("a cat", width=48, height=32, sync=0.1, sync_distance="lpips:vgg.safetensors", **QUICK)
+    assert opened == ["vgg.safetensors"] and min(low for low, _ in seen) < 0
+    own = tiny.panorama(
+        "a cat", width=48, height=32, sync=0.1, sync_distance=lambda a, b: 4 * (a - b).square().sum((1, 2, 3)), **QUICK
+    )
+    assert made.images[0].tobytes() == own.images[0].tobytes()
+    assert made.recipes[0].unrecorded == ("distance of SyncDiffusion",) and "vgg" not in made.recipes[0].to_json()
 
 
 @pytest.mark.parametrize(
