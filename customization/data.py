@@ -25,6 +25,7 @@ from distill.objective import Batch
 from distill.sources.decode import MAX_BYTES, decode, open_picture
 from distill.sources.files import read_below, sha256_of
 from distill.sources.images import ImageFolder, ImagesConfig
+from distill.sources.latent_files import opened_digest
 from distill.sources.latents import Latents, LatentsConfig
 from distill.sources.pictures import BucketConfig, stack
 from distill.sources.report import Unusable
@@ -110,6 +111,7 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
     there = (
         sum(path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for path in folder.glob("*")) if folder.is_dir() else 0
     )
+    _check_made_of(config, folder, generator)
     missing = [i for i in range(config.count) if not (folder / f"{i:05d}.png").exists()][: max(config.count - there, 0)]
     if missing:
         from gen.recipe import save_image
@@ -131,6 +133,25 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
     return len(missing)
 
 
+def _check_made_of(config: PriorConfig, folder: Path, generator: Generator) -> None:
+    """ValueError where pictures in the folder are another prompt's or another model's, as their recipes say; pictures without a
+    recipe are their owner's."""
+    from gen.recipe import RecipeError, read_recipe
+
+    for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():
+        try:
+            recipe = read_recipe(path)
+        except RecipeError:
+            continue
+        if recipe.prompt != config.prompt:
+            what = f"was made of {recipe.prompt!r}, and the prompt of the class is {config.prompt!r}"
+        elif generator.weights and recipe.model.weights and dict(recipe.model.weights) != dict(generator.weights):
+            what = f"was made by another model than {generator.name!r}"
+        else:
+            continue
+        raise ValueError(f"{path} {what}; delete the folder, or give another in prior.folder.")
+
+
 class Encoded(Latents):
     """Latents of a source of pictures by a model's own autoencoder, in memory, and in a folder where one is given."""
 
@@ -138,7 +159,9 @@ class Encoded(Latents):
         device = str(generator.device)
         self.config = LatentsConfig(source={}, autoencoder=Path(), variants=variants, folder=folder or Path(), device=device)
         self.source: Any = source
-        self.weights = generator.weights.get("autoencoder") or generator.weights.get("vae") or ""
+        assert generator.autoencoder is not None
+        known = generator.weights.get("autoencoder") or generator.weights.get("vae") or ""
+        self.weights = opened_digest(generator.autoencoder, known)
         self._autoencoder: nn.Module | None = generator.autoencoder
         self._paths: dict[int, Path] = {}
         self._made: dict[int, tuple[int, Tensor]] = {}

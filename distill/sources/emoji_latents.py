@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import trange
 
 from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
+from distill.sources.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.sources.latents import CachedPictures, EmojiPictures
-from gen.checkpoints import sha256, write_weights
+from gen.checkpoints import sha256
 from gen.components import Config, load_component
 
 
@@ -42,14 +42,16 @@ class EmojiLatents(CachedPictures):
         super().__init__(EmojiPictures(self.emoji))
         variants = [self.emoji.variant(index, k) for index in range(len(self.emoji)) for k in range(config.variants)]
         self.path = config.folder / f"{self._key(config, settings, variants)}.safetensors"
-        found = _read(self.path)
+        found = read_latents(self.path)
+        if found is not None and found.shape[:2] != (len(self.emoji), config.variants):
+            found = None
         self.made = 0 if found is not None else len(self.emoji)
         self.all = found if found is not None else self._make(config, variants)
 
     def _key(self, config: EmojiLatentsConfig, settings: EmojiConfig, variants: list[Variant]) -> str:
         """A hash of all that latents depend on: weights, archives, every variant, and how a sample of them is drawn."""
-        files = [config.autoencoder / "model.safetensors", *(settings.archives or (SHIPPED,))]
-        key = hashlib.sha256(repr(([sha256(file) for file in files], settings.size, variants)).encode())
+        weights, files = autoencoder_digest(config.autoencoder), settings.archives or (SHIPPED,)
+        key = hashlib.sha256(repr((weights, [sha256(file) for file in files], settings.size, variants)).encode())
         key.update(self.emoji.render(variants[:: max(1, len(variants) // 64)]).numpy().tobytes())
         return key.hexdigest()[:16]
 
@@ -60,10 +62,10 @@ class EmojiLatents(CachedPictures):
         for start in trange(0, len(variants), config.batch_size, desc="encoding", unit="batch"):
             pictures = self.emoji.render(variants[start : start + config.batch_size])
             with torch.autocast("cpu", torch.bfloat16):
-                parts.append(autoencoder.encode(pictures).bfloat16())
+                made = autoencoder.encode(pictures).bfloat16()
+            parts.append(check_finite(made, f"the emoji {start} to {start + len(made) - 1}"))
         made = torch.cat(parts).unflatten(0, (len(self.emoji), config.variants)).contiguous()
-        config.folder.mkdir(parents=True, exist_ok=True)
-        write_weights(self.path, {"latents": made})
+        write_latents(self.path, made)
         return made
 
     def digest(self) -> str:
@@ -75,12 +77,3 @@ class EmojiLatents(CachedPictures):
 
     def fill(self) -> int:
         return self.made
-
-
-def _read(path: Path) -> Tensor | None:
-    """The cached latents, or None where there is no usable file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("latents")
-    except (OSError, SafetensorError):
-        return None

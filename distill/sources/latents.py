@@ -1,8 +1,9 @@
 """Latents made once for any source of pictures: each picture seen through a frozen autoencoder, in a few variants.
 
 One safetensors file per picture, (V, C, h, w) in bfloat16, named by a hash of the picture's bytes, of how it is cut and scaled,
-and of the autoencoder's weights. What changes is made again, and nothing else; a file that is damaged is made again too. Files
-are renamed into place, so processes may fill one cache together. Where the disk is full, training goes on without the cache.
+and of the autoencoder's weights and settings. What changes is made again, and nothing else; a file that is not what its own
+hash says is made again too. Files are renamed into place, so processes may fill one cache together. Where the disk is full,
+training goes on without the cache.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.emoji.data import EmojiData
 from distill.objective import Batch
+from distill.sources.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.sources.pictures import stack
 from distill.sources.report import Report
-from gen.checkpoints import sha256, write_weights
 from gen.components import Config, load_component
 
 
@@ -34,6 +34,7 @@ class Pictures(Protocol):
     def choose(self, counters: Sequence[int]) -> list[tuple[int, int]]: ...  # (picture, variant)
     def variant(self, index: int, k: int) -> tuple[int, Tensor]: ...  # (the picture it is, (3, H, W))
     def fingerprint(self, index: int) -> str: ...  # of all that its variants depend on
+    def name_of(self, index: int) -> str: ...
     def describe(self, chosen: Sequence[tuple[int, int]], counters: Sequence[int], **tensors: Tensor) -> Batch: ...
 
 
@@ -48,6 +49,9 @@ class EmojiPictures:
 
     def variant(self, index: int, k: int) -> tuple[int, Tensor]:
         return index, self.emoji.render([self.emoji.variant(index, k)])[0]
+
+    def name_of(self, index: int) -> str:
+        return self.emoji.records[index].file_name
 
     def fingerprint(self, index: int) -> str:
         settings, name = self.emoji.config, self.emoji.records[index].file_name
@@ -114,7 +118,7 @@ class Latents(CachedPictures):
         if not all(hasattr(source, name) for name in ("choose", "variant", "fingerprint", "describe")):
             raise ValueError(f"A latent cache needs a source of pictures; {config.source.get('type')!r} is not one.")
         super().__init__(source)
-        self.weights = sha256(config.autoencoder / "model.safetensors")
+        self.weights = autoencoder_digest(config.autoencoder)
         self._autoencoder: nn.Module | None = None
         self._full = False
         self._paths: dict[int, Path] = {}
@@ -144,7 +148,8 @@ class Latents(CachedPictures):
             self._autoencoder = load_component(self.config.autoencoder, "autoencoder").to(self.config.device)
         made = [self.source.variant(index, k) for k in range(self.config.variants)]
         pictures = torch.stack([picture for _, picture in made]).to(self.config.device)
-        return made[0][0], self._autoencoder.encode(pictures).bfloat16().cpu()
+        latents = self._autoencoder.encode(pictures).bfloat16().cpu()
+        return made[0][0], check_finite(latents, f"picture {self.source.name_of(made[0][0])}")
 
     def latents(self, index: int) -> tuple[int, Tensor]:
         """From its file, else made and written."""
@@ -153,11 +158,9 @@ class Latents(CachedPictures):
             return index, found
         actual, made = self._encode(index)
         if not self._full:
-            path = self.path(actual)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_weights(path, {"latents": made})
-            except (OSError, SafetensorError) as error:
+                write_latents(self.path(actual), made)
+            except OSError as error:
                 self._full = True
                 reason = getattr(error, "strerror", None) or str(error)
                 warnings.warn(f"{self.config.folder} takes no more latents ({reason}); training goes on without.", stacklevel=2)
@@ -172,9 +175,5 @@ class Latents(CachedPictures):
 
 def _read(path: Path, variants: int) -> Tensor | None:
     """The latents in a file, or None where it is absent or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.get_tensor("latents")
-    except (OSError, SafetensorError):
-        return None
-    return found if found.ndim == 4 and len(found) == variants and found.dtype == torch.bfloat16 else None
+    found = read_latents(path)
+    return found if found is not None and found.ndim == 4 and len(found) == variants else None

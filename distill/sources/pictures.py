@@ -151,6 +151,10 @@ class PictureSource:
             key.update(repr((item.name, item.caption, item.label, item.digest)).encode())
         return key.hexdigest()
 
+    def name_of(self, index: int) -> str:
+        """What a picture is called where it came from."""
+        return self.items[index].name
+
     def fingerprint(self, index: int) -> str:
         """A hash of all that the pictures of `variant` depend on."""
         config, item = self.config, self.items[index]

@@ -14,6 +14,7 @@ from customization.data import make_data
 from customization.objective import literal
 from distill.objective import Batch, Draws
 from gen.generator import Generator
+from gen.recipe import read_recipe, save_image
 from tests.customization.kit import objective, pictures
 
 
@@ -52,6 +53,25 @@ def test_samples_depend_on_their_numbers_alone_and_latents_are_the_autoencoders(
     index = plain.taught.choose([0])[0][0]
     wanted = generator.autoencoder.encode(plain.taught.variant(index, 0)[1][None])
     assert_close(plain.batch([0]).latents, wanted, rtol=1e-2, atol=1e-2)  # kept as bfloat16
+
+
+def test_class_pictures_of_another_prompt_or_model_are_not_taken(generator, tmp_path):
+    """A folder's name says nothing of what is in it; pictures without a recipe are the user's own."""
+    images, folder = pictures(tmp_path / "images"), tmp_path / "class"
+    prior = {"prompt": "a cat", "folder": str(folder), "count": 2, "num_inference_steps": 1}
+    data(generator, images, prompt="a <new> cat", prior=prior)
+    with pytest.raises(ValueError, match="was made of 'a cat', and the prompt of the class is 'a dog'; delete the folder"):
+        data(generator, images, prompt="a <new> dog", prior={**prior, "prompt": "a dog"})
+    known = dict(generator.weights)
+    generator.weights = {"denoiser": "ab" * 32}
+    recipe = read_recipe(folder / "00000.png")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": {"denoiser": "cd" * 32}})})
+    save_image(Image.new("RGB", (8, 8)), folder / "00001.png", recipe, overwrite=True)
+    with pytest.raises(ValueError, match="was made by another model"):
+        data(generator, images, prompt="a <new> cat", prior=prior)
+    generator.weights = known
+    own = pictures(tmp_path / "own", count=2)
+    data(generator, images, prompt="a <new> cat", prior={**prior, "folder": str(own)})
 
 
 def test_class_pictures_are_made_once_and_take_every_other_place(generator, tmp_path):

@@ -14,11 +14,13 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from distill import cache
 from distill.data import make_source
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.packs import DataError
+from distill.sources.latent_files import content_hash
 from distill.sources.order import Order, bucket_sizes, nearest_bucket
 from distill.sources.report import Unusable
 from distill.sources.tar import members
@@ -307,7 +309,7 @@ def test_a_full_disk_is_no_reason_to_stop(workspace, monkeypatch):
     def full(path, tensors):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(latents, "write_weights", full)
+    monkeypatch.setattr(latents, "write_latents", full)
     with pytest.warns(UserWarning, match="No space left on device.*training goes on") as told:
         batch = source.batch(range(8))
     assert len(told) == 1 and files_of(workspace) == {}
@@ -369,3 +371,49 @@ def test_the_cache_command(workspace, capsys):
     assert cache.main([str(config)]) == 0 and "4 pictures, 0 of them" in capsys.readouterr().out
     assert cache.main([str(config), "data.type=images"]) == 2
     assert "wrap them as type: latents" in capsys.readouterr().err
+
+
+def rewritten(path, latents, **metadata) -> None:
+    save_file({"latents": latents}, path, metadata)
+
+
+def test_latents_that_are_not_what_was_written_are_made_again(workspace):
+    """Bits that flipped, NaN with a good hash, no hash, another picture's: each is noticed, and nothing else is made again."""
+    source = cached(workspace)
+    source.fill()
+    good = {index: source.latents(index)[1].clone() for index in range(4)}
+    paths = [source.path(index) for index in range(4)]
+    data = bytearray(paths[0].read_bytes())
+    data[-1] ^= 4
+    paths[0].write_bytes(data)
+    broken = good[1].clone()
+    broken.view(-1)[3] = float("nan")
+    rewritten(paths[1], broken, sha256=content_hash(broken))
+    rewritten(paths[2], good[2])
+    again = cached(workspace)
+    assert again.fill() == 3
+    for index in range(4):
+        assert torch.equal(again.latents(index)[1], good[index])
+
+
+@pytest.mark.parametrize("kind", ["latents", "emoji_latents"])
+def test_an_autoencoder_that_makes_nan_fills_no_cache(workspace, kind):
+    broken = tiny_autoencoder()
+    torch.nn.init.constant_(next(p for p in broken.parameters() if p.ndim == 4), 3e38)
+    save_component(broken, workspace / "autoencoder")
+    with pytest.raises(DataError, match=r"NaN or infinite latents of (picture p|the emoji 0 to)"):
+        if kind == "latents":
+            cached(workspace).fill()
+        else:
+            where = {"autoencoder": str(workspace / "autoencoder"), "folder": str(workspace / "latents"), "variants": 1}
+            make_source({"type": kind, "emoji": {"size": 32}, **where}, seed=0)
+    assert files_of(workspace) == {}
+
+
+def test_settings_of_an_autoencoder_count_beside_its_weights(workspace):
+    """The same weights and pictures under a config that says otherwise: other latents, so other files."""
+    before = cached(workspace).path(0)
+    config = json.loads((workspace / "autoencoder" / "config.json").read_text())
+    assert cached(workspace).path(0) == before
+    (workspace / "autoencoder" / "config.json").write_text(json.dumps({**config, "latent_scale": 2.0}))
+    assert cached(workspace).path(0) != before
