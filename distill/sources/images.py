@@ -1,4 +1,5 @@
-"""Pictures in a folder, with captions from `metadata.jsonl`, from `.txt` files of the same name, or from the folders' names.
+"""Pictures in a folder, with captions from `metadata.jsonl`, from `.txt` or `.caption` files of the same name, or from the
+folders' names.
 
 metadata.jsonl has one JSON object per line: file_name, and text or caption, and label (a number, or a class's name). Without
 it, subfolders are classes, numbered in the order of their names.
@@ -21,14 +22,15 @@ from distill.sources.report import Report, Unusable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
+BESIDE = (".txt", ".caption")  # in any case; the first counts where a picture has both
 CAPTION_LIMIT = 16 << 10  # bytes
 LINE_LIMIT = 1 << 20
 DEPTH = 16
 
 
 class ImagesConfig(PictureConfig):
-    """captions: auto takes metadata.jsonl if it is there, else .txt files if any picture has one, else the names of subfolders
-    if there are any, else none. missing_caption: keep such a picture with an empty caption, or drop it."""
+    """captions: auto takes metadata.jsonl if it is there, else .txt and .caption files if any picture has one (txt), else the
+    names of subfolders if there are any, else none. missing_caption: keep such a picture with an empty caption, or drop it."""
 
     folder: Path
     captions: Literal["auto", "metadata", "txt", "folder", "none"] = "auto"
@@ -67,7 +69,8 @@ class ImageFolder(PictureSource):
         report = Report(str(config.folder), config.on_error)
         names = list(walk(config.folder, report))
         pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
-        kind = config.captions if config.captions != "auto" else _found(names, pictures)
+        beside = _beside(names, pictures)
+        kind = config.captions if config.captions != "auto" else _found(names, pictures, beside)
         if kind == "metadata":
             rows = list(_metadata(config.folder, report, set(names)))
         else:
@@ -75,11 +78,14 @@ class ImageFolder(PictureSource):
             numbers = {name: i for i, name in enumerate(classes)}
             rows = [(name, None, numbers.get(name.partition("/")[0], -1)) for name in pictures]
         with ThreadPoolExecutor(config.threads) as pool:
-            made = pool.map(lambda row: _item(config, kind, *row), rows)
+            made = pool.map(lambda row: _item(config, kind, beside.get(row[0]), *row), rows)
             items = []
             for row, item in zip(rows, made, strict=True):
                 if isinstance(item, Item):
                     items.append(item)
+                    ending = Path(beside.get(row[0], "")).suffix if kind == "txt" else ""
+                    if ending not in ("", ".txt"):
+                        report.note(f"with a caption from a {ending} file")
                     if kind != "none" and not item.caption:
                         report.note("kept with an empty caption")
                 else:
@@ -88,22 +94,36 @@ class ImageFolder(PictureSource):
         super().__init__(items, lambda item: read_below(config.folder, item.name, MAX_BYTES), config, seed, report)
 
 
-def _found(names: list[str], pictures: list[str]) -> str:
-    present = set(names)
-    if METADATA in present:
+def _beside(names: list[str], pictures: list[str]) -> dict[str, str]:
+    """The file with the caption of each picture that has one."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if (kind := Path(name).suffix.lower()) in BESIDE:
+            kept = found.setdefault(str(Path(name).with_suffix("")), {})
+            kept[kind] = min(kept.get(kind, name), name, key=lambda each: (not each.endswith(kind), each))
+    chosen = {}
+    for name in pictures:
+        files = found.get(str(Path(name).with_suffix("")), {})
+        if files:
+            chosen[name] = next(files[kind] for kind in BESIDE if kind in files)
+    return chosen
+
+
+def _found(names: list[str], pictures: list[str], beside: dict[str, str]) -> str:
+    if METADATA in set(names):
         return "metadata"
-    if any(str(Path(name).with_suffix(".txt")) in present for name in pictures):
+    if beside:
         return "txt"
     return "folder" if any("/" in name for name in pictures) else "none"
 
 
-def _item(config: ImagesConfig, kind: str, name: str, text: str | None, label: int) -> Item | str:
-    """The item, or why it cannot be one."""
+def _item(config: ImagesConfig, kind: str, beside: str | None, name: str, text: str | None, label: int) -> Item | str:
+    """The item, or why it cannot be one. beside: the file with its caption."""
     try:
         data = read_below(config.folder, name, MAX_BYTES)
         width, height = probe(data, config.min_side)
         if kind == "txt":
-            text = _text(config.folder, str(Path(name).with_suffix(".txt")))
+            text = _text(config.folder, beside) if beside is not None else ""
         elif kind == "folder":
             text = Path(name).parts[0].replace("_", " ") if "/" in name else ""
         text = clean_caption(text or "")
@@ -115,10 +135,8 @@ def _item(config: ImagesConfig, kind: str, name: str, text: str | None, label: i
 
 
 def _text(root: Path, name: str) -> str:
-    if not os.path.lexists(root / name):
-        return ""
     try:
-        return read_below(root, name, CAPTION_LIMIT).decode()
+        return read_below(root, name, CAPTION_LIMIT).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unusable("has a caption file that is not UTF-8") from None
     except Unusable as error:

@@ -402,3 +402,45 @@ def test_the_check_command(tmp_path, capsys):
     (root / "a.png").unlink()
     assert data.main(["check", str(config)]) == 2
     assert "gives no samples" in capsys.readouterr().err
+
+
+def test_captions_in_files_of_other_spellings(tmp_path):
+    """kohya's .caption, and .TXT of cameras and Windows: read, and noted; of several files the .txt."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i in range(5):
+        (root / f"{i}.png").write_bytes(png(colour=(40 * i, 0, 0)))
+    for name, text in {"0.caption": "zero", "1.TXT": "one", "2.Caption": "two", "3.txt": "three", "3.caption": "x"}.items():
+        (root / name).write_text(text)
+    (root / "9.caption").write_text("of no picture")
+    source = images(root)
+    assert source.captions == "txt"
+    assert [item.caption for item in source.items] == ["zero", "one", "two", "three", ""]
+    assert source.report.notes == {
+        "with a caption from a .caption file": 1,
+        "with a caption from a .TXT file": 1,
+        "with a caption from a .Caption file": 1,
+        "kept with an empty caption": 1,
+    }
+
+
+@pytest.mark.parametrize("change", ["pixels", "caption", "label", "name", "order"])
+def test_whatever_samples_depend_on_changes_the_digest(tmp_path, change):
+    def write(root, **changed):
+        rows = [{"file_name": f"{i}.png", "text": f"picture {i}", "label": i} for i in range(3)]
+        files = {f"{i}.png": png(colour=(40 * i, 0, 0)) for i in range(3)}
+        if change == "pixels" and changed:
+            files["1.png"] = png(colour=(41, 0, 0))
+        elif changed and change in ("caption", "label"):
+            rows[1] |= {"text": "other"} if change == "caption" else {"label": 2}
+        elif changed and change == "name":
+            files["5.png"], rows[1]["file_name"] = files.pop("1.png"), "5.png"
+        elif changed:
+            rows.reverse()
+        root.mkdir()
+        for name, content in files.items():
+            (root / name).write_bytes(content)
+        (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return images(root).digest()
+
+    assert write(tmp_path / "a") == write(tmp_path / "b") != write(tmp_path / "c", changed=True)
