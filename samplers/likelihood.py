@@ -92,8 +92,15 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log p(x) in nats for x (B, ...) at the level `start`, under the model at `end` being N(0, sigma^2 + alpha^2 data_std^2).
 
-    start: clean data by default; the ODE then begins at the path's least noise r = sigma / alpha with x as its own y = x /
-    alpha, an error of order r^2. end: the path's most noise that is finite in log-SNR. The integral is taken in log-SNR by
+    start: clean data by default; the ODE then begins at the path's least noise r = sigma / alpha, and what lies between is
+    taken with eps growing evenly from 0: y = x + r / 2 eps(y, r) and log p += r / 2 div eps, in four evaluations. For data
+    whose narrowest spread is s the error is about (r / s)^4 / 4 nats a dimension, 0.001 on Stable Diffusion's table (r =
+    0.029) at s = 0.12, where leaving it out costs 0.03.
+    end: the path's most noise that is finite in log-SNR. The model there is not quite the prior: with R = sigma / alpha, and m
+    and s the data's mean and spread, the error is on average m^2 / (2 R^2) + d^2 / (4 R^4) nats a dimension with d = s^2 -
+    data_std^2, and about d (1 - z^2) / (2 R^2) at a point z standard deviations from the mean; on Stable Diffusion's table (R
+    = 14.6) 1 / (2 R^2) is 0.0023.
+    The integral is taken in log-SNR by
     `steps` equal steps of `method` (euler, heun, rk4, dopri5), or by dopri5 with steps chosen for `tolerance` (absolute and
     relative, the worst of the batch). divergence: "exact" costs one backward pass per dimension; "rademacher" and "gaussian"
     average `probes` of Hutchinson's estimates e^T (df/dx) e, with e a function of the row's seed and kept along the
@@ -132,6 +139,9 @@ def log_likelihood(
     alpha = _vp(first)[0]
     scale = alpha / (start.alpha if start is not None else 1.0)  # from the path's coordinates to those of (1)
     y, gained = x.detach() * scale, x.new_zeros(len(x), dtype=torch.float64)
+    if start is None or start.sigma == 0:
+        y, gained = _from_clean(denoiser, x.detach(), path.at_logsnr(first), condition, context, directions)
+        y = y * scale
     if tolerance is None:
         y, gained = _fixed(slope, y, gained, first, last, steps, TABLEAUS[method])
     else:
@@ -143,6 +153,24 @@ def log_likelihood(
     nats = prior + gained + dims * math.log(scale)
     back = (path.at_logsnr(last).alpha if end is None else end.alpha) / end_alpha
     return LogLikelihood(nats, y * back, (context.evaluations - before) / len(x))
+
+
+def _from_clean(
+    denoiser: Denoiser, x: Tensor, level: NoiseLevel, condition: Condition, context: Context, directions: Sequence | None
+) -> tuple[Tensor, Tensor]:
+    """(y = x_t / alpha_t, the integral of the divergence) from clean data x to a level of little noise.
+
+    dy/dr = eps(y, r) by the trapezoidal rule, eps being 0 at r = 0. The equation is implicit, and solved by putting its right
+    side in three times.
+    """
+    half = level.sigma / level.alpha / 2
+    y = x
+    for _ in range(3):
+        y = x + half * denoiser(level.alpha * y, level, condition, context).eps.detach()
+    with torch.enable_grad():
+        y = y.requires_grad_()
+        eps = denoiser(level.alpha * y, level, condition, context).eps
+        return y.detach(), half * _divergence(eps, y, directions)
 
 
 def _vp(logsnr: float) -> tuple[float, float]:

@@ -50,4 +50,5 @@ def seeded_noise(seeds: Sequence[int], like: Tensor) -> NoiseSource:
     def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
         return normal(seeds, like.shape[1:], "step", float(s.t), float(t.t), device=like.device, dtype=like.dtype)
 
+    draw.independent = True  # type: ignore[attr-defined]  # of one another, also where steps overlap
     return draw

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
@@ -84,12 +85,28 @@ def trajectory(
     context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     condition = condition or Condition()
     before = context.evaluations
+    _check_range(x, levels)
     state = replace(solver.init(x), level=levels[0])
     for step, (s, t) in enumerate(pairwise(levels)):
         state = solver.step(denoiser, state, s, t, condition, context.at(step), noise)
         done = (context.evaluations - before) / x.shape[0]
         state = replace(state, level=t, step=step + 1, evaluations=done)
+        if x.dtype == torch.float16 and step + 2 == len(levels) and not bool(state.x.isfinite().all()):
+            raise ValueError(
+                "The run left the range of float16 (65504 at most), or the network gave what is no number: use bfloat16 or "
+                "float32."
+            )
         yield state
+
+
+def _check_range(x: Tensor, levels: Sequence[NoiseLevel]) -> None:
+    """ValueError where noise of the first level, up to six standard deviations, does not fit float16."""
+    largest = torch.finfo(torch.float16).max
+    if x.dtype == torch.float16 and 6 * levels[0].sigma > largest:
+        raise ValueError(
+            f"float16 holds numbers up to {largest:g}, and noise of sigma {levels[0].sigma:g} goes beyond: use bfloat16 or "
+            "float32, or a grid that starts at less noise."
+        )
 
 
 def sample(

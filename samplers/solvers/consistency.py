@@ -69,13 +69,17 @@ class TCD:
 
     eta (gamma in the paper) is in [0, 1]: 0 is DDIM's deterministic step, 1 goes down to the data's end. On a table of
     timesteps the clock counts from the first one, and s' is a whole timestep: floor((1 - eta) n).
+    end: the last step goes to "clean" data, or to the level of "timestep 0" as diffusers' does, whose noise then stays.
 
     Source: arXiv 2402.19159, Algorithm 4 (strategic stochastic sampling).
     """
 
     eta: float = 0.3
+    end: str = "clean"
 
     def __post_init__(self) -> None:
+        if self.end not in ("clean", "timestep 0"):
+            raise ValueError(f"TCD got end={self.end!r}; choose 'clean' or 'timestep 0'.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"TCD got eta={self.eta}; give 0 (deterministic) to 1 (all noise is new).")
 
@@ -104,6 +108,10 @@ class TCD:
 
     def below(self, path: Path, t: NoiseLevel) -> NoiseLevel:
         """The level s' to which a step to t goes down first."""
+        if t.sigma == 0 and self.end == "timestep 0":
+            if not isinstance(path, VariancePreserving):
+                raise ValueError(f"{type(path).__name__} has no table of timesteps to end on: use end='clean'.")
+            return path.discrete(0.0)
         if self.eta == 0 or t.sigma == 0:
             return t
         if not isinstance(path, VariancePreserving):

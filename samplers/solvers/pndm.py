@@ -13,10 +13,11 @@ from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.ending import VERY_LONG, check_ending
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.multistep import Multistep
+from samplers.solvers.multistep import Multistep, uniform_weights
 from samplers.solvers.ratio import noise_ratio
 
 WARMUPS = ("heun", "runge_kutta")
+READINGS = ("eps", "v")
 
 
 def transfer(x: Tensor, eps: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tensor:
@@ -35,14 +36,21 @@ class PNDM:
     A warm-up step from pure noise or to clean data is a plain step, with one evaluation; so is a very long one, with the ending
     "bounded".
 
+    of="v" averages v instead of eps, and reads the average as eps at the step's own x: diffusers' PNDM on a v-prediction
+    model. v at two levels is not one quantity, so this is of first order; eps, of which a step is exact, is the paper's. The
+    ending is then full.
+
     Source: arXiv 2202.09778, equations 12 and 13.
     """
 
     warmup: str = "heun"
+    of: str = "eps"
     ending: str = "full"
 
     def __post_init__(self) -> None:
         check_ending(self.ending, "PNDM")
+        if self.of not in READINGS:
+            raise ValueError(f"PNDM got of={self.of!r}; choose one of {', '.join(READINGS)}.")
         if self.warmup not in WARMUPS:
             raise ValueError(f"Unknown warmup {self.warmup!r}: choose one of {', '.join(WARMUPS)}.")
 
@@ -59,6 +67,8 @@ class PNDM:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
+        if self.of == "v":
+            return self._step_of_v(denoiser, state, s, t, condition, context)
         linear = Multistep(4, of="eps", coordinate="step", ending=self.ending)
         done = sum(e.step != state.step for e in state.history)
         too_long = self.ending == "bounded" and t.logsnr - s.logsnr > VERY_LONG
@@ -80,3 +90,33 @@ class PNDM:
             eps = (first.eps + 2 * (second + third) + eps_at(third, t)) / 6
         history = state.remember(s, first.x0, 4, first.eps)
         return replace(state, x=transfer(state.x, eps, s, t), prediction=first, history=history)
+
+    def _step_of_v(
+        self, denoiser: Denoiser, state: State, s: NoiseLevel, t: NoiseLevel, condition: Condition, context: Context
+    ) -> State:
+        """`carry` holds the (step, v) of the steps before, oldest first."""
+        Multistep(1).transition(s, t)  # refuses levels that no solver can step between
+        first = evaluate(denoiser, state, s, condition, context)
+        past = [e for e in state.carry or () if e[0] < state.step][-3:]
+        kept = (*past, (state.step, first.v))
+        warm = len(past) >= (1 if self.warmup == "heun" else 3)
+        if s.alpha == 0 or (t.sigma == 0 and not warm):
+            return replace(state, x=t.mix(first.x0, first.eps), prediction=first, carry=kept)
+
+        def to(v: Tensor, level: NoiseLevel) -> Tensor:
+            return transfer(state.x, s.alpha * v + s.sigma * state.x, s, level)
+
+        def v_at(v: Tensor, level: NoiseLevel) -> Tensor:
+            return denoiser(to(v, level), level, condition, context).v
+
+        if warm:
+            weights = uniform_weights(tuple(-float(i) for i in range(len(kept))))
+            mean = sum((w * v for w, (_, v) in zip(weights, reversed(kept), strict=True)), torch.zeros_like(state.x))
+        elif self.warmup == "heun":
+            mean = (first.v + v_at(first.v, t)) / 2
+        else:
+            middle = denoiser.path((s.t + t.t) / 2)
+            second = v_at(first.v, middle)
+            third = v_at(second, middle)
+            mean = (first.v + 2 * (second + third) + v_at(third, t)) / 6
+        return replace(state, x=to(mean, t), prediction=first, carry=kept)

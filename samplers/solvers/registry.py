@@ -331,7 +331,7 @@ SOLVERS: dict[str, SolverInfo] = {
             extra=1,
             grid="trailing",
             aliases=("PLMS",),
-            options=("ending", "warmup"),
+            options=("ending", "warmup", "of"),
         ),
         SolverInfo(
             "ddpm",
@@ -388,7 +388,7 @@ SOLVERS: dict[str, SolverInfo] = {
             stochastic=True,
             grid="trailing",
             aliases=("TCD",),
-            options=("eta",),
+            options=("eta", "end"),
         ),
         SolverInfo(
             "flow_map",

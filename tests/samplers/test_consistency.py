@@ -95,6 +95,10 @@ def test_tcd_is_diffusers(start, eta, steps):
     levels = [*(path.discrete(float(t)) for t in scheduler.timesteps), path.discrete(0.0)]
     ours = sample(mixture, TCD(eta), start, levels, noise=Replay(start, 4))
     assert relative(ours, theirs) < 5e-6
+    to_data = [*levels[:-1], path(0.0)]
+    ours = sample(mixture, TCD(eta, "timestep 0"), start, to_data, noise=Replay(start, 4))
+    assert relative(ours, theirs) < 5e-6
+    assert relative(sample(mixture, TCD(eta), start, to_data, noise=Replay(start, 4)), theirs) > 1e-4
 
 
 def test_tcd_without_noise_is_ddim(start):
@@ -159,5 +163,11 @@ def test_settings_are_checked(start):
         assert torch.isfinite(sample(mixture, solver, start, [levels[1], levels[-1]])).all()  # one step needs no noise
     with pytest.raises(ValueError, match=r"eta=1\.5"):
         TCD(1.5)
+    with pytest.raises(ValueError, match="choose 'clean' or 'timestep 0'"):
+        TCD(end="zero")
+    with pytest.raises(ValueError, match="no table of timesteps to end on"):
+        sample(
+            Mixture.example(PATHS["RF"]), TCD(end="timestep 0"), start, get_grid("uniform", PATHS["RF"], 2), noise=Replay(start)
+        )
     with pytest.raises(ValueError, match="sigma_min=-1"):
         Consistency(sigma_min=-1)

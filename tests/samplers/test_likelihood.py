@@ -170,3 +170,30 @@ def test_k_diffusion():
 def test_errors_are_sentences(options, message):
     with pytest.raises(ValueError, match=message):
         log_likelihood(Mixture.example(VP), points(VP)[1], **options)
+
+
+SD = VariancePreserving.scaled_linear()  # sigma / alpha from 0.029 to 14.6
+
+
+@pytest.mark.parametrize("std", [0.05, 0.12, 0.3, 1.0])
+def test_the_clean_end_of_a_table(std):
+    """Between clean data and a table's first entry: (r / s)^4 / 4 at the mean, a few times that three deviations out."""
+    gaussian = Gaussian(SD, torch.zeros(2).double(), torch.full((2,), std).double())
+    x = std * torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.5, 3.0]]).double()
+    exact = torch.distributions.Normal(gaussian.mean, gaussian.std).log_prob(x).sum(1)
+    found = log_likelihood(gaussian, x, steps=60, data_std=std)
+    error, least = (found.nats - exact).abs() / 2, SD.discrete(0)
+    bound = (least.sigma / least.alpha / std) ** 4 / 4
+    assert error[0] < bound and error.max() < 4 * bound + 1e-6
+    assert found.evaluations == 4 * 60 + 4
+
+
+def test_the_noisy_end_of_a_table():
+    """The prior leaves d (1 - z^2) / (2 R^2) a dimension, and (m / R)^2 / 2 on average."""
+    gaussian = Gaussian(SD, torch.zeros(1).double(), torch.ones(1).double())
+    x = torch.tensor([[0.0], [1.0], [3.0]]).double()
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    error = log_likelihood(gaussian, x, steps=60).nats - exact
+    most = SD.discrete(999)
+    expected = (1 - x[:, 0] ** 2) / (2 * (most.sigma / most.alpha) ** 2)
+    assert (error - expected).abs().max() < 2e-4

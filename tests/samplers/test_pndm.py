@@ -35,8 +35,9 @@ def relative(ours, theirs):
 @pytest.mark.parametrize(
     ("steps", "warmup"), [(2, "heun"), (10, "heun"), (25, "heun"), (5, "runge_kutta"), (20, "runge_kutta")]
 )
-def test_pndm_is_diffusers(start, steps, warmup):
-    """On eps. From a v-prediction theirs mixes the v of several levels and reads eps from the mixture, ours mixes eps."""
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_pndm_is_diffusers(start, steps, warmup, kind):
+    """From a v-prediction theirs mixes the v of several levels and reads eps from the mixture; ours does with of="v"."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     scheduler = diffusers.PNDMScheduler(
         beta_schedule="scaled_linear",
@@ -44,14 +45,15 @@ def test_pndm_is_diffusers(start, steps, warmup):
         beta_end=0.012,
         skip_prk_steps=warmup == "heun",
         set_alpha_to_one=True,
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[kind],
     )
     scheduler.set_timesteps(steps)
     path = VariancePreserving.from_alphas_cumprod(scheduler.alphas_cumprod)
-    mixture, context, theirs = Mixture.example(path, "eps"), Context(), start
+    mixture, context, theirs = Mixture.example(path, kind), Context(), start
     for t in scheduler.timesteps:
         raw = mixture(theirs, path.discrete(float(t)), Condition(), Context()).raw
         theirs = scheduler.step(raw, t, theirs, return_dict=False)[0]
-    ours = sample(mixture, PNDM(warmup), start, get_grid("leading", path, steps), context=context)
+    ours = sample(mixture, PNDM(warmup, kind), start, get_grid("leading", path, steps), context=context)
     assert relative(ours, theirs) < 5e-6
     assert context.evaluations == len(start) * len(scheduler.timesteps) == len(start) * (steps + {"heun": 1}.get(warmup, 9))
 

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from samplers import Heun, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, sample, seeded_noise
+from samplers import (
+    Heun,
+    Multistep,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+    brownian_noise,
+    get_grid,
+    get_solver,
+    sample,
+    seeded_noise,
+)
 from samplers.noise import normal
 from tests.oracles import Gaussian
 from tests.samplers.references import Replay
@@ -84,3 +95,18 @@ def test_an_image_depends_on_its_own_seed_only():
     together, alone = images([11, 12, 13]), images([12])
     assert torch.equal(together[1], alone[0])
     assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("name", ["dpmpp_sde", "comfy:dpmpp_sde"])
+def test_dpmpp_sde_keeps_its_spread_with_seeded_noise(name):
+    """Its draws overlap. Independent ones would cost an eighth of the spread; here they are joined as one path's."""
+    gaussian = Gaussian(VarianceExploding(0.02, 20.0), torch.zeros(1).double(), torch.ones(1).double())
+    levels, seeds = get_grid("karras", gaussian.path, 12), range(4000)
+    x = normal(seeds, (1,), "start", dtype=torch.float64) * levels[0].sigma
+    plain = seeded_noise(seeds, x)
+    joined, brownian, apart = (
+        sample(gaussian, get_solver(name), x, levels, noise=noise).std()
+        for noise in (plain, brownian_noise(seeds, x), lambda s, t: plain(s, t))
+    )
+    assert abs(joined / brownian - 1) < 4 / (2 * len(seeds)) ** 0.5  # four standard errors
+    assert apart / brownian < 0.93

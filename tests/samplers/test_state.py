@@ -1,5 +1,6 @@
 """Explicit state: steps are pure, repeatable, resumable, and evaluate exactly as often as they say."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,14 @@ from samplers import (
     Context,
     Multistep,
     RectifiedFlow,
+    VarianceExploding,
     get_grid,
     get_solver,
     sample,
     seeded_noise,
     trajectory,
 )
-from tests.oracles import Mixture
+from tests.oracles import Gaussian, Mixture
 
 PATH = RectifiedFlow()
 LEVELS = get_grid("karras", PATH, 8)
@@ -145,3 +147,19 @@ def test_the_dtype_of_x_is_kept(dtype):
     mixture = replace(MIXTURE, means=MIXTURE.means.to(dtype), stds=MIXTURE.stds.to(dtype), weights=MIXTURE.weights.to(dtype))
     for name in SOLVERS:
         assert sample(mixture, get_solver(name), x, LEVELS, noise=seeded_noise([1, 2, 3], x)).dtype == dtype
+
+
+def test_noise_beyond_float16_is_a_sentence():
+    """At the start by the level, at the end by the numbers; bfloat16 and float32 have the range."""
+    path = VarianceExploding(0.002, 20000.0)
+    levels, gaussian = get_grid("karras", path, 4), Gaussian(path, torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match="noise of sigma 20000 goes beyond: use bfloat16 or float32"):
+        sample(gaussian, get_solver("euler"), torch.ones(1, 2).half(), levels)
+    assert sample(gaussian, get_solver("euler"), torch.ones(1, 2).bfloat16(), levels).isfinite().all()
+
+    def broken(x, level, condition, context):
+        return replace(MIXTURE(x.double(), level, condition, context), x=x, raw=torch.full_like(x, math.inf))
+
+    broken.path = PATH
+    with pytest.raises(ValueError, match="left the range of float16"):
+        sample(broken, get_solver("euler"), torch.ones(1, 2).half(), LEVELS)
