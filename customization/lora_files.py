@@ -31,6 +31,7 @@ from gen.commands.lora import parse_lora
 from gen.commands.output import check_writable, printable, say
 from gen.commands.show import table
 from gen.pretrained import DTYPES, find_model
+from gen.temporary import beside
 
 
 def merge(given: argparse.Namespace) -> int:
@@ -104,7 +105,7 @@ def spectrum(given: argparse.Namespace) -> int:
         print(printable(table(header, rows)))
     if given.plot is not None:
         image = plot_spectra(found, printable(adapter.name))
-        temporary = given.plot.with_name(f".{given.plot.name}.{os.getpid()}.tmp")
+        temporary = beside(given.plot)
         try:
             image.save(temporary, "PNG")
             os.replace(temporary, given.plot)

@@ -10,7 +10,6 @@ error, never a new run. No pickle anywhere.
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, sync, write_bytes, write_json, write_weights
 from gen.files import read_text
 from gen.folders import put_in_place
+from gen.temporary import beside
 
 PREFIX = "step-"
 
@@ -53,8 +53,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> P
     usable; OSError where the disk is full, and nothing has changed.
     """
     target = folder_of(run, checkpoint.step)
-    temporary = run / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = beside(target)
     temporary.mkdir(parents=True)
     try:
         for name, tensors in checkpoint.tensors.items():

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gen.files import CheckpointError, opened, read_text, regular_file
+from gen.temporary import beside
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 PICKLE = (
@@ -176,9 +178,13 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
             own[name].copy_(tensor)
 
 
+_umask_read = threading.Lock()  # two threads in between each other would leave the process without its umask
+
+
 def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
+    with _umask_read:
+        value = os.umask(0)
+        os.umask(value)
     return value
 
 
@@ -194,7 +200,7 @@ def sync(path: Path) -> None:
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace a file atomically."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         temporary.write_bytes(data)
         sync(temporary)
@@ -212,7 +218,7 @@ def write_weights(
 ) -> None:
     """Write a safetensors file atomically; floating tensors in `dtype` if given. The same values are the same bytes."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     ready = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in tensors.items()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from gen.checkpoints import CheckpointError, load_weights, read_json, sha256, write_json, write_weights
+from gen.building import TooLarge, no_initialisation, no_larger_than
+from gen.checkpoints import CheckpointError, TensorFile, load_weights, read_json, sha256, write_json, write_weights
 
 
 class Config(BaseModel):
@@ -94,23 +94,6 @@ def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | 
     write_json(folder / "config.json", config_of(network))
 
 
-@contextmanager
-def no_initialisation() -> Iterator[None]:
-    """Inside, `nn.init` does nothing: weights that a file will overwrite need not be drawn first, which takes longer than
-    reading them. (The meta device would do, but its first use imports for two seconds.)"""
-    names = [
-        name for name, value in vars(nn.init).items() if name.endswith("_") and not name.startswith("_") and callable(value)
-    ]
-    before = {name: getattr(nn.init, name) for name in names}
-    try:
-        for name in names:
-            setattr(nn.init, name, lambda tensor, *args, **options: tensor)
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(nn.init, name, function)
-
-
 def component_digest(folder: Path) -> str:
     """sha256 of the weights of a network's folder."""
     kind = read_json(folder / "config.json").get("type")
@@ -135,9 +118,12 @@ def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.f
         from gen.bridge.parts import open_saved
 
         return open_saved(folder, config, dtype)
+    shapes = TensorFile(folder / "model.safetensors").shapes
     try:
-        with no_initialisation():
+        with no_larger_than(shapes), no_initialisation():
             network = build(config)
+    except TooLarge as error:
+        raise CheckpointError(folder / "config.json", f"{error}, model.safetensors; they are not of one model.") from None
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None
     load_weights(network, folder / "model.safetensors")

@@ -34,6 +34,7 @@ from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe
 from gen.run import make_all, make_batch, progress_bar
 from gen.settings import Sampling, make_settings
+from gen.threads import exclusive
 from gen.tweak_options import TweakOptions
 from gen.with_adapters import WithAdapters
 from gen.with_canvas import WithCanvas
@@ -57,7 +58,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
     """A model ready to make pictures. `from_pretrained` opens one; the constructor takes networks that you have.
 
     config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
-    arithmetic and the other networks stay float32. `interrupt = True`, set from a callback, ends the call early.
+    arithmetic and the other networks stay float32. `interrupt = True`, set from a callback, ends the call early. Threads may
+    share a Generator: one works at a time, and `interrupt` is that call's (`gen.threads`).
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         generator.pipeline = opened.pipeline
         return generator
 
+    @exclusive
     def save_pretrained(
         self, folder: Path | str, dtype: torch.dtype | None = None, *, format: str | None = None, overwrite: bool = False
     ) -> Path:
@@ -167,6 +170,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         """How many classes the network knows; 0 for a network that takes no label."""
         return getattr(self.network.config, "num_classes", 0) or 0
 
+    @exclusive
     @torch.no_grad()
     def encode_prompt(
         self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None, *, negative: bool = False
@@ -204,6 +208,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         images = images if size is None else cut_to(images.float(), size)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
 
+    @exclusive
     def preview(self, latents: Tensor) -> list[Image.Image]:
         """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see `gen.preview`."""
         from gen import preview
@@ -213,6 +218,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         scaled = latents.to(self.device).float() / self.config.latent_scale
         return preview.pictures(preview.to_rgb(scaled, self._colours))
 
+    @exclusive
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -312,16 +318,17 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
             remark_on_size(self, settings.height, settings.width)
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
-                f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=2
+                f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=3
             )
         elif settings.scale == settings.rules.off and any(negatives):
             warnings.warn(
-                f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=2
+                f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=3
             )
         items = request.items(prompts, negatives, classes, per_prompt, request.draw_seeds(total, seed, seeds, generator), noise)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
 
+    @exclusive
     def replay(
         self,
         recipe: Recipe,

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gen.images import open_header
+from gen.temporary import beside
 
 CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
@@ -260,7 +261,7 @@ def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = Non
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise RecipeError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with open(temporary, "xb") as file:
             image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gen import request
+from gen.threads import all_of
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.joint.collaborate import Collaborative
@@ -68,7 +69,8 @@ def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) 
         Member(p.generator.denoiser, p.condition(), p.strength, p.reliability, adapters=dict(p.generator.adapters))
         for p in parts
     )
-    return _run(parts[0].generator, UniteAndConquer(members), seed, count, **call)
+    with all_of(part.generator.network for part in parts):
+        return _run(parts[0].generator, UniteAndConquer(members), seed, count, **call)
 
 
 def collaborate(
@@ -86,7 +88,8 @@ def collaborate(
         raise ValueError(f"{influence} holds no influence maps; give what configs/distill/collaborate.yaml exports.")
     network = network.to(first.device)
     denoisers = [_guided(part) for part in parts]
-    return _run(first, Collaborative(network.members(denoisers, [p.condition() for p in parts])), seed, count, **call)
+    with all_of(part.generator.network for part in parts):
+        return _run(first, Collaborative(network.members(denoisers, [p.condition() for p in parts])), seed, count, **call)
 
 
 def check(parts: Sequence[Part]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from gen import request
 from gen.prompt_memory import PromptMemory
 from gen.recipe import Recipe
+from gen.threads import exclusive
 
 if TYPE_CHECKING:
     from gen.adapters import Adapter, Report
@@ -29,6 +30,7 @@ class WithAdapters:
     _loaded: ModelAdapters | None
     _encoded: PromptMemory
 
+    @exclusive
     def load_adapter(
         self,
         adapter: str | Path | Adapter,
@@ -62,16 +64,19 @@ class WithAdapters:
         self.set_adapters({**self.adapters, adapter.name: weight})
         return report
 
+    @exclusive
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; ValueError if there is none of this name."""
         self._with_any(name).remove(name)
         self._encoded.clear()
         self.adapters.pop(name, None)
 
+    @exclusive
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         """Which of the loaded adapters act from now on, and how strongly; those left out stay loaded and do nothing."""
         self.adapters = self._in_force(weights)
 
+    @exclusive
     def fuse_adapters(self, weights: Mapping[str, float] | None = None) -> None:
         """Write adapters into the model's weights, those in force if None: pictures then cost what they cost without.
 
@@ -84,6 +89,7 @@ class WithAdapters:
         self._encoded.clear()
         self.adapters = {name: weight for name, weight in self.adapters.items() if name not in weights}
 
+    @exclusive
     def unfuse_adapters(self) -> None:
         """The model's weights as they were, to the last bit; the adapters go on acting beside them."""
         if self._loaded is None or not self._loaded.fused:
@@ -92,6 +98,7 @@ class WithAdapters:
         self._loaded.unfuse()
         self._encoded.clear()
 
+    @exclusive
     def save_adapter(
         self, name: str, path: str | Path, format: str = "diffusers", dtype: torch.dtype | None = None, fold: bool = False
     ) -> Path:

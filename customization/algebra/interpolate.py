@@ -13,6 +13,7 @@ from torch import Tensor
 from customization.algebra.sum import Track
 from gen.adapters import AdapterError
 from gen.checkpoints import CheckpointError, TensorFile, listed, read_json, read_metadata, write_weights
+from gen.temporary import beside
 
 
 def lerp(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -48,14 +49,14 @@ def interpolate_weights(
     if not files:
         raise CheckpointError(first, "holds no safetensors files; give a model's folder.")
     _same_configs(first, second)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    partial = beside(target)
     try:
-        shutil.copytree(first, beside, ignore=lambda _, names: [name for name in names if name.endswith(".safetensors")])
+        shutil.copytree(first, partial, ignore=lambda _, names: [name for name in names if name.endswith(".safetensors")])
         for name in files:
-            _file(first / name, second / name, beside / name, float(share), track)
-        os.replace(beside, target)
+            _file(first / name, second / name, partial / name, float(share), track)
+        os.replace(partial, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

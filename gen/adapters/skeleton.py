@@ -15,7 +15,8 @@ def skeleton(folder: Path) -> dict[str, nn.Module]:
     """The parts that adapters change, on the meta device, of a model folder or a diffusers pipeline; by adapters' names."""
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         return _pipeline(folder)
-    from gen.components import build, no_initialisation
+    from gen.building import no_initialisation
+    from gen.components import build
     from gen.model_folder import PARTS, read_model_config
 
     read_model_config(folder)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -193,22 +194,27 @@ def _first_line(error: Exception) -> str:
     return (text[0][:300] if text else type(error).__name__).rstrip(".:") + "."
 
 
+_opening = threading.RLock()
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the libraries' progress bars and advice; what matters is checked afterwards."""
+    """Without the libraries' progress bars and advice; what matters is checked afterwards. One thread at a time: the libraries
+    change what is torch's own while they open a model."""
     from transformers.utils import logging as bars
 
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels, shown = [logger.level for logger in loggers], bars.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        bars.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shown:
-            bars.enable_progress_bar()
+    with _opening:
+        levels, shown = [logger.level for logger in loggers], bars.is_progress_bar_enabled()
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            bars.disable_progress_bar()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            if shown:
+                bars.enable_progress_bar()

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gen.building import TooLarge, no_initialisation, no_larger_than
 from gen.checkpoints import CheckpointError, listed
-from gen.components import build, no_initialisation
+from gen.components import build
 from gen.formats.files import Source, open_checkpoint
 from gen.formats.format import Format
 from gen.formats.registry import detect, find
@@ -110,8 +111,10 @@ def _scale(source: Source, name: str, config: Mapping[str, Any]) -> float:
 
 def _build(source: Source, config: Mapping[str, Any]) -> nn.Module:
     try:
-        with no_initialisation():
+        with no_larger_than(source.shapes, 4), no_initialisation():
             return build(config)
+    except TooLarge as error:
+        raise CheckpointError(source.path, f"is described by a config that {error}.") from None
     except (RuntimeError, MemoryError):
         raise CheckpointError(source.path, "describes a network that does not fit into memory.") from None
     except ValueError as error:

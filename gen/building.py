@@ -1,0 +1,70 @@
+"""Networks that are built to be filled from a file: without drawing their first weights, and no larger than the file.
+
+Both are modes of the thread that builds (`torch.overrides.TorchFunctionMode`), so other threads may build, draw or train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+SLACK = 1 << 20  # numbers that a network may have beside its file's: tables that are computed and not stored
+
+
+class TooLarge(ValueError):
+    """A config asks for more than the weights that are to fill it."""
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Every random draw into a tensor gives zeros."""
+
+    DRAWS: ClassVar = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in self.DRAWS:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            with torch.no_grad():
+                return tensor.zero_()  # within whatever bounds the caller draws again for
+        return func(*args, **(kwargs or {}))
+
+
+class _NoLargerThan(TorchFunctionMode):
+    """Counts the numbers of new tensors, and refuses the one that goes beyond the limit before it has memory."""
+
+    FACTORIES: ClassVar = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in self.FACTORIES:
+            size: Any = (kwargs or {}).get("size", args)
+            size = size[0] if len(size) and isinstance(size[0], Sequence) else size
+            shape = [side for side in size if isinstance(side, int)]
+            self.left -= math.prod(shape)
+            if self.left < 0:
+                raise TooLarge(f"asks for a tensor {tuple(shape)}, with which the network is larger than its weights")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_initialisation() -> Iterator[None]:
+    """Inside, nothing is drawn in this thread: weights that a file will overwrite need not be drawn first, which takes
+    longer than reading them. (The meta device would do, but its first use imports for two seconds.)"""
+    with _NoInitialisation():
+        yield
+
+
+@contextmanager
+def no_larger_than(shapes: Mapping[str, Sequence[int]], factor: int = 1) -> Iterator[None]:
+    """Inside, new tensors of this thread may hold `factor` times as many numbers as a file's (its shapes by name) and
+    `SLACK` more. TooLarge, in words that follow the name of a config, refuses the next one before it is allocated."""
+    with _NoLargerThan(factor * sum(math.prod(shape) for shape in shapes.values()) + SLACK):
+        yield

@@ -1,0 +1,42 @@
+"""One thread at a time where a model is changed or run: its hooks, packed weights and learned words are not a call's own."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+_guard = threading.Lock()
+
+
+def lock_of(network: nn.Module) -> Any:
+    """The lock of everything that runs this network, `Generator`s that share it included; a thread may take it again."""
+    with _guard:
+        return _locks.setdefault(network, threading.RLock())
+
+
+def exclusive(method: Method) -> Method:
+    """A method of a `Generator` that other threads wait for."""
+
+    @functools.wraps(method)
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with lock_of(self.network):
+            return method(self, *args, **kwargs)
+
+    return alone  # type: ignore[return-value]
+
+
+@contextmanager
+def all_of(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """The locks of several networks, taken in one order by every thread."""
+    with ExitStack() as held:
+        for network in sorted(set(networks), key=id):
+            held.enter_context(lock_of(network))
+        yield
