@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gen.checkpoints import sync
+from gen.temporary import beside
 
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux; Darwin's flag for the same has the same number
 _UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
@@ -49,7 +49,7 @@ def sync_tree(folder: Path) -> None:
 def put_in_place(new: Path, folder: Path) -> None:
     """Rename a finished folder to its final name; one that has this name already is replaced, and deleted. Both are on one file
     system; the folder that holds the final name is flushed to disk."""
-    old = _beside(folder, "old")
+    old = beside(folder, "old")
     if folder.exists():
         if _exchange(new, folder):
             old = new
@@ -73,7 +73,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
-    around = _beside(folder, "new")
+    around = beside(folder, "new")
     new = around / folder.name
     try:
         new.mkdir(parents=True)
@@ -84,16 +84,11 @@ def written_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(around, ignore_errors=True)
 
 
-def _beside(folder: Path, kind: str) -> Path:
-    """A name that no other thread, process or container has at the same time."""
-    return folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}.tmp")
-
-
 def recover(folder: Path) -> bool:
     """Bring back the folder that a crash in the middle of its replacement left beside its name; True where there was one."""
     if os.path.lexists(folder):
         return False
-    left = sorted(folder.parent.glob(f".{_literal(folder.name)}.*.old.tmp"), key=lambda path: path.stat().st_mtime)
+    left = sorted(folder.parent.glob(f".{_literal(folder.name[:200])}.*.old.tmp"), key=lambda path: path.stat().st_mtime)
     if not left:
         return False
     os.rename(left[-1], folder)
