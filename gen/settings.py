@@ -17,6 +17,7 @@ from samplers.sample import Solver
 if TYPE_CHECKING:
     from gen.generator import Generator
     from gen.kinds import Asked, Kind
+    from gen.model_folder import Defaults
     from gen.recipe import Recipe
 
 
@@ -148,6 +149,15 @@ def _interval(generator: Generator, interval: object) -> tuple[float, float] | N
     return usual if interval is None else request.interval("guidance_interval", interval)
 
 
+def _trained(defaults: Defaults) -> tuple[str, dict[str, Any]]:
+    """The grid of LCM and TCD, whatever the model's is: the model's own where it is made for them, else the usual one, shifted
+    as the model's."""
+    if defaults.sampler in ("lcm", "tcd"):
+        return defaults.schedule, dict(defaults.schedule_options)
+    shift = defaults.schedule_options.get("shift")
+    return "trained", {} if shift is None else {"shift": shift}
+
+
 def _steps(generator: Generator, sampling: Sampling, tokens: int) -> dict[str, Any]:
     """The fields of `Settings` that say which sampler takes which steps. tokens: how many the network sees at once."""
     defaults, sampler, schedule = generator.config.defaults, sampling.sampler, sampling.schedule
@@ -170,6 +180,8 @@ def _steps(generator: Generator, sampling: Sampling, tokens: int) -> dict[str, A
         schedule = own_schedule if schedule is None else schedule
         solver, info = get_solver(sampler, **sampler_options), solver_info(sampler)
         brownian, steps = info.brownian, 2 if info.adaptive else steps  # an adaptive solver chooses its own steps
+        if schedule is None and schedule_options is None and info.grid == "trained" and sampling.sampler is not None:
+            schedule, schedule_options = _trained(defaults)
     if schedule_options is None:
         schedule_options = defaults.schedule_options if schedule is None else {}
     schedule_options = request.options("schedule_options", schedule_options)

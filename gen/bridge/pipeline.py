@@ -7,6 +7,7 @@ refused, so no file chooses what code runs, nor where it is read from.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def open_pipeline(
     wanted = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
-    settings = sampling(scheduler, noise)
+    settings = sampling(scheduler, noise, family.own_sigmas)
     for part, name in classes.items():  # all configs before any weights
         if "Tokenizer" not in name:
             read_part_config(folder / part)
@@ -124,13 +125,13 @@ def open_pipeline(
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
         bins = binned(size, family.bins)
+        usual = few_steps(family.defaults(loaded[family.backbone]), index, noise, loaded[family.backbone])
         config = model_config(
             {
-                "path": settings["path"],
-                "prediction": settings["prediction"],
                 "clock": family.clock,
+                **settings,
                 "sample_size": size,
-                "defaults": {**settings["defaults"], **family.defaults(loaded[family.backbone]), **bins["defaults"]},
+                "defaults": {**settings["defaults"], **usual, **bins["defaults"]},
                 "size_bins": bins["size_bins"],
                 "classes": family.class_names(index),
             }
@@ -144,6 +145,22 @@ def open_pipeline(
         reader.encoders = {part: loaded[part] for part in classes if part.startswith("text_encoder")}
         parts["text_encoder"] = reader
     return Opened(config, parts, {part: weights[part] for part in classes if part in weights}, Pipeline(index, noise, loaded))
+
+
+FEW = {"turbo": 1, "schnell": 4, "lightning": 4, "hyper": 8, "lcm": 4}  # what distilled models are named after, and their steps
+
+
+def few_steps(usual: dict[str, Any], index: Mapping[str, Any], scheduler: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+    """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them or a config says where
+    the weights are from, as in `"_name_or_path": "stabilityai/sdxl-turbo"`. A network that embeds its scale has its own."""
+    names = " ".join(str(one.get("_name_or_path", "")) for one in (index, getattr(backbone, "config", {}))).lower()
+    words = re.split(r"[^a-z]+", names)
+    steps = next((steps for word, steps in FEW.items() if word in words), None)
+    if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
+        steps = 4
+    if steps is None or usual.get("guidance") == "embedded" or usual["num_inference_steps"] <= 4:
+        return usual
+    return {**usual, "num_inference_steps": steps, "guidance_scale": 1.0}
 
 
 def binned(size: int, default: bool | None) -> dict[str, Any]:

@@ -1,118 +1,415 @@
-"""diffusers' scheduler configs as our path, prediction and default sampling."""
+"""diffusers' scheduler configs as our path, prediction, and the sampler and grid of calls that name none.
+
+`gen.bridge.schedulers` has every key that a config may hold. What a scheduler does with its keys is here.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gen.bridge.schedulers import KEYS, NO_EFFECT, ONLY
 from gen.checkpoints import CheckpointError
+from samplers.registry import solver_info
 
-# Scheduler -> the sampler that a call uses by default. PNDM's successor on the same models is 2M.
-SAMPLERS = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "DEISMultistepScheduler": "deis",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "DPMSolverSinglestepScheduler": "dpmpp_2s",
-    "EulerAncestralDiscreteScheduler": "euler_a",
-    "EulerDiscreteScheduler": "euler",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "HeunDiscreteScheduler": "heun",
-    "KDPM2DiscreteScheduler": "dpm_2",
-    "LCMScheduler": "lcm",
-    "LMSDiscreteScheduler": "lms",
-    "PNDMScheduler": "dpmpp_2m",
-    "TCDScheduler": "tcd",
-    "UniPCMultistepScheduler": "unipc",
-}
+SAMPLERS = tuple(KEYS)
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SPACED = ("leading", "trailing", "linspace")
-# Where a scheduler's own value is not written: diffusers' defaults.
-_LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+_OPEN = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "UniPC")  # their timesteps are N + 1 without the last
+_UNSCALED = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # x = x0 + sigma eps, timesteps between those of the table
+LARGEST = math.sqrt(2**24 - 1)  # diffusers' sigma for pure noise: alpha^2 = 2^-24
+ALWAYS = 1_000_000  # more steps than any run has
+_CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+
+Settings = tuple[str, dict[str, Any]]  # a name and its options
 
 
-def sampling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """path, prediction and the part of the defaults that a scheduler config settles, as values of a `ModelConfig`.
+class Config:
+    """A scheduler's config with diffusers' values for what it does not say. Reading a key that the class lacks is an error of
+    ours; `check` refuses what cannot be followed."""
 
-    `path` names the file for errors. ValueError (CheckpointError) for schedulers and noise that we have no equal of.
+    def __init__(self, config: Mapping[str, Any]):
+        self.name = str(config["_class_name"])
+        self.kind = self.name.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep")
+        self.prediction = config.get("prediction_type", KEYS[self.name].get("prediction_type", "flow_prediction"))
+        self.values = {key: config.get(key, default) for key, default in KEYS[self.name].items()}
+        self.said = config.keys() & self.values.keys()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def is_one_of(self, kinds: tuple[str, ...]) -> bool:
+        return self.name.startswith(kinds)
+
+    def check(self) -> None:
+        for key, (allowed, why) in ONLY.items():
+            if key not in self.values or f"{self.name}.{key}" in NO_EFFECT:
+                continue
+            value = self.values[key]
+            if key == "clip_sample" and key not in self.said:
+                continue  # no published latent model means the default of the class, which was made for pixels
+            if value not in allowed or (isinstance(value, bool) and not any(value is one for one in allowed)):
+                raise ValueError(f"{key} is {value!r}, which cannot be followed: {why}; {_should_be(allowed)}")
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        return self.values.get(key, otherwise)
+
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key, False)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}, not true or false")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.values[key]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} is {value!r}, not a number")
+        return float(value)
+
+    def whole(self, key: str) -> int:
+        value = self.values[key]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{key} is {value!r}, not a whole number")
+        return value
+
+    def one(self, key: str, *known: str, **same: str) -> str:
+        """The value of a key with a few names; `same` are other names for them."""
+        value = self.values[key]
+        value = same.get(value, value) if isinstance(value, str) else value
+        if value not in known:
+            raise ValueError(f"{key} {self.values[key]!r} is not one of {', '.join(known)}")
+        return value
+
+
+def _should_be(allowed: tuple[Any, ...]) -> str:
+    shown = " or ".join("null" if v is None else str(v).lower() if isinstance(v, bool) else repr(v) for v in allowed[:1])
+    return f"set it to {shown} if the model was made with that"
+
+
+def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dict[str, Any]:
+    """path, prediction and the part of the defaults that a scheduler config settles, as values of a `ModelConfig`; also clock,
+    input_scale and sigma_data where a scheduler says them and not the network's family.
+
+    path: of the file, for errors. own_sigmas: the pipeline hands its flow scheduler even sigmas, as Flux does and Stable
+    Diffusion 3 does not. ValueError (CheckpointError) for schedulers, noise and settings that we have no equal of.
     """
     name = config.get("_class_name")
-    if name not in SAMPLERS:
-        raise CheckpointError(path, f"has scheduler {name!r}; known are {', '.join(SAMPLERS)}.")
+    if not isinstance(name, str) or name not in KEYS:
+        raise CheckpointError(path, f"has scheduler {name!r}; known are {', '.join(KEYS)}.")
     try:
-        flow = name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
-        found = _flow(config) if flow else _table(name, config)
+        read = Config(config)
+        read.check()
+        if read.kind.startswith("EDM"):
+            found = _edm(read)
+        elif read.kind.startswith("FlowMatch") or read.flag("use_flow_sigmas"):
+            found = _flow(read, own_sigmas)
+        else:
+            found = _table(read)
+        schedule, schedule_options = found.pop("schedule")
+        sampler, sampler_options = _sampler(read, clean_end=schedule_options.get("final", "zero") == "zero")
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(path, f"cannot be understood: {error}.") from None
-    return {**found, "defaults": {**found["defaults"], "sampler": SAMPLERS[name]}}
+    defaults = {"schedule": schedule, "schedule_options": schedule_options, "sampler": sampler}
+    return {**found, "defaults": defaults | ({"sampler_options": sampler_options} if sampler_options else {})}
 
 
-def _flow(config: dict[str, Any]) -> dict[str, Any]:
-    prediction = _PREDICTIONS.get(config.get("prediction_type", "flow_prediction"))
-    if prediction != "flow":
-        raise ValueError(f"flow noise with prediction_type {config.get('prediction_type')!r}, which is not flow_prediction")
-    if config.get("use_dynamic_shifting"):
-        options = {
-            "base_tokens": _whole(config, "base_image_seq_len", 256),
-            "max_tokens": _whole(config, "max_image_seq_len", 4096),
-            "base_shift": _real(config, "base_shift", 0.5),
-            "max_shift": _real(config, "max_shift", 1.15),
-        }
-        if config.get("time_shift_type", "exponential") != "exponential":
-            raise ValueError(f"time_shift_type {config['time_shift_type']!r}, which is not exponential")
-        if config.get("shift_terminal") is not None:
-            options["terminal"] = _real(config, "shift_terminal", 0.1)
-        schedule = "dynamic_shift"
+def _prediction(config: Config, *known: str) -> str:
+    value = config.get("prediction_type", "flow_prediction")
+    if value not in known:
+        raise ValueError(f"prediction_type {value!r} is not one of {', '.join(known)}")
+    return _PREDICTIONS[value]
+
+
+def _conversion(config: Config) -> str:
+    """Which sigmas stand in the place of the table's."""
+    asked = [kind for key, kind in _CONVERTED.items() if config.flag(key)]
+    if config.flag("use_lu_lambdas"):
+        asked.append("lu")
+    if len(asked) > 1:
+        raise ValueError(f"sigmas are asked to be {' and '.join(asked)}, of which only one can be")
+    return asked[0] if asked else "table"
+
+
+def _kept(options: dict[str, Any], **usual: Any) -> dict[str, Any]:
+    """Options that say something: without those that are as a grid has them anyway."""
+    return {name: value for name, value in options.items() if value != usual.get(name)}
+
+
+def _flow(config: Config, own_sigmas: bool) -> dict[str, Any]:
+    if config.prediction != "flow_prediction":
+        raise ValueError(f"flow noise with prediction_type {config.prediction!r}, which is not flow_prediction")
+    matched = config.kind.startswith("FlowMatch")
+    kind = _conversion(config)
+    if kind != "table" and not matched:
+        raise ValueError(f"{kind} sigmas together with use_flow_sigmas, whose sigmas have another range")
+    if matched:
+        start = "even" if own_sigmas and config.name == "FlowMatchEulerDiscreteScheduler" else "trained"
     else:
-        shift = _real(config, "shift", 1.0) if "shift" in config else _real(config, "flow_shift", 1.0)
-        schedule, options = "uniform", {} if shift == 1 else {"shift": shift}
-    defaults = {"schedule": schedule, "schedule_options": options}
-    return {"path": {"type": "rectified_flow"}, "prediction": "flow", "defaults": defaults}
+        start = "open" if config.kind == "UniPC" else "below"
+    options: dict[str, Any] = {"start": start, "sigmas": kind, "size": config.whole("num_train_timesteps")}
+    if config.flag("use_dynamic_shifting"):
+        options["time_shift"] = config.one("time_shift_type", "exponential", *(("linear",) if matched else ()))
+        # pipelines read the line from the scheduler's config, and have these numbers where it has none
+        for ours, theirs, usual in (
+            ("base_tokens", "base_image_seq_len", 256),
+            ("max_tokens", "max_image_seq_len", 4096),
+            ("base_shift", "base_shift", 0.5),
+            ("max_shift", "max_shift", 1.15),
+        ):
+            given = config.get(theirs) is not None
+            value = (config.whole if ours.endswith("tokens") else config.number)(theirs) if given else usual
+            options[ours] = value
+    else:
+        options["shift"] = config.number("shift" if matched else "flow_shift")
+    if config.get("shift_terminal"):
+        options["terminal"] = config.number("shift_terminal")
+    if not matched:
+        options["clock"] = "floor"
+        if config.kind == "DEIS":
+            options["final"] = "last"
+        elif config.one("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+            beta = config.number("beta_start")
+            options |= {"final": "last"} if start == "open" else {"final": "sigma", "final_sigma": math.sqrt(beta / (1 - beta))}
+    return {"path": {"type": "rectified_flow"}, "prediction": "flow", "schedule": _flow_schedule(options)}
 
 
-def _table(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    if config.get("trained_betas") is not None:
-        raise ValueError("it brings a table of betas of its own, which is not supported")
-    kind, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+def _flow_schedule(options: dict[str, Any]) -> Settings:
+    """The grid of these options by its simplest name."""
+    options = _kept(options, sigmas="table", size=1000, shift=1.0)
+    if options.get("start") == "even" and not options.keys() - {"start", "shift"}:
+        return "uniform", {name: value for name, value in options.items() if name == "shift"}
+    line = ("base_tokens", "max_tokens", "base_shift", "max_shift")
+    plain = options.get("start") == "even" and not options.keys() - {"start", "time_shift", "terminal", *line}
+    if plain and options.get("time_shift") == "exponential":
+        return "dynamic_shift", {name: value for name, value in options.items() if name in (*line, "terminal")}
+    return "scheduler_flow", options
+
+
+def _edm(config: Config) -> dict[str, Any]:
+    if config.get("prediction_type") != "epsilon":
+        raise ValueError(f"prediction_type {config.get('prediction_type')!r} with EDM's scalings, where epsilon is known")
+    if config.one("final_sigmas_type", "zero", "sigma_min") != "zero":
+        raise ValueError("final_sigmas_type 'sigma_min' leaves noise in the picture; set it to 'zero'")
+    schedule = config.one("sigma_schedule", "karras", "exponential")
+    ends = {"sigma_min": config.number("sigma_min"), "sigma_max": config.number("sigma_max")}
+    rho = {"rho": config.number("rho")} if schedule == "karras" and config.number("rho") != 7 else {}
+    return {
+        "path": {"type": "variance_exploding", **ends},
+        "prediction": "edm",
+        "clock": "log_sigma/4",
+        "input_scale": "edm",
+        "sigma_data": config.number("sigma_data"),
+        "schedule": (schedule, rho),
+    }
+
+
+def _table(config: Config) -> dict[str, Any]:
+    kind = config.get("beta_schedule")
     if kind not in _BETAS:
         raise ValueError(f"beta_schedule {kind!r} is not one of {', '.join(_BETAS)}")
-    if prediction not in _PREDICTIONS or prediction == "flow_prediction":
-        raise ValueError(f"prediction_type {prediction!r} is not one of epsilon, sample, v_prediction")
+    prediction = _prediction(
+        config, "epsilon", "sample", "v_prediction", *(("original_sample",) if config.kind == "Euler" else ())
+    )
     path: dict[str, Any] = {"type": "variance_preserving", "betas": _BETAS[kind]}
-    path["steps"] = _whole(config, "num_train_timesteps", 1000)
+    path["steps"] = config.whole("num_train_timesteps")
     if _BETAS[kind] != "cosine":
-        path["start"], path["end"] = _real(config, "beta_start", 1e-4), _real(config, "beta_end", 0.02)
-        path["zero_terminal_snr"] = bool(config.get("rescale_betas_zero_snr", False))
-    spacing = config.get("timestep_spacing", "leading" if name in _LEADING else "linspace")
+        path["start"], path["end"] = config.number("beta_start"), config.number("beta_end")
+        path["zero_terminal_snr"] = config.flag("rescale_betas_zero_snr")
+    elif config.flag("rescale_betas_zero_snr"):
+        raise ValueError("rescale_betas_zero_snr with the cosine betas, which end near zero SNR by themselves")
+    found: dict[str, Any] = {"path": path, "prediction": prediction}
+    if config.get("timestep_type", "discrete") != "discrete":
+        config.one("timestep_type", "discrete", "continuous")
+        if prediction == "v":  # for others diffusers keeps to timesteps
+            found["clock"] = "log_sigma/4"
+    return {**found, "schedule": _timesteps(config, path)}
+
+
+def _timesteps(config: Config, path: dict[str, Any]) -> Settings:
+    """The grid on a table."""
+    if config.kind in ("LCM", "TCD"):
+        options: dict[str, Any] = {"original_steps": config.whole("original_inference_steps")}
+        if config.kind == "TCD":
+            return "scheduler", {"spacing": "trained", **_kept(options, original_steps=50), "final": "first"}
+        return "trained", _kept(options, original_steps=50)
+    spacing = config.get("timestep_spacing", "linspace")
     if spacing not in _SPACED:
         raise ValueError(f"timestep_spacing {spacing!r} is not one of {', '.join(_SPACED)}")
-    options: dict[str, Any] = {}
-    if name in ("LCMScheduler", "TCDScheduler"):
-        schedule = "trailing"  # theirs come from the top of the table whatever the spacing says
-    elif config.get("use_karras_sigmas"):
-        schedule = "karras"
-    elif spacing == "linspace" and name.startswith(("DPMSolver", "UniPC", "DEIS")):
-        schedule = "sgm_uniform"  # theirs leaves the last timestep out
-    else:
-        schedule = spacing
-        if spacing == "leading" and (offset := _whole(config, "steps_offset", 0)):
-            options["offset"] = offset
-    if path.get("zero_terminal_snr") and schedule == "leading":
-        schedule, options = "trailing", {}  # leading would skip the pure noise that the model was trained for
-    defaults = {"schedule": schedule, "schedule_options": options}
-    return {"path": path, "prediction": _PREDICTIONS[prediction], "defaults": defaults}
+    kind, unscaled = _conversion(config), config.is_one_of(_UNSCALED)
+    options = {"spacing": spacing, "rounded": not unscaled, "open_end": config.is_one_of(_OPEN), "sigmas": kind}
+    if spacing == "leading":
+        options["offset"] = config.whole("steps_offset") if "steps_offset" in config else 0
+    elif "steps_offset" in config:
+        config.whole("steps_offset")  # of the other spacings nobody reads it
+    if "lambda_min_clipped" in config:
+        options["clipped"] = _clipped(config, path)
+    if path.get("zero_terminal_snr") and not config.is_one_of(("DDIM", "DDPM", "PNDM")):
+        options["largest"] = LARGEST
+    if kind != "table":
+        options |= _converted(config, kind, unscaled)
+    options["final"] = _final(config)
+    if config.get("interpolation_type", "linear") == "log_linear":
+        options |= {"bounds": "table"} if kind != "table" else {"sigmas": "log_linear", "final": "first_unscaled"}
+    elif "interpolation_type" in config:
+        config.one("interpolation_type", "linear", "log_linear")
+    usual = {"rounded": True, "open_end": False, "sigmas": "table", "offset": 0, "clipped": 0, "bounds": "table"}
+    return "scheduler", _kept(options, spacing="linspace", clock="exact", final="zero", **usual)
 
 
-def _real(config: dict[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}, not a number")
-    return float(value)
+def _converted(config: Config, kind: str, unscaled: bool) -> dict[str, Any]:
+    """Options of sigmas that are not the table's: their ends, and the timestep that the network is told."""
+    options: dict[str, Any] = {"bounds": "spaced" if unscaled else "table"}
+    if not unscaled:
+        whole = kind in ("karras", "lu") and (config.kind == "UniPC" or config.get("beta_schedule") != "squaredcos_cap_v2")
+        whole = whole or (kind == "karras" and config.kind in ("DEIS", "DPMSolverSinglestep"))
+        options["clock"] = "round" if whole else "floor"
+    elif kind == "karras" and config.kind.startswith("KDPM2"):
+        options["clock"] = "round"
+    if kind == "lu":
+        options["sigmas"] = "exponential"  # even in the logarithm of sigma, as Lu's grid is at its rho of 1
+    if config.kind == "Euler":
+        options |= {end: config.number(end) for end in ("sigma_min", "sigma_max") if config.get(end) is not None}
+    return options
 
 
-def _whole(config: dict[str, Any], name: str, default: int) -> int:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}, not a whole number")
-    return value
+def _final(config: Config) -> str:
+    """Where a run ends."""
+    if "set_alpha_to_one" in config:
+        return "zero" if config.flag("set_alpha_to_one") else "first"
+    if config.kind == "DEIS":
+        return "first" if _conversion(config) == "table" else "last"
+    if "final_sigmas_type" not in config or config.one("final_sigmas_type", "zero", "sigma_min") == "zero":
+        return "zero"
+    if config.kind == "UniPC" and _conversion(config) != "table":
+        return "last"
+    return "first_unscaled" if config.kind == "Euler" else "first"
+
+
+def _clipped(config: Config, path: dict[str, Any]) -> int:
+    """How many timesteps have a log-SNR below lambda_min_clipped."""
+    lowest = config.number("lambda_min_clipped")
+    if lowest == -math.inf:
+        return 0
+    from gen.model_folder import VariancePreservingPath
+
+    table = VariancePreservingPath(**path).build().table  # type: ignore[attr-defined]
+    return sum(value < lowest for value in table)
+
+
+def _full(name: str) -> dict[str, Any]:
+    """The option by which a solver with memory keeps all of its points to the end, as the published formulas do."""
+    return {"ending": "full"} if "ending" in solver_info(name).options else {}
+
+
+def _sampler(config: Config, clean_end: bool) -> Settings:
+    """clean_end: the run ends in clean data, where the last step is of first order in any case."""
+    simple = {
+        "DDIM": "ddim",
+        "DDIMParallel": "ddim",
+        "DPMSolverSDE": "dpmpp_sde",
+        "EDMEuler": "euler",
+        "Euler": "euler",
+        "EulerAncestral": "euler_a",
+        "FlowMatchHeun": "flow_heun",
+        "Heun": "heun",
+        "KDPM2": "dpm_2",
+        "KDPM2Ancestral": "dpm_2_a",
+        "LCM": "lcm",
+    }
+    kind = config.kind
+    if kind in simple:
+        return simple[kind], {}
+    if kind == "FlowMatchEuler":
+        return "lcm" if config.flag("stochastic_sampling") else "euler", {}
+    if kind == "TCD":
+        return "tcd", {"eta": 0.0}  # pipelines hand it their own eta, which is 0
+    if kind == "LMS":
+        return "lms", _full("lms")
+    if kind == "PNDM":
+        return "pndm", {**_full("pndm"), **({} if config.flag("skip_prk_steps") else {"warmup": "runge_kutta"})}
+    if kind in ("DDPM", "DDPMParallel"):
+        variance = config.one("variance_type", "fixed_small", "fixed_large", fixed_small_log="fixed_small")
+        return "ddpm", {} if variance == "fixed_small" else {"variance": variance}
+    if kind == "UniPC":
+        return _unipc(config, clean_end)
+    if kind == "DEIS":
+        config.one("algorithm_type", "deis", **{"dpmsolver": "deis", "dpmsolver++": "deis"})
+        config.one("solver_type", "logrho", midpoint="logrho", heun="logrho", bh1="logrho", bh2="logrho")
+        below = 15 if config.flag("lower_order_final") else 0
+        return "multistep", {"order": _order(config), "of": "eps", "lower_below": below}
+    return _singlestep(config) if kind == "DPMSolverSinglestep" else _dpm(config, clean_end)
+
+
+def _order(config: Config) -> int:
+    order = config.whole("solver_order")
+    if not 1 <= order <= 3:
+        raise ValueError(f"solver_order is {order}; 1, 2 and 3 are known")
+    return order
+
+
+def _unipc(config: Config, clean_end: bool) -> Settings:
+    order = _order(config)
+    rule = config.one("solver_type", "bh1", "bh2", midpoint="bh2", heun="bh2", logrho="bh2")
+    lower = config.flag("lower_order_final")
+    options = {"order": order, "corrector_order": order + 1, **({} if rule == "bh2" else {"rule": rule})}
+    if order == 1 or (order == 2 and clean_end) or not lower:
+        return "unipc", {**options, **_full("unipc")}
+    return "multistep", {**options, "rule": rule, "lower_below": ALWAYS}
+
+
+def _variance(config: Config) -> None:
+    if config.get("variance_type") is not None:
+        raise ValueError(f"variance_type {config.get('variance_type')!r}, which this solver leaves out; set it to null")
+
+
+def _solver_type(config: Config) -> str:
+    return config.one("solver_type", "midpoint", "heun", logrho="midpoint", bh1="midpoint", bh2="midpoint")
+
+
+def _dpm(config: Config, clean_end: bool) -> Settings:
+    order, solver_type = _order(config), _solver_type(config)
+    if "variance_type" in config:
+        _variance(config)
+    algorithm = config.one("algorithm_type", "dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", deis="dpmsolver++")
+    if order == 3 and algorithm.startswith("sde"):  # of the one diffusers has none, and adds the other's last term wrongly
+        raise ValueError(f"solver_order 3 with algorithm_type {algorithm!r}, which has orders 1 and 2; set it to 2")
+    if not algorithm.endswith("++") and clean_end:
+        raise ValueError(f"algorithm_type {algorithm!r} with final_sigmas_type 'zero', where its noise prediction has no end")
+    rule = {1: "exact", 2: "midpoint" if solver_type == "midpoint" else "exact", 3: "published"}[order]
+    below = 15 if config.flag("lower_order_final") else 0
+    euler_last = config.flag("euler_at_final")
+    noisy = algorithm.startswith("sde")
+    if algorithm.endswith("++") and clean_end and order < 3:
+        name = {
+            (1, False): "ddim",
+            (1, True): "euler_a",
+            (2, False): "dpmpp_2m",
+            (2, True): "dpmpp_2m_sde" if rule == "midpoint" else "dpmpp_2m_sde_heun",
+        }[order, noisy]
+        other = {"rule": "exact"} if name == "dpmpp_2m" and rule == "exact" else {}
+        return name, {**other, **_full(name)}
+    options: dict[str, Any] = {"order": order, "rule": rule, "lower_below": below, "euler_at_final": euler_last}
+    if noisy:
+        options["eta"] = 1.0
+    if not algorithm.endswith("++"):
+        options["of"] = "eps"
+    if order == 3 and solver_type == "midpoint":  # of steps that have two predictions only
+        options["second_order_rule"] = "midpoint"
+    return "multistep", _kept(options, rule="exact", lower_below=0, euler_at_final=False)
+
+
+def _singlestep(config: Config) -> Settings:
+    order, rule = _order(config), "published" if _solver_type(config) == "midpoint" else "exact"
+    _variance(config)
+    algorithm = config.one("algorithm_type", "dpmsolver++", "dpmsolver", deis="dpmsolver++")
+    if order == 3 and rule == "published":
+        raise ValueError("solver_order 3 with solver_type 'midpoint', whose middle steps differ; set solver_type to 'heun'")
+    if config.get("final_sigmas_type") == "sigma_min" and not config.flag("lower_order_final"):
+        raise ValueError("final_sigmas_type 'sigma_min' without lower_order_final; set lower_order_final to true")
+    options = {"order": order, "of": "x0" if algorithm == "dpmsolver++" else "eps", **_full("dpm_fast")}
+    return "dpm_fast", {**options, **({} if rule == "published" else {"rule": rule})}

@@ -3,6 +3,7 @@
 Every grid is a function (path, steps, ...) -> `steps` + 1 levels, falling in noise and ending in clean data (sigma = 0), so
 that steps = 1 is one evaluation. The grids of `ratio` place sigma / alpha, which every path has, so one of them means the
 same on all paths; those of `clock` place the path's own clock, or the timesteps of its table; `tables` holds fixed lists;
+`scheduler` does what diffusers' schedulers do, to rounding, and may end before clean data where those do;
 `shift` moves a grid towards high noise for high resolutions.
 
 Default bounds, where a grid takes them: sigma_min and sigma_max on a variance-exploding path, the first and last finite
@@ -23,6 +24,9 @@ from samplers.grids.ratio import (
     uniform_logsnr,
     vp,
 )
+from samplers.grids.scheduler import flow as scheduler_flow
+from samplers.grids.scheduler import timesteps as scheduler_timesteps
+from samplers.grids.scheduler import trained
 from samplers.grids.shift import dynamic_mu, dynamic_shift, resolution_shift, shifted
 from samplers.grids.tables import align_your_steps, from_table, table
 
@@ -44,10 +48,13 @@ __all__ = [
     "polyexponential",
     "quadratic",
     "resolution_shift",
+    "scheduler_flow",
+    "scheduler_timesteps",
     "sgm_uniform",
     "shifted",
     "simple",
     "table",
+    "trained",
     "turbo",
     "uniform_logsnr",
     "uniform_time",

@@ -15,6 +15,7 @@ from samplers.solvers.er_sde import ERSDE
 from samplers.solvers.flow_map import FlowMap
 from samplers.solvers.heun import Heun
 from samplers.solvers.info import SolverInfo
+from samplers.solvers.lower_order import LowerOrderFinal
 from samplers.solvers.multistep import Multistep
 from samplers.solvers.pndm import PNDM
 from samplers.solvers.restart import Restart
@@ -302,6 +303,25 @@ SOLVERS: dict[str, SolverInfo] = {
             options=("ending", "order"),
         ),
         SolverInfo(
+            "multistep",
+            LowerOrderFinal,
+            "the multistep core with every setting free; its order may fall with the steps that are left",
+            2,
+            options=(
+                "order",
+                "rule",
+                "of",
+                "coordinate",
+                "noise",
+                "corrector_order",
+                "lower_below",
+                "euler_at_final",
+                "second_order_rule",
+                "ending",
+                *_SDE,
+            ),
+        ),
+        SolverInfo(
             "lms",
             partial(Multistep, order=4, of="eps", coordinate="ratio"),
             "Linear multistep: Adams-Bashforth in sigma",
@@ -376,7 +396,7 @@ SOLVERS: dict[str, SolverInfo] = {
             "Latent consistency models: 2 to 8 steps",
             1,
             stochastic=True,
-            grid="trailing",
+            grid="trained",
             aliases=("LCM", "comfy:lcm"),
             options=("s_noise",),
         ),
@@ -386,7 +406,7 @@ SOLVERS: dict[str, SolverInfo] = {
             "Trajectory consistency: eta = 0 is deterministic, 1 all new noise",
             1,
             stochastic=True,
-            grid="trailing",
+            grid="trained",
             aliases=("TCD",),
             options=("eta", "end"),
         ),

@@ -18,8 +18,8 @@ PATHS = {
     "trigonometric": Trigonometric(),
     "VP SDE": VariancePreservingSDE(),
 }
-TABLE_ONLY = ("leading", "linspace")
-FLOW_ONLY = ("dynamic_shift", "optimal_steps", "bong_tangent")
+TABLE_ONLY = ("leading", "linspace", "scheduler")
+FLOW_ONLY = ("dynamic_shift", "optimal_steps", "bong_tangent", "scheduler_flow")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])

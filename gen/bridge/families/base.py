@@ -24,6 +24,7 @@ class Family:
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
     scheduler says. native: the format of `gen.formats` by which our own network reads the backbone.
     bins: whether pictures are made at the nearest size of `gen.bins` by default; None: there is no list.
+    own_sigmas: the pipeline hands even sigmas to a flow scheduler.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Family:
     optional: tuple[str, ...] = ()
     native: str | None = None
     bins: bool | None = None
+    own_sigmas: bool = False
     class_names: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = field(default=lambda index: None)
 
 

@@ -97,4 +97,5 @@ FAMILY = Family(
     reader=reader,
     defaults=defaults,
     size=lambda backbone, factor: 128 * factor,
+    own_sigmas=True,
 )
