@@ -140,7 +140,6 @@ def make_guide(
     if info is not None:
         energy = get_energy(info, **{name: value for name, value in chosen.items() if name in info.options})
     recordable = info is not None and not info.external
-    chosen = chosen if info is None else info.recorded(chosen)
     kept = chosen if recordable else own
     record = GuideRecord(
         energy=info.name if info is not None and recordable else "", method=way.name, strength=amount, options=kept
@@ -172,12 +171,11 @@ def replayed_guide(
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
     if options and not own:
         raise ValueError("The recipe holds its guide's options; leave guide_options out.")
-    made_with = energy_info(record.energy, more).as_made(record.options) if record.energy else record.options
     return {
         "guide": given if own else record.energy,
         "guide_strength": record.strength,
         "guide_method": record.method,
-        "guide_options": {**made_with, **(options or {})},
+        "guide_options": {**record.options, **(options or {})},
     }
 
 

@@ -170,7 +170,7 @@ class ViewsRecord(_Part):
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = Field(2, description="1: before some defaults changed (`gen.recipe_versions`)")
     prompt: Text = ""
     negative_prompt: Text = ""
     class_label: int | None = Field(None, ge=-1)
@@ -217,13 +217,17 @@ class Recipe(_Part):
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """A recipe from its JSON; RecipeError says what is wrong with it."""
+        from gen.recipe_versions import upgraded
+
         try:
-            return cls.model_validate_json(text)
+            return upgraded(cls.model_validate_json(text))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the text"
-            if where == "version" and isinstance(first.get("input"), int) and first["input"] > 1:
-                raise RecipeError(f"the recipe has version {first['input']}; this fewstep reads version 1.") from None
+            if where == "version" and isinstance(first.get("input"), int) and first["input"] > 2:
+                raise RecipeError(
+                    f"the recipe has version {first['input']}; this fewstep reads versions 1 and 2, a newer one reads it."
+                ) from None
             raise RecipeError(f"the recipe is damaged or not ours ({where}: {first['msg'].lower()}).") from None
 
 

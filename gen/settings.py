@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -40,13 +39,8 @@ class Sampling:
     @classmethod
     def of(cls, source: Mapping[str, Any] | Recipe) -> Sampling:
         """Those of all the arguments of a call, or of a recipe."""
-        if isinstance(source, Mapping):
-            return cls(**{one.name: source[one.name] for one in fields(cls)})
-        recorded = cls(**{one.name: getattr(source, one.name) for one in fields(cls)})
-        if "limit" in (recorded.guidance_options or {}) or not re.search("threshold|clip", str(recorded.guidance)):
-            return recorded
-        # a recipe without a limit is of the time when it was 1, whatever the model
-        return replace(recorded, guidance_options={**(recorded.guidance_options or {}), "limit": 1.0})
+        named = source if isinstance(source, Mapping) else vars(source)
+        return cls(**{one.name: named[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True)

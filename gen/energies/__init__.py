@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from samplers.names import check_options, find
@@ -18,7 +18,7 @@ from samplers.names import check_options, find
 class EnergyInfo:
     """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
     default strength is times this, because the gradients of energies differ in size. method: the usual one of
-    `samplers.guidance.training_free`. since: option -> (what it is if not given, what recipes without it were made with)."""
+    `samplers.guidance.training_free`."""
 
     name: str
     module: str
@@ -30,15 +30,6 @@ class EnergyInfo:
     gain: float = 1.0
     aliases: tuple[str, ...] = ()
     method: str = "tfg"
-    since: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    def recorded(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's options with those that a recipe must say, because their default has changed once."""
-        return {**{name: now for name, (now, _) in self.since.items()}, **options}
-
-    def as_made(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A recipe's options, with the old defaults of those that it doesn't name."""
-        return {**{name: before for name, (_, before) in self.since.items()}, **options}
 
 
 ENERGIES: dict[str, EnergyInfo] = {
@@ -55,7 +46,6 @@ ENERGIES: dict[str, EnergyInfo] = {
             ("colour", "spread", "width", "match", "share"),
             ("colour",),
             aliases=("color",),
-            since={"match": ("hue", "rgb")},
         ),
         EnergyInfo(
             "composition",

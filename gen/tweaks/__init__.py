@@ -56,11 +56,6 @@ class Tweak:
         """The keywords for a replay: those of the record, and what the caller gave where it holds no more than a digest."""
         raise NotImplementedError
 
-    @classmethod
-    def options(cls, record: TweakRecord) -> dict[str, Any]:
-        """The options that a recipe's picture was made with."""
-        return dict(record.options)
-
     def read(
         self, generator: Generator, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]
     ) -> Condition:
@@ -136,11 +131,7 @@ class Tweaks(Kind):
 
 def said(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that say something."""
-    return {
-        name: value
-        for name, value in given.items()
-        if value is not None and not (isinstance(value, list | tuple | dict) and not value)
-    }
+    return {name: value for name, value in given.items() if value is not None and value != () and value != [] and value != {}}
 
 
 def make_tweaks(generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Tweaks:
@@ -170,11 +161,12 @@ def replayed_tweaks(records: Mapping[str, TweakRecord], given: Mapping[str, Any]
     for name, record in records.items():
         if name not in TWEAKS:
             raise ValueError(f"The recipe has a tweak {name!r:.40}, which this fewstep does not know; use a newer one.")
-        module, name_of_class = TWEAKS[name]
-        row: type[Tweak] = getattr(importlib.import_module(module), name_of_class)
+        module, row = TWEAKS[name]
         own = {key.removeprefix(name).lstrip("_"): value for key, value in given.items() if key.startswith(name)}
-        again = {**row.again(record, own), "options": row.options(record)}
-        keywords |= {f"{name}_{key}" if key else name: value for key, value in again.items()}
+        again = getattr(importlib.import_module(module), row).again(record, own)
+        keywords |= {
+            f"{name}_{key}" if key else name: value for key, value in {**again, "options": dict(record.options)}.items()
+        }
     return keywords
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen import request
-from gen.energies import ENERGIES, energy_info, get_energy
+from gen.energies import energy_info, get_energy
 from gen.guide import on_latents
 from gen.recipe import TweakRecord
 from gen.tweaks import Tweak, several, wanted
@@ -42,7 +42,6 @@ class GreedyChoice(Tweak):
         for name in chosen:
             if name not in takes:
                 raise ValueError(f"greedy_options has no {name!r}: it takes {', '.join(takes)}.")
-        chosen = chosen if info is None else info.recorded(chosen)
         own = {name: value for name, value in chosen.items() if name in (*OWN, *CANDIDATES)}
         energy = source if info is None else get_energy(info, **{n: v for n, v in chosen.items() if n in info.options})
         known = info is not None and not info.external
@@ -58,10 +57,6 @@ class GreedyChoice(Tweak):
         if not record.energy and not given:
             raise wanted("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
         return dict(given) or {"": record.energy}
-
-    @classmethod
-    def options(cls, record: TweakRecord) -> dict[str, Any]:
-        return energy_info(record.energy).as_made(record.options) if record.energy in ENERGIES else dict(record.options)
 
     def outside(self, generator, denoiser, noise, prompts) -> Denoiser:
         return self._choose(denoiser, on_latents(generator, self.energy, prompts), noise)

@@ -92,7 +92,7 @@ def test_a_guided_picture_does_not_depend_on_its_batch(tiny):
 def test_recipes_keep_registered_energies_and_never_code(tiny):
     named = tiny("a cat", guide="colour", guide_options={"colour": "teal", "mu": 0.0}, guide_strength=0.02, **CALL)
     record = named.recipes[0].guide
-    assert (record.energy, record.method, record.options) == ("colour", "tfg", {"colour": "teal", "mu": 0.0, "match": "hue"})
+    assert (record.energy, record.method, record.options) == ("colour", "tfg", {"colour": "teal", "mu": 0.0})
     recipe = Recipe.from_json(named.recipes[0].to_json())
     assert tiny.replay(recipe, progress=False).images[0].tobytes() == named.images[0].tobytes()
     with pytest.raises(ValueError, match="leave guide out"):
@@ -330,21 +330,6 @@ def test_a_hue_is_matched_by_its_share_and_leaves_brightness_alone():
 def test_what_has_no_hue_is_matched_by_brightness(colour, brightness):
     assert Colour(colour)(torch.full((1, 3, 24, 24), brightness), Condition()).abs() < 1e-6
     assert Colour(colour, 0.1)(torch.full((1, 3, 24, 24), brightness - 0.2), Condition()).item() == pytest.approx(-2, abs=1e-3)
-
-
-def test_recipes_that_do_not_say_how_a_colour_is_matched_are_replayed_by_red_green_and_blue(tiny):
-    options = {"colour": "teal", "match": "rgb"}
-    made = tiny("a cat", guide="colour", guide_options=options, guide_strength=0.02, **CALL)
-    old = made.recipes[0].model_copy(update={"guide": made.recipes[0].guide.model_copy(update={"options": {"colour": "teal"}})})
-    assert tiny.replay(old, progress=False).images[0].tobytes() == made.images[0].tobytes()
-    hue = tiny("a cat", guide="colour", guide_options={"colour": "teal"}, guide_strength=0.02, **CALL)
-    assert hue.images[0].tobytes() != made.images[0].tobytes()
-
-    chosen = tiny("a cat", greedy="colour", greedy_options={**options, "iterations": 1}, **CALL)
-    record = chosen.recipes[0].tweaks["greedy"]
-    bare = {"colour": "teal", "iterations": 1}
-    old = chosen.recipes[0].model_copy(update={"tweaks": {"greedy": record.model_copy(update={"options": bare})}})
-    assert tiny.replay(old, progress=False).images[0].tobytes() == chosen.images[0].tobytes()
 
 
 def test_a_colour_is_matched_in_known_ways():

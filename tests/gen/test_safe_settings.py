@@ -40,15 +40,6 @@ def test_limits_of_other_models(pixel_model, tiny):
     assert other.limit == 4
 
 
-@pytest.mark.parametrize("rule", ["clip", "cfg + dynamic_threshold"])
-def test_a_recipe_without_a_limit_is_replayed_with_the_one_it_was_made_with(tiny, rule):
-    """Before the limit came from the model it was 1, and was not recorded."""
-    made = tiny(["a red heart"], seed=7, num_inference_steps=5, guidance=rule, guidance_options={"limit": 1.0}, progress=False)
-    old = made.recipes[0].model_copy(update={"guidance_options": {}})
-    again = tiny.replay(old, progress=False)
-    assert again.images[0].tobytes() == made.images[0].tobytes()
-
-
 def test_published_layers_are_the_usual_ones():
     assert layers_within(SkipLayer.usual, 24) == (7, 8, 9)  # Stable Diffusion 3.5 medium
     assert layers_within(PerturbedAttention.usual, 16) == (6,)  # the middle of Stable Diffusion 1's attentions
