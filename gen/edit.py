@@ -56,9 +56,16 @@ class Edit(Kind):
         return {} if recipe.start is None else {"image": image, "mask": mask, "strength": recipe.start.strength}
 
     def change(self, generator: Generator, settings: Settings) -> Settings:
-        from samplers.editing import start_at
+        from samplers.editing import start_at, start_at_level
+        from samplers.registry import get_grid
+        from samplers.solvers.adaptive import Adaptive
 
-        return replace(settings, levels=start_at(settings.levels, self.start.strength))
+        levels, strength = settings.levels, self.start.strength
+        if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
+            return replace(settings, levels=start_at(levels, strength))
+        # two steps are no measure of a strength: the level is that of the schedule's own hundred
+        fine = get_grid(settings.schedule, generator.denoiser.path, 100, **settings.schedule_options)
+        return replace(settings, levels=start_at_level(levels, start_at(fine, strength)[0]))
 
     def check(self, settings: Settings) -> None:
         if self.mask is not None and (settings.rules.guidance[0] == "cfg++" or settings.rules.both):

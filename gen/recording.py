@@ -28,7 +28,8 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
     for kind in reversed(settings.kinds.values()):
         changed = (*changed, *kind.unrecorded)
         fields |= kind.recorded(items)
-    beside = ("pictures beside it",) if settings.rules.together and len(items) > 1 else ()
+    together = settings.rules.together or getattr(settings.solver, "together", False)
+    beside = ("pictures beside it",) if together and len(items) > 1 else ()
     computed_with = machine(generator, settings.seen)
     early = state.step < len(settings.levels) - 1
     height, width = settings.shown or (settings.height, settings.width)

@@ -52,6 +52,7 @@ def make_all(
     pack(generator.network)
     guided = [i for i, item in enumerate(items) if is_guided(item, settings)]
     plain = sorted(set(range(len(items))) - set(guided))
+    batch_size = settings.at_once or batch_size
     queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]
     queue.sort()
     done: dict[int, tuple[Tensor, Recipe]] = {}

@@ -12,6 +12,7 @@ from gen.kinds import frame_of, with_kinds
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
+from samplers.solvers.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -69,6 +70,11 @@ class Settings:
     unrecorded: tuple[str, ...] = ()
     stop_at: int | None = None
     kinds: dict[str, Kind] = field(default_factory=dict)
+
+    @property
+    def at_once(self) -> int | None:
+        """How many pictures may go through a solver together, None for any number: one where each takes steps of its own."""
+        return 1 if isinstance(self.solver, Adaptive) and not self.solver.together else None
 
     @property
     def copies(self) -> int:

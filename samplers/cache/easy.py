@@ -32,7 +32,8 @@ class EasyCache:
 
     The estimate adds rate |x - x_before| / |v_before| per step, rate being |change of v| / |change of x| at the last
     evaluation and |.| the mean absolute value. v is dx/dt on the path. Every sample decides for itself, so an image does not
-    depend on its batch: only the rows that need it are evaluated. threshold 0 changes nothing; 0.02 to 0.1 is usual.
+    depend on its batch: where one needs an evaluation the whole batch is evaluated, since a network's rounding depends on the
+    number of rows, and the others keep what they have. threshold 0 changes nothing; 0.02 to 0.1 is usual.
     interval: (lowest, highest) logsnr in which evaluations may be skipped, by default t = 0.85 to 0.05 of a flow: a rate that
     was measured near pure noise, where nothing changes yet, would never ask for another one. One device synchronisation per
     call.
@@ -68,24 +69,19 @@ class EasyCache:
         moved = _size(x - before.x)
         change = before.change + before.rate * moved / _size(before.v)
         due = ~(change < self.threshold) if may_act(self.interval, level) else torch.ones_like(change, dtype=torch.bool)
-        rows = due.nonzero()[:, 0]
+        mask = due.reshape(-1, *[1] * (x.ndim - 1))
         v, variance = x + before.offset, before.variance
-        prediction: Prediction | None = None
-        if len(rows) == len(x):
-            prediction = self.denoiser(x, level, condition, context)
-            v, variance = prediction.read(row), prediction.variance
-        elif len(rows):
-            part = self.denoiser(x[rows], level, condition[rows], context)
-            v = v.index_put((rows,), part.read(row))
-            if variance is not None and part.variance is not None:
-                variance = variance.index_put((rows,), part.variance)
+        if bool(due.any()):
+            now = self.denoiser(x, level, condition, context)
+            v = torch.where(mask, now.read(row), v)
+            if variance is not None and now.variance is not None:
+                variance = torch.where(mask, now.variance, variance)
 
         rate = torch.where(due, _size(v - before.v) / moved, before.rate)
-        mask = due.reshape(-1, *[1] * (x.ndim - 1))
         offset = torch.where(mask, v - x, before.offset)
         after = _Memory(x, v, offset, rate, torch.where(due, torch.zeros_like(change), change), variance)
         remember(context, name, after)
-        return prediction or Prediction(x, level, v, row, variance)
+        return Prediction(x, level, v, row, variance)  # read alike, whoever was evaluated
 
 
 def _size(x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from samplers.solvers.multistep import Multistep
 from samplers.solvers.ratio import noise_ratio
 from samplers.solvers.singlestep import Singlestep, advance, step_weights
 
+SMALLEST = 1e-5  # in log-SNR: what a step leaves over that is shorter than this goes with it, or in one first-order step
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -33,13 +35,24 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Paces:
+    """A pace for every image of a batch."""
+
+    rows: tuple[Pace, ...]
+
+
+@dataclass(frozen=True)
 class Adaptive:
     """From level to level in steps whose error it estimates, by the methods of order `order` - 1 and `order` on the same nodes.
 
     It chooses its own levels between the two that a step is given, so a grid of two is enough; the size carries over from one
-    to the next. A trial is accepted where RMS((low - high) / max(atol, rtol |y|)), y = x / alpha in VE units and the mean over
-    the whole batch, asks for a next step of at least accept_safety times the size. The images of a batch share their steps, and
-    each trial waits once for the device, to read its error. A trial costs `order` evaluations, after a rejection one less.
+    to the next. A trial is accepted where RMS((low - high) / max(atol, rtol |y|)), y = x / alpha in VE units, asks for a next
+    step of at least accept_safety times the size. Each trial waits once for the device, to read its error, and costs `order`
+    evaluations, after a rejection one less.
+
+    together: the images of a batch share their steps and one error, the mean over all of them, as in k-diffusion; an image then
+    depends on those beside it. Otherwise each takes steps of its own. Their levels differ, so the whole batch is evaluated for
+    each of them in turn: give batches of one image where that is to cost no more.
 
     h_init: first trial in log-SNR. pcoeff, icoeff, dcoeff: PID gains. eta and s_noise: ancestral noise, as in
     `Singlestep`, that never needs a level cleaner than the last.
@@ -60,6 +73,7 @@ class Adaptive:
     accept_safety: float = 0.81
     eta: float = 0.0
     s_noise: float = 1.0
+    together: bool = True
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3) or isinstance(self.order, bool):
@@ -105,20 +119,53 @@ class Adaptive:
         check_falling(s, t)
         if self.eta and noise is None:
             raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if self.together or len(state.x) == 1:
+            return self._between(denoiser, state, s, t, condition, context, noise, None)
+        paces = state.carry.rows if isinstance(state.carry, Paces) else (None,) * len(state.x)
+        ends = [
+            self._between(
+                denoiser,
+                replace(state, carry=pace),
+                s,
+                t,
+                condition,
+                replace(context, view=(context.view, "row", row)),
+                noise,
+                row,
+            )
+            for row, pace in enumerate(paces)
+        ]
+        x = torch.stack([end.x[row] for row, end in enumerate(ends)])
+        return replace(ends[0], x=x, carry=Paces(tuple(end.carry for end in ends)))
+
+    def _between(
+        self,
+        denoiser: Denoiser,
+        state: State,
+        s: NoiseLevel,
+        t: NoiseLevel,
+        condition: Condition,
+        context: Context,
+        noise: NoiseSource | None,
+        row: int | None,
+    ) -> State:
+        """From s to t in steps that suit one row, or all where it is None."""
         start, end = s, t
         if math.isinf(t.logsnr - s.logsnr):
             noisiest, cleanest, _ = uniform_logsnr(denoiser.path, 2)
             start = s if s.alpha else min(noisiest, t, key=lambda level: level.logsnr)
             end = t if t.sigma else max(cleanest, start, key=lambda level: level.logsnr)
+            if end.logsnr - start.logsnr < SMALLEST:  # the path's bound is the grid's own, but for rounding
+                start, end = (start, start) if end is not t else (end, end)
 
         given, prediction = state.prediction, None
         for a, b in ((s, start), (start, end), (end, t)):
-            if a == b:
+            if a.logsnr == b.logsnr:
                 continue
-            if math.isinf(b.logsnr - a.logsnr):
+            if math.isinf(b.logsnr - a.logsnr) or b.logsnr - a.logsnr < SMALLEST:
                 state = self._first_order.step(denoiser, state, a, b, condition, context, noise)
             else:
-                state = self._controlled(denoiser, state, a, b, condition, context, noise)
+                state = self._controlled(denoiser, state, a, b, condition, context, noise, row)
             prediction = prediction or state.prediction
             state = replace(state, history=(), prediction=None)
         return replace(state, prediction=prediction or given)
@@ -132,6 +179,7 @@ class Adaptive:
         condition: Condition,
         context: Context,
         noise: NoiseSource | None,
+        row: int | None,
     ) -> State:
         """From one finite level to another."""
         x, here, method = state.x, s, self._method
@@ -140,7 +188,7 @@ class Adaptive:
         first = start = evaluate(denoiser, state, s, condition, context)
         while here.logsnr < t.logsnr:
             ahead = here.logsnr + pace.h
-            there = t if ahead > t.logsnr - 1e-5 else denoiser.path.at_logsnr(ahead)
+            there = t if ahead > t.logsnr - SMALLEST else denoiser.path.at_logsnr(ahead)
             keep, spread, span = self._transition(here, there, t)
             readings, _, _ = method.stages(denoiser, x, first, here, span, condition, context)
             lower, higher = (
@@ -149,7 +197,8 @@ class Adaptive:
             )
             tried = lower / there.alpha
             scale = (self.rtol * torch.maximum(tried.abs(), low.abs())).clamp(min=self.atol)
-            error = ((tried - higher / there.alpha) / scale).square().mean().sqrt().item()
+            off = (tried - higher / there.alpha) / scale
+            error = (off if row is None else off[row]).square().mean().sqrt().item()
             pace, accepted = self._control(pace, error, here)
             if accepted:
                 if spread and noise is not None:

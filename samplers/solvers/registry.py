@@ -104,14 +104,14 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_adaptive",
-            Adaptive,
+            partial(Adaptive, together=False),
             "DPM-Solver-23 with steps of its own choice between those of the grid, of which 2 are enough",
             3,
             evaluations=3,
             adaptive=True,
             grid="uniform_logsnr",
             aliases=("DPM adaptive",),
-            options=("order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety", *_SDE),
+            options=("order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety", "together", *_SDE),
         ),
         SolverInfo(
             "dpmpp_2s",

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample, trajectory
+from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample, trajectory
 from samplers.solvers.adaptive import Adaptive
 from tests.oracles import Gaussian, Mixture, reference_ode
 from tests.samplers.references import Replay, k_diffusion, k_model
@@ -205,3 +205,36 @@ def test_mistakes_are_sentences():
         sample(denoiser, Adaptive(eta=1.0), START, [PATH(2.0), PATH(1.0)])
     with pytest.raises(ValueError, match="predictions are not finite"):
         sample(denoiser, Adaptive(), START * math.nan, [PATH(2.0), PATH(1.0)])
+
+
+@pytest.mark.parametrize("grid", ["karras", "exponential", "vp", "uniform_logsnr", "normal"])
+@pytest.mark.parametrize("path", [VarianceExploding(), VariancePreserving.scaled_linear(), RF], ids=["VE", "SD", "flow"])
+def test_grids_that_end_on_the_paths_bounds(path, grid):
+    """The last noisy level and the bound then differ by rounding, if at all: no step lies between them."""
+    for steps in (2, 7):
+        levels = get_grid(grid, path, steps)
+        x = sample(Mixture.example(path), get_solver("dpm_adaptive", rtol=1.0), levels[0].sigma * START[:1], levels)
+        assert torch.isfinite(x).all()
+
+
+def test_steps_shorter_than_the_shortest():
+    levels = [VP.at_logsnr(v) for v in (-1.0, -1.0 + 1e-6, 1.0, 1.0 + 1e-9, 2.0)]
+    x = sample(Mixture.example(VP), Adaptive(), START, levels)
+    straight = sample(Mixture.example(VP), Adaptive(), START, [levels[0], levels[2], levels[4]])
+    assert (x - straight).abs().max() < 1e-3
+    grid = get_grid("uniform", RF, 1000)[:12]
+    assert torch.isfinite(sample(Mixture.example(RF), Adaptive(), START[:1], grid)).all()
+
+
+def test_images_take_steps_of_their_own():
+    """Each image of a batch does what it does alone; with together it shares them, and its result is another."""
+    denoiser, levels = Mixture.example(PATH), [PATH(20.0), PATH(2.0), PATH(0.05)]
+    start = START * torch.linspace(0.2, 1.5, 6, dtype=torch.float64)[:, None]
+    *_, state = trajectory(denoiser, get_solver("dpm_adaptive"), start, levels)
+    for row in range(6):
+        *_, alone = trajectory(denoiser, get_solver("dpm_adaptive"), start[row : row + 1], levels)
+        assert (state.x[row] - alone.x[0]).abs().max() < 1e-12
+        assert state.carry.rows[row].accepted == alone.carry.accepted
+    assert len({pace.accepted for pace in state.carry.rows}) > 1
+    shared = sample(denoiser, get_solver("dpm_adaptive", together=True), start, levels)
+    assert (shared - state.x).abs().max() > 1e-4

@@ -148,7 +148,8 @@ def test_separate_calls_and_one_batch_of_two_branches_agree(name, solver):
         together, apart = Context(), Context()
         a = run(ClassifierFree(cache(mixture()), 2.0), solver=solver, context=together)
         b = run(Apart(cache(mixture()), 2.0), solver=solver, context=apart)
-        assert (a - b).abs().max() < 1e-10 and together.evaluations == apart.evaluations
+        assert (a - b).abs().max() < 1e-10  # `easy` evaluates all rows of a call where one needs it
+        assert together.evaluations >= apart.evaluations and (name == "easy" or together.evaluations == apart.evaluations)
 
 
 @pytest.mark.parametrize("name", CACHES)
