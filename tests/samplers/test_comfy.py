@@ -110,7 +110,6 @@ def test_without_guidance_cfg_pp_is_the_sampler(name):
     """One branch: the plain sampler of that name, whose steps it then takes."""
     levels = [VE(s) for s in CASES["VE"]]
     base = name.removesuffix("_cfg_pp")
-    plain = {base: f"comfy:{base}" for base in ("euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "res_multistep")}
     one = replace(toy(VE, name), scale=1.0, null=toy(VE, name).cond)
     runs = [
         sample(denoiser, get_solver(solver), 15 * Z, levels, noise=lambda a, b: toy_noise(sigma(a), sigma(b)))
