@@ -16,8 +16,6 @@ from samplers.solvers.comfy.start import at_percent
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import adams_weights
 
-SIGMA_END = 0.001  # what UniPC steps to in place of clean data
-
 
 def past(state: State, s: NoiseLevel) -> list[Evaluation]:
     """The evaluations before this step's, newest first, as far as each is noisier than the next; none after a jump back."""
@@ -134,7 +132,10 @@ class StochasticAdams(Around):
 
 @dataclass(frozen=True)
 class UniPC(SigmaSolver):
-    """UniPC of `order` in log sigma with the rule bh1 or bh2; to clean data it steps to sigma = 0.001 and stops there.
+    """UniPC of `order` in log sigma with the rule bh1 or bh2.
+
+    sigma_end: where the step to clean data stops, if not there. ComfyUI's stops at 0.001, so that a thousandth of the noise
+    stays in the picture, and in what an inpainting keeps: sigma_end=0.001 is that to rounding.
 
     The step to level k of N has order min(order, N + 1 - k), at most k, and its corrector one point more; the last step has no
     corrector. The order is at most N - 1.
@@ -144,8 +145,11 @@ class UniPC(SigmaSolver):
 
     rule: str = "bh1"
     order: int = 3
+    sigma_end: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.sigma_end < math.inf:
+            raise ValueError(f"UniPC got sigma_end={self.sigma_end}; give a finite number of at least 0.")
         if self.rule not in ("bh1", "bh2"):
             raise ValueError(f"Unknown rule {self.rule!r}: choose bh1 or bh2.")
         if self.order not in (1, 2, 3) or isinstance(self.order, bool):
@@ -158,8 +162,10 @@ class UniPC(SigmaSolver):
         history = state.remember(s, prediction.x0, 4)
         if s.alpha == 0:
             return replace(state, x=prediction.x0 + t.sigma * prediction.eps, prediction=prediction, history=history)
-        if t.sigma == 0:
-            t = NoiseLevel(min(SIGMA_END, s.sigma / 2), 1.0, min(SIGMA_END, s.sigma / 2))
+        end = t.sigma or min(self.sigma_end, s.sigma / 2)
+        if end == 0:
+            return replace(state, x=prediction.x0, prediction=prediction, history=history)
+        t = NoiseLevel(end, 1.0, end)
         before, x = past(state, s), state.x
         most = self.order if not step.context.steps else max(min(self.order, step.context.steps - 1), 1)
 

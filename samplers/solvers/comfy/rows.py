@@ -233,6 +233,6 @@ ROWS: tuple[SolverInfo, ...] = (
     _form(
         "sa_solver", StochasticAdams, "noise from a fifth to four fifths of training time", 3, _SA, **_sde | {"own_clock": True}
     ),
-    _form("uni_pc", UniPC, "B(h) = h, to sigma = 0.001", 3, ("order",)),
-    _form("uni_pc_bh2", partial(UniPC, "bh2"), "B(h) = 1 - exp(-h), to sigma = 0.001", 3, ("order",)),
+    _form("uni_pc", UniPC, "B(h) = h, lower orders at the end", 3, ("order", "sigma_end")),
+    _form("uni_pc_bh2", partial(UniPC, "bh2"), "B(h) = 1 - exp(-h), lower orders at the end", 3, ("order", "sigma_end")),
 )
