@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distill.cache", description="Make the latents that a training run needs.")
     parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     from distill.config import load_config
     from distill.data import make_source
 

@@ -6,7 +6,7 @@ YAML is read strictly: plain data only, no duplicate keys, no aliases, at most 1
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gen.components import Config, describe
 from gen.files import CheckpointError, read_text
+from gen.key_hints import dotted_keys, unknown_key
 
 MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
 
@@ -199,7 +200,8 @@ class TrainConfig(Config):
             try:
                 self.of_role(role)
             except ValidationError as error:
-                raise ValueError(f"roles.{role}: {describe(error)}") from None
+                kinds = {kind.__name__: kind for kind in (OptimizerConfig, ScheduleConfig, EmaConfig)}
+                raise ValueError(f"roles.{role}: {describe(error, kinds.get(error.title))}") from None
         return self
 
     @model_validator(mode="before")
@@ -207,10 +209,23 @@ class TrainConfig(Config):
     def _suggest(cls, values: Any) -> Any:
         if isinstance(values, dict):
             for key in values.keys() - cls.model_fields.keys():
-                near = difflib.get_close_matches(str(key), cls.model_fields, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}."
-                raise ValueError(f"unknown key {key!r}; {hint}")
+                raise ValueError(unknown_key(str(key), [*dotted_keys(cls), *_typed_keys(values)]))
         return values
+
+
+def _typed_keys(values: dict[str, Any]) -> list[str]:
+    """The keys of the sections that are validated by the type that they name, as far as it is known."""
+    from distill.data import SOURCES
+    from distill.objectives import OBJECTIVES
+    from gen.components import COMPONENTS
+
+    found = []
+    for section, registry in (("objective", OBJECTIVES), ("network", COMPONENTS), ("data", SOURCES)):
+        given = values.get(section)
+        if isinstance(given, dict) and (row := registry.get(str(given.get("type")))) is not None:
+            model = getattr(importlib.import_module(row[0]), row[1])
+            found += dotted_keys(model, f"{section}.")
+    return found
 
 
 def _changed(section: Section, changes: dict[str, Any]) -> Section:
@@ -297,4 +312,4 @@ def parse_config(values: dict[str, Any], source: str = "config") -> TrainConfig:
     try:
         return TrainConfig(**values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {describe(error)}.") from None
+        raise ConfigError(f"{source}: {describe(error, TrainConfig).removesuffix('?')}.") from None

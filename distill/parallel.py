@@ -8,7 +8,7 @@ then does nothing. Sharded tensors are DTensors: `full` collects one, `laid_out`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,6 +100,32 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def asked_for_more(environment: Mapping[str, str], parent: Mapping[str, str] | None) -> str:
+    """ " (to meet at ADDRESS)" where `accelerate launch` on CPUs was asked for several processes and started this one alone.
+
+    Its simple launcher sets the address at which processes meet only where there are to be several, and gives none a rank; ""
+    where that is not so. parent: the environment of the process that launched; an address from there is not accelerate's
+    word. None: not known.
+    """
+    address = environment.get("MASTER_ADDR")
+    if address is None or "ACCELERATE_USE_CPU" not in environment or any(name in environment for name in RANKS):
+        return ""
+    return "" if parent is not None and "MASTER_ADDR" in parent else f" (to meet at {address})"
+
+
+def _parent_environment() -> dict[str, str] | None:
+    """The environment of the process that started this one, where the system tells."""
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as file:
+            rows = file.read(1 << 20).decode("utf-8", "replace").split("\0")
+    except OSError:
+        return None
+    return dict(row.split("=", 1) for row in rows if "=" in row)
+
+
 class Parallel:
     """How one run's trained networks are spread. `kind`: none, ddp, fsdp2 or zero, then with DeepSpeed's settings in `zero`."""
 
@@ -112,6 +138,12 @@ class Parallel:
                 f"The config asks for world_size {config.world_size}, but {self.world} process{'es' * (self.world > 1)} "
                 "started; launch with `accelerate launch --num_processes N -m distill.train`, or on CPUs with "
                 "`python -m torch.distributed.run --nproc_per_node N -m distill.train`."
+            )
+        if self.world == 1 and (asked := asked_for_more(os.environ, _parent_environment())):
+            raise TrainingError(
+                f"accelerate was told to start several processes{asked}, and on CPUs it starts one, which would train "
+                "alone: launch with `python -m torch.distributed.run --standalone --nproc_per_node N -m distill.train`, or "
+                "give --num_processes 1."
             )
         if launched == DistributedType.MEGATRON_LM:
             raise TrainingError("fewstep does not train with Megatron-LM; launch with a file of configs/accelerate.")

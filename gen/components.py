@@ -18,6 +18,7 @@ from torch import nn
 
 from gen.building import TooLarge, no_initialisation, no_larger_than
 from gen.checkpoints import CheckpointError, TensorFile, load_weights, read_json, sha256, write_json, write_weights
+from gen.key_hints import dotted_keys, unknown_key
 
 
 class Config(BaseModel):
@@ -44,9 +45,17 @@ FOREIGN = ("diffusers_autoencoder", "t5", "clip")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def describe(error: ValidationError) -> str:
-    """A validation error as one line."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg'].lower()}" for e in error.errors())
+def describe(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """A validation error as one line. model: of the config, for what an unknown key may mean."""
+    known = dotted_keys(model) if model is not None else []
+
+    def one(problem: Any) -> str:
+        where = ".".join(map(str, problem["loc"])) or "value"
+        if known and problem["type"] == "extra_forbidden":
+            return unknown_key(where, known)
+        return f"{where}: {problem['msg'].lower()}"
+
+    return "; ".join(one(problem) for problem in error.errors())
 
 
 def from_registry(registry: Registry, what: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -65,7 +74,8 @@ def from_registry(registry: Registry, what: str, config: Mapping[str, Any]) -> t
     try:
         return getattr(module, built_class), getattr(module, config_class)(**settings)
     except ValidationError as error:
-        raise ValueError(f"The config of {what} {kind!r} is not valid: {describe(error)}.") from None
+        reason = describe(error, getattr(module, config_class))
+        raise ValueError(f"The config of {what} {kind!r} is not valid: {reason.removesuffix('?')}.") from None
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from distill import cache, train
 from distill.config import ConfigError, ScheduleConfig, load_config, read_yaml
+from distill.data import SOURCES
 from distill.schedule import lr_factor
+from gen.components import from_registry
 
 MINIMAL = (
     "output: runs/x\nobjective: {type: diffusion}\nnetwork: {type: uvit}\ndata: {type: emoji}\nmax_steps: 10\nbatch_size: 4\n"
@@ -36,6 +39,15 @@ def test_exponent_numbers_are_numbers(write):
     ("text", "message"),
     [
         (MINIMAL + "max_stepz: 3\n", "did you mean 'max_steps'"),
+        (MINIMAL + "lr: 1e-3\n", r"unknown key 'lr'; did you mean 'optimizer\.lr'"),
+        (MINIMAL + "optimizer: {lrr: 1e-3}\n", r"unknown key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"),
+        (MINIMAL + "optimizer: {warmup: 3}\n", r"unknown key 'optimizer\.warmup'; did you mean 'schedule\.warmup'"),
+        (MINIMAL + "steps: 3\n", r"did you mean 'evaluation\.steps' or 'max_steps'"),
+        (MINIMAL + "prediction: x0\n", r"did you mean 'objective\.prediction' or 'precision'"),
+        (MINIMAL + "drop_caption: 0.1\n", r"did you mean 'data\.drop_caption'"),
+        (MINIMAL + "routing: true\n", r"did you mean 'network\.routing'"),
+        (MINIMAL + "roles: {net: {optimizer: {betaz: [0, 0]}}}\n", r"roles\.net: unknown key 'betaz'; did you mean 'betas'"),
+        (MINIMAL + "zzzz: 1\n", "unknown key 'zzzz'; known keys: output, objective"),
         (MINIMAL + "max_steps: 11\n", "'max_steps' appears twice"),
         (MINIMAL + "optimizer: {lr: .nan}\n", "optimizer.lr"),
         (MINIMAL + "optimizer: {lr: -1}\n", "greater than 0"),
@@ -97,3 +109,19 @@ def test_learning_rate_rises_holds_and_falls():
     assert set(factors[4:11]) == {1.0}
     assert factors[15] == pytest.approx(1 - 0.9 * 0.5)
     assert factors[20] == pytest.approx(0.1)
+
+
+def test_unknown_keys_of_typed_sections_have_a_hint():
+    with pytest.raises(ValueError, match=r"data source 'images' is not valid: unknown key 'foldr'; did you mean 'folder'\.$"):
+        from_registry(SOURCES, "data source", {"type": "images", "folder": "x", "foldr": "y"})
+    with pytest.raises(ValueError, match=r"unknown key 'buckets\.stepp'; did you mean 'buckets\.step'"):
+        from_registry(SOURCES, "data source", {"type": "images", "folder": "x", "buckets": {"stepp": 64}})
+
+
+@pytest.mark.parametrize("main", [train.main, cache.main])
+def test_options_stand_in_any_order(write, capsys, main):
+    """Overrides after an option, which argparse alone takes for unknown arguments."""
+    path = write(MINIMAL)
+    for arguments in ([str(path), "--dry-run", "max_stepz=3"], ["--dry-run", str(path), "max_stepz=3"]):
+        given = arguments if main is train.main else [a for a in arguments if a != "--dry-run"]
+        assert main(given) == 2 and "did you mean 'max_steps'" in capsys.readouterr().err

@@ -10,14 +10,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch import nn
 
 from distill import checkpoint as checkpoints
 from distill.config import TrainConfig
 from distill.objectives.student import following, move_towards
 from distill.optim import Muon, orthogonalize
-from distill.parallel import Parallel, is_sharded
+from distill.parallel import Parallel, asked_for_more, is_sharded
 from distill.saving import fill
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
@@ -113,6 +115,30 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, kind):
     stop_after(toy_trainer(tmp_path / "grows", optimizer={"lr": 1e-2}), 6)
     on_processes(2, _first_half, tmp_path / "grows", kind)
     close(everything(tmp_path / "one"), everything(tmp_path / "grows"))
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, False), (2, True)])
+def test_one_process_where_accelerate_was_asked_for_two(tmp_path, monkeypatch, count, asked):
+    """In the environment that its own launcher gives the one process that it starts on CPUs."""
+    given = launch_command_parser().parse_args(["--cpu", "--num_processes", str(count), "train.py"])
+    given.num_machines, given.mixed_precision, given.dynamo_backend = 1, "no", "no"
+    command, environment = prepare_simple_launcher_cmd_env(given)
+    assert command[-1] == "train.py"
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"):
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
+    if asked:
+        with pytest.raises(TrainingError, match=r"told to start several processes .*starts one.*torch\.distributed\.run"):
+            toy_trainer(tmp_path)
+    else:
+        toy_trainer(tmp_path)
+
+
+def test_an_address_alone_is_no_wish_for_several_processes():
+    told = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
+    assert asked_for_more(told, {}) and asked_for_more(told, None)
+    assert not asked_for_more(told, {"MASTER_ADDR": "10.0.0.1"}) and not asked_for_more({**told, "RANK": "0"}, {})
+    assert not asked_for_more({"MASTER_ADDR": "127.0.0.1"}, {}) and not asked_for_more({"ACCELERATE_USE_CPU": "True"}, {})
 
 
 def _nan_on_one(output) -> None:

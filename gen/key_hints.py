@@ -1,0 +1,55 @@
+"""What somebody meant by a key that a config does not have: the nearest one, or the section that has it."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The configs that a field's type allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in sections(part)]
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "", depth: int = 4) -> list[str]:
+    """All keys of a config and of the configs inside of it, as "section.key"."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        if depth > 1:
+            found += [key for inner in sections(field.annotation) for key in dotted_keys(inner, f"{prefix}{name}.", depth - 1)]
+    return list(dict.fromkeys(found))
+
+
+def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
+    """The dotted keys that an unknown one may mean, at most two: a misspelt neighbour; else the same name in another section,
+    and a neighbour that is less like it; else a misspelt name in another section."""
+    section, dot, name = unknown.rpartition(".")
+    beside = [leaf for start, _, leaf in (key.rpartition(".") for key in known) if start == section]
+
+    def neighbours(cutoff: float) -> list[str]:
+        return [f"{section}{dot}{leaf}" for leaf in difflib.get_close_matches(name, beside, 1, cutoff)]
+
+    if near := neighbours(0.75):
+        return near
+    same = [key for key in known if key.rpartition(".")[2] == name]
+    found = [min(same, key=lambda key: (key.count("."), known.index(key)))] if same else []
+    if found := found + neighbours(0.6):
+        return found
+    by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
+    return [by_name[each] for each in difflib.get_close_matches(name, by_name, 1, 0.75)]
+
+
+def unknown_key(unknown: str, known: Sequence[str]) -> str:
+    """The sentence about an unknown key: what was meant, or what there is beside it."""
+    near = nearest_keys(unknown, known)
+    section = unknown.rpartition(".")[0]
+    beside = [key for key in known if key.rpartition(".")[0] == section]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known keys: {', '.join(beside or known)}"
+    return f"unknown key {unknown!r}; {hint}"
