@@ -9,6 +9,7 @@ every rule that has it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,18 @@ class Rules:
                 continue
             denoiser, solver = get_guidance(name, denoiser, solver, **own)
         return denoiser, solver
+
+
+def remark_on_layers(network: Any, rules: Rules) -> None:
+    """A warning where skip-layer guidance leaves out a block without which a network draws nothing."""
+    layers = rules.guidance_options.get("layers", ()) if "slg" in rules.guidance else ()
+    count = len(getattr(network, "blocks", ())) or 2 * len(getattr(network, "in_blocks", ())) + 1
+    if layers and count > 2 and {0, count - 1} & set(layers):
+        warnings.warn(
+            f"Skip-layer guidance leaves out block 0 or {count - 1}, the first or the last, which destroys the picture as a "
+            f"rule; choose layers between (without any, usual ones are chosen).",
+            stacklevel=3,
+        )
 
 
 def _names(what: str, value: object) -> list[str]:

@@ -25,6 +25,7 @@ from gen.bins import made_at, remark_on_size
 from gen.callback import check_inputs
 from gen.conditions import join
 from gen.edit import with_own_size
+from gen.field import remark_on_layers
 from gen.images import cut_to
 from gen.kinds import Asked, asked_again, asked_of, check_names, frame_of
 from gen.model_folder import ModelConfig, Pipeline, model_config
@@ -316,6 +317,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         settings = make_settings(self, Sampling.of(given), height, width, frame.shown if frame else shown, asked)
         if frame is None:
             remark_on_size(self, settings.height, settings.width)
+        remark_on_layers(self.network, settings.rules)
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
                 f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=3

@@ -73,3 +73,12 @@ def test_other_sizes_get_a_note_and_the_way_out(tiny):
         latents(tiny, width=2 * side, height=2 * side)
     with pytest.warns(UserWarning, match=f"made for pictures of {side} x {side}.*scale it down"):
         latents(tiny, width=side // 2, height=side // 2)
+
+
+@pytest.mark.parametrize(("layers", "said"), [((0,), True), ((2,), True), ((1,), False), (None, False)])
+def test_leaving_out_the_first_or_last_block_is_remarked_on(tiny, layers, said):
+    options = {} if layers is None else {"layers": layers}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        latents(tiny, guidance="slg", guidance_options=options)
+    assert any("destroys the picture" in str(one.message) for one in caught) == said
