@@ -331,7 +331,10 @@ def _sampler(config: Config, clean_end: bool) -> Settings:
     if kind == "LMS":
         return "lms", _full("lms")
     if kind == "PNDM":
-        return "pndm", {**_full("pndm"), **({} if config.flag("skip_prk_steps") else {"warmup": "runge_kutta"})}
+        own = {} if config.flag("skip_prk_steps") else {"warmup": "runge_kutta"}
+        if config.prediction == "v_prediction":
+            own["of"] = "v"  # it averages what the network says
+        return "pndm", {**_full("pndm"), **own}
     if kind in ("DDPM", "DDPMParallel"):
         variance = config.one("variance_type", "fixed_small", "fixed_large", fixed_small_log="fixed_small")
         return "ddpm", {} if variance == "fixed_small" else {"variance": variance}

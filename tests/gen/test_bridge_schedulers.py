@@ -228,6 +228,7 @@ RUNS = [
     ("stable_diffusion", "DDIMScheduler", SD | PLAIN | LEADING | {"set_alpha_to_one": False}),
     ("stable_diffusion", "DDPMScheduler", SD | PLAIN),
     ("stable_diffusion", "PNDMScheduler", SD | LEADING | {"skip_prk_steps": True}),
+    ("stable_diffusion", "PNDMScheduler", SD | LEADING | {"skip_prk_steps": True, "prediction_type": "v_prediction"}),
     ("stable_diffusion", "EulerDiscreteScheduler", SD),
     ("stable_diffusion", "EulerDiscreteScheduler", SD | LEADING | KARRAS),
     ("stable_diffusion", "EulerDiscreteScheduler", SD | {"final_sigmas_type": "sigma_min"}),
