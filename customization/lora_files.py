@@ -31,7 +31,7 @@ from gen.commands.lora import parse_lora
 from gen.commands.output import check_writable, printable, say
 from gen.commands.show import table
 from gen.pretrained import DTYPES, find_model
-from gen.temporary import beside
+from samplers.atomic import written
 
 
 def merge(given: argparse.Namespace) -> int:
@@ -105,12 +105,8 @@ def spectrum(given: argparse.Namespace) -> int:
         print(printable(table(header, rows)))
     if given.plot is not None:
         image = plot_spectra(found, printable(adapter.name))
-        temporary = beside(given.plot)
-        try:
+        with written(given.plot) as temporary:
             image.save(temporary, "PNG")
-            os.replace(temporary, given.plot)
-        finally:
-            temporary.unlink(missing_ok=True)
         say(str(given.plot), given.quiet)
     return 0
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, sync, write_bytes, write_json, write_weights
+from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, write_bytes, write_json, write_weights
 from gen.files import read_text
 from gen.folders import put_in_place
-from gen.temporary import beside
+from samplers.atomic import beside, sync
 
 PREFIX = "step-"
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gen.files import CheckpointError, opened, read_text, regular_file
-from gen.temporary import beside
+from samplers.atomic import written
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 PICKLE = (
@@ -188,25 +188,10 @@ def _umask() -> int:
     return value
 
 
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace a file atomically."""
-    path = Path(path)
-    temporary = beside(path)
-    try:
+    with written(path) as temporary:
         temporary.write_bytes(data)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
@@ -218,20 +203,15 @@ def write_weights(
 ) -> None:
     """Write a safetensors file atomically; floating tensors in `dtype` if given. The same values are the same bytes."""
     path = Path(path)
-    temporary = beside(path)
     ready = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in tensors.items()
     }
-    try:
+    with written(path) as temporary:
         with system_errors(path):
             save_file(ready, temporary, {"format": "pt", **(metadata or {})})
         _sort_texts(temporary)
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for the owner only
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sort_texts(path: Path) -> None:

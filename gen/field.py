@@ -101,6 +101,11 @@ class Rules:
             always=rules[0].always,
         )
 
+    def meant(self, scale: float) -> float:
+        """A guidance scale as callers mean it: 0 is none, as in diffusers, not the unconditional picture; but rules that act at
+        every scale tell the network 0."""
+        return self.off if scale == 0 and not self.always else scale
+
     @property
     def name(self) -> str:
         return " + ".join(self.guidance)

@@ -3,6 +3,7 @@ before a byte of them is waited for."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 SMALL = 1_000_000  # bytes: more than any config has
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
 class CheckpointError(ValueError):
@@ -63,9 +65,18 @@ def read_bytes(path: Path | str, limit: int = SMALL) -> bytes:
     return data
 
 
+def decode_text(data: bytes) -> str:
+    """Text as other programs write it, without its byte-order mark: UTF-8, or UTF-16 that begins with such a mark.
+    UnicodeDecodeError for bytes that are none."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark) and (len(data) > 2 or encoding == "utf-8"):
+            return data[len(mark) :].decode(encoding)
+    return data.decode()
+
+
 def read_text(path: Path | str, limit: int = SMALL) -> str:
-    """The text of a regular file in UTF-8, without a byte-order mark; CheckpointError as `read_bytes`, or for other bytes."""
+    """`decode_text` of a regular file; CheckpointError as `read_bytes`, or for bytes that are no text."""
     try:
-        return read_bytes(path, limit).decode("utf-8-sig")
+        return decode_text(read_bytes(path, limit))
     except UnicodeDecodeError:
         raise CheckpointError(path, "is not UTF-8 text; save it as such.") from None

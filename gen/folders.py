@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gen.checkpoints import sync
-from gen.temporary import beside
+from samplers.atomic import beside, sync
 
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux; Darwin's flag for the same has the same number
 _UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}

@@ -119,7 +119,7 @@ def _lines(text: str) -> str:
 
 def from_infotext(text: str) -> dict[str, str]:
     """Names and values of such a text, whoever wrote it; "Prompt" and "Negative prompt" among them."""
-    text = _lines(text).strip()
+    text = _lines(text.removeprefix("\ufeff")).strip()
     prompts, found = text, []
     for start in _beginnings(text):
         pairs = _pairs(text[start:])

@@ -264,6 +264,11 @@ def make_layout(layout: Any, height: int, width: int, generator: Generator, rule
                 f"The layout is for other sides than {width} x {height}; call Generator.layout, which takes them from it."
             )
         record = place(spec, height, width, generator.factor)
+        regions = tuple(
+            one if one.guidance_scale is None else one.model_copy(update={"guidance_scale": rules.meant(one.guidance_scale)})
+            for one in record.regions
+        )
+        record = record.model_copy(update={"regions": regions})
     if rules.guidance[0] in ("cfg++", "embedded"):
         raise ValueError(f"A layout guides every region by itself, which {rules.guidance[0]} cannot; choose other guidance.")
     if rules.both:

@@ -19,6 +19,7 @@ from PIL import Image, ImageColor
 from pydantic import ValidationError
 from torch import Tensor
 
+from gen.files import decode_text
 from gen.layout import LayoutSpec, RegionSpec
 
 MAX_BYTES = 1 << 20
@@ -165,7 +166,7 @@ def _parse(path: Path) -> _Parsed:
             raise LayoutError(f"{path} is not a file; give a layout in YAML or JSON.")
         if path.stat().st_size > MAX_BYTES:
             raise LayoutError(f"{path} is larger than {MAX_BYTES >> 20} MB, which no layout is.")
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError:
         raise LayoutError(f"{path} is not UTF-8 text; save it as such.") from None
     except OSError as error:

@@ -6,7 +6,6 @@ recipe as JSON, from which `Generator.replay` and `fewstep replay` work. There i
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gen.images import open_header
-from gen.temporary import beside
+from samplers.atomic import written
 
 CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
@@ -265,34 +264,14 @@ def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = Non
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise RecipeError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
-    temporary = beside(path)
     try:
-        with open(temporary, "xb") as file:
+        with written(path, overwrite) as temporary, open(temporary, "xb") as file:
             image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
-            file.flush()
-            os.fsync(file.fileno())
-        _place(temporary, path, overwrite)
     except FileExistsError:
         raise RecipeError(f"{path} exists already; choose another name, or pass overwrite=True.") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be written ({error.strerror or error}).") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
-
-
-def _place(temporary: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # fails if the name is taken, with no moment in between
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if os.path.lexists(path):
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)
 
 
 def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bool = False) -> Image.Image:

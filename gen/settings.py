@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampler, its levels and guidance, as a call gives them or a recipe has them; None is the model's default."""
+    """The sampler, its levels and guidance, as a call gives them or a recipe has them; None is the model's default.
+
+    recorded: by a recipe, which says what was computed."""
 
     num_inference_steps: Any = None
     sampler: Any = None
@@ -36,12 +38,14 @@ class Sampling:
     guidance_options: Any = None
     cache: Any = None
     cache_options: Any = None
+    recorded: bool = False
 
     @classmethod
     def of(cls, source: Mapping[str, Any] | Recipe) -> Sampling:
         """Those of all the arguments of a call, or of a recipe."""
-        named = source if isinstance(source, Mapping) else vars(source)
-        return cls(**{one.name: named[one.name] for one in fields(cls)})
+        recorded = not isinstance(source, Mapping)
+        named = vars(source) if recorded else source
+        return cls(**{one.name: named[one.name] for one in fields(cls) if one.name != "recorded"}, recorded=recorded)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def make_settings(
         width=width,
         seen=seen,
         shown=shown,
-        scale=_scale(generator, sampling.guidance_scale, rules),
+        scale=_scale(generator, sampling, rules),
         interval=_interval(generator, sampling.guidance_interval),
         rules=rules,
         adapters=generator._in_force(generator.adapters if adapters is None else adapters),
@@ -133,12 +137,14 @@ def make_rules(generator: Generator, sampling: Sampling) -> Rules:
     return Rules.of(name, options, sampling.cache, sampling.cache_options, usual={"limit": generator.limit})
 
 
-def _scale(generator: Generator, scale: object, rules: Rules) -> float:
+def _scale(generator: Generator, sampling: Sampling, rules: Rules) -> float:
     unconditional = generator.text_encoder is None and not generator.classes
-    if scale is None:
+    if sampling.guidance_scale is None:
         usual = generator.config.defaults.guidance_scale if rules.usual is None else rules.usual
-        return rules.off if unconditional else usual
-    scale = request.real("guidance_scale", scale, 0, request.MAX_SCALE)
+        return rules.off if unconditional else rules.meant(usual)
+    scale = request.real("guidance_scale", sampling.guidance_scale, 0, request.MAX_SCALE)
+    if not sampling.recorded:  # a recipe's 0 is a picture without its prompt, as it was made then
+        scale = rules.meant(scale)
     if unconditional and scale != rules.off:
         raise ValueError(f"The model {generator.name!r} is unconditional and cannot be guided; leave guidance_scale out.")
     return scale

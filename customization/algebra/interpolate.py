@@ -13,7 +13,7 @@ from torch import Tensor
 from customization.algebra.sum import Track
 from gen.adapters import AdapterError
 from gen.checkpoints import CheckpointError, TensorFile, listed, read_json, read_metadata, write_weights
-from gen.temporary import beside
+from gen.folders import written_folder
 
 
 def lerp(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -49,14 +49,11 @@ def interpolate_weights(
     if not files:
         raise CheckpointError(first, "holds no safetensors files; give a model's folder.")
     _same_configs(first, second)
-    partial = beside(target)
-    try:
-        shutil.copytree(first, partial, ignore=lambda _, names: [name for name in names if name.endswith(".safetensors")])
+    with written_folder(target) as beside:
+        ignored = lambda _, names: [name for name in names if name.endswith(".safetensors")]  # noqa: E731
+        shutil.copytree(first, beside, ignore=ignored, dirs_exist_ok=True)
         for name in files:
-            _file(first / name, second / name, partial / name, float(share), track)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _file(first / name, second / name, beside / name, float(share), track)
     return target
 
 

@@ -19,6 +19,7 @@ from distill.sources.decode import MAX_BYTES, probe
 from distill.sources.files import read_below, sha256_of
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
+from gen.files import decode_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
@@ -136,7 +137,7 @@ def _item(config: ImagesConfig, kind: str, beside: str | None, name: str, text: 
 
 def _text(root: Path, name: str) -> str:
     try:
-        return read_below(root, name, CAPTION_LIMIT).decode("utf-8-sig")
+        return decode_text(read_below(root, name, CAPTION_LIMIT))
     except UnicodeDecodeError:
         raise Unusable("has a caption file that is not UTF-8") from None
     except Unusable as error:

@@ -18,7 +18,7 @@ from distill.sources.images import clean_caption
 from distill.sources.order import Order
 from distill.sources.report import Report, Unusable
 from gen.components import Config
-from gen.files import CheckpointError, read_bytes
+from gen.files import CheckpointError, decode_text, read_bytes
 from samplers.noise import fold
 
 FILE_LIMIT = 1 << 30
@@ -40,8 +40,11 @@ class Prompts:
         self.report = Report(str(config.file), config.on_error)
         self.prompts: list[str] = []
         try:
-            lines = read_bytes(config.file, FILE_LIMIT).removeprefix(codecs.BOM_UTF8).splitlines()
-        except CheckpointError as error:
+            data = read_bytes(config.file, FILE_LIMIT)
+            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                data = decode_text(data).encode()
+            lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
+        except (CheckpointError, UnicodeDecodeError) as error:
             raise DataError(f"{error}") from None
         seen: set[str] = set()
         for number, line in enumerate(lines, 1):

@@ -20,6 +20,7 @@ from distill.sources.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 from distill.sources.tar import Member, members
+from gen.files import decode_text
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 TEXTS = {"txt": CAPTION_LIMIT, "json": LINE_LIMIT, "cls": 64}
@@ -128,15 +129,15 @@ def _described(shard: Path, parts: dict[str, Member]) -> tuple[str, int]:
     caption, label = "", -1
     try:
         if "txt" in parts:
-            caption = _bytes(shard, parts["txt"], TEXTS["txt"]).decode()
+            caption = decode_text(_bytes(shard, parts["txt"], TEXTS["txt"]))
         if "json" in parts:
-            row = json.loads(_bytes(shard, parts["json"], TEXTS["json"]))
+            row = json.loads(decode_text(_bytes(shard, parts["json"], TEXTS["json"])))
             if not isinstance(row, dict):
                 raise Unusable("has a json file that is not an object")
             caption = caption or row.get("text", row.get("caption", "")) or ""
             label = row.get("label", -1)
         if "cls" in parts:
-            label = int(_bytes(shard, parts["cls"], TEXTS["cls"]).decode())
+            label = int(decode_text(_bytes(shard, parts["cls"], TEXTS["cls"])))
     except Unusable as error:
         raise Unusable(f"has a caption or class that {error}") from None
     except (ValueError, RecursionError):

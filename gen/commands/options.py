@@ -9,7 +9,7 @@ import typer
 
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")]
 Sampler = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
-GuidanceScale = Annotated[float | None, typer.Option(help="1 is no guidance. [default: the model's]")]
+GuidanceScale = Annotated[float | None, typer.Option(help="0 and 1 are no guidance. [default: the model's]")]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not be.")]
 Height = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 Width = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any
 
+from samplers.atomic import written
 from samplers.grids import Grid, from_table
 from samplers.path import NoiseLevel, Path
 from samplers.search.evolution import Candidate, Search, Space
@@ -140,13 +140,5 @@ def _write(file: str | os.PathLike, content: Any) -> None:
     """All or nothing: a file beside the final one, renamed when it is on the disk."""
     name = FilePath(file)
     text = json.dumps(content, allow_nan=False, indent=1)
-    handle, beside = tempfile.mkstemp(dir=name.parent, prefix=f".{name.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, name)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    with written(name) as temporary:
+        temporary.write_text(text, encoding="utf-8")

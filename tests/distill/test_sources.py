@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -227,6 +228,44 @@ def test_captions_beside_the_pictures(tmp_path):
     assert len(source.report.dropped) == 2
     kept = images(root, missing_caption="drop")
     assert [item.name for item in kept.items] == ["a.png"] and kept.report.dropped["has no caption"] == 2
+
+
+def test_captions_as_other_programs_write_them(tmp_path):
+    """Byte-order marks, UTF-16 that begins with one, and the endings that other trainers read."""
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat")
+    (tmp_path / "b.txt").write_bytes("a câle".encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes(codecs.BOM_UTF16_BE + "a dog".encode("utf-16-be"))
+    (tmp_path / "d.caption").write_text("a bird")
+    (tmp_path / "e.TXT").write_text("a fish")
+    (tmp_path / "f.txt").write_text("first")
+    (tmp_path / "f.caption").write_text("second")
+    source = images(tmp_path)
+    assert [item.caption for item in source.items] == ["a cat", "a câle", "a dog", "a bird", "a fish", "first"]
+    assert source.report.notes == {"with a caption from a .caption file": 1, "with a caption from a .TXT file": 1}
+
+
+def test_every_text_may_begin_with_a_byte_order_mark(tmp_path):
+    """One loop over what reads text: prompts, rows, JSON, YAML, layouts, tables of steps."""
+    from distill.config import read_yaml
+    from gen.checkpoints import read_json
+    from gen.files import decode_text, read_text
+    from gen.layout_file import read_layout
+
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "p.txt").write_bytes("a cat\r\na dog\r\n".encode(encoding))
+        assert make_source({"type": "prompts", "file": str(tmp_path / "p.txt")}, 0).prompts == ["a cat", "a dog"]
+        (tmp_path / "a.json").write_bytes('{"a": 1}'.encode(encoding))
+        assert read_json(tmp_path / "a.json") == read_yaml(tmp_path / "a.json") == {"a": 1}
+        (tmp_path / "l.yaml").write_bytes("regions:\n- {prompt: a cat, box: [0, 0, 1, 1]}".encode(encoding))
+        assert read_layout(tmp_path / "l.yaml").regions[0].prompt == "a cat"
+        assert read_text(tmp_path / "p.txt").startswith("a cat")
+    root = folder(tmp_path / "rows", a_png=png())
+    (root / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "a.png", "text": "a cat"}\n')
+    assert images(root).items[0].caption == "a cat"
+    with pytest.raises(UnicodeDecodeError):
+        decode_text(b"\xff\xfe")
 
 
 def test_subfolders_are_classes(tmp_path):

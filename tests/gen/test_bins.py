@@ -10,8 +10,8 @@ from PIL import Image
 
 from gen import cli
 from gen.bins import TABLES, nearest
-from gen.edit import cut_to
 from gen.generator import Generator
+from gen.images import cut_to
 from gen.recipe import read_recipe
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of

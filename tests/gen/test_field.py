@@ -51,6 +51,28 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "apg", "cfg_zero", "rescale", "cfg++"])
+def test_a_scale_of_0_is_off(tiny, guidance):
+    """As diffusers means it: the picture of its prompt, one evaluation a step; never the one without a prompt."""
+    call = {"seed": 7, "guidance": guidance, "output_type": "latent", "progress": False}
+    made = tiny("a red heart", guidance_scale=0, **call)
+    assert torch.equal(made.images, tiny("a red heart", guidance_scale=0.0 if guidance == "cfg++" else 1.0, **call).images)
+    assert not torch.allclose(made.images, tiny("", guidance_scale=0, **call).images)
+    assert made.recipes[0].nfe == 4 and torch.equal(tiny.replay(made.recipes[0], "latent", False).images, made.images)
+
+
+def test_a_recipe_with_0_is_made_as_it_was(tiny):
+    """Recipes say what was computed; those with 0 are older than this meaning of it, and show no prompt."""
+    recipe = tiny("a red heart", seed=7, progress=False).recipes[0].model_copy(update={"guidance_scale": 0.0})
+    again = tiny.replay(recipe, "latent", False).images
+    torch.testing.assert_close(again, tiny("", seed=7, output_type="latent", progress=False).images, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_its_scale_is_told_0():
+    assert Rules.of("embedded", None, None, None).meant(0.0) == 0.0
+    assert [Rules.of(name, None, None, None).meant(0.0) for name in ("cfg", "apg", "cfg++")] == [1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_call_is_the_stack_built_by_hand(tiny, case):
     asked, wrap = CASES[case]

@@ -49,6 +49,15 @@ def test_one_region_is_a_plain_call(tiny):
         assert torch.equal(latents(tiny, other, negative_prompt="blurry", guidance_scale=2.0), plain)
 
 
+def test_a_scale_of_0_is_none_in_regions_too(tiny):
+    """As in a call, a 0 does not drop the region's prompt."""
+    half = {"prompt": "a red heart", "box": [0, 0, 0.5, 1]}
+    with_scale = {scale: {"background": "a cat", "regions": [{**half, "guidance_scale": scale}]} for scale in (0.0, 1.0)}
+    first, second = (tiny.layout(one, output_type="latent", **CALL) for one in with_scale.values())
+    assert torch.equal(first.images, second.images) and first.recipes[0].layout.regions[0].guidance_scale == 1.0
+    assert not torch.equal(first.images, latents(tiny, {"background": "a cat", "regions": [half]}))
+
+
 def test_a_layout_is_regions_around_the_network(tiny):
     left, right = torch.zeros(2, 1, 1, 8, 8)
     left[..., :4], right[..., 2:6, 5:8] = 1, 1
