@@ -317,6 +317,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
     kind = type(error).__name__
+    if isinstance(error, MemoryError | RuntimeError):
+        from gen.fitting import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return "Memory ran out; make smaller pictures, or use a smaller model, another device or another dtype."
     return f"{kind}: {error}. This is a defect of fewstep; set FEWSTEP_TRACEBACK=1 to see where it happened."
 
 

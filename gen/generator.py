@@ -26,6 +26,7 @@ from gen.callback import check_inputs
 from gen.conditions import join
 from gen.edit import with_own_size
 from gen.field import remark_on_layers
+from gen.fitting import decoded
 from gen.images import cut_to
 from gen.kinds import Asked, asked_again, asked_of, check_names, frame_of
 from gen.model_folder import ModelConfig, Pipeline, model_config
@@ -85,6 +86,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.energies`
         self.interrupt = False
+        self.in_tiles = False  # whether the last pictures had to be decoded so
         self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
         self._encoded = PromptMemory(PROMPT_MEMORY)
@@ -202,12 +204,16 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
-        width, about the middle where it is given."""
-        images = latents.float()
+        width, about the middle where it is given. Where memory runs out, one at a time, then in tiles (`gen.fitting`)."""
+        images = latents.to(self.device).float()
         if self.autoencoder is not None:
-            images = self.autoencoder.decode(images / self.config.latent_scale)
+            images = decoded(images / self.config.latent_scale, self.autoencoder.decode, self.factor, self._note_tiles)
         images = images if size is None else cut_to(images.float(), size)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def _note_tiles(self) -> None:
+        self.in_tiles = True
+        warnings.warn("Memory ran out, so pictures are decoded in tiles, whose colours may differ slightly.", stacklevel=5)
 
     @exclusive
     def preview(self, latents: Tensor) -> list[Image.Image]:
@@ -287,7 +293,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         batch_size: pictures per network call; halved by itself when memory runs out.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
-        on_images is called with every batch that is done.
+        on_images is called with every batch that is done; its pictures are then not kept, and what the call returns has none.
         Raises ValueError in a sentence for anything it cannot do.
         """
         given = locals()

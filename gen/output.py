@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,8 +21,8 @@ TYPES = ("pil", "np", "pt", "latent")
 class Output:
     """What a call returns: pictures in the order asked for, their recipes and seeds, and evaluations per picture.
 
-    images: PIL pictures, a numpy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or latents (B, C, h, w).
-    An interrupted call holds the pictures it got to.
+    images: PIL pictures, a numpy array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or latents (B, C, h, w), on the CPU;
+    None where `on_images` got them. An interrupted call holds the pictures it got to.
     """
 
     images: Any
@@ -31,13 +32,23 @@ class Output:
     interrupted: bool = False
 
     @classmethod
-    def of(cls, shown: Tensor, recipes: Sequence[Recipe], output_type: str, interrupted: bool = False) -> Output:
-        """shown: (B, ...), still a tensor."""
+    def of(
+        cls, shown: Iterable[Tensor] | None, recipes: Sequence[Recipe], output_type: str, interrupted: bool = False
+    ) -> Output:
+        """shown: a tensor for each picture, as `gen.fitting.gone_from` leaves it; None if none are kept."""
         nfe = sum(recipe.nfe for recipe in recipes) / len(recipes)
-        return cls(_as_type(shown, output_type), list(recipes), [recipe.seed for recipe in recipes], nfe, interrupted)
+        return cls(
+            None if shown is None else _as_type(shown, output_type),
+            list(recipes),
+            [recipe.seed for recipe in recipes],
+            nfe,
+            interrupted,
+        )
 
     def save(self, path: Path | str, overwrite: bool = False) -> list[Path]:
         """Write PIL pictures as PNG with their recipes: heart.png, or heart-0.png, heart-1.png, ... for several."""
+        if self.images is None:
+            raise ValueError("The pictures went to on_images and are not kept; save them there, or call without it.")
         if not isinstance(self.images, list):
             raise ValueError('Only PIL pictures are saved with their recipes; call with output_type="pil".')
         path = Path(path)
@@ -45,11 +56,11 @@ class Output:
         return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
 
 
-def _as_type(shown: Tensor, output_type: str) -> Any:
-    if output_type in ("latent", "pt"):
-        return shown
-    array = shown.permute(0, 2, 3, 1).cpu().numpy()
-    return array if output_type == "np" else to_pil(array)
+def _as_type(shown: Iterable[Tensor], output_type: str) -> Any:
+    if output_type == "pil":
+        return [Image.fromarray(picture.numpy()) for picture in shown]
+    stacked = torch.stack(list(shown))
+    return stacked.numpy() if output_type == "np" else stacked
 
 
 def to_pil(array: np.ndarray) -> list[Image.Image]:

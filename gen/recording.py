@@ -23,6 +23,7 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
     generator, settings, items = batch.generator, batch.settings, batch.items
     files = _adapter_files(generator, settings)
     changed = ("callback edits",) if edited else ()
+    changed = (*changed, "tiles for want of memory") if generator.in_tiles else changed
     changed = (*changed, *_unrecorded_adapters(generator, settings, files))
     fields: dict[str, Any] = {}
     for kind in reversed(settings.kinds.values()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from gen.backbones.fused import pack
 from gen.callback import WithCallback, clean
 from gen.conditions import alike, told_its_size
+from gen.fitting import free, gone_from, is_out_of_memory
 from gen.images import cut_to
 from gen.kinds import Batch
 from gen.output import Output
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished batch: shown (B, ...) as `output_type` wants it, still a tensor."""
+    """A finished batch: shown (B, ...), as `gone_from` leaves it."""
 
     shown: Tensor
     recipes: list[Recipe]
@@ -47,7 +48,8 @@ def make_all(
     progress: bool,
     on_images: Callable[[Output], None] | None,
 ) -> Output:
-    """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other."""
+    """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other. Where `on_images`
+    takes the pictures, none are kept."""
     generator.interrupt = False
     pack(generator.network)
     guided = [i for i, item in enumerate(items) if is_guided(item, settings)]
@@ -55,22 +57,28 @@ def make_all(
     batch_size = settings.at_once or batch_size
     queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]
     queue.sort()
-    done: dict[int, tuple[Tensor, Recipe]] = {}
+    done: dict[int, tuple[Tensor | None, Recipe]] = {}
     with progress_bar(settings, len(queue), progress) as bar:
         while queue and not generator.interrupt:
             rows = queue.pop(0)
             try:
                 made = make_batch(generator, [items[i] for i in rows], settings, output_type, callback, bar)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 made = None  # halved below, once the traceback has let go of the batch's memory
             if made is None:
                 queue[:0], settings = _halved(generator, rows, settings)
                 continue
-            done |= zip(rows, zip(made.shown, made.recipes, strict=True), strict=True)
+            kept: Sequence[Tensor | None] = list(made.shown)
             if on_images is not None:
                 on_images(Output.of(made.shown, made.recipes, output_type, generator.interrupt))
+                kept = [None] * len(rows)
+            done |= zip(rows, zip(kept, made.recipes, strict=True), strict=True)
+            made = None  # before the next batch needs its memory
     order = sorted(done)
-    return Output.of(torch.stack([done[i][0] for i in order]), [done[i][1] for i in order], output_type, generator.interrupt)
+    images = None if on_images is not None else [done[i][0] for i in order]
+    return Output.of(images, [done[i][1] for i in order], output_type, generator.interrupt)
 
 
 def _halved(generator: Generator, rows: list[int], settings: Settings) -> tuple[list[list[int]], Settings]:
@@ -81,8 +89,7 @@ def _halved(generator: Generator, rows: list[int], settings: Settings) -> tuple[
             f"One picture of {settings.width} x {settings.height} does not fit in the memory of {generator.device}; "
             "make it smaller, or use another device or dtype."
         )
-    if generator.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free(generator.device)
     middle = (len(rows) + 1) // 2
     return [part for part in (rows[:middle], rows[middle:]) if part], smaller
 
@@ -137,8 +144,9 @@ def make_batch(
         if generator.interrupt or state.step == settings.stop_at:
             break
     latents = clean(state) if state.step < len(settings.levels) - 1 else state.x
+    generator.in_tiles = False
     shown = latents[: len(items)] if output_type == "latent" else _show(generator, latents, settings)
-    return Made(shown, recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited))
+    return Made(gone_from(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited))
 
 
 def _batch(generator: Generator, items: Sequence[Item], settings: Settings) -> Batch:

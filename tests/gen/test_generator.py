@@ -291,7 +291,11 @@ def test_finished_batches_are_handed_over_one_by_one(tiny):
     batches = []
     result = tiny(["a cat"] * 3, seed=1, batch_size=2, num_inference_steps=1, on_images=batches.append, progress=False)
     assert [batch.seeds for batch in batches] == [[1, 2], [3]]
-    assert [image.tobytes() for batch in batches for image in batch.images] == [image.tobytes() for image in result.images]
+    whole = tiny(["a cat"] * 3, seed=1, batch_size=2, num_inference_steps=1, progress=False)
+    assert [image.tobytes() for batch in batches for image in batch.images] == [image.tobytes() for image in whole.images]
+    assert result.images is None and result.seeds == [1, 2, 3] and len(result.recipes) == 3
+    with pytest.raises(ValueError, match="went to on_images"):
+        result.save("x.png")
 
 
 NAN, GENERATOR = float("nan"), torch.Generator()
