@@ -16,6 +16,7 @@ def make_trainer(config: TrainConfig):
 
     import distill.classifier
     import distill.evaluator  # noqa: F401  (these make their network types known)
+    from distill.agreement import check_start, checked
     from distill.data import make_source
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
@@ -25,12 +26,14 @@ def make_trainer(config: TrainConfig):
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
     given = build(config.network) if config.network else torch.nn.Identity()  # none: the objective makes it
     network = load_component(config.init_from) if config.init_from else given
+    if config.init_from and config.network:
+        check_start(given, network, config.init_from)
     network.train().requires_grad_(True)
     source = make_source(config.data, config.seed, config.batch_size)
     report = getattr(source, "report", None)
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
-    return Trainer(config, make_objective(config.objective, network, source), source)
+    return Trainer(config, checked(make_objective(config.objective, network, source), source), source)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,6 +41,7 @@ class EmojiLatents(CachedPictures):
         self.emoji = EmojiData(settings, seed)
         super().__init__(EmojiPictures(self.emoji))
         variants = [self.emoji.variant(index, k) for index in range(len(self.emoji)) for k in range(config.variants)]
+        self.autoencoder_folder = config.autoencoder
         self.path = config.folder / f"{self._key(config, settings, variants)}.safetensors"
         found = read_latents(self.path)
         if found is not None and found.shape[:2] != (len(self.emoji), config.variants):

@@ -118,6 +118,7 @@ class Latents(CachedPictures):
         if not all(hasattr(source, name) for name in ("choose", "variant", "fingerprint", "describe")):
             raise ValueError(f"A latent cache needs a source of pictures; {config.source.get('type')!r} is not one.")
         super().__init__(source)
+        self.autoencoder_folder: Path | None = config.autoencoder
         self.weights = autoencoder_digest(config.autoencoder)
         self._autoencoder: nn.Module | None = None
         self._full = False

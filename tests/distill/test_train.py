@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from distill.emoji.archive import Record, write_archive
 from distill.emoji.data import EmojiConfig
 from distill.sources.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.train import main
-from gen.components import load_component, save_component
+from gen.components import build, load_component, save_component
 from gen.generator import Generator
 from tests.gen.conftest import UVIT, tiny_autoencoder, tiny_text_encoder
 
@@ -77,11 +79,14 @@ def test_a_cache_is_used_again_only_for_the_same_latents(workspace):
 def test_the_name_of_a_cached_file_stays_what_it_is(workspace):
     """Folders of latents outlive versions: sha256 of what they depend on, as text, then of every n-th picture, as numbers."""
     latents = cache(workspace)
-    files = [workspace / "autoencoder" / "model.safetensors", workspace / "tiny.zip"]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    weights = hashlib.sha256((workspace / "autoencoder" / "model.safetensors").read_bytes()).hexdigest()
+    settings = json.loads((workspace / "autoencoder" / "config.json").read_text())
+    told = repr(sorted((key, repr(value)) for key, value in settings.items()))
+    archive = hashlib.sha256((workspace / "tiny.zip").read_bytes()).hexdigest()
+    digests = (hashlib.sha256(f"{weights} {told}".encode()).hexdigest(), [archive])
     variants = [latents.emoji.variant(index, k) for index in range(3) for k in range(3)]
     assert repr(variants[0]) == "Variant(index=0, color=None, background=None)"
-    key = hashlib.sha256(repr((digests, 32, variants)).encode() + latents.emoji.render(variants).numpy().tobytes())
+    key = hashlib.sha256(repr((*digests, 32, variants)).encode() + latents.emoji.render(variants).numpy().tobytes())
     assert latents.path == workspace / "latents" / f"{key.hexdigest()[:16]}.safetensors"
     assert latents.fill() in (0, 3) and cache(workspace).fill() == 0
 
@@ -168,6 +173,40 @@ def test_bad_input_is_one_sentence_and_an_exit_code(run, capsys, override, messa
     said = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in said if line.startswith("error:")]) == 1
     assert message in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network.size=16"], r"of role 'denoiser' is of size 16.*8x8 latents of 32x32 pictures: set the data's size to 64"),
+        (["network.channels=3"], r"takes 3 channels .*latents have 4; set it to 4"),
+        (["network.text_dim=24"], r"network.text_dim is 24, and the text encoder's features are 16 wide"),
+        (["network.text_tokens=4"], r"network.text_tokens is 4, and the text encoder gives 8 tokens"),
+        (["objective.text_encoder=null"], r"there is no text encoder, so it would train without reading a word"),
+        (["network.text_dim=0", "network.text_tokens=0"], r"There is a text encoder, and the network reads no text"),
+        (
+            ["objective.text_encoder=null", "network.text_dim=0", "network.text_tokens=0", "network.num_classes=2"],
+            r"have the label 2, and the network knows 0 to 1",
+        ),
+        (["data.autoencoder=OTHER"], r"whose weights are not objective\.autoencoder"),
+        (["init_from=WEIGHTS", "network.depth=3"], r"The section network and the network in init_from"),
+    ],
+)
+def test_parts_that_disagree_are_refused_before_training(run, tmp_path, capsys, overrides, message):
+    """Also under --dry-run, and with nothing written."""
+    save_component(tiny_autoencoder(), tmp_path / "other")
+    save_component(build({**UVIT, "text_tokens": 8, "text_dim": 16}), tmp_path / "weights")
+    places = {"OTHER": str(tmp_path / "other"), "WEIGHTS": str(tmp_path / "weights")}
+    told = [override.replace("OTHER", places["OTHER"]).replace("WEIGHTS", places["WEIGHTS"]) for override in overrides]
+    for arguments in ([*told, "--dry-run"], told):
+        assert run(*arguments) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_agrees_is_let_through(run, tmp_path):
+    save_component(build({**UVIT, "text_tokens": 8, "text_dim": 16}), tmp_path / "weights")
+    assert run("--dry-run", f"init_from={tmp_path / 'weights'}") == 0
 
 
 def test_a_wrong_objective_is_said_before_the_data_is_made(run, capsys, monkeypatch):
