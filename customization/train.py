@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
     from customization.data import make_data
     from customization.objective import open_model
-    from customization.words import used_in
+    from customization.words import unlearned, used_in
     from distill.trainer import Trainer
 
     method, checked = check_method(config.objective)
@@ -46,8 +47,14 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
     prior = getattr(source, "prior", None)
-    if getattr(checked, "tokens", None) and hasattr(source, "taught"):
-        used_in(checked.tokens, [source.caption(index) for index in range(len(source))])
+    if hasattr(source, "taught"):
+        captions = [source.caption(index) for index in range(len(source))]
+        used_in(getattr(checked, "tokens", None) or {}, captions)
+        if new := unlearned(getattr(checked, "tokens", None) or {}, captions):
+            print(
+                f"Note: {new} in the captions is no word that is learned; --token '{new}=WORDS' teaches it, starting as WORDS.",
+                file=sys.stderr,
+            )
     run = {
         **config.model_dump(mode="json"),
         "pictures": len(source),
@@ -137,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = config.model_copy(update={"resume": given.resume})
         if given.output is not None:
             check_free(given.output)
-        return config, make_trainer(config, average, make=not (given.dry_run or given.memory))
+        trainer = make_trainer(config, average, make=not (given.dry_run or given.memory))
+        if not (given.dry_run or given.memory):
+            refuse_finished(trainer)
+        return config, trainer
 
     def trained(trainer) -> list[str]:
         adapter = trainer.networks["adapter"]
@@ -145,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def done(trainer) -> None:
         if given.output is not None and trainer.accelerator.is_main_process:
-            print(place(trainer.run / "export", given.output))
+            made = place(trainer.run / "export", given.output)
+            print(made)
+            print(how_to_draw(trainer, made), file=sys.stderr)
 
     return run_command(given, make, trained, done)
 
@@ -153,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
     own = ("prompt", "class_prompt", "type", "rank", "token", "steps", "lr", "format", "preview", "run")
     told = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
+    from distill.sources.images import SUFFIXES
+
+    if Path(given.source).suffix.lower() in SUFFIXES:
+        raise ValueError(f"{given.source} is a picture; give the folder that it is in, or one of its own.")
     if not Path(given.source).exists():
         raise ValueError(f"{given.source} does not exist; give a training config, or a folder of pictures.")
     if told or given.model != "default":
@@ -160,6 +176,36 @@ def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
             f"{given.source} is a config, which says {(told or ['--model'])[0]} itself; change it there, or by key=value."
         )
     return read_config(Path(given.source), given.overrides)
+
+
+# settings that do not change what a run makes
+UNIMPORTANT = ("output", "resume", "log_every", "checkpoint_every", "keep", "keep_every", "preview_every", "device")
+
+
+def refuse_finished(trainer: Any) -> None:
+    """ValueError where the run's folder holds a finished run of other settings, whose result would pass for this one's."""
+    from distill import checkpoint
+    from distill.saving import differences
+
+    if trainer.config.resume != "auto" or (saved := checkpoint.load_latest(trainer.run)) is None:
+        return
+    changes = differences(saved.state.get("config", {}), trainer.config.model_dump(mode="json"))
+    told = [text for name, text in changes.items() if name.partition(".")[0] not in UNIMPORTANT]
+    if saved.step >= trainer.config.max_steps and told:
+        raise ValueError(
+            f"{trainer.run} holds a finished run of other settings ({'; '.join(told[:3])}). Give another folder with --run, or "
+            "remove that one; to train it further, give more --steps."
+        )
+
+
+def how_to_draw(trainer: Any, file: Path) -> str:
+    """The command that uses a finished adapter."""
+    from customization.metadata import describe_training
+
+    objective = trainer.objective
+    phrase = describe_training(objective.config, objective.generator, objective.run).get("modelspec.trigger_phrase", "PROMPT")
+    model = "" if objective.config.model == "default" else f" --model {shlex.quote(objective.config.model)}"
+    return f"Draw with it: fewstep image {shlex.quote(phrase)}{model} --lora {shlex.quote(str(file))}"
 
 
 def check_free(path: Path) -> None:

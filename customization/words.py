@@ -89,6 +89,12 @@ def used_in(words: Mapping[str, Any], captions: list[str]) -> None:
             )
 
 
+def unlearned(words: Mapping[str, Any], captions: list[str]) -> str | None:
+    """A word in angle brackets that captions have and that is not among those to learn; None for none."""
+    known = {word.lower() for word in words}
+    return next((w for caption in captions for w in re.findall(r"<[^<>\s]+>", caption) if w.lower() not in known), None)
+
+
 def file_name(word: str) -> str:
     """A word as the name of a file: <my-cat> -> my-cat."""
     return re.sub(r"[^\w-]+", "_", word).strip("_") or "word"

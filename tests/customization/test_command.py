@@ -56,6 +56,7 @@ BAD = {
     "alpha": (["IMAGES", "--prompt", "a cat", "objective.adapter.alpha=.nan"], "finite number"),
     "type": (["IMAGES", "--prompt", "a cat", "--type", "lor"], "objective|adapter.type"),
     "key": (["IMAGES", "--prompt", "a cat", "data.imagess=x"], "imagess"),
+    "a picture": (["PICTURE", "--prompt", "a cat"], "is a picture; give the folder that it is in"),
     "method": (["IMAGES", "--prompt", "a cat", "objective.type=loras"], "did you mean 'lora'"),
 }
 
@@ -67,6 +68,7 @@ def test_bad_input_is_one_sentence(case, tmp_path, tiny_model, capsys):
     places = {
         "IMAGES": str(pictures(tmp_path / "images", 1)),
         "EMPTY": str(tmp_path / "empty"),
+        "PICTURE": str(tmp_path / "images" / "0.png"),
         "nowhere": str(tmp_path / "no"),
     }
     own = [] if case == "no such folder" else ["--model", str(tiny_model), "--run", str(tmp_path / "run"), *QUICK]
@@ -74,3 +76,24 @@ def test_bad_input_is_one_sentence(case, tmp_path, tiny_model, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert any(part in said[-1] for part in reason.split("|")) and said[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path, tiny_model, capsys):
+    images, run = pictures(tmp_path / "images", 1), tmp_path / "run"
+    command = [str(images), "--prompt", "a <new> cat", "--model", str(tiny_model), "--steps", "2", "--run", str(run), *QUICK]
+    out = tmp_path / "cat.safetensors"
+    assert main([*command, "--rank", "2", "-o", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "Note: <new> in the captions is no word that is learned; --token '<new>=WORDS' teaches it" in said
+    assert f"Draw with it: fewstep image 'a <new> cat' --model {tiny_model} --lora {out}" in said
+    before = out.read_bytes()
+    out.unlink()
+    assert main([*command, "--rank", "2", "-o", str(out)]) == 0 and out.read_bytes() == before  # the same again: its result
+    capsys.readouterr()
+    assert main([*command, "--rank", "2", "--lr", "3e-3"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a finished run of other settings (" in said and "optimizer.lr: 0.0001 -> 0.003" in said
+    assert main([*command, "--rank", "2", "--token", "<new>=red", "--run", str(tmp_path / "other")]) == 0
+    assert "Note:" not in capsys.readouterr().err
+    assert main([*command, "--rank", "2", "max_steps=3"]) == 0  # further, from where it was
+    assert "Resuming" in capsys.readouterr().err
