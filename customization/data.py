@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from distill.sources.latents import Latents, LatentsConfig
 from distill.sources.pictures import BucketConfig, stack
 from distill.sources.report import Unusable
 from distill.sources.transform import Resize, choose_view, render
+from gen.checkpoints import write_bytes
 from gen.components import Config, from_registry
 from gen.generator import Generator
 from gen.images import alpha
@@ -39,16 +40,23 @@ NONE_GIVEN = "Write NAME.txt beside each picture, or give one prompt for all."
 
 
 class PriorConfig(Config):
-    """Pictures of the class: what the prompt gives without the concept. folder: where they are or will be; in the run's folder
-    if None. count: how many there must be; what is missing the model makes, with these steps and this guidance (its own if
-    None)."""
+    """Pictures that are to stay what they are: of the class, what the prompt gives without the concept, or, with several
+    prompts, of other things. folder: where they are or will be; in the run's folder if None. count: how many there must be;
+    what is missing the model makes, with these steps and this guidance (its own if None), by the prompts in turn. With several,
+    NAME.txt beside each picture has its caption."""
 
-    prompt: str = Field(min_length=1)
+    prompt: (
+        Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    )
     folder: Path | None = None
     count: int = Field(50, gt=0, le=100_000)
     num_inference_steps: int | None = Field(None, gt=0)
     guidance_scale: float | None = Field(None, ge=0)
     batch_size: int = Field(8, gt=0)
+
+    def prompt_of(self, number: int) -> str:
+        """The prompt of a picture that the model makes."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[number % len(self.prompt)]
 
 
 class ConceptConfig(Config):
@@ -120,10 +128,12 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
 
         def save(batch: Any) -> None:
             for picture, recipe in zip(batch.images, batch.recipes, strict=True):
+                if not isinstance(config.prompt, str):
+                    write_bytes(folder / f"{recipe.seed:05d}.txt", config.prompt_of(recipe.seed).encode())
                 save_image(picture, folder / f"{recipe.seed:05d}.png", recipe)
 
         generator(
-            [config.prompt] * len(missing),
+            [config.prompt_of(number) for number in missing],
             seeds=missing,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
@@ -138,13 +148,15 @@ def _check_made_of(config: PriorConfig, folder: Path, generator: Generator) -> N
     recipe are their owner's."""
     from gen.recipe import RecipeError, read_recipe
 
+    prompts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():
         try:
             recipe = read_recipe(path)
         except RecipeError:
             continue
-        if recipe.prompt != config.prompt:
-            what = f"was made of {recipe.prompt!r}, and the prompt of the class is {config.prompt!r}"
+        if recipe.prompt not in prompts:
+            wanted = repr(prompts[0]) if len(prompts) == 1 else f"one of {', '.join(map(repr, prompts[:3]))}, ..."
+            what = f"was made of {recipe.prompt!r}, and the prompt of the class is {wanted}"
         elif generator.weights and recipe.model.weights and dict(recipe.model.weights) != dict(generator.weights):
             what = f"was made by another model than {generator.name!r}"
         else:
@@ -187,11 +199,23 @@ class ConceptData:
         self.taught = self._open(config.images, config.captions, config.variants or (8 if differ else 1))
         self.report = self.taught.report
         self._check_captions()
-        self.prior = None if prior is None else self._open(prior, "none", 1)
+        self.prior = None if prior is None else self._open(prior, self._prior_captions(), 1)
+        uncaptioned = [] if self.prior is None else [item.name for item in self.prior.items if not item.caption]
+        if uncaptioned and not self._class_prompt:
+            raise DataError(f"{prior}: {uncaptioned[0]} has no caption; write NAME.txt beside it, or give one prompt for all.")
         self.latents, self.prior_latents = self._encoded(self.taught), self._encoded(self.prior)
         if config.masks is not None:
             self._check_masks()
         self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def _prior_captions(self) -> str:
+        """Pictures of one prompt need no caption each."""
+        return "none" if self._class_prompt else "txt"
+
+    @property
+    def _class_prompt(self) -> str:
+        prompt = "" if self.config.prior is None else self.config.prior.prompt
+        return prompt if isinstance(prompt, str) else ""
 
     def _open(self, folder: Path, captions: str, variants: int) -> ImageFolder:
         config = self.config
@@ -281,7 +305,7 @@ class ConceptData:
             return *self._taught(half, counter), False
         [(index, _)] = self.prior.choose([half])
         picture = self._seen(self.prior, self.prior_latents, index, 0)
-        return picture, self._dropped(self.config.prior.prompt, counter), None, True  # type: ignore[union-attr]
+        return picture, self._dropped(self.prior.items[index].caption or self._class_prompt, counter), None, True
 
     def _taught(self, number: int, counter: int) -> tuple[Tensor, str, Tensor | None]:
         [(index, k)] = self.taught.choose([number])

@@ -19,6 +19,12 @@ from typing import Any
 from distill.command import add_checks, run_command
 from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
 
+# what is held in place while the shipped model learns: other everyday things, as the model draws them
+OTHERS = (
+    "cat", "dog", "penguin", "fish", "bird", "sunflower", "evergreen tree", "banana", "strawberry", "pizza", "hamburger",
+    "ice cream", "house", "automobile", "bicycle", "airplane", "rocket", "sun", "star", "umbrella", "guitar", "camera",
+    "smiling face", "robot",
+)  # fmt: skip
 STEPS, RATE, RATE_DEFAULT = 500, 1e-4, 1e-3  # of a run without a config: for models of others, and for the one that is shipped
 
 

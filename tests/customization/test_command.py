@@ -96,4 +96,4 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path, ti
     assert main([*command, "--rank", "2", "--token", "<new>=red", "--run", str(tmp_path / "other")]) == 0
     assert "Note:" not in capsys.readouterr().err
     assert main([*command, "--rank", "2", "max_steps=3"]) == 0  # further, from where it was
-    assert "Resuming" in capsys.readouterr().err
+    assert "Resuming" in capsys.readouterr().out
