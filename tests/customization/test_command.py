@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from customization.data import OWN_SOURCES
-from customization.train import check_method, main, read_config
+from customization.train import check_method, main, parser, read_config, simple_config
 from gen.adapters import read_adapter
 from gen.cli import main as fewstep
 from gen.components import from_registry
@@ -22,6 +22,23 @@ def test_shipped_configs_are_valid(file):
     config, _ = read_config(file, [])
     check_method(config.objective)
     from_registry(OWN_SOURCES, "data source", config.data)
+
+
+def test_the_shipped_config_is_what_the_command_sets(tmp_path):
+    """So that what docs say of the one holds for the other."""
+    file = next(file for file in CONFIGS if file.stem == "folder")
+    command = ["pictures", "--prompt", "a <new> cat", "--token", "<new>=cat", "--run", "runs/lora/folder"]
+    made, _ = simple_config(parser().parse_intermixed_args(command))
+    made.objective["name"] = "folder"
+    objectives = [check_method(config.objective)[1] for config in (made, read_config(file, [])[0])]
+    assert objectives[0] == objectives[1]
+    assert made.model_copy(update={"objective": {}}) == read_config(file, [])[0].model_copy(update={"objective": {}})
+    other, _ = simple_config(parser().parse_intermixed_args([*command, "--model", "folder"]))
+    assert (other.objective["adapter"], other.optimizer.lr, other.max_steps) == (
+        {"type": "lora", "rank": 16, "targets": []}, 1e-4, 500
+    )  # fmt: skip
+    oft, _ = simple_config(parser().parse_intermixed_args([*command, "--type", "oft", "--steps", "5", "--lr", "1e-3"]))
+    assert "rank" not in oft.objective["adapter"] and (oft.max_steps, oft.optimizer.lr) == (5, 1e-3)
 
 
 def test_a_folder_and_a_prompt_make_a_file(tmp_path, tiny_model, capsys):
