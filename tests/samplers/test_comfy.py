@@ -26,7 +26,7 @@ from samplers import (
 )
 from samplers.guidance.branches import guided
 from samplers.solvers.comfy.start import at_percent
-from tests.oracles import Mixture
+from tests.oracles import Mixture, reference_ode
 
 VE, VP, RF = VarianceExploding(0.03, 15.0), VariancePreserving.scaled_linear(), RectifiedFlow()
 CASES = {
@@ -116,6 +116,36 @@ def test_without_guidance_cfg_pp_is_the_sampler(name):
         for denoiser, solver in ((one, name), (one.cond, name), (one.cond, f"comfy:{base}"))
     ]
     assert all((x - runs[0]).abs().max() < 1e-9 for x in runs)
+
+
+SMOOTH = replace(Mixture.example(VE), stds=Mixture.example(VE).stds + 0.5)
+DETERMINISTIC = sorted(info.name for n in NAMES if not (info := solver_info(f"comfy:{n}")).stochastic)
+
+
+@pytest.fixture(scope="module")
+def solution():
+    """(start at sigma 10, the ODE's end at sigma 0.15)."""
+    start = 10 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return start, reference_ode(SMOOTH, start, VE(10.0), VE(0.15), 800)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_declared_order_is_observed(name, uneven, solution):
+    """From an ordinary first step, with every second level moved by a third of a step too."""
+    start, end = solution
+
+    def error(steps):
+        shift = [0.35 * (uneven and i % 2 == 1 and i < steps) for i in range(steps + 1)]
+        parts = [(i + s) / steps for i, s in enumerate(shift)]
+        x = sample(SMOOTH, get_solver(name), start, [VE(10.0 ** (1 - u) * 0.15**u) for u in parts])
+        return (x - end).square().mean().sqrt().item()
+
+    observed, declared = math.log2(error(64) / error(128)), solver_info(name).order
+    if declared:
+        assert observed > declared - 0.15
+    else:  # the weights of ipndm_v do not sum to the step, unless steps are even
+        assert observed < 0.5 if uneven else observed > 1.85
 
 
 def test_percents_of_training_time():

@@ -92,7 +92,7 @@ ROWS: tuple[SolverInfo, ...] = (
         "sa_solver_pece",
         partial(StochasticAdams, pece=True),
         "SA-Solver that evaluates each corrected point again",
-        3,
+        2,
         _SA,
         evaluations=2,
         **_sde | {"own_clock": True},
@@ -158,7 +158,7 @@ ROWS: tuple[SolverInfo, ...] = (
         "lms",
         partial(InSigma, Multistep(4, of="eps", coordinate="ratio"), True),
         "in sigma, the last step to the predicted image",
-        4,
+        2,
     ),
     _form(
         "dpmpp_2s_ancestral",
@@ -203,7 +203,7 @@ ROWS: tuple[SolverInfo, ...] = (
         "dpmpp_3m_sde",
         _below(Multistep(3, eta=1.0, rule="published")),
         "flows start below pure noise",
-        3,
+        2,
         _START,
         grid="exponential",
         aliases=("comfy:dpmpp_3m_sde_gpu",),
@@ -213,11 +213,11 @@ ROWS: tuple[SolverInfo, ...] = (
     _form(
         "ipndm",
         partial(InSigma, Multistep(4, of="eps", coordinate="step"), True),
-        "in sigma, the last step to the predicted image",
-        2,
+        "in sigma, the last step to the predicted image; as if steps were equal",
+        1,
     ),
-    _form("ipndm_v", PublishedAdams, "the published weights, with their slips", 2, ("order",)),
-    _form("deis", partial(PublishedAdams, "deis", order=3), "polynomials in VP time", 3, ("order",)),
+    _form("ipndm_v", PublishedAdams, "published weights, whose slips keep it from converging on uneven steps", 0, ("order",)),
+    _form("deis", partial(PublishedAdams, "deis", order=3), "polynomials in VP time", 2, ("order",)),
     _form("res_multistep", partial(InSigma, Multistep(2)), "in log sigma", 2),
     _form(
         "er_sde",
@@ -233,6 +233,6 @@ ROWS: tuple[SolverInfo, ...] = (
     _form(
         "sa_solver", StochasticAdams, "noise from a fifth to four fifths of training time", 3, _SA, **_sde | {"own_clock": True}
     ),
-    _form("uni_pc", UniPC, "B(h) = h, lower orders at the end", 3, ("order", "sigma_end")),
-    _form("uni_pc_bh2", partial(UniPC, "bh2"), "B(h) = 1 - exp(-h), lower orders at the end", 3, ("order", "sigma_end")),
+    _form("uni_pc", UniPC, "B(h) = h, lower orders at the end", 2, ("order", "sigma_end")),
+    _form("uni_pc_bh2", partial(UniPC, "bh2"), "B(h) = 1 - exp(-h), lower orders at the end", 2, ("order", "sigma_end")),
 )
