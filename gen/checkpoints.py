@@ -173,9 +173,14 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     problems += [listed(shapes)] * bool(shapes)
     if problems:
         raise CheckpointError(path, f"does not fit {type(module).__name__}: {'; '.join(problems)}.")
+    from gen.digests import Reading
+
+    reading = Reading(file.path)  # who opens a model asks for its digest too
     with torch.no_grad():
         for name, tensor in file.tensors():
             own[name].copy_(tensor)
+            reading.add(tensor)
+    reading.done()
 
 
 _umask_read = threading.Lock()  # two threads in between each other would leave the process without its umask

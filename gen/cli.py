@@ -19,7 +19,19 @@ import typer
 
 from gen.commands import canvas, kinds, pictures
 from gen.commands.energies import ENERGIES
-from gen.commands.options import Device, Dtype, GuidanceScale, Model, ModelOption, Native, Nonfinite, Quiet, TextEncoder, Vae
+from gen.commands.options import (
+    Device,
+    Dtype,
+    GuidanceScale,
+    Model,
+    ModelOption,
+    Native,
+    Nonfinite,
+    Quiet,
+    TextEncoder,
+    Vae,
+    Variant,
+)
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
@@ -118,6 +130,7 @@ def compare(
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     native: Native = None,
+    variant: Variant = None,
     model_option: ModelOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
     device: Device = None,
@@ -134,7 +147,7 @@ def compare(
         steps=steps,
         reference=reference,
         model=model,
-        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "model_options": model_option},
+        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "variant": variant, "model_options": model_option},
         seed=seed,
         guidance_scale=guidance_scale,
         output=output,

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from gen.building import TooLarge, no_initialisation, no_larger_than
-from gen.checkpoints import CheckpointError, TensorFile, load_weights, read_json, sha256, write_json, write_weights
+from gen.checkpoints import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
+from gen.digests import file_digest
 from gen.key_hints import dotted_keys, unknown_key
 
 
@@ -111,7 +112,7 @@ def component_digest(folder: Path) -> str:
         from gen.bridge.parts import saved_digest
 
         return saved_digest(folder, str(kind))
-    return sha256(folder / "model.safetensors")
+    return file_digest(folder / "model.safetensors")
 
 
 def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -32,7 +32,7 @@ from gen.kinds import Asked, asked_again, asked_of, check_names, frame_of
 from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.output import TYPES, Output, to_pil
 from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
-from gen.prompt_memory import PromptMemory
+from gen.prompt_memory import PromptMemory, fingerprint
 from gen.recipe import Recipe
 from gen.run import make_all, make_batch, progress_bar
 from gen.settings import Sampling, make_settings
@@ -90,6 +90,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
         self._encoded = PromptMemory(PROMPT_MEMORY)
+        self._text_weights: tuple | None = None
         self._loaded: ModelAdapters | None = None
         self._colours: Tensor | None = None
         self.read_null({})
@@ -105,23 +106,26 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         vae: str | Path | None = None,
         text_encoder: str | Path | None = None,
         native: bool | None = None,
+        variant: str | None = None,
         model_options: Mapping[str, Any] | None = None,
     ) -> Generator:
         """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
         diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
 
         device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
-        bfloat16 where the device is fast at it, else float32.
+        bfloat16 where the device is fast at it, else float16 on a GPU and float32 on a CPU.
         vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
         transformers; vae also replaces a diffusers pipeline's own. native: run a diffusers pipeline's denoiser in our network,
         which is faster and takes every cache and guidance (True), or in diffusers' (False); None: in ours where it computes the
         same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
+        variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
+        where they are there and dtype is half precision, else the full ones.
         Raises ValueError with the reason if the model cannot be used.
         """
-        name, folder = find_model(model, revision)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, model_options or {}))
+        name, folder = find_model(model, revision, variant, dtype)
+        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, model_options or {}))
         parts = opened.parts
         generator = cls(
             opened.config,
@@ -184,6 +188,9 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         """
         if self.text_encoder is None:
             raise ValueError(request.no_text(self))
+        if (written := fingerprint(self.text_encoder)) != self._text_weights:  # what was read with other weights is stale
+            self._encoded.clear()
+            self._text_weights = written
         active = {} if self._loaded is None else self._loaded.on_text(self.adapters if adapters is None else adapters)
         which = tuple(sorted(active.items()))
         keys = {prompt: (prompt, negative, which) for prompt in prompts}

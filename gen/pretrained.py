@@ -25,9 +25,11 @@ FILES = (".safetensors", ".safetensors.index.json")
 HUB_FILES = ("*.json", "*.safetensors", "*.md")
 
 
-def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Path]:
+def find_model(
+    model: str | Path, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[str, Path]:
     """(name for recipes, folder or file) of "default", "fast", a folder, a checkpoint's file, or a hub id, which is downloaded
-    into the hub's own cache."""
+    into the hub's own cache. variant, dtype: which of a pipeline's weights are fetched (`gen.bridge.load.variants_for`)."""
     if not isinstance(model, str | Path) or not str(model):
         raise ValueError(f'The model is {model!r}; give "default", "fast", a model folder, or a hub id such as "owner/name".')
     if isinstance(model, str) and model in PACKAGED:
@@ -46,7 +48,7 @@ def find_model(model: str | Path, revision: str | None = None) -> tuple[str, Pat
         raise ValueError(
             f'{model} {what}; give "default", "fast", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
         )
-    return str(model), download(str(model), revision)
+    return str(model), download(str(model), revision, variant, dtype)
 
 
 def is_hub_id(name: str) -> bool:
@@ -59,7 +61,13 @@ def is_hub_id(name: str) -> bool:
 def hub_errors(repository: str) -> Iterator[None]:
     """What goes wrong with the hub inside, as one sentence (ValueError)."""
     try:
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise ValueError("Models from the hub need the package huggingface_hub; install it, or give a folder.") from None
     try:
@@ -68,6 +76,16 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise ValueError(f"{repository} on the hub is not a model that fewstep can open: {error}") from None
     except HFValidationError:
         raise ValueError(f"{repository!r} is neither a folder nor a valid hub id (owner/name).") from None
+    except GatedRepoError:
+        raise ValueError(
+            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, then log in with that account "
+            "(`hf auth login`, or a token in HF_TOKEN)."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{repository} is no folder here, and the hub has no such repository, or a private one: check the name, or log in "
+            "(`hf auth login`, or a token in HF_TOKEN)."
+        ) from None
     except LocalEntryNotFoundError:
         raise ValueError(
             f"{repository} is no folder here and the hub cannot be reached; check the name or the network."
@@ -77,7 +95,9 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise ValueError(f"{repository} cannot be had from the hub: {reason.rstrip('.')}. Is it a folder's name?") from None
 
 
-def download(repository: str, revision: str | None = None) -> Path:
+def download(
+    repository: str, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
     """A hub repository's model files; its config is checked before the weights are fetched."""
     with hub_errors(repository):
         from huggingface_hub import hf_hub_download, snapshot_download
@@ -86,16 +106,16 @@ def download(repository: str, revision: str | None = None) -> Path:
         try:
             config = hf_hub_download(repository, "config.json", revision=revision)
         except (EntryNotFoundError, LocalEntryNotFoundError):
-            return _download_pipeline(repository, revision)
+            return _download_pipeline(repository, revision, variant, dtype)
         if not is_checkpoint(Path(config).parent):
             read_model_config(Path(config).parent)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
 
 
-def _download_pipeline(repository: str, revision: str | None) -> Path:
+def _download_pipeline(repository: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Path:
     """A diffusers pipeline: its index is checked, then only what we read of it is fetched, all of one commit."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
     from gen.bridge.pipeline import INDEX, needed_files, read_index
 
@@ -103,10 +123,12 @@ def _download_pipeline(repository: str, revision: str | None) -> Path:
     _, classes, _ = read_index(folder)
     try:
         info = HfApi().repo_info(repository, revision=revision)
+    except GatedRepoError:
+        raise
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     names = [file.rfilename for file in info.siblings or []]
-    return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes)))
+    return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes, variant, dtype)))
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,7 @@ class ModelOptions:
     vae: str | Path | None = None
     text_encoder: str | Path | None = None
     native: bool | None = None
+    variant: str | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,7 +159,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         from gen.bridge.pipeline import open_pipeline
 
-        return open_pipeline(folder, dtype, options.native, options.vae)
+        return open_pipeline(folder, dtype, options.native, options.vae, options.variant)
+    if options.variant is not None:
+        raise ValueError(f"{folder} is a model folder of fewstep, which has one set of weights; leave variant out.")
     if options.vae is not None or options.native is False:
         name = "vae" if options.vae is not None else "native=False"
         raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
@@ -183,9 +208,12 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or the device's fast one."""
+    """The dtype asked for, or the device's fast one: bfloat16 where it multiplies that in hardware, else float16 on GPUs (CUDA
+    before Ampere, Apple's) and float32 on CPUs."""
     if dtype is None or dtype == "auto":
-        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+        if fast_bfloat16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type in ("cuda", "mps") else torch.float32
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
         raise ValueError(f"Unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}.")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 
+import torch
+from torch import Tensor, nn
+
 from samplers.denoiser import Condition
+
+PROBES = 16  # values of each tensor that are looked at
 
 
 class PromptMemory:
@@ -44,3 +49,21 @@ def size_of(condition: Condition) -> int:
     sizes: list[int] = []
     condition.map(lambda v: sizes.append(v.nbytes) or v)  # type: ignore[func-returns-value]
     return sum(sizes)
+
+
+@torch.no_grad()
+def fingerprint(network: nn.Module) -> tuple:
+    """What changes when the weights of a network do: where they lie, how often they were written to, and a few values of each,
+    as writing through `.data` is not counted."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return tuple((v.data_ptr(), _version(v)) for v in tensors), _probes([v for v in tensors if v.is_floating_point()])
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _probes(tensors: list[Tensor]) -> tuple[float, ...]:
+    """In one transfer from the device."""
+    picked = [v.detach().reshape(-1)[:: max(v.numel() // PROBES, 1)][:PROBES].float() for v in tensors if v.numel()]
+    return tuple(torch.cat(picked).tolist()) if picked else ()

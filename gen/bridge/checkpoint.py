@@ -141,13 +141,16 @@ def _checked(options: ModelOptions) -> dict[str, Any]:
 
 def _sizes(path: Path, own: bool, told: dict[str, Any]) -> Any:
     """The config of the network, from headers."""
+    from gen.bridge.single_file import refuse
     from gen.components import COMPONENTS, from_registry
 
     if own:
         values = _config(path)
     else:
         given = {name: value for name, value in told.items() if name in TOLD and name != "format"}
-        _, values = configure(open_checkpoint(path), told.get("format"), given)
+        source = open_checkpoint(path)
+        refuse(path, source.shapes)
+        _, values = configure(source, told.get("format"), given)
     try:
         return from_registry({name: COMPONENTS[name] for name in ("uvit", "dit")}, "network type", values)[1]
     except ValueError as error:

@@ -35,10 +35,12 @@ def _fetched(repository: str, part: str, also: Sequence[str]) -> Path:
 
     with hub_errors(repository):
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
         try:
             info = HfApi().repo_info(repository)
+        except GatedRepoError:
+            raise
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
             return Path(snapshot_download(repository, local_files_only=True))
         names = [file.rfilename for file in info.siblings or []]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import logging
 import re
 import threading
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.checkpoints import PICKLES, CheckpointError, read_json, sha256
+from gen.checkpoints import PICKLES, CheckpointError, read_json
+from gen.digests import file_digest
+from gen.files import regular_file
 
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
@@ -44,7 +47,13 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
 _ATTENTION = (None, "eager", "sdpa")
-_VARIANTS = ("", "fp16", "bf16", "fp32")
+VARIANTS = ("", "fp16", "bf16", "fp32")
+# ways to write a tokenizer's vocabulary, each a set of files that belong together
+VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
+    "GemmaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
+}
 
 
 def check_config(path: Path, value: Any) -> None:
@@ -64,13 +73,30 @@ def check_config(path: Path, value: Any) -> None:
             waiting.append(inner)
 
 
-def weight_files(names: Iterable[str], stem: str) -> tuple[str | None, list[str], str | None]:
+def variants_for(variant: str | None, dtype: torch.dtype) -> tuple[str, ...]:
+    """Variants of weights in the order of preference: the one asked for; else those of half the size where the network runs in
+    half precision anyway, and full weights where it doesn't. ValueError for a name that no file can have."""
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{0,32}", variant):
+        raise ValueError(f"The variant is {variant!r}; give fp16, bf16, or another that a repository names its files by.")
+    first = ("",)
+    if variant is not None:
+        first = (variant,)
+    elif dtype == torch.float16:
+        first = ("fp16",)
+    elif dtype == torch.bfloat16:
+        first = ("bf16", "fp16")
+    return tuple(dict.fromkeys((*first, *VARIANTS)))
+
+
+def weight_files(
+    names: Iterable[str], stem: str, variants: tuple[str, ...] = VARIANTS
+) -> tuple[str | None, list[str], str | None]:
     """(variant, weight files, index file) among the file names of a part; no files if it has no safetensors.
 
-    Full weights come before variants such as fp16; one file before shards.
+    variants: in the order of preference, full weights being ""; one file comes before shards.
     """
     names = set(names)
-    for variant in _VARIANTS:
+    for variant in variants:
         dotted = f".{variant}" if variant else ""
         if (single := f"{stem}{dotted}.safetensors") in names:
             return variant or None, [single], None
@@ -82,10 +108,10 @@ def weight_files(names: Iterable[str], stem: str) -> tuple[str | None, list[str]
     return None, [], None
 
 
-def find_weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
+def find_weights(folder: Path, stem: str, variants: tuple[str, ...] = VARIANTS) -> tuple[str | None, list[Path]]:
     """(variant, files) of a part; CheckpointError where there are none that may be opened."""
     names = [entry.name for entry in folder.iterdir()]
-    variant, files, index = weight_files(names, stem)
+    variant, files, index = weight_files(names, stem, variants)
     if not files:
         if pickles := sorted(name for name in names if name.endswith(PICKLES)):
             raise CheckpointError(
@@ -112,8 +138,8 @@ def digest(files: Iterable[Path]) -> str:
     """sha256 of one file; of several, that of the list of their names and sha256."""
     files = list(files)
     if len(files) == 1:
-        return sha256(files[0])
-    listed = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+        return file_digest(files[0])
+    listed = "".join(f"{file_digest(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -126,12 +152,15 @@ def read_part_config(folder: Path) -> dict[str, Any]:
     return value
 
 
-def load_network(folder: Path, name: str, dtype: torch.dtype, besides: tuple[str, ...] = ()) -> tuple[nn.Module, str]:
+def load_network(
+    folder: Path, name: str, dtype: torch.dtype, besides: tuple[str, ...] = (), variants: tuple[str, ...] = VARIANTS
+) -> tuple[nn.Module, str]:
     """(network in evaluation mode, digest of its files). `name` is one of CLASSES. besides: beginnings of the names of tensors
-    that the file may have on top, where it is that of a larger model."""
+    that the file may have on top, where it is that of a larger model. variants: as of `weight_files`."""
     library = CLASSES[name]
     read_part_config(folder)
-    variant, files = find_weights(folder, STEMS[library])
+    _check_regular(folder)
+    variant, files = find_weights(folder, STEMS[library], variants)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
     with _quietly():
         try:
@@ -144,27 +173,57 @@ def load_network(folder: Path, name: str, dtype: torch.dtype, besides: tuple[str
     return network.eval().requires_grad_(False), digest(files)
 
 
+def _check_regular(folder: Path) -> None:
+    """Libraries open more files of a folder than they are told to, and would wait for a pipe for ever."""
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir():
+            regular_file(entry)
+
+
 def load_tokenizer(folder: Path, name: str) -> Any:
-    """A tokenizer from its folder."""
+    """A tokenizer from its folder; CheckpointError where its vocabulary is missing, or reads no words: the library would make
+    a tokenizer to which all words are the same."""
     if not folder.is_dir():
         raise CheckpointError(folder, "is missing; the pipeline's model_index.json names it. Download it again.")
+    _check_regular(folder)
     for file in folder.glob("*.json"):
         if file.name in ("tokenizer_config.json", "special_tokens_map.json"):
             check_config(file, read_json(file))
-    if (folder / "spiece.model").exists() and not (folder / "tokenizer.json").exists():
-        _needs("sentencepiece", folder)
+    _check_vocabulary(folder, name)
     with _quietly():
         try:
-            return library_class(name).from_pretrained(folder, local_files_only=True)
+            tokenizer = library_class(name).from_pretrained(folder, local_files_only=True)
+            first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a cat", "to hold"))
         except Exception as error:
             raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
+    if first == second:
+        raise CheckpointError(folder, "holds a vocabulary that reads no words; the download is damaged. Download it again.")
+    return tokenizer
 
 
-def _needs(package: str, folder: Path) -> None:
-    import importlib.util
+def _check_vocabulary(folder: Path, name: str) -> None:
+    names = {entry.name for entry in folder.iterdir()}
+    whole = [files for files in VOCABULARIES[name] if names.issuperset(files)]
+    if not whole:
+        begun = next((files for files in VOCABULARIES[name] if names & set(files)), None)
+        ways = " or ".join(" and ".join(files) for files in VOCABULARIES[name])
+        lacks = f"lacks {', '.join(sorted(set(begun) - names))}" if begun else "has no vocabulary"
+        raise CheckpointError(folder, f"{lacks}: a {name} needs {ways}. The download is incomplete; download it again.")
+    if any(file.endswith(".model") for file in whole[0]):
+        needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+        if missing := [package for package, module in needed.items() if not _installed(module)]:
+            raise CheckpointError(
+                folder,
+                f"has its vocabulary as {whole[0][0]} only, which the packages sentencepiece and protobuf read; "
+                f"missing here: {' and '.join(missing)}. Run pip install sentencepiece protobuf.",
+            )
 
-    if importlib.util.find_spec(package) is None:
-        raise CheckpointError(folder, f"has its vocabulary in a form that needs the package {package}; install it.")
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def library_class(name: str) -> Any:

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gen.bridge.load import STEMS, digest, find_weights
+from gen.bridge.load import STEMS, VARIANTS, digest, find_weights
 from gen.bridge.parts import TextPart
 from gen.formats.files import open_checkpoint
 from gen.formats.read import configure, read_checkpoint
 
 
-def _place(folder: Path) -> Path:
+def _place(folder: Path, variants: tuple[str, ...] = VARIANTS) -> Path:
     """What `open_checkpoint` opens: the file, which may be a variant such as fp16, or the folder of several."""
-    _, files = find_weights(folder, STEMS["diffusers"])
+    _, files = find_weights(folder, STEMS["diffusers"], variants)
     return files[0] if len(files) == 1 else folder
 
 
@@ -32,11 +32,14 @@ def why_not(folder: Path, format: str) -> str | None:
 
 
 @torch.no_grad()
-def native_network(folder: Path, format: str, text: TextPart | None, dtype: torch.dtype) -> tuple[nn.Module, str]:
-    """(network, digest of its files) of a diffusers transformer's folder. text: the prompts' reader, where it reads any."""
-    source = open_checkpoint(_place(folder))
+def native_network(
+    folder: Path, format: str, text: TextPart | None, dtype: torch.dtype, variants: tuple[str, ...] = VARIANTS
+) -> tuple[nn.Module, str]:
+    """(network, digest of its files) of a diffusers transformer's folder. text: the prompts' reader, where it reads any.
+    variants: as of `gen.bridge.load.weight_files`."""
+    source = open_checkpoint(_place(folder, variants))
     options = {} if text is None else null_of(text)
-    network = read_checkpoint(_place(folder), format, dtype=dtype, **options)
+    network = read_checkpoint(_place(folder, variants), format, dtype=dtype, **options)
     return network, digest(file.path for file in source.files)
 
 

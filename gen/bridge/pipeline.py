@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from gen.bins import TABLES
 from gen.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
 from gen.bridge.families.base import Family
-from gen.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, weight_files
+from gen.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.bridge.network import BridgedNetwork, setting
 from gen.bridge.parts import VAE_CLASSES, open_autoencoder
 from gen.bridge.schedule import sampling
@@ -52,8 +52,9 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
     index = read_json(path)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
-        near = difflib.get_close_matches(str(name), PIPELINES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        short = {one.removesuffix("Pipeline"): one for one in PIPELINES}  # all end alike, which makes none near
+        near = difflib.get_close_matches(str(name).removesuffix("Pipeline"), short, 1, cutoff=0.75)
+        hint = f"did you mean {short[near[0]]}? " if near else ""
         raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(PIPELINES)}.")
     family = PIPELINES[name]
     parts = {}
@@ -81,15 +82,21 @@ def _entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
 
 
 def open_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32, native: bool | None = None, vae: str | Path | None = None
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    native: bool | None = None,
+    vae: str | Path | None = None,
+    variant: str | None = None,
 ) -> Opened:
     """A pipeline's folder.
 
     dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision. native: the
     denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same (None).
-    vae: another autoencoder in place of the pipeline's (`gen.bridge.parts`).
+    vae: another autoencoder in place of the pipeline's (`gen.bridge.parts`). variant: which weights are read, such as "fp16",
+    of the parts that have it; None as of `gen.bridge.load.variants_for`.
     """
     family, classes, index = read_index(folder)
+    _check_variant(folder, classes, variant)
     wanted = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
@@ -106,21 +113,23 @@ def open_pipeline(
             swapped, weights[part] = open_autoencoder(vae)
             loaded[part] = swapped.vae
         elif not (wanted and part == family.backbone):
-            loaded[part], weights[part] = load_network(folder / part, name, torch.float32 if part == "vae" else dtype)
+            loaded[part], weights[part] = _load(folder / part, name, dtype, variant)
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
         reader = None if family.reader is None else family.reader(loaded, index)
         network = None
         if family.native and wanted:
-            network, weights[family.backbone] = _native(folder / family.backbone, family.native, reader, dtype, native)
+            variants = variants_for(variant, dtype)
+            network, weights[family.backbone] = _native(
+                folder / family.backbone, family.native, reader, dtype, native, variants
+            )
         if network is not None:
             loaded[family.backbone] = network
             size = network.config.size * autoencoder.factor
         else:
             if wanted:
-                loaded[family.backbone], weights[family.backbone] = load_network(
-                    folder / family.backbone, classes[family.backbone], dtype
-                )
+                part = family.backbone
+                loaded[part], weights[part] = _load(folder / part, classes[part], dtype, variant)
             network = family.network(loaded, index)
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
@@ -169,14 +178,16 @@ def binned(size: int, default: bool | None) -> dict[str, Any]:
     return {"size_bins": size if known else None, "defaults": {"use_resolution_binning": True} if known and default else {}}
 
 
-def _native(folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None) -> tuple[nn.Module | None, str]:
+def _native(
+    folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None, variants: tuple[str, ...]
+) -> tuple[nn.Module | None, str]:
     """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
     asked for."""
     from gen.bridge.native import native_network
     from gen.formats.read import UnequalRepeats
 
     try:
-        return native_network(folder, format, reader, dtype)
+        return native_network(folder, format, reader, dtype, variants)
     except UnequalRepeats:
         if asked:
             raise
@@ -198,6 +209,23 @@ def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     return reason is None
 
 
+def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> tuple[nn.Module, str]:
+    dtype = torch.float32 if name in VAE_CLASSES else dtype
+    return load_network(folder, name, dtype, variants=variants_for(variant, dtype))
+
+
+def _check_variant(folder: Path, classes: Mapping[str, str], variant: str | None) -> None:
+    """ValueError where no part has the variant that was asked for."""
+    if not variant:
+        return
+    for part, name in classes.items():
+        if "Tokenizer" not in name and (folder / part).is_dir():
+            names = [entry.name for entry in (folder / part).iterdir()]
+            if weight_files(names, STEMS[CLASSES[name]], (variant,))[1]:
+                return
+    raise ValueError(f"{folder} has no weights of the variant {variant!r}; leave variant out.")
+
+
 def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Module) -> None:
     if network.config.channels != autoencoder.channels:
         raise ValueError(
@@ -208,7 +236,9 @@ def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Modul
         raise ValueError(f"its network embeds {classes!r} beside the text, which is not supported.")
 
 
-def needed_files(names: list[str], classes: Mapping[str, str]) -> list[str]:
+def needed_files(
+    names: Sequence[str], classes: Mapping[str, str], variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Of a repository's file names those that a pipeline needs: configs, vocabularies and one kind of weights for each part.
 
     CheckpointError for a part without safetensors.
@@ -219,7 +249,8 @@ def needed_files(names: list[str], classes: Mapping[str, str]) -> list[str]:
         if "Tokenizer" in kind:
             wanted += sorted(f"{part}/{name}" for name in own if name.endswith((".json", ".txt", ".model")))
             continue
-        _, files, listing = weight_files(own, STEMS[CLASSES[kind]])
+        variants = variants_for(variant, torch.float32 if kind in VAE_CLASSES else dtype)
+        _, files, listing = weight_files(own, STEMS[CLASSES[kind]], variants)
         if not files:
             raise CheckpointError(part, "has no safetensors in this repository, and other formats are not read.")
         wanted += [f"{part}/{name}" for name in ("config.json", *files, *([listing] if listing else []))]

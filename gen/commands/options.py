@@ -24,6 +24,9 @@ Vae = Annotated[
     str | None, typer.Option(metavar="DIR|ID", help="The autoencoder, for a checkpoint or instead of a pipeline's.")
 ]
 TextEncoder = Annotated[str | None, typer.Option(metavar="DIR|ID", help="The text encoder, for a checkpoint that reads text.")]
+Variant = Annotated[
+    str | None, typer.Option(help="Weights of a diffusers pipeline by the name in their files: fp16. [default: by --dtype]")
+]
 Native = Annotated[
     bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
 ]

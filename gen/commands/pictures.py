@@ -31,6 +31,7 @@ from gen.commands.options import (
     Steps,
     TextEncoder,
     Vae,
+    Variant,
     Width,
 )
 
@@ -114,6 +115,7 @@ def image(
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     native: Native = None,
+    variant: Variant = None,
     model_option: ModelOption = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
@@ -131,7 +133,7 @@ def image(
         prompts or [],
         model=model,
         fast=fast,
-        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "model_options": model_option},
+        parts={"vae": vae, "text_encoder": text_encoder, "native": native, "variant": variant, "model_options": model_option},
         output=output,
         grid=grid,
         device=device,
