@@ -31,7 +31,7 @@ class WithCallback(Around):
         after = step.by(self.inner, state)
         tensors = {"latents": after.x, "denoised": clean(after)}
         given = {name: tensors[name] for name in self.inputs}
-        version = after.x._version
+        version, before = after.x._version, after.x.clone()  # which a callback may write into
         returned = self.callback(self.generator, step.context.step, step.t.t, dict(given))
         if returned is None:
             returned = {}
@@ -45,6 +45,11 @@ class WithCallback(Around):
         if latents is after.x and after.x._version == version:
             return after
         self.edited = True
+        if not bool(latents.isfinite().all()) and bool(before.isfinite().all()):
+            raise ValueError(
+                f"callback_on_step_end made NaN or infinite values of the latents after step {step.context.step + 1}; "
+                "return finite ones, or None to leave them."
+            )
         return replace(after, x=latents.to(after.x))
 
 

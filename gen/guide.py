@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen import request
+from gen.finite import Energy
 from gen.kinds import Batch, Kind
 from gen.recipe import GuideRecord, Recipe
 
@@ -47,6 +48,10 @@ class Guide(Kind):
         return replayed_guide(recipe.guide, given.get("guide"), generator.energies, given.get("guide_options"))
 
     @property
+    def named(self) -> str:  # type: ignore[override]
+        return name_of(self.energy)
+
+    @property
     def unrecorded(self) -> tuple[str, ...]:
         return () if self.record.energy else ("energy of the guide",)
 
@@ -73,10 +78,16 @@ class Guide(Kind):
         return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
 
 
+def name_of(energy: Callable[..., Tensor]) -> str:
+    return getattr(energy, "__name__", type(energy).__name__)
+
+
 def on_latents(generator: Generator, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
     """An energy of what the denoiser works on, for these prompts."""
+    name = name_of(energy)
     if hasattr(energy, "for_prompts"):
         energy = energy.for_prompts(prompts)
+    energy = Energy(energy, name)
     return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(generator, energy)
 
 

@@ -69,11 +69,13 @@ class Frame:
 class Kind:
     """Base of all kinds: the protocol, in which nothing changes anything.
 
-    copies: rows of x for one picture. own_prompts: guided whatever the call's prompts are. keeps: `keep_known` does something.
+    copies: rows of x for one picture. named: its name in this run, for messages.
+    own_prompts: guided whatever the call's prompts are. keeps: `keep_known` does something.
     unrecorded: what took part and is in no recipe.
     """
 
     copies: int = 1
+    named: str = ""
     own_prompts: bool = False
     keeps: bool = False
     unrecorded: tuple[str, ...] = ()

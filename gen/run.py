@@ -13,6 +13,7 @@ from torch import Tensor
 from gen.backbones.fused import pack
 from gen.callback import WithCallback, clean
 from gen.conditions import alike, told_its_size
+from gen.finite import Watch, check_begin, check_end, check_shown
 from gen.fitting import free, gone_from, is_out_of_memory
 from gen.images import cut_to
 from gen.kinds import Batch
@@ -129,23 +130,28 @@ def make_batch(
     """Sample and decode pictures that are all guided or all not."""
     batch = _batch(generator, items, settings)
     noise, kinds = batch.noise, settings.kinds.values()
-    field, solver = _field(batch, bar)
-    for kind in kinds:
-        field, solver = kind.around(field, solver, batch)
+    watch = Watch()
+    field, solver = _field(batch, bar, watch)
+    for name, kind in settings.kinds.items():
+        around, solver = kind.around(field, solver, batch)
+        field = field if around is field else watch.stage(f"{name} ({kind.named})" if kind.named else name, around)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, source = noise * settings.levels[0].sigma, batch.fresh()
     if settings.brownian:
         source = brownian_noise(batch.seeds, noise)
     for kind in kinds:
         x, source = kind.begin(x, noise, settings.levels[0]), kind.noise(source)
+    check_begin(batch, x)
     context = Context(adapters=settings.adapters)
     for state in trajectory(field, solver, x, settings.levels, batch.condition, noise=source, context=context):
         bar.update(1)
         if generator.interrupt or state.step == settings.stop_at:
             break
     latents = clean(state) if state.step < len(settings.levels) - 1 else state.x
+    check_end(batch, watch, latents, settings.sampler)
     generator.in_tiles = False
     shown = latents[: len(items)] if output_type == "latent" else _show(generator, latents, settings)
+    check_shown(generator, shown)
     return Made(gone_from(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited))
 
 
@@ -186,21 +192,24 @@ def _conditions(generator: Generator, items: Sequence[Item], settings: Settings)
     return condition, negative and told_its_size(negative, generator, len(items), settings.seen)
 
 
-def _field(batch: Batch, bar: Any) -> tuple[Denoiser, Solver]:
+def _field(batch: Batch, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
-    settings, leaf, kinds = batch.settings, batch.generator.denoiser, batch.settings.kinds.values()
-    for kind in kinds:
+    settings, leaf = batch.settings, batch.generator.denoiser
+    for name, kind in settings.kinds.items():
         if (own := kind.field(batch)) is not None:
-            return own, settings.solver
+            return watch.stage(f"network or the guidance of {name}", own), settings.solver
         leaf = kind.network(leaf, bar)
+    leaf = watch.stage("network", leaf)
 
     def inside(denoiser: Denoiser) -> Denoiser:
-        for kind in kinds:
-            denoiser = kind.inside(denoiser, batch)
+        for name, kind in settings.kinds.items():
+            within = kind.inside(denoiser, batch)
+            denoiser = denoiser if within is denoiser else watch.stage(f"{name} ({kind.named})" if kind.named else name, within)
         return denoiser
 
     solver, negative = settings.solver, batch.negative
-    return settings.rules.build(leaf, solver, settings.scale, negative, settings.interval, batch.guided, inside)
+    field, solver = settings.rules.build(leaf, solver, settings.scale, negative, settings.interval, batch.guided, inside)
+    return (watch.stage(f"guidance {settings.rules.name!r}", field) if batch.guided else field), solver
 
 
 def _show(generator: Generator, latents: Tensor, settings: Settings) -> Tensor:

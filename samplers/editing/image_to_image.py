@@ -25,9 +25,9 @@ def start_at(levels: Sequence[NoiseLevel], strength: float) -> Grid:
         raise ValueError(f"The strength must lie between 0 (keep the image) and 1 (replace it), got {strength}.")
     keep = min(int(steps * strength), steps)
     if keep < 1:
-        raise ValueError(
-            f"A strength of {strength} leaves no step of {steps}: give more steps or at least {1 / max(steps, 1):.3g}."
-        )
+        scale = 10 ** max(3, len(str(steps)))
+        least = math.ceil(scale / max(steps, 1)) / scale  # rounded up, so that it leaves one
+        raise ValueError(f"A strength of {strength} leaves no step of {steps}: give more steps or at least {least:g}.")
     return tuple(levels[steps - keep :])
 
 
