@@ -90,7 +90,9 @@ def inject(network: nn.Module, config: AdapterConfig, seed: int, what: str = "de
     try:
         from peft import inject_adapter_in_model
     except ImportError:
-        raise ValueError("Training adapters needs the package peft; install it: pip install 'fewstep[lora]'.") from None
+        raise ValueError(
+            "Training adapters needs the package peft; run .venv/bin/pip install -e '.[lora]' in the repository."
+        ) from None
     names = find_targets(network, config, what)
     _check_ranks(network, config, names)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -43,7 +43,8 @@ def describe(adapter: Adapter, path: Path | None = None) -> dict[str, Any]:
         alpha = None if delta.rank is None else _round(delta.scale * delta.rank)
         groups[layer.partition(".")[0], delta.type, delta.rank, alpha, _round(delta.scale)] += 1
     names = ("part", "kind", "rank", "alpha", "scale")
-    dtypes = {str(f.dtype).removeprefix("torch.") for d in adapter.layers.values() for f in d.factors.values()}
+    numbers = [f for d in adapter.layers.values() for name, f in d.factors.items() if name != "alpha"]
+    dtypes = {str(f.dtype).removeprefix("torch.") for f in numbers}
     told = _metadata(adapter.metadata)
     return {
         "name": adapter.name,

@@ -46,6 +46,9 @@ PREFIXES: dict[str, tuple[str, str]] = {
     "text_encoders.clip_l.transformer.": ("text_encoder", "ai-toolkit"),
     "text_encoders.clip_g.transformer.": ("text_encoder_2", "ai-toolkit"),
     "text_encoders.t5xxl.transformer.": ("text_encoder_3", "ai-toolkit"),
+    "clip_l.transformer.": ("text_encoder", "ai-toolkit"),  # ComfyUI's name for the encoder proper
+    "clip_g.transformer.": ("text_encoder_2", "ai-toolkit"),
+    "t5xxl.transformer.": ("text_encoder_3", "ai-toolkit"),
     "clip_l.": ("text_encoder", "diffusers"),
     "clip_g.": ("text_encoder_2", "diffusers"),
     "t5.": ("text_encoder_3", "diffusers"),

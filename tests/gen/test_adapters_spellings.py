@@ -40,6 +40,7 @@ FILES = {
     "DiffSynth": (pair(f"pipe.unet.{PATH}", ("lora_A.default.weight", "lora_B.default.weight")), "denoiser"),
     "ComfyUI": (pair(f"diffusion_model.{PATH}", KOHYA), "denoiser"),
     "ComfyUI, text": (pair(f"text_encoders.clip_l.transformer.{TEXT}", KOHYA), "text_encoder"),
+    "ComfyUI, text alone": (pair(f"clip_l.transformer.{TEXT}", KOHYA), "text_encoder"),
     "OMI": (pair("unet.input_blocks.3.1.transformer_blocks.0.attn1.to_q", KOHYA), "denoiser"),
     "OMI, text": (pair(f"clip_l.{TEXT}", KOHYA), "text_encoder"),
     "OMI's first form": (pair(f"lora_unet.{PATH}", KOHYA), "denoiser"),
