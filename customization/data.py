@@ -7,6 +7,7 @@ its number.
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -264,6 +265,16 @@ class ConceptData:
     def grouped(self, batch_size: int) -> ConceptData:
         self.taught.grouped(batch_size)
         return self
+
+    def split(self, share: float) -> tuple[ConceptData, ConceptData]:
+        """(the rest, a share of the pictures to learn); pictures of the class go with the first."""
+        parts = []
+        for taught in self.taught.split(share):
+            parts.append(copy.copy(self))
+            parts[-1].taught, parts[-1]._masks = taught, {}  # type: ignore[assignment]
+            parts[-1].latents = parts[-1]._encoded(taught)  # type: ignore[arg-type]
+        parts[1].prior, parts[1].prior_latents = None, None
+        return parts[0], parts[1]
 
     def digest(self) -> str:
         """A hash of the pictures, of the class pictures and of the masks."""

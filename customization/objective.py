@@ -283,8 +283,13 @@ class CustomizationObjective(Objective):
     # ---- pictures and the result ----
 
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
-        prompts = self.config.preview.prompts
+        prompts = self.config.preview.prompts or self._own_prompts()
         return models["adapter"](self.draw, prompts, seed) if prompts else None
+
+    def _own_prompts(self) -> tuple[str, ...]:
+        """What the pictures are called, where no other prompts were given for previews."""
+        own = self.run.get("trigger")
+        return (own,) if isinstance(own, str) and "{}" not in own and self.generator.text_encoder is not None else ()
 
     def draw(self, prompts: Sequence[str], seed: int) -> Preview:
         """Pictures (N, 3, H, W) in [-1, 1] by the model's own sampler."""

@@ -40,6 +40,7 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     from customization.objective import open_model
     from customization.words import unlearned, used_in
     from distill.trainer import Trainer
+    from distill.validation import hold_out
 
     method, checked = check_method(config.objective)
     if config.network or config.init_from:
@@ -47,6 +48,9 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     device = None if config.device == "auto" else config.device
     generator = open_model(checked, device)
     source: Any = make_data(config.data, config.seed, config.batch_size, generator, config.output, make)
+    source, held_out = hold_out(
+        config, source, lambda data: make_data(data, config.seed, config.batch_size, generator, config.output, make)
+    )
     report = getattr(source, "report", None)
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
@@ -65,7 +69,7 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
         "class_pictures": len(prior) if prior is not None else None,
         "trigger": config.data.get("prompt"),
     }
-    return Trainer(config, method(checked, generator, config.seed, run, average), source)
+    return Trainer(config, method(checked, generator, config.seed, run, average), source, held_out)
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, bool]:
@@ -108,7 +112,7 @@ def simple_config(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
         "schedule": {"warmup": max(1, min(20, steps // 10))},
         "log_every": 20,
         "checkpoint_every": max(50, steps // 4),
-        "preview_every": max(1, steps // 4) if given.preview else 0,
+        "export_every": max(1, steps // 4),
     }
     apply_overrides(values, given.overrides)
     return parse_config(values, "the command"), "ema" in values
@@ -186,7 +190,17 @@ def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
 
 
 # settings that do not change what a run makes
-UNIMPORTANT = ("output", "resume", "log_every", "checkpoint_every", "keep", "keep_every", "preview_every", "device")
+UNIMPORTANT = (
+    "output",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "keep_every",
+    "preview_every",
+    "export_every",
+    "device",
+)
 
 
 def refuse_finished(trainer: Any) -> None:

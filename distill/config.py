@@ -148,6 +148,24 @@ class EvaluationConfig(Config):
         return steps
 
 
+class ValidationConfig(Config):
+    """The loss of pictures that are held out (distill/validation.py), on every step that `every` divides and at the end.
+
+    share: of the data's pictures, which training then never sees; which they are depends on their content alone. data: a data
+    section of other pictures, in place of a share. batches: how many of batch_size samples."""
+
+    every: int = Field(gt=0)
+    share: float = Field(0.1, gt=0, lt=1)
+    data: dict[str, Any] | None = None
+    batches: int = Field(4, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ValidationConfig:
+        if self.data is not None and "share" in _given(self):
+            raise ValueError("share and data both say what is held out; give one of them")
+        return self
+
+
 class TrainConfig(Config):
     """Everything a training run is. Batch size is the global one, over processes and accumulated micro-batches."""
 
@@ -180,9 +198,11 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(1000, gt=0)
     keep: int = Field(2, gt=0)  # newest checkpoints kept
     keep_every: int = Field(0, ge=0)  # checkpoints of steps that this divides are kept for good; 0: none
-    preview_every: int = Field(0, ge=0)  # 0: never
+    preview_every: int = Field(0, ge=0)  # sheets in samples/, one before the first step too; 0: never
+    export_every: int = Field(0, ge=0)  # exports/step-N, as the final export, and a sheet in samples/; 0: never
     measure_every: int = Field(0, ge=0)
     evaluation: EvaluationConfig | None = None  # none: never
+    validation: ValidationConfig | None = None  # none: never
 
     def of_role(self, role: str) -> tuple[OptimizerConfig, ScheduleConfig, EmaConfig, int]:
         """(optimizer, schedule, ema, every) of a role: the run's sections with what the role changes."""

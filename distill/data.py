@@ -24,8 +24,9 @@ class Source(Protocol):
     is in the batch. Counters run from 0 without end; a source repeats its pictures as it sees fit.
 
     A source may have `grouped(batch_size)`, which tells it that counters k B to (k + 1) B - 1 are one batch;
-    `check() -> Report`, which opens everything there is; and `digest() -> str`, a hash of all the files that batches depend on,
-    by which a run that goes on knows whether they are the same.
+    `check() -> Report`, which opens everything there is; `digest() -> str`, a hash of all the files that batches depend on, by
+    which a run that goes on knows whether they are the same; and `split(share)`, two sources, of the pictures to train on
+    and of those held out.
     """
 
     def __len__(self) -> int:

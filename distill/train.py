@@ -20,6 +20,7 @@ def make_trainer(config: TrainConfig):
     from distill.data import make_source
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
+    from distill.validation import hold_out
     from gen.components import build, load_component
 
     check_objective(config.objective)  # before the data, which can take minutes to make ready
@@ -33,7 +34,8 @@ def make_trainer(config: TrainConfig):
     report = getattr(source, "report", None)
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
-    return Trainer(config, checked(make_objective(config.objective, network, source), source), source)
+    source, held_out = hold_out(config, source, lambda data: make_source(data, config.seed, config.batch_size))
+    return Trainer(config, checked(make_objective(config.objective, network, source), source), source, held_out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from distill.parallel import Parallel, make_accelerator
 from distill.precision import LossScaler, autocast
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.schedule import lr_factor
+from distill.validation import Validation
 from gen.folders import written_folder
 
 __all__ = ["Trainer", "TrainingError"]
@@ -41,7 +42,8 @@ __all__ = ["Trainer", "TrainingError"]
 class Trainer:
     """Runs an objective on a data source as a config says."""
 
-    def __init__(self, config: TrainConfig, objective: Objective, source: Source):
+    def __init__(self, config: TrainConfig, objective: Objective, source: Source, held_out: Source | None = None):
+        """held_out: the samples whose loss the config's section `validation` asks for."""
         self.config, self.objective, self.source = config, objective, source
         self.run = Path(config.output)
         if config.threads:
@@ -86,6 +88,11 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
             self.evaluation = Evaluation(config, config.evaluation, objective, source, device)
+        self.validation: Validation | None = None
+        if config.validation is not None:
+            if held_out is None:
+                raise TrainingError("The section validation needs held-out data, which this run was not given.")
+            self.validation = Validation(config, config.validation, objective, held_out, self.parallel, self.micro)
         self.step = 0
         self._inputs: dict[str, dict[str, Any]] | None = None
 
@@ -222,6 +229,8 @@ class Trainer:
             self.log.start(self.step)
             stopped = False
             for batches in self._batches(self.step):
+                if self.step == 0 and (config.preview_every or config.export_every):
+                    self._preview(batches[0])
                 scalars: dict[str, Tensor] = {}
                 for phase in self.objective.phases(self.step):
                     if self.step % self.every[phase.role] == 0:
@@ -237,15 +246,20 @@ class Trainer:
                     self.guard.check_made()
                 if self.step % config.log_every == 0 or done:
                     self.log.write_window(self.step)
-                if config.preview_every and (self.step % config.preview_every == 0 or done):
+                sheet_every = [every for every in (config.preview_every, config.export_every) if every]
+                if any(self.step % every == 0 for every in sheet_every) or (sheet_every and done):
                     self._preview(batches[0])
                 if config.measure_every and (self.step % config.measure_every == 0 or done):
                     self._measure()
+                if self.validation is not None and (self.step % self.validation.config.every == 0 or done):
+                    self.log.write({"step": self.step, **self.validation.measure(self.networks, self.averaged, self.step)})
                 if self.evaluation is not None and (self.step % self.evaluation.config.every == 0 or done):
                     self._evaluate(self.evaluation)
                 stopped = self.parallel.any(bool(received()))
                 if self.step % config.checkpoint_every == 0 or done or stopped:
                     self.save()
+                if config.export_every and self.step % config.export_every == 0 and not done:
+                    self._export(self.run / "exports" / f"step-{self.step:08d}")
                 if stopped:
                     break
             self.log.close()
@@ -253,7 +267,7 @@ class Trainer:
                 if main:
                     tqdm.write(f"Stopped by a signal at step {self.step}; run the same command again to continue.")
                 raise SystemExit(128 + (received() or 15))
-            self._export()
+            self._export(self.run / "export")
 
     # With shards, every process takes part in every call of a network, and the main one writes.
 
@@ -265,7 +279,7 @@ class Trainer:
         with torch.no_grad():
             shown = self.objective.preview(self.averaged, batch.to(self.accelerator.device), self.config.seed)
         if shown is not None and self.accelerator.is_main_process:
-            folder = self.run / "previews"
+            folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             images, captions = shown
             write_png(contact_sheet(to_pictures(images), captions), folder / f"{self.step:08d}.png")
@@ -284,14 +298,15 @@ class Trainer:
             folder.mkdir(exist_ok=True)
             write_png(evaluation.sheet(), folder / f"{self.step:08d}.png")
 
-    def _export(self) -> None:
+    def _export(self, target: Path) -> None:
+        """Write the averaged networks where they can be used."""
         models, main = self.averaged, self.accelerator.is_main_process
         for name in self.optimizers if self.sharded else ():
             state = saving.whole_state(models[name], keep=main)
             if name in self.whole:
                 saving.fill(self.whole[name], state)
         if main:
-            with written_folder(self.run / "export") as folder:
+            with written_folder(target) as folder:
                 self.objective.export({**models, **self.whole}, folder)
 
     def save(self) -> None:

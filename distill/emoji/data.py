@@ -5,6 +5,7 @@ A picture has countless variants: recoloured or not, on white or on a colour. Va
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import random
@@ -164,6 +165,18 @@ class EmojiData:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def split(self, share: float) -> tuple[EmojiData, EmojiData]:
+        """(the rest, a share of the pictures), which draw their samples from these alone; a function of their names."""
+        from distill.sources.pictures import split_by
+
+        taken, left = split_by(share, [record.file_name for record in self.records])
+        parts = []
+        for chosen in (set(left), set(taken)):
+            parts.append(copy.copy(self))
+            parts[-1]._common = [index for index in self._common if index in chosen]
+            parts[-1]._other = [index for index in self._other if index in chosen]
+        return parts[0], parts[1]
 
     def digest(self) -> str:
         """A hash of the archives."""

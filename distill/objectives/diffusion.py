@@ -38,11 +38,12 @@ Kind = Literal["eps", "x0", "v", "flow", "edm"]
 
 
 class PreviewConfig(Config):
-    """The contact sheet made while training."""
+    """The contact sheet made while training, by the sampler, grid and guidance of `defaults`, which the exported model draws
+    with; its steps and guidance scale, too, where none are given here."""
 
     prompts: tuple[str, ...] = ("a red heart",)
-    num_inference_steps: int = Field(20, gt=0)
-    guidance_scale: float = 3.0
+    num_inference_steps: int | None = Field(None, gt=0)
+    guidance_scale: float | None = None
 
 
 def keep_stages(context: Context) -> tuple[Context, list[Tensor]]:
@@ -196,18 +197,31 @@ class DiffusionObjective(Objective):
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
         noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
         with torch.autocast(like.device.type, torch.bfloat16):
-            images = self.decode(self.draw(network, noise, condition, config.num_inference_steps))
+            steps = config.num_inference_steps or self.config.defaults.num_inference_steps
+            images = self.decode(self.draw(network, noise, condition, steps))
         return images, config.prompts if self.text_encoder is not None else None
 
     def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
-        """x0 (B, C, h, w) from unit noise, as previews show it."""
-        from samplers.guidance.cfg import ClassifierFree
-        from samplers.registry import get_grid, get_solver
+        """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
+        from gen.field import Rules
+        from samplers.noise import seeded_noise
+        from samplers.registry import get_grid, get_solver, solver_info
         from samplers.sample import sample
 
-        levels = get_grid("uniform", self.path, steps)
-        guided = ClassifierFree(self.denoiser(network), self.config.preview.guidance_scale)
-        return sample(guided, get_solver("dpmpp_2m"), noise * levels[0].sigma, levels, condition)
+        told, preview = self.config.defaults, self.config.preview
+        rules = Rules.of(told.guidance, told.guidance_options, None, None)
+        scale = rules.meant(told.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
+        denoiser, solver = rules.build(
+            self.denoiser(network),
+            get_solver(told.sampler, **told.sampler_options),
+            scale,
+            None,
+            told.guidance_interval,
+            scale != rules.off,
+        )
+        levels = get_grid(told.schedule, self.path, steps, **told.schedule_options)
+        more = seeded_noise(range(len(noise)), noise) if solver_info(told.sampler).stochastic else None
+        return sample(denoiser, solver, noise * levels[0].sigma, levels, condition, noise=more)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""

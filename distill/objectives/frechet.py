@@ -138,7 +138,8 @@ class FrechetObjective(LatentConsistencyObjective):
         errors = []
         for name, features in self.features(x0[drawn], condition[drawn], noise[drawn]).items():
             population = self.of[name].to(x0.device)
-            population.drawn(features)
+            if torch.is_grad_enabled():  # a measurement leaves it as it is
+                population.drawn(features)
             errors.append(population.error(features).mean())
             if population.known:
                 logged[f"frechet_{name}"] = population.apart / population.total

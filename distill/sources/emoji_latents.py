@@ -6,6 +6,7 @@ it, and a run of many passes opens one file rather than thousands.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -68,6 +69,14 @@ class EmojiLatents(CachedPictures):
         made = torch.cat(parts).unflatten(0, (len(self.emoji), config.variants)).contiguous()
         write_latents(self.path, made)
         return made
+
+    def split(self, share: float) -> tuple[EmojiLatents, EmojiLatents]:
+        """As of the pictures."""
+        parts = []
+        for emoji in self.emoji.split(share):
+            parts.append(copy.copy(self))
+            parts[-1].emoji, parts[-1].source = emoji, EmojiPictures(emoji)
+        return parts[0], parts[1]
 
     def digest(self) -> str:
         """A hash of the pictures and of the weights that their latents are made by."""

@@ -8,6 +8,7 @@ training goes on without the cache.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -128,6 +129,15 @@ class Latents(CachedPictures):
         if hasattr(self.source, "grouped"):
             self.source.grouped(batch_size)
         return self
+
+    def split(self, share: float) -> tuple[Latents, Latents]:
+        """As of the pictures."""
+        given: Any = self.source.emoji if isinstance(self.source, EmojiPictures) else self.source
+        parts = []
+        for part in given.split(share):
+            parts.append(copy.copy(self))
+            parts[-1].source, parts[-1]._paths = EmojiPictures(part) if isinstance(part, EmojiData) else part, {}
+        return parts[0], parts[1]
 
     def digest(self) -> str:
         """A hash of the pictures and of the weights that their latents are made by."""

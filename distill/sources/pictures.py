@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import threading
@@ -65,13 +66,29 @@ class Item:
     digest: str = ""
 
 
+def split_by(share: float, names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(the places of about `share` of the names, of the others), each a function of the name alone, but for at least one place
+    on either side. DataError for fewer than two different names."""
+    ranks = [fold(0, "held out", name) for name in names]
+    if len(set(ranks)) < 2:
+        raise DataError("There are fewer than two different pictures, of which none can be held out; give validation.data.")
+    limit = min(max(share * 2**63, min(ranks) + 1), max(ranks))
+    return [i for i, rank in enumerate(ranks) if rank < limit], [i for i, rank in enumerate(ranks) if rank >= limit]
+
+
 class PictureSource:
     """A data source (see distill.data.Source) over items; `read` gives an item's bytes, or raises Unusable."""
 
     def __init__(self, items: Sequence[Item], read: Callable[[Item], bytes], config: PictureConfig, seed: int, report: Report):
         report.kept = len(items)
         report.require_some()
-        self.items, self.read, self.config, self.seed, self.report = items, read, config, seed, report
+        self.read, self.config, self.seed, self.report, self.group = read, config, seed, report, 1
+        self._arrange(items)
+
+    def _arrange(self, items: Sequence[Item]) -> None:
+        """Sort the items into buckets, and make an order of them."""
+        config = self.config
+        self.items = items
         self.labels = torch.tensor([item.label for item in items])
         size = config.size
         sizes = [(size, size)] if config.buckets is None else bucket_sizes(size, config.buckets.step, config.buckets.max_ratio)
@@ -83,7 +100,7 @@ class PictureSource:
         self.sizes = [s for s, m in zip(sizes, members, strict=True) if m]
         self.members = [m for m in members if m]
         self.bucket_of = {index: b for b, m in enumerate(self.members) for index in m}
-        self.order = Order(self.members, seed)
+        self.order = Order(self.members, self.seed, self.group)
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -92,8 +109,19 @@ class PictureSource:
 
     def grouped(self, batch_size: int) -> PictureSource:
         """Tell buckets how many counters in a row are one batch; returns the source."""
-        self.order = Order(self.members, self.seed, batch_size)
+        self.group, self.order = batch_size, Order(self.members, self.seed, batch_size)
         return self
+
+    def split(self, share: float) -> tuple[PictureSource, PictureSource]:
+        """(the rest, a share of the pictures) as sources of their own. Which picture is where depends on its bytes alone, so
+        two files of one picture are on one side, and others that come and go change nothing."""
+        taken, left = split_by(share, [item.digest or item.name for item in self.items])
+        return self._part(left), self._part(taken)
+
+    def _part(self, indices: Sequence[int]) -> PictureSource:
+        part = copy.copy(self)
+        part._arrange([self.items[index] for index in indices])
+        return part
 
     # ---- one picture ----
 

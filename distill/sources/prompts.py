@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from distill.objective import Batch
 from distill.sources.files import sha256_of
 from distill.sources.images import clean_caption
 from distill.sources.order import Order
+from distill.sources.pictures import split_by
 from distill.sources.report import Report, Unusable
 from gen.components import Config
 from gen.files import CheckpointError, decode_text, read_bytes
@@ -74,6 +76,16 @@ class Prompts:
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:
         numbers = [int(counter) for counter in counters]
         return Batch(index=torch.tensor(numbers), captions=[self._prompt(counter) for counter in numbers])
+
+    def split(self, share: float) -> tuple[Prompts, Prompts]:
+        """(the rest, a share of the prompts), a function of the prompts alone."""
+        parts = []
+        taken, left = split_by(share, self.prompts)
+        for chosen in (left, taken):
+            parts.append(copy.copy(self))
+            parts[-1].prompts = [self.prompts[index] for index in chosen]
+            parts[-1].order = Order([range(len(chosen))], self.seed)
+        return parts[0], parts[1]
 
     def digest(self) -> str:
         """A hash of all prompts in their order."""

@@ -51,7 +51,9 @@ def test_a_folder_and_a_prompt_make_a_file(tmp_path, tiny_model, capsys):
     adapter = read_adapter(out)
     assert set(adapter.types) == {"DoRA LoRA"} and adapter.words.keys() == {"<new>"} and adapter.name == "cat"
     assert adapter.metadata["modelspec.title"] == "cat" and adapter.metadata["ss_num_reg_images"] == "2"
-    assert (tmp_path / "run" / "previews" / "00000002.png").is_file()
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [f"{step:08d}.png" for step in range(3)]
+    halfway = read_adapter(tmp_path / "run" / "exports" / "step-00000001" / "adapter.safetensors")
+    assert halfway.types == adapter.types and halfway.words.keys() == adapter.words.keys()
     assert (tmp_path / "run" / "export" / "new.safetensors").is_file()
     before = out.read_bytes()
     assert main([str(images), *words, *options, "-o", str(out), *QUICK]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Train
     torch.manual_seed(0)
     network = build(config.network).train().requires_grad_(True)
     source = {"labels": Source, "pictures": Pictures}[config.data["type"]]()
-    return Trainer(config, make_objective(config.objective, network, source), source)
+    held_out = None if config.validation is None else type(source)()
+    return Trainer(config, make_objective(config.objective, network, source), source, held_out)
 
 
 def test_there_is_a_case_for_every_objective():
@@ -95,9 +97,16 @@ def test_gradient_checkpointing_changes_no_update(name, places, tmp_path):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_twice_n_steps_equal_n_a_resume_and_n_more_bit_for_bit(name, places, tmp_path):
+    """The run in parts measures held-out samples besides, which changes nothing and has the same numbers when asked again."""
     state = torch.random.get_rng_state()
     trainer(CASES[name], places, tmp_path / "whole", 4).train()
-    trainer(CASES[name], places, tmp_path / "parts", 2).train()
+    watched = trainer({**CASES[name], "validation": {"every": 1, "batches": 2}}, places, tmp_path / "parts", 2)
+    watched.train()
+    found = [watched.validation.measure(watched.networks, watched.averaged, 1) for _ in range(2)]
+    assert found[0] == found[1] and all(math.isfinite(value) for value in found[0].values())
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    losses = [name for row in rows for name in row if name.startswith("validation/") and name.endswith("loss")]
+    assert len(losses) == 2 * len(set(losses)) > 0
     first = everything(tmp_path / "parts")
     trainer(CASES[name], places, tmp_path / "parts", 4).train()
     whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")

@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import sys
+import tarfile
 import types
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from distill.data import make_source
 from distill.emoji.packs import DataError
 from distill.sources.decode import decode, probe
 from distill.sources.report import Unusable
+from gen.components import save_component
 
 
 def png(width=32, height=32, colour=(200, 30, 30), mode="RGB", **options) -> bytes:
@@ -483,3 +485,54 @@ def test_whatever_samples_depend_on_changes_the_digest(tmp_path, change):
         return images(root).digest()
 
     assert write(tmp_path / "a") == write(tmp_path / "b") != write(tmp_path / "c", changed=True)
+
+
+def test_what_is_held_out_depends_on_a_picture_alone(tmp_path):
+    """About the share asked for; copies of a picture on one side; the same with more pictures, another seed, other names."""
+    files = {f"p{i}_png": png(colour=(i % 256, i // 4, 90)) for i in range(60)}
+    root = folder(tmp_path / "a", **files, copy_png=files["p7_png"])
+    train, held = images(root).split(0.3)
+    names = [{item.name for item in part.items} for part in (train, held)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 61 and 8 <= len(names[1]) <= 30
+    assert {"p7.png", "copy.png"} <= names[0] or {"p7.png", "copy.png"} <= names[1]
+    more = folder(tmp_path / "b", **{f"x{k}": v for k, v in files.items()}, **{"new_png": png(colour=(255, 255, 255))})
+    again = {item.name.removeprefix("x") for item in images(more, seed=5).split(0.3)[1].items}
+    assert again - {"new.png"} == names[1] - {"copy.png"}
+    asked = {tuple(image.flatten().tolist()) for image in train.batch(range(120)).images}
+    assert not asked & {tuple(image.flatten().tolist()) for image in held.batch(range(60)).images}
+    for share in (1e-9, 1 - 1e-9):
+        assert all(len(part) for part in images(root).split(share))
+    with pytest.raises(DataError, match="fewer than two different pictures"):
+        images(folder(tmp_path / "c", a_png=png(), b_png=png())).split(0.5)
+
+
+@pytest.mark.parametrize("kind", ["emoji", "emoji_latents", "latents", "webdataset", "prompts"])
+def test_every_source_can_be_split(tmp_path, kind):
+    """No picture, or prompt, is on both sides, and both give batches."""
+    from tests.distill.evaluation import VENDORS, archive
+    from tests.gen.conftest import tiny_autoencoder
+
+    save_component(tiny_autoencoder(), tmp_path / "autoencoder")
+    archive(tmp_path / "emoji.zip", VENDORS)
+    emoji = {"archives": [str(tmp_path / "emoji.zip")], "size": 32}
+    kept = {"autoencoder": str(tmp_path / "autoencoder"), "folder": str(tmp_path / "kept"), "variants": 1}
+    files = {f"{i}.png": png(colour=(20 * i, 40, 60)) for i in range(9)}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data_ in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data_)
+            tar.addfile(info, BytesIO(data_))
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(20)))
+    config = {
+        "emoji": {"type": "emoji", **emoji, "variants": 1},
+        "emoji_latents": {"type": "emoji_latents", "emoji": emoji, **kept},
+        "latents": {"type": "latents", "source": {"type": "webdataset", "shards": str(tmp_path / "a.tar"), "size": 32}, **kept},
+        "webdataset": {"type": "webdataset", "shards": str(tmp_path / "a.tar"), "size": 16},
+        "prompts": {"type": "prompts", "file": str(tmp_path / "p.txt")},
+    }[kind]
+    seen = []
+    for part in make_source(config, 0).split(0.4):
+        batch = part.batch(range(40))
+        rows = batch.captions if kind == "prompts" else batch.latents if batch.latents is not None else batch.images
+        seen.append({row if isinstance(row, str) else tuple(row.flatten().tolist()) for row in rows})
+    assert seen[0] and seen[1] and not seen[0] & seen[1]

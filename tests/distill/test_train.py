@@ -14,10 +14,13 @@ from PIL import Image
 
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.data import EmojiConfig
+from distill.objective import Batch
+from distill.objectives import make_objective
 from distill.sources.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.train import main
 from gen.components import build, load_component, save_component
 from gen.generator import Generator
+from samplers import ClassifierFree, get_grid, get_solver, normal, sample
 from tests.gen.conftest import UVIT, tiny_autoencoder, tiny_text_encoder
 
 COLOURS = {"red heart": (220, 30, 30), "blue book": (30, 60, 220), "green apple": (40, 160, 60)}
@@ -136,8 +139,41 @@ def test_a_run_ends_in_a_model_that_opens(run, tmp_path):
     generator = Generator.from_pretrained(tmp_path / "run" / "export", device="cpu", dtype="float32")
     output = generator("a red heart", seed=1, progress=False)
     assert output.images[0].size == (32, 32) and output.recipes[0].num_inference_steps == 3
-    sheet = Image.open(tmp_path / "run" / "previews" / "00000004.png")
+    sheet = Image.open(tmp_path / "run" / "samples" / "00000004.png")
     assert sheet.width == 2 * 32 + 3 * 8 and sheet.height > 32 + 2 * 8  # the gaps of a sheet, and captions below
+
+
+def test_what_can_be_used_is_written_on_the_way(run, tmp_path):
+    """An export that opens every two steps, a sheet beside each and one before the first step, the loss of what is held out."""
+    assert run("export_every=2", "preview_every=0", "validation={every: 2, share: 0.4, batches: 1}") == 0
+    root = tmp_path / "run"
+    assert sorted(p.name for p in (root / "samples").iterdir()) == ["00000000.png", "00000002.png", "00000004.png"]
+    assert [p.name for p in (root / "exports").iterdir()] == ["step-00000002"]
+    halfway, end = (Generator.from_pretrained(root / p, "cpu", "float32") for p in ("exports/step-00000002", "export"))
+    a, b = (g("a red heart", seed=1, progress=False, output_type="pt").images for g in (halfway, end))
+    assert a.shape == b.shape and not torch.equal(a, b)
+    rows = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("validation/loss", 0) > 0] == [2, 4]
+    before = Image.open(root / "samples" / "00000000.png").tobytes()
+    assert before != Image.open(root / "samples" / "00000002.png").tobytes()
+
+
+def test_previews_are_drawn_by_what_the_export_records(workspace):
+    torch.manual_seed(0)
+    told = {"num_inference_steps": 5, "guidance_scale": 2.5, "sampler": "heun", "schedule": "beta"}
+    settings = {"type": "diffusion", "prediction": "x0", "defaults": told, "text_encoder": str(workspace / "text_encoder")}
+    network = build({**UVIT, "text_tokens": 8, "text_dim": 16})
+    objective = make_objective({**settings, "autoencoder": str(workspace / "autoencoder")}, network, None)
+    batch = Batch(index=torch.arange(1), captions=["a red heart"], latents=torch.zeros(1, 4, 8, 8))
+    with torch.no_grad():
+        pictures, prompts = objective.preview({"denoiser": network}, batch, 3)
+    assert prompts == ("a red heart",)
+    noise, condition = normal([3], (4, 8, 8)), objective.condition(batch, torch.device("cpu"))
+    levels = get_grid("beta", objective.path, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        guided = ClassifierFree(objective.denoiser(network), 2.5)
+        expected = objective.decode(sample(guided, get_solver("heun"), noise * levels[0].sigma, levels, condition))
+    assert torch.equal(pictures, expected)
 
 
 def test_pictures_without_a_cache_train_too(run, workspace):
