@@ -49,7 +49,7 @@ def describe_training(config: CustomizationConfig, generator: Generator, run: Ma
     `class_pictures`, how many there were."""
     spec, version = architecture(generator)
     adapter = config.adapter or config.text_adapter
-    kind = METHODS[adapter.type] if adapter is not None else "textual-inversion"
+    kind = METHODS[adapter.type] if adapter is not None else getattr(config, "writes", "textual-inversion")
     size = generator.config.sample_size
     found: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.0",

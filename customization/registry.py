@@ -10,4 +10,6 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "moslora": ("customization.methods.mixture", "MixtureConfig", "MixtureObjective"),
     "res_adapter": ("customization.methods.res_adapter", "ResAdapterConfig", "ResAdapterObjective"),
     "orthogonal": ("customization.methods.orthogonal", "OrthogonalConfig", "OrthogonalObjective"),
+    "sara": ("customization.methods.small_weights", "SaraConfig", "SaraObjective"),
+    "unlearning": ("customization.methods.forget", "UnlearningConfig", "UnlearningObjective"),
 }

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
 from gen.adapters import Adapter, AdapterError, Delta
 from gen.checkpoints import CheckpointError, listed, read_weights, write_weights
 
 THRESHOLD, NUCLEAR = 2e-3, 5e-4
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+METADATA = {"fewstep.sparse": "index and value of every changed weight"}
 
 
 def learning_rate(threshold: float) -> float:
@@ -66,17 +68,22 @@ class SparseUpdate(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights whole, by name: what `functional_call` takes."""
-        return {
-            name: base.flatten().index_put((self.index[name],), self.values[name.replace(".", "_")]).reshape(base.shape)
-            for name, base in self.base.items()
-        }
+        return {name: replaced(base, self.index[name], self.values[name.replace(".", "_")]) for name, base in self.base.items()}
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        return functional_call(self.network, self.weights(), args, options)
+        sparse = {
+            name: SparseWeight.of(base, self.index[name], self.values[name.replace(".", "_")])
+            for name, base in self.base.items()
+        }
+        return functional_call(self.network, sparse, args, options)
 
     def nuclear_norm(self) -> Tensor:
-        """sum |W - W_0|_*; its gradient is P Q^T of the singular vectors whose value is not 0, so it is finite at the start."""
-        return sum((_nuclear((new - self.base[name]).flatten(1)) for name, new in self.weights().items()), torch.zeros(()))
+        """sum |W - W_0|_* (`sparse_weight.nuclear_norm`)."""
+        norms = [
+            nuclear_norm(self.values[name.replace(".", "_")], base.flatten()[self.index[name]], self.index[name], base.shape)
+            for name, base in self.base.items()
+        ]
+        return torch.stack(norms).sum()
 
     def reselected(self) -> SparseUpdate:
         """The same network as trained so far, of which the entries that are still below the threshold train on."""
@@ -102,7 +109,7 @@ class SparseUpdate(nn.Module):
         for name, new in self.weights().items():
             index = (new.detach() != own[name].detach()).flatten().nonzero()[:, 0]
             tensors[f"{name}.index"], tensors[f"{name}.values"] = index, new.detach().flatten()[index]
-        write_weights(path, tensors, metadata={"fewstep.sparse": "index and value of every changed weight"})
+        write_weights(path, tensors, metadata=METADATA)
 
 
 def apply_sparse(network: nn.Module, path: Path | str) -> None:
@@ -126,11 +133,3 @@ def apply_sparse(network: nn.Module, path: Path | str) -> None:
             flat = weight.detach().flatten()
             flat[index.to(weight.device)] = values.to(weight.device)
             weight.copy_(flat.reshape(weight.shape))
-
-
-def _nuclear(change: Tensor) -> Tensor:
-    with torch.no_grad():
-        p, s, qt = torch.linalg.svd(change, full_matrices=False)
-        kept = s > 1e-7 * s.max()
-        direction = p[:, kept] @ qt[kept]
-    return (change * direction).sum()

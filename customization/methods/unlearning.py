@@ -48,11 +48,17 @@ def layer_scores(
     g_retain = torch.autograd.grad(retain(), weights, allow_unused=True)
     scores = []
     for name, weight, f, r in zip(names, weights, g_forget, g_retain, strict=True):
-        if f is None or not float(f.norm()) or not float(weight.detach().norm()):
-            continue
-        cosine = 0.0 if r is None or not float(r.norm()) else float((f * r).sum() / (f.norm() * r.norm()))
-        scores.append(LayerScore(name, f.detach(), float(f.norm() / weight.detach().norm()), abs(cosine)))
+        if f is not None and (score := score_of(name, weight, f, r)) is not None:
+            scores.append(score)
     return scores
+
+
+def score_of(name: str, weight: Tensor, f: Tensor, r: Tensor | None) -> LayerScore | None:
+    """The score of a layer from its weight and the gradients of the two losses in it; None where there is no gradient."""
+    if not float(f.norm()) or not float(weight.detach().norm()):
+        return None
+    cosine = 0.0 if r is None or not float(r.norm()) else float((f * r).sum() / (f.norm() * r.norm()))
+    return LayerScore(name, f.detach(), float(f.norm() / weight.detach().norm()), abs(cosine))
 
 
 def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:

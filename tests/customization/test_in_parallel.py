@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from customization.registry import METHODS
+from distill.run_folder import TrainingError
 from gen.components import build
 from gen.model_folder import write_model
 from tests.customization.kit import pictures, trainer
@@ -22,6 +23,7 @@ OBJECTIVES = {
     "lora": {"text_adapter": {"rank": 2}},
     "words": {"adapter": None, "tokens": {"<new>": {"init": "cat"}}},
     "res_adapter": {"type": "res_adapter"},
+    "sara": {"type": "sara", "adapter": None, "threshold": 0.05, "nuclear": 1e-3, "reselect_at": 2},
     **{kind: {"type": kind, **({"adapter": None} if kind == "custom_diffusion" else {}), **own} for kind, own in OWN.items()},
 }
 
@@ -61,7 +63,20 @@ def whole_product(root) -> Path:
 
 
 def test_every_method_is_here():
-    assert {objective.get("type", "lora") for objective in OBJECTIVES.values()} == set(METHODS)
+    assert {objective.get("type", "lora") for objective in OBJECTIVES.values()} == set(METHODS) - {"unlearning"}
+
+
+def _unlearn(root: Path) -> None:
+    prior = {"prompt": "a dog", "count": 3, "folder": str(root / "images")}
+    objective = {"type": "unlearning", "adapter": None}
+    with pytest.raises(TrainingError, match="adds up gradients in one process"):
+        trainer(
+            root / "forget", root / "images", root / "dit", objective=objective, data={"prior": prior}, batch_size=4
+        ).train()
+
+
+def test_unlearning_is_for_one_process(root):
+    on_processes(2, _unlearn, root)
 
 
 @pytest.mark.parametrize(("kind", "again"), PLAIN[1:])
