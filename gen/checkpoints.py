@@ -109,9 +109,15 @@ class TensorFile:
         with open(self.path, "rb") as file:
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)
 
-    def tensors(self, names: Sequence[str] | None = None, allow_nonfinite: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self, names: Sequence[str] | None = None, allow_nonfinite: bool = False, digest: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all tensors, or of those named, in the order of the file. A tensor is a view of the mapped file:
-        copy it, and let go of it before the next."""
+        copy it, and let go of it before the next. digest: take the file's digest (`gen.digests`) from what is read of it, all
+        of it then."""
+        from gen.digests import Reading
+
+        reading = Reading(self.path) if digest and names is None else None
         left = [name for name in self.shapes if names is None or name in names]
         while left:
             read = 0
@@ -124,10 +130,14 @@ class TensorFile:
                                 self.path, f"tensor {left[0]!r} holds NaN or infinite values; the file is damaged."
                             )
                         read += tensor.nbytes
+                        if reading is not None:
+                            reading.add(tensor)
                         yield left.pop(0), tensor
                         del tensor
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise CheckpointError(self.path, _why_unusable(self.path, error)) from None
+        if reading is not None:
+            reading.done()
 
 
 def finite(tensor: Tensor) -> bool:
@@ -173,14 +183,9 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     problems += [listed(shapes)] * bool(shapes)
     if problems:
         raise CheckpointError(path, f"does not fit {type(module).__name__}: {'; '.join(problems)}.")
-    from gen.digests import Reading
-
-    reading = Reading(file.path)  # who opens a model asks for its digest too
     with torch.no_grad():
-        for name, tensor in file.tensors():
+        for name, tensor in file.tensors(digest=True):  # who opens a model asks for its digest too
             own[name].copy_(tensor)
-            reading.add(tensor)
-    reading.done()
 
 
 _umask_read = threading.Lock()  # two threads in between each other would leave the process without its umask

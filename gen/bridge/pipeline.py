@@ -101,9 +101,7 @@ def open_pipeline(
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
     settings = sampling(scheduler, noise, family.own_sigmas)
-    for part, name in classes.items():  # all configs before any weights
-        if "Tokenizer" not in name:
-            read_part_config(folder / part)
+    configs = {part: read_part_config(folder / part) for part, name in classes.items() if "Tokenizer" not in name}
     loaded: dict[str, Any] = dict.fromkeys(family.classes)
     weights = {}
     for part, name in classes.items():
@@ -134,7 +132,7 @@ def open_pipeline(
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
         bins = binned(size, family.bins)
-        usual = few_steps(family.defaults(loaded[family.backbone]), index, noise, loaded[family.backbone])
+        usual = few_steps(family.defaults(loaded[family.backbone]), index, noise, configs[family.backbone])
         config = model_config(
             {
                 "clock": family.clock,
@@ -159,10 +157,12 @@ def open_pipeline(
 FEW = {"turbo": 1, "schnell": 4, "lightning": 4, "hyper": 8, "lcm": 4}  # what distilled models are named after, and their steps
 
 
-def few_steps(usual: dict[str, Any], index: Mapping[str, Any], scheduler: Mapping[str, Any], backbone: Any) -> dict[str, Any]:
+def few_steps(
+    usual: dict[str, Any], index: Mapping[str, Any], scheduler: Mapping[str, Any], backbone: Mapping
+) -> dict[str, Any]:
     """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them or a config says where
     the weights are from, as in `"_name_or_path": "stabilityai/sdxl-turbo"`. A network that embeds its scale has its own."""
-    names = " ".join(str(one.get("_name_or_path", "")) for one in (index, getattr(backbone, "config", {}))).lower()
+    names = " ".join(str(one.get("_name_or_path", "")) for one in (index, backbone)).lower()
     words = re.split(r"[^a-z]+", names)
     steps = next((steps for word, steps in FEW.items() if word in words), None)
     if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gen.bridge.schedulers import KEYS, NO_EFFECT, ONLY
+from gen.bridge.scheduler_config import Config
+from gen.bridge.schedulers import KEYS
 from gen.checkpoints import CheckpointError
 from samplers.registry import solver_info
 
@@ -25,70 +25,6 @@ ALWAYS = 1_000_000  # more steps than any run has
 _CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
 Settings = tuple[str, dict[str, Any]]  # a name and its options
-
-
-class Config:
-    """A scheduler's config with diffusers' values for what it does not say. Reading a key that the class lacks is an error of
-    ours; `check` refuses what cannot be followed."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        self.name = str(config["_class_name"])
-        self.kind = self.name.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep")
-        self.prediction = config.get("prediction_type", KEYS[self.name].get("prediction_type", "flow_prediction"))
-        self.values = {key: config.get(key, default) for key, default in KEYS[self.name].items()}
-        self.said = config.keys() & self.values.keys()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.values
-
-    def is_one_of(self, kinds: tuple[str, ...]) -> bool:
-        return self.name.startswith(kinds)
-
-    def check(self) -> None:
-        for key, (allowed, why) in ONLY.items():
-            if key not in self.values or f"{self.name}.{key}" in NO_EFFECT:
-                continue
-            value = self.values[key]
-            if key == "clip_sample" and key not in self.said:
-                continue  # no published latent model means the default of the class, which was made for pixels
-            if value not in allowed or (isinstance(value, bool) and not any(value is one for one in allowed)):
-                raise ValueError(f"{key} is {value!r}, which cannot be followed: {why}; {_should_be(allowed)}")
-
-    def get(self, key: str, otherwise: Any = None) -> Any:
-        return self.values.get(key, otherwise)
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key, False)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            raise ValueError(f"{key} is {value!r}, not true or false")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} is {value!r}, not a number")
-        return float(value)
-
-    def whole(self, key: str) -> int:
-        value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{key} is {value!r}, not a whole number")
-        return value
-
-    def one(self, key: str, *known: str, **same: str) -> str:
-        """The value of a key with a few names; `same` are other names for them."""
-        value = self.values[key]
-        value = same.get(value, value) if isinstance(value, str) else value
-        if value not in known:
-            raise ValueError(f"{key} {self.values[key]!r} is not one of {', '.join(known)}")
-        return value
-
-
-def _should_be(allowed: tuple[Any, ...]) -> str:
-    shown = " or ".join("null" if v is None else str(v).lower() if isinstance(v, bool) else repr(v) for v in allowed[:1])
-    return f"set it to {shown} if the model was made with that"
 
 
 def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dict[str, Any]:
@@ -344,7 +280,7 @@ def _sampler(config: Config, clean_end: bool) -> Settings:
         config.one("algorithm_type", "deis", **{"dpmsolver": "deis", "dpmsolver++": "deis"})
         config.one("solver_type", "logrho", midpoint="logrho", heun="logrho", bh1="logrho", bh2="logrho")
         below = 15 if config.flag("lower_order_final") else 0
-        return "multistep", {"order": _order(config), "of": "eps", "lower_below": below}
+        return "multistep", {"order": _order(config), "of": "eps", "lower_below": below, **_full("multistep")}
     return _singlestep(config) if kind == "DPMSolverSinglestep" else _dpm(config, clean_end)
 
 
@@ -362,7 +298,7 @@ def _unipc(config: Config, clean_end: bool) -> Settings:
     options = {"order": order, "corrector_order": order + 1, **({} if rule == "bh2" else {"rule": rule})}
     if order == 1 or (order == 2 and clean_end) or not lower:
         return "unipc", {**options, **_full("unipc")}
-    return "multistep", {**options, "rule": rule, "lower_below": ALWAYS}
+    return "multistep", {**options, "rule": rule, "lower_below": ALWAYS, **_full("multistep")}
 
 
 def _variance(config: Config) -> None:
@@ -403,7 +339,7 @@ def _dpm(config: Config, clean_end: bool) -> Settings:
         options["of"] = "eps"
     if order == 3 and solver_type == "midpoint":  # of steps that have two predictions only
         options["second_order_rule"] = "midpoint"
-    return "multistep", _kept(options, rule="exact", lower_below=0, euler_at_final=False)
+    return "multistep", {**_kept(options, rule="exact", lower_below=0, euler_at_final=False), **_full("multistep")}
 
 
 def _singlestep(config: Config) -> Settings:

@@ -40,7 +40,7 @@ class Source:
 
     def tensors(self, allow_nonfinite: bool = False) -> Iterator[tuple[str, Tensor]]:
         for file in self.files:
-            yield from file.tensors(allow_nonfinite=allow_nonfinite)
+            yield from file.tensors(allow_nonfinite=allow_nonfinite, digest=True)
 
     def tensor(self, name: str) -> Tensor:
         """A copy of one tensor."""

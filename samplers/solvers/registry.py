@@ -304,7 +304,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "multistep",
-            LowerOrderFinal,
+            partial(LowerOrderFinal, ending=BOUNDED),
             "the multistep core with every setting free; its order may fall with the steps that are left",
             2,
             options=(

@@ -242,6 +242,16 @@ def test_our_own_weights_are_read_once(tmp_path, monkeypatch, dtype):
     assert digests.file_digest(file) == sha256(file) and not read
 
 
+def test_a_published_network_is_read_once(tmp_path, monkeypatch):
+    """The digest of a pipeline's transformer in our own network is taken as it is filled."""
+    folder = pipelines.save(pipelines.dit(shared=True), tmp_path / "dit")
+    aged(*folder.rglob("*.safetensors"))
+    read = counted(monkeypatch)
+    weights = load_model(folder).weights
+    assert [path.parent.name for path in read] == ["vae"]
+    assert weights["transformer"] == sha256(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
 def test_a_pipelines_digests_are_read_once(folder, monkeypatch):
     aged(*folder.rglob("*.safetensors"))
     read = counted(monkeypatch)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -372,9 +371,9 @@ def test_consistency_samplers_take_their_own_timesteps(bridged, sampler):
 def test_distilled_models_take_few_steps_where_a_config_says_so():
     from gen.bridge.pipeline import few_steps
 
-    turbo = SimpleNamespace(config={"_name_or_path": "/models/sdxl-turbo/unet"})
+    turbo = {"_name_or_path": "/models/sdxl-turbo/unet"}
     usual = {"num_inference_steps": 30, "guidance_scale": 5.0}
-    plain = SimpleNamespace(config={"_name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"})
+    plain = {"_name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"}
     assert few_steps(usual, {}, {}, plain) == usual
     assert few_steps(usual, {}, {}, turbo) == {"num_inference_steps": 1, "guidance_scale": 1.0}
     assert few_steps(usual, {"_name_or_path": "ByteDance/SDXL-Lightning"}, {}, plain)["num_inference_steps"] == 4
