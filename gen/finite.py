@@ -30,9 +30,11 @@ def finite(*tensors: Tensor | None) -> Tensor:
 
 @dataclass
 class Watch:
-    """Which stages turned numbers into NaN or infinities, by name, from the network outwards."""
+    """Which stages turned numbers into NaN or infinities, by name, from the network outwards. outside: what lies around them,
+    which is not watched, as some of it must know the other."""
 
     flags: dict[str, Tensor] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
 
     def stage(self, name: str, denoiser: Denoiser) -> Denoiser:
         """The denoiser, watched."""
@@ -90,7 +92,7 @@ def check_end(batch: Batch, watch: Watch, latents: Tensor, sampler: str) -> None
     seeds = [item.seed for item, one in zip(batch.items, latents, strict=False) if not bool(finite(one))]
     which = f"The picture of seed {seeds[0]}" if seeds else "The picture"
     cause = _adapters(generator, batch) or _within(generator.network, "denoiser")
-    where = culprits[0] if culprits else f"sampler {sampler!r}"
+    where = culprits[0] if culprits else " or the ".join([*watch.outside, f"sampler {sampler!r}"])
     raise ValueError(f"{which} came to NaN or infinite values in the {where}{cause or ''}; {_REMEDY}")
 
 

@@ -133,8 +133,10 @@ def make_batch(
     watch = Watch()
     field, solver = _field(batch, bar, watch)
     for name, kind in settings.kinds.items():
-        around, solver = kind.around(field, solver, batch)
-        field = field if around is field else watch.stage(f"{name} ({kind.named})" if kind.named else name, around)
+        before = field, solver
+        field, solver = kind.around(field, solver, batch)
+        if field is not before[0] or solver is not before[1]:
+            watch.outside.append(f"{name} ({kind.named})" if kind.named else name)
     solver = solver if callback is None else WithCallback(solver, generator, *callback)
     x, source = noise * settings.levels[0].sigma, batch.fresh()
     if settings.brownian:

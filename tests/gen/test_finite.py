@@ -131,7 +131,7 @@ def test_what_is_around_guidance(generator, monkeypatch):
     from gen.edit import Edit
 
     monkeypatch.setattr(Edit, "around", lambda self, denoiser, solver, batch: (Spoiling(denoiser), solver))
-    with pytest.raises(ValueError, match="in the image;"):
+    with pytest.raises(ValueError, match="in the image or the sampler 'dpmpp_2m';"):
         generator("a cat", image=torch.rand(3, 32, 32), **CALL)
 
 
