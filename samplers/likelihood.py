@@ -87,19 +87,20 @@ def log_likelihood(
     divergence: str = "auto",
     probes: int = 1,
     seeds: Sequence[int] | None = None,
-    data_std: float = 0.0,
+    data_std: float | None = None,
     context: Context | None = None,
 ) -> LogLikelihood:
-    """log p(x) in nats for x (B, ...) at the level `start`, under the model at `end` being N(0, sigma^2 + alpha^2 data_std^2).
+    """log p(x) in nats for x (B, ...) at the level `start`. data_std: take the model at `end` for N(0, sigma^2 + alpha^2
+    data_std^2); None takes it for what the denoiser says of it.
 
     start: clean data by default; the ODE then begins at the path's least noise r = sigma / alpha, and what lies between is
     taken with eps growing evenly from 0: y = x + r / 2 eps(y, r) and log p += r / 2 div eps, in four evaluations. For data
     whose narrowest spread is s the error is about (r / s)^4 / 4 nats a dimension, 0.001 on Stable Diffusion's table (r =
     0.029) at s = 0.12, where leaving it out costs 0.03.
-    end: the path's most noise that is finite in log-SNR. The model there is not quite the prior: with R = sigma / alpha, and m
-    and s the data's mean and spread, the error is on average m^2 / (2 R^2) + d^2 / (4 R^4) nats a dimension with d = s^2 -
-    data_std^2, and about d (1 - z^2) / (2 R^2) at a point z standard deviations from the mean; on Stable Diffusion's table (R
-    = 14.6) 1 / (2 R^2) is 0.0023.
+    end: the path's most noise that is finite in log-SNR. With R = sigma / alpha there, and m and s the data's mean and spread,
+    the model differs from N(0, R^2) at a point z standard deviations out by about s^2 (1 - z^2) / (2 R^2) and m z / R nats a
+    dimension: hundredths on Stable Diffusion's table, R = 14.6. With data_std=None what the denoiser says there corrects it
+    (`_prior_gain`), to about (s / R)^4 / 4; with a number the prior is the Gaussian of that data, 0 as in published numbers.
     The integral is taken in log-SNR by
     `steps` equal steps of `method` (euler, heun, rk4, dopri5), or by dopri5 with steps chosen for `tolerance` (absolute and
     relative, the worst of the batch). divergence: "exact" costs one backward pass per dimension; "rademacher" and "gaussian"
@@ -117,8 +118,8 @@ def log_likelihood(
         raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(TABLEAUS)}.")
     if divergence not in DIVERGENCES:
         raise ValueError(f"Unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}.")
-    if steps < 1 or probes < 1 or not data_std >= 0:
-        raise ValueError(f"Give steps >= 1, probes >= 1 and data_std >= 0, got {steps}, {probes} and {data_std}.")
+    if steps < 1 or probes < 1 or not (data_std is None or data_std >= 0):
+        raise ValueError(f"Give steps >= 1, probes >= 1 and data_std >= 0 or None, got {steps}, {probes} and {data_std}.")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ValueError(f"The tolerance must be a finite number above 0, got {tolerance}.")
     if divergence == "auto":
@@ -148,8 +149,10 @@ def log_likelihood(
         y, gained = _adaptive(slope, y, gained, first, last, tolerance)
 
     end_alpha, end_sigma = _vp(last)
-    variance = end_sigma**2 + (end_alpha * data_std) ** 2
+    variance = end_sigma**2 + (end_alpha * (data_std or 0.0)) ** 2
     prior = -0.5 * (y.double() ** 2 / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
+    if data_std is None:
+        prior = prior + _prior_gain(denoiser, y / end_alpha, path.at_logsnr(last), condition, context, directions)
     nats = prior + gained + dims * math.log(scale)
     back = (path.at_logsnr(last).alpha if end is None else end.alpha) / end_alpha
     return LogLikelihood(nats, y * back, (context.evaluations - before) / len(x))
@@ -171,6 +174,27 @@ def _from_clean(
         y = y.requires_grad_()
         eps = denoiser(level.alpha * y, level, condition, context).eps
         return y.detach(), half * _divergence(eps, y, directions)
+
+
+def _prior_gain(
+    denoiser: Denoiser, y: Tensor, level: NoiseLevel, condition: Condition, context: Context, directions: Sequence | None
+) -> Tensor:
+    """log p(y) - log N(y; 0, R^2) (B,) at a level of much noise R = sigma / alpha, from the predicted image D, its Jacobian J.
+
+    It is log E exp((2 y x0 - |x0|^2) / (2 R^2)). Given y, the data are about Gaussian with mean D = m + J y and covariance
+    R^2 J, which to the second order in 1 / R makes it
+
+        (y D - y J y / 2) / R^2 - (|D - J y|^2 + R^2 tr J) / (2 R^2).
+    """
+    square = (level.sigma / level.alpha) ** 2
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        image = denoiser(level.alpha * y, level, condition, context).x0
+        spread = _divergence(image, y, directions)
+        [turned] = torch.autograd.grad(image, y, y.detach(), retain_graph=True)
+    at, image, turned = (v.detach().double().flatten(1) for v in (y, image, turned))
+    inner = (at * image).sum(1) - (at * turned).sum(1) / 2 - (image - turned).square().sum(1) / 2
+    return inner / square - spread / 2
 
 
 def _vp(logsnr: float) -> tuple[float, float]:

@@ -52,7 +52,7 @@ def test_the_prior_knows_the_data():
     exact = torch.distributions.Normal(mean, variance.sqrt()).log_prob(x).sum(1)
     options = {"start": level, "end": VP.at_logsnr(-0.5), "steps": 30}
     assert (log_likelihood(gaussian, x, data_std=0.7, **options).nats - exact).abs().max() < 1e-7
-    assert (log_likelihood(gaussian, x, **options).nats - exact).abs().max() > 1e-2
+    assert (log_likelihood(gaussian, x, data_std=0.0, **options).nats - exact).abs().max() > 1e-2
 
 
 def test_the_path_does_not_matter():
@@ -72,7 +72,8 @@ def test_orders():
     mixture = replace(mixture, stds=mixture.stds + 0.5)
 
     def run(steps, method):
-        return log_likelihood(mixture, x, start=level, end=VP.at_logsnr(-2.0), steps=steps, method=method).nats
+        end = VP.at_logsnr(-2.0)
+        return log_likelihood(mixture, x, start=level, end=end, steps=steps, method=method, data_std=0.0).nats
 
     exact = run(40, "dopri5")
     for method, order, steps in (("euler", 1, 20), ("heun", 2, 20), ("rk4", 4, 10), ("dopri5", 5, 8)):
@@ -150,7 +151,7 @@ def test_k_diffusion():
     mixture = Mixture.example(VE, shape=(1,))
     x = torch.tensor([[0.1], [-1.2], [2.0]]).double()
     theirs, _ = kd.log_likelihood(k_model(mixture), x, 0.05, 60.0, atol=1e-6, rtol=1e-6)
-    ours = log_likelihood(mixture, x, start=VE(0.05), end=VE(60.0), tolerance=1e-6)
+    ours = log_likelihood(mixture, x, start=VE(0.05), end=VE(60.0), tolerance=1e-6, data_std=0.0)
     assert (ours.nats - theirs).abs().max() < 1e-4
 
 
@@ -189,11 +190,30 @@ def test_the_clean_end_of_a_table(std):
 
 
 def test_the_noisy_end_of_a_table():
-    """The prior leaves d (1 - z^2) / (2 R^2) a dimension, and (m / R)^2 / 2 on average."""
+    """The prior leaves d (1 - z^2) / (2 R^2) a dimension, which the denoiser's word on its last level takes away."""
     gaussian = Gaussian(SD, torch.zeros(1).double(), torch.ones(1).double())
     x = torch.tensor([[0.0], [1.0], [3.0]]).double()
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
-    error = log_likelihood(gaussian, x, steps=60).nats - exact
+    error = log_likelihood(gaussian, x, steps=60, data_std=0.0).nats - exact
     most = SD.discrete(999)
     expected = (1 - x[:, 0] ** 2) / (2 * (most.sigma / most.alpha) ** 2)
-    assert (error - expected).abs().max() < 2e-4
+    assert (error - expected).abs().max() < 2e-4 and expected.abs().max() > 1e-2
+    assert (log_likelihood(gaussian, x, steps=60).nats - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("path", "bound"), [(SD, 6e-3), (VP, 1e-4), (RF, 1e-4), (VE, 1e-4)], ids=["SD", "VP", "RF", "VE"])
+def test_a_mixture_between_the_ends_of_its_path(path, bound):
+    """From clean data to the path's own most noise: nats a dimension, the worst of 60 points."""
+    mixture = Mixture.example(path)
+    x = mixture.sample(60, VP.at_logsnr(12.0), torch.Generator().manual_seed(0))
+    exact = mixture.log_density(x, path(0.0))
+    assert (log_likelihood(mixture, x, steps=130).nats - exact).abs().max() / 2 < bound
+    assert (log_likelihood(mixture, x, steps=130, data_std=0.0).nats - exact).abs().max() / 2 > 2 * bound
+
+
+def test_the_last_level_of_many_dimensions():
+    """Rademacher estimates of independent pixels are exact, at both ends too."""
+    gaussian = Gaussian(SD, torch.full((1, 9, 9), 0.4).double(), torch.full((1, 9, 9), 0.7).double())
+    x = gaussian.mean + 0.7 * torch.randn(2, 1, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = torch.distributions.Normal(gaussian.mean, gaussian.std).log_prob(x).flatten(1).sum(1)
+    assert (log_likelihood(gaussian, x, steps=40, seeds=[1, 2]).nats - exact).abs().max() / 81 < 1e-5
