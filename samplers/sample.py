@@ -19,6 +19,8 @@ from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 
+KNOWN = "known part"  # in `Context.store`: a function that puts what a denoiser knows of the image into a clean x
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -78,19 +80,23 @@ def trajectory(
     """Yield the state after each of the len(levels) - 1 steps.
 
     x (B, C, H, W) is at levels[0]: unit noise scaled by its sigma. `noise` is needed by stochastic solvers only. Levels must
-    fall in noise (rise in log-SNR) from one to the next for every solver here; at least two are needed.
+    fall in noise (rise in log-SNR) from one to the next for every solver here; at least two are needed. What a denoiser knows
+    of the clean image (`Inpaint`) stands in it as it is, whatever the solver has made of it.
     """
     if len(levels) < 2:
         raise ValueError(f"A run needs at least two noise levels, {len(levels)} given: ask a grid for one step or more.")
     context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     condition = condition or Condition()
     before = context.evaluations
+    context.store.pop(KNOWN, None)
     _check_range(x, levels)
     state = replace(solver.init(x), level=levels[0])
     for step, (s, t) in enumerate(pairwise(levels)):
         state = solver.step(denoiser, state, s, t, condition, context.at(step), noise)
         done = (context.evaluations - before) / x.shape[0]
         state = replace(state, level=t, step=step + 1, evaluations=done)
+        if t.sigma == 0 and KNOWN in context.store:
+            state = replace(state, x=context.store[KNOWN](state.x))
         if x.dtype == torch.float16 and step + 2 == len(levels) and not bool(state.x.isfinite().all()):
             raise ValueError(
                 "The run left the range of float16 (65504 at most), or the network gave what is no number: use bfloat16 or "

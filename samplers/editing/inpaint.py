@@ -10,6 +10,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.sample import KNOWN
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Inpaint:
 
     What the model sees is x with its known part replaced by alpha image + sigma eps, and the known part of its x0 by
     `image`. As eps is the same at every level, the known part moves along its own exact trajectory, so that solvers with
-    memory stay of their order, and clean data hold exactly `image` there. Start from x = levels[0].sigma * eps for new
-    content, or from levels[0].mix(image, eps) to keep some of the old.
+    memory stay of their order, and clean data hold `image` there, to the bit at the end of a `trajectory`. Start from
+    x = levels[0].sigma * eps for new content, or from levels[0].mix(image, eps) to keep some of the old.
 
     image, eps (B or 1, C, H, W); mask (B or 1, C or 1, H, W) with values in [0, 1]: 1 = to be made, as in diffusers.
     Acts on x0, so it goes outside guidance.
@@ -47,7 +48,14 @@ class Inpaint:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         # lerp is exact at 0 and 1
+        context.store[KNOWN] = self.put_back
         seen = torch.lerp(level.mix(self.image, self.eps).expand_as(x), x, self.mask.expand_as(x))
         prediction = self.denoiser(seen, level, condition, context)
         x0 = torch.lerp(self.image.expand_as(x), prediction.x0, self.mask.expand_as(x))
         return Prediction(x, level, x0, (1.0, 0.0), prediction.variance)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """A clean x (B, C, H, W) with its known part in place; an x of another shape, of which this is one view, as it is."""
+        if torch.broadcast_shapes(x.shape, self.image.shape) != x.shape or x.shape[-2:] != self.image.shape[-2:]:
+            return x
+        return torch.where(self.mask == 0, self.image.to(x), x)

@@ -80,4 +80,4 @@ def repaint(
         eps = torch.add(keep * here.sigma / there.sigma * eps, z, alpha=spread / there.sigma)
         known = replace(known, eps=eps)
         state = replace(solver.init(torch.add(keep * state.x, z, alpha=spread)), level=there)
-    return state.x
+    return known.put_back(state.x)

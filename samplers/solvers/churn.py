@@ -39,11 +39,20 @@ def raise_noise(
     if noise is None:
         name = type(churn).__name__
         raise ValueError(f"{name} with s_churn={churn.s_churn} adds noise: pass noise=, e.g. seeded_noise(seeds, x).")
-    raised = r * (1 + min(churn.s_churn / max(context.steps, 1), math.sqrt(2) - 1))  # line 5
+    raised = min(r * (1 + min(churn.s_churn / max(context.steps, 1), math.sqrt(2) - 1)), _noisiest(path))  # line 5
+    if raised <= r:
+        return state, s
     hat = path.at_logsnr(-math.log(raised))
     fresh = churn.s_noise * hat.alpha * math.sqrt(raised**2 - r**2)
     x = torch.add(hat.alpha / s.alpha * state.x, noise(s, hat), alpha=fresh)  # line 6
     return replace(state, x=x), hat
+
+
+def _noisiest(path: Path) -> float:
+    """The sigma / alpha that churn may reach. A clock that ends is never left; a network on sigma itself is asked above the
+    sigma_max where sampling starts, as in EDM."""
+    last = path(path.t_noise)
+    return math.inf if last.t == last.sigma and last.alpha == 1 else noise_ratio(last)
 
 
 @dataclass(frozen=True)

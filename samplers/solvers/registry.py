@@ -380,7 +380,7 @@ SOLVERS: dict[str, SolverInfo] = {
             extra=1,
             grid="trailing",
             aliases=("EDICT",),
-            options=("mix", "alternate"),
+            options=("mix", "alternate", "mix_length"),
         ),
         SolverInfo(
             "consistency",

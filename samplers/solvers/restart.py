@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from samplers.grids.common import ratio_bounds
 from samplers.noise import NoiseSource, fold
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
@@ -37,7 +38,8 @@ class Restart(Around):
     """When a step of `inner` reaches sigma_min, add noise up to sigma_max and come back in `steps` steps, `times` over.
 
     Both are in sigma / alpha; the noise erases part of the errors made so far, and steps of an ODE solver make few new ones.
-    It happens at the first level at or below sigma_min, to which each return also leads, on a Karras grid (rho = 7). A run
+    It happens at the first level at or below sigma_min, to which each return also leads, on a Karras grid (rho = 7); where that
+    is clean data, the grid ends at sigma_min, within the path, and the last step leads from there to the data. A run
     takes times * steps inner steps more than that of `inner`, within the one step that reaches sigma_min; times = 0 is
     `inner` itself. Several intervals are one Restart as the `inner` of another.
 
@@ -90,6 +92,9 @@ class Restart(Around):
             raise ValueError(
                 f"Restart goes up to sigma_max={self.sigma_max}, but this path ends at {noisiest:.6g}: choose less."
             )
-        a, b = self.sigma_max ** (1 / 7), noise_ratio(t) ** (1 / 7)
-        ratios = [(a + i / self.steps * (b - a)) ** 7 for i in range(self.steps)]
+        intervals, last = (
+            (self.steps, noise_ratio(t)) if t.sigma else (max(self.steps - 1, 1), max(ratio_bounds(path)[0], self.sigma_min))
+        )
+        a, b = self.sigma_max ** (1 / 7), min(last, self.sigma_max) ** (1 / 7)
+        ratios = [(a + i / intervals * (b - a)) ** 7 for i in range(self.steps)]
         return (*(path.at_logsnr(-math.log(r)) for r in ratios), t)

@@ -17,7 +17,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.branches import Guided
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar
+from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar, VarianceExploding
 from samplers.prediction import Prediction
 from samplers.sample import Evaluation, Solver, State
 from samplers.solvers.around import Around, Step
@@ -61,14 +61,16 @@ class SigmaPath:
         return NoiseLevel(sigma, 1.0, sigma)
 
     def real(self, level: NoiseLevel) -> NoiseLevel:
-        """The level of the path, never noisier than its noisiest."""
+        """The level of the path, whose clock never goes beyond its noisiest."""
         if level.alpha == 0:
             return self.path(self.path.t_noise)
         if level.sigma in self.known:
             return self.known[level.sigma]
         if self.flow:
             return self.path(min(level.sigma, self.path.t_noise))
-        return self.path.at_logsnr(-math.log(level.sigma)) if level.sigma else self.path(0.0)
+        found = self.path.at_logsnr(-math.log(level.sigma)) if level.sigma else self.path(0.0)
+        ends = not isinstance(self.path, VarianceExploding) and found.t > self.path.t_noise
+        return replace(found, t=self.path.t_noise) if ends else found
 
     def into(self, x: Tensor, real: NoiseLevel) -> Tensor:
         """x of a level in the coordinates of sigma; the tensor itself where they are its own."""
