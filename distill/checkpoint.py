@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, write_bytes, write_json, write_weights
 from gen.files import read_text
-from gen.folders import put_in_place
+from gen.folders import put_in_place, recover
 from samplers.atomic import beside, sync
 
 PREFIX = "step-"
@@ -148,6 +148,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def clean(run: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for stray in [*run.glob(".*.tmp"), *run.glob("snapshots/.*.tmp")]:
+    """Remove what an interrupted save or export left behind, once an export that was moved aside is back in its place."""
+    recover(run / "export")
+    for stray in [*run.glob(".*.tmp"), *run.glob("snapshots/.*.tmp"), *run.glob("exports/.*.tmp")]:
         shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)

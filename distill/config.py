@@ -7,7 +7,6 @@ YAML is read strictly: plain data only, no duplicate keys, no aliases, at most 1
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from gen.components import Config, describe
 from gen.files import CheckpointError, read_text
 from gen.key_hints import dotted_keys, unknown_key
+from gen.plain_yaml import PlainLoader
 
 MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
 
@@ -256,18 +256,8 @@ def _changed(section: Section, changes: dict[str, Any]) -> Section:
     return type(section)(**{**kept, **changes})
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML data without aliases, tags or duplicate keys, with 1e-4 read as a number, and a date as text."""
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(
-                None, None, f"the tag {event.tag!r} is not read; write the value without it", event.start_mark
-            )
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+class _StrictLoader(PlainLoader):
+    """Plain YAML data without duplicate keys."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -275,15 +265,6 @@ class _StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", key_node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {  # without dates, of which no key here is one
-    first: [(tag, pattern) for tag, pattern in rows if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _parse(text: str, source: str) -> Any:

@@ -1,8 +1,9 @@
 """Numbers of a run as it goes: what the averaged student draws at several numbers of steps, beside data and teacher.
 
-The pictures are for samples of the run's own data source, whose counters training never reaches: their captions or labels are
-what is drawn, and their pictures are the real ones. Seeds are fixed, so that numbers of different steps compare. Nothing here
-draws from a global generator or keeps state, so a run with evaluation has the weights of one without, bit for bit.
+The pictures are for samples of what is held out (the section `validation`), or else of the run's own data source, with counters
+that training never reaches: their captions or labels are what is drawn, and their pictures are the real ones. Seeds are fixed,
+so that numbers of different steps compare. Nothing here draws from a global generator or keeps state, so a run with evaluation
+has the weights of one without, bit for bit.
 """
 
 from __future__ import annotations

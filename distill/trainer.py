@@ -87,7 +87,8 @@ class Trainer:
         self.guard, self.log = Guard(config, self.parallel), Log(config, self.accelerator, self.parallel)
         self.evaluation: Evaluation | None = None
         if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
-            self.evaluation = Evaluation(config, config.evaluation, objective, source, device)
+            shown = source if held_out is None else held_out
+            self.evaluation = Evaluation(config, config.evaluation, objective, shown, device)
         self.validation: Validation | None = None
         if config.validation is not None:
             if held_out is None:

@@ -19,8 +19,9 @@ from PIL import Image, ImageColor
 from pydantic import ValidationError
 from torch import Tensor
 
-from gen.files import decode_text
+from gen.files import decode_text, read_bytes
 from gen.layout import LayoutSpec, RegionSpec
+from gen.plain_yaml import PlainLoader
 
 MAX_BYTES = 1 << 20
 NEAR = 48.0  # in RGB: a pixel farther than this from every colour of the table is background
@@ -145,6 +146,8 @@ def _open(path: Path, name: str, parsed: _Parsed, where: Where) -> Image.Image:
     from gen.images import FORMATS
     from gen.recipe import RecipeError, open_picture
 
+    if "\0" in name:
+        raise _wrong(path, parsed, where, f"{name!r} is no name of a file.")
     folder = path.parent.resolve()
     file = Path(os.path.realpath(folder / name))
     if Path(name).is_absolute() or not file.is_relative_to(folder):
@@ -166,30 +169,28 @@ def _parse(path: Path) -> _Parsed:
             raise LayoutError(f"{path} is not a file; give a layout in YAML or JSON.")
         if path.stat().st_size > MAX_BYTES:
             raise LayoutError(f"{path} is larger than {MAX_BYTES >> 20} MB, which no layout is.")
-        text = decode_text(path.read_bytes())
+        text = decode_text(read_bytes(path, MAX_BYTES))
     except UnicodeDecodeError:
         raise LayoutError(f"{path} is not UTF-8 text; save it as such.") from None
     except OSError as error:
         raise LayoutError(f"{path} cannot be read ({error.strerror}).") from None
-    loader = yaml.SafeLoader(text)
+    loader = PlainLoader(text)
     lines: dict[Where, int] = {}
     try:
-        node = loader.get_single_node() if not _aliases(text) else None
+        node = loader.get_single_node()
         if node is None:
-            raise LayoutError(f"{path} is empty, or uses aliases (*name), which are not read; write values out.")
+            raise LayoutError(f"{path} is empty; give a layout in YAML or JSON.")
         return _Parsed(_plain(path, loader, node, (), lines), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""
         raise LayoutError(f"{path}{place}: {error.problem or 'it is not YAML'}.") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise error if isinstance(error, LayoutError) else LayoutError(f"{path} is not YAML or JSON ({error}).") from None
+    except Exception as error:  # YAML makes numbers of text, which raises what int() raises
+        if isinstance(error, LayoutError):
+            raise
+        raise LayoutError(f"{path} is not YAML or JSON ({' '.join(str(error).split())[:500]}).") from None
     finally:
         loader.dispose()
-
-
-def _aliases(text: str) -> bool:
-    return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
 
 
 def _plain(path: Path, loader: yaml.SafeLoader, node: yaml.Node, where: Where, lines: dict[Where, int]) -> Any:

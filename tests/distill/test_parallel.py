@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,11 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch import nn
 
 from distill import checkpoint as checkpoints
+from distill import saving
 from distill.config import TrainConfig
 from distill.objectives.student import following, move_towards
 from distill.optim import Muon, orthogonalize
-from distill.parallel import Parallel, asked_for_more, is_sharded
+from distill.parallel import Parallel, asked_for_more, is_sharded, local
 from distill.saving import fill
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
@@ -168,6 +170,64 @@ def _skips(output) -> None:
 
 def test_a_skip_on_one_process_is_a_skip_on_all(tmp_path):
     on_processes(2, _skips, tmp_path)
+
+
+def _gathered(output, kind) -> None:
+    trainer = toy_trainer(output, parallel=kind, max_steps=2, optimizer={"lr": 1e-2})
+    trainer.train()
+    groups = saving.gather(trainer)
+    held = sum(value.numel() for tensors in groups.values() for value in tensors.values())
+    assert set(groups) == {"net", "ema-net", "optim-net"}
+    if trainer.rank:
+        assert held == 0  # not even what it could have without asking
+    else:
+        weights = sum(math.prod(p.shape) for p in trainer.networks["net"].parameters())
+        assert held == 4 * weights + len(list(trainer.networks["net"].parameters()))  # two moments, and step counts
+        assert all(value.device.type == "cpu" for tensors in groups.values() for value in tensors.values())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_one_process_alone_holds_what_is_saved(tmp_path, kind):
+    on_processes(2, _gathered, tmp_path, kind)
+
+
+def _infinite_on_all(output, kind) -> None:
+    trainer = toy_trainer(output, parallel=kind, max_steps=4, optimizer={"lr": 1e-2})
+
+    def break_weights(step: int) -> None:
+        if step == 3:
+            with torch.no_grad():
+                for parameter in trainer.networks["net"].parameters():
+                    local(parameter).fill_(float("inf"))
+
+    trainer.objective.after_step = break_weights
+    with pytest.raises(TrainingError, match="NaN or infinite values"):
+        trainer.train()
+    assert not checkpoints.folders(output)
+
+
+def test_no_process_waits_for_one_that_refuses_to_save(tmp_path):
+    on_processes(2, _infinite_on_all, tmp_path, "fsdp2")
+
+
+def watched(output, **changes):
+    torch.manual_seed(0)
+    settings = {**BASE, "output": output, "validation": {"every": 2, "batches": 2}, "max_steps": 4, **changes}
+    return Trainer(TrainConfig(**settings), ToyObjective(Net()), ToySource(), ToySource())
+
+
+def test_the_loss_of_what_is_held_out_is_that_of_one_process(tmp_path):
+    watched(tmp_path / "one", optimizer={"lr": 1e-2}).train()
+    on_processes(2, _watched_two, tmp_path / "two")
+    found = []
+    for name in ("one", "two"):
+        rows = [json.loads(row) for row in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        found.append([row["validation/loss"] for row in rows if "validation/loss" in row])
+    assert len(found[0]) == 2 and found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def _watched_two(output) -> None:
+    watched(output, parallel="ddp", optimizer={"lr": 1e-2}).train()
 
 
 def _raises_on_one(output) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -243,6 +246,30 @@ def test_parts_that_disagree_are_refused_before_training(run, tmp_path, capsys, 
 def test_what_agrees_is_let_through(run, tmp_path):
     save_component(build({**UVIT, "text_tokens": 8, "text_dim": 16}), tmp_path / "weights")
     assert run("--dry-run", f"init_from={tmp_path / 'weights'}") == 0
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(run, workspace, tmp_path, capsys):
+    """A file system on which a checkpoint has room and the export has not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    try:
+        assert run(f"output={disk / 'whole'}") == 0
+        size = sum(p.stat().st_size for p in (disk / "whole" / "export").rglob("*") if p.is_file())
+        shutil.rmtree(disk / "whole" / "export")
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(b"x" * (free - size // 2))
+        capsys.readouterr()
+        assert run(f"output={disk / 'whole'}") == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(said) == 1 and "No space left on device; make room" in said[0]
+        left = {p.name for p in (disk / "whole").iterdir()}
+        assert "lock" not in left and "export" not in left and not [name for name in left if name.endswith(".tmp")]
+        (disk / "filler").unlink()
+        assert run(f"output={disk / 'whole'}") == 0 and (disk / "whole" / "export" / "config.json").is_file()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_wrong_objective_is_said_before_the_data_is_made(run, capsys, monkeypatch):
