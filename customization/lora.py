@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gen.commands.parser import Parser, add_output, one_output
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 2 a request that cannot be met (one sentence says why), 130 interrupted."""
@@ -14,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from customization import lora_files
 
     try:
+        one_output(given)
         return getattr(lora_files, given.command)(given)
     except KeyboardInterrupt:
         return 130
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="fewstep lora", description="Algebra on LoRA files.")
+    top = Parser(prog="fewstep lora", description="Algebra on LoRA files.")
     commands = top.add_subparsers(dest="command", required=True)
 
     merge = commands.add_parser("merge", help="add several LoRAs, or scale one", description="Merge LoRAs into one file.")
@@ -47,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     resize = commands.add_parser("resize", help="lower the rank", description="Lower the rank of a LoRA, with the least error.")
     resize.add_argument("file", metavar="IN", help="a safetensors file or a folder")
-    resize.add_argument("output", type=Path, metavar="OUT", help="what to write")
+    add_output(resize)
     _rank(resize)
     _output(resize)
 
@@ -56,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     extract.add_argument("tuned", help="the tuned model: a folder, a hub id, or a file of the denoiser's weights")
     extract.add_argument("base", help="the model that it was tuned from: a folder, a hub id, or default")
-    extract.add_argument("output", type=Path, metavar="OUT", help="what to write")
+    add_output(extract)
     extract.add_argument("--others", action="store_true", help="keep changes of biases, norms and embeddings too, whole")
     _rank(extract)
     _output(extract, model=False)
@@ -74,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     interpolate.add_argument("first", type=Path, help="a model folder, or a safetensors file")
     interpolate.add_argument("second", type=Path, help="another of the same kind")
-    interpolate.add_argument("output", type=Path, metavar="OUT", help="what to write")
+    add_output(interpolate)
     interpolate.add_argument("--share", type=float, default=0.5, help="of the second [default: 0.5]")
     interpolate.add_argument("-q", "--quiet", action="store_true", help="print only the path")
     return top

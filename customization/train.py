@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.command import add_checks, run_command
 from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
+from gen.commands.parser import Parser
 
 # Of a run without a config. For the shipped model the layers that read the text alone, measured: more layers, a higher rate or
 # more steps forget other things (`tests/benchmarks/teaching.py`, docs/lora.md).
@@ -125,7 +126,7 @@ def _token(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="fewstep lora train", description="Teach a model from pictures: a LoRA or its kin.")
+    made = Parser(prog="fewstep lora train", description="Teach a model from pictures: a LoRA or its kin.")
     made.add_argument("source", help="a training config (YAML), or a folder of pictures")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=300 optimizer.lr=2e-4")
     made.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the finished adapter here as well")

@@ -5,15 +5,15 @@ A run makes what is missing as it goes (distill/sources/latents.py); encoding co
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from distill.sources.latents import CachedPictures
+from gen.commands.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.cache", description="Make the latents that a training run needs.")
+    parser = Parser(prog="python -m distill.cache", description="Make the latents that a training run needs.")
     parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
     given = parser.parse_intermixed_args(arguments)
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = make_source(config.data, config.seed)
         made = source.fill() if isinstance(source, CachedPictures) else 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print(f"{len(source)} pictures, {made} of them encoded or read anew")
     return 0

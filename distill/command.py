@@ -46,12 +46,12 @@ def run_command(
     except OSError as error:
         where, room = (f"{error.filename}: " if error.filename else ""), (errno.ENOSPC, errno.EDQUOT)
         advice = "; make room, or give another output, and run again to go on" if error.errno in room else ""
-        print(f"error: {where}{error.strerror or error}{advice}.", file=sys.stderr)
+        print(f"fewstep: {where}{error.strerror or error}{advice}.", file=sys.stderr)
         return 2
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,6 @@ what is kept, what is dropped, and why.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from distill.objective import Batch
+from gen.commands.parser import Parser
 from gen.components import from_registry
 
 
@@ -58,7 +58,7 @@ def make_source(config: dict[str, Any], seed: int, batch_size: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.data", description="Check a data set before training on it.")
+    parser = Parser(prog="python -m distill.data", description="Check a data set before training on it.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("check", help="say what is kept, what is dropped, and why")
     command.add_argument("config", help="a training config; its data section is read")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source: Any = make_source(config.data, config.seed, config.batch_size)
         report = source.check() if hasattr(source, "check") else None
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print("\n".join(report.lines()) if report else f"{config.data['type']}: {len(source)} kept, 0 dropped")
     return 0

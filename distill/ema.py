@@ -8,7 +8,6 @@ the run would have exported had it kept that one.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import re
 import sys
@@ -22,6 +21,7 @@ from distill.config import EmaConfig
 from distill.parallel import local
 from distill.power_ema import Profile, combination, decay, gamma_of
 from gen.checkpoints import CheckpointError, TensorFile, write_weights
+from gen.commands.parser import Parser
 
 SNAPSHOTS = "snapshots"
 _NAME = re.compile(r"(?P<role>[\w-]+)-(?P<width>0\.\d{3,})-(?P<step>\d{8,})\.safetensors")
@@ -133,7 +133,7 @@ def export_reconstructed(run: Path, width: float, step: int | None, output: Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.ema", description="Averages of any width after training.")
+    parser = Parser(prog="python -m distill.ema", description="Averages of any width after training.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("reconstruct", help="export a run with an average of another width")
     command.add_argument("run", type=Path, help="the run's output folder")
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         step = export_reconstructed(given.run, given.width, given.step, output)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print(f"{output}: the average of width {given.width:g} at step {step}")
     return 0

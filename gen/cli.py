@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from gen.commands.options import (
     TextEncoder,
     Vae,
     Variant,
+    Written,
 )
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
@@ -82,7 +84,7 @@ kinds.add(app)  # restore, layout, ambiguous
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(help="A PNG.")],
+    picture: Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP or GIF.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
 ) -> None:
     """Show the recipe in a picture, ours or AUTOMATIC1111's."""
@@ -160,7 +162,10 @@ def compare(
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, an index of several, or a folder.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write; nothing is overwritten.")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="What to write; nothing is overwritten. Or -o OUT.", show_default=False)
+    ] = None,
+    output: Written = None,
     to: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="uvit, dit, pixart, diffusers-dit, diffusers-pixart, fewstep.")
     ] = None,
@@ -175,7 +180,9 @@ def convert(
 ) -> int:
     """Convert checkpoints: between published formats, and from pickle to safetensors."""
     from gen.commands.convert import run
+    from gen.commands.parser import chosen_output
 
+    target = chosen_output(target, output)
     return run(source, target, to=to, from_pickle=from_pickle, key=key, heads=heads, size=size, dtype=dtype, quiet=quiet)
 
 
@@ -195,7 +202,13 @@ def inspect(
 @loras.command("convert")
 def convert_lora(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, or a folder of peft or diffusers.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write, for peft a folder; nothing is overwritten.")],
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OUT", help="What to write, for peft a folder; nothing is overwritten. Or -o OUT.", show_default=False
+        ),
+    ] = None,
+    output: Written = None,
     to: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="kohya, diffusers, peft, ai-toolkit. [default: the file's]")
     ] = None,
@@ -210,7 +223,9 @@ def convert_lora(
 ) -> int:
     """Convert a LoRA file between the formats of trainers."""
     from gen.commands.lora_files import convert
+    from gen.commands.parser import chosen_output
 
+    target = chosen_output(target, output)
     return convert(
         source, target, to=to, model=model, fold=fold, dtype=dtype, rename_word=rename_word or [],
         allow_nonfinite=allow_nonfinite, quiet=quiet,
@@ -288,6 +303,15 @@ def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
         print(f"Note: {message}", file=sys.stderr)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is under way ends as after Ctrl-C, its temporary files removed; the exit code is 143."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one finds the first at work
+    raise Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one sentence on stderr."""
     gc.set_threshold(100_000)  # importing torch makes many objects, all of which stay: looking for dead ones costs 0.3 s
@@ -297,7 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _note
             return app(arguments, prog_name="fewstep", standalone_mode=False) or 0
+    except Terminated:
+        return 143
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left: not our error, and nothing to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -311,6 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The command as a process of its own. What it made is on disk by now, so it leaves at once: taking torch apart piece by
     piece would take half a second more. Commands of other packages end in the ordinary way."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     code = main()
     if not _others:
         with contextlib.suppress(OSError):  # a reader of our output that left

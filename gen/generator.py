@@ -33,6 +33,7 @@ from gen.model_folder import ModelConfig, Pipeline, model_config
 from gen.output import TYPES, Output, to_pil
 from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
 from gen.prompt_memory import PromptMemory, fingerprint
+from gen.prompt_syntax import warn_foreign
 from gen.recipe import Recipe
 from gen.run import make_all, make_batch, progress_bar
 from gen.settings import Sampling, make_settings
@@ -41,6 +42,7 @@ from gen.tweak_options import TweakOptions
 from gen.with_adapters import WithAdapters
 from gen.with_canvas import WithCanvas
 from gen.with_kinds import WithKinds
+from gen.work import check_work
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
@@ -194,6 +196,10 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         active = {} if self._loaded is None else self._loaded.on_text(self.adapters if adapters is None else adapters)
         which = tuple(sorted(active.items()))
         keys = {prompt: (prompt, negative, which) for prompt in prompts}
+        warn_foreign(
+            [prompt for prompt, key in keys.items() if key not in self._encoded],
+            any(getattr(module, "breaks", False) for module in self.text_encoder.modules()),
+        )
         for prompt, key in keys.items():
             if key not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it
@@ -355,6 +361,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         regions: Mapping[str, Any] | None = None,
         guide: Callable[..., Tensor] | None = None,
         guide_options: Mapping[str, Any] | None = None,
+        max_work: float | None = None,
         **tweaks: Unpack[TweakOptions],
     ) -> Output:
         """The picture of a recipe again: to the last bit on the machine, threads and weights that made it.
@@ -362,9 +369,11 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
         image, mask and regions that it began with by their sha256 only: give them again, and the guide (with the options that
         name its files) where it was a function or model of its maker's own; likewise the pictures and functions of tweaks.
+        max_work: megapixel evaluations that it may ask for (`gen.work`), 4000 if None.
         """
         given = locals()
         check_names(tweaks)
+        check_work(recipe, max_work)
         asked = asked_again(self, recipe, {**given, **tweaks})
         made = recipe.made_at or (recipe.height, recipe.width)
         shown = None if recipe.made_at is None else (recipe.height, recipe.width)

@@ -190,23 +190,23 @@ def replayed_guide(
     }
 
 
-def read_function(text: str) -> Callable[..., Tensor]:
-    """The function that "FILE.py:NAME", typed by the user, says: the file is run as the user's own code."""
+def read_function(text: str, option: str = "--guide") -> Callable[..., Tensor]:
+    """The function that "FILE.py:NAME", typed by the user after `option`, says: the file is run as the user's own code."""
     file, _, name = text.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"--guide {text}: {path} is not a file; write FILE.py:FUNCTION, or an energy's name.")
+        raise ValueError(f"{option} {text}: {path} is not a file; write FILE.py:FUNCTION, or an energy's name.")
     spec = importlib.util.spec_from_file_location(f"_guide_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"--guide {text}: {path} is not Python source; give a .py file.")
+        raise ValueError(f"{option} {text}: {path} is not Python source; give a .py file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"--guide {text}: {path} failed: {type(error).__name__}: {error}.") from error
+        raise ValueError(f"{option} {text}: {path} failed: {type(error).__name__}: {error}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name)
-        raise ValueError(f"--guide {text}: {path} has no function {name!r}; it has {has or 'none'}.")
+        raise ValueError(f"{option} {text}: {path} has no function {name!r}; it has {has or 'none'}.")
     return found

@@ -186,8 +186,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
+        chosen = torch.device(device or "")
+    except (RuntimeError, TypeError, IndexError, ValueError):
         raise ValueError(f"Unknown device {device!r}; give auto, cpu, cuda, cuda:1 or mps.") from None
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(chosen.type, True):

@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image, PngImagePlugin
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gen.images import open_header
 from samplers.atomic import written
 
 CHUNK = "fewstep"
 MAX_FILE = 256 * 1024 * 1024
+MAX_TEXT = 1_000_000  # characters of a comment; PNG text is bounded by Pillow
+READ = ("PNG", "JPEG", "WEBP", "GIF")  # where recipes are looked for
 
-Option = bool | int | float | str | tuple[int | float, ...]
+MAX_WHOLE = 10**300  # larger whole numbers have no floating-point value
+
+
+def _has_float(value: object) -> object:
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(one, int) and abs(one) > MAX_WHOLE:
+            raise ValueError("a whole number is larger than any that is used")
+    return value
+
+
+Option = Annotated[bool | int | float | str | tuple[int | float, ...], AfterValidator(_has_float)]
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=300)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -307,8 +320,11 @@ def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bo
 
 
 def read_chunks(path: Path | str) -> dict[str, str]:
-    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text."""
-    with open_picture(path) as image:
+    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text; of a JPEG, WebP or GIF
+    the user comment of its EXIF or its comment, where other programs keep what a PNG has as "parameters"."""
+    with open_picture(path, READ) as image:
+        if image.format != "PNG":
+            return _comments(image)
         found = {key: value for key, value in image.info.items() if isinstance(value, str)}
         if CHUNK in found or "parameters" in found:
             return found
@@ -318,8 +334,36 @@ def read_chunks(path: Path | str) -> dict[str, str]:
             raise RecipeError(f"{path} is damaged ({error}).") from None
 
 
+def _comments(image: Image.Image) -> dict[str, str]:
+    """`parameters`, or a recipe of ours, from the comments of a picture that is no PNG; of several the first with a text."""
+    found: list[object] = []
+    try:
+        exif = image.getexif()
+        found = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
+        pass  # damaged EXIF holds no recipe
+    for value in (*found, image.info.get("comment")):
+        text = _comment(value) if isinstance(value, bytes) else value
+        if isinstance(text, str) and text.strip("\0 \n"):
+            text = text.strip("\0 \n")[:MAX_TEXT]
+            return {CHUNK if text.startswith('{"version"') else "parameters": text}
+    return {}
+
+
+def _comment(value: bytes) -> str:
+    """An EXIF user comment: eight bytes that name its encoding, then the text. UTF-16 comes in either order of bytes."""
+    value = value[: 2 * MAX_TEXT]
+    head, body = value[:8], value[8:]
+    if head == b"UNICODE\0":
+        big = body.startswith(b"\xfe\xff") or (not body.startswith(b"\xff\xfe") and body[0::2].count(0) >= body[1::2].count(0))
+        return body.decode("utf-16-be" if big else "utf-16-le", "replace").lstrip("\ufeff")
+    if head in (b"ASCII\0\0\0", bytes(8)):
+        value = body
+    return value.decode("utf-8", "replace")
+
+
 def read_recipe(path: Path | str) -> Recipe:
-    """The recipe in a PNG; RecipeError if there is none or it cannot be read."""
+    """The recipe in a picture; RecipeError if there is none or it cannot be read."""
     chunks = read_chunks(path)
     if CHUNK not in chunks:
         other = "; it holds a parameters text of another program" if "parameters" in chunks else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from gen.generator import Generator
 
 SEED_END = 1 << 63
+LARGEST = 1e300  # of a number among options
 MAX_PROMPT = 10_000  # characters
 MAX_STEPS = 1000
 MAX_SCALE = 100.0
@@ -40,14 +40,21 @@ def whole(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} is {value!r}, which is not a whole number; give one from {low} to {high}.")
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; give a whole number from {low} to {high}.")
+        raise ValueError(f"{name} is {_short(value)}; give a whole number from {low} to {high}.")
     return value
+
+
+def _short(value: object) -> str:
+    """A value as a sentence can hold it: whole numbers may have thousands of digits, of which Python refuses to write more."""
+    if isinstance(value, int) and abs(value) > 1 << 200:
+        return f"a whole number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def real(name: str, value: object, low: float, high: float) -> float:
     """A finite float between low and high."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; give a number from {low:g} to {high:g}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is not, either
+        raise ValueError(f"{name} is {_short(value)}; give a number from {low:g} to {high:g}.")
     return float(value)
 
 
@@ -77,9 +84,10 @@ def _option(name: str, value: object) -> Option:
     several = isinstance(value, list | tuple)
     for one in value if several else [value]:
         if not isinstance(one, int | float if several else bool | int | float | str) or (
-            isinstance(one, float) and not math.isfinite(one)
+            isinstance(one, int | float) and not abs(one) <= LARGEST
         ):
-            raise ValueError(f"{name} is {value!r}; give a finite number, several, True, False or a string.")
+            given = _short(one) if several else _short(value)
+            raise ValueError(f"{name} is {given}; give a finite number, several, True, False or a string.")
     return tuple(value) if several else value
 
 

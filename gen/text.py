@@ -113,6 +113,8 @@ class TextEncoder(nn.Module):
         ids = torch.full((len(texts), self.max_tokens), PAD)
         lengths = torch.zeros(len(texts), dtype=torch.long)
         for row, (pieces, unread) in enumerate(self.word_pieces(texts, room, self.learned)):
+            if UNK in pieces:
+                self._warn_unknown(texts[row], pieces)
             if unread:
                 warnings.warn(
                     f"A prompt is longer than the {room} word pieces that the text encoder reads; "
@@ -124,6 +126,18 @@ class TextEncoder(nn.Module):
             lengths[row] = len(tokens) if pieces else 0
         mask = torch.arange(self.max_tokens) < lengths[:, None]
         return ids.to(self.word.weight.device), mask.to(self.word.weight.device)
+
+    def _warn_unknown(self, text: str, pieces: Sequence[int]) -> None:
+        assert self.word_pieces is not None
+        text = cleaned(text)
+        places = self.word_pieces.offsets(text, len(pieces), self.learned)
+        unknown = dict.fromkeys(text[a:b] for piece, (a, b) in zip(pieces, places, strict=False) if piece == UNK)
+        said = ", ".join(map(repr, unknown))
+        warnings.warn(
+            f"The text encoder does not know {said[:200]}{'…' * (len(said) > 200)}, of which a prompt keeps only that "
+            "something stands there; use other words.",
+            stacklevel=4,
+        )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Tokens (B, L, D) from ids (B, L) and their mask (B, L); rows beyond the mask are zero."""

@@ -23,7 +23,7 @@ def find(table: dict[str, Any], name: str, kind: str) -> Any:
     spellings = spellings_of(table)
     if found := spellings.get(plain(name)):
         return table[found]
-    near = difflib.get_close_matches(plain(name), spellings, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(plain(name), spellings, n=1, cutoff=0.6)
     hint = f": did you mean {spellings[near[0]]!r}?" if near else "."
     raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
 

@@ -47,7 +47,7 @@ def solver_info(name: str) -> SolverInfo:
 
 def grid_info(name: str) -> GridInfo:
     """The record of a grid, by name or alias."""
-    return find(GRIDS, name, "grid")
+    return find(GRIDS, name, "schedule")
 
 
 def get_solver(name: str, **options: Any) -> Solver:
@@ -60,7 +60,7 @@ def get_solver(name: str, **options: Any) -> Solver:
 def get_grid(name: str, path: Path, steps: int, **options: Any) -> Grid:
     """`steps` + 1 levels of a path by the grid's name. Raises ValueError for an unknown name or option."""
     info = grid_info(name)
-    check_options(info, options, "grid")
+    check_options(info, options, "schedule")
     return info.function(path, steps, **options)
 
 

@@ -22,9 +22,12 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     gpu=no
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then gpu=yes; fi
     if ! "$python" -c 'import torch' 2>/dev/null; then
-        echo "Installing torch ..." >&2
+        echo "Installing torch, the largest part ..." >&2
         # torch goes first, so that no other package's requirement picks its build.
-        if [ $gpu = yes ]; then install "torch>=2.10"; else install "torch==2.13.0"; fi
+        # its progress is shown: it takes minutes.
+        wheel="torch==2.13.0"
+        if [ $gpu = yes ]; then wheel="torch>=2.10"; fi
+        "$python" -m pip --disable-pip-version-check install "$wheel" >&2
     fi
     extras=$FEWSTEP_EXTRAS
     [ $gpu = yes ] && extras="${extras:+$extras,}xformers"

@@ -6,7 +6,6 @@ and licences. The same packages give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import os
@@ -27,6 +26,7 @@ from distill.emoji.archive import Record, write_archive
 from distill.emoji.concepts import Concept, Matcher, read_concepts
 from distill.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, DataError, Pack, fetch, locate, read_members
 from gen.checkpoints import sha256
+from gen.commands.parser import Parser
 
 MARGIN = 0.05  # of the longer side, added on each side: some packs draw to the very edge
 MIN_ALPHA = 8.0  # mean alpha (0..255) below which a picture counts as empty
@@ -171,7 +171,7 @@ def build(folder: Path, out: Path, families: Sequence[str] = FAMILIES, size: int
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m distill.emoji.build", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m distill.emoji.build", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/emoji"), help="folder for the archives (default data/emoji)")
     parser.add_argument("--packages", type=Path, help="folder with the .tgz files; without it they are fetched with npm")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default 128)")
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 build(Path(folder), options.out, options.families, options.size)
     except (DataError, ImportError) as error:
         hint = " Install it with `pip install fewstep[data]`." if isinstance(error, ImportError) else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"fewstep: {error}{hint}", file=sys.stderr)
         return 1
     return 0
 

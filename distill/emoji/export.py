@@ -5,13 +5,13 @@ Each becomes a PNG on white with a .txt of its label beside it, as trainers read
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from distill.emoji.data import EmojiConfig, EmojiData, Variant
 from gen.checkpoints import write_bytes
+from gen.commands.parser import Parser
 
 
 def export(archive: Path, folder: Path, labels: Sequence[str], size: int = 128) -> list[Path]:
@@ -35,7 +35,7 @@ def export(archive: Path, folder: Path, labels: Sequence[str], size: int = 128) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.emoji.export", description="Pictures of an archive as files.")
+    parser = Parser(prog="python -m distill.emoji.export", description="Pictures of an archive as files.")
     parser.add_argument("archive", type=Path, help="for example data/emoji/emoji-lora.zip")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--labels", required=True, help="which pictures, with commas between")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in export(given.archive, given.folder, [label.strip() for label in given.labels.split(",")], given.size):
             print(path)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -39,6 +39,8 @@ class Clip(nn.Module):
     """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3). learned:
     words beside the vocabulary (`gen.learned_tokens`), which are no part of the weights."""
 
+    breaks = True  # it knows the word BREAK
+
     def __init__(self, tokenizer: Any, encoder: nn.Module, penultimate: bool = False):
         super().__init__()
         self.tokenizer, self.encoder, self.penultimate = tokenizer, encoder, penultimate

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from gen.commands.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
-from gen.commands.output import Target, save_all, say
+from gen.commands.output import Target, exit_code, save_all, say
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
-Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP).")]
+Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP, ...).")]
 Window = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels of a window. [default: the model's own size]")]
 Stride = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels between windows. [default: half a window]")]
 Weights = Annotated[str, typer.Option(help="How a window counts towards its edge: flat, linear, cosine, gaussian.")]
@@ -223,9 +223,9 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
             progress=not quiet,
             on_images=(lambda batch: save_all(batch, target, label)) if first_process else None,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("Interrupted.", quiet)
-        return 130
+        return exit_code(stop)
     first = result.recipes[0]
     say(
         f"{method}, {first.width} x {first.height}, seed {first.seed}, {first.num_inference_steps} steps, "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gen.commands.choose import choose_model
-from gen.commands.output import Target, check_png, save_free, say
+from gen.commands.output import Target, check_png, exit_code, save_free, say
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -47,10 +48,22 @@ def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
     if generator.text_encoder is not None:
         if not prompts:
             raise ValueError('No prompt was given; write one in quotes, for example: fewstep image "a red heart".')
+        _hint_quotes(prompts)
         return {"prompt": list(prompts)}
     if generator.classes:
         return {"class_labels": list(prompts) or [-1]}
     return {"prompt": list(prompts) or None}
+
+
+def _hint_quotes(prompts: Sequence[str]) -> None:
+    """Several prompts of one word each are nearly always one prompt whose quotes the shell never saw."""
+    if len(prompts) > 1 and all(len(prompt.split()) == 1 for prompt in prompts):
+        whole = " ".join(prompts)
+        warnings.warn(
+            f"These are {len(prompts)} prompts of one word each, so a picture of each is made; for one picture of them all put "
+            f'them in quotes: "{whole}".',
+            stacklevel=2,
+        )
 
 
 def run(
@@ -112,9 +125,9 @@ def run(
     start = time.perf_counter()
     try:
         result = generator(**subject, **call, **(tweaks or {}), progress=not quiet, on_images=save)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
-        return 130
+        return exit_code(stop)
     first = result.recipes[0]
     say(
         f"{_pictures(len(saved))} by {generator.name}, seed {_range(result.seeds)}, {first.sampler} on {first.schedule}, "
@@ -130,13 +143,13 @@ def run(
     return 0
 
 
-def guide_of(text: str | None) -> Any:
-    """What --guide says: a name, or the function of a file of the user's own."""
+def guide_of(text: str | None, option: str = "--guide") -> Any:
+    """What --guide, or another option, says: a name, or the function of a file of the user's own."""
     if text is None or ":" not in text:
         return text
     from gen.guide import read_function
 
-    return read_function(text)
+    return read_function(text, option)
 
 
 def add_energies(generator: Any, rows: Mapping[str, tuple] | None, wanted: Any) -> None:

@@ -30,7 +30,7 @@ def add(app: typer.Typer) -> None:
 
 
 def restore(
-    picture: Annotated[Path, typer.Argument(help="The damaged picture (PNG, JPEG, WebP).")],
+    picture: Annotated[Path, typer.Argument(help="The damaged picture (PNG, JPEG, WebP, ...).")],
     prompt: Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")] = None,
     task: Annotated[str, typer.Option(help="inpaint, superres, colorize, deblur.")] = "superres",
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="For inpaint: white is made anew, black stays.")] = None,

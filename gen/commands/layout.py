@@ -41,6 +41,8 @@ def run(
     table = colour_table(colours)
     from gen.layout_file import painted_layout, read_layout
 
+    if layout.is_dir():
+        raise ValueError(f"{layout} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
     if layout.suffix.lower() in (".yaml", ".yml", ".json"):
         if table:
             raise ValueError(f"{layout} says its regions itself; --colour is for a painting (PNG).")

@@ -14,6 +14,10 @@ Negative = Annotated[str | None, typer.Option(help="What the picture should not 
 Height = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 Width = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")]
+Written = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="OUT", help="What to write, as in every other command.", show_default=False),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]

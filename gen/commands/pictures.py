@@ -70,7 +70,9 @@ def image(
     ] = None,
     cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
     cache_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the cache; repeatable.")] = None,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from (PNG, JPEG, WebP).")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture to start from: PNG, JPEG, WebP, GIF, BMP.")
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")
     ] = None,
@@ -188,7 +190,7 @@ def image(
 
 
 def replay(
-    picture: Annotated[Path, typer.Argument(help="A PNG with a fewstep recipe.")],
+    picture: Annotated[Path, typer.Argument(help="A picture with a fewstep recipe.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: NAME-replay.png beside it]")] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
     vae: Vae = None,
@@ -215,6 +217,9 @@ def replay(
     aesthetic: tweaks.Aesthetic = None,
     greedy: tweaks.Greedy = None,
     allow_nonfinite: Nonfinite = False,
+    max_work: Annotated[
+        float | None, typer.Option(help="Megapixel evaluations that the recipe may ask for. [default: 4000]")
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
@@ -244,5 +249,6 @@ def replay(
             greedy=greedy,
         ),
         allow_nonfinite=allow_nonfinite,
+        max_work=max_work,
         quiet=quiet,
     )

@@ -10,7 +10,8 @@ from typing import Any
 from gen.commands.image import model_arguments
 from gen.commands.output import check_png, printable, save_free, say
 from gen.images import flat
-from gen.recipe import Machine, Recipe, open_picture, read_recipe
+from gen.recipe import READ, Machine, Recipe, open_picture, read_recipe
+from gen.work import check_work
 
 
 def run(
@@ -31,9 +32,11 @@ def run(
     energies: Mapping[str, tuple] | None = None,
     tweaks: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
+    max_work: float | None = None,
 ) -> int:
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
+    check_work(recipe, max_work)
     target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
     from gen.pretrained import PACKAGED
 
@@ -78,6 +81,7 @@ def run(
         "regions": regions,
         "guide": own,
         "guide_options": parse_options(guide_options),
+        "max_work": max_work,
         **(tweaks or {}),
     }
     made = generator.replay(recipe, progress=not quiet, **given)
@@ -86,7 +90,7 @@ def run(
     if copy.read_bytes() == path.read_bytes():
         say("Identical to the last byte.", quiet)
         return 0
-    with open_picture(path) as old:
+    with open_picture(path, READ) as old:
         before = np.asarray(flat(old), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))

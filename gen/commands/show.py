@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def info(path: Path, as_json: bool) -> str:
-    """The recipe in a PNG, ours or in AUTOMATIC1111's grammar."""
+    """The recipe in a picture, ours or in AUTOMATIC1111's grammar."""
     from gen.infotext import from_infotext
     from gen.recipe import CHUNK, RecipeError, read_chunks, read_recipe
 

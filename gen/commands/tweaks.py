@@ -59,7 +59,7 @@ def keywords(
         "reference_prompt": reference_prompt,
         "concepts": concept,
         "aesthetic": _texts_or_file(aesthetic),
-        "greedy": guide_of(greedy),
+        "greedy": guide_of(greedy, "--greedy"),
     }
     for pair in options or ():
         of, dot, rest = pair.partition(".")

@@ -74,10 +74,23 @@ def _load(source: Path) -> Any:
         raise CheckpointError(source, "does not fit into memory.") from None
     except Exception as error:  # whatever a hostile pickle provokes
         names = re.findall(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        what = f"it asks for {names[0]}" if names else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not names and _bare(source):
+            raise CheckpointError(
+                source, "is a bare pickle, not a file of torch.save; save its tensors with torch.save where it was made."
+            ) from None
+        advice = "weights_only" in str(error)  # to open it all the same
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = f"it asks for {names[0]}" if names else "it holds more than tensors" if advice else first
         raise CheckpointError(
             source, f"cannot be opened without running its code ({what}); save its tensors alone where it was made."
         ) from None
+
+
+def _bare(source: Path) -> bool:
+    """Neither an archive nor the older kind of file, which begins with torch's own number, pickled."""
+    with open(source, "rb") as file:
+        head = file.read(32)
+    return head[:2] != b"PK" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in head
 
 
 def _weights(source: Path, value: Any, key: str | None) -> tuple[dict[str, Tensor], list[str]]:

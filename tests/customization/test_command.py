@@ -93,7 +93,7 @@ def test_bad_input_is_one_sentence(case, tmp_path, tiny_model, capsys):
     own = [] if case == "no such folder" else ["--model", str(tiny_model), "--run", str(tmp_path / "run"), *QUICK]
     assert main([places.get(a, a) for a in arguments] + own) == 2
     said = capsys.readouterr().err.strip().splitlines()
-    assert any(part in said[-1] for part in reason.split("|")) and said[-1].startswith("error: ")
+    assert any(part in said[-1] for part in reason.split("|")) and said[-1].startswith("fewstep: ")
     assert not (tmp_path / "run").exists()
 
 

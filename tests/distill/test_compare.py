@@ -286,4 +286,4 @@ def test_the_command_writes_a_table(emoji_data, text_encoder, evaluator, models,
     ):
         assert command.main([*base, *more]) == 2
         error = capsys.readouterr().err
-        assert error.splitlines()[-1].startswith("error: ") and message in error and "Traceback" not in error
+        assert error.splitlines()[-1].startswith("fewstep: ") and message in error and "Traceback" not in error

@@ -187,7 +187,7 @@ def test_the_command_writes_report_and_sheet(command, tmp_path, capsys):
 def test_mistakes_end_in_a_sentence(command, capsys, more, message):
     assert command(*more) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert error.startswith("fewstep: ") and message in error and "Traceback" not in error
 
 
 def test_an_installation_without_evaluator_says_what_to_do(monkeypatch, tmp_path, capsys):

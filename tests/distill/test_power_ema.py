@@ -105,7 +105,7 @@ def test_a_run_without_snapshots_says_how_to_get_them(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"ema\.snapshot_every"):
         find_snapshots(tmp_path)
     assert main(["reconstruct", str(tmp_path), "--width", "0.1"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("fewstep: ")
 
 
 def test_constant_averages_without_warm_up():

@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(given)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewstep: {error}", file=sys.stderr)
         return 2
     return 0
 

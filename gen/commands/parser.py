@@ -1,0 +1,36 @@
+"""The parser of the commands of other packages: their errors are one sentence, as everywhere else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse`'s own, but for what it says of a wrong command line. Subcommands get the same."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"fewstep: {message[:1].upper()}{message[1:]}. See `{self.prog} --help`.", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    """OUT, or -o OUT as in every other command."""
+    command.add_argument("output", type=Path, nargs="?", metavar="OUT", help="what to write; or -o OUT")
+    command.add_argument("-o", "--output", dest="output_option", type=Path, metavar="OUT", help=argparse.SUPPRESS)
+
+
+def one_output(given: argparse.Namespace) -> None:
+    """Put what `add_output` read into `output`. ValueError where there is none, or two."""
+    if hasattr(given, "output_option"):
+        given.output = chosen_output(given.output, given.output_option)
+
+
+def chosen_output(positional: Path | None, option: Path | None) -> Path:
+    """The one of two ways to say where to write that was used."""
+    if (positional is None) == (option is None):
+        both = f"{positional} and {option} are both given as" if positional else "Say"
+        raise ValueError(f"{both} what to write; give it once: -o OUT.")
+    return option if positional is None else positional  # type: ignore[return-value]
