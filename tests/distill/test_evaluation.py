@@ -162,7 +162,7 @@ def test_alignment_is_that_of_the_captions_that_say_something(places, tmp_path, 
 
 def _without_text(objective):
     class Plain:
-        text_encoder = None
+        text_encoder, roles = None, objective.roles
 
     return Plain()
 
