@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 from typing import Any
 
 
@@ -34,3 +36,53 @@ def check_options(info: Any, options: dict[str, Any], kind: str) -> None:
         if name not in info.options:
             takes = f"it takes {', '.join(info.options)}" if info.options else "it takes none"
             raise ValueError(f"The {kind} {info.name!r} has no option {name!r}: {takes}.")
+
+
+_NUMBER = {"float", "int"}
+_LISTS = {"tuple", "list", "Sequence", "Iterable"}
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a name",
+    "Literal": "a name",
+    **dict.fromkeys(_LISTS, "several values"),
+}
+
+
+def build(info: Any, kind: str, make: Any, *arguments: Any, options: dict[str, Any]) -> Any:
+    """What `make` makes of the arguments and options. ValueError, in a sentence, for options of the wrong type: those that its
+    signature tells from what it takes, and those that it cannot compute with."""
+    for name, value in options.items():
+        if takes := _expected(make, name, value):
+            raise ValueError(f"The {kind} {info.name!r} takes {takes} as {name}, got {value!r:.80}.")
+    try:
+        return make(*arguments, **options)
+    except (TypeError, AttributeError, OverflowError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{name}={value!r:.80}" for name, value in options.items())
+        raise ValueError(f"The {kind} {info.name!r} cannot use {given}: {error}.") from error
+
+
+def _expected(make: Any, name: str, value: Any) -> str:
+    """What a signature takes for an option, in words, where the value is nothing of that; "" where it is."""
+    try:
+        annotation = inspect.signature(make).parameters[name].annotation
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if not isinstance(annotation, str):
+        return ""
+    outer = re.sub(r"\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]", "", annotation)  # of tuple[float, float] only tuple
+    takes = [part.strip() for part in outer.split("|")]
+    if not set(takes) <= {*_KINDS, "None"}:
+        return ""  # a type of our own
+    fits = (
+        (value is None and "None" in takes)
+        or (isinstance(value, bool) and "bool" in takes)
+        or (isinstance(value, int) and not isinstance(value, bool) and bool(_NUMBER & set(takes)))
+        or (isinstance(value, float) and "float" in takes)
+        or (isinstance(value, str) and bool({"str", "Literal"} & set(takes)))
+        or (isinstance(value, list | tuple) and bool(_LISTS & set(takes)))
+    )
+    return "" if fits else " or ".join(dict.fromkeys(_KINDS[part] for part in takes if part != "None"))

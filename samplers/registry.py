@@ -11,7 +11,7 @@ from typing import Any
 
 from samplers.grids import Grid
 from samplers.grids.registry import GRIDS, GridInfo
-from samplers.names import check_options, find, plain, spellings_of
+from samplers.names import build, check_options, find, plain, spellings_of
 from samplers.path import Path
 from samplers.sample import Solver
 from samplers.solvers.info import SolverInfo
@@ -54,14 +54,14 @@ def get_solver(name: str, **options: Any) -> Solver:
     """A solver by name or alias. Raises ValueError for an unknown name or an option that the solver does not have."""
     info = solver_info(name)
     check_options(info, options, "sampler")
-    return info.factory(**options)
+    return build(info, "sampler", info.factory, options=options)
 
 
 def get_grid(name: str, path: Path, steps: int, **options: Any) -> Grid:
     """`steps` + 1 levels of a path by the grid's name. Raises ValueError for an unknown name or option."""
     info = grid_info(name)
     check_options(info, options, "schedule")
-    return info.function(path, steps, **options)
+    return build(info, "schedule", info.function, path, steps, options=options)
 
 
 def parse_sampler(label: str) -> tuple[str, str | None]:

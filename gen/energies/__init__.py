@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.names import check_options, find
+from samplers.names import build, check_options, find
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ def get_energy(info: EnergyInfo, **options: Any) -> Any:
     check_options(info, options, "energy")
     if missing := [name for name in info.needs if name not in options]:
         raise ValueError(f"The energy {info.name!r} needs {' and '.join(missing)}: give a value for each.")
-    return getattr(importlib.import_module(info.module), info.factory)(**options)
+    return build(info, "energy", getattr(importlib.import_module(info.module), info.factory), options=options)

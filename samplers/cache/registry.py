@@ -12,7 +12,7 @@ from samplers.cache.first_block import FirstBlockCache
 from samplers.cache.reuse import Reuse
 from samplers.cache.taylor import TaylorSeer
 from samplers.denoiser import Denoiser
-from samplers.names import check_options, find
+from samplers.names import build, check_options, find
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ def get_cache(name: str, denoiser: Denoiser, **options: Any) -> Denoiser:
     """A cache around a denoiser, by name or alias. Raises ValueError for an unknown name or option."""
     info = cache_info(name)
     check_options(info, options, "cache")
-    return info.factory(denoiser, **options)
+    return build(info, "cache", info.factory, denoiser, options=options)

@@ -11,7 +11,7 @@ from samplers.composition.composite import Composite
 from samplers.composition.contrast import Contrast
 from samplers.composition.switch import EVERY, Switch, taking_turns
 from samplers.denoiser import Denoiser
-from samplers.names import check_options, find
+from samplers.names import build, check_options, find
 from samplers.path import NoiseLevel
 
 
@@ -131,4 +131,4 @@ def get_composition(
     check_options(info, options, "composition")
     names = [name for name, weight in adapters.items() if weight != 0]
     alone = len(names) < (1 if info.name == "contrast" else 2)
-    return denoiser if alone else info.build(denoiser, names, levels, **options)
+    return denoiser if alone else build(info, "composition", info.build, denoiser, names, levels, options=options)

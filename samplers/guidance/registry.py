@@ -17,7 +17,7 @@ from samplers.guidance.perturb import Perturbed, PerturbedAttention, SkipLayer, 
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
 from samplers.guidance.zero import ZeroStar
-from samplers.names import check_options, find
+from samplers.names import build, check_options, find
 from samplers.sample import Solver
 
 
@@ -185,4 +185,6 @@ def get_guidance(name: str, denoiser: Denoiser, solver: Solver, **options: Any) 
     check_options(info, options, "guidance")
     if missing := [name for name in info.needs if name not in options]:
         raise ValueError(f"The guidance {info.name!r} needs {' and '.join(missing)}: give a value for each.")
-    return info.factory(denoiser, **options), solver if info.solver is None else info.solver(solver)
+    return build(info, "guidance", info.factory, denoiser, options=options), solver if info.solver is None else info.solver(
+        solver
+    )

@@ -12,7 +12,7 @@ from samplers.guidance.energy import Energy, energy_name
 from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.tfg import TrainingFree, dps, lgd, mpgd
 from samplers.guidance.universal import Universal
-from samplers.names import check_options, find
+from samplers.names import build, check_options, find
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
@@ -117,4 +117,5 @@ def guide(
     check_options(info, options, "guide method")
     passes = options.pop("recurrence", info.recurrence)
     around = solver if passes == 1 else Recurrent(solver, passes)
-    return info.factory(denoiser, energy, levels, strength, noise, **options), around
+    made = build(info, "guide method", info.factory, denoiser, energy, levels, strength, noise, options=options)
+    return made, around

@@ -139,8 +139,8 @@ def _plain(name):
         (lambda: get_solver("dpmpp_2m_cfg_pp", eta=1.0), r"sampler 'dpmpp_2m_cfg_pp' has no option 'eta': it takes none"),
         (lambda: get_solver("ddim", etaa=1.0), "it takes eta, s_noise"),
         (lambda: get_solver("ddim", eta=2.0), "0 <= eta <= 1"),
-        (lambda: get_grid("karas", PATH, 4), r"Unknown grid 'karas': did you mean 'karras'\?"),
-        (lambda: get_grid("karras", PATH, 4, shift=3.0), "grid 'karras' has no option 'shift': it takes sigma_min"),
+        (lambda: get_grid("karas", PATH, 4), r"Unknown schedule 'karas': did you mean 'karras'\?"),
+        (lambda: get_grid("karras", PATH, 4, shift=3.0), "schedule 'karras' has no option 'shift': it takes sigma_min"),
         (lambda: parse_sampler("DPM++ 9M Karras"), "Unknown sampler"),
     ],
 )
@@ -155,3 +155,34 @@ def test_names():
     }
     assert {"karras", "exponential", "polyexponential", "uniform", "beta", "sgm_uniform"} <= {*grid_names()}
     assert grid_info("SGM Uniform").name == "sgm_uniform"
+
+
+@pytest.mark.parametrize("value", ["abc", True, (1, 2), -1.5, 10**400])
+def test_options_of_a_wrong_type_are_a_sentence(value):
+    """Every option of every solver, schedule and cache: built, or refused with a ValueError that names it."""
+    from samplers.cache.registry import CACHES, get_cache
+
+    wrong = []
+    for table, make in (
+        (SOLVERS, lambda name, **own: get_solver(name, **own)),
+        (GRIDS, lambda name, **own: get_grid(name, RectifiedFlow(), 8, **own)),
+        (CACHES, lambda name, **own: get_cache(name, lambda *_: None, **own)),
+    ):
+        for name, info in table.items():
+            for option in info.options:
+                try:
+                    make(name, **{option: value})
+                except ValueError as error:
+                    assert ("..." not in str(error) and str(error)[0].isupper()) or ":" in str(error)
+                except Exception as error:
+                    wrong.append((name, option, type(error).__name__))
+    assert not wrong
+
+
+def test_a_type_is_named_in_words():
+    with pytest.raises(ValueError, match="sampler 'euler_a' takes a number as eta, got 'abc'"):
+        get_solver("euler_a", eta="abc")
+    with pytest.raises(ValueError, match="schedule 'karras' takes a number as rho, got True"):
+        get_grid("karras", RectifiedFlow(), 8, rho=True)
+    with pytest.raises(ValueError, match="Unknown schedule 'nope'"):
+        get_grid("nope", RectifiedFlow(), 8)
