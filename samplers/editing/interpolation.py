@@ -21,19 +21,22 @@ def slerp(a: Tensor, b: Tensor, u: Scalar) -> Tensor:
 
     The direction moves at constant speed along the great circle and the norm linearly from |a| to |b|, each per image; for
     unit noise in many dimensions the result is distributed like unit noise. Exact at u = 0 and 1. Parallel images are
-    interpolated straight; between exactly opposite ones there is no shortest way, and the result means nothing.
+    interpolated straight, and so is an image of zeros, which has no direction; between exactly opposite ones there is no
+    shortest way, and the result means nothing.
     """
     if a.shape != b.shape:
         raise ValueError(f"Interpolation needs two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
     rows = (-1, *[1] * (a.ndim - 1))
     norm_a, norm_b = (v.flatten(1).norm(dim=1).reshape(rows) for v in (a, b))
+    nowhere = (norm_a == 0) | (norm_b == 0)
+    norm_a, norm_b = (torch.where(nowhere, 1.0, norm) for norm in (norm_a, norm_b))
     unit_a, unit_b = a / norm_a, b / norm_b
     # half angles keep their digits where the images are nearly parallel or opposite
     apart, together = ((unit_a - s * unit_b).flatten(1).norm(dim=1).reshape(rows) for s in (1, -1))
     angle = 2 * torch.atan2(apart, together)
     u = torch.as_tensor(expand(u, a), dtype=a.dtype, device=a.device)
     sine = angle.sin()
-    straight = angle < 1e-6
+    straight = (angle < 1e-6) | nowhere
     on_a = torch.where(straight, 1 - u, ((1 - u) * angle).sin() / sine)
     on_b = torch.where(straight, u, (u * angle).sin() / sine)
     norm = (1 - u) * norm_a + u * norm_b

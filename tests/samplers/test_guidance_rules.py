@@ -20,6 +20,7 @@ from samplers.guidance import (
     Rescale,
     ZeroStar,
 )
+from samplers.guidance.registry import GUIDANCE, get_guidance
 from samplers.prediction import Prediction, prediction_row
 from tests.oracles import Mixture
 
@@ -386,3 +387,35 @@ def test_branches_are_remembered_and_kept():
     row = prediction_row("v", LEVEL, FLOW)
     close(guided.read(row), guided.v)
     assert guided.read(guided.row) is guided.raw
+
+
+class Flat:
+    """A model whose prediction is one number all over, that of the label (0 without): no spread, no norm where it is 0."""
+
+    path = VP
+
+    def __init__(self, kind="x0", slope=0.0):
+        self.kind, self.slope = kind, slope
+
+    def __call__(self, x, level, condition, context):
+        label = condition.label.clamp(min=0).to(x.dtype).reshape(-1, 1, 1, 1)
+        return Prediction(x, level, label * torch.ones_like(x) + self.slope * x, prediction_row(self.kind, level, self.path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["x0", "v", "eps"])
+@pytest.mark.parametrize("name", [name for name, info in GUIDANCE.items() if "layers" not in info.options])
+def test_predictions_without_spread_or_norm_stay_finite(name, kind, dtype):
+    """Zeros, one constant, and a spread of rounding alone: nothing to divide by is nothing to change."""
+    info, x = GUIDANCE[name], torch.zeros(3, *SHAPE, dtype=dtype)
+    for slope in (0.0, 1e-30):
+        model = Flat(kind, slope)
+        options = {"scale": 3.0, "weak": Flat(kind), "threshold": 1.0, "momentum": -0.5}
+        options = {option: value for option, value in options.items() if option in info.options}
+        for inner in [ClassifierFree(model, 3.0)] if info.modifier else [model]:
+            rule, solver = get_guidance(name, inner, get_solver("dpmpp_2m"), **options)
+            out = sample(rule, solver, x, get_grid("karras", VP, 4), Condition(label=torch.tensor([0, 1, 2])))
+            assert out.isfinite().all() and out.abs().max() < 1e5  # of eps, 1 / alpha at the start
+    if name == "rescale":
+        flat = Rescale(ClassifierFree(Flat(), 3.0), 1.0)(x, LEVEL, Condition(label=torch.tensor([0, 1, 2])), Context())
+        assert torch.equal(flat.x0[:, 0, 0, 0], torch.tensor([0.0, 3.0, 6.0], dtype=dtype))

@@ -74,3 +74,9 @@ def test_nearly_parallel_images_are_interpolated_straight(gap):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one shape"):
         slerp(A, B[:2], 0.5)
+
+
+def test_an_image_of_zeros_has_no_direction():
+    a, b = torch.zeros(2, 3, 2, 2, dtype=torch.float64), torch.ones(2, 3, 2, 2, dtype=torch.float64)
+    b[1] = 0
+    assert torch.equal(slerp(a, b, 0.25), 0.25 * b) and torch.equal(slerp(b, a, 0.25), 0.75 * b)
