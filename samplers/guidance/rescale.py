@@ -19,10 +19,10 @@ class Rescale:
 
         x0 = factor (std(x0_cond) / std(x0_guided)) x0_guided + (1 - factor) x0_guided,
 
-    std over all but the batch; a guided x0 that has none beyond rounding stays as it is. `denoiser` must guide; where its guidance
-    does not act, nothing changes. A non-linear rule: it acts on x0. on="raw" applies it to the network's own output, as
-    published for v and as diffusers does for every kind. Clipping on top of it sees the rescaled image; below it, what it
-    rescales is already clipped: the order matters.
+    std over all but the batch; a guided x0 that has none beyond rounding stays as it is. `denoiser` must guide; where its
+    guidance does not act, nothing changes. A non-linear rule: it acts on x0. on="raw" applies it to the network's own
+    output, as published for v and as diffusers does for every kind. Clipping on top of it sees the rescaled image; below it,
+    what it rescales is already clipped: the order matters.
 
     Source: arXiv 2305.08891, section 3.4.
     """

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
 
-from samplers import Heun, Multistep, VarianceExploding, sample
+from samplers import ClassifierFree, Heun, Multistep, VarianceExploding, get_solver, sample
+from samplers.solvers.registry import SOLVERS
 from tests.oracles import Mixture, reference_ode
 
 PATH = VarianceExploding(0.01, 100.0)
@@ -58,3 +60,42 @@ def levels(steps: int):
 def test_slope(solver, order, start, reference):
     coarse, fine = ((sample(MIXTURE, solver, start, levels(n)) - reference).square().mean().sqrt() for n in (64, 128))
     assert abs(math.log2(coarse / fine) - order) < 0.15
+
+
+# what the registry declares
+
+PATTERN = (1.0, 2.2, 0.8, 1.7, 1.0, 0.6, 2.5, 1.3)
+
+
+def uneven(steps: int):
+    """Steps in log-SNR of a repeating pattern, up to four times as long as the one before."""
+    ends = list(accumulate(PATTERN[i % len(PATTERN)] for i in range(steps)))
+    return [PATH.at_logsnr(FIRST + (LAST - FIRST) * end / ends[-1]) for end in (0.0, *ends)]
+
+
+def even(steps: int):
+    return [PATH.at_logsnr(FIRST + (LAST - FIRST) * i / steps) for i in range(steps + 1)]
+
+
+def without_noise(name: str) -> dict | None:
+    """Options with which a solver is one of the ODE; None for one that has none."""
+    info = SOLVERS[name]
+    if info.adaptive or name.startswith("comfy:") or name in ("ddpm", "consistency", "lcm", "tcd", "restart", "flow_map"):
+        return None
+    if "scale" in info.options:
+        return {"scale": "ode"}
+    return {"eta": 0.0} if "eta" in info.options else None if info.stochastic else {}
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if without_noise(name) is not None])
+def test_declared_orders_are_observed(name, start, reference):
+    """From the solver's own start, whatever its order, on even steps and on uneven ones; and no order more is."""
+    denoiser = ClassifierFree(MIXTURE, 1.0, keep_both=True) if SOLVERS[name].both_branches else MIXTURE
+    slopes = []
+    for grid in (even, uneven):
+        errors = [
+            (sample(denoiser, get_solver(name, **without_noise(name)), start, grid(steps)) - reference).square().mean().sqrt()
+            for steps in (60, 120)
+        ]
+        slopes.append(math.log2(errors[0] / errors[1]))
+    assert SOLVERS[name].order - 0.15 < min(slopes) < SOLVERS[name].order + 1
