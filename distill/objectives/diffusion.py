@@ -129,11 +129,17 @@ class DiffusionObjective(Objective):
             return batch.images
         return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.config.latent_scale
 
+    def told(self, batch: Batch) -> Batch:
+        """The batch with nothing but what the network is told of it: what it is not must not decide which noise is whose."""
+        reads = getattr(getattr(self.roles["denoiser"].network, "config", None), "num_classes", 1)
+        return replace(
+            batch, labels=batch.labels if reads else None, captions=None if self.text_encoder is None else batch.captions
+        )
+
     @torch.no_grad()
     def condition(self, batch: Batch, device: torch.device) -> Condition:
         if self.text_encoder is None:
-            reads = getattr(getattr(self.roles["denoiser"].network, "config", None), "num_classes", 1)
-            return Condition(label=batch.labels if reads else None)
+            return Condition(label=batch.labels)
         tokens, mask = self.text_encoder.to(device).encode(batch.captions)
         return Condition(tokens=tokens.float(), mask=mask)
 
@@ -161,8 +167,7 @@ class DiffusionObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.text_encoder is None:  # what the network is not told matches no noise
-            batch = replace(batch, captions=None)
+        batch = self.told(batch)
         if knows_no_label(self.roles["denoiser"].network):
             batch = drop_labels(batch, self.config.drop_label, draws)
         x0 = self.clean(batch)
@@ -193,7 +198,7 @@ class DiffusionObjective(Objective):
             prompts = Batch(index=torch.arange(len(config.prompts)), captions=config.prompts)
             condition = self.condition(prompts, like.device)
         else:
-            condition = self.condition(batch, like.device).map(lambda v: v[:16])
+            condition = self.condition(self.told(batch), like.device).map(lambda v: v[:16])
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
         noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
         with torch.autocast(like.device.type, torch.bfloat16):
@@ -238,7 +243,7 @@ class DiffusionObjective(Objective):
 
         like = self.clean(batch)
         noise = normal(seeds, like.shape[1:], device=like.device)
-        return self.decode(self.draw(models["denoiser"], noise, self.condition(batch, like.device), steps))
+        return self.decode(self.draw(models["denoiser"], noise, self.condition(self.told(batch), like.device), steps))
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that `Generator.from_pretrained` opens."""
