@@ -188,6 +188,8 @@ def _timesteps(config: Config, path: dict[str, Any]) -> Settings:
         options["largest"] = LARGEST
     if kind != "table":
         options |= _converted(config, kind, unscaled)
+        if not unscaled:  # between the table's ends, whatever the timesteps are
+            options |= {"spacing": "linspace", "rounded": True, "open_end": False, "offset": 0, "clipped": 0}
     options["final"] = _final(config)
     if config.get("interpolation_type", "linear") == "log_linear":
         options |= {"bounds": "table"} if kind != "table" else {"sigmas": "log_linear", "final": "first_unscaled"}
