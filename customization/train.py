@@ -91,7 +91,7 @@ def simple_config(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
         data["prior"] = {"prompt": given.class_prompt}
     objective: dict[str, Any] = {"type": "lora", "model": given.model, "name": name}
     kind = given.type or "lora"
-    objective["adapter"] = {"type": kind, "targets": list(usual["targets"])}
+    objective["adapter"] = {"type": kind, "targets": [] if given.all_layers else list(usual["targets"])}
     if kind != "oft":
         objective["adapter"]["rank"] = given.rank or usual["rank"]
     if given.format is not None:
@@ -125,6 +125,11 @@ def _token(text: str) -> tuple[str, dict[str, Any]]:
     return name, {"init": words} if equals else {}
 
 
+def _usual(name: str) -> str:
+    """What the help says of an option that is left out."""
+    return f"[{SHIPPED[name]:g}; {OTHERS[name]:g} for other models]"
+
+
 def parser() -> argparse.ArgumentParser:
     made = Parser(prog="fewstep lora train", description="Teach a model from pictures: a LoRA or its kin.")
     made.add_argument("source", help="a training config (YAML), or a folder of pictures")
@@ -137,10 +142,11 @@ def parser() -> argparse.ArgumentParser:
     simple.add_argument("--class-prompt", help="hold the class in place with pictures that the model makes of this")
     simple.add_argument("--model", default="default", help="default, a folder, a diffusers pipeline or a hub id")
     simple.add_argument("--type", help="lora, rslora, dora, loha, lokr, oft")
-    simple.add_argument("--rank", type=int)
+    simple.add_argument("--rank", type=int, help=_usual("rank"))
+    simple.add_argument("--all-layers", action="store_true", help="teach all layers of the shipped model, as for a style")
     simple.add_argument("--token", action="append", metavar="NAME[=WORDS]", help="a new word to learn, from these; repeatable")
-    simple.add_argument("--steps", type=int)
-    simple.add_argument("--lr", type=float)
+    simple.add_argument("--steps", type=int, help=_usual("steps"))
+    simple.add_argument("--lr", type=float, help=_usual("rate"))
     simple.add_argument("--format", help="diffusers, kohya, peft, ai-toolkit")
     simple.add_argument("--preview", action="append", metavar="PROMPT", help="show it while training; repeatable")
     simple.add_argument("--run", type=Path, metavar="DIR", help="where the run is kept [runs/lora/NAME]")
@@ -175,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
-    own = ("prompt", "class_prompt", "type", "rank", "token", "steps", "lr", "format", "preview", "run")
+    own = ("prompt", "class_prompt", "type", "rank", "all_layers", "token", "steps", "lr", "format", "preview", "run")
     told = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
     from distill.sources.images import SUFFIXES
 

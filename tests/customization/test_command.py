@@ -37,6 +37,8 @@ def test_the_shipped_config_is_what_the_command_sets(tmp_path):
     assert (other.objective["adapter"], other.optimizer.lr, other.max_steps) == (
         {"type": "lora", "rank": 16, "targets": []}, 1e-4, 500
     )  # fmt: skip
+    whole, _ = simple_config(parser().parse_intermixed_args([*command, "--all-layers"]))
+    assert whole.objective["adapter"]["targets"] == []
     oft, _ = simple_config(parser().parse_intermixed_args([*command, "--type", "oft", "--steps", "5", "--lr", "1e-3"]))
     assert "rank" not in oft.objective["adapter"] and (oft.max_steps, oft.optimizer.lr) == (5, 1e-3)
 
