@@ -58,8 +58,9 @@ def build(info: Any, kind: str, make: Any, *arguments: Any, options: dict[str, A
             raise ValueError(f"The {kind} {info.name!r} takes {takes} as {name}, got {value!r:.80}.")
     try:
         return make(*arguments, **options)
-    except (TypeError, AttributeError, OverflowError) as error:
-        if not options:
+    except (TypeError, AttributeError, OverflowError, ValueError) as error:
+        ours = isinstance(error, ValueError) and "unpack" not in str(error)  # Python's, for values of another number
+        if ours or not options:
             raise
         given = ", ".join(f"{name}={value!r:.80}" for name, value in options.items())
         raise ValueError(f"The {kind} {info.name!r} cannot use {given}: {error}.") from error
