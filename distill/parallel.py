@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.config import TrainConfig
 from distill.run_folder import TrainingError
 from gen.backbones.blocks import MLP, SelfAttention
+from gen.extras import install
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -77,7 +78,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     handlers = []
     if zero:
         if not is_deepspeed_available():
-            raise TrainingError("DeepSpeed is not installed; `pip install 'fewstep[deepspeed]'`.")
+            raise TrainingError(f"DeepSpeed is not installed; install it: {install('deepspeed')}.")
         if "LOCAL_RANK" not in os.environ:
             raise TrainingError(
                 "DeepSpeed wants launched processes, one or more: `accelerate launch` or torch.distributed.run."

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen.extras import install
+
 Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow
 SHORT = 1024
@@ -151,7 +153,7 @@ def xformers_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) ->
         return "xformers has bfloat16 kernels from compute capability 8.0 on"
     if q.shape[-1] % 8:
         return f"xformers needs a head width that is a multiple of 8, not {q.shape[-1]}"
-    return "it is not installed (pip install 'fewstep[xformers]')" if _fmha() is None else None
+    return f"it is not installed: {install('xformers')}" if _fmha() is None else None
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths | None, scale: float) -> Tensor:

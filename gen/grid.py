@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +34,32 @@ def write_png(image: Image.Image, path: Path | str) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def drawable(text: str, font: ImageFont.ImageFont) -> str:
+    """The text with a question mark in the place of every character that the font has no shape for, or its letter without
+    accents where it has that; the font would draw a box."""
+    known: dict[str, str] = {}
+
+    def shape(character: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(character)
+        return mask.size, bytes(mask)
+
+    none = shape("\U0010fffd")  # a character of private use: no font has it
+
+    def of(character: str) -> str:
+        if character.isascii() or character.isspace() or shape(character) != none:
+            return character
+        base = unicodedata.normalize("NFKD", character)[0]
+        return base if base != character and (base.isascii() or shape(base) != none) else "?"
+
+    for character in dict.fromkeys(text):
+        known[character] = of(character)
+    return "".join(known[character] for character in text)
+
+
 def wrap(text: str, font: ImageFont.ImageFont, width: int, lines: int) -> list[str]:
     """The text in at most `lines` lines of at most `width` pixels; what does not fit ends in an ellipsis."""
     wrapped: list[str] = []
-    for paragraph in text[:2000].split("\n"):
+    for paragraph in drawable(text[:2000], font).split("\n"):
         line = ""
         for word in paragraph.split():
             if not line or font.getlength(f"{line} {word}") <= width:

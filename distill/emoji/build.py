@@ -27,6 +27,7 @@ from distill.emoji.concepts import Concept, Matcher, read_concepts
 from distill.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, DataError, Pack, fetch, locate, read_members
 from gen.checkpoints import sha256
 from gen.commands.parser import Parser
+from gen.extras import install
 
 MARGIN = 0.05  # of the longer side, added on each side: some packs draw to the very edge
 MIN_ALPHA = 8.0  # mean alpha (0..255) below which a picture counts as empty
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 fetch([*PACKS, NAMES, KEYWORDS], Path(folder))
                 build(Path(folder), options.out, options.families, options.size)
     except (DataError, ImportError) as error:
-        hint = " Install it with `pip install fewstep[data]`." if isinstance(error, ImportError) else ""
+        hint = f" Install it: {install('data')}." if isinstance(error, ImportError) else ""
         print(f"fewstep: {error}{hint}", file=sys.stderr)
         return 1
     return 0

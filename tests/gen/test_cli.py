@@ -17,6 +17,8 @@ from gen import cli
 from gen.commands.output import Target, printable, slug
 from gen.recipe import read_recipe, save_image
 
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+
 
 @pytest.fixture
 def fewstep(tmp_path, monkeypatch, capsys):
@@ -45,7 +47,8 @@ def test_image_names_files_after_prompt_and_seed(image):
     code, out, err = image("a red heart", "Hérz/../日", "-n", 2, "--seed", 5)
     names = ["a-red-heart-5.png", "a-red-heart-6.png", "hérz-日-7.png", "hérz-日-8.png"]
     assert code == 0 and out.split() == files() == names
-    assert "4 pictures by tiny, seed 5 to 8" in err and err.count("\n") == 1
+    note, said = err.splitlines()
+    assert "4 pictures by tiny, seed 5 to 8" in said and note.startswith("Note: The text encoder does not know 'Hérz'")
     recipe = read_recipe(names[3])
     assert (recipe.prompt, recipe.seed, recipe.batch.row) == ("Hérz/../日", 8, 3)
 
@@ -440,3 +443,70 @@ def test_compare_takes_every_sampler_on_every_schedule(compare):
 def test_compare_refuses_in_one_sentence(compare, arguments, message):
     code, _, err = compare("a cat", *arguments)
     assert code == 2 and message in err and err.count("\n") == 1 and files() == []
+
+
+def test_prompts_of_one_word_each_get_a_hint(image):
+    _, out, err = image("a", "cat", "--seed", 1)
+    assert out.split() == ["a-1.png", "cat-2.png"] and 'put them in quotes: "a cat"' in err
+    _, _, err = image("a cat", "a dog", "--seed", 1)
+    assert "quotes" not in err
+
+
+@pytest.mark.parametrize("arguments", [["convert", "IN", "--to", "dit"], ["lora", "convert", "IN", "--to", "peft"]])
+def test_where_to_write_is_said_once(fewstep, arguments):
+    assert "Say what to write; give it once: -o OUT." in fewstep(*arguments)[2]
+    assert "a and b are both given" in fewstep(*arguments[: arguments.index("IN") + 1], "a", "-o", "b", *arguments[-2:])[2]
+    assert "IN" in fewstep(*arguments[: arguments.index("IN") + 1], "-o", "b", *arguments[-2:])[2]
+
+
+def test_errors_speak_in_the_words_of_the_option(fewstep):
+    def said(*arguments):
+        return fewstep(*arguments)[2].removeprefix("fewstep: ")
+
+    assert said("layout", ".") == ". is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.\n"
+    assert said("image", "a cat", "--greedy", "none.py:f").startswith("--greedy none.py:f: none.py is not a file")
+    assert said("image", "a cat", "--device", "").startswith("Unknown device ''")
+    assert said("image", "a cat", "--schedule", "zzz").startswith("Unknown schedule 'zzz'. Known:")
+
+
+STOPPED = """
+import os, signal, sys
+import gen.recipe as recipe
+from gen.__main__ import program
+
+save, done = recipe.save_image, []
+
+def saving(image, path, *rest, **more):
+    if done:
+        os.kill(os.getpid(), signal.NAME)
+    done.append(path)
+    return save(image, path, *rest, **more)
+
+recipe.save_image, sys.argv = saving, ["fewstep", *sys.argv[1:]]
+program()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_is_said_and_leaves_nothing(tiny_model, tmp_path, name, code):
+    """The process stops itself when it is to save its second picture."""
+    options = ["image", "a cat", "-n", "3", "--batch-size", "1", "--seed", "1", "--model", str(tiny_model), "--device", "cpu"]
+    ran = subprocess.run(
+        [sys.executable, "-c", STOPPED.replace("NAME", name), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as it is in a terminal
+    )
+    assert (ran.returncode, ran.stdout) == (code, "a-cat-1.png\n") and "Interrupted; 1 picture saved." in ran.stderr
+    assert files(tmp_path) == ["a-cat-1.png"] and "Traceback" not in ran.stderr
+
+
+def test_an_interrupt_while_the_program_is_read_is_one_line(tmp_path):
+    script = (
+        "import sys\nclass Stop:\n    def find_spec(self, name, *_):\n        if name == 'gen.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\nfrom gen.__main__ import program\nprogram()"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENV)
+    assert (ran.returncode, ran.stderr) == (130, "Interrupted.\n")

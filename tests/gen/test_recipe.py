@@ -415,3 +415,63 @@ def test_captions_wrap_into_their_cell():
 def test_contact_sheets_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         contact_sheet(*arguments)
+
+
+def test_characters_without_a_shape_are_question_marks():
+    from PIL import ImageFont
+
+    from gen.grid import drawable
+
+    font = ImageFont.load_default(12)
+    assert drawable("a café, 日本 🦊 ﬁ", font).replace("é", "e") in ("a cafe, ?? ? fi", "a cafe, ?? ? ﬁ", "a cafe, ?? ? f")
+    assert drawable("plain\nASCII…", font).startswith("plain\nASCII")
+    assert wrap("日本", font, 80, 3) == ["??"]
+
+
+def test_recipes_come_back_from_the_comments_of_other_formats(tmp_path, capsys):
+    """As AUTOMATIC1111 writes them: a user comment in UTF-16 of either order; and our own JSON, where a tool carried it."""
+    from gen.cli import main
+    from gen.recipe import read_chunks
+
+    text = "a cat, 猫\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 3, Size: 512x512"
+    for encoding in ("utf-16-be", "utf-16-le"):
+        for suffix in ("jpg", "webp"):
+            exif = Image.Exif()
+            exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(encoding)
+            PICTURE.save(tmp_path / f"a.{suffix}", exif=exif)
+            assert read_chunks(tmp_path / f"a.{suffix}") == {"parameters": text}
+            assert main(["info", str(tmp_path / f"a.{suffix}")]) == 0 and "Euler a" in capsys.readouterr().out
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + make().to_json().encode()
+    PICTURE.save(tmp_path / "own.webp", exif=exif)
+    assert read_recipe(tmp_path / "own.webp") == make()
+    PICTURE.save(tmp_path / "c.gif", comment=b"Steps: 20, Sampler: Euler, Seed: 3")
+    assert read_chunks(tmp_path / "c.gif") == {"parameters": "Steps: 20, Sampler: Euler, Seed: 3"}
+    PICTURE.save(tmp_path / "none.jpg")
+    with pytest.raises(RecipeError, match="holds no fewstep recipe"):
+        read_recipe(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("field", ["seed", "guidance_scale", "nfe", "num_inference_steps"])
+def test_numbers_without_end_are_a_sentence(field):
+    import json
+
+    known = json.loads(GOOD)
+    for huge in (10**400, -(10**400)):
+        with pytest.raises(RecipeError, match="damaged or not ours"):
+            Recipe.from_json(json.dumps({**known, field: huge}))
+        for options in ({"eta": huge}, {"eta": [1, huge]}):
+            with pytest.raises(RecipeError, match="damaged or not ours"):
+                Recipe.from_json(json.dumps({**known, "sampler_options": options}))
+
+
+def test_a_call_refuses_numbers_without_end():
+    from gen import request
+
+    for check in (
+        lambda v: request.real("x", v, 0, 1),
+        lambda v: request.whole("x", v, 0, 1),
+        lambda v: request.options("x", {"a": v}),
+    ):
+        with pytest.raises(ValueError, match=r"is a whole number of \d+ bits"):
+            check(10**5000)
