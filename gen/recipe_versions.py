@@ -1,7 +1,7 @@
 """Recipes of an earlier version, with the defaults of their time written out, so that they make the same picture again.
 
-Version 1: solvers with memory kept their points on long steps (`ending`), a threshold's limit was 1 for every model, and a
-colour was matched by red, green and blue.
+Version 1: solvers with memory kept their points on long steps (`ending`), EDICT mixed alike on all (`mix_length`), a
+threshold's limit was 1 for every model, and a colour was matched by red, green and blue.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen.recipe import Recipe
+
+_AS_THEN = {"ending": "full", "mix_length": 0.0}  # of solvers
 
 
 def upgraded(recipe: Recipe) -> Recipe:
@@ -36,7 +38,7 @@ def _solver_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         known = solver_info(name).options
     except ValueError:  # a solver of its maker's own, or one that is gone: said when it is used
         known = ()
-    return {"ending": "full", **options} if "ending" in known else dict(options)
+    return {option: value for option, value in _AS_THEN.items() if option in known} | dict(options)
 
 
 def _colour_options(options: Mapping[str, Any]) -> dict[str, Any]:

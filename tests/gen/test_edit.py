@@ -62,6 +62,23 @@ def test_image_to_image_is_the_samplers_own(tiny, picture):
     assert made.recipes[0].nfe == 6 and made.recipes[0].num_inference_steps == 6  # 3 of 6 steps, two branches
 
 
+@pytest.mark.parametrize("steps", [4, 20])
+def test_an_adaptive_sampler_starts_where_strength_says(tiny, picture, steps):
+    """At the level of the schedule's own hundred steps, whatever number of steps was asked for, and not at one of two."""
+    call = {"seed": 7, "image": picture, "output_type": "latent", "progress": False, "sampler": "dpm_adaptive"}
+    call |= {"schedule": "uniform", "num_inference_steps": steps}
+    levels = get_grid("uniform", RectifiedFlow(), 2)
+    for strength in (0.3, 0.75):
+        with torch.no_grad():
+            condition, latents, eps, _ = setup(tiny, picture)
+            start = RectifiedFlow()(strength)
+            cut = [start, *(level for level in levels if level.t < strength)]
+            field = ClassifierFree(tiny.denoiser, 3.0)
+            expected = sample(field, get_solver("dpm_adaptive"), start.mix(latents, eps), cut, condition, context=Context())
+        made = tiny("a cat", strength=strength, **call)
+        torch.testing.assert_close(made.images, expected, rtol=0, atol=1e-5)
+
+
 def test_inpainting_is_the_samplers_own_and_keeps_pixels(tiny, picture, mask):
     with torch.no_grad():
         condition, latents, eps, levels = setup(tiny, picture)

@@ -191,6 +191,17 @@ def test_replay_is_identical_whatever_the_batch_was(tiny_model, dtype):
     assert all(replayed(generator, result))
 
 
+@pytest.mark.parametrize("how", [{"sampler": "dpm_adaptive"}, {"cache": "easy", "num_inference_steps": 12}], ids=str)
+def test_what_decides_for_itself_is_replayed_too(tiny_model, how):
+    """Steps of an adaptive solver and evaluations that a cache spares are a picture's own, and its batch is no part of it."""
+    generator = Generator.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")
+    result = generator(PROMPTS, seed=11, progress=False, **how)
+    assert all(replayed(generator, result)) and not any(recipe.unrecorded for recipe in result.recipes)
+    assert (max(recipe.batch.size for recipe in result.recipes) == 1) == ("sampler" in how)
+    shared = generator(PROMPTS[:2], seed=11, sampler="dpm_adaptive", sampler_options={"together": True}, progress=False)
+    assert all("pictures beside it" in recipe.unrecorded for recipe in shared.recipes)
+
+
 def test_replay_of_class_and_interrupted_pictures(class_model, tiny):
     generator = Generator.from_pretrained(class_model, device="cpu", dtype="float32")
     assert all(replayed(generator, generator(class_labels=[1, -1], seed=3, progress=False)))

@@ -56,7 +56,8 @@ def test_every_solver_with_an_ending_had_the_full_one(tiny):
     recipe = tiny("a cat", **CALL).recipes[0]
     for name in solver_names():
         old = of_version_1(recipe.model_copy(update={"sampler": name, "sampler_options": {}}))
-        assert old.sampler_options == ({"ending": "full"} if "ending" in solver_info(name).options else {})
+        then = {"ending": "full", "mix_length": 0.0}
+        assert old.sampler_options == {option: then[option] for option in then if option in solver_info(name).options}
 
 
 def test_what_a_recipe_says_itself_stays(tiny):
