@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -100,22 +100,23 @@ def ratios(solver: Solver, steps: int, grids: tuple[str, ...] = GRIDS) -> list[f
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.endings", description=__doc__.split("\n\n")[0])
     parser.add_argument("--steps", default="6,10,20,40", help="numbers of steps, by commas")
-    parser.add_argument("--solvers", default=",".join(WITH_MEMORY), help="some of those that have an ending, by commas")
+    parser.add_argument("--solvers", default=",".join(WITH_MEMORY), help="by commas; all that have an ending if none are named")
     given = parser.parse_args()
     counts = [int(n) for n in given.steps.split(",")]
     names = [solver_info(name).name for name in given.solvers.split(",")]
 
     rows, noisy = [], []
     for name in names:
-        endings = ("full", "bounded") if name == "dpm_fast" else ("full", "count", "bounded")
-        for ending in endings:
+        endings: tuple[str, ...] = ("full", "bounded") if name == "dpm_fast" else ("full", "count", "bounded")
+        for ending in endings if name in WITH_MEMORY else ("",):
+            solver = partial(get_solver, name, **({"ending": ending} if ending else {}))
             cells = []
             for steps in counts:
                 if SOLVERS[name].stochastic:
-                    errors = sorted(abs(spread(get_solver(name, ending=ending), p, levels)) for p, _, levels in pairs(steps))
+                    errors = sorted(abs(spread(solver(), p, levels)) for p, _, levels in pairs(steps))
                     cells.append(f"{errors[len(errors) // 2]:.2f}, {errors[-1]:.1f}")
                 else:
-                    found = ratios(get_solver(name, ending=ending), steps)
+                    found = ratios(solver(), steps)
                     mean = math.exp(math.fsum(map(math.log, found)) / len(found))
                     cells.append(f"{mean:.2f}, {max(found):.1f}, {sum(r > 1 for r in found)}")
             (noisy if SOLVERS[name].stochastic else rows).append((name, ending, *cells))
