@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -285,6 +286,23 @@ def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
         for end in (begin[0], held[0], held[1], done[0]):
             os.close(end)
         assert sorted(told) == sorted(b"+-----") and not (run / "lock").exists()
+
+
+def test_a_lock_that_its_owner_deletes_meanwhile_is_made_anew(tmp_path, monkeypatch):
+    """Opened while another held it, locked when that one has deleted it: it would be a lock on a file that nobody sees."""
+    real, calls = fcntl.flock, []
+
+    def flock(descriptor, how):
+        if not calls:
+            (tmp_path / "lock").unlink()
+        calls.append(how)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run_lock(tmp_path):
+        assert len(calls) == 2 and (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+        with pytest.raises(TrainingError, match=f"in use by process {os.getpid()}"), run_lock(tmp_path):
+            raise AssertionError("two own it")
 
 
 def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):

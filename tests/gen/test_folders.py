@@ -61,6 +61,10 @@ def test_a_crash_between_the_two_renames_is_mended(tmp_path, monkeypatch):
     assert not (tmp_path / "mo[d]el*").exists()
     assert recover(tmp_path / "mo[d]el*") and read(tmp_path / "mo[d]el*") == {"one"}
     assert not recover(tmp_path / "mo[d]el*") and not recover(tmp_path / "absent")
+    os.rename(tmp_path / "mo[d]el*", tmp_path / ".mo[d]el*.1-a.old.tmp")  # also where it is to be written again, in vain
+    with pytest.raises(OSError, match="No space"), written_folder(tmp_path / "mo[d]el*"):
+        raise OSError(28, "No space left on device")
+    assert read(tmp_path / "mo[d]el*") == {"one"}
 
 
 def test_whoever_looks_sees_one_of_both_and_kills_leave_it_whole(tmp_path):
