@@ -21,7 +21,6 @@ _SPACED = ("leading", "trailing", "linspace")
 _OPEN = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "UniPC")  # their timesteps are N + 1 without the last
 _UNSCALED = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # x = x0 + sigma eps, timesteps between those of the table
 LARGEST = math.sqrt(2**24 - 1)  # diffusers' sigma for pure noise: alpha^2 = 2^-24
-ALWAYS = 1_000_000  # more steps than any run has
 _CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
 Settings = tuple[str, dict[str, Any]]  # a name and its options
@@ -277,7 +276,7 @@ def _sampler(config: Config, clean_end: bool) -> Settings:
         variance = config.one("variance_type", "fixed_small", "fixed_large", fixed_small_log="fixed_small")
         return "ddpm", {} if variance == "fixed_small" else {"variance": variance}
     if kind == "UniPC":
-        return _unipc(config, clean_end)
+        return _unipc(config)
     if kind == "DEIS":
         config.one("algorithm_type", "deis", **{"dpmsolver": "deis", "dpmsolver++": "deis"})
         config.one("solver_type", "logrho", midpoint="logrho", heun="logrho", bh1="logrho", bh2="logrho")
@@ -293,14 +292,12 @@ def _order(config: Config) -> int:
     return order
 
 
-def _unipc(config: Config, clean_end: bool) -> Settings:
+def _unipc(config: Config) -> Settings:
     order = _order(config)
     rule = config.one("solver_type", "bh1", "bh2", midpoint="bh2", heun="bh2", logrho="bh2")
-    lower = config.flag("lower_order_final")
-    options = {"order": order, "corrector_order": order + 1, **({} if rule == "bh2" else {"rule": rule})}
-    if order == 1 or (order == 2 and clean_end) or not lower:
-        return "unipc", {**options, **_full("unipc")}
-    return "multistep", {**options, "rule": rule, "lower_below": ALWAYS, **_full("multistep")}
+    ending = "count" if config.flag("lower_order_final") else "full"  # in runs of any length
+    options = {"order": order, "corrector_order": order + 1, "ending": ending}
+    return "unipc", {**options, **({} if rule == "bh2" else {"rule": rule})}
 
 
 def _variance(config: Config) -> None:

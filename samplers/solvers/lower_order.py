@@ -17,7 +17,8 @@ from samplers.solvers.multistep import Multistep
 class LowerOrderFinal(Multistep):
     """`Multistep` of an order that is at most the number of steps left, in runs of fewer than `lower_below` steps.
 
-    lower_below: 15 is the lower_order_final of DPM-Solver and DEIS in diffusers, UniPC's acts in runs of any length.
+    lower_below: 15 is the lower_order_final of DPM-Solver and DEIS in diffusers. (That of UniPC, in runs of any length, is the
+    ending "count" of `Multistep`.)
     euler_at_final: the last step is of first order in runs of any length.
     second_order_rule: the `rule` of steps with two predictions, where it is another.
     A corrector of a step has one point more than that step's predictor.
