@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from customization.data import OWN_SOURCES
-from customization.train import check_method, main, parser, read_config, simple_config
+from customization.train import SHIPPED, check_method, main, parser, read_config, simple_config
 from gen.adapters import read_adapter
 from gen.cli import main as fewstep
 from gen.components import from_registry
+from tests.benchmarks.teaching import GRID
 from tests.customization.kit import pictures
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "lora").glob("*.yaml"))
@@ -39,6 +40,8 @@ def test_the_shipped_config_is_what_the_command_sets(tmp_path):
     )  # fmt: skip
     whole, _ = simple_config(parser().parse_intermixed_args([*command, "--all-layers"]))
     assert whole.objective["adapter"]["targets"] == []
+    steps, rank, rate, targets = GRID["rank 8, 5e-4, cross-attention"]  # a row of the table in docs/lora.md
+    assert (steps[-1], rank, rate, targets) == (SHIPPED["steps"], SHIPPED["rank"], SHIPPED["rate"], SHIPPED["targets"])
     oft, _ = simple_config(parser().parse_intermixed_args([*command, "--type", "oft", "--steps", "5", "--lr", "1e-3"]))
     assert "rank" not in oft.objective["adapter"] and (oft.max_steps, oft.optimizer.lr) == (5, 1e-3)
 
