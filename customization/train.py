@@ -162,10 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = config.model_copy(update={"resume": given.resume})
         if given.output is not None:
             check_free(given.output)
-        trainer = make_trainer(config, average, make=not (given.dry_run or given.memory))
         if not (given.dry_run or given.memory):
-            refuse_finished(trainer)
-        return config, trainer
+            if Path(given.source).is_dir() and given.run is None:
+                config = in_a_folder_of_its_own(config)
+            refuse_finished(config)
+        return config, make_trainer(config, average, make=not (given.dry_run or given.memory))
 
     def trained(trainer) -> list[str]:
         adapter = trainer.networks["adapter"]
@@ -210,19 +211,42 @@ UNIMPORTANT = (
 )
 
 
-def refuse_finished(trainer: Any) -> None:
-    """ValueError where the run's folder holds a finished run of other settings, whose result would pass for this one's."""
+def other_run(config: TrainConfig) -> str | None:
+    """What differs between a run and the one whose checkpoints are in its folder, whose result would pass for this one's; None
+    where they are one run, perhaps longer, or there are none."""
     from distill import checkpoint
     from distill.saving import differences
 
-    if trainer.config.resume != "auto" or (saved := checkpoint.load_latest(trainer.run)) is None:
-        return
-    changes = differences(saved.state.get("config", {}), trainer.config.model_dump(mode="json"))
-    told = [text for name, text in changes.items() if name.partition(".")[0] not in UNIMPORTANT]
-    if saved.step >= trainer.config.max_steps and told:
+    run = Path(config.output)
+    if config.resume != "auto" or not checkpoint.folders(run) or (saved := checkpoint.load_latest(run)) is None:
+        return None
+    longer = ("max_steps",) if config.max_steps > saved.step else ()
+    changes = differences(saved.state.get("config", {}), config.model_dump(mode="json"))
+    told = [text for name, text in changes.items() if name.partition(".")[0] not in (*UNIMPORTANT, *longer)]
+    return "; ".join(told[:3]) or None
+
+
+def in_a_folder_of_its_own(config: TrainConfig) -> TrainConfig:
+    """A run whose folder nobody named, in the first of runs/lora/NAME, NAME-2, ... that has no other run."""
+    for number in range(1, 1000):
+        folder = Path(config.output) if number == 1 else Path(f"{config.output}-{number}")
+        moved = config.model_copy(update={"output": folder})
+        if other_run(moved) is None:
+            if number > 1:
+                print(f"Note: {config.output} holds another run; this one is kept in {folder}.", file=sys.stderr)
+            return moved
+    raise ValueError(f"{config.output} and 999 more hold other runs; remove some, or give a folder with --run.")
+
+
+def refuse_finished(config: TrainConfig) -> None:
+    """ValueError where a folder that was named holds a finished run of other settings."""
+    from distill import checkpoint
+
+    changes = other_run(config)
+    if changes and max(map(checkpoint.step_of, checkpoint.folders(Path(config.output)))) >= config.max_steps:
         raise ValueError(
-            f"{trainer.run} holds a finished run of other settings ({'; '.join(told[:3])}). Give another folder with --run, or "
-            "remove that one; to train it further, give more --steps."
+            f"{config.output} holds a finished run of other settings ({changes}). Give another folder, or remove that one; to "
+            "train it further, give more steps."
         )
 
 

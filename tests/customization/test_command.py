@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from customization.data import OWN_SOURCES
 from customization.train import SHIPPED, check_method, main, parser, read_config, simple_config
@@ -121,3 +122,21 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path, ti
     assert "Note:" not in capsys.readouterr().err
     assert main([*command, "--rank", "2", "max_steps=3"]) == 0  # further, from where it was
     assert "Resuming" in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_nobody_named_gets_one_of_its_own(tmp_path, tiny_model, capsys, monkeypatch):
+    """Also where the other one was stopped on its way, and for other pictures."""
+    monkeypatch.chdir(tmp_path)
+    first, second = pictures(tmp_path / "first", 1), pictures(tmp_path / "second", 2)
+    options = ["--prompt", "a cat", "--model", str(tiny_model), "--steps", "2", "--rank", "2", *QUICK]
+    assert main([str(first), *options, "-o", "cat.safetensors"]) == 0
+    Path("cat.safetensors").rename("one.safetensors")
+    assert main([str(second), *options, "-o", "cat.safetensors"]) == 0
+    said = capsys.readouterr().err
+    assert "Note: runs/lora/cat holds another run; this one is kept in runs/lora/cat-2." in said
+    one, two = read_adapter("one.safetensors"), read_adapter("cat.safetensors")
+    assert any(not torch.equal(d.factors["up"], two.layers[layer].factors["up"]) for layer, d in one.layers.items())
+    Path("cat.safetensors").unlink()
+    assert main([str(first), *options, "-o", "cat.safetensors"]) == 0  # the first again: its own result, at once
+    assert Path("cat.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
+    assert "Note:" not in capsys.readouterr().err and sorted(p.name for p in Path("runs/lora").iterdir()) == ["cat", "cat-2"]
