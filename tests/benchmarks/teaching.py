@@ -46,7 +46,9 @@ GRID: dict[str, tuple[tuple[int, ...], int, float, tuple[str, ...]]] = {
     "rank 8, 5e-4": ((50, 100, 200, 300), 8, 5e-4, ()),
     "rank 8, 5e-4, cross-attention": ((100, 200, 300), 8, 5e-4, CROSS),
     "rank 8, 1e-3, cross-attention": ((100, 200), 8, 1e-3, CROSS),
+    "rank 8, 5e-4, prior": ((100, 200, 300), 8, 5e-4, ()),
 }
+PRIOR = {"prompt": "a cartoon monster", "count": 16}  # of the settings that end in "prior"
 
 
 def config_of(name: str, pictures: Path, run: Path) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def config_of(name: str, pictures: Path, run: Path) -> dict[str, Any]:
             "adapter": {"type": "lora", "rank": rank, "targets": targets},
         },
         "network": {},
-        "data": {"type": "concept", "images": str(pictures), "prompt": f"a {WORD}", "captions": "none"},
+        "data": {"type": "concept", "images": str(pictures), "prompt": f"a {WORD}", "captions": "none"}
+        | ({"prior": PRIOR} if name.endswith("prior") else {}),
         "optimizer": {"lr": rate, "betas": [0.9, 0.99]},
         "schedule": {"warmup": 20},
         "log_every": 50,
