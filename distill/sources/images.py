@@ -66,7 +66,10 @@ class ImageFolder(PictureSource):
     def __init__(self, config: ImagesConfig, seed: int):
         self.root = config.folder
         if not config.folder.is_dir():
-            raise DataError(f"{config.folder} is not a folder; give the folder that holds the pictures.")
+            raise DataError(
+                f"{config.folder} is not a folder; give the folder that holds the pictures. "
+                "Where a config of the repository names it, the config's first lines say how to get it."
+            )
         report = Report(str(config.folder), config.on_error)
         names = list(walk(config.folder, report))
         pictures = [name for name in names if name.lower().endswith(SUFFIXES)]

@@ -77,7 +77,10 @@ class ModelAdapters:
         check_words(adapter.words, self.readers, adapter.name)
         for other in self.loaded.values():
             if both := {word.lower() for word in adapter.words} & {word.lower() for word in other.words}:
-                raise AdapterError(f"The word {min(both)!r} is one of {other.name!r} already; unload that first.")
+                raise AdapterError(
+                    f"The word {min(both)!r} is one of {other.name!r} already; unload that first, or call this one's otherwise "
+                    "(gen.adapters.words.rename_words)."
+                )
 
     def remove(self, name: str) -> None:
         self.check({name: 1.0})

@@ -10,7 +10,7 @@ lora_bundle_emb.<cat>.clip_l             the same in a file of diffusers, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -131,6 +131,23 @@ def rename_words(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
                 metadata[key] = metadata[key].replace(old, new)
     keys = {place: key for place, key in adapter.keys.items() if place[0].removeprefix(f"{KEY}.") not in names}
     return replace(adapter, words=words, metadata=metadata, keys=keys)
+
+
+def words_apart(adapter: Adapter, others: Iterable[Adapter]) -> tuple[Adapter, dict[str, str]]:
+    """(the adapter, what of its words is called otherwise): those that another has too get a number, as <cat-2>, so that both
+    can be in one prompt."""
+    taken = {word.lower() for other in others for word in other.words}
+    names: dict[str, str] = {}
+    for word in adapter.words:
+        body, end = (word[:-1], word[-1]) if word[-1:] in [">", "]", ")"] else (word, "")
+        new, n = word, 1
+        while new.lower() in taken:
+            n += 1
+            new = f"{body}-{n}{end}"
+        taken.add(new.lower())
+        if new != word:
+            names[word] = new
+    return (rename_words(adapter, names) if names else adapter), names
 
 
 # ---- in a model ----

@@ -56,14 +56,25 @@ def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: boo
         while name in generator.adapters:
             n += 1
             name = f"{adapter.name}-{n}"
-        report = generator.load_adapter(replace(adapter, name=name), weight=1.0 if weight is None else weight)
-        say(printable(report.text()), quiet)
+        _load_one(generator, replace(adapter, name=name), 1.0 if weight is None else weight, quiet)
+
+
+def _load_one(generator: Any, adapter: Any, weight: float, quiet: bool) -> None:
+    """Load it and say what matched, and which of its learned words have another name because a file before it has them too."""
+    from gen.adapters.words import words_apart
+
+    adapter, names = words_apart(adapter, generator._loaded.loaded.values() if generator._loaded else ())
+    report = generator.load_adapter(adapter, weight=weight)
+    say(printable(report.text()), quiet)
+    for old, new in names.items():
+        say(printable(f"Note: another file has learned {old} too; that of {adapter.name} is written {new} in prompts."), quiet)
 
 
 def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
-    """Load the adapters of a recipe under the names and weights that it has, each found by its content."""
+    """Load the adapters of a recipe under the names and weights that it has, each found by its content, in its order."""
     from gen.adapters import read_adapter
 
+    found: dict[str, Any] = {}
     for spec in specs:
         path, weight = parse_lora(spec)
         adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
@@ -76,5 +87,7 @@ def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: b
             own = recipe.adapters.get(name, 0.0)
             if weight is not None and weight != own:
                 raise ValueError(f"The weight of {path} is the recipe's own, {own:g}; leave :{weight:g} out.")
-            report = generator.load_adapter(replace(adapter, name=name), weight=own)
-            say(printable(report.text()), quiet)
+            found[name] = replace(adapter, name=name)
+    order = [*recipe.adapters, *found]  # words of one name get their numbers as they did then
+    for name in sorted(found, key=order.index):
+        _load_one(generator, found[name], recipe.adapters.get(name, 0.0), quiet)
