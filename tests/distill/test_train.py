@@ -210,7 +210,7 @@ def test_bad_input_is_one_sentence_and_an_exit_code(run, capsys, override, messa
         pytest.skip("there is a CUDA device")
     assert run(override) in (1, 2)
     said = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in said if line.startswith("error:")]) == 1
+    assert len([line for line in said if line.startswith("fewstep: ")]) == 1
     assert message in said[-1]
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(run,
         (disk / "filler").write_bytes(b"x" * (free - size // 2))
         capsys.readouterr()
         assert run(f"output={disk / 'whole'}") == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep: ")]
         assert len(said) == 1 and "No space left on device; make room" in said[0]
         left = {p.name for p in (disk / "whole").iterdir()}
         assert "lock" not in left and "export" not in left and not [name for name in left if name.endswith(".tmp")]
