@@ -212,7 +212,7 @@ def test_wrong_requests_are_one_sentence_and_write_nothing(run, fewstep, files, 
         assert code == 2 and printed == "" and reason in err and err.count("\n") == 1, (arguments, err)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, arguments
     code, _, err = fewstep("lora", "merge", a)
-    assert code == 2 and "the following arguments are required: -o/--output" in err
+    assert code == 2 and "The following arguments are required: -o/--output" in err
 
 
 def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):  # noqa: F811
