@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen.extras import install
+from gen.rounding import bare, called
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow
@@ -40,15 +41,18 @@ def attention(
     lengths: (query lengths, key lengths) of sequences packed one after another into B = 1; each sees only its own keys.
     scale: D ** -0.5 unless given. backend: auto (see `choose`), math, sdpa, xformers or flex. Raises ValueError with a reason.
     """
-    _check(q, k, v, bias, lengths)
-    if backend == "auto":
-        backend = choose(q, k, v, bias, lengths)
-    elif backend not in BACKENDS:
-        hint = "".join(f" Did you mean {near}?" for near in difflib.get_close_matches(str(backend), BACKENDS, n=1))
-        raise ValueError(f"Unknown attention backend {backend!r}: choose auto, {', '.join(BACKENDS)}.{hint}")
-    elif reason := BACKENDS[backend][1](q, bias, lengths):
-        raise ValueError(f"Attention backend {backend!r} cannot serve this call: {reason}. Use backend='auto' or another one.")
-    return BACKENDS[backend][0](q, k, v, bias, lengths, q.shape[-1] ** -0.5 if scale is None else scale)
+    with bare():
+        _check(q, k, v, bias, lengths)
+        if backend == "auto":
+            backend = choose(q, k, v, bias, lengths)
+        elif backend not in BACKENDS:
+            hint = "".join(f" Did you mean {near}?" for near in difflib.get_close_matches(str(backend), BACKENDS, n=1))
+            raise ValueError(f"Unknown attention backend {backend!r}: choose auto, {', '.join(BACKENDS)}.{hint}")
+        elif reason := BACKENDS[backend][1](q, bias, lengths):
+            why = f"{reason}. Use backend='auto' or another one."
+            raise ValueError(f"Attention backend {backend!r} cannot serve this call: {why}")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return BACKENDS[backend][0](q, k, v, bias, lengths, scale)
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Lengths | None = None) -> str:
@@ -113,10 +117,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
     """PyTorch's fused kernels."""
     if lengths is not None:
         return _each_segment(sdpa, q, k, v, lengths, scale)
-    if bias is not None:
-        bias = bias[(None,) * (4 - bias.ndim)].to(torch.bool if bias.dtype == torch.bool else q.dtype)
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+    with bare():
+        if bias is not None:
+            bias = bias[(None,) * (4 - bias.ndim)].to(torch.bool if bias.dtype == torch.bool else q.dtype)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return called(F.scaled_dot_product_attention, q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
 
 
 def _additive(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gen.rounding import bare
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -41,9 +42,10 @@ class Watch:
         return Watched(denoiser, name, self)
 
     def note(self, name: str, given: Tensor, made: Tensor) -> None:
-        broken = finite(given) & ~finite(made)
-        before = self.flags.get(name)
-        self.flags[name] = broken if before is None else before | broken
+        with bare():
+            broken = finite(given) & ~finite(made)
+            before = self.flags.get(name)
+            self.flags[name] = broken if before is None else before | broken
 
     def culprits(self) -> list[str]:
         """The names of the stages that broke; reading them waits for the device."""

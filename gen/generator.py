@@ -35,6 +35,7 @@ from gen.pretrained import ModelOptions, find_model, load_model, resolve_device,
 from gen.prompt_memory import PromptMemory, fingerprint
 from gen.prompt_syntax import warn_foreign
 from gen.recipe import Recipe
+from gen.rounding import EachRow
 from gen.run import make_all, make_batch, progress_bar
 from gen.settings import Sampling, make_settings
 from gen.threads import exclusive
@@ -77,14 +78,16 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         weights: Mapping[str, str] | None = None,
+        batch_invariant: bool | None = None,
     ):
+        self.batch_invariant = batch_invariant
         self.config, self.name = model_config(config), name
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.network = network.to(self.device, self.dtype).eval()
         self.autoencoder = autoencoder and autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         self.text_encoder = text_encoder and text_encoder.to(self.device).eval()
-        self.denoiser: NetworkDenoiser = self.config.denoiser(self.network, self.dtype)
+        self.denoiser: NetworkDenoiser = self.config.denoiser(EachRow(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.energies`
         self.interrupt = False
@@ -110,6 +113,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         native: bool | None = None,
         variant: str | None = None,
         model_options: Mapping[str, Any] | None = None,
+        batch_invariant: bool | None = None,
     ) -> Generator:
         """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
         diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
@@ -122,6 +126,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
         variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
         where they are there and dtype is half precision, else the full ones.
+        batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
         device = resolve_device(device)
@@ -138,6 +143,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
             device=device,
             dtype=dtype,
             weights=opened.weights,
+            batch_invariant=batch_invariant,
         )
         generator.pipeline = opened.pipeline
         return generator
@@ -278,6 +284,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         guide_options: Mapping[str, Any] | None = None,
         use_resolution_binning: bool | None = None,
         batch_size: int | None = None,
+        batch_invariant: bool | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
         layout: Any = None,
@@ -303,7 +310,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
         layout: prompts by region (`gen.layout`); `Generator.layout` takes its size from it, and reads files.
         tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tweaks.TweakOptions`).
-        batch_size: pictures per network call; halved by itself when memory runs out.
+        batch_size: pictures per network call; halved by itself when memory runs out. batch_invariant: no bit of a picture
+        depends on it (docs/recipes.md); None: as the Generator was made, else on a CPU.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
         latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
         on_images is called with every batch that is done; its pictures are then not kept, and what the call returns has none.

@@ -7,6 +7,7 @@ from collections.abc import Collection, Hashable
 import torch
 from torch import Tensor, nn
 
+from gen.rounding import bare
 from samplers.denoiser import Condition
 
 PROBES = 16  # values of each tensor that are looked at
@@ -56,7 +57,8 @@ def fingerprint(network: nn.Module) -> tuple:
     """What changes when the weights of a network do: where they lie, how often they were written to, and a few values of each,
     as writing through `.data` is not counted."""
     tensors = [*network.parameters(), *network.buffers()]
-    return tuple((v.data_ptr(), _version(v)) for v in tensors), _probes([v for v in tensors if v.is_floating_point()])
+    with bare():
+        return tuple((v.data_ptr(), _version(v)) for v in tensors), _probes([v for v in tensors if v.is_floating_point()])
 
 
 def _version(tensor: Tensor) -> int:

@@ -218,6 +218,7 @@ class Recipe(_Part):
     nfe: float = Field(ge=0, description="network evaluations for this picture")
     model: Model
     batch: Batch = Batch()
+    batch_invariant: bool = Field(False, description="no bit of it depends on the batch")
     machine: Machine
 
     def to_json(self) -> str:

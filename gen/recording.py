@@ -61,6 +61,7 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
             nfe=state.evaluations * settings.copies,
             model=Model(name=generator.name[:300], weights=generator.weights),
             batch=BatchRecord(size=len(items), row=row),
+            batch_invariant=settings.batch_invariant,
             machine=computed_with,
             **fields,
         )

@@ -21,6 +21,7 @@ from gen.output import Output
 from gen.recipe import Recipe
 from gen.recording import recipes_of
 from gen.request import Item
+from gen.rounding import each_alone
 from gen.settings import Settings
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
@@ -128,6 +129,13 @@ def make_batch(
     generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
 ) -> Made:
     """Sample and decode pictures that are all guided or all not."""
+    with each_alone(settings.batch_invariant):
+        return _make_batch(generator, items, settings, output_type, callback, bar)
+
+
+def _make_batch(
+    generator: Generator, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
+) -> Made:
     batch = _batch(generator, items, settings)
     noise, kinds = batch.noise, settings.kinds.values()
     watch = Watch()

@@ -38,6 +38,7 @@ class Sampling:
     guidance_options: Any = None
     cache: Any = None
     cache_options: Any = None
+    batch_invariant: Any = None
     recorded: bool = False
 
     @classmethod
@@ -51,7 +52,8 @@ class Sampling:
 @dataclass(frozen=True)
 class Settings:
     """What all pictures of a call share. levels: those that are run, of the schedule's `steps` + 1. seen: height and width that
-    the network sees at once. brownian: noise comes from one Brownian path per picture. stop_at: end after this many steps, as
+    the network sees at once. brownian: noise comes from one Brownian path per picture. batch_invariant: no bit of a picture
+    depends on its batch (`gen.rounding`). stop_at: end after this many steps, as
     an interrupted run did. shown: height and width that pictures made at height and width are cut to, about the middle; on a
     canvas from the top left. kinds: by name, from the network outwards."""
 
@@ -71,6 +73,7 @@ class Settings:
     solver: Solver
     levels: tuple[NoiseLevel, ...]
     brownian: bool = False
+    batch_invariant: bool = False
     unrecorded: tuple[str, ...] = ()
     stop_at: int | None = None
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -119,6 +122,7 @@ def make_settings(
         scale=_scale(generator, sampling, rules),
         interval=_interval(generator, sampling.guidance_interval),
         rules=rules,
+        batch_invariant=_invariant(generator, sampling.batch_invariant),
         adapters=generator._in_force(generator.adapters if adapters is None else adapters),
         **steps,
     )
@@ -127,6 +131,14 @@ def make_settings(
         generator.denoiser, settings.solver, settings.scale, None, settings.interval, guided
     )  # options are checked here
     return with_kinds(generator, asked, settings)
+
+
+def _invariant(generator: Generator, wanted: object) -> bool:
+    """As asked for, or as the generator was made; else on a CPU, where it costs little."""
+    wanted = generator.batch_invariant if wanted is None else wanted
+    if wanted is not None and not isinstance(wanted, bool):
+        raise ValueError(f"batch_invariant is {wanted!r}; give True, False, or None for the device's usual.")
+    return generator.device.type == "cpu" if wanted is None else wanted
 
 
 def make_rules(generator: Generator, sampling: Sampling) -> Rules:

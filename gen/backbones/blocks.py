@@ -20,6 +20,7 @@ from gen.attention import attention
 from gen.backbones.fused import linear_gelu
 from gen.backbones.recompute import checkpointed
 from gen.components import Config
+from gen.rounding import bare, called
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
 
@@ -48,9 +49,10 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
     there, attention included. "layer" (the mean is removed as well) has one and is the fastest.
     """
     if kind == "rms":
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        norm = norm if norm.dtype == torch.float64 else norm.float()
-        return x * (norm.square() / x.shape[-1] + QK_NORM_EPS).rsqrt().to(x.dtype)
+        with bare():
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            norm = norm if norm.dtype == torch.float64 else norm.float()
+            return x * called(torch.rsqrt, norm.square() / x.shape[-1] + QK_NORM_EPS).to(x.dtype)
     return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) if kind == "layer" else x
 
 

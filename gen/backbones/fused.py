@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from gen.rounding import bare, called
+
+ROWS = 512
 _SMALLEST = 1 << 14  # numbers in a weight; below, a call costs more than its product
 
 
@@ -22,18 +25,19 @@ class PackedLinear(nn.Linear):
 
     _packed: tuple[tuple[int, int, torch.dtype], Tensor] | None = None
 
-    def packed(self, rows: int) -> Tensor:
-        """The weight in the kernel's order; rows: of the input, a hint."""
+    def packed(self) -> Tensor:
+        """The weight in the kernel's order."""
         weight = self.weight
         key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
         if self._packed is None or self._packed[0] != key:
-            self._packed = key, torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+            self._packed = key, reordered(weight.detach())
         return self._packed[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (_serves(self, x) and x.dtype == torch.bfloat16):
-            return super().forward(x)
-        return _kernel(self, x, "none", "")
+        with bare():
+            if _serves(self, x) and x.dtype == torch.bfloat16:
+                return _kernel(self, x, "none", "")
+        return super().forward(x)
 
     def __getstate__(self) -> dict:  # copies and processes of their own pack for themselves
         return self.__dict__ | {"_packed": None}
@@ -55,18 +59,24 @@ def pack(network: nn.Module) -> None:
             layer.__class__ = PackedLinear
 
 
+def reordered(weight: Tensor) -> Tensor:
+    """A bfloat16 weight as the kernel reads it, by a hint of the input's rows that is the same for all batches."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+
 def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
     """gelu(layer(x)), approximate "none" or "tanh", in one kernel where that is possible."""
     plain = type(layer) in (nn.Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
-    if plain and _serves(layer, x):
-        return _kernel(layer, x, "gelu", approximate)
+    with bare():
+        if plain and _serves(layer, x):
+            return _kernel(layer, x, "gelu", approximate)
     return F.gelu(layer(x), approximate=approximate)
 
 
 def _kernel(layer: nn.Linear, x: Tensor, activation: str, algorithm: str) -> Tensor:
     packs = isinstance(layer, PackedLinear) and x.dtype == torch.bfloat16
-    weight = layer.packed(x.numel() // x.shape[-1]) if packs else layer.weight
-    return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, activation, [], algorithm)
+    weight = layer.packed() if packs else layer.weight
+    return called(torch.ops.mkldnn._linear_pointwise, x, weight, layer.bias, activation, [], algorithm)
 
 
 def _serves(layer: nn.Linear, x: Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 STEPS = 8  # of the fast model, at most; who asks for more means the default model
 SCALES = (2.0, 8.0)  # the guidance scales that it learned
-TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size")
+TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant")
 
 
 def choose_model(model: str | None, fast: bool | None, asked: Mapping[str, Any]) -> str:

@@ -122,6 +122,12 @@ def image(
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per network call. [default: 8]")] = None,
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-invariant/--no-batch-invariant", help="The same picture to the bit at any batch size. [default: on a CPU]"
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the file.")] = True,
@@ -175,6 +181,7 @@ def image(
         width=width,
         use_resolution_binning=bins,
         batch_size=batch_size,
+        batch_invariant=batch_invariant,
         tweaks=tweaks.keywords(
             negtome=negtome,
             negtome_mask=negtome_mask,

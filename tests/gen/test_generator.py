@@ -51,7 +51,8 @@ def test_a_call_is_the_sampler_run_by_hand(tiny):
         )
         expected = (tiny.autoencoder.decode(latents) * 0.5 + 0.5).clamp(0, 1)
     settings = {"seed": 7, "num_inference_steps": 5, "guidance_scale": 2.5, "sampler": "euler", "schedule": "karras"}
-    torch.testing.assert_close(pixels(tiny, "a red heart", **settings), expected, atol=1e-6, rtol=0)
+    made = pixels(tiny, "a red heart", batch_invariant=False, **settings)  # by the kernels that the sampler gets by itself
+    torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_a"])
