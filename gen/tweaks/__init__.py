@@ -131,7 +131,11 @@ class Tweaks(Kind):
 
 def said(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that say something."""
-    return {name: value for name, value in given.items() if value is not None and value != () and value != [] and value != {}}
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and not (isinstance(value, list | tuple | dict) and not value)  # an array has no truth value
+    }
 
 
 def make_tweaks(generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Tweaks:
