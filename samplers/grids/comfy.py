@@ -20,6 +20,7 @@ from samplers.grids.clock import beta_quantile
 from samplers.grids.common import Grid, at_ratio, check_positive, check_steps, finish, ramp
 from samplers.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
+MOST_ENTRIES = 100_000
 PURE_NOISE = 4.8973451890853435e-08  # alpha^2 that ComfyUI gives the last entry of a zero-terminal-SNR table
 
 
@@ -33,8 +34,8 @@ class SigmaTable:
 
     def __post_init__(self) -> None:
         check_positive("shift", self.shift)
-        if isinstance(self.entries, bool) or not isinstance(self.entries, int) or self.entries < 2:
-            raise ValueError(f"A model's table needs at least 2 entries, got entries={self.entries!r}.")
+        if isinstance(self.entries, bool) or not isinstance(self.entries, int) or not 2 <= self.entries <= MOST_ENTRIES:
+            raise ValueError(f"A model's table needs at least 2 entries, and at most {MOST_ENTRIES}, in entries.")
         if not isinstance(self.path, RectifiedFlow) and (self.shift, self.entries) != (1.0, 1000):
             raise ValueError(
                 f"shift and entries are of a flow model's table, and {type(self.path).__name__} is none: leave them out."

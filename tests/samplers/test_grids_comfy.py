@@ -95,6 +95,8 @@ def test_shift_and_entries_are_of_flows(name):
         get_grid(name, VP, 4, shift=3.0)
     with pytest.raises(ValueError, match="at least 2 entries"):
         get_grid(name, RF, 4, entries=1)
+    with pytest.raises(ValueError, match="at most 100000"):
+        get_grid(name, RF, 4, entries=10**9)  # not made first
     levels = get_grid(name, RF, 6, shift=3.0, entries=500)
     assert all(a.logsnr < b.logsnr for a, b in pairwise(levels))
 
