@@ -28,8 +28,9 @@ from gen.adapters import FORMATS, Adapter, Delta, read_adapter, renamed, write_a
 from gen.adapters.model import other_names
 from gen.adapters.skeleton import skeleton
 from gen.commands.lora import parse_lora
-from gen.commands.output import check_writable, printable, say
+from gen.commands.output import check_writable, say
 from gen.commands.show import table
+from gen.files import printable
 from gen.pretrained import DTYPES, find_model
 from samplers.atomic import written
 

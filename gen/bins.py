@@ -80,4 +80,4 @@ def remark_on_size(generator: Generator, height: int, width: int) -> None:
         way = "repeats things and loses their shape. Make it with panorama (many things), or make a small one and upscale it."
     else:
         way = f"loses the shape of things. Make the picture at {side} x {side} and scale it down."
-    warnings.warn(start + way, stacklevel=3)
+    warnings.warn(start + way, stacklevel=4)

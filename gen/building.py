@@ -6,7 +6,8 @@ Both are modes of the thread that builds (`torch.overrides.TorchFunctionMode`), 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,21 +18,34 @@ from torch.overrides import TorchFunctionMode
 SLACK = 1 << 20  # numbers that a network may have beside its file's: tables that are computed and not stored
 
 
+_state = threading.local()
+
+
 class TooLarge(ValueError):
     """A config asks for more than the weights that are to fill it."""
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Every random draw into a tensor gives zeros."""
+    """Random draws into a tensor give zeros; those of `torch.nn.init`'s own rules leave it as it is."""
 
-    DRAWS: ClassVar = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+    RULES: ClassVar = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+    DRAWS: ClassVar = {Tensor.normal_, Tensor.uniform_}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func in self.DRAWS:
+        if func in self.RULES or func in self.DRAWS:
             tensor = args[0] if args else (kwargs or {})["tensor"]
+            if func in self.RULES:
+                return tensor
             with torch.no_grad():
                 return tensor.zero_()  # within whatever bounds the caller draws again for
         return func(*args, **(kwargs or {}))
+
+
+def initialise(rule: Callable[..., Any], tensor: Tensor, **options: Any) -> None:
+    """A first value of a weight, by a function of `torch.nn.init`; nothing inside `no_initialisation`, where not even its
+    memory is touched."""
+    if not getattr(_state, "skipping", False):
+        rule(tensor, **options)
 
 
 class _NoLargerThan(TorchFunctionMode):
@@ -58,8 +72,12 @@ class _NoLargerThan(TorchFunctionMode):
 def no_initialisation() -> Iterator[None]:
     """Inside, nothing is drawn in this thread: weights that a file will overwrite need not be drawn first, which takes
     longer than reading them. (The meta device would do, but its first use imports for two seconds.)"""
-    with _NoInitialisation():
-        yield
+    before, _state.skipping = getattr(_state, "skipping", False), True
+    try:
+        with _NoInitialisation():
+            yield
+    finally:
+        _state.skipping = before
 
 
 @contextmanager

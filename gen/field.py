@@ -167,7 +167,7 @@ def remark_on_layers(network: Any, rules: Rules) -> None:
         warnings.warn(
             f"Skip-layer guidance leaves out block 0 or {count - 1}, the first or the last, which destroys the picture as a "
             f"rule; choose layers between (without any, usual ones are chosen).",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

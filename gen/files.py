@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,16 @@ SMALL = 1_000_000  # bytes: more than any config has
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
+def printable(text: str) -> str:
+    """Text from a file made harmless for a terminal: control characters are shown, not sent."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
+
+
 class CheckpointError(ValueError):
     """A weight or config file that cannot be used; the message names the file and says why."""
 
     def __init__(self, path: os.PathLike | str, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{path}: {printable(reason)}")
 
 
 def regular_file(path: Path) -> None:

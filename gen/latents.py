@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from gen.building import initialise
 from gen.components import Config
 
 LATENT_BOUND = 3.0
@@ -122,11 +123,11 @@ class Autoencoder(nn.Module):
         little added to the linear maps at first."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                nn.init.zeros_(module.bias)
+                initialise(nn.init.normal_, module.weight, std=module.weight[0].numel() ** -0.5)
+                initialise(nn.init.zeros_, module.bias)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.weight)
+                initialise(nn.init.zeros_, module.conv2.weight)
         for last in (self.encoder[-1], self.decoder[-1]):
             last.weight *= 0.1
         averages = _average_squares(self.encoder_skip.weight, self.factor)

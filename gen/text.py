@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from gen.backbones.blocks import mean_token
+from gen.building import initialise
 from gen.checkpoints import CheckpointError, read_json
 from gen.components import Config
 from gen.weighting import token_weights, weighted
@@ -85,9 +86,9 @@ class TextEncoder(nn.Module):
         self.learn(None)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                initialise(nn.init.normal_, module.weight, std=0.02)
             if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+                initialise(nn.init.zeros_, module.bias)
 
     def set_vocabulary(self, pieces: Sequence[str]) -> None:
         """The word pieces in the order of their embeddings: [PAD], [UNK], [CLS], [SEP], then the rest ("##" marks a piece

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gen.attention import attention
 from gen.backbones.fused import linear_gelu
 from gen.backbones.recompute import checkpointed
+from gen.building import initialise
 from gen.components import Config
 from gen.rounding import bare, called
 from samplers.denoiser import Condition, Context
@@ -221,8 +222,8 @@ class ExtraScalars(nn.ModuleDict):
 
     def reset_parameters(self) -> None:
         for mlp in self.values():
-            nn.init.normal_(mlp[0].weight, std=0.02)
-            nn.init.zeros_(mlp[2].weight)
+            initialise(nn.init.normal_, mlp[0].weight, std=0.02)
+            initialise(nn.init.zeros_, mlp[2].weight)
 
     def forward(self, condition: Condition, batch: int) -> Tensor | float:
         """(B, dim), or 0.0 of no scalars. ValueError, in a sentence, for one that is missing."""
@@ -243,9 +244,9 @@ class ExtraScalars(nn.ModuleDict):
 def init_truncated(module: nn.Module) -> None:
     """A linear layer or embedding as U-ViT and DiMR begin it: truncated normals of 0.02, no bias; other modules stay."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        initialise(nn.init.trunc_normal_, module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+        initialise(nn.init.zeros_, module.bias)
 
 
 def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:

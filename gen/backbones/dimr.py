@@ -30,6 +30,7 @@ from gen.backbones.blocks import (
     resize_positions,
     run_block,
 )
+from gen.building import initialise
 from gen.components import Config
 from samplers.denoiser import Condition, Context
 
@@ -249,7 +250,7 @@ class DiMR(nn.Module):
         for module in self.modules():
             init_truncated(module)
             if isinstance(module, Stage):
-                nn.init.trunc_normal_(module.pos_embed, std=0.02)
+                initialise(nn.init.trunc_normal_, module.pos_embed, std=0.02)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, channels, H, W). H and W may differ from the trained size. A negative label is

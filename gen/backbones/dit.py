@@ -42,6 +42,7 @@ from gen.backbones.blocks import (
     unpatchify,
 )
 from gen.backbones.routing import Routing, route
+from gen.building import initialise
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
@@ -185,11 +186,11 @@ class DiT(nn.Module):
         """As published: every block starts as the identity (adaLN-Zero; cross-attention too) and the head at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                initialise(nn.init.xavier_uniform_, module.weight)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
-        nn.init.zeros_(self.patch_embed.bias)
+                    initialise(nn.init.zeros_, module.bias)
+        initialise(nn.init.xavier_uniform_, self.patch_embed.weight.flatten(1))
+        initialise(nn.init.zeros_, self.patch_embed.bias)
         config, small, zero = self.config, [self.time_embed[0], self.time_embed[2]], [self.head]
         if config.size_conditions:
             small += [self.size_embed[0], self.size_embed[2], self.aspect_embed[0], self.aspect_embed[2]]
@@ -199,18 +200,18 @@ class DiT(nn.Module):
             small += [self.text_embed.fc1, self.text_embed.fc2]
             zero += [block.cross.proj for block in self.blocks]
             zero += [self.pooled_embed.fc2] if config.pooled_text else []
-            nn.init.normal_(self.null_text, std=config.text_dim**-0.5)
+            initialise(nn.init.normal_, self.null_text, std=config.text_dim**-0.5)
         if config.modulation == "adaln":
             zero += [block.modulation for block in self.blocks] + [self.final_modulation]
         else:
             small.append(self.shared_modulation)
             for table in [block.table for block in self.blocks] + [self.final_table]:
-                nn.init.normal_(table, std=config.dim**-0.5)
+                initialise(nn.init.normal_, table, std=config.dim**-0.5)
         self.scalar_embeds.reset_parameters()
         for module in small:
-            nn.init.normal_(module.weight, std=0.02)
+            initialise(nn.init.normal_, module.weight, std=0.02)
         for module in zero:
-            nn.init.zeros_(module.weight)
+            initialise(nn.init.zeros_, module.weight)
 
     @property
     def embeds(self) -> bool:

@@ -38,6 +38,7 @@ from gen.backbones.blocks import (
     unpatchify,
 )
 from gen.backbones.routing import Routing, route
+from gen.building import initialise
 from samplers.denoiser import Condition, Context
 
 
@@ -132,8 +133,8 @@ class Refine(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        initialise(nn.init.zeros_, self.conv2.weight)
+        initialise(nn.init.zeros_, self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.gelu(self.conv1(x), approximate="tanh"))
@@ -173,17 +174,17 @@ class UViT(nn.Module):
         """Truncated normals of 0.02 as published; the final convolution starts as the identity."""
         for module in self.modules():
             init_truncated(module)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        initialise(nn.init.trunc_normal_, self.pos_embed, std=0.02)
         if self.config.text_dim:
-            nn.init.trunc_normal_(self.null_tokens, std=0.02)
+            initialise(nn.init.trunc_normal_, self.null_tokens, std=0.02)
         if self.final_conv is not None:
-            nn.init.dirac_(self.final_conv.weight)
-            nn.init.zeros_(self.final_conv.bias)
+            initialise(nn.init.dirac_, self.final_conv.weight)
+            initialise(nn.init.zeros_, self.final_conv.bias)
         self.scalar_embeds.reset_parameters()
         if self.config.zero_init:
             for block in self.blocks:
-                nn.init.zeros_(block.attn.proj.weight)
-                nn.init.zeros_(block.mlp.fc2.weight)
+                initialise(nn.init.zeros_, block.attn.proj.weight)
+                initialise(nn.init.zeros_, block.mlp.fc2.weight)
 
     @property
     def blocks(self) -> list[Block]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from gen.commands.output import printable, say
+from gen.commands.output import say
+from gen.files import printable
 
 OWN = "fewstep"
 

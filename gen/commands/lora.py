@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gen.commands.output import printable, say
+from gen.commands.output import say
+from gen.files import printable
 from gen.recipe import Recipe
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gen.commands.output import printable, say
+from gen.commands.output import say
+from gen.files import printable
 
 SHOWN = 20
 

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import tempfile
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,6 @@ def say(message: str, quiet: bool = False) -> None:
 def exit_code(stop: KeyboardInterrupt) -> int:
     """130 after Ctrl-C, 143 after SIGTERM, which `gen.cli` makes an interrupt of its own."""
     return 143 if type(stop) is not KeyboardInterrupt else 130
-
-
-def printable(text: str) -> str:
-    """Text from a file made harmless for a terminal: control characters are shown, not sent."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
 
 
 def slug(prompt: str) -> str:

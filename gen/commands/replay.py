@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gen.commands.image import model_arguments
-from gen.commands.output import check_png, printable, save_free, say
+from gen.commands.output import check_png, save_free, say
+from gen.files import printable
 from gen.images import flat
 from gen.recipe import READ, Machine, Recipe, open_picture, read_recipe
 from gen.work import check_work

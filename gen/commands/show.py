@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gen.commands.output import printable
+from gen.files import printable
 
 
 def aligned(rows: Mapping[str, object]) -> str:

@@ -468,5 +468,5 @@ def test_make_source(archive):
     assert source.batch([0, 1]).images.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="did you mean 'emoji'"):
         make_source({"type": "emojis"}, 0)
-    with pytest.raises(ValueError, match="not valid: sise: extra"):
+    with pytest.raises(ValueError, match="unknown key 'sise'; did you mean 'size'"):
         make_source({"type": "emoji", "sise": 64}, 0)
