@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from gen import cli
-from gen.commands.output import Target, printable, slug
+from gen.commands.output import Target, slug
+from gen.files import printable
 from gen.recipe import read_recipe, save_image
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
