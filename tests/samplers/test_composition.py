@@ -196,7 +196,7 @@ def test_errors_say_what_is_wrong():
         (lambda: get_composition("cached", net, WEIGHTS, levels, fine_until="x"), "a number as fine_until"),
         (lambda: get_composition("cached", net, WEIGHTS, levels, decay="x"), "a number as decay"),
         (lambda: get_composition("cached", net, WEIGHTS, levels, shallow=(1, 2)), "a whole number as shallow"),
-        (lambda: get_composition("contrast", net, WEIGHTS, levels, strengths="abc"), "finite number|values as strengths"),
+        (lambda: get_composition("contrast", net, WEIGHTS, levels, strengths="abc"), "several values or a number as strengths"),
         (lambda: get_composition("switch", net, WEIGHTS, levels, every="2"), "a whole number as every"),
     ):
         with pytest.raises(ValueError, match=why):
