@@ -52,7 +52,6 @@ CACHES: dict[str, CacheInfo] = {
             FirstBlockCache,
             "repeats all blocks but the first while that changes little",
             "blocks",
-            together=True,
             aliases=("FirstBlockCache", "fbcache"),
             options=("threshold", "interval"),
         ),

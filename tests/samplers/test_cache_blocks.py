@@ -108,17 +108,16 @@ def test_first_block_cache(kind):
 
         expected = net(x, level, TEXT, with_hook(Context(), "block", note)).raw
         (start, out), final = seen[0], seen[2][1]
-        change = None
-        if last is not None:
-            change = ((out - start - last[0]).abs().mean((1, 2)) / last[0].abs().mean((1, 2))).max()
-        if change is not None and change < threshold:
-            skipped.append(step)
+        now = (out - start, final - out)
+        if last is not None:  # every image decides for itself
+            same = (now[0] - last[0]).abs().mean((1, 2)) / last[0].abs().mean((1, 2)) < threshold
+            skipped.append(same.tolist())
             replaced = with_hook(Context(), "block", lambda i, n, v, run, y=out + last[1]: y if i == n - 1 else v)
-            expected = net(x, level, TEXT, replaced).raw
-        else:
-            last = (out - start, final - out)
+            expected = torch.where(same.reshape(-1, 1, 1, 1), net(x, level, TEXT, replaced).raw, expected)
+            now = tuple(torch.where(same.reshape(-1, 1, 1), a, b) for a, b in zip(last, now, strict=True))
+        last = now
         assert (said - expected).abs().max() < 1e-12
-    assert 0 < len(skipped) < 8
+    assert {tuple(row) for row in skipped} >= {(True, True), (True, False)}
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
