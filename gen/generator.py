@@ -37,7 +37,7 @@ from gen.prompt_syntax import warn_foreign
 from gen.recipe import Recipe
 from gen.rounding import EachRow
 from gen.run import make_all, make_batch, progress_bar
-from gen.settings import Sampling, make_settings
+from gen.settings import Sampling, make_settings, remark_on_sampler
 from gen.threads import exclusive
 from gen.tweak_options import TweakOptions
 from gen.with_adapters import WithAdapters
@@ -342,9 +342,10 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         binned = use_resolution_binning if noise is None and frame is None else False
         height, width, shown = made_at(self, height, width, binned)
         settings = make_settings(self, Sampling.of(given), height, width, frame.shown if frame else shown, asked)
-        if frame is None:
+        if frame is None and not {"layout", "restoration", "image"} & settings.kinds.keys():  # these see to sizes themselves
             remark_on_size(self, settings.height, settings.width)
         remark_on_layers(self.network, settings.rules)
+        remark_on_sampler(settings.sampler, settings.steps)
         if any(negatives) and not settings.rules.negatives:
             warnings.warn(
                 f"negative_prompt has no effect under the guidance {settings.rules.name!r}; use cfg for it.", stacklevel=3

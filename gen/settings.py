@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
     from gen.kinds import Asked, Kind
     from gen.model_folder import Defaults
     from gen.recipe import Recipe
+
+
+# solvers whose own formulas, as published, go astray with few steps of an uneven schedule: docs/names.md, by eye
+ASTRAY = {"comfy:lms", "comfy:ipndm_v", "comfy:deis", "comfy:uni_pc", "comfy:uni_pc_bh2", "ipndm", "pndm", "edict"}
+ENOUGH = 30  # steps from which nothing is said
+
+
+def remark_on_sampler(sampler: str, steps: int) -> None:
+    """A warning where a sampler is known to spoil pictures at so few steps."""
+    if sampler in ASTRAY and steps < ENOUGH:
+        warnings.warn(
+            f"The sampler {sampler!r} is known to spoil pictures at few steps ({steps} here); take more, or another "
+            "sampler such as dpmpp_2m.",
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ small file that unfolds into a large one, so sizes are held against the size of 
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,9 @@ def _check(source: Path) -> int:
 
 def _load(source: Path) -> Any:
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice is for its own users
+            return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError:
         raise CheckpointError(source, "does not fit into memory.") from None
     except Exception as error:  # whatever a hostile pickle provokes

@@ -9,8 +9,10 @@ import torch
 
 from gen.generator import Generator
 from gen.latents import LATENT_BOUND
+from gen.settings import ASTRAY, ENOUGH
 from samplers.guidance import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.perturb import layers_within
+from samplers.registry import solver_names
 
 
 def latents(generator, **call) -> torch.Tensor:
@@ -82,3 +84,26 @@ def test_leaving_out_the_first_or_last_block_is_remarked_on(tiny, layers, said):
         warnings.simplefilter("always")
         latents(tiny, guidance="slg", guidance_options=options)
     assert any("destroys the picture" in str(one.message) for one in caught) == said
+
+
+@pytest.mark.parametrize(("call", "said"), [({"sampler": "pndm"}, True), ({"sampler": "comfy:lms"}, True), ({}, False)])
+def test_samplers_that_go_astray_at_few_steps_are_remarked_on(tiny, call, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        latents(tiny, **call)
+        many = len([one for one in caught if "spoil pictures" in str(one.message)])
+        latents(tiny, **call, num_inference_steps=ENOUGH)
+    assert many == len([one for one in caught if "spoil pictures" in str(one.message)]) == said
+
+
+def test_every_sampler_that_goes_astray_exists():
+    assert set(solver_names()) >= ASTRAY
+
+
+def test_a_layout_of_many_regions_is_not_remarked_on(tiny):
+    side = tiny.config.sample_size
+    layout = {"height": 2 * side, "width": 2 * side, "regions": [{"prompt": "a cat", "box": [0, 0, 1, 1]}]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny.layout(layout, seed=1, num_inference_steps=2, progress=False)
+    assert not any("made for pictures" in str(one.message) for one in caught)

@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from gen.adapters import Adapter, write_adapter
 from gen.building import SLACK, TooLarge, no_initialisation, no_larger_than
 from gen.checkpoints import CheckpointError, read_json, write_json, write_weights
 from gen.generator import Generator
 from gen.model_folder import write_model
 from gen.threads import all_of, lock_of
+from samplers.cache.registry import CACHES
+from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 
 THREADS = 6
 
@@ -116,6 +119,45 @@ def test_one_generator_in_threads_is_as_in_turn(tiny_model):
     generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
     expected = {name: call().images for name, call in calls(generator).items()}
     works = [(name, call) for _ in range(3) for name, call in calls(generator).items()]
+    found = together([call for _, call in works])
+    for (name, _), made in zip(works, found, strict=True):
+        assert torch.equal(made.images, expected[name]), name
+
+
+def hooked(generator):
+    """Calls that reach into the network or the text encoder: adapters, learned words, hooks of rules, caches and tweaks."""
+    common = {"num_inference_steps": 3, "output_type": "pt", "progress": False}
+    options = {
+        "adapters": {},
+        "composite": {"composition": "composite"},
+        "switch": {"composition": "switch"},
+        "regions": {"regions": {"style": np.tri(32, dtype=np.uint8) * 255}},
+        "learned word": {"prompt": "a <zib> cat"},
+        "aesthetic": {"aesthetic": "a red heart"},
+        "reference": {"reference": picture()},
+        "negtome": {"negtome": picture()},
+        "greedy": {"greedy": "brightness", "greedy_options": {"iterations": 1}},
+        **{f"rule {name}": {"guidance": name} for name in ("pag", "slg", "seg")},
+        **{f"cache {name}": {"cache": name} for name in CACHES},
+    }
+    return {
+        name: lambda given=given: generator(**{"prompt": "a cat", "seed": 3} | common | given)
+        for name, given in options.items()
+    }
+
+
+def test_adapters_words_and_hooks_in_threads_are_as_in_turn(tiny_model, tmp_path):
+    generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
+    words = {"<zib>": {"text_encoder": torch.ones(1, 16)}}
+    for number, adapter in enumerate((Adapter("style", lora(1, *DENOISER, *TEXT)), Adapter("other", lora(2, *DENOISER)),
+                                      Adapter("word", {}, words=words))):  # fmt: skip
+        generator.load_adapter(
+            write_adapter(adapter, tmp_path / f"{number}.safetensors", "diffusers"), adapter.name, weight=0.5
+        )
+    expected = {name: call().images for name, call in hooked(generator).items()}
+    assert len({images.numpy().tobytes() for images in expected.values()}) > 10  # they do different things
+    works = [(name, call) for _ in range(2) for name, call in hooked(generator).items()]
+    works += works[: -len(works) % THREADS]
     found = together([call for _, call in works])
     for (name, _), made in zip(works, found, strict=True):
         assert torch.equal(made.images, expected[name]), name
