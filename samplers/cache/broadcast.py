@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import Site, check_reached, with_hook
-from samplers.memory import latest, remember
+from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -49,7 +49,7 @@ class PyramidBroadcast:
             stride = self.cross_stride if site.kind == "cross" else self.self_stride
             if stride == 1:
                 return run()
-            name = ("broadcast", id(self.denoiser), site.index, site.kind)
+            name = ("broadcast", owner(self.denoiser), site.index, site.kind)
             last = latest(context, name, within=stride - 1)
             if last is not None and last[1].shape == tokens.shape and may_act(self.interval, level):
                 return last[1]

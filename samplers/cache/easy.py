@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.cache.common import Interval, check_interval, check_threshold, may_act
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.memory import latest, remember
+from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -56,7 +56,7 @@ class EasyCache:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name, row = ("easy", id(self.denoiser)), self.path.rate(level)
+        name, row = ("easy", owner(self.denoiser)), self.path.rate(level)
         last = latest(context, name)
         before: _Memory | None = last[1] if last is not None and last[1].x.shape == x.shape else None
         if before is None:

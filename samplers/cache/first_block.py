@@ -11,7 +11,7 @@ from torch import Tensor
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_threshold, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.memory import latest, remember
+from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -46,7 +46,7 @@ class FirstBlockCache:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name = ("first block", id(self.denoiser))
+        name = ("first block", owner(self.denoiser))
         past = latest(context, name)
         last = past[1] if past is not None and may_act(self.interval, level) else None
         first: dict[str, Tensor] = {}  # of this call: block 0's output, what it added, and which samples may skip the rest

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.memory import latest, recall, remember
+from samplers.memory import latest, owner, recall, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction, prediction_row
 
@@ -50,7 +50,7 @@ class Reuse:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name = ("reuse", id(self.denoiser), self.reading)
+        name = ("reuse", owner(self.denoiser), self.reading)
         row = prediction_row(self.reading, level, self.path)
         last = latest(context, name, within=self.stride)
         fresh = last is not None and last[1][1].shape == x.shape

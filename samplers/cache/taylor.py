@@ -11,7 +11,7 @@ from torch import Tensor
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.memory import latest, remember
+from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -48,7 +48,7 @@ class TaylorSeer:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name, logsnr = ("taylor", id(self.denoiser)), level.logsnr
+        name, logsnr = ("taylor", owner(self.denoiser)), level.logsnr
         last = latest(context, name, within=self.stride)
         skip = last is not None and last[0] < self.stride and may_act(self.interval, level)
         start: list[Tensor] = []  # the tokens that enter block 0 in this call

@@ -13,7 +13,7 @@ from samplers.cache.common import check_one_shape
 from samplers.composition.rows import check_known, check_starts, in_force, is_number, jointly, passed, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.memory import latest, remember
+from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -133,7 +133,7 @@ class CachedComposite:
             predictions = jointly(self.denoiser, x, level, condition, context, [{name: active[name]} for name in names])
             return weighted(predictions, list(weights.values())) if len(names) > 1 else predictions[0]
 
-        key = ("deep features", id(self.denoiser))
+        key = ("deep features", owner(self.denoiser))
         kept = latest(context, key)
         added = kept[1][1] if kept is not None and kept[1][0] == turn and _fits(kept[1][1], x, names) else None
         if added is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from samplers.denoiser import Context
 from samplers.guidance.branches import TwoBranch, clean, guided, inner, wide
-from samplers.memory import recall, remember
+from samplers.memory import owner, recall, remember
 from samplers.path import Scalar, expand
 from samplers.prediction import Prediction
 
@@ -41,7 +41,7 @@ class AdaptiveProjected(TwoBranch):
         x0 = wide(clean(cond))
         d = x0 - wide(clean(null))
         if self.momentum:
-            name = ("apg", id(self.denoiser))
+            name = ("apg", owner(self.denoiser))
             past = recall(context, name)
             if past and past[-1][1].shape == d.shape:
                 d = d + self.momentum * past[-1][1]

@@ -116,7 +116,7 @@ def test_prompts_are_spread_along_the_width_and_synchronised(tiny):
     expected = by_hand(tiny, windows, solver, tokens[:1], [7], **hand)
     call = {"weights": "flat", "sync": 0.05, "negative_prompt": "blurry", "output_type": "latent", **QUICK}
     made = tiny.panorama(prompts, width=64, height=32, **call)
-    torch.testing.assert_close(made.images, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.images, expected, rtol=0, atol=2e-5)  # by hand, kernels get all rows at once
     assert made.recipes[0].prompt == "a red heart | a cat" and made.recipes[0].canvas.prompts == tuple(prompts)
     apart = tiny.panorama(prompts, width=64, height=32, **{**call, "sync": 0.0})
     assert (apart.images - made.images).abs().max() > 1e-3

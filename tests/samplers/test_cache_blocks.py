@@ -299,3 +299,24 @@ def test_half_precision():
 def test_mistakes_are_sentences(build, message):
     with pytest.raises(ValueError, match=message):
         build(Mixture.example(FLOW))
+
+
+def test_a_cache_remembers_through_wrappers_that_are_made_anew_at_every_step():
+    """Its memory belongs to the network below, not to an object that is gone by the next step."""
+
+    class Around:
+        def __init__(self, denoiser):
+            self.denoiser, self.path, self.ballast = denoiser, denoiser.path, []
+
+        def __call__(self, *args):
+            return self.denoiser(*args)
+
+    net, kept, made = network("dit"), [], []
+    context, again = Context(), Context()
+    steady = Reuse(net, 3, 0)
+    for step, level in enumerate(LEVELS[:-1]):
+        wrapper = Around(net)
+        kept.append(wrapper)  # alive, so that no later one can have its place in memory
+        made.append(Reuse(wrapper, 3, 0)(X, level, TEXT, again.at(step)).raw)
+        assert torch.equal(made[-1], steady(X, level, TEXT, context.at(step)).raw)
+    assert again.evaluations == context.evaluations < len(made) * len(X)
