@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rules:
     """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
-    nothing; usual: the rule's own usual scale (None: the model's). together: a cache decides for a whole batch at once.
+    nothing; usual: the rule's own usual scale (None: the model's).
     negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
     sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
 
@@ -34,7 +34,6 @@ class Rules:
     cache_options: Mapping[str, Any] = field(default_factory=dict)
     off: float = 1.0
     usual: float | None = None
-    together: bool = False
     negatives: bool = True
     always: bool = False
     both: bool = False
@@ -96,7 +95,6 @@ class Rules:
             cache_options=cached,
             off=rules[0].off,
             usual=rules[0].usual,
-            together=any(info.together for info in caches),
             negatives="negative" in rules[0].options,
             always=rules[0].always,
         )

@@ -29,7 +29,7 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
     for kind in reversed(settings.kinds.values()):
         changed = (*changed, *kind.unrecorded)
         fields |= kind.recorded(items)
-    together = settings.rules.together or getattr(settings.solver, "together", False)
+    together = getattr(settings.solver, "together", False)
     beside = ("pictures beside it",) if together and len(items) > 1 else ()
     computed_with = machine(generator, settings.seen)
     early = state.step < len(settings.levels) - 1

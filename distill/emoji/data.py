@@ -112,7 +112,7 @@ class EmojiData:
         described = {r.label: (r.names, r.tags, r.keywords) for r in self.records}
         by_label = name_concepts(described, common)
         self.names: list[Names] = [by_label[record.label] for record in self.records]
-        everyday = self._everyday = set(self.common)
+        everyday = set(self.common)
         self._common = [i for i, label in enumerate(self.labels.tolist()) if label in everyday]
         self._other = [i for i, label in enumerate(self.labels.tolist()) if label not in everyday]
 
@@ -123,10 +123,7 @@ class EmojiData:
         self.recolourable: list[bool] = (self.palette.recolourable & ~torch.tensor(people)).tolist()
         self.pictures = self._resize(native)
         self.mirrored: list[bool] = [has_mirror_image(record) for record in self.records]
-        styles: dict[str, list[int]] = {}
-        for i, record in enumerate(self.records):
-            styles.setdefault(record.style, []).append(i)
-        self._by_style = styles
+        self._group_by_style()
 
     def _decode(self, encoded: list[bytes]) -> Tensor:
         def decode(item: tuple[int, bytes]) -> np.ndarray:
@@ -166,6 +163,14 @@ class EmojiData:
     def __len__(self) -> int:
         return len(self.records)
 
+    def _group_by_style(self) -> None:
+        """The pictures that samples are drawn from, and the everyday ones of them, by style: a pair has one style."""
+        self._by_style: dict[str, list[int]] = {}
+        for i in sorted([*self._common, *self._other]):
+            self._by_style.setdefault(self.records[i].style, []).append(i)
+        common = set(self._common)
+        self._everyday_by_style = {style: [i for i in members if i in common] for style, members in self._by_style.items()}
+
     def split(self, share: float) -> tuple[EmojiData, EmojiData]:
         """(the rest, a share of the pictures), which draw their samples from these alone; a function of their names."""
         from distill.sources.pictures import split_by
@@ -176,6 +181,7 @@ class EmojiData:
             parts.append(copy.copy(self))
             parts[-1]._common = [index for index in self._common if index in chosen]
             parts[-1]._other = [index for index in self._other if index in chosen]
+            parts[-1]._group_by_style()
         return parts[0], parts[1]
 
     def digest(self) -> str:
@@ -219,12 +225,8 @@ class EmojiData:
         return out
 
     def _render_into(self, out: Tensor, variants: Sequence[Variant]) -> None:
-        index = torch.tensor([v.index for v in variants])
-        rgba = self.pictures[index].float().div_(255)
+        rgba = self._drawings(variants)
         rgb, alpha = rgba[:, :3], rgba[:, 3:]
-        rows = [i for i, v in enumerate(variants) if v.color is not None]
-        if rows:
-            rgb[rows] = recolour(rgb[rows], self.palette, index[rows], [variants[i].color for i in rows])
         out.copy_(composite(rgb, alpha, self._backgrounds([v.background for v in variants]))).mul_(2).sub_(1)
 
     def caption(self, variant: Variant, counter: int) -> str:
@@ -265,7 +267,7 @@ class EmojiData:
     def _pair(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
         """The thing of a variant and another of the same style."""
         alike = self._by_style[self.records[variant.index].style]
-        everyday = [i for i in alike if int(self.labels[i]) in self._everyday]
+        everyday = self._everyday_by_style[self.records[variant.index].style]
         pool = everyday if everyday and rng.random() < 0.8 else alike
         other = self.variant(pool[rng.randrange(len(pool))], rng.randrange(1 << 31))
         relation = rng.choices(list(RELATIONS), [share for share, _ in RELATIONS.values()])[0]
@@ -297,7 +299,7 @@ class EmojiData:
         look = f", {self.records[things[0].index].style} style" if rng.random() < self.config.style else ""
         return scene, scene_caption(scene, nouns, say_background(scene.background, rng), look, rng)
 
-    def _drawings(self, things: Sequence[Placed]) -> Tensor:
+    def _drawings(self, things: Sequence[Placed | Variant]) -> Tensor:
         """The drawings of things, in their colours: (M, 4, size, size) in [0, 1]."""
         index = torch.tensor([thing.index for thing in things])
         rgba = self.pictures[index].float().div_(255)

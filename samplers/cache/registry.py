@@ -17,14 +17,12 @@ from samplers.names import build, check_options, find
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What the tables say about a cache. `factory(denoiser, **options)` builds it; `saves` is what runs less often.
-    together: the images of a batch decide as one, so that an image may depend on those beside it."""
+    """What the tables say about a cache. `factory(denoiser, **options)` builds it; `saves` is what runs less often."""
 
     name: str
     factory: Callable[..., Denoiser]
     description: str
     saves: str
-    together: bool = False
     aliases: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 

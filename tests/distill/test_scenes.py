@@ -210,3 +210,9 @@ def test_numbered_drawings_of_one_thing_are_all_kept():
     concepts = {"1F600": unit, "1F601": replace(unit, hex="1F601", label="dog")}
     found = Matcher(concepts, []).match_numbered(["cat-face-2", "cat-face-1", "dog", "unknown-1"])
     assert found == [("cat-face-1", "1F600", 1), ("cat-face-2", "1F600", 2), ("dog", "1F601", 1)]
+
+
+def test_a_pair_of_one_part_shows_nothing_of_the_other(shipped):
+    rest, taken = shipped.split(0.3)
+    shown = [{t.index for n in range(300) for t in part.scene(n)[0].things} for part in (rest, taken)]
+    assert not shown[0] & shown[1]

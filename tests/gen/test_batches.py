@@ -68,7 +68,7 @@ def test_every_guidance_rule(generator, name):
     check(generator, **rule_options(name))
 
 
-@pytest.mark.parametrize("name", [name for name, info in CACHES.items() if not info.together])
+@pytest.mark.parametrize("name", list(CACHES))
 def test_every_cache(generator, name):
     check(generator, cache=name)
 

@@ -104,7 +104,7 @@ def test_guidance(name):
     assert_alone(lambda seeds, condition: run(seeds, condition, rule, solver), 1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name, info in CACHES.items() if not info.together])
+@pytest.mark.parametrize("name", list(CACHES))
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
 def test_caches(name, solver):
     """But those of which a recipe says that pictures depend on those beside them."""
