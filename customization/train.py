@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.command import add_checks, run_command
+from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
 from gen.commands.parser import Parser
 
@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_intermixed_args(arguments)
 
     def make():
+        config_first(given, "source")
         config, average = simple_config(given) if Path(given.source).is_dir() else _from_file(given)
         if given.resume is not None:
             config = config.model_copy(update={"resume": given.resume})

@@ -17,10 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
     given = parser.parse_intermixed_args(arguments)
+    from distill.command import config_first
     from distill.config import load_config
     from distill.data import make_source
 
     try:
+        config_first(given)
         config = load_config(given.config, given.overrides)
         if config.data.get("type") not in ("latents", "emoji_latents"):
             raise ValueError(f"The data of {given.config} are of type {config.data.get('type')!r}; wrap them as type: latents.")

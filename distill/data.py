@@ -64,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("config", help="a training config; its data section is read")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.size=512")
     given = parser.parse_args(arguments)
+    from distill.command import config_first
     from distill.config import load_config
 
     try:
+        config_first(given)
         config = load_config(given.config, given.overrides)
         source: Any = make_source(config.data, config.seed, config.batch_size)
         report = source.check() if hasattr(source, "check") else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from distill.command import add_checks, run_command
+from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, load_config
 from gen.commands.parser import Parser
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
 
     def make():
+        config_first(given)
         config = load_config(given.config, given.overrides)
         return config, make_trainer(config)
 

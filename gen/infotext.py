@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 from gen.recipe import Recipe
 
@@ -62,6 +63,7 @@ SCHEDULES = {
 }
 NEGATIVE = "Negative prompt:"
 _ESCAPED = re.compile(rf"^([^\S\n]*\\*)({NEGATIVE})", re.MULTILINE)
+_STEPS = re.compile(r"^Steps:", re.MULTILINE)
 _NAME = re.compile(r"\w[\w \-/]+")
 _NAME_OR_END = re.compile(r"[:,\n]")
 _VALUE_END = re.compile(r"[,\n]|\Z")
@@ -139,16 +141,31 @@ def from_infotext(text: str) -> dict[str, str]:
 
 
 def _beginnings(text: str) -> list[int]:
-    """Where settings may begin: at the last line that starts with "Steps:", for quoted values have lines of their own; else at
-    the last line."""
-    last, steps = text.rfind("\n") + 1, text.rfind("\nSteps:") + 1
-    return [steps, last] if steps or text.startswith("Steps:") else [last]
+    """Where settings may begin: at the last line that starts with "Steps:" and lies in no value that began above it, for such
+    values have lines of their own; else at the last line."""
+    last = text.rfind("\n") + 1
+    lines = [match.start() for match in _STEPS.finditer(text)]
+    if not lines:
+        return [last]
+    values = [(begin, end) for _, begin, end in _values(text, lines[0])]
+    outside, at = [], 0
+    for line in lines:
+        while at < len(values) and values[at][1] <= line:
+            at += 1
+        if at == len(values) or line < values[at][0]:
+            outside.append(line)
+    return [outside[-1], last]  # the first of the lines lies in no value
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """Names and values. A value ends at a comma or line break outside of quotes and of JSON's brackets."""
-    pairs: list[tuple[str, str]] = []
-    at, brackets = 0, True
+    """Names and values."""
+    return [(name, _unquote(text[begin:end])) for name, begin, end in _values(text) if name]
+
+
+def _values(text: str, at: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Each value's name ("" where it has none), and where it begins and ends: at a comma or line break outside of quotes and of
+    JSON's brackets."""
+    brackets = True
     while (stop := _NAME_OR_END.search(text, at)) is not None:
         name, at = _name(text[at : stop.start()]), stop.end()
         if stop[0] != ":":
@@ -168,10 +185,9 @@ def _pairs(text: str) -> list[tuple[str, str]]:
             after = _VALUE_END.search(text, at)
             assert after is not None  # it matches the end of the text
             end = after.start()
-        if name:
-            pairs.append((name, _unquote(text[at:end])))
+        assert end is not None
+        yield name, at, end
         at = after.end()
-    return pairs
 
 
 def _name(text: str) -> str:

@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
+from distill.cache import main as fill
+from distill.data import main as check
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.data import EmojiConfig
 from distill.objective import Batch
@@ -188,6 +190,21 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert run("--dry-run") == 0
     assert "denoiser: 0." in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_options_stand_in_any_order(workspace, tmp_path, capsys):
+    """Before the config, after it, with flags between."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config(workspace, output=str(tmp_path / "run"))))
+    shown = []
+    for words in (["seed=3", str(path), "max_steps=7"], ["seed=3", "--dry-run", "max_steps=7", str(path)]):
+        assert main([*words, "--dry-run"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and '"seed": 3' in shown[0] and '"max_steps": 7' in shown[0]
+    for command in (main, fill, check):
+        assert command([*(["check"] if command is check else []), "seed=3", "max_steps=7"]) == 2
+        assert "say which config they change" in capsys.readouterr().err
+    assert check(["check", "seed=3", str(path)]) == 0 and fill(["seed=3", str(path)]) == 0
 
 
 @pytest.mark.parametrize(

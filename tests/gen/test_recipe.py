@@ -141,6 +141,18 @@ def test_values_of_other_programs_have_brackets_and_lines_of_their_own():
     }
 
 
+def test_settings_quoted_in_a_value_are_not_the_settings():
+    """A template keeps the text of another recipe, line breaks and all; the prompt may have lines that look so too."""
+    inner = "Steps: 3, Sampler: LMS, Seed: 1, Size: 8x8"
+    for prompt in ("a cat", "Steps: to the moon", f"a cat\n{inner}"):
+        for before in ("", '\nVersion: v1, Note: "x\ny"'):
+            settings = f'Steps: 20, Sampler: Euler a, CFG scale: 7{before}, Template: "a dog\n{inner}\n{inner}", Seed: 5'
+            found = from_infotext(f"{prompt}\nNegative prompt: bad\n{settings}")
+            assert (found["Prompt"], found["Negative prompt"]) == (prompt, "bad")
+            assert (found["Steps"], found["Sampler"], found["Seed"]) == ("20", "Euler a", "5")
+            assert found["Template"] == f"a dog\n{inner}\n{inner}"
+
+
 PIECES = (
     "a",
     "ab:",
