@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gen.components import Config
+from gen.nn.registry import Config
 
 
 class Routing(Config):

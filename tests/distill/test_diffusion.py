@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from gen.nn.registry import build
 from torch import nn
 
 from distill.config import TrainConfig
@@ -13,7 +14,6 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives import make_objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective, averaged
 from distill.trainer import Trainer
-from gen.components import build
 from samplers.denoiser import Condition
 from samplers.prediction import Prediction, prediction_row
 
