@@ -19,13 +19,13 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from gen.nn.registry import Config
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from customization.trained import widened
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
+from gen.components import Config
 from samplers.noise import fold
 
 NAME = "default"  # peft's name for the one adapter

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor
 
 from customization.data import ConceptConfig, ConceptData
 from distill.objective import Batch
+from gen.components import Config
 from gen.generator import Generator
 from samplers.noise import fold
 

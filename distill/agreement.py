@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.nn.registry import component_digest, config_of
 from torch import Tensor, nn
 
 from distill.objective import Batch, Objective
+from gen.components import component_digest, config_of
 
 
 class Disagreement(ValueError):

@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from gen.cli.app.parser import Parser
-
 from distill.sources.latents import CachedPictures
+from gen.commands.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

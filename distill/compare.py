@@ -33,9 +33,8 @@ from distill.features import Features
 from distill.references import References, digest, in_8_bits, weights_digest
 
 if TYPE_CHECKING:
-    from gen.nn.text_encoder import TextEncoder
-
     from gen.generator import Generator
+    from gen.text import TextEncoder
 
 AGREES = 0.05  # root-mean-square difference, over [-1, 1], between a kept picture and one drawn again
 

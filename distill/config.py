@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from gen.io.errors import CheckpointError, read_text
-from gen.io.key_hints import dotted_keys, unknown_key
-from gen.io.plain_yaml import PlainLoader
-from gen.nn.registry import Config, describe
 from pydantic import Field, ValidationError, field_validator, model_validator
+
+from gen.components import Config, describe
+from gen.files import CheckpointError, read_text
+from gen.key_hints import dotted_keys, unknown_key
+from gen.plain_yaml import PlainLoader
 
 MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
 
@@ -234,10 +235,9 @@ class TrainConfig(Config):
 
 def _typed_keys(values: dict[str, Any]) -> list[str]:
     """The keys of the sections that are validated by the type that they name, as far as it is known."""
-    from gen.nn.registry import COMPONENTS
-
     from distill.data import SOURCES
     from distill.objectives import OBJECTIVES
+    from gen.components import COMPONENTS
 
     found = []
     for section, registry in (("objective", OBJECTIVES), ("network", COMPONENTS), ("data", SOURCES)):

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor
 
 from distill.objective import Batch, Draws
+from gen.components import Config
 
 
 class CouplingConfig(Config):

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from gen.cli.app.parser import Parser
-from gen.nn.registry import from_registry
 from torch import Tensor
 
 from distill.objective import Batch
+from gen.commands.parser import Parser
+from gen.components import from_registry
 
 
 class Source(Protocol):

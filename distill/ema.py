@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from gen.cli.app.parser import Parser
-from gen.io.weights import CheckpointError, TensorFile, write_weights
 from torch import Tensor, nn
 
 from distill.config import EmaConfig
 from distill.parallel import local
 from distill.power_ema import Profile, combination, decay, gamma_of
+from gen.checkpoints import CheckpointError, TensorFile, write_weights
+from gen.commands.parser import Parser
 
 SNAPSHOTS = "snapshots"
 _NAME = re.compile(r"(?P<role>[\w-]+)-(?P<width>0\.\d{3,})-(?P<step>\d{8,})\.safetensors")
@@ -110,12 +110,11 @@ def reconstruct(files: dict[Profile, Path], width: float, step: int | None = Non
 
 def export_reconstructed(run: Path, width: float, step: int | None, output: Path) -> int:
     """Write a run's export with its averages replaced by those of another width; returns the step they stand for."""
-    from gen.io.folders import written_folder
-    from gen.nn.registry import build
-
     from distill.checkpoint import load_latest
     from distill.config import parse_config
     from distill.objectives import make_objective
+    from gen.components import build
+    from gen.folders import written_folder
 
     files = find_snapshots(run, step)
     saved = load_latest(run)

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gen.cli.app.parser import Parser
-from gen.io.weights import write_json
-from gen.nn.registry import load_component
 from torch import Tensor
 
 from distill import metrics
@@ -33,12 +30,14 @@ from distill.evaluator.network import Evaluator, load_evaluator
 from distill.evaluator.pictures import read_pictures
 from distill.evaluator.report import print_table, write_sheet
 from distill.evaluator.unseen import by_split
+from gen.checkpoints import write_json
+from gen.commands.parser import Parser
+from gen.components import load_component
 from samplers.noise import fold
 
 if TYPE_CHECKING:
-    from gen.nn.text_encoder import TextEncoder
-
     from gen.generator import Generator
+    from gen.text import TextEncoder
 
 Report = dict[str, Any]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gen.tasks.energies.clip import open_transformers
-from gen.tasks.energies.lpips import WIDTHS, load_lpips
 from torch import Tensor, nn
 
 from distill.features import in_range, open_named
+from gen.energies.clip import open_transformers
+from gen.energies.lpips import WIDTHS, load_lpips
 
 
 class FeatureMaps(nn.Module):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gen.io.weights import CheckpointError, listed, read_weights
 from torch import Tensor, nn
+
+from gen.checkpoints import CheckpointError, listed, read_weights
 
 SIDE = 299
 IGNORED = ("fc.", "AuxLogits.")  # heads that features do not need

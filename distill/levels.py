@@ -10,11 +10,11 @@ import math
 from typing import Literal
 
 import torch
-from gen.nn.registry import Config
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.objective import Draws
+from gen.components import Config
 from samplers.path import NoiseLevel, Path
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from gen.components import Config
 from samplers.noise import fold
 
 

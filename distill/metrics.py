@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from gen.tasks.energies.simple import LUMA
 from torch import Tensor
+
+from gen.energies.simple import LUMA
 
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:

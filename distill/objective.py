@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.nn.registry import save_component
 from torch import Tensor, nn
 
+from gen.components import save_component
 from samplers.noise import fold
 
 

@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, is_deepspeed_available
-from gen.io.extras import install
-from gen.nn.backbones.blocks import MLP, SelfAttention
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import TrainConfig
 from distill.run_folder import TrainingError
+from gen.backbones.blocks import MLP, SelfAttention
+from gen.extras import install
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gen.io.weights import finite, listed, write_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from distill import checkpoint as checkpoints
 from distill.checkpoint import Checkpoint
 from distill.parallel import full, is_sharded, laid_out, local
 from distill.run_folder import TrainingError
+from gen.checkpoints import finite, listed, write_bytes
 
 if TYPE_CHECKING:
     from distill.trainer import Trainer

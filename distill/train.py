@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from gen.cli.app.parser import Parser
-
 from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, load_config
+from gen.commands.parser import Parser
 
 
 def make_trainer(config: TrainConfig):
     """Build network, objective and data source from a config."""
     import torch
-    from gen.nn.registry import build, load_component
 
     import distill.classifier
     import distill.evaluator  # noqa: F401  (these make their network types known)
@@ -23,6 +21,7 @@ def make_trainer(config: TrainConfig):
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
     from distill.validation import hold_out
+    from gen.components import build, load_component
 
     check_objective(config.objective)  # before the data, which can take minutes to make ready
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator

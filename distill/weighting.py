@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor
+
+from gen.components import Config
 
 # -> log p(l) (B,), the density of the drawn levels over half log-SNR; asked for only by weightings that undo it
 Density = Callable[[], Tensor]

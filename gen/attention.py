@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io.extras import install
-from gen.nn.batch_invariance import bare, called
+from gen.extras import install
+from gen.rounding import bare, called
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from gen.io import validators as request
+from gen import request
 
 if TYPE_CHECKING:
     from gen.generator import Generator

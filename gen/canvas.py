@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import ShiftedWindows
-from samplers.canvas.windows import PROFILES, Windows
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.io.images import read_picture
-from gen.nn.conditions import alike
-from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.task import Batch, Frame, Kind
+from gen import request
+from gen.conditions import alike
+from gen.images import read_picture
+from gen.kinds import Batch, Frame, Kind
+from gen.recipe import CanvasRecord, Recipe
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.joint.shifted import ShiftedWindows
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import PROFILES, Windows
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.sample import Solver
 
 MAX_WINDOWS = 10_000
@@ -131,7 +131,7 @@ class Canvas(Kind):
             solver = Recurrent(solver, record.recurrence)
         if not record.sync:
             return canvas, solver
-        from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
+        from samplers.joint.sync import SyncDiffusion, style_distance
 
         distance = style_distance
         if record.sync_distance != "latent":
@@ -163,7 +163,7 @@ class Canvas(Kind):
         if height * width * factor**2 <= WHOLE**2:
             images = generator.decode(latents)
         else:
-            from gen.models.bridge.vae import tiled
+            from gen.bridge.vae import tiled
 
             parts = [tiled(one[None], generator.decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
             images = torch.cat(parts)
@@ -364,7 +364,7 @@ def _lpips(name: Any) -> Distance | None:
     """LPIPS, of "lpips:FILE"; None for another name. A recipe does not hold it, as it must not have files opened."""
     if not isinstance(name, str) or not name.startswith("lpips:"):
         return None
-    from gen.tasks.energies.lpips import load_lpips
+    from gen.energies.lpips import load_lpips
 
     network = load_lpips(name.removeprefix("lpips:"))
     return lambda x, anchor: network.to(x.device)(2 * x.float() - 1, 2 * anchor.float() - 1)
@@ -372,6 +372,6 @@ def _lpips(name: Any) -> Distance | None:
 
 def _on_pictures(generator: Generator, distance: Distance) -> Distance:
     """Of what the denoiser works on, through the decoder, which is differentiated."""
-    from gen.tasks.energy_guidance import decode_open
+    from gen.guide import decode_open
 
     return lambda x, anchor: distance(*(decode_open(generator, one) for one in (x, anchor)))

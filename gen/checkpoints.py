@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gen.io.errors import CheckpointError, opened, read_text, regular_file
+from gen.files import CheckpointError, opened, read_text, regular_file
 from samplers.atomic import written
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
@@ -113,9 +113,9 @@ class TensorFile:
         self, names: Sequence[str] | None = None, allow_nonfinite: bool = False, digest: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all tensors, or of those named, in the order of the file. A tensor is a view of the mapped file:
-        copy it, and let go of it before the next. digest: take the file's digest (`gen.io.digests`) from what is read of it, all
+        copy it, and let go of it before the next. digest: take the file's digest (`gen.digests`) from what is read of it, all
         of it then."""
-        from gen.io.digests import Reading
+        from gen.digests import Reading
 
         reading = Reading(self.path) if digest and names is None else None
         left = [name for name in self.shapes if names is None or name in names]

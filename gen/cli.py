@@ -1,4 +1,4 @@
-"""The command line: `fewstep image "a red heart"`. Every command is a page of its own in `gen.cli.app`.
+"""The command line: `fewstep image "a red heart"`. Every command is a page of its own in `gen.commands`.
 
 Paths of finished files go to stdout, everything said to stderr. Exit codes: 0 done, 1 a replay that came out different,
 2 a request that cannot be met (one sentence says why), 130 interrupted.
@@ -18,9 +18,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gen.cli.app import canvas, kinds, pictures
-from gen.cli.app.energies import ENERGIES
-from gen.cli.app.options import (
+from gen.commands import canvas, kinds, pictures
+from gen.commands.energies import ENERGIES
+from gen.commands.options import (
     Device,
     Dtype,
     GuidanceScale,
@@ -88,7 +88,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
 ) -> None:
     """Show the recipe in a picture, ours or AUTOMATIC1111's."""
-    from gen.cli.app.show import info
+    from gen.commands.show import info
 
     print(info(picture, json))
 
@@ -96,7 +96,7 @@ def info(
 @app.command()
 def env() -> None:
     """Show versions, devices and attention backends, and why one is not available."""
-    from gen.cli.app.show import env
+    from gen.commands.show import env
 
     print(env())
 
@@ -104,7 +104,7 @@ def env() -> None:
 @app.command()
 def samplers() -> None:
     """List the samplers, schedules, guidance rules and caches."""
-    from gen.cli.app.show import samplers
+    from gen.commands.show import samplers
 
     print(samplers())
 
@@ -112,7 +112,7 @@ def samplers() -> None:
 @app.command()
 def models() -> None:
     """List the published sizes of the networks: parameters and operations."""
-    from gen.cli.app.models import models
+    from gen.commands.models import models
 
     print(models())
 
@@ -140,7 +140,7 @@ def compare(
     quiet: Quiet = False,
 ) -> int:
     """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
-    from gen.cli.app.compare import run
+    from gen.commands.compare import run
 
     return run(
         prompts or [],
@@ -179,8 +179,8 @@ def convert(
     quiet: Quiet = False,
 ) -> int:
     """Convert checkpoints: between published formats, and from pickle to safetensors."""
-    from gen.cli.app.convert import run
-    from gen.cli.app.parser import chosen_output
+    from gen.commands.convert import run
+    from gen.commands.parser import chosen_output
 
     target = chosen_output(target, output)
     return run(source, target, to=to, from_pickle=from_pickle, key=key, heads=heads, size=size, dtype=dtype, quiet=quiet)
@@ -194,7 +194,7 @@ def inspect(
     allow_nonfinite: Nonfinite = False,
 ) -> int:
     """Show what a LoRA file holds. Exit code 1 if it does not fit the model given."""
-    from gen.cli.app.lora_files import inspect
+    from gen.commands.lora_files import inspect
 
     return inspect(file, model=model, as_json=json, allow_nonfinite=allow_nonfinite)
 
@@ -222,8 +222,8 @@ def convert_lora(
     quiet: Quiet = False,
 ) -> int:
     """Convert a LoRA file between the formats of trainers."""
-    from gen.cli.app.lora_files import convert
-    from gen.cli.app.parser import chosen_output
+    from gen.commands.lora_files import convert
+    from gen.commands.parser import chosen_output
 
     target = chosen_output(target, output)
     return convert(
@@ -360,7 +360,7 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
     kind = type(error).__name__
     if isinstance(error, MemoryError | RuntimeError):
-        from gen.pipeline.decoding import is_out_of_memory
+        from gen.fitting import is_out_of_memory
 
         if is_out_of_memory(error):
             return "Memory ran out; make smaller pictures, or use a smaller model, another device or another dtype."

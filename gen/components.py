@@ -16,10 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from gen.io.digests import file_digest
-from gen.io.key_hints import dotted_keys, unknown_key
-from gen.io.weights import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
+from gen.building import TooLarge, no_initialisation, no_larger_than
+from gen.checkpoints import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
+from gen.digests import file_digest
+from gen.key_hints import dotted_keys, unknown_key
 
 
 class Config(BaseModel):
@@ -32,15 +32,15 @@ class Config(BaseModel):
 Registry = Mapping[str, tuple[str, str, str]]
 
 COMPONENTS: dict[str, tuple[str, str, str]] = {
-    "uvit": ("gen.nn.backbones.uvit", "UViTConfig", "UViT"),
-    "dit": ("gen.nn.backbones.dit", "DiTConfig", "DiT"),
-    "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
-    "autoencoder": ("gen.nn.autoencoder", "AutoencoderConfig", "Autoencoder"),
-    "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
-    "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),
+    "uvit": ("gen.backbones.uvit", "UViTConfig", "UViT"),
+    "dit": ("gen.backbones.dit", "DiTConfig", "DiT"),
+    "dimr": ("gen.backbones.dimr", "DiMRConfig", "DiMR"),
+    "autoencoder": ("gen.latents", "AutoencoderConfig", "Autoencoder"),
+    "text_encoder": ("gen.text", "TextEncoderConfig", "TextEncoder"),
+    "influence": ("gen.influence", "InfluenceConfig", "Influences"),
 }
 
-# parts of a model folder that a library of others keeps in its own form: `gen.models.bridge.parts` opens and writes them
+# parts of a model folder that a library of others keeps in its own form: `gen.bridge.parts` opens and writes them
 FOREIGN = ("diffusers_autoencoder", "t5", "clip")
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -109,7 +109,7 @@ def component_digest(folder: Path) -> str:
     """sha256 of the weights of a network's folder."""
     kind = read_json(folder / "config.json").get("type")
     if kind in FOREIGN:
-        from gen.models.bridge.parts import saved_digest
+        from gen.bridge.parts import saved_digest
 
         return saved_digest(folder, str(kind))
     return file_digest(folder / "model.safetensors")
@@ -126,7 +126,7 @@ def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.f
     if types and config.get("type") not in types:
         raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
     if config.get("type") in FOREIGN:
-        from gen.models.bridge.parts import open_saved
+        from gen.bridge.parts import open_saved
 
         return open_saved(folder, config, dtype)
     shapes = TensorFile(folder / "model.safetensors").shapes

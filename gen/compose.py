@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gen.io import validators as request
-from gen.nn.conditions import told_its_size
-from gen.pipeline.task import Batch, Kind
+from gen import request
+from gen.conditions import told_its_size
+from gen.kinds import Batch, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.recipe import Recipe
-    from gen.pipeline.settings import Settings
+    from gen.recipe import Recipe
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
 
@@ -100,9 +100,8 @@ def make_composition(
         if "start" in chosen:
             chosen["start"] = request.real("composition_options['start']", chosen["start"], -1000, 1000)
         return Composition(REGIONAL, chosen, masks, digests)
-    from samplers.lookup import check_options
-
     from samplers.composition import composition_info
+    from samplers.names import check_options
 
     info = composition_info("merge" if name in (None, "") else name)  # type: ignore[arg-type]
     check_options(info, chosen, "composition")
@@ -145,10 +144,9 @@ def measured_order(
 def _masks(
     regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from samplers.composition.adapter_batch import check_known
-
-    from gen.io.images import digest, fit, read_picture
-    from gen.tasks.edit import check_shape
+    from gen.edit import check_shape
+    from gen.images import digest, fit, read_picture
+    from samplers.composition.rows import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")

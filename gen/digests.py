@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.io.errors import CheckpointError, read_text, regular_file
-from gen.io.weights import sha256, write_bytes
+from gen.checkpoints import sha256, write_bytes
+from gen.files import CheckpointError, read_text, regular_file
 
 KEPT = 2000  # digests in the file, those asked for last
 FRESH = 5.0  # seconds

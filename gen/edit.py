@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.io.images import digest, fit, read_picture, same_shape
-from gen.pipeline.recipe import Recipe, RestoreRecord, Start
-from gen.pipeline.task import Asked, Batch, Kind
+from gen import request
+from gen.images import digest, fit, read_picture, same_shape
+from gen.kinds import Asked, Batch, Kind
+from gen.recipe import Recipe, RestoreRecord, Start
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
@@ -49,7 +49,7 @@ class Edit(Kind):
     def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         image, mask = given.get("image"), given.get("mask")
         if recipe.canvas is not None:
-            from gen.tasks.canvas import replayed_pictures
+            from gen.canvas import replayed_pictures
 
             image, mask = replayed_pictures(recipe, image, mask)
         check_given(recipe.start or recipe.restore, image, mask)
@@ -188,7 +188,7 @@ def with_own_size(
     own["image"] = picture = read_picture("image", own["image"], "RGB")
     enlarged = 1
     if kind == "restoration":
-        from gen.tasks.restore import enlargement
+        from gen.restore import enlargement
 
         enlarged = enlargement(own)
     size = tuple(side * enlarged for side in picture.shape[-2:])

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from gen.models.pretrained import DEFAULT, fast_bfloat16, resolve_device, resolve_dtype
-from gen.nn.attention import available_backends
+from gen.attention import available_backends
+from gen.pretrained import DEFAULT, fast_bfloat16, resolve_device, resolve_dtype
 
 PACKAGES = (
     "fewstep",

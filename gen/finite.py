@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gen.nn.batch_invariance import bare
+from gen.rounding import bare
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.pipeline.task import Batch
+    from gen.kinds import Batch
 
 
 def finite(*tensors: Tensor | None) -> Tensor:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gen.io.images import flat
-from gen.io.weights import write_bytes
+from gen.checkpoints import write_bytes
+from gen.images import flat
 
 if TYPE_CHECKING:
     from torch import Tensor

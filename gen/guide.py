@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.pipeline.finite import Energy
-from gen.pipeline.recipe import GuideRecord, Recipe
-from gen.pipeline.task import Batch, Kind
+from gen import request
+from gen.finite import Energy
+from gen.kinds import Batch, Kind
+from gen.recipe import GuideRecord, Recipe
 
 if TYPE_CHECKING:
+    from gen.energies import EnergyInfo
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
-    from gen.tasks.energies import EnergyInfo
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel
@@ -71,7 +71,7 @@ class Guide(Kind):
         prompts: Sequence[str],
     ) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) with the guide around them, outside all other guidance."""
-        from samplers.guidance.energy_methods import guide
+        from samplers.guidance.training_free import guide
 
         energy = on_latents(generator, self.energy, prompts)
         record, own = self.record, self.method_options
@@ -127,9 +127,8 @@ def make_guide(
         if given:
             raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
         return None
-    from samplers.guidance.energy_methods import method_info
-
-    from gen.tasks.energies import energy_info, get_energy
+    from gen.energies import energy_info, get_energy
+    from samplers.guidance.training_free import method_info
 
     chosen = request.options("guide_options", options or {})
     info = None
@@ -171,7 +170,7 @@ def replayed_guide(
         if given is not None:
             raise ValueError("The picture was made without a guide; leave it out.")
         return {}
-    from gen.tasks.energies import energy_info
+    from gen.energies import energy_info
 
     own = not record.energy or energy_info(record.energy, more).external
     if own and given is None:

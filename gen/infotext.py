@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from gen.pipeline.recipe import Recipe
+from gen.recipe import Recipe
 
 # our names -> the labels that recipes in the wild carry
 SAMPLERS = {

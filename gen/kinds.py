@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gen.tasks.training_free.options import TweakOptions
+from gen.tweak_options import TweakOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.recipe import Recipe
-    from gen.pipeline.settings import Settings
+    from gen.recipe import Recipe
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel
@@ -168,7 +168,7 @@ class Kind:
         return images
 
     def recorded(self, items: Sequence[Item]) -> Mapping[str, Any]:
-        """Fields of the batch's recipes (`gen.pipeline.recipe.Recipe`)."""
+        """Fields of the batch's recipes (`gen.recipe.Recipe`)."""
         return {}
 
 
@@ -189,20 +189,18 @@ class Row:
 # closed, in the order in which they go around the network
 KINDS: dict[str, Row] = {
     "composition": Row(
-        "gen.tasks.lora_composition",
+        "gen.compose",
         "Composition",
         ("composition", "composition_options", "regions"),
         ("composition", "composition_options", "regions"),
     ),
-    "layout": Row("gen.tasks.layout", "Layout", ("layout",), ("layout",)),
-    "views": Row("gen.tasks.views", "Views", (), ("views",)),
-    "canvas": Row("gen.tasks.canvas", "Canvas", (), ("canvas",)),
-    "restoration": Row("gen.tasks.restore", "Restoration", (), ("restore",)),
-    "guide": Row(
-        "gen.tasks.energy_guidance", "Guide", ("guide", "guide_strength", "guide_method", "guide_options"), ("guide",)
-    ),
-    "tweak": Row("gen.tasks.training_free", "Tweaks", tuple(TweakOptions.__annotations__), ("tweaks",)),
-    "image": Row("gen.tasks.edit", "Edit", ("image", "mask", "strength"), ("start",)),
+    "layout": Row("gen.layout", "Layout", ("layout",), ("layout",)),
+    "views": Row("gen.views", "Views", (), ("views",)),
+    "canvas": Row("gen.canvas", "Canvas", (), ("canvas",)),
+    "restoration": Row("gen.restore", "Restoration", (), ("restore",)),
+    "guide": Row("gen.guide", "Guide", ("guide", "guide_strength", "guide_method", "guide_options"), ("guide",)),
+    "tweak": Row("gen.tweaks", "Tweaks", tuple(TweakOptions.__annotations__), ("tweaks",)),
+    "image": Row("gen.edit", "Edit", ("image", "mask", "strength"), ("start",)),
 }
 
 Asked = dict[str, Mapping[str, Any]]  # kind -> its keywords

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from gen.nn.initialisation import initialise
-from gen.nn.registry import Config
+from gen.building import initialise
+from gen.components import Config
 
 LATENT_BOUND = 3.0
 

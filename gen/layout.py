@@ -1,4 +1,4 @@
-"""Layouts: several prompts on one picture, each in its own region. `gen.tasks.layout_file` reads them from files.
+"""Layouts: several prompts on one picture, each in its own region. `gen.layout_file` reads them from files.
 
     layout = {"background": "blue", "regions": [{"prompt": "a red heart", "box": [0, 0, 0.5, 1]}, ...]}
     generator.layout(layout, seed=7)
@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from samplers.multi_model.masks import Box, rest, soften
-from samplers.multi_model.regions import Bootstrap, Region, Regions
 from torch import Tensor
 
-from gen.nn.conditions import pad_tokens, told_its_size
-from gen.nn.registry import describe
-from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
-from gen.pipeline.task import Batch, Kind
+from gen.components import describe
+from gen.conditions import pad_tokens, told_its_size
+from gen.kinds import Batch, Kind
+from gen.recipe import LayoutRecord, Recipe, RegionRecord
 from samplers.denoiser import Condition
+from samplers.joint.masks import Box, rest, soften
+from samplers.joint.regions import Bootstrap, Region, Regions
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
 
 MAX_REGIONS = 64
@@ -118,9 +118,7 @@ def read_spec(layout: Any) -> LayoutSpec:
     if isinstance(layout, LayoutSpec):
         return layout
     if not isinstance(layout, Mapping):
-        raise ValueError(
-            f"layout is {type(layout).__name__}; give a dict, or read a file with gen.tasks.layout_file.read_layout."
-        )
+        raise ValueError(f"layout is {type(layout).__name__}; give a dict, or read a file with gen.layout_file.read_layout.")
     try:
         return LayoutSpec(**layout)
     except ValidationError as error:
@@ -131,7 +129,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
     """The layout on a picture of (height, width) pixels, `factor` to a latent: as recipes hold it."""
     painted = None
     if spec.painting is not None:
-        from gen.tasks.layout_file import colour_masks
+        from gen.layout_file import colour_masks
 
         painted = colour_masks(spec.painting, [r.colour for r in spec.regions if r.colour], height, width)
     records = []
@@ -360,7 +358,7 @@ def read_prompt(generator: Generator, prompt: str, adapters: Mapping[str, float]
     """A text model's prompt, or a class model's class."""
     if generator.text_encoder is not None:
         return generator.encode_prompt([prompt], adapters, negative=negative)
-    from gen.io import validators as request
+    from gen import request
 
     label = request.labels([prompt], generator.config.classes, generator.classes) if prompt and not negative else [-1]
     return Condition(label=torch.tensor(label, device=generator.device))
@@ -428,7 +426,7 @@ def _box_mask(box: tuple[float, float, float, float], height: int, width: int, f
 
 def _read_mask(mask: Any, region: int) -> Tensor:
     """(1, 1, H, W) in [0, 1]."""
-    from gen.io.images import read_picture
+    from gen.images import read_picture
 
     return read_picture(f"The mask of region {region}", mask, "L")
 

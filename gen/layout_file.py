@@ -19,9 +19,9 @@ from PIL import Image, ImageColor
 from pydantic import ValidationError
 from torch import Tensor
 
-from gen.io.errors import decode_text, read_bytes
-from gen.io.plain_yaml import PlainLoader
-from gen.tasks.layout import LayoutSpec, RegionSpec
+from gen.files import decode_text, read_bytes
+from gen.layout import LayoutSpec, RegionSpec
+from gen.plain_yaml import PlainLoader
 
 MAX_BYTES = 1 << 20
 NEAR = 48.0  # in RGB: a pixel farther than this from every colour of the table is background
@@ -61,7 +61,7 @@ def read_layout(path: Path | str) -> LayoutSpec:
         raise _wrong(path, parsed, where, f"{first['msg'].removeprefix('Value error, ')}.") from None
     for i, region in enumerate(spec.regions):
         if region.use is not None and region.use not in spec.prompts:
-            from gen.tasks.layout import UnknownPrompt
+            from gen.layout import UnknownPrompt
 
             said = str(UnknownPrompt(i, region.use, list(spec.prompts)))
             raise _wrong(path, parsed, ("regions", i, "use"), said)
@@ -113,7 +113,7 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 def _picture(painting: Any) -> np.ndarray:
     """(H, W, 3) bytes, transparent pixels white."""
-    from gen.io.images import read_picture
+    from gen.images import read_picture
 
     if isinstance(painting, np.ndarray) and painting.dtype == np.uint8 and painting.ndim == 3 and painting.shape[2] == 3:
         return painting
@@ -143,8 +143,8 @@ def _with_files(path: Path, parsed: _Parsed) -> dict[str, Any]:
 
 
 def _open(path: Path, name: str, parsed: _Parsed, where: Where) -> Image.Image:
-    from gen.io.images import FORMATS
-    from gen.pipeline.recipe import RecipeError, open_picture
+    from gen.images import FORMATS
+    from gen.recipe import RecipeError, open_picture
 
     if "\0" in name:
         raise _wrong(path, parsed, where, f"{name!r} is no name of a file.")

@@ -5,7 +5,7 @@
     autoencoder/         pictures <-> latents; models of pixels have none
     text_encoder/        class-conditional and unconditional models have none
 
-Each subfolder is a component of `gen.nn.registry`. A folder is written beside its final name and renamed, so that a reader
+Each subfolder is a component of `gen.components`. A folder is written beside its final name and renamed, so that a reader
 sees a whole model or none.
 """
 
@@ -23,9 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 from torch import nn
 
-from gen.io.folders import recover, written_folder
-from gen.io.weights import CheckpointError, read_json, write_bytes, write_json
-from gen.nn.registry import describe, load_component, save_component
+from gen.checkpoints import CheckpointError, read_json, write_bytes, write_json
+from gen.components import describe, load_component, save_component
+from gen.folders import recover, written_folder
 from samplers import path as paths
 from samplers.denoiser import NetworkDenoiser
 
@@ -124,7 +124,7 @@ class ModelConfig(Strict):
 
     prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`. latent_scale: the denoiser sees
     latent_scale times the autoencoder's latents. sample_size: height and width in pixels of a picture by default.
-    classes: the names of labels 0, 1, ... of a class-conditional model. size_bins: which list of `gen.models.buckets` it was trained at.
+    classes: the names of labels 0, 1, ... of a class-conditional model. size_bins: which list of `gen.bins` it was trained at.
     """
 
     format: Literal["fewstep"] = "fewstep"

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gen.io.folders import recover
-from gen.io.weights import PICKLES, CheckpointError, read_json
-from gen.models.folder import Opened, part_folders, read_model_config, read_parts
-from gen.nn.registry import component_digest
+from gen.checkpoints import PICKLES, CheckpointError, read_json
+from gen.components import component_digest
+from gen.folders import recover
+from gen.model_folder import Opened, part_folders, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parent / "default"
 FAST = Path(__file__).parent / "fast"  # its student for few steps: a config and a denoiser; the other parts are the default's
@@ -29,7 +29,7 @@ def find_model(
     model: str | Path, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[str, Path]:
     """(name for recipes, folder or file) of "default", "fast", a folder, a checkpoint's file, or a hub id, which is downloaded
-    into the hub's own cache. variant, dtype: which of a pipeline's weights are fetched (`gen.models.bridge.load.variants_for`)."""
+    into the hub's own cache. variant, dtype: which of a pipeline's weights are fetched (`gen.bridge.load.variants_for`)."""
     if not isinstance(model, str | Path) or not str(model):
         raise ValueError(f'The model is {model!r}; give "default", "fast", a model folder, or a hub id such as "owner/name".')
     if isinstance(model, str) and model in PACKAGED:
@@ -117,7 +117,7 @@ def _download_pipeline(repository: str, revision: str | None, variant: str | Non
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
-    from gen.models.bridge.pipeline import INDEX, needed_files, read_index
+    from gen.bridge.pipeline import INDEX, needed_files, read_index
 
     folder = Path(hf_hub_download(repository, INDEX, revision=revision)).parent
     _, classes, _ = read_index(folder)
@@ -149,7 +149,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     """
     options = options or ModelOptions()
     if is_checkpoint(folder):
-        from gen.models.bridge.checkpoint import open_network
+        from gen.bridge.checkpoint import open_network
 
         return open_network(folder, dtype, options)
     if options.model_options:
@@ -157,7 +157,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     if options.text_encoder is not None:
         raise ValueError(f"{folder} is a whole model with its own text encoder, if it reads text; leave text_encoder out.")
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
-        from gen.models.bridge.pipeline import open_pipeline
+        from gen.bridge.pipeline import open_pipeline
 
         return open_pipeline(folder, dtype, options.native, options.vae, options.variant)
     if options.variant is not None:

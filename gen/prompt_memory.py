@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable
 import torch
 from torch import Tensor, nn
 
-from gen.nn.batch_invariance import bare
+from gen.rounding import bare
 from samplers.denoiser import Condition
 
 PROBES = 16  # values of each tensor that are looked at

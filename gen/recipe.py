@@ -1,6 +1,6 @@
 """The recipe of a picture: everything it takes to make it again, kept inside its PNG.
 
-Two text chunks: `parameters`, the line that image viewers and AUTOMATIC1111 read (`gen.io.infotext`), and `fewstep`, the
+Two text chunks: `parameters`, the line that image viewers and AUTOMATIC1111 read (`gen.infotext`), and `fewstep`, the
 recipe as JSON, from which `Generator.replay` and `fewstep replay` work. There is no date and no path in it.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from PIL import Image, PngImagePlugin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gen.io.images import open_header
+from gen.images import open_header
 from samplers.atomic import written
 
 CHUNK = "fewstep"
@@ -115,7 +115,7 @@ class RegionRecord(_Part):
 
 
 class LayoutRecord(_Part):
-    """Prompts by region (`gen.tasks.layout`). background: the prompt of the rest; bootstrap: a log-SNR; window: pixels."""
+    """Prompts by region (`gen.layout`). background: the prompt of the rest; bootstrap: a log-SNR; window: pixels."""
 
     background: Text | None = None
     regions: tuple[RegionRecord, ...] = Field(min_length=1, max_length=64)
@@ -134,7 +134,7 @@ class First(_Part):
 
 
 class TweakRecord(_Part):
-    """A change of the run beside guidance (`gen.tasks.training_free`): sha256 of its pictures or embedding and of their masks, its texts, an
+    """A change of the run beside guidance (`gen.tweaks`): sha256 of its pictures or embedding and of their masks, its texts, an
     energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch began with."""
 
     digests: tuple[Digest, ...] = ()
@@ -172,7 +172,7 @@ class CanvasRecord(_Part):
 
 
 class ViewsRecord(_Part):
-    """A picture that is read in several ways (`gen.tasks.views`): the prompts of its views, beside the picture's own."""
+    """A picture that is read in several ways (`gen.views`): the prompts of its views, beside the picture's own."""
 
     prompts: tuple[Text, ...] = Field(min_length=1, max_length=8)
     views: tuple[Name, ...] = Field(min_length=1, max_length=8)
@@ -182,7 +182,7 @@ class ViewsRecord(_Part):
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
-    version: Literal[1, 2] = Field(2, description="1: before some defaults changed (`gen.pipeline.recipe_versions`)")
+    version: Literal[1, 2] = Field(2, description="1: before some defaults changed (`gen.recipe_versions`)")
     prompt: Text = ""
     negative_prompt: Text = ""
     class_label: int | None = Field(None, ge=-1)
@@ -230,7 +230,7 @@ class Recipe(_Part):
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """A recipe from its JSON; RecipeError says what is wrong with it."""
-        from gen.pipeline.recipe_versions import upgraded
+        from gen.recipe_versions import upgraded
 
         try:
             return upgraded(cls.model_validate_json(text))
@@ -256,7 +256,7 @@ def free_name(path: Path | str) -> Path:
 
 def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
     """The two text chunks; text beyond Latin-1 goes to an iTXt chunk, as PNG demands."""
-    from gen.io.infotext import to_infotext
+    from gen.infotext import to_infotext
 
     info = PngImagePlugin.PngInfo()
     line = to_infotext(recipe).replace("\0", "\ufffd")  # NUL ends a PNG text field; the JSON keeps it

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gen.pipeline.recipe import Recipe
+    from gen.recipe import Recipe
 
 _AS_THEN = {"ending": "full", "mix_length": 0.0}  # of solvers
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gen.nn.attention import choose
-from gen.pipeline.recipe import Batch as BatchRecord
-from gen.pipeline.recipe import Machine, Model, Recipe
-from gen.pipeline.task import Batch
+from gen.attention import choose
+from gen.kinds import Batch
+from gen.recipe import Batch as BatchRecord
+from gen.recipe import Machine, Model, Recipe
 from samplers.sample import State
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.pipeline.settings import Settings
+    from gen.settings import Settings
 
 
 def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:

@@ -153,7 +153,7 @@ def _label(value: object, classes: Sequence[str], count: int) -> int:
     if value.lower() in lowered:
         return lowered.index(value.lower())
     if count == 1000 and re.fullmatch(r"[nN]\d{8}", value):
-        from gen.models import imagenet
+        from gen import imagenet
 
         if (found := imagenet.label(value)) is not None:
             return found

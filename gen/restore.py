@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.io.images import digest, fit, read_picture
-from gen.pipeline.recipe import Recipe, RestoreRecord
-from gen.pipeline.task import Batch, Kind
-from gen.tasks.edit import check_given, check_same, fit_told, read_mask, slack
+from gen import request
+from gen.edit import check_given, check_same, fit_told, read_mask, slack
+from gen.images import digest, fit, read_picture
+from gen.kinds import Batch, Kind
+from gen.recipe import Recipe, RestoreRecord
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.sample import Solver
 
@@ -93,7 +93,7 @@ class Restoration(Kind):
 
 def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
-    from samplers import lookup as names
+    from samplers import names
 
     rows = {name: _Row(name, (*own, *COMMON)) for name, own in TASKS.items()}
     row = names.find(rows, task, "task")  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ def _cancel(x: Tensor, y: Tensor, axis: int, other: int, draw: torch.Generator) 
 
 
 def _packed(weight: Tensor) -> Tensor:
-    from gen.nn.backbones.fused import reordered
+    from gen.backbones.fused import reordered
 
     return reordered(weight)
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.io.images import cut_to
-from gen.io.validators import Item
-from gen.nn.backbones.fused import pack
-from gen.nn.batch_invariance import each_alone
-from gen.nn.conditions import alike, told_its_size
-from gen.pipeline.callback import WithCallback, clean
-from gen.pipeline.decoding import free, gone_from, is_out_of_memory
-from gen.pipeline.finite import Watch, check_begin, check_end, check_shown
-from gen.pipeline.output import Output
-from gen.pipeline.recipe import Recipe
-from gen.pipeline.recording import recipes_of
-from gen.pipeline.settings import Settings
-from gen.pipeline.task import Batch
+from gen.backbones.fused import pack
+from gen.callback import WithCallback, clean
+from gen.conditions import alike, told_its_size
+from gen.finite import Watch, check_begin, check_end, check_shown
+from gen.fitting import free, gone_from, is_out_of_memory
+from gen.images import cut_to
+from gen.kinds import Batch
+from gen.output import Output
+from gen.recipe import Recipe
+from gen.recording import recipes_of
+from gen.request import Item
+from gen.rounding import each_alone
+from gen.settings import Settings
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import normal

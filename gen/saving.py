@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gen.io.weights import read_json, system_errors, write_bytes, write_json
-from gen.models.card import model_card
-from gen.models.folder import Pipeline, VariancePreservingPath, write_model, writing
+from gen.card import model_card
+from gen.checkpoints import read_json, system_errors, write_bytes, write_json
+from gen.model_folder import Pipeline, VariancePreservingPath, write_model, writing
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -41,9 +41,9 @@ def save_model(generator: Generator, folder: Path, dtype: torch.dtype | None, fo
             _write_pipeline(generator, pipeline, new, dtype)
             write_bytes(new / "README.md", model_card(generator, folder.absolute().name, THEIRS).encode())
         return folder.absolute()
-    from gen.models.formats.registry import FORMATS
-    from gen.models.formats.table import nearest
-    from gen.models.formats.write import write_checkpoint
+    from gen.formats.registry import FORMATS
+    from gen.formats.table import nearest
+    from gen.formats.write import write_checkpoint
 
     if format not in FORMATS:
         known = [OWN, THEIRS, *FORMATS]
@@ -58,7 +58,7 @@ def save_model(generator: Generator, folder: Path, dtype: torch.dtype | None, fo
 def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtype: torch.dtype | None) -> None:
     import diffusers
 
-    from gen.models.bridge.parts import save_foreign
+    from gen.bridge.parts import save_foreign
 
     index = {"_class_name": pipeline.index["_class_name"], "_diffusers_version": diffusers.__version__}
     for name, value in pipeline.index.items():
@@ -97,7 +97,7 @@ def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtyp
 def _write_native(network: Any, folder: Path, dtype: torch.dtype | None, reads: bool) -> str:
     """Our network as diffusers' transformer; returns the name of its class. reads: a text encoder goes with it, which gives the
     features of no text again."""
-    from gen.models.formats.write import write_checkpoint
+    from gen.formats.write import write_checkpoint
 
     format = "diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What all pictures of a call share: the sampler, its levels and guidance, and the kinds of run (`gen.pipeline.task`), checked."""
+"""What all pictures of a call share: the sampler, its levels and guidance, and the kinds of run (`gen.kinds`), checked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from gen.io import validators as request
-from gen.pipeline.guidance_stack import Rules
-from gen.pipeline.task import frame_of, with_kinds
+from gen import request
+from gen.field import Rules
+from gen.kinds import frame_of, with_kinds
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
@@ -17,9 +17,9 @@ from samplers.solvers.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.models.folder import Defaults
-    from gen.pipeline.recipe import Recipe
-    from gen.pipeline.task import Asked, Kind
+    from gen.kinds import Asked, Kind
+    from gen.model_folder import Defaults
+    from gen.recipe import Recipe
 
 
 # solvers whose own formulas, as published, go astray with few steps of an uneven schedule: docs/names.md, by eye
@@ -69,7 +69,7 @@ class Sampling:
 class Settings:
     """What all pictures of a call share. levels: those that are run, of the schedule's `steps` + 1. seen: height and width that
     the network sees at once. brownian: noise comes from one Brownian path per picture. batch_invariant: no bit of a picture
-    depends on its batch (`gen.nn.batch_invariance`). stop_at: end after this many steps, as
+    depends on its batch (`gen.rounding`). stop_at: end after this many steps, as
     an interrupted run did. shown: height and width that pictures made at height and width are cut to, about the middle; on a
     canvas from the top left. kinds: by name, from the network outwards."""
 

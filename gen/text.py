@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from gen.io.weights import CheckpointError, read_json
-from gen.nn.backbones.blocks import mean_token
-from gen.nn.initialisation import initialise
-from gen.nn.prompt_weights import token_weights, weighted
-from gen.nn.registry import Config
-from gen.nn.wordpiece import CLS, PAD, SEP, UNK, WordPiece, cleaned
+from gen.backbones.blocks import mean_token
+from gen.building import initialise
+from gen.checkpoints import CheckpointError, read_json
+from gen.components import Config
+from gen.weighting import token_weights, weighted
+from gen.wordpiece import CLS, PAD, SEP, UNK, WordPiece, cleaned
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
-    from gen.nn.learned_tokens import LearnedTokens
+    from gen.learned_tokens import LearnedTokens
 
 
 class TextEncoderConfig(Config):
@@ -72,7 +72,7 @@ class Layer(nn.Module):
 class TextEncoder(nn.Module):
     """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`.
 
-    learned: words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
+    learned: words beside the vocabulary (`gen.learned_tokens`), which are no part of the weights."""
 
     def __init__(self, config: TextEncoderConfig | None = None):
         super().__init__()
@@ -156,7 +156,7 @@ class TextEncoder(nn.Module):
         return self(ids, mask), mask
 
     def condition(self, prompt: str, negative: bool = False) -> Condition:
-        """What one prompt says to a network, with a batch of 1. A word's weight, as in `(word:1.2)` (`gen.nn.prompt_weights`),
+        """What one prompt says to a network, with a batch of 1. A word's weight, as in `(word:1.2)` (`gen.weighting`),
         multiplies the features of its word pieces."""
         plain, weights = weighted(prompt)
         tokens, mask = self.encode([plain])

@@ -3,7 +3,7 @@
     generator.ambiguous("a red heart", "a red apple", view="rotate180")
 
 Every view is denoised as a picture of its own, and what the views say of the clean picture is averaged at every step
-(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
+(`samplers.joint.tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
 nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
 """
 
@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.canvas.sync_tweedies import Instances, View, project
-from samplers.rows import stack
 from torch import Tensor
 
-from gen.io.images import cut_to
-from gen.nn.conditions import told_its_size
-from gen.pipeline.recipe import Recipe, ViewsRecord
-from gen.pipeline.task import Batch, Kind
-from gen.tasks.layout import read_prompt
+from gen.conditions import told_its_size
+from gen.images import cut_to
+from gen.kinds import Batch, Kind
+from gen.layout import read_prompt
+from gen.recipe import Recipe, ViewsRecord
+from samplers.joint.rows import stack
+from samplers.joint.tweedies import Instances, View, project
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
-    from gen.pipeline.settings import Settings
+    from gen.request import Item
+    from gen.settings import Settings
     from samplers.denoiser import Condition, Context, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel, Path
@@ -199,14 +199,14 @@ class _Early:
 
 def alike(conditions: Sequence[Condition]) -> list[Condition]:
     """With equally many tokens."""
-    from gen.nn.conditions import pad_tokens
+    from gen.conditions import pad_tokens
 
     length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
     return [pad_tokens(condition, length) for condition in conditions]
 
 
 def check_pixels_from(value: object) -> float:
-    from gen.io import validators as request
+    from gen import request
 
     if value in (math.inf, -math.inf):
         return 20.0 if value == math.inf else -20.0

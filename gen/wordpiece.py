@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.io.weights import CheckpointError, write_bytes
+from gen.checkpoints import CheckpointError, write_bytes
 
 if TYPE_CHECKING:
-    from gen.nn.learned_tokens import LearnedTokens, Read
+    from gen.learned_tokens import LearnedTokens, Read
 
 PAD, UNK, CLS, SEP = range(4)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gen.io import validators as request
+from gen import request
 
 if TYPE_CHECKING:
-    from gen.pipeline.recipe import Recipe
+    from gen.recipe import Recipe
 
 LIMIT = 4000.0  # megapixel evaluations of a replay that nobody allowed more: some 40 such pictures
 # options, of whatever takes part, that repeat the work of a step

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.io.weights import CheckpointError, listed, read_weights, write_weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
 from gen.adapters import Adapter, AdapterError, Delta
+from gen.checkpoints import CheckpointError, listed, read_weights, write_weights
 
 THRESHOLD, NUCLEAR = 2e-3, 5e-4
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from gen.io.weights import write_weights
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,6 +28,7 @@ from customization.trained import Trained
 from distill.objective import Batch, Draws, Role
 from distill.parallel import full
 from gen.adapters import Adapter, Delta
+from gen.checkpoints import write_weights
 
 
 class SaraConfig(CustomizationConfig):

@@ -19,8 +19,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gen.io.weights import sha256
-from gen.nn.registry import Config
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
@@ -43,6 +41,8 @@ from distill.emoji.scenes import (
     scene_caption,
 )
 from distill.objective import Batch
+from gen.checkpoints import sha256
+from gen.components import Config
 from samplers.noise import fold
 
 SHIPPED = Path(__file__).with_name("emoji.zip")

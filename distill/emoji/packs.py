@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen.io.errors import opened
+from gen.files import opened
 
 MEMBER_LIMIT = 1 << 28  # bytes; the largest member in use is about a third of this
 

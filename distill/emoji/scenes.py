@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from gen.nn.registry import Config
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.emoji.archive import Record
 from distill.emoji.captions import MAX_WORDS, article, caption_length, pluralize
+from gen.components import Config
 
 # share of each arrangement of two things, and the words that say it: the first is at the place named
 RELATIONS: dict[str, tuple[float, tuple[str, ...]]] = {

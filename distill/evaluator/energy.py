@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.io import validators as request
 from torch import Tensor
 
 from distill.evaluator.augment import views
+from gen import request
 from samplers.denoiser import Condition
 
 
@@ -100,9 +100,8 @@ class TextEnergy:
     def _encoder(self) -> Any:
         if self.encoder is not None:
             return self.encoder
-        from gen.nn.registry import load_component
-
         import gen
+        from gen.components import load_component
 
         return load_component(Path(gen.__file__).parent / "default" / "text_encoder", "text_encoder")
 
@@ -124,7 +123,7 @@ class StyleEnergy:
 
     def __post_init__(self) -> None:
         request.real("scale", self.scale, 0, 1e6)
-        from gen.io.images import read_picture
+        from gen.images import read_picture
 
         self._wanted.append(read_picture("image", self.image, "RGB"))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gen.nn.registry import from_registry
 from torch import nn
 
 from distill.objective import Objective
+from gen.components import from_registry
 
 if TYPE_CHECKING:
     from distill.data import Source

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from gen.nn.registry import Config
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from distill.metrics import psnr
 from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
+from gen.components import Config
 
 if TYPE_CHECKING:
     from distill.data import Source

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.models.folder import PathConfig, RectifiedFlowPath
-from gen.nn.registry import Config, load_component
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Objective, Phase, Role
+from gen.components import Config, load_component
+from gen.model_folder import PathConfig, RectifiedFlowPath
 
 if TYPE_CHECKING:
     from distill.data import Source

@@ -1,7 +1,7 @@
 """Learn how several frozen models share one picture: collaborative diffusion (arXiv 2304.10530).
 
 Each model predicts the clean picture from what it is told, maps that sum to one over the models weigh the predictions, and the
-maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has the equations).
+maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.joint.collaborate` has the equations).
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from gen.models.pretrained import find_model, load_model
-from gen.nn.conditions import join
-from gen.nn.influence_networks import Influences
-from gen.nn.registry import Config, save_component
 from pydantic import Field
-from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from torch import Tensor, nn
 
 from distill import losses
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Objective, Phase, Role, drop_labels
+from gen.components import Config, save_component
+from gen.conditions import join
+from gen.influence import Influences
+from gen.pretrained import find_model, load_model
 from samplers.denoiser import Condition, Context
+from samplers.joint.collaborate import Collaborative, Collaborator
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 
@@ -128,5 +128,5 @@ class CollaborateObjective(Objective):
         return (weight.to(error) * error).mean(), logged
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
-        """The influence network's folder; `gen.nn.registry.load_component(folder).members(denoisers, conditions)` uses it."""
+        """The influence network's folder; `gen.components.load_component(folder).members(denoisers, conditions)` uses it."""
         save_component(models["influence"], folder)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from gen.models.folder import Option
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from distill.consistency import Boundary, at_ratio, check_reach, ratios
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.perceptual import PerceptualConfig, PerceptualObjective
 from distill.objectives.student import Scale, TeacherConfig
+from gen.model_folder import Option
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction

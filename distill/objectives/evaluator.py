@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.nn.registry import Config, load_component
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from distill.evaluator.augment import NUMBERS, augment
 from distill.evaluator.pictures import read_pictures
 from distill.objective import Batch, Draws, Objective, Phase, Role
+from gen.components import Config, load_component
 
 if TYPE_CHECKING:
     from distill.data import Source
@@ -96,6 +96,6 @@ class EvaluatorObjective(Objective):
         return {"top1": right[:, 0].float().mean().item(), "top5": right.any(1).float().mean().item()}
 
     def export(self, models: Mapping[str, nn.Module], folder) -> None:
-        from gen.nn.registry import save_component
+        from gen.components import save_component
 
         save_component(models["evaluator"], folder, torch.bfloat16)

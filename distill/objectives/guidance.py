@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from gen.models.folder import Defaults
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.regression import RegressionConfig, RegressionObjective
+from gen.model_folder import Defaults
 from samplers.path import NoiseLevel
 
 

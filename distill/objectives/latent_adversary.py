@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gen.nn.registry import Config
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from distill.discriminator import TokenHeads, block_features, judge_apart, judge
 from distill.objective import Draws, Role
 from distill.objectives.student import StudentConfig, StudentObjective
 from distill.parallel import fixed
+from gen.components import Config
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
-from gen.models.folder import Defaults
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.stages import StagedConfig, StagedObjective
 from distill.steps import Ladder, ddim, inverse_ddim
+from gen.model_folder import Defaults
 from samplers.registry import get_grid
 
 

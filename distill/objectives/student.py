@@ -15,12 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from gen.models.folder import ModelConfig, Option
-from gen.models.pretrained import DTYPES, find_model, load_model
-from gen.nn.conditions import join
-from gen.nn.registry import Config, build, config_of
 from pydantic import Field, model_validator
-from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from torch import Tensor, nn
 
 from distill import steps
@@ -30,7 +25,12 @@ from distill.objective import Batch, Draws, Role, drop_labels, knows_no_label
 from distill.objectives.student_pictures import StudentPictures
 from distill.parallel import bare
 from distill.saving import fill
+from gen.components import Config, build, config_of
+from gen.conditions import join
+from gen.model_folder import ModelConfig, Option
+from gen.pretrained import DTYPES, find_model, load_model
 from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.guidance.branches import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.registry import get_grid, grid_info

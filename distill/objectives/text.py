@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.nn.registry import Config, load_component
-from gen.nn.text_encoder import TextEncoder, mean_token
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Objective, Phase, Role
 from distill.text_teacher import picked_layers
+from gen.components import Config, load_component
+from gen.text import TextEncoder, mean_token
 
 if TYPE_CHECKING:
     from distill.data import Source

@@ -13,13 +13,13 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from gen.models.folder import Defaults
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.stages import StagedConfig, StagedObjective
 from distill.steps import Ladder, ddim, inverse_ddim, step
+from gen.model_folder import Defaults
 from samplers.path import expand
 from samplers.registry import get_grid
 

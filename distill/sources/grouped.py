@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor
 
 from distill.objective import Batch
 from distill.sources.latents import CachedPictures
 from distill.sources.pictures import PictureSource, stack
+from gen.components import Config
 from samplers.noise import fold
 
 

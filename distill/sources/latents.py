@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from gen.nn.registry import Config, load_component
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from distill.objective import Batch
 from distill.sources.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.sources.pictures import stack
 from distill.sources.report import Report
+from gen.components import Config, load_component
 
 
 class Pictures(Protocol):

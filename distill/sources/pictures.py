@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from gen.nn.registry import Config
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +23,7 @@ from distill.sources.decode import decode
 from distill.sources.order import Order, bucket_sizes, nearest_bucket
 from distill.sources.report import Report, Unusable, shown
 from distill.sources.transform import Resize, choose_view, render
+from gen.components import Config
 from samplers.noise import fold
 
 

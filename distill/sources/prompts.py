@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from gen.io.errors import CheckpointError, decode_text, read_bytes
-from gen.nn.registry import Config
 from pydantic import Field
 from torch import Tensor
 
@@ -21,6 +19,8 @@ from distill.sources.images import clean_caption
 from distill.sources.order import Order
 from distill.sources.pictures import split_by
 from distill.sources.report import Report, Unusable
+from gen.components import Config
+from gen.files import CheckpointError, decode_text, read_bytes
 from samplers.noise import fold
 
 FILE_LIMIT = 1 << 30

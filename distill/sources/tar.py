@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from gen.io.errors import opened
-
 from distill.sources.report import Unusable
+from gen.files import opened
 
 BLOCK = 512
 NAME_LIMIT = 4096

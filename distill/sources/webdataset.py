@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from gen.io.errors import decode_text
-
 from distill.emoji.packs import DataError
 from distill.sources.decode import MAX_BYTES, probe
 from distill.sources.files import read_below, sha256_of
@@ -22,6 +20,7 @@ from distill.sources.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 from distill.sources.tar import Member, members
+from gen.files import decode_text
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 TEXTS = {"txt": CAPTION_LIMIT, "json": LINE_LIMIT, "cls": 64}

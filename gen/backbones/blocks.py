@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.attention import attention
-from gen.nn.backbones.fused import linear_gelu
-from gen.nn.backbones.recompute import checkpointed
-from gen.nn.batch_invariance import bare, called
-from gen.nn.initialisation import initialise
-from gen.nn.registry import Config
+from gen.attention import attention
+from gen.backbones.fused import linear_gelu
+from gen.backbones.recompute import checkpointed
+from gen.building import initialise
+from gen.components import Config
+from gen.rounding import bare, called
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
 

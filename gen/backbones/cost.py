@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gen.nn.backbones.dimr import DiMRConfig
-    from gen.nn.backbones.dit import DiTConfig
-    from gen.nn.backbones.uvit import UViTConfig
+    from gen.backbones.dimr import DiMRConfig
+    from gen.backbones.dit import DiTConfig
+    from gen.backbones.uvit import UViTConfig
 
 
 @dataclass
@@ -50,8 +50,8 @@ def cost(config: DiTConfig | UViTConfig | DiMRConfig) -> Cost:
 
 def preset_cost(name: str) -> Cost:
     """Of a published size."""
-    from gen.nn.backbones.presets import preset
-    from gen.nn.registry import COMPONENTS, from_registry
+    from gen.backbones.presets import preset
+    from gen.components import COMPONENTS, from_registry
 
     return cost(from_registry(COMPONENTS, "network type", preset(name))[1])
 
@@ -92,7 +92,7 @@ def _uvit(config: UViTConfig) -> Cost:
 
 
 def _dit(config: DiTConfig) -> Cost:
-    from gen.nn.backbones.dit import FREQUENCIES
+    from gen.backbones.dit import FREQUENCIES
 
     total, dim, tokens = Cost(), config.dim, config.grid**2
     out = config.channels * (2 if config.learned_variance else 1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.backbones.blocks import (
+from gen.backbones.blocks import (
     Hooked,
     SelfAttention,
     check_condition,
@@ -30,8 +30,8 @@ from gen.nn.backbones.blocks import (
     resize_positions,
     run_block,
 )
-from gen.nn.initialisation import initialise
-from gen.nn.registry import Config
+from gen.building import initialise
+from gen.components import Config
 from samplers.denoiser import Condition, Context
 
 RMS_EPS = 1e-8  # added to the root mean square itself
@@ -235,7 +235,7 @@ class Stage(nn.Module):
 
 
 class DiMR(nn.Module):
-    """DiMR backbone. `attention_backend` may be set to any name that `gen.nn.attention` knows."""
+    """DiMR backbone. `attention_backend` may be set to any name that `gen.attention` knows."""
 
     attention_backend: str = "auto"
 

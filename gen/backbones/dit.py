@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.attention import choose
-from gen.nn.backbones.blocks import (
+from gen.attention import choose
+from gen.backbones.blocks import (
     MLP,
     BackboneConfig,
     CrossAttention,
@@ -41,8 +41,8 @@ from gen.nn.backbones.blocks import (
     trimmed_length,
     unpatchify,
 )
-from gen.nn.backbones.routing import Routing, route
-from gen.nn.initialisation import initialise
+from gen.backbones.routing import Routing, route
+from gen.building import initialise
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
@@ -146,7 +146,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """DiT backbone. `attention_backend` may be set to any name that `gen.nn.attention` knows, for this network alone.
+    """DiT backbone. `attention_backend` may be set to any name that `gen.attention` knows, for this network alone.
 
     packed_text: True packs the rows' text one after another, so that cross-attention sees no padding; False pads and masks;
     None packs where xFormers runs, whose kernels then need no mask. On a CPU masked padding costs no more than packing.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gen.nn.batch_invariance import bare, called
+from gen.rounding import bare, called
 
 ROWS = 512
 _SMALLEST = 1 << 14  # numbers in a weight; below, a call costs more than its product

@@ -1,6 +1,6 @@
-"""Published sizes of the backbones, as one table: name -> the config that `gen.nn.registry.build` takes.
+"""Published sizes of the backbones, as one table: name -> the config that `gen.components.build` takes.
 
-Names say architecture, size, patch and what they were made for. Counts of parameters and operations: `gen.nn.backbones.cost`.
+Names say architecture, size, patch and what they were made for. Counts of parameters and operations: `gen.backbones.cost`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,6 @@ def preset(name: str, **changes: Any) -> Row:
 
 def build_preset(name: str, **changes: Any) -> nn.Module:
     """A network of a published size with fresh weights. Under `torch.device("meta")` it takes no memory."""
-    from gen.nn.registry import build
+    from gen.components import build
 
     return build(preset(name, **changes))

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gen.nn.registry import Config
+from gen.components import Config
 
 
 class Routing(Config):

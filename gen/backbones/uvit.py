@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.backbones.blocks import (
+from gen.backbones.blocks import (
     MLP,
     BackboneConfig,
     ExtraScalars,
@@ -37,8 +37,8 @@ from gen.nn.backbones.blocks import (
     timestep_embedding,
     unpatchify,
 )
-from gen.nn.backbones.routing import Routing, route
-from gen.nn.initialisation import initialise
+from gen.backbones.routing import Routing, route
+from gen.building import initialise
 from samplers.denoiser import Condition, Context
 
 
@@ -141,7 +141,7 @@ class Refine(nn.Module):
 
 
 class UViT(nn.Module):
-    """U-ViT backbone. `attention_backend` may be set to any name that `gen.nn.attention` knows."""
+    """U-ViT backbone. `attention_backend` may be set to any name that `gen.attention` knows."""
 
     attention_backend: str = "auto"
 

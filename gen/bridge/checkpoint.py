@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.load import digest
-from gen.models.folder import Opened, model_config
-from gen.models.formats.files import open_checkpoint
-from gen.models.formats.read import configure, read_checkpoint
-from gen.models.formats.table import nearest
-from gen.nn.registry import component_digest, load_component
+from gen.bridge.load import digest
+from gen.checkpoints import CheckpointError, read_json
+from gen.components import component_digest, load_component
+from gen.formats.files import open_checkpoint
+from gen.formats.read import configure, read_checkpoint
+from gen.formats.table import nearest
+from gen.model_folder import Opened, model_config
 
 if TYPE_CHECKING:
-    from gen.models.pretrained import ModelOptions
+    from gen.pretrained import ModelOptions
 
 TOLD = ("format", "heads", "size", "position_scale", "null_label", "text_tokens")  # arguments of read_checkpoint
 OPTIONS = (*TOLD, "latent_scale")
@@ -78,8 +78,8 @@ def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opene
     weights: dict[str, str] = {}
     text: dict[str, Any] = {}
     if config.text_dim:
-        from gen.models.bridge.native import null_of
-        from gen.models.bridge.parts import open_text_encoder
+        from gen.bridge.native import null_of
+        from gen.bridge.parts import open_text_encoder
 
         kind = "clip" if type(config).__name__ == "UViTConfig" else "t5"
         assert options.text_encoder is not None
@@ -88,7 +88,7 @@ def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opene
         )
         parts["text_encoder"], text = reader, null_of(reader)
     if config.channels != 3:
-        from gen.models.bridge.parts import open_autoencoder
+        from gen.bridge.parts import open_autoencoder
 
         usual = COCO_SCALE if type(config).__name__ == "UViTConfig" and config.text_dim else None
         assert options.vae is not None
@@ -99,10 +99,10 @@ def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opene
     factor: Any = parts["autoencoder"].factor if "autoencoder" in parts else 1
     classes = None
     if config.num_classes == 1000:
-        from gen.models.imagenet import names
+        from gen.imagenet import names
 
         classes = names()
-    from gen.models.bridge.pipeline import binned
+    from gen.bridge.pipeline import binned
 
     size = config.size * factor
     # PixArt was trained at a list of sizes
@@ -128,7 +128,7 @@ def _checked(options: ModelOptions) -> dict[str, Any]:
         ("position_scale", int | float, "a number"),
         ("latent_scale", int | float, "a number"),
         ("null_label", bool, "True or False"),
-        ("format", str, "a name from `gen.models.formats.FORMATS`"),
+        ("format", str, "a name from `gen.formats.FORMATS`"),
     ):
         value = told.get(name)
         if value is None:
@@ -141,8 +141,8 @@ def _checked(options: ModelOptions) -> dict[str, Any]:
 
 def _sizes(path: Path, own: bool, told: dict[str, Any]) -> Any:
     """The config of the network, from headers."""
-    from gen.models.bridge.single_file import refuse
-    from gen.nn.registry import COMPONENTS, from_registry
+    from gen.bridge.single_file import refuse
+    from gen.components import COMPONENTS, from_registry
 
     if own:
         values = _config(path)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.io.digests import file_digest
-from gen.io.errors import regular_file
-from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.checkpoints import PICKLES, CheckpointError, read_json
+from gen.digests import file_digest
+from gen.files import regular_file
 
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {

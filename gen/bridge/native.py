@@ -1,6 +1,6 @@
 """diffusers' DiT and PixArt in our own network, which computes the same, faster, and has hooks for caches and guidance.
 
-The weights are read by the tables of `gen.models.formats`. What the empty prompt gives, the pipeline's text encoder tells.
+The weights are read by the tables of `gen.formats`. What the empty prompt gives, the pipeline's text encoder tells.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gen.models.bridge.load import STEMS, VARIANTS, digest, find_weights
-from gen.models.bridge.parts import TextPart
-from gen.models.formats.files import open_checkpoint
-from gen.models.formats.read import configure, read_checkpoint
+from gen.bridge.load import STEMS, VARIANTS, digest, find_weights
+from gen.bridge.parts import TextPart
+from gen.formats.files import open_checkpoint
+from gen.formats.read import configure, read_checkpoint
 
 
 def _place(folder: Path, variants: tuple[str, ...] = VARIANTS) -> Path:
@@ -36,7 +36,7 @@ def native_network(
     folder: Path, format: str, text: TextPart | None, dtype: torch.dtype, variants: tuple[str, ...] = VARIANTS
 ) -> tuple[nn.Module, str]:
     """(network, digest of its files) of a diffusers transformer's folder. text: the prompts' reader, where it reads any.
-    variants: as of `gen.models.bridge.load.weight_files`."""
+    variants: as of `gen.bridge.load.weight_files`."""
     source = open_checkpoint(_place(folder, variants))
     options = {} if text is None else null_of(text)
     network = read_checkpoint(_place(folder, variants), format, dtype=dtype, **options)

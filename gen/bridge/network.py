@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.hooks import hooked, shows
-from gen.nn.conditions import pad_tokens
+from gen.bridge.hooks import hooked, shows
+from gen.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.io.weights import CheckpointError, system_errors, write_json
-from gen.models.bridge.hub import part_folder
-from gen.models.bridge.load import CLASSES, STEMS, digest, find_weights, load_network, load_tokenizer, read_part_config
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
-from gen.models.bridge.vae import BridgedAutoencoder
+from gen.bridge.hub import part_folder
+from gen.bridge.load import CLASSES, STEMS, digest, find_weights, load_network, load_tokenizer, read_part_config
+from gen.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.bridge.vae import BridgedAutoencoder
+from gen.checkpoints import CheckpointError, system_errors, write_json
 from samplers.denoiser import Condition
 
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # the one part whose class a file may choose

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
-from gen.models.bridge.families.base import Family
-from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
-from gen.models.bridge.network import BridgedNetwork, setting
-from gen.models.bridge.parts import VAE_CLASSES, open_autoencoder
-from gen.models.bridge.schedule import sampling
-from gen.models.bridge.vae import BridgedAutoencoder
-from gen.models.buckets import TABLES
-from gen.models.folder import Opened, Pipeline, model_config
+from gen.bins import TABLES
+from gen.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
+from gen.bridge.families.base import Family
+from gen.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
+from gen.bridge.network import BridgedNetwork, setting
+from gen.bridge.parts import VAE_CLASSES, open_autoencoder
+from gen.bridge.schedule import sampling
+from gen.bridge.vae import BridgedAutoencoder
+from gen.checkpoints import CheckpointError, read_json
+from gen.model_folder import Opened, Pipeline, model_config
 
 INDEX = "model_index.json"
 
@@ -92,8 +92,8 @@ def open_pipeline(
 
     dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision. native: the
     denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same (None).
-    vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`). variant: which weights are read, such as "fp16",
-    of the parts that have it; None as of `gen.models.bridge.load.variants_for`.
+    vae: another autoencoder in place of the pipeline's (`gen.bridge.parts`). variant: which weights are read, such as "fp16",
+    of the parts that have it; None as of `gen.bridge.load.variants_for`.
     """
     family, classes, index = read_index(folder)
     _check_variant(folder, classes, variant)
@@ -183,8 +183,8 @@ def _native(
 ) -> tuple[nn.Module | None, str]:
     """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
     asked for."""
-    from gen.models.bridge.native import native_network
-    from gen.models.formats.read import UnequalRepeats
+    from gen.bridge.native import native_network
+    from gen.formats.read import UnequalRepeats
 
     try:
         return native_network(folder, format, reader, dtype, variants)
@@ -201,7 +201,7 @@ def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     if family.native is None:
         with_one = ", ".join(name for name, one in PIPELINES.items() if one.native)
         raise ValueError(f"There is no network of our own for {family.name}; leave native out ({with_one} have one).")
-    from gen.models.bridge.native import why_not
+    from gen.bridge.native import why_not
 
     reason = why_not(folder / family.backbone, family.native)
     if reason and native:

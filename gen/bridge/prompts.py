@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gen.nn.prompt_weights import token_weights, weighted
+from gen.weighting import token_weights, weighted
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
-    from gen.nn.learned_tokens import LearnedTokens, Read
+    from gen.learned_tokens import LearnedTokens, Read
 
 
 class PromptReader(nn.Module):
@@ -37,7 +37,7 @@ class PromptReader(nn.Module):
 
 class Clip(nn.Module):
     """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3). learned:
-    words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
+    words beside the vocabulary (`gen.learned_tokens`), which are no part of the weights."""
 
     breaks = True  # it knows the word BREAK
 

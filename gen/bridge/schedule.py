@@ -1,6 +1,6 @@
 """diffusers' scheduler configs as our path, prediction, and the sampler and grid of calls that name none.
 
-`gen.models.bridge.schedulers` has every key that a config may hold. What a scheduler does with its keys is here.
+`gen.bridge.schedulers` has every key that a config may hold. What a scheduler does with its keys is here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gen.io.weights import CheckpointError
-from gen.models.bridge.scheduler_config import Config
-from gen.models.bridge.schedulers import KEYS
+from gen.bridge.scheduler_config import Config
+from gen.bridge.schedulers import KEYS
+from gen.checkpoints import CheckpointError
 from samplers.registry import solver_info
 
 SAMPLERS = tuple(KEYS)
@@ -232,7 +232,7 @@ def _clipped(config: Config, path: dict[str, Any]) -> int:
     lowest = config.number("lambda_min_clipped")
     if lowest == -math.inf:
         return 0
-    from gen.models.folder import VariancePreservingPath
+    from gen.model_folder import VariancePreservingPath
 
     table = VariancePreservingPath(**path).build().table  # type: ignore[attr-defined]
     return sum(value < lowest for value in table)

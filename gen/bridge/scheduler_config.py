@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.models.bridge.schedulers import KEYS, NO_EFFECT, ONLY
+from gen.bridge.schedulers import KEYS, NO_EFFECT, ONLY
 
 
 class Config:

@@ -1,7 +1,7 @@
 """What may stand in the config of a diffusers scheduler, key by key, and what becomes of it here.
 
 Every class that a folder may name has every key of its signature with the value that diffusers takes where the config is
-silent; a test compares them with the installed diffusers. A key is followed by `gen.models.bridge.schedule`, or refused where it
+silent; a test compares them with the installed diffusers. A key is followed by `gen.bridge.schedule`, or refused where it
 does not have one of a few values, or has no effect, for the reason that stands beside it. Nothing is dropped in silence.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from gen.io.weights import CheckpointError
+from gen.checkpoints import CheckpointError
 
 # (what it is, the pipeline of diffusers that reads it, tensors that only it has); the first that fits
 KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

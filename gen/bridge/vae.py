@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.io.weights import write_json
+from gen.checkpoints import write_json
 
 WHOLE = 1536 * 1536  # pixels that are coded in one piece, of one picture or of several
 TILE, OVERLAP = 1024, 256  # pixels, of a larger picture's tiles
 
 
 class BridgedAutoencoder(nn.Module):
-    """`encode`, `decode`, `factor`, `channels`, as of `gen.nn.autoencoder.Autoencoder`. encode gives the mean, without noise.
+    """`encode`, `decode`, `factor`, `channels`, as of `gen.latents.Autoencoder`. encode gives the mean, without noise.
 
     whole: the pixels coded at once: fewer pictures at a time, then tiles of `tile` pixels with `overlap`, faded linearly into
     one another, so that no seam shows. A tile sees nothing beyond its edge: colours of tiles may differ slightly.
@@ -48,8 +48,8 @@ class BridgedAutoencoder(nn.Module):
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
 
     def save_folder(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """As a part of one of our model folders (`gen.models.bridge.parts`)."""
-        from gen.models.bridge.parts import AUTOENCODER, save_foreign
+        """As a part of one of our model folders (`gen.bridge.parts`)."""
+        from gen.bridge.parts import AUTOENCODER, save_foreign
 
         save_foreign(self.vae, folder / "vae", dtype)
         scale = {} if self.latent_scale is None else {"latent_scale": self.latent_scale}

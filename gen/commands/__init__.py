@@ -1,1 +1,1 @@
-"""What the commands of `gen.cli.app` do; each module is imported by its command only, so that the rest starts at once."""
+"""What the commands of `gen.cli` do; each module is imported by its command only, so that the rest starts at once."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.output import Target, check_png, save_all, save_free, say
+from gen.commands.output import Target, check_png, save_all, save_free, say
 
 
 def run(
@@ -29,8 +29,8 @@ def run(
     sheet = None if grid is None else check_png(grid)
     views = views or ["rotate180"]
 
-    from gen.cli.app.lora import open_with
-    from gen.tasks.views import view_of
+    from gen.commands.lora import open_with
+    from gen.views import view_of
 
     turns = [view_of(name) for name in views]
     generator = open_with(lora, model, device, dtype, quiet)
@@ -51,8 +51,8 @@ def _sheet(result: Any, prompt: str, others: Sequence[str], views: Sequence[str]
     import torch
 
     from gen.generator import to_pil
-    from gen.io.contact_sheet import contact_sheet
-    from gen.tasks.views import view_of
+    from gen.grid import contact_sheet
+    from gen.views import view_of
 
     images, captions = [], []
     for image, seed in zip(result.images, result.seeds, strict=True):

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gen.cli.app.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
-from gen.cli.app.output import Target, exit_code, save_all, say
+from gen.commands.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
+from gen.commands.output import Target, exit_code, save_all, say
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
 Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP, ...).")]
@@ -159,7 +159,7 @@ def sides(name: str, text: str | None) -> tuple[int, int] | None:
 
 def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """sampler:eta=0.5 and the like as the arguments of a call."""
-    from gen.cli.app.image import parse_options
+    from gen.commands.image import parse_options
 
     found: dict[str, list[str]] = {}
     for pair in pairs:
@@ -204,7 +204,7 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
         call[name] = given[name]
     quiet = given["quiet"]
 
-    from gen.cli.app.lora import open_with
+    from gen.commands.lora import open_with
 
     group, first_process, call["seed"] = _processes(call["seed"])
     quiet = quiet or not first_process

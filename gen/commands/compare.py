@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.output import check_png, save_free, say
+from gen.commands.output import check_png, save_free, say
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(
     rows, counts = contenders(samplers, schedules), step_counts(steps)
     check_png(output)
 
-    from gen.cli.app.image import model_arguments, subjects
+    from gen.commands.image import model_arguments, subjects
     from gen.generator import Generator
 
     generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
@@ -89,7 +89,7 @@ def run(
     print(_table(rows, counts, distances, reference))
 
     from gen.generator import to_pil
-    from gen.io.contact_sheet import contact_sheet
+    from gen.grid import contact_sheet
 
     images = [to_pil(image[None])[0] for image, _ in shown]
     path = save_free(contact_sheet(images, [caption for _, caption in shown], len(counts)), output)
@@ -101,7 +101,7 @@ def run(
 def _table(
     rows: Sequence[Contender], counts: Sequence[int], distances: dict[tuple[Contender, int], float], reference: int
 ) -> str:
-    from gen.cli.app.show import table
+    from gen.commands.show import table
     from samplers.registry import solver_info
 
     def name(row: Contender) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from gen.cli.app.output import say
-from gen.io.errors import printable
+from gen.commands.output import say
+from gen.files import printable
 
 OWN = "fewstep"
 
@@ -31,7 +31,7 @@ def run(
             raise ValueError(
                 "--from-pickle writes tensors as they are; leave out --to, --heads, --size and --dtype, and convert again."
             )
-        from gen.models.formats.pickles import convert_pickle
+        from gen.formats.pickles import convert_pickle
 
         taken = convert_pickle(source, target, key)
         if taken:
@@ -47,12 +47,12 @@ def run(
 
 
 def _convert(source: Path, target: Path, to: str, heads: int | None, size: int | None, dtype: str | None) -> None:
-    from gen.io.folders import written_folder
-    from gen.models.formats.registry import FORMATS
-    from gen.models.formats.table import nearest
-    from gen.models.formats.write import write_checkpoint
-    from gen.models.pretrained import DTYPES
-    from gen.nn.registry import save_component
+    from gen.components import save_component
+    from gen.folders import written_folder
+    from gen.formats.registry import FORMATS
+    from gen.formats.table import nearest
+    from gen.formats.write import write_checkpoint
+    from gen.pretrained import DTYPES
 
     if to != OWN and to not in FORMATS:
         raise ValueError(f"Unknown format {to!r}{nearest(to, [*FORMATS, OWN])}; known: {', '.join([*FORMATS, OWN])}.")
@@ -68,9 +68,9 @@ def _convert(source: Path, target: Path, to: str, heads: int | None, size: int |
 
 def _read(source: Path, heads: int | None, size: int | None) -> nn.Module:
     """A network from a published checkpoint, or from a folder of our own."""
-    from gen.io.weights import read_json
-    from gen.models.formats.read import read_checkpoint
-    from gen.nn.registry import load_component
+    from gen.checkpoints import read_json
+    from gen.components import load_component
+    from gen.formats.read import read_checkpoint
 
     config = source / "config.json"
     if source.is_dir() and config.is_file() and "type" in read_json(config):

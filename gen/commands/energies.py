@@ -1,8 +1,8 @@
-"""Energies that belong to other packages, by name: `--guide` and `--greedy` know them beside those of `gen.tasks.energies`."""
+"""Energies that belong to other packages, by name: `--guide` and `--greedy` know them beside those of `gen.energies`."""
 
 from __future__ import annotations
 
-# name -> the rest of a row of gen.tasks.energies.EnergyInfo
+# name -> the rest of a row of gen.energies.EnergyInfo
 ENERGIES: dict[str, tuple] = {
     "label": (
         "distill.evaluator.energy",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.choose import choose_model
-from gen.cli.app.output import Target, check_png, exit_code, save_free, say
+from gen.commands.choose import choose_model
+from gen.commands.output import Target, check_png, exit_code, save_free, say
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def run(
     add_energies(generator, energies, call["guide"])
     add_energies(generator, energies, (tweaks or {}).get("greedy"))
     if lora:
-        from gen.cli.app.lora import load
+        from gen.commands.lora import load
 
         load(generator, lora, quiet, allow_nonfinite)
     subject = subjects(generator, prompts)
@@ -136,7 +136,7 @@ def run(
         quiet,
     )
     if sheet is not None:
-        from gen.io.contact_sheet import contact_sheet
+        from gen.grid import contact_sheet
 
         images, captions = zip(*shown, strict=True)
         print(save_free(contact_sheet(images, captions), sheet), flush=True)
@@ -147,7 +147,7 @@ def guide_of(text: str | None, option: str = "--guide") -> Any:
     """What --guide, or another option, says: a name, or the function of a file of the user's own."""
     if text is None or ":" not in text:
         return text
-    from gen.tasks.energy_guidance import read_function
+    from gen.guide import read_function
 
     return read_function(text, option)
 
@@ -156,7 +156,7 @@ def add_energies(generator: Any, rows: Mapping[str, tuple] | None, wanted: Any) 
     """Make energies of other packages known by name, where one is asked for."""
     if not rows or not isinstance(wanted, str):
         return
-    from gen.tasks.energies import EnergyInfo
+    from gen.energies import EnergyInfo
 
     for name, row in rows.items():
         generator.energies[name] = EnergyInfo(name, *row)

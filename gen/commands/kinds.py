@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gen.cli.app.options import (
+from gen.commands.options import (
     Device,
     Dtype,
     GuidanceScale,
@@ -53,7 +53,7 @@ def restore(
     quiet: Quiet = False,
 ) -> int:
     """Restore a picture: fill a hole, enlarge, give colour, sharpen."""
-    from gen.cli.app.restore import run
+    from gen.commands.restore import run
 
     return run(
         picture,
@@ -98,7 +98,7 @@ def layout(
     quiet: Quiet = False,
 ) -> int:
     """Make a picture with a prompt for every region; see docs/regions.md."""
-    from gen.cli.app.layout import run
+    from gen.commands.layout import run
 
     return run(
         layout,
@@ -146,7 +146,7 @@ def ambiguous(
     quiet: Quiet = False,
 ) -> int:
     """Make a picture of one thing that shows another when it is turned upside down; see docs/regions.md."""
-    from gen.cli.app.ambiguous import run
+    from gen.commands.ambiguous import run
 
     return run(
         prompt,

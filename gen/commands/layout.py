@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.output import Target, save_all, say
+from gen.commands.output import Target, save_all, say
 
 
 def colour_table(pairs: Sequence[str]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def run(
     """Make the layout's pictures and save them; returns the exit code. Arguments are the command's."""
     target = Target.of(output)
     table = colour_table(colours)
-    from gen.tasks.layout_file import painted_layout, read_layout
+    from gen.layout_file import painted_layout, read_layout
 
     if layout.is_dir():
         raise ValueError(f"{layout} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
@@ -54,7 +54,7 @@ def run(
             raise ValueError(f'{layout} is a painting, so say what its colours are: --colour red="a red heart", for example.')
         spec = painted_layout(layout, table, background)
 
-    from gen.cli.app.lora import open_with
+    from gen.commands.lora import open_with
 
     generator = open_with(lora, model, device, dtype, quiet)
     start = time.perf_counter()

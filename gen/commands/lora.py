@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.output import say
-from gen.io.errors import printable
-from gen.pipeline.recipe import Recipe
+from gen.commands.output import say
+from gen.files import printable
+from gen.recipe import Recipe
 
 
 def parse_lora(text: str) -> tuple[Path, float | None]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.output import say
-from gen.io.errors import printable
+from gen.commands.output import say
+from gen.files import printable
 
 SHOWN = 20
 
@@ -24,7 +24,7 @@ def inspect(file: Path, *, model: str | None, as_json: bool, allow_nonfinite: bo
     found = describe(adapter, _weights(file))
     if model is not None:
         from gen.adapters.skeleton import skeleton
-        from gen.models.pretrained import find_model
+        from gen.pretrained import find_model
 
         name, folder = find_model(model)
         found["model"] = {"name": name, **match(adapter, skeleton(folder))}
@@ -110,7 +110,7 @@ def convert(
 ) -> int:
     from gen.adapters import FORMATS, read_adapter, renamed, write_adapter
     from gen.adapters.words import rename_words
-    from gen.models.pretrained import DTYPES, find_model
+    from gen.pretrained import DTYPES, find_model
 
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists, and nothing is overwritten; give another name.")

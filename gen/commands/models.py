@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from gen.cli.app.show import table
+from gen.commands.show import table
 
 NOTE = (
     "Operations of one evaluation of one image, a multiply-add counted as two; fresh weights come from "
-    "gen.nn.backbones.presets.build_preset(name)."
+    "gen.backbones.presets.build_preset(name)."
 )
 TAKES = {"num_classes": "labels", "text_dim": "text", "size_conditions": "size"}
 
 
 def models() -> str:
-    from gen.nn.backbones.cost import preset_cost
-    from gen.nn.backbones.presets import PRESETS
+    from gen.backbones.cost import preset_cost
+    from gen.backbones.presets import PRESETS
 
     rows = []
     for name, row in PRESETS.items():

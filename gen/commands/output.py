@@ -19,7 +19,7 @@ def say(message: str, quiet: bool = False) -> None:
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """130 after Ctrl-C, 143 after SIGTERM, which `gen.cli.app` makes an interrupt of its own."""
+    """130 after Ctrl-C, 143 after SIGTERM, which `gen.cli` makes an interrupt of its own."""
     return 143 if type(stop) is not KeyboardInterrupt else 130
 
 
@@ -80,7 +80,7 @@ class Target:
 
 def save_free(image, path: Path, recipe=None) -> Path:
     """Save under the first free name: nothing is ever overwritten."""
-    from gen.pipeline.recipe import RecipeError, free_name, save_image
+    from gen.recipe import RecipeError, free_name, save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(100):

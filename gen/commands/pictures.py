@@ -1,4 +1,4 @@
-"""`fewstep image` and `fewstep replay`: their options. `gen.cli.app.image` and `gen.cli.app.replay` do the work."""
+"""`fewstep image` and `fewstep replay`: their options. `gen.commands.image` and `gen.commands.replay` do the work."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gen.cli.app import tweaks
-from gen.cli.app.energies import ENERGIES
-from gen.cli.app.options import (
+from gen.commands import tweaks
+from gen.commands.energies import ENERGIES
+from gen.commands.options import (
     Device,
     Dtype,
     Embedding,
@@ -134,8 +134,8 @@ def image(
     quiet: Quiet = False,
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
-    from gen.cli.app.image import run
-    from gen.cli.app.lora import regions_of
+    from gen.commands.image import run
+    from gen.commands.lora import regions_of
 
     return run(
         prompts or [],
@@ -230,8 +230,8 @@ def replay(
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
-    from gen.cli.app.lora import regions_of
-    from gen.cli.app.replay import run
+    from gen.commands.lora import regions_of
+    from gen.commands.replay import run
 
     return run(
         picture,

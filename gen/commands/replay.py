@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.image import model_arguments
-from gen.cli.app.output import check_png, save_free, say
-from gen.io.errors import printable
-from gen.io.images import flat
-from gen.pipeline.recipe import READ, Machine, Recipe, open_picture, read_recipe
-from gen.pipeline.work import check_work
+from gen.commands.image import model_arguments
+from gen.commands.output import check_png, save_free, say
+from gen.files import printable
+from gen.images import flat
+from gen.recipe import READ, Machine, Recipe, open_picture, read_recipe
+from gen.work import check_work
 
 
 def run(
@@ -39,12 +39,12 @@ def run(
     recipe = read_recipe(path)
     check_work(recipe, max_work)
     target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
-    from gen.models.pretrained import PACKAGED
+    from gen.pretrained import PACKAGED
 
     if model is None and recipe.model.name not in PACKAGED:  # a file from outside must not choose what is opened or downloaded
         raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
 
-    from gen.cli.app.image import add_energies, guide_of, parse_options
+    from gen.commands.image import add_energies, guide_of, parse_options
 
     own = guide_of(guide)
 
@@ -70,7 +70,7 @@ def run(
         torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
     generator.name = recipe.model.name
     if lora:
-        from gen.cli.app.lora import load_recorded
+        from gen.commands.lora import load_recorded
 
         load_recorded(generator, recipe, lora, quiet, allow_nonfinite)
 

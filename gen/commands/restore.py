@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.app.image import parse_options
-from gen.cli.app.output import Target, check_png, save_all, save_free, say
+from gen.commands.image import parse_options
+from gen.commands.output import Target, check_png, save_all, save_free, say
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     given = parse_options(options) | ({"simulate": True} if simulate else {})
 
     from gen.generator import Generator, to_pil
-    from gen.tasks.restore import check_options, make_restoration
+    from gen.restore import check_options, make_restoration
 
     check_options(task, given)
     generator = Generator.from_pretrained(model, device, dtype)
@@ -43,7 +43,7 @@ def run(
     first = result.recipes[0]
     say(f"{task}, {first.num_inference_steps} steps, {time.perf_counter() - start:.1f} s on {generator.device}", quiet)
     if sheet is not None:
-        from gen.io.contact_sheet import contact_sheet
+        from gen.grid import contact_sheet
 
         made = make_restoration(task, picture, mask, given, first.height, first.width)
         before = to_pil(made.given.permute(0, 2, 3, 1).numpy())[0].resize((first.width, first.height), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gen.io.errors import printable
+from gen.files import printable
 
 
 def aligned(rows: Mapping[str, object]) -> str:
@@ -21,8 +21,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def info(path: Path, as_json: bool) -> str:
     """The recipe in a picture, ours or in AUTOMATIC1111's grammar."""
-    from gen.io.infotext import from_infotext
-    from gen.pipeline.recipe import CHUNK, RecipeError, read_chunks, read_recipe
+    from gen.infotext import from_infotext
+    from gen.recipe import CHUNK, RecipeError, read_chunks, read_recipe
 
     chunks = read_chunks(path)
     if CHUNK in chunks:
@@ -41,7 +41,7 @@ def info(path: Path, as_json: bool) -> str:
 
 
 def env() -> str:
-    from gen.cli.env import environment
+    from gen.env import environment
 
     return aligned(environment())
 

@@ -1,4 +1,4 @@
-"""What `fewstep image` and `fewstep replay` say of tweaks (`gen.tasks.training_free`): options on the command line to keywords of a call."""
+"""What `fewstep image` and `fewstep replay` say of tweaks (`gen.tweaks`): options on the command line to keywords of a call."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def keywords(
     options: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Those that say something, as a call takes them; ValueError for an option that belongs to none."""
-    from gen.cli.app.image import guide_of, parse_options
+    from gen.commands.image import guide_of, parse_options
 
     found: dict[str, Any] = {
         "negtome": "batch" if list(negtome or ()) == ["batch"] else negtome,

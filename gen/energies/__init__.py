@@ -1,4 +1,4 @@
-"""Energies by name: what a picture can be guided to (`gen.tasks.energy_guidance`). The table is closed; a module is imported when used.
+"""Energies by name: what a picture can be guided to (`gen.guide`). The table is closed; a module is imported when used.
 
 An energy is called with pictures (B, 3, H, W), nominally in [0, 1], and the run's condition, and returns log-densities (B,):
 -(distance / spread)^2 / 2 for those with a target. One with `for_prompts(prompts)` is asked for the energy of a batch.
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.lookup import build, check_options, find
+from samplers.names import build, check_options, find
 
 
 @dataclass(frozen=True)
 class EnergyInfo:
     """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
     default strength is times this, because the gradients of energies differ in size. method: the usual one of
-    `samplers.guidance.energy_methods`."""
+    `samplers.guidance.training_free`."""
 
     name: str
     module: str
@@ -36,16 +36,11 @@ ENERGIES: dict[str, EnergyInfo] = {
     info.name: info
     for info in (
         EnergyInfo(
-            "brightness",
-            "gen.tasks.energies.simple",
-            "Brightness",
-            "the mean brightness is `target`",
-            ("target", "spread"),
-            gain=4.0,
+            "brightness", "gen.energies.simple", "Brightness", "the mean brightness is `target`", ("target", "spread"), gain=4.0
         ),
         EnergyInfo(
             "colour",
-            "gen.tasks.energies.simple",
+            "gen.energies.simple",
             "Colour",
             "the middle of the picture has this colour, a name or #rrggbb",
             ("colour", "spread", "width", "match", "share"),
@@ -54,7 +49,7 @@ ENERGIES: dict[str, EnergyInfo] = {
         ),
         EnergyInfo(
             "composition",
-            "gen.tasks.energies.simple",
+            "gen.energies.simple",
             "Composition",
             "what differs from the border has its centre at x, y (shares of the picture)",
             ("x", "y", "spread"),
@@ -62,7 +57,7 @@ ENERGIES: dict[str, EnergyInfo] = {
         ),
         EnergyInfo(
             "clip",
-            "gen.tasks.energies.clip",
+            "gen.energies.clip",
             "ClipSimilarity",
             "CLIP finds the picture close to `text`, or to the prompt",
             ("model", "text", "scale"),
@@ -71,7 +66,7 @@ ENERGIES: dict[str, EnergyInfo] = {
         ),
         EnergyInfo(
             "aesthetic",
-            "gen.tasks.energies.clip",
+            "gen.energies.clip",
             "Aesthetic",
             "a head on CLIP's embedding of the picture gives a high score",
             ("model", "head", "scale"),

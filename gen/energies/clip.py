@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.io.weights import read_weights
+from gen import request
+from gen.checkpoints import read_weights
 from samplers.denoiser import Condition
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on, and their deviations

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen.io.weights import CheckpointError, listed, read_weights
+from gen.checkpoints import CheckpointError, listed, read_weights
 
 # VGG-16's convolutions by their place in torchvision's list, in the five parts after which features are taken; each part but
 # the first begins by halving the sides

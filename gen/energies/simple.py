@@ -8,7 +8,7 @@ import torch
 from PIL import ImageColor
 from torch import Tensor
 
-from gen.io import validators as request
+from gen import request
 from samplers.denoiser import Condition
 
 LUMA = (0.299, 0.587, 0.114)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.models.formats.table import nearest
+from gen.formats.table import nearest
 
 BLOCK = "transformer_blocks.{i}"
 # the rows of a block's self-attention and MLP, alike in all of its transformers

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.models.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
-from gen.models.formats.dit import HEADS, STORED, image_sizes
-from gen.models.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
+from gen.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
+from gen.formats.dit import HEADS, STORED, image_sizes
+from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
 
 NORM_EPS = 1e-5
 EMB = f"{BLOCK}.norm1.emb"

@@ -1,7 +1,7 @@
 """PixArt-alpha as diffusers keeps it: `PixArtTransformer2DModel`, or `Transformer2DModel` in older folders.
 
 The format has no features for "no text": diffusers encodes the empty prompt each time. `null_text` gives them to
-`gen.models.formats.read_checkpoint`, `null_length` how many of its tokens are real; without it they are zeros, and every call should
+`gen.formats.read_checkpoint`, `null_length` how many of its tokens are real; without it they are zeros, and every call should
 bring its own negative text.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gen.models.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
-from gen.models.formats.dit import STORED, image_sizes
-from gen.models.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
-from gen.models.formats.pixart import HEADS, scale_for
+from gen.formats.diffusers_config import BLOCK, BLOCK_ROWS, read_config, write_config
+from gen.formats.dit import STORED, image_sizes
+from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of
+from gen.formats.pixart import HEADS, scale_for
 
 NORM_EPS = 1e-6
 TOKENS = 120

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gen.models.formats.format import Format, Settings, Shapes, check_attention, count_blocks, heads_for, ratio, shape_of, side
+from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, heads_for, ratio, shape_of, side
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.io.weights import PICKLES, CheckpointError, TensorFile, listed, read_json
+from gen.checkpoints import PICKLES, CheckpointError, TensorFile, listed, read_json
 
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 INDEX = ".index.json"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gen.models.formats.table import Table
+from gen.formats.table import Table
 
 Shapes = Mapping[str, tuple[int, ...]]
 Settings = Mapping[str, Any]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.io.errors import opened
-from gen.io.weights import CheckpointError, listed, regular_file, write_weights
+from gen.checkpoints import CheckpointError, listed, regular_file, write_weights
+from gen.files import opened
 
 NESTINGS = ("ema", "state_dict", "model")  # where training code puts the weights; the first that is there is taken
 BUDGET = 1.5  # bytes of tensors, or of unpacked entries, per byte of file

@@ -8,19 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gen.models.formats.dit import STORED, image_sizes
-from gen.models.formats.format import (
-    Format,
-    Settings,
-    Shapes,
-    check_attention,
-    count_blocks,
-    given,
-    heads_for,
-    ratio,
-    shape_of,
-    side,
-)
+from gen.formats.dit import STORED, image_sizes
+from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, given, heads_for, ratio, shape_of, side
 
 HEADS = {1152: 16}
 

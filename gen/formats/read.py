@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.io.weights import CheckpointError, listed
-from gen.models.formats.files import Source, open_checkpoint
-from gen.models.formats.format import Format
-from gen.models.formats.registry import detect, find
-from gen.models.formats.table import Slot, expand, nearest
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
-from gen.nn.registry import build
+from gen.building import TooLarge, no_initialisation, no_larger_than
+from gen.checkpoints import CheckpointError, listed
+from gen.components import build
+from gen.formats.files import Source, open_checkpoint
+from gen.formats.format import Format
+from gen.formats.registry import detect, find
+from gen.formats.table import Slot, expand, nearest
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 SCALES = (1.0, 2.0, 0.5, 4.0)  # of sine-cosine positions
@@ -41,9 +41,9 @@ def read_checkpoint(
     text_tokens: int | None = None,
     null_length: int | None = None,
 ) -> nn.Module:
-    """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
+    """Read a network (`gen.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
-    format: a name of `gen.models.formats.FORMATS`; None: told from the names of the tensors. dtype: of the network; None: each tensor
+    format: a name of `gen.formats.FORMATS`; None: told from the names of the tensors. dtype: of the network; None: each tensor
     keeps the file's. null_text (text_tokens, text_dim): features of the empty prompt, for the formats that do not store them,
     of which the first null_length are real (None: all); without it they are zeros, and a warning says so. The others say what
     tensors cannot: the number of heads and the latent size where neither a published width nor a config.json tells them, the
@@ -98,7 +98,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _scale(source: Source, name: str, config: Mapping[str, Any]) -> float:
     """The scale that the positions in the file have."""
-    from gen.nn.backbones.dit import sincos_positions
+    from gen.backbones.dit import sincos_positions
 
     stored, grid = source.tensor(name), config["size"] // config["patch"]
     for scale in dict.fromkeys((config["position_scale"], *SCALES)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gen.io.weights import listed
-from gen.models.formats import diffusers_dit, diffusers_pixart, dit, pixart, uvit
-from gen.models.formats.format import Format
-from gen.models.formats.table import nearest
+from gen.checkpoints import listed
+from gen.formats import diffusers_dit, diffusers_pixart, dit, pixart, uvit
+from gen.formats.format import Format
+from gen.formats.table import nearest
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT for module in (uvit, dit, pixart, diffusers_dit, diffusers_pixart)

@@ -2,14 +2,14 @@
 
 The table of labels has a last row for "no label", except ImageNet 64's, which has exactly 1000 rows; `null_label` says so
 where the count does not. Text to image has no row for "no text": the authors use the CLIP features of the empty prompt, which
-`null_text` gives to `gen.models.formats.read_checkpoint`.
+`null_text` gives to `gen.formats.read_checkpoint`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from gen.models.formats.format import Format, Settings, Shapes, check_attention, count_blocks, heads_for, ratio, shape_of, side
+from gen.formats.format import Format, Settings, Shapes, check_attention, count_blocks, heads_for, ratio, shape_of, side
 
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
 CLIP_TOKENS = 77

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.io.folders import written_folder
-from gen.io.weights import listed, write_json, write_weights
-from gen.models.formats.files import NAMES
-from gen.models.formats.format import Format
-from gen.models.formats.read import default_null, own_tensors, slots_of
-from gen.models.formats.registry import find
-from gen.models.formats.table import Slot
-from gen.nn.registry import config_of
+from gen.checkpoints import listed, write_json, write_weights
+from gen.components import config_of
+from gen.folders import written_folder
+from gen.formats.files import NAMES
+from gen.formats.format import Format
+from gen.formats.read import default_null, own_tensors, slots_of
+from gen.formats.registry import find
+from gen.formats.table import Slot
 
 
 def write_checkpoint(network: nn.Module, path: Path | str, format: str, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a network in a published format (`gen.models.formats.FORMATS`): a .safetensors file, or for diffusers a folder.
+    """Write a network in a published format (`gen.formats.FORMATS`): a .safetensors file, or for diffusers a folder.
 
     dtype: of the file; None: as the network's. ValueError where the format cannot say what the network is. A warning, where
     the format's own code would use the same weights a little differently, or where it has no place for a tensor. Each file is

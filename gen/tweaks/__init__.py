@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gen.io.validators import Item
-from gen.pipeline.recipe import Recipe, TweakRecord
-from gen.pipeline.task import Batch, Kind
-from gen.tasks.training_free.options import TweakOptions
+from gen.kinds import Batch, Kind
+from gen.recipe import Recipe, TweakRecord
+from gen.request import Item
+from gen.tweak_options import TweakOptions
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.pipeline.settings import Settings
+    from gen.settings import Settings
     from samplers.denoiser import Denoiser
     from samplers.noise import NoiseSource
     from samplers.sample import Solver
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 # name -> (module, class), in the order in which they go around the network
 TWEAKS: dict[str, tuple[str, str]] = {
-    "reference": ("gen.tasks.training_free.pictures", "Reference"),
-    "negtome": ("gen.tasks.training_free.pictures", "NegTome"),
-    "aesthetic": ("gen.tasks.training_free.aesthetic", "Aesthetic"),
-    "concepts": ("gen.tasks.training_free.concepts", "Concepts"),
-    "greedy": ("gen.tasks.training_free.greedy", "GreedyChoice"),
+    "reference": ("gen.tweaks.pictures", "Reference"),
+    "negtome": ("gen.tweaks.pictures", "NegTome"),
+    "aesthetic": ("gen.tweaks.aesthetic", "Aesthetic"),
+    "concepts": ("gen.tweaks.concepts", "Concepts"),
+    "greedy": ("gen.tweaks.greedy", "GreedyChoice"),
 }
 
 

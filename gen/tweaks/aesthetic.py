@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from samplers.lookup import check_options
 from torch import Tensor, nn
 
-from gen.io import validators as request
-from gen.io.weights import read_weights
-from gen.nn.conditions import join
-from gen.nn.prompt_weights import weighted
-from gen.pipeline.recipe import TweakRecord
-from gen.tasks.training_free import Tweak, several, wanted
+from gen import request
+from gen.checkpoints import read_weights
+from gen.conditions import join
+from gen.recipe import TweakRecord
+from gen.tweaks import Tweak, several, wanted
+from gen.weighting import weighted
 from samplers.denoiser import Condition
+from samplers.names import check_options
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -156,7 +156,7 @@ def towers(generator: Generator) -> list[Tower]:
         return [Tower(encoder, lambda text: encoder.pooled([weighted(text)[0]]))]
     found = []
     if encoder is not None and hasattr(encoder, "encoders"):
-        from gen.models.bridge.prompts import Clip
+        from gen.bridge.prompts import Clip
 
         found = [Tower(m.encoder, lambda text, m=m: m.read(text)[1]) for m in encoder.modules() if isinstance(m, Clip)]
     if not found:

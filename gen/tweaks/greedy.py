@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.pipeline.recipe import TweakRecord
-from gen.tasks.energies import energy_info, get_energy
-from gen.tasks.energy_guidance import on_latents
-from gen.tasks.training_free import Tweak, several, wanted
+from gen import request
+from gen.energies import energy_info, get_energy
+from gen.guide import on_latents
+from gen.recipe import TweakRecord
+from gen.tweaks import Tweak, several, wanted
 from samplers.denoiser import Denoiser
 from samplers.guidance.greedy import Greedy, draws, guidance_scales, interpolations, together
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.guidance.multi_reference import MultiReference
-from samplers.guidance.reference_batch import References
-from samplers.lookup import check_options
 from torch import Tensor
 
-from gen.io import validators as request
-from gen.io.images import digest, fit, read_picture
-from gen.nn.conditions import pad_tokens
-from gen.pipeline.recipe import First, TweakRecord
-from gen.tasks.edit import fit_told, read_mask, slack
-from gen.tasks.training_free import Tweak, several, wanted
+from gen import request
+from gen.conditions import pad_tokens
+from gen.edit import fit_told, read_mask, slack
+from gen.images import digest, fit, read_picture
+from gen.recipe import First, TweakRecord
+from gen.tweaks import Tweak, several, wanted
 from samplers.denoiser import Condition, Denoiser
+from samplers.guidance.beside import References
+from samplers.guidance.mrsa import MultiReference
 from samplers.guidance.negtome import NegativeMerging
+from samplers.names import check_options
 from samplers.noise import normal
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
+    from gen.request import Item
 
 MAX_REFERENCES = 16
 

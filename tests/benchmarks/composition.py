@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gen.cli.app.show import table
-from gen.models.pretrained import DTYPES
-from gen.nn.backbones.fused import pack
-from gen.nn.backbones.presets import build_preset
 from torch import nn
 
 from gen.adapters import Adapter, Adapters, Delta
 from gen.adapters.apply import _Hook
+from gen.backbones.fused import pack
+from gen.backbones.presets import build_preset
+from gen.commands.show import table
 from gen.generator import Generator
+from gen.pretrained import DTYPES
 from samplers.composition import Composite, Switch
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import RectifiedFlow

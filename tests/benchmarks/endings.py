@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 
 import torch
-from gen.cli.app.show import table
-from samplers.analytic import Gaussian, Mixture
 from torch import Tensor
 
+from gen.commands.show import table
 from samplers import (
     NoiseLevel,
     Path,
@@ -30,6 +29,7 @@ from samplers import (
 )
 from samplers.grids import Grid
 from samplers.solvers.registry import SOLVERS
+from tests.oracles import Gaussian, Mixture
 
 PATHS: dict[str, Path] = {
     "VE": VarianceExploding(),

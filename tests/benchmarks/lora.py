@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gen.cli.app.show import table
 from torch import Tensor
 
 from customization.algebra import Keep, core_svd, resize, sketch_svd
 from gen.adapters import Adapter, Delta
+from gen.commands.show import table
 
 SIZES = ((320, 64, 16), (640, 64, 16), (1280, 64, 16), (1280, 128, 32))
 

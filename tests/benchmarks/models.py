@@ -20,12 +20,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-from gen.cli.app.show import table
-from gen.nn.backbones.cost import cost
-from gen.nn.backbones.fused import pack
-from gen.nn.backbones.presets import build_preset
 from torch import Tensor, nn
 
+from gen.backbones.cost import cost
+from gen.backbones.fused import pack
+from gen.backbones.presets import build_preset
+from gen.commands.show import table
 from samplers.denoiser import Condition, Context
 
 BATCH, REAL = 2, 20  # rows, and how many of the T5 tokens a usual prompt has

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from gen.cli.app.show import table
 from torch import Tensor
 
+from gen.commands.show import table
 from gen.generator import Generator
 from samplers.registry import get_grid
 from tests.gen import pipelines

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gen.cli.app.show import table
 from torch import Tensor
 
 from distill.emoji.captions import read_common
 from distill.evaluate import choose_labels
 from distill.evaluator.network import load_evaluator
+from gen.commands.show import table
 from gen.generator import Generator
 from samplers.cache.registry import CACHES
 from samplers.guidance.registry import GUIDANCE

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gen.io.contact_sheet import to_pictures, wrap, write_png
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from gen.grid import to_pictures, wrap, write_png
 
 TOP, GAP = 34, 3
 

@@ -8,13 +8,13 @@ import math
 import peft
 import pytest
 import torch
-from gen.nn.registry import build
 from pydantic import ValidationError
 from torch.testing import assert_close
 
 from customization.injection import AdapterConfig, inject
 from customization.objective import FORMATS, CustomizationConfig
 from gen.adapters import read_adapter
+from gen.components import build
 from gen.generator import Generator
 from samplers.denoiser import Context
 from tests.customization.kit import objective, shake

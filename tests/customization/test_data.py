@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.recipe import read_recipe, save_image
 from PIL import Image
 from torch.testing import assert_close
 
@@ -16,6 +15,7 @@ from customization.objective import literal
 from distill.emoji.packs import DataError
 from distill.objective import Batch, Draws
 from gen.generator import Generator
+from gen.recipe import read_recipe, save_image
 from tests.customization.kit import objective, pictures
 
 

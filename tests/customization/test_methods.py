@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gen.models.folder import write_model
-from gen.nn.registry import build
 from torch import nn
 from torch.testing import assert_close
 
@@ -22,7 +20,9 @@ from customization.train import check_method, read_config
 from distill.objective import Draws, Phase
 from distill.schedule import lr_factor
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
+from gen.components import build
 from gen.generator import Generator
+from gen.model_folder import write_model
 from samplers.path import RectifiedFlow, VariancePreservingSDE
 from samplers.prediction import Prediction, prediction_row
 from tests.customization.kit import pictures, shake, trainer

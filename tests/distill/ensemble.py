@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from gen.models.folder import ModelConfig
-from samplers.analytic import Mixture
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Objective, Phase
 from distill.objectives.student import Teacher, following
+from gen.model_folder import ModelConfig
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
+from tests.oracles import Mixture
 
 SEEDS = 5
 STD = 0.3  # of each Gaussian

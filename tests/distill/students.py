@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gen.models.folder import ModelConfig
-from gen.nn.registry import build
-from samplers.analytic import Gaussian, Mixture
 from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.student import StudentObjective, Teacher
+from gen.components import build
+from gen.model_folder import ModelConfig
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.path import NoiseLevel
 from samplers.prediction import prediction_row
 from samplers.registry import get_solver
 from samplers.sample import sample
 from tests.gen.conftest import randomise
+from tests.oracles import Gaussian, Mixture
 
 FLOW = {"type": "rectified_flow"}
 VP = {"type": "variance_preserving", "betas": "cosine", "steps": 64}

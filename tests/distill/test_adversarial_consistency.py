@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.nn.registry import build
 from torch import Tensor, nn
 
 from distill.discriminator import block_features
@@ -13,6 +12,7 @@ from distill.objectives.adversarial_consistency import AdversarialConsistencyCon
 from distill.objectives.adversarial_continuous import AdversarialContinuousConfig, AdversarialContinuousObjective
 from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from gen.components import build
 from samplers.denoiser import Context
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, loss_of, models_of, tiny_teacher
 

@@ -4,7 +4,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from gen.nn.registry import build, save_component
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -15,6 +14,7 @@ from distill.evaluate import Settings, counts, set_distances, subjects
 from distill.evaluator.pictures import read_pictures
 from distill.features import Features, load_features
 from distill.references import References, in_8_bits, weights_digest
+from gen.components import build, save_component
 from gen.generator import Generator
 from tests.distill.evaluation import SIZE
 from tests.distill.students import randomise

@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from gen.nn.registry import build
 from torch import nn
 
 from distill.config import TrainConfig
@@ -14,6 +13,7 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives import make_objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective, averaged
 from distill.trainer import Trainer
+from gen.components import build
 from samplers.denoiser import Condition
 from samplers.prediction import Prediction, prediction_row
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.nn.registry import build
-from samplers.analytic import Gaussian
 from torch import Tensor, nn
 
 from distill.lora import LoraNetwork
 from distill.objective import Draws, Phase
 from distill.objectives.distribution_matching import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
+from gen.components import build
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, batch_of, exact_teacher, latents, models_of, tiny_teacher
 from tests.gen.conftest import randomise
+from tests.oracles import Gaussian
 
 CRITIC = Phase("critic", "critic")
 CPU = torch.device("cpu")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.cli.app import ENERGIES
-from gen.tasks.energies import EnergyInfo, get_energy
 from PIL import Image
 
 from distill.evaluator.augment import views
 from distill.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
 from distill.evaluator.network import Block, Evaluator, EvaluatorConfig
+from gen.cli import ENERGIES
+from gen.energies import EnergyInfo, get_energy
 from samplers.denoiser import Condition
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.nn.registry import build
 from torch import Tensor
 
 from distill import metrics
@@ -15,6 +14,7 @@ from distill.objectives import frechet as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.population import Population, transport
+from gen.components import build
 from tests.distill.cases import AUTOENCODER
 from tests.distill.processes import on_processes
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, latents, models_of, tiny_teacher

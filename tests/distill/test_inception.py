@@ -1,11 +1,11 @@
 import pytest
 import torch
-from gen.io.weights import CheckpointError
 from safetensors.torch import save_file
 from torch import nn
 
 from distill.features import load_features
 from distill.inception import Conv, Inception, load_inception
+from gen.checkpoints import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from gen.nn.registry import build
 from torch import nn
 
 from distill import memory, recompute
 from distill.run_folder import TrainingError
 from distill.train import main
+from gen.components import build
 from samplers.denoiser import Condition, Context
 from tests.distill.toy import duel_trainer, toy_trainer
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from gen.nn.registry import build
 
 from distill.consistency import Boundary, at_ratio, growing_decay
 from distill.evaluator.network import Evaluator, EvaluatorConfig
@@ -17,6 +16,7 @@ from distill.objectives.consistency import ConsistencyDistillationConfig, Consis
 from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.easy_consistency import EasyConsistencyConfig, EasyConsistencyObjective
 from distill.objectives.improved_consistency import ImprovedConsistencyConfig, ImprovedConsistencyObjective
+from gen.components import build
 from gen.generator import Generator
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER

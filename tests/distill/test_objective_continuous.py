@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from gen.nn.registry import build
 from torch import nn
 
 from distill.derivative import along
 from distill.objective import Draws, Phase
 from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, aimed, select
+from gen.components import build
 from gen.generator import Generator
 from samplers.denoiser import Condition
 from tests.distill.flow_maps import ExactEnd, ExactMap, gaussian_teacher

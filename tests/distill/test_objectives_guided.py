@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from gen.nn.registry import build
 from torch import nn
 
 from distill.discriminator import TokenHeads, block_features, hinge_discriminator
@@ -17,6 +16,7 @@ from distill.objectives.latent_consistency import LatentConsistencyConfig, Laten
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
 from distill.parallel import fixed
+from gen.components import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.path import NoiseLevel

@@ -11,8 +11,6 @@ import math
 
 import pytest
 import torch
-from gen.nn.registry import build
-from samplers.analytic import Mixture
 from torch import nn
 
 from distill.objective import Draws
@@ -21,11 +19,13 @@ from distill.objectives.multistep_consistency import MultistepConsistencyConfig,
 from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
 from distill.objectives.tract import TractConfig, TractObjective
 from distill.steps import adjusted_ddim, ddim
+from gen.components import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.registry import get_grid
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Jump, batch_of, exact_teacher, loss_of, tiny_teacher
 from tests.gen.conftest import randomise
+from tests.oracles import Mixture
 
 BOTH = pytest.mark.parametrize(("path", "kind"), [(FLOW, "flow"), (FLOW, "x0"), (VP, "v"), (VP, "eps")])
 

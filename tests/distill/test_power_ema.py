@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gen.io.weights import CheckpointError
 from scipy.integrate import quad
 from torch import nn
 
 from distill.ema import Ema, find_snapshots, main, reconstruct
 from distill.power_ema import combination, decay, gamma_of, inner
+from gen.checkpoints import CheckpointError
 from tests.distill.toy import toy_trainer
 
 

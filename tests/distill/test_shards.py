@@ -12,7 +12,6 @@ from collections import Counter
 import pytest
 import torch
 import yaml
-from gen.nn.registry import load_component, save_component
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -25,6 +24,7 @@ from distill.sources.latent_files import content_hash
 from distill.sources.order import Order, bucket_sizes, nearest_bucket
 from distill.sources.report import Unusable
 from distill.sources.tar import members
+from gen.components import load_component, save_component
 from tests.distill.processes import forked
 from tests.distill.test_sources import folder, images, png
 from tests.gen.conftest import tiny_autoencoder

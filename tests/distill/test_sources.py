@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gen.nn.registry import save_component
 from PIL import Image
 
 from distill import data
@@ -23,6 +22,7 @@ from distill.data import make_source
 from distill.emoji.packs import DataError
 from distill.sources.decode import decode, probe
 from distill.sources.report import Unusable
+from gen.components import save_component
 
 
 def png(width=32, height=32, colour=(200, 30, 30), mode="RGB", **options) -> bytes:
@@ -250,11 +250,10 @@ def test_captions_as_other_programs_write_them(tmp_path):
 
 def test_every_text_may_begin_with_a_byte_order_mark(tmp_path):
     """One loop over what reads text: prompts, rows, JSON, YAML, layouts, tables of steps."""
-    from gen.io.errors import decode_text, read_text
-    from gen.io.weights import read_json
-    from gen.tasks.layout_file import read_layout
-
     from distill.config import read_yaml
+    from gen.checkpoints import read_json
+    from gen.files import decode_text, read_text
+    from gen.layout_file import read_layout
 
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "p.txt").write_bytes("a cat\r\na dog\r\n".encode(encoding))

@@ -6,8 +6,6 @@ import copy
 
 import pytest
 import torch
-from gen.nn.registry import build
-from samplers.analytic import Mixture
 from torch import nn
 
 from distill import losses, steps
@@ -15,6 +13,7 @@ from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Draws
 from distill.objectives import make_objective
 from distill.objectives.student import StudentConfig, StudentObjective, Teacher, move_towards
+from gen.components import build
 from gen.generator import Generator
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
@@ -23,6 +22,7 @@ from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 from tests.distill.students import FLOW, SHAPE, SIZES, VP, batch_of, exact_teacher, model, tiny_teacher
 from tests.gen.conftest import randomise
+from tests.oracles import Mixture
 
 
 def objective_of(model: Teacher, network=None, /, **config) -> StudentObjective:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.nn.registry import from_registry
 from torch import nn
 
 from distill.discriminator import block_features
@@ -13,6 +12,7 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives import OBJECTIVES, make_objective
 from distill.objectives.student import Teacher, TeacherConfig
 from gen.adapters import Adapters, read_adapter
+from gen.components import from_registry
 from samplers.denoiser import Context
 from tests.distill.students import loss_of
 from tests.gen import pipelines

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.nn import batch_invariance as rounding
 
+from gen import rounding
 from gen.adapters import Adapter, Delta
 from gen.generator import Generator
 from samplers.cache.registry import CACHES

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers.image_processor import PixArtImageProcessor
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
-from gen.cli.app import app as cli
-from gen.io.images import cut_to
-from gen.models.buckets import TABLES, nearest
-from gen.pipeline.recipe import read_recipe
 from PIL import Image
 
+from gen import cli
+from gen.bins import TABLES, nearest
 from gen.generator import Generator
+from gen.images import cut_to
+from gen.recipe import read_recipe
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.models.bridge.hooks import LAYOUTS, Heads
-from gen.models.bridge.load import CLASSES
 
+from gen.bridge.hooks import LAYOUTS, Heads
+from gen.bridge.load import CLASSES
 from gen.generator import Generator
 from samplers.denoiser import Context
 from samplers.hooks import with_hook

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gen.pipeline.settings import Sampling, make_settings
 
 from gen.generator import Generator
+from gen.settings import Sampling, make_settings
 from samplers.path import VariancePreserving
 from tests.gen import pipelines
 

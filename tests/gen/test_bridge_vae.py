@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.models.bridge.vae import BridgedAutoencoder, tiled
-from gen.pipeline import preview
 
+from gen import preview
+from gen.bridge.vae import BridgedAutoencoder, tiled
 from tests.gen import pipelines
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from gen.models.pretrained import DEFAULT
 
 from distill.evaluator.colours import object_colours
 from gen import Generator
+from gen.pretrained import DEFAULT
 
 
 @pytest.fixture(scope="module")

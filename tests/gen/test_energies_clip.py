@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.tasks.energies import energy_info, get_energy
-from gen.tasks.energies.clip import DEVIATION, MEAN, Aesthetic, ClipSimilarity, embed_images, read_head
 from safetensors.torch import save_file
 
+from gen.energies import energy_info, get_energy
+from gen.energies.clip import DEVIATION, MEAN, Aesthetic, ClipSimilarity, embed_images, read_head
 from samplers.denoiser import Condition
 from tests.gen.pipelines import LETTERS, clip_tokenizer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.guidance_stack import Rules
-from gen.pipeline.recipe import Recipe
 
+from gen.field import Rules
+from gen.recipe import Recipe
 from samplers.cache import FirstBlockCache, Reuse
 from samplers.cache.registry import CACHES
 from samplers.denoiser import Condition, Context
@@ -177,7 +177,9 @@ def test_the_common_case_imports_no_family():
     import subprocess
     import sys
 
-    code = "import sys; from gen.pipeline.guidance_stack import Rules; Rules.of(None, {}, None, None); print('samplers.guidance.apg' in sys.modules)"
+    code = (
+        "import sys; from gen.field import Rules; Rules.of(None, {}, None, None); print('samplers.guidance.apg' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert Rules.of("CFG", {}, "fbcache", {}).cache == ("first_block",)

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.nn.backbones import fused
-from gen.nn.backbones.fused import PackedLinear, linear_gelu, pack
 from torch import nn
 
+from gen.backbones import fused
+from gen.backbones.fused import PackedLinear, linear_gelu, pack
 from gen.generator import Generator
 
 

@@ -6,18 +6,18 @@ import re
 import numpy as np
 import pytest
 import torch
-from gen.cli.app import main
-from gen.nn.conditions import join
-from gen.pipeline.recipe import RecipeError, read_recipe
-from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
-from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from PIL import Image
-from samplers.multi_model.masks import rest, soften
-from samplers.multi_model.regions import Region, Regions
 
 from gen.adapters import Adapter, Delta
+from gen.cli import main
+from gen.conditions import join
 from gen.generator import Generator
+from gen.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
+from gen.layout_file import LayoutError, colour_masks, painted_layout, read_layout
+from gen.recipe import RecipeError, read_recipe
 from samplers.guidance import ClassifierFree
+from samplers.joint.masks import rest, soften
+from samplers.joint.regions import Region, Regions
 from samplers.noise import normal
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver

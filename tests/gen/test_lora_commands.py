@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from gen.nn.registry import load_component
 from safetensors.torch import load_file, save_file
 
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.adapters.skeleton import skeleton
+from gen.components import load_component
 from gen.generator import Generator
 from tests.gen import pipelines
 from tests.gen.malformed import MALFORMED
@@ -64,9 +64,9 @@ def test_what_a_file_holds(fewstep, file):  # noqa: F811
 
 
 def test_what_fits_a_model(fewstep, file, tiny_model, monkeypatch):  # noqa: F811
-    import gen.io.weights
+    import gen.checkpoints
 
-    monkeypatch.setattr(gen.io.weights, "load_weights", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(gen.checkpoints, "load_weights", lambda *_: pytest.fail("weights were read"))
     code, out, _ = fewstep("lora", "inspect", file, "--model", tiny_model, "--json")
     assert code == 0 and json.loads(out)["model"]["matched"] == {
         "denoiser.in_blocks_0_attn_qkv": ["in_blocks.0.attn.qkv"],

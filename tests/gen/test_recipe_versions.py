@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from gen.pipeline.recipe import Recipe
 
+from gen.recipe import Recipe
 from samplers.registry import solver_info, solver_names
 
 CALL = {"seed": 5, "num_inference_steps": 6, "progress": False}

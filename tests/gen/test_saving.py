@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from gen.io import folders
 from safetensors.torch import load_file
 
+from gen import folders
 from gen.generator import Generator
 from samplers.registry import get_grid
 from tests.gen import published
@@ -134,9 +134,7 @@ def test_a_failed_save_leaves_nothing(bridged, tmp_path, monkeypatch):
     _, generator = bridged("dit")
     folder = generator.save_pretrained(tmp_path / "model")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(
-        "gen.models.saving.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("gen.saving.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for place in ("model", "other"):
         with pytest.raises(OSError, match="No space"):
             generator.save_pretrained(tmp_path / place, overwrite=True)

@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gen.cli.app import main
-from gen.io.images import read_picture
-from gen.pipeline.recipe import Recipe, read_recipe
-from gen.tasks.training_free.aesthetic import Aesthetic, climb, towers, weights_kept
-from gen.tasks.training_free.concepts import _positions
 from PIL import Image
 from safetensors.torch import save_file
-from samplers.guidance.multi_reference import MultiReference
-from samplers.guidance.reference_batch import References
-from samplers.guidance.t2i_zero import ConceptSuppression, corrected
 
+from gen.cli import main
+from gen.images import read_picture
+from gen.recipe import Recipe, read_recipe
+from gen.tweaks.aesthetic import Aesthetic, climb, towers, weights_kept
+from gen.tweaks.concepts import _positions
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
+from samplers.guidance.beside import References
+from samplers.guidance.concepts import ConceptSuppression, corrected
 from samplers.guidance.greedy import Greedy, guidance_scales
+from samplers.guidance.mrsa import MultiReference
 from samplers.guidance.negtome import NegativeMerging
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
@@ -44,8 +44,7 @@ MASK = Image.fromarray(np.pad(np.full((16, 32), 255, np.uint8), ((0, 16), (0, 0)
 @pytest.fixture(scope="module")
 def dit():
     """A DiT that reads text: it has every hook."""
-    from gen.nn.registry import build
-
+    from gen.components import build
     from gen.generator import Generator
 
     sizes = {**UVIT, "type": "dit", "text_tokens": 8, "text_dim": 16}

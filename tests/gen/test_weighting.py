@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 import pytest
-from gen.nn.prompt_weights import token_weights, weighted
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gen.weighting import token_weights, weighted
 
 EXAMPLES = {
     "normal text": [("normal text", 1)],

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     ClassifierFree,
@@ -21,6 +20,7 @@ from samplers import (
     trajectory,
 )
 from samplers.editing import EDICT, invert_edict, invert_exact
+from tests.oracles import Mixture, reference_ode
 
 VP, RF = VariancePreserving.linear(), RectifiedFlow()
 PATHS = {"VP": VP, "RF": RF}

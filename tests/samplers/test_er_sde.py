@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -22,6 +21,7 @@ from samplers import (
 )
 from samplers.sample import Evaluation
 from samplers.solvers.er_sde import ERSDE, er_moments
+from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE = VarianceExploding(0.01, 100.0)

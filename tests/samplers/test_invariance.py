@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import SOLVERS as SOLVER_ROWS
 from samplers import (
@@ -21,6 +20,7 @@ from samplers import (
     solver_names,
 )
 from samplers.grids import uniform_time
+from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE, VP, RF = VarianceExploding(), VariancePreserving.linear(), RectifiedFlow()

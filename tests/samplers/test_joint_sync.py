@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers.analytic import Mixture
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.sync_diffusion import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
-from samplers.canvas.windows import Windows
 
 from samplers import (
     Condition,
@@ -23,7 +19,11 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.joint.sync import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import Windows
 from samplers.sample import State
+from tests.oracles import Mixture
 from tests.samplers.canvases import LookAround, draw
 
 VE, VP, RF = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     Condition,
@@ -21,6 +20,7 @@ from samplers import (
 from samplers.grids import from_table
 from samplers.path import NoiseLevel
 from samplers.solvers.pndm import PNDM
+from tests.oracles import Mixture, reference_ode
 
 
 @pytest.fixture

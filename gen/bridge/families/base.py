@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from gen.models.bridge.network import BridgedNetwork
-from gen.models.bridge.prompts import PromptReader
+from gen.bridge.network import BridgedNetwork
+from gen.bridge.prompts import PromptReader
 
 Parts = Mapping[str, Any]  # part name -> network, tokenizer, or None where the pipeline may do without and does
 
@@ -22,8 +22,8 @@ class Family:
     being the one that is used for all (names from older versions come after it). optional: parts that may be missing.
     network(parts, index): the backbone behind our interface. reader(parts, index): its prompts, or None without text.
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
-    scheduler says. native: the format of `gen.models.formats` by which our own network reads the backbone.
-    bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
+    scheduler says. native: the format of `gen.formats` by which our own network reads the backbone.
+    bins: whether pictures are made at the nearest size of `gen.bins` by default; None: there is no list.
     own_sigmas: the pipeline hands even sigmas to a flow scheduler.
     """
 

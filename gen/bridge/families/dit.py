@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.models.bridge.families.base import VAES, Family, Parts, latent_size
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.families.base import VAES, Family, Parts, latent_size
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
 from samplers.denoiser import Condition
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
 from samplers.denoiser import Condition
 
 T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.models.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts, latent_size
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.parts import TextPart
+from gen.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.parts import TextPart
 from samplers.denoiser import Condition
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.models.bridge.families.base import Family, Parts, latent_size
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import PromptReader, Sentence
+from gen.bridge.families.base import Family, Parts, latent_size
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.prompts import PromptReader, Sentence
 from samplers.denoiser import Condition
 
 TOKENS = 300

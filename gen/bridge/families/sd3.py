@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
 from samplers.denoiser import Condition
 
 T5_TOKENS = 256

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
-from gen.models.bridge.families.stable_diffusion import UNet, defaults
-from gen.models.bridge.network import setting
-from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from gen.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.bridge.families.stable_diffusion import UNet, defaults
+from gen.bridge.network import setting
+from gen.bridge.prompts import Clip, PromptReader, whole_mask
 from samplers.denoiser import Condition
 
 

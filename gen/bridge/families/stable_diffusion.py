@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from gen.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.bridge.prompts import Clip, PromptReader, whole_mask
 from samplers.denoiser import Condition
 
 LCM_GUIDANCE = 8.5

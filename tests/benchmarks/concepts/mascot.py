@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gen.io.contact_sheet import write_png
-from gen.io.weights import write_bytes
 from PIL import Image, ImageDraw
 
 from distill.emoji.recolor import BACKGROUNDS
+from gen.checkpoints import write_bytes
+from gen.grid import write_png
 from samplers.noise import fold
 
 WORD = "<zib>"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.io.weights import read_weights, sha256, write_json, write_weights
 from torch import Tensor
 
 from distill.emoji.captions import read_common
 from distill.emoji.recolor import BACKGROUNDS
 from distill.evaluator.network import Evaluator
+from gen.checkpoints import read_weights, sha256, write_json, write_weights
 from gen.generator import Generator
 from samplers.noise import fold
 from tests.benchmarks.concepts.fidelity import Likeness, background

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from gen.io.weights import read_weights, write_bytes, write_json, write_weights
 from torch import Tensor
 
 from distill.emoji.captions import read_common
@@ -21,6 +20,7 @@ from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
 from distill.evaluator.pictures import read_pictures
+from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
 from tests.benchmarks.guidance.measure import Bench, Cell
 from tests.benchmarks.guidance.report import markdown, result, write_sheet

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.io.weights import read_weights, write_json, write_weights
 from torch import Tensor
 
+from gen.checkpoints import read_weights, write_json, write_weights
 from gen.generator import Generator
 from samplers.noise import fold
 from tests.benchmarks.guidance.tasks import Subject, Task, World
