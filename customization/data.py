@@ -31,10 +31,10 @@ from distill.sources.latents import Latents, LatentsConfig
 from distill.sources.pictures import BucketConfig, stack
 from distill.sources.report import Unusable
 from distill.sources.transform import Resize, choose_view, render
-from gen.checkpoints import write_bytes
-from gen.components import Config, from_registry
 from gen.generator import Generator
-from gen.images import alpha
+from gen.io.images import alpha
+from gen.io.weights import write_bytes
+from gen.nn.registry import Config, from_registry
 from samplers.noise import fold
 
 NONE_GIVEN = "Write NAME.txt beside each picture, or give one prompt for all."
@@ -123,7 +123,7 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
     _check_made_of(config, folder, generator)
     missing = [i for i in range(config.count) if not (folder / f"{i:05d}.png").exists()][: max(config.count - there, 0)]
     if missing:
-        from gen.recipe import save_image
+        from gen.pipeline.recipe import save_image
 
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -147,7 +147,7 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
 def _check_made_of(config: PriorConfig, folder: Path, generator: Generator) -> None:
     """ValueError where pictures in the folder are another prompt's or another model's, as their recipes say; pictures without a
     recipe are their owner's."""
-    from gen.recipe import RecipeError, read_recipe
+    from gen.pipeline.recipe import RecipeError, read_recipe
 
     prompts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():

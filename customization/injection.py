@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from customization.trained import widened
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 NAME = "default"  # peft's name for the one adapter

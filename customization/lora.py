@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gen.commands.parser import Parser, add_output, one_output
+from gen.cli.parser import Parser, add_output, one_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

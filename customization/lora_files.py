@@ -27,11 +27,11 @@ from customization.algebra.svd import Keep
 from gen.adapters import FORMATS, Adapter, Delta, read_adapter, renamed, write_adapter
 from gen.adapters.model import other_names
 from gen.adapters.skeleton import skeleton
-from gen.commands.lora import parse_lora
-from gen.commands.output import check_writable, say
-from gen.commands.show import table
-from gen.files import printable
-from gen.pretrained import DTYPES, find_model
+from gen.cli.lora import parse_lora
+from gen.cli.output import check_writable, say
+from gen.cli.show import table
+from gen.io.errors import printable
+from gen.models.pretrained import DTYPES, find_model
 from samplers.atomic import written
 
 

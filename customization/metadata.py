@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gen.recording import fewstep_version
+from gen.pipeline.recording import fewstep_version
 
 if TYPE_CHECKING:
     from customization.objective import CustomizationConfig

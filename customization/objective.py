@@ -35,13 +35,13 @@ from gen.adapters.apply import inner
 from gen.adapters.files import IN_FOLDER
 from gen.adapters.model import parts_of
 from gen.adapters.peft_config import BESIDE
-from gen.checkpoints import write_bytes, write_json, write_weights
-from gen.components import Config
-from gen.conditions import join
 from gen.generator import Generator
-from gen.learned_tokens import LearnedTokens
-from gen.model_folder import RectifiedFlowPath
-from gen.pretrained import find_model
+from gen.io.weights import write_bytes, write_json, write_weights
+from gen.models.folder import RectifiedFlowPath
+from gen.models.pretrained import find_model
+from gen.nn.conditions import join
+from gen.nn.learned_tokens import LearnedTokens
+from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction

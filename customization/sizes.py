@@ -11,8 +11,8 @@ from torch import Tensor
 
 from customization.data import ConceptConfig, ConceptData
 from distill.objective import Batch
-from gen.components import Config
 from gen.generator import Generator
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 

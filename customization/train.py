@@ -18,7 +18,7 @@ from typing import Any
 
 from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
-from gen.commands.parser import Parser
+from gen.cli.parser import Parser
 
 # Of a run without a config. For the shipped model the layers that read the text alone, measured: more layers, a higher rate or
 # more steps forget other things (`tests/benchmarks/teaching.py`, docs/lora.md).
@@ -30,7 +30,7 @@ TOKEN_RATE = 5.0  # of the learning rate, for the vectors of new words
 def check_method(config: dict[str, Any]) -> tuple[Any, Any]:
     """(objective class, checked config) of a run; ValueError for a type or options that are not known."""
     from customization.registry import METHODS
-    from gen.components import from_registry
+    from gen.nn.registry import from_registry
 
     return from_registry(METHODS, "method", {"type": "lora", **config})
 
@@ -270,8 +270,8 @@ def check_free(path: Path) -> None:
 def place(export: Path, path: Path) -> Path:
     """Copy a finished adapter, a file or peft's folder, to its own name in one piece."""
     from customization.objective import WEIGHTS
-    from gen.checkpoints import write_bytes
-    from gen.folders import written_folder
+    from gen.io.folders import written_folder
+    from gen.io.weights import write_bytes
 
     check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)

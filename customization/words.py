@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gen.adapters.words import embedding_of, readers_of, teach
-from gen.components import Config
 from gen.generator import Generator
-from gen.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
-from gen.wordpiece import UNK
+from gen.nn.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
+from gen.nn.registry import Config
+from gen.nn.wordpiece import UNK
 from samplers.noise import fold
 
 PREFIX = "words_"  # of the parts that hold them

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.objective import Batch, Objective
-from gen.components import component_digest, config_of
+from gen.nn.registry import component_digest, config_of
 
 
 class Disagreement(ValueError):

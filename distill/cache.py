@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from distill.sources.latents import CachedPictures
-from gen.commands.parser import Parser
+from gen.cli.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

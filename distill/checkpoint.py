@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.checkpoints import CheckpointError, read_json, read_weights, sha256, write_bytes, write_json, write_weights
-from gen.files import read_text
-from gen.folders import put_in_place, recover
+from gen.io.errors import read_text
+from gen.io.folders import put_in_place, recover
+from gen.io.weights import CheckpointError, read_json, read_weights, sha256, write_bytes, write_json, write_weights
 from samplers.atomic import beside, sync
 
 PREFIX = "step-"

@@ -34,7 +34,7 @@ from distill.references import References, digest, in_8_bits, weights_digest
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.text import TextEncoder
+    from gen.nn.text_encoder import TextEncoder
 
 AGREES = 0.05  # root-mean-square difference, over [-1, 1], between a kept picture and one drawn again
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from gen.components import Config, describe
-from gen.files import CheckpointError, read_text
-from gen.key_hints import dotted_keys, unknown_key
-from gen.plain_yaml import PlainLoader
+from gen.io.errors import CheckpointError, read_text
+from gen.io.key_hints import dotted_keys, unknown_key
+from gen.io.plain_yaml import PlainLoader
+from gen.nn.registry import Config, describe
 
 MAX_WIDTH = 0.28  # of a power-function average: gamma -> -1 has 1 / sqrt(12)
 
@@ -237,7 +237,7 @@ def _typed_keys(values: dict[str, Any]) -> list[str]:
     """The keys of the sections that are validated by the type that they name, as far as it is known."""
     from distill.data import SOURCES
     from distill.objectives import OBJECTIVES
-    from gen.components import COMPONENTS
+    from gen.nn.registry import COMPONENTS
 
     found = []
     for section, registry in (("objective", OBJECTIVES), ("network", COMPONENTS), ("data", SOURCES)):

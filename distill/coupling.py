@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.objective import Batch, Draws
-from gen.components import Config
+from gen.nn.registry import Config
 
 
 class CouplingConfig(Config):

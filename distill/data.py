@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from distill.objective import Batch
-from gen.commands.parser import Parser
-from gen.components import from_registry
+from gen.cli.parser import Parser
+from gen.nn.registry import from_registry
 
 
 class Source(Protocol):

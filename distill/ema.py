@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from distill.config import EmaConfig
 from distill.parallel import local
 from distill.power_ema import Profile, combination, decay, gamma_of
-from gen.checkpoints import CheckpointError, TensorFile, write_weights
-from gen.commands.parser import Parser
+from gen.cli.parser import Parser
+from gen.io.weights import CheckpointError, TensorFile, write_weights
 
 SNAPSHOTS = "snapshots"
 _NAME = re.compile(r"(?P<role>[\w-]+)-(?P<width>0\.\d{3,})-(?P<step>\d{8,})\.safetensors")
@@ -113,8 +113,8 @@ def export_reconstructed(run: Path, width: float, step: int | None, output: Path
     from distill.checkpoint import load_latest
     from distill.config import parse_config
     from distill.objectives import make_objective
-    from gen.components import build
-    from gen.folders import written_folder
+    from gen.io.folders import written_folder
+    from gen.nn.registry import build
 
     files = find_snapshots(run, step)
     saved = load_latest(run)

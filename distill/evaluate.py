@@ -30,14 +30,14 @@ from distill.evaluator.network import Evaluator, load_evaluator
 from distill.evaluator.pictures import read_pictures
 from distill.evaluator.report import print_table, write_sheet
 from distill.evaluator.unseen import by_split
-from gen.checkpoints import write_json
-from gen.commands.parser import Parser
-from gen.components import load_component
+from gen.cli.parser import Parser
+from gen.io.weights import write_json
+from gen.nn.registry import load_component
 from samplers.noise import fold
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.text import TextEncoder
+    from gen.nn.text_encoder import TextEncoder
 
 Report = dict[str, Any]
 
@@ -133,7 +133,7 @@ def load_text_encoder(settings: Settings) -> TextEncoder:
     """The text encoder whose sentence embeddings the evaluation network reads."""
     import gen
 
-    folder = settings.text_encoder or Path(gen.__file__).parent / "default" / "text_encoder"
+    folder = settings.text_encoder or Path(gen.__file__).parent / "weights" / "default" / "text_encoder"
     return load_component(folder, "text_encoder")
 
 

@@ -108,7 +108,7 @@ class Evaluation:
 
     def sheet(self) -> Any:
         """A contact sheet: a line for the teacher, then one for each number of steps, of the first pictures."""
-        from gen.grid import contact_sheet, to_pictures
+        from gen.io.contact_sheet import contact_sheet, to_pictures
 
         lines = ([("teacher", self.taught)] if self.taught else []) + [(f"{n} steps", p) for n, p in self.drawn.items()]
         first, _ = self.batches[0]

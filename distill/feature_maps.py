@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.features import in_range, open_named
-from gen.energies.clip import open_transformers
-from gen.energies.lpips import WIDTHS, load_lpips
+from gen.tasks.energies.clip import open_transformers
+from gen.tasks.energies.lpips import WIDTHS, load_lpips
 
 
 class FeatureMaps(nn.Module):
@@ -95,7 +95,7 @@ class Dinov2Maps(FeatureMaps):
 
 
 class LpipsMaps(FeatureMaps):
-    """VGG-16 as LPIPS has it, which also compares: a safetensors file of yours (gen/energies/lpips.py)."""
+    """VGG-16 as LPIPS has it, which also compares: a safetensors file of yours (gen/tasks/energies/lpips.py)."""
 
     def __init__(self, path: str | None):
         super().__init__(load_lpips(path), WIDTHS)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen.checkpoints import CheckpointError, listed, read_weights
+from gen.io.weights import CheckpointError, listed, read_weights
 
 SIDE = 299
 IGNORED = ("fc.", "AuxLogits.")  # heads that features do not need

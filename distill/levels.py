@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.objective import Draws
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.path import NoiseLevel, Path
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)

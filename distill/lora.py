@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 

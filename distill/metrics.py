@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.energies.simple import LUMA
+from gen.tasks.energies.simple import LUMA
 
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.components import save_component
+from gen.nn.registry import save_component
 from samplers.noise import fold
 
 

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import TrainConfig
 from distill.run_folder import TrainingError
-from gen.backbones.blocks import MLP, SelfAttention
-from gen.extras import install
+from gen.io.extras import install
+from gen.nn.backbones.blocks import MLP, SelfAttention
 
 
 def is_sharded(tensor: Tensor) -> bool:

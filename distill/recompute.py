@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from gen.backbones.recompute import checkpointed
+from gen.nn.backbones.recompute import checkpointed
 
 
 def enable(network: nn.Module) -> int:
     """Let a network keep the inputs of its blocks alone; returns how many modules have it, 0 for a network without such blocks.
 
-    Found are the networks of `gen.backbones` and diffusers' own, also inside of others, whole or in shards. One that is made
+    Found are the networks of `gen.nn.backbones` and diffusers' own, also inside of others, whole or in shards. One that is made
     from a network that it does not hold as a module says itself how, by a method `enable_recompute`.
     """
     if hasattr(network, "enable_recompute"):
@@ -23,7 +23,7 @@ def enable(network: nn.Module) -> int:
             return 0
         given.enable_gradient_checkpointing(checkpointed)
         return 1
-    if not any(base.__module__.startswith("gen.backbones") for base in type(network).__mro__):
+    if not any(base.__module__.startswith("gen.nn.backbones") for base in type(network).__mro__):
         return sum(enable(child) for child in network.children())
     blocks = [
         module

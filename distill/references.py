@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gen.checkpoints import write_bytes
-from gen.files import read_bytes
-from gen.grid import to_pictures
+from gen.io.contact_sheet import to_pictures
+from gen.io.errors import read_bytes
+from gen.io.weights import write_bytes
 
 LIMIT = 64_000_000  # pixels of a kept picture
 

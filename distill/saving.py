@@ -17,7 +17,7 @@ from distill import checkpoint as checkpoints
 from distill.checkpoint import Checkpoint
 from distill.parallel import full, is_sharded, laid_out, local
 from distill.run_folder import TrainingError
-from gen.checkpoints import finite, listed, write_bytes
+from gen.io.weights import finite, listed, write_bytes
 
 if TYPE_CHECKING:
     from distill.trainer import Trainer

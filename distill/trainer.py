@@ -34,7 +34,7 @@ from distill.precision import LossScaler, autocast
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.schedule import lr_factor
 from distill.validation import Validation
-from gen.folders import written_folder
+from gen.io.folders import written_folder
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -273,7 +273,7 @@ class Trainer:
     # With shards, every process takes part in every call of a network, and the main one writes.
 
     def _preview(self, batch: Batch) -> None:
-        from gen.grid import contact_sheet, to_pictures, write_png
+        from gen.io.contact_sheet import contact_sheet, to_pictures, write_png
 
         if not (self.accelerator.is_main_process or self.sharded):
             return
@@ -290,7 +290,7 @@ class Trainer:
             self.log.write({"step": self.step, **self.objective.measure(self.averaged)})
 
     def _evaluate(self, evaluation: Evaluation) -> None:
-        from gen.grid import write_png
+        from gen.io.contact_sheet import write_png
 
         evaluation.draw(self.averaged)
         if self.accelerator.is_main_process:

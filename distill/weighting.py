@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from gen.components import Config
+from gen.nn.registry import Config
 
 # -> log p(l) (B,), the density of the drawn levels over half log-SNR; asked for only by weightings that undo it
 Density = Callable[[], Tensor]

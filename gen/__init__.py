@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen.generator import Generator, Output
-    from gen.grid import contact_sheet
-    from gen.model_folder import ModelConfig, write_model, write_model_config
-    from gen.recipe import Recipe, read_recipe, save_image
+    from gen.io.contact_sheet import contact_sheet
+    from gen.models.folder import ModelConfig, write_model, write_model_config
+    from gen.pipeline.recipe import Recipe, read_recipe, save_image
 
 _EXPORTS = {
     "Generator": "gen.generator",
     "Output": "gen.generator",
-    "ModelConfig": "gen.model_folder",
-    "write_model": "gen.model_folder",
-    "write_model_config": "gen.model_folder",
-    "Recipe": "gen.recipe",
-    "read_recipe": "gen.recipe",
-    "save_image": "gen.recipe",
-    "contact_sheet": "gen.grid",
+    "ModelConfig": "gen.models.folder",
+    "write_model": "gen.models.folder",
+    "write_model_config": "gen.models.folder",
+    "Recipe": "gen.pipeline.recipe",
+    "read_recipe": "gen.pipeline.recipe",
+    "save_image": "gen.pipeline.recipe",
+    "contact_sheet": "gen.io.contact_sheet",
 }
 __project__ = "fewstep"
 __all__ = [  # noqa: RUF022 (in the order a reader meets them)

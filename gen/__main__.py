@@ -6,7 +6,7 @@ from typing import NoReturn
 def program() -> NoReturn:
     """The command line; an interrupt that comes while it is still being imported ends it in one line too."""
     try:
-        from gen.cli import program
+        from gen.cli.app import program
 
         program()
     except KeyboardInterrupt:

@@ -20,37 +20,37 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gen import request
-from gen.bins import made_at, remark_on_size
-from gen.callback import check_inputs
-from gen.conditions import join
-from gen.edit import with_own_size
-from gen.field import remark_on_layers
-from gen.fitting import decoded
-from gen.images import cut_to
-from gen.kinds import Asked, asked_again, asked_of, check_names, frame_of
-from gen.model_folder import ModelConfig, Pipeline, model_config
-from gen.output import TYPES, Output, to_pil
-from gen.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
-from gen.prompt_memory import PromptMemory, fingerprint
-from gen.prompt_syntax import warn_foreign
-from gen.recipe import Recipe
-from gen.rounding import EachRow
-from gen.run import make_all, make_batch, progress_bar
-from gen.settings import Sampling, make_settings, remark_on_sampler
-from gen.threads import exclusive
-from gen.tweak_options import TweakOptions
+from gen.io import validators as request
+from gen.io.images import cut_to
+from gen.io.threads import exclusive
+from gen.models.buckets import made_at, remark_on_size
+from gen.models.folder import ModelConfig, Pipeline, model_config
+from gen.models.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
+from gen.nn.batch_invariance import EachRow
+from gen.nn.conditions import join
+from gen.pipeline.callback import check_inputs
+from gen.pipeline.decoding import decoded
+from gen.pipeline.guidance_stack import remark_on_layers
+from gen.pipeline.output import TYPES, Output, to_pil
+from gen.pipeline.prompt_cache import PromptMemory, fingerprint
+from gen.pipeline.prompt_syntax import warn_foreign
+from gen.pipeline.recipe import Recipe
+from gen.pipeline.run import make_all, make_batch, progress_bar
+from gen.pipeline.settings import Sampling, make_settings, remark_on_sampler
+from gen.pipeline.task import Asked, asked_again, asked_of, check_names, frame_of
+from gen.pipeline.work import check_work
+from gen.tasks.edit import with_own_size
+from gen.tasks.tweak_options import TweakOptions
 from gen.with_adapters import WithAdapters
 from gen.with_canvas import WithCanvas
 from gen.with_kinds import WithKinds
-from gen.work import check_work
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
 
 if TYPE_CHECKING:
     from gen.adapters.model import ModelAdapters
-    from gen.energies import EnergyInfo
+    from gen.tasks.energies import EnergyInfo
 
 __all__ = ["Generator", "Output", "to_pil"]
 
@@ -64,7 +64,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
 
     config: a `ModelConfig` or its plain values. The denoiser network is converted to `dtype` in place; the sampler's own
     arithmetic and the other networks stay float32. `interrupt = True`, set from a callback, ends the call early. Threads may
-    share a Generator: one works at a time, and `interrupt` is that call's (`gen.threads`).
+    share a Generator: one works at a time, and `interrupt` is that call's (`gen.io.threads`).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         self.text_encoder = text_encoder and text_encoder.to(self.device).eval()
         self.denoiser: NetworkDenoiser = self.config.denoiser(EachRow(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
-        self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.energies`
+        self.energies: dict[str, EnergyInfo] = {}  # of other packages, beside `gen.tasks.energies`
         self.interrupt = False
         self.in_tiles = False  # whether the last pictures had to be decoded so
         self.pipeline: Pipeline | None = None
@@ -155,10 +155,11 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         """Write the model in one piece, with a model card; weights in `dtype`, or as they are in memory.
 
         format: "fewstep", a folder of ours; "diffusers", a pipeline's folder, which diffusers opens too; None: of these the
-        one that fits the network. Or a published format of the network alone (`gen.formats.FORMATS`), a file or folder. A model
+        one that fits the network. Or a published format of the network alone (`gen.models.formats.FORMATS`), a file or folder.
+        A model
         that is there already is replaced only if `overwrite` says so. ValueError says what a format cannot hold.
         """
-        from gen.saving import save_model
+        from gen.models.saving import save_model
 
         return save_model(self, Path(folder), dtype, format, overwrite)
 
@@ -223,7 +224,8 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
-        width, about the middle where it is given. Where memory runs out, one at a time, then in tiles (`gen.fitting`)."""
+        width, about the middle where it is given. Where memory runs out, one at a time, then in tiles
+        (`gen.pipeline.decoding`)."""
         images = latents.to(self.device).float()
         if self.autoencoder is not None:
             images = decoded(images / self.config.latent_scale, self.autoencoder.decode, self.factor, self._note_tiles)
@@ -236,8 +238,9 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
 
     @exclusive
     def preview(self, latents: Tensor) -> list[Image.Image]:
-        """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see `gen.preview`."""
-        from gen import preview
+        """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see
+        `gen.pipeline.preview`."""
+        from gen.pipeline import preview
 
         if self.autoencoder is not None and self._colours is None:
             self._colours = preview.fit(self.autoencoder, self.device)
@@ -305,11 +308,12 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
         mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
         that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
-        guide: an energy's name (`gen.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) -> log-densities
+        guide: an energy's name (`gen.tasks.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) ->
+        log-densities
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
-        layout: prompts by region (`gen.layout`); `Generator.layout` takes its size from it, and reads files.
-        tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tweaks.TweakOptions`).
+        layout: prompts by region (`gen.tasks.layout`); `Generator.layout` takes its size from it, and reads files.
+        tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tasks.training_free.TweakOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out. batch_invariant: no bit of a picture
         depends on it (docs/recipes.md); None: as the Generator was made, else on a CPU.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
@@ -378,7 +382,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
         Its batch is rebuilt with copies of it, because kernels round differently at other batch sizes. A recipe knows the
         image, mask and regions that it began with by their sha256 only: give them again, and the guide (with the options that
         name its files) where it was a function or model of its maker's own; likewise the pictures and functions of tweaks.
-        max_work: megapixel evaluations that it may ask for (`gen.work`), 4000 if None.
+        max_work: megapixel evaluations that it may ask for (`gen.pipeline.work`), 4000 if None.
         """
         given = locals()
         check_names(tweaks)

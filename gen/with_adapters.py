@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from gen import request
-from gen.prompt_memory import PromptMemory
-from gen.recipe import Recipe
-from gen.threads import exclusive
+from gen.io import validators as request
+from gen.io.threads import exclusive
+from gen.pipeline.prompt_cache import PromptMemory
+from gen.pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
     from gen.adapters import Adapter, Report

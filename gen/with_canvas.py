@@ -1,4 +1,4 @@
-"""What a `Generator` makes larger than its model's own pictures; `gen.canvas` is imported when that is asked for."""
+"""What a `Generator` makes larger than its model's own pictures; `gen.tasks.canvas` is imported when that is asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gen import request
+from gen.io import validators as request
 
 if TYPE_CHECKING:
-    from gen.canvas import Own
-    from gen.output import Output
-    from gen.recipe import CanvasRecord
+    from gen.pipeline.output import Output
+    from gen.pipeline.recipe import CanvasRecord
+    from gen.tasks.canvas import Own
 
 Sides = int | tuple[int, int]
 
@@ -49,10 +49,11 @@ class WithCanvas:
 
         prompt: several are spread along the width. circular: True or "horizontal": the right edge goes on at the left one;
         "vertical", "both". sync: the strength of SyncDiffusion, which brings windows closer to the middle one, by the
-        sync_distance "latent" or "pictures" (mean and spread of the channels), "lpips:FILE" (`gen.energies.lpips`; 20 is its
+        sync_distance "latent" or "pictures" (mean and spread of the channels), "lpips:FILE" (`gen.tasks.energies.lpips`; 20 is
+        its
         published strength), or a function of pictures (N, 3, H, W) in [0, 1], twice -> (N,); 0 is none.
         """
-        from gen.canvas import make_record
+        from gen.tasks.canvas import make_record
 
         prompts = [] if prompt is None or isinstance(prompt, str) else request.texts("prompt", prompt)
         if len(prompts) == 1:
@@ -92,8 +93,8 @@ class WithCanvas:
 
         recurrence: every step so many times, with noise added back in between, so that what is painted fits what is there.
         """
-        from gen.canvas import make_record
-        from gen.images import read_picture
+        from gen.io.images import read_picture
+        from gen.tasks.canvas import make_record
 
         picture = read_picture("image", image, "RGB")
         names = ("left", "top", "right", "bottom")
@@ -127,8 +128,8 @@ class WithCanvas:
         **call: Any,
     ) -> Output:
         """A picture `scale` times as large: enlarged, noised to `strength`, denoised in windows. image: as in `outpaint`."""
-        from gen.canvas import make_record
-        from gen.images import read_picture
+        from gen.io.images import read_picture
+        from gen.tasks.canvas import make_record
 
         picture = read_picture("image", image, "RGB")
         scale = request.real("scale", scale, 1, 16)
@@ -140,7 +141,7 @@ class WithCanvas:
     def _around(
         self: Any, picture: Tensor, prompt: str | None, record: CanvasRecord, own: Own, shown: tuple[int, int], call: dict
     ) -> Output:
-        from gen.canvas import made_size, starting_pictures
+        from gen.tasks.canvas import made_size, starting_pictures
 
         for name in ("height", "width", "mask", "latents"):
             if call.get(name) is not None:

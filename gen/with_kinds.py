@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen import request
+from gen.io import validators as request
 
 if TYPE_CHECKING:
-    from gen.output import Output
+    from gen.pipeline.output import Output
 
 RESTORE_SCALE = 2.0  # of guidance, at most: more pulls a picture from its measurement, and seams and stains show
 
 
 class WithKinds:
-    """Calls with a kind of run (`gen.kinds`) that has arguments of its own; all else is as in a call."""
+    """Calls with a kind of run (`gen.pipeline.task`) that has arguments of its own; all else is as in a call."""
 
     def restore(
         self: Any, image: Any, task: str, prompt: str | Sequence[str] | None = None, *, mask: Any = None, **call: Any
@@ -29,7 +29,7 @@ class WithKinds:
         `samplers.guidance.Posterior`; simulate: the image is whole, and is damaged first. Other arguments are those of a call;
         guidance_scale is 2 at most where it is not given.
         """
-        from gen.restore import COMMON, TASKS
+        from gen.tasks.restore import COMMON, TASKS
 
         known = {*COMMON, *(name for options in TASKS.values() for name in options)}
         options = {name: call.pop(name) for name in list(call) if name in known}
@@ -42,11 +42,12 @@ class WithKinds:
         return self(prompt, **call, _asked={"restoration": given})
 
     def layout(self: Any, layout: Any, **call: Any) -> Output:
-        """Pictures with a prompt for every region: `layout` is a mapping (`gen.layout.LayoutSpec`), or the path of a YAML or
+        """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout.LayoutSpec`), or the path of a
+        YAML or
         JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from the
         layout where it has them, and what no region covers from its background."""
-        from gen.layout import read_spec
-        from gen.layout_file import read_layout
+        from gen.tasks.layout import read_spec
+        from gen.tasks.layout_file import read_layout
 
         spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
         for name, own in (("height", spec.height), ("width", spec.width)):
@@ -65,11 +66,12 @@ class WithKinds:
         pixels_from: float | None = None,
         **call: Any,
     ) -> Output:
-        """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.views.VIEWS`, or one for each
+        """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.tasks.views.VIEWS`, or one
+        for each
         of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
         (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
         callback, are those of the picture as it is, and of all views one after another."""
-        from gen.views import check_pixels_from
+        from gen.tasks.views import check_pixels_from
 
         names = [view] if isinstance(view, str) else list(view)
         prompts = request.texts("others", others)

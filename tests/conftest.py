@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# what programs remember of files between runs (gen.digests) stays out of the user's own cache
+# what programs remember of files between runs (gen.io.digests) stays out of the user's own cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
 
 if "PYTEST_XDIST_WORKER" in os.environ:

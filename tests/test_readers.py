@@ -20,15 +20,15 @@ from distill.emoji.archive import read_archive
 from distill.references import References
 from distill.sources.files import read_below
 from distill.sources.tar import members
-from gen import checkpoints
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
-from gen.checkpoints import TensorFile, read_json, read_metadata, read_weights, sha256, write_weights
-from gen.components import load_component
-from gen.files import CheckpointError, opened, read_bytes, read_text
-from gen.formats.pickles import convert_pickle
-from gen.layout_file import read_layout
-from gen.model_folder import read_model_config
-from gen.recipe import open_picture
+from gen.io import weights as checkpoints
+from gen.io.errors import CheckpointError, opened, read_bytes, read_text
+from gen.io.weights import TensorFile, read_json, read_metadata, read_weights, sha256, write_weights
+from gen.models.folder import read_model_config
+from gen.models.formats.pickles import convert_pickle
+from gen.nn.registry import load_component
+from gen.pipeline.recipe import open_picture
+from gen.tasks.layout_file import read_layout
 from samplers.search.table import read_table
 
 READERS: dict[str, Callable[[Path], object]] = {

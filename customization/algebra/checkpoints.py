@@ -13,8 +13,8 @@ from gen.adapters.apply import inner
 from gen.adapters.originals import in_files
 from gen.adapters.resolve import Index
 from gen.adapters.skeleton import skeleton
-from gen.checkpoints import CheckpointError, TensorFile
-from gen.formats.files import Source, open_checkpoint
+from gen.io.weights import CheckpointError, TensorFile
+from gen.models.formats.files import Source, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def open_like(path: Path, like: Weights) -> Weights:
 
 
 def _backbone(folder: Path) -> str:
-    from gen.bridge.pipeline import read_index
+    from gen.models.bridge.pipeline import read_index
 
     return read_index(folder)[0].backbone
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from customization.algebra.sum import Track
 from gen.adapters import AdapterError
-from gen.checkpoints import CheckpointError, TensorFile, listed, read_json, read_metadata, write_weights
-from gen.folders import written_folder
+from gen.io.folders import written_folder
+from gen.io.weights import CheckpointError, TensorFile, listed, read_json, read_metadata, write_weights
 
 
 def lerp(first: Tensor, second: Tensor, share: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
 from gen.adapters import Adapter, AdapterError, Delta
-from gen.checkpoints import CheckpointError, listed, read_weights, write_weights
+from gen.io.weights import CheckpointError, listed, read_weights, write_weights
 
 THRESHOLD, NUCLEAR = 2e-3, 5e-4
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d)

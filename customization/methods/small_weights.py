@@ -28,7 +28,7 @@ from customization.trained import Trained
 from distill.objective import Batch, Draws, Role
 from distill.parallel import full
 from gen.adapters import Adapter, Delta
-from gen.checkpoints import write_weights
+from gen.io.weights import write_weights
 
 
 class SaraConfig(CustomizationConfig):

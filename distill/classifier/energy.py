@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from gen import request
-from gen.components import load_component
+from gen.io import validators as request
+from gen.nn.registry import load_component
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, VarianceExploding
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-import distill.classifier  # noqa: F401  (makes the type known to gen.components)
-from gen.backbones.blocks import TimeMLP, timestep_embedding
-from gen.checkpoints import CheckpointError, read_json, write_json
-from gen.components import Config
+import distill.classifier  # noqa: F401  (makes the type known to gen.nn.registry)
+from gen.io.weights import CheckpointError, read_json, write_json
+from gen.nn.backbones.blocks import TimeMLP, timestep_embedding
+from gen.nn.registry import Config
 from samplers.path import NoiseLevel, expand
 
 FREQUENCIES = 128  # width of the level's sinusoids

@@ -17,9 +17,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from distill.emoji.packs import DataError
-from gen.checkpoints import write_bytes
-from gen.components import Config, describe
-from gen.files import CheckpointError, opened
+from gen.io.errors import CheckpointError, opened
+from gen.io.weights import write_bytes
+from gen.nn.registry import Config, describe
 
 METADATA, CONCEPTS = "metadata.jsonl", "concepts.txt"
 FILE_NAME = re.compile(r"images/[a-z0-9-]{1,40}/[0-9A-F]{1,8}(-[0-9A-F]{1,8}){0,15}\.webp")

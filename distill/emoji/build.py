@@ -25,9 +25,9 @@ from tqdm import tqdm
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.concepts import Concept, Matcher, read_concepts
 from distill.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, DataError, Pack, fetch, locate, read_members
-from gen.checkpoints import sha256
-from gen.commands.parser import Parser
-from gen.extras import install
+from gen.cli.parser import Parser
+from gen.io.extras import install
+from gen.io.weights import sha256
 
 MARGIN = 0.05  # of the longer side, added on each side: some packs draw to the very edge
 MIN_ALPHA = 8.0  # mean alpha (0..255) below which a picture counts as empty

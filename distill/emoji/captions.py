@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.emoji.packs import DataError
-from gen.files import read_text
+from gen.io.errors import read_text
 
 COMMON_FILE = Path(__file__).with_name("common.txt")
 SPECIFIC = 3  # a word names a concept if no more than this many concepts have it

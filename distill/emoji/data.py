@@ -41,8 +41,8 @@ from distill.emoji.scenes import (
     scene_caption,
 )
 from distill.objective import Batch
-from gen.checkpoints import sha256
-from gen.components import Config
+from gen.io.weights import sha256
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 SHIPPED = Path(__file__).with_name("emoji.zip")

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.emoji.data import EmojiConfig, EmojiData, Variant
-from gen.checkpoints import write_bytes
-from gen.commands.parser import Parser
+from gen.cli.parser import Parser
+from gen.io.weights import write_bytes
 
 
 def export(archive: Path, folder: Path, labels: Sequence[str], size: int = 128) -> list[Path]:
     """The files written, one per label. ValueError for a label that the archive lacks; nothing is overwritten."""
     from gen.generator import to_pil
-    from gen.recipe import save_image
+    from gen.pipeline.recipe import save_image
 
     data = EmojiData(EmojiConfig(archives=(str(archive),), size=size))
     first = {record.label: index for index, record in reversed(list(enumerate(data.records)))}

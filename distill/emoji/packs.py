@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen.files import opened
+from gen.io.errors import opened
 
 MEMBER_LIMIT = 1 << 28  # bytes; the largest member in use is about a third of this
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.emoji.archive import Record
 from distill.emoji.captions import MAX_WORDS, article, caption_length, pluralize
-from gen.components import Config
+from gen.nn.registry import Config
 
 # share of each arrangement of two things, and the words that say it: the first is at the place named
 RELATIONS: dict[str, tuple[float, tuple[str, ...]]] = {

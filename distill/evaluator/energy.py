@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.evaluator.augment import views
-from gen import request
+from gen.io import validators as request
 from samplers.denoiser import Condition
 
 
@@ -101,9 +101,9 @@ class TextEnergy:
         if self.encoder is not None:
             return self.encoder
         import gen
-        from gen.components import load_component
+        from gen.nn.registry import load_component
 
-        return load_component(Path(gen.__file__).parent / "default" / "text_encoder", "text_encoder")
+        return load_component(Path(gen.__file__).parent / "weights" / "default" / "text_encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class StyleEnergy:
 
     def __post_init__(self) -> None:
         request.real("scale", self.scale, 0, 1e6)
-        from gen.images import read_picture
+        from gen.io.images import read_picture
 
         self._wanted.append(read_picture("image", self.image, "RGB"))
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-import distill.evaluator  # noqa: F401  (makes the type known to gen.components)
-from gen.checkpoints import CheckpointError, read_json, read_weights, write_json, write_weights
-from gen.components import Config, load_component
+import distill.evaluator  # noqa: F401  (makes the type known to gen.nn.registry)
+from gen.io.weights import CheckpointError, read_json, read_weights, write_json, write_weights
+from gen.nn.registry import Config, load_component
 
 SHIPPED = Path(__file__).parent
 FORMAT = "labels are numbered by their place in this list; labels.safetensors has their sentence embeddings"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def write_sheet(images: Tensor, captions: Sequence[str], path: Path, most: int = 400, columns: int | None = None) -> None:
     """A contact sheet of at most `most` pictures, evenly chosen, `columns` wide (near a square if None)."""
-    from gen.grid import contact_sheet, to_pictures, write_png
+    from gen.io.contact_sheet import contact_sheet, to_pictures, write_png
 
     chosen = [i * len(images) // min(most, len(images)) for i in range(min(most, len(images)))]
     write_png(contact_sheet(to_pictures(images[chosen]), [captions[i] for i in chosen], columns), path)

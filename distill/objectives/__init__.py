@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from distill.objective import Objective
-from gen.components import from_registry
+from gen.nn.registry import from_registry
 
 if TYPE_CHECKING:
     from distill.data import Source

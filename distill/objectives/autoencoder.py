@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.metrics import psnr
 from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
-from gen.components import Config
+from gen.nn.registry import Config
 
 if TYPE_CHECKING:
     from distill.data import Source

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Objective, Phase, Role
-from gen.components import Config, load_component
-from gen.model_folder import PathConfig, RectifiedFlowPath
+from gen.models.folder import PathConfig, RectifiedFlowPath
+from gen.nn.registry import Config, load_component
 
 if TYPE_CHECKING:
     from distill.data import Source

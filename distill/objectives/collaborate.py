@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from distill import losses
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Objective, Phase, Role, drop_labels
-from gen.components import Config, save_component
-from gen.conditions import join
-from gen.influence import Influences
-from gen.pretrained import find_model, load_model
+from gen.models.pretrained import find_model, load_model
+from gen.nn.conditions import join
+from gen.nn.influence_networks import Influences
+from gen.nn.registry import Config, save_component
 from samplers.denoiser import Condition, Context
 from samplers.joint.collaborate import Collaborative, Collaborator
 from samplers.path import NoiseLevel
@@ -128,5 +128,5 @@ class CollaborateObjective(Objective):
         return (weight.to(error) * error).mean(), logged
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
-        """The influence network's folder; `gen.components.load_component(folder).members(denoisers, conditions)` uses it."""
+        """The influence network's folder; `gen.nn.registry.load_component(folder).members(denoisers, conditions)` uses it."""
         save_component(models["influence"], folder)

@@ -19,7 +19,7 @@ from distill.consistency import Boundary, at_ratio, check_reach, ratios
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.perceptual import PerceptualConfig, PerceptualObjective
 from distill.objectives.student import Scale, TeacherConfig
-from gen.model_folder import Option
+from gen.models.folder import Option
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction

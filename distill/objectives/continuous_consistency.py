@@ -20,8 +20,8 @@ from distill.derivative import How, along, prepared
 from distill.objective import Batch, Draws, Phase, Role
 from distill.objectives.student import Scale, StudentConfig, StudentObjective
 from distill.parallel import bare
-from gen.backbones.blocks import TimeMLP, timestep_embedding
-from gen.model_folder import Option
+from gen.models.folder import Option
+from gen.nn.backbones.blocks import TimeMLP, timestep_embedding
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction

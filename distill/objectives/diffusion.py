@@ -23,8 +23,8 @@ from distill.coupling import CouplingConfig, couple
 from distill.levels import TimeConfig, draw_levels, log_density
 from distill.objective import Batch, Draws, Objective, Phase, Preview, Role, drop_labels, knows_no_label
 from distill.weighting import Weighting
-from gen.components import Config, load_component
-from gen.model_folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
+from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
+from gen.nn.registry import Config, load_component
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook
 from samplers.path import NoiseLevel, Scalar, expand
@@ -208,7 +208,7 @@ class DiffusionObjective(Objective):
 
     def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
-        from gen.field import Rules
+        from gen.pipeline.guidance_stack import Rules
         from samplers.noise import seeded_noise
         from samplers.registry import get_grid, get_solver, solver_info
         from samplers.sample import sample

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill.evaluator.augment import NUMBERS, augment
 from distill.evaluator.pictures import read_pictures
 from distill.objective import Batch, Draws, Objective, Phase, Role
-from gen.components import Config, load_component
+from gen.nn.registry import Config, load_component
 
 if TYPE_CHECKING:
     from distill.data import Source
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class EvaluatorObjectiveConfig(Config):
     """Where the text encoder and the held-out pictures are, and the weights of the loss."""
 
-    text_encoder: str = Field("gen/default/text_encoder", description="component folder of the frozen text encoder")
+    text_encoder: str = Field("gen/weights/default/text_encoder", description="component folder of the frozen text encoder")
     held_out: str | None = Field("data/emoji/emoji-test.zip", description="archive of a vendor that training does not see")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     caption_weight: NonNegativeFloat = Field(0.3, description="weight of the contrastive loss with captions")
@@ -96,6 +96,6 @@ class EvaluatorObjective(Objective):
         return {"top1": right[:, 0].float().mean().item(), "top5": right.any(1).float().mean().item()}
 
     def export(self, models: Mapping[str, nn.Module], folder) -> None:
-        from gen.components import save_component
+        from gen.nn.registry import save_component
 
         save_component(models["evaluator"], folder, torch.bfloat16)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.levels import TimeConfig, draw_levels
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.regression import RegressionConfig, RegressionObjective
-from gen.model_folder import Defaults
+from gen.models.folder import Defaults
 from samplers.path import NoiseLevel
 
 

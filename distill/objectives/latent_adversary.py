@@ -17,7 +17,7 @@ from distill.discriminator import TokenHeads, block_features, judge_apart, judge
 from distill.objective import Draws, Role
 from distill.objectives.student import StudentConfig, StudentObjective
 from distill.parallel import fixed
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.stages import StagedConfig, StagedObjective
 from distill.steps import Ladder, ddim, inverse_ddim
-from gen.model_folder import Defaults
+from gen.models.folder import Defaults
 from samplers.registry import get_grid
 
 

@@ -25,10 +25,10 @@ from distill.objective import Batch, Draws, Role, drop_labels, knows_no_label
 from distill.objectives.student_pictures import StudentPictures
 from distill.parallel import bare
 from distill.saving import fill
-from gen.components import Config, build, config_of
-from gen.conditions import join
-from gen.model_folder import ModelConfig, Option
-from gen.pretrained import DTYPES, find_model, load_model
+from gen.models.folder import ModelConfig, Option
+from gen.models.pretrained import DTYPES, find_model, load_model
+from gen.nn.conditions import join
+from gen.nn.registry import Config, build, config_of
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.guidance.branches import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from samplers.path import NoiseLevel

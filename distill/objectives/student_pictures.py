@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from distill.lora import LoraNetwork
 from distill.objective import Batch, Objective, Preview
-from gen.checkpoints import write_bytes
-from gen.model_folder import Defaults, ModelConfig, write_model
+from gen.io.weights import write_bytes
+from gen.models.folder import Defaults, ModelConfig, write_model
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel
 from samplers.path import Path as NoisePath

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Objective, Phase, Role
 from distill.text_teacher import picked_layers
-from gen.components import Config, load_component
-from gen.text import TextEncoder, mean_token
+from gen.nn.registry import Config, load_component
+from gen.nn.text_encoder import TextEncoder, mean_token
 
 if TYPE_CHECKING:
     from distill.data import Source

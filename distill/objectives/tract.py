@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.stages import StagedConfig, StagedObjective
 from distill.steps import Ladder, ddim, inverse_ddim, step
-from gen.model_folder import Defaults
+from gen.models.folder import Defaults
 from samplers.path import expand
 from samplers.registry import get_grid
 

@@ -1,4 +1,4 @@
-"""Pictures from bytes that nobody vouches for: bounded sizes, every kind of pixels as `gen.images` reads them."""
+"""Pictures from bytes that nobody vouches for: bounded sizes, every kind of pixels as `gen.io.images` reads them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from io import BytesIO
 from PIL import Image
 
 from distill.sources.report import Unusable
-from gen.images import FORMATS, Colour, PictureError, flat, open_header, shown_size
+from gen.io.images import FORMATS, Colour, PictureError, flat, open_header, shown_size
 
 MAX_BYTES = 64 << 20
 

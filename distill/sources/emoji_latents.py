@@ -18,8 +18,8 @@ from tqdm import trange
 from distill.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
 from distill.sources.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.sources.latents import CachedPictures, EmojiPictures
-from gen.checkpoints import sha256
-from gen.components import Config, load_component
+from gen.io.weights import sha256
+from gen.nn.registry import Config, load_component
 
 
 class EmojiLatentsConfig(Config):

@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.objective import Batch
 from distill.sources.latents import CachedPictures
 from distill.sources.pictures import PictureSource, stack
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 

@@ -19,7 +19,7 @@ from distill.sources.decode import MAX_BYTES, probe
 from distill.sources.files import read_below, sha256_of
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
-from gen.files import decode_text
+from gen.io.errors import decode_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.emoji.packs import DataError
-from gen.checkpoints import CheckpointError, finite, read_json, write_weights
-from gen.components import component_digest
-from gen.files import regular_file
+from gen.io.errors import regular_file
+from gen.io.weights import CheckpointError, finite, read_json, write_weights
+from gen.nn.registry import component_digest
 
 NAME, HASH = "latents", "sha256"
 

@@ -25,7 +25,7 @@ from distill.objective import Batch
 from distill.sources.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.sources.pictures import stack
 from distill.sources.report import Report
-from gen.components import Config, load_component
+from gen.nn.registry import Config, load_component
 
 
 class Pictures(Protocol):

@@ -23,7 +23,7 @@ from distill.sources.decode import decode
 from distill.sources.order import Order, bucket_sizes, nearest_bucket
 from distill.sources.report import Report, Unusable, shown
 from distill.sources.transform import Resize, choose_view, render
-from gen.components import Config
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 

@@ -19,8 +19,8 @@ from distill.sources.images import clean_caption
 from distill.sources.order import Order
 from distill.sources.pictures import split_by
 from distill.sources.report import Report, Unusable
-from gen.components import Config
-from gen.files import CheckpointError, decode_text, read_bytes
+from gen.io.errors import CheckpointError, decode_text, read_bytes
+from gen.nn.registry import Config
 from samplers.noise import fold
 
 FILE_LIMIT = 1 << 30

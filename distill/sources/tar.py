@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from distill.sources.report import Unusable
-from gen.files import opened
+from gen.io.errors import opened
 
 BLOCK = 512
 NAME_LIMIT = 4096

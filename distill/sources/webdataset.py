@@ -20,7 +20,7 @@ from distill.sources.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
 from distill.sources.pictures import Item, PictureConfig, PictureSource
 from distill.sources.report import Report, Unusable
 from distill.sources.tar import Member, members
-from gen.files import decode_text
+from gen.io.errors import decode_text
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 TEXTS = {"txt": CAPTION_LIMIT, "json": LINE_LIMIT, "cls": 64}

@@ -65,7 +65,7 @@ _ACTIVE: contextvars.ContextVar[dict[Adapters, _Active]] = contextvars.ContextVa
 class Adapters:
     """The adapters loaded for one network. The network is walked once, here; it gets hooks, and nothing else of it changes.
 
-    A network of diffusers behind our interface (`gen.bridge`) has its own names for its modules.
+    A network of diffusers behind our interface (`gen.models.bridge`) has its own names for its modules.
     """
 
     def __init__(self, network: nn.Module, part: str = "denoiser"):

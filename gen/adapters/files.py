@@ -25,8 +25,8 @@ from gen.adapters.foreign import foreign, foreign_config, whole_weights
 from gen.adapters.keys import WRITTEN, Key, backbone, parse, spell
 from gen.adapters.peft_config import BESIDE, IN_FILE, make_config, read_configs, scale_of
 from gen.adapters.words import take_words, words_to_tensors
-from gen.checkpoints import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
-from gen.folders import written_folder
+from gen.io.folders import written_folder
+from gen.io.weights import PICKLE, CheckpointError, read_json, read_metadata, read_weights, sha256, write_json, write_weights
 
 FORMATS = tuple(WRITTEN)
 IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")

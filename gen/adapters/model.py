@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from gen import request
 from gen.adapters.adapter import Adapter
 from gen.adapters.apply import Adapters
 from gen.adapters.delta import AdapterError
 from gen.adapters.report import Report
 from gen.adapters.resolve import renamed, resolve
 from gen.adapters.words import check_words, teach
+from gen.io import validators as request
 
 MAX_NAME = 300
 MAX_WEIGHT = 100.0

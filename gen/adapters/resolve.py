@@ -87,8 +87,8 @@ class Index:
 
     def _published(self, network: Any) -> None:
         """diffusers' names for the rest of a DiT, its embeddings and head. What a format repeats per block has no one name."""
-        from gen.formats.read import slots_of
-        from gen.formats.registry import FORMATS
+        from gen.models.formats.read import slots_of
+        from gen.models.formats.registry import FORMATS
 
         slots = slots_of(FORMATS["diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"], network)
         times = Counter(slots.values())

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.checkpoints import CheckpointError, read_json
+from gen.io.weights import CheckpointError, read_json
 
 
 def skeleton(folder: Path) -> dict[str, nn.Module]:
     """The parts that adapters change, on the meta device, of a model folder or a diffusers pipeline; by adapters' names."""
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         return _pipeline(folder)
-    from gen.building import no_initialisation
-    from gen.components import build
-    from gen.model_folder import PARTS, read_model_config
+    from gen.models.folder import PARTS, read_model_config
+    from gen.nn.initialisation import no_initialisation
+    from gen.nn.registry import build
 
     read_model_config(folder)
     parts = {}
@@ -32,8 +32,8 @@ def skeleton(folder: Path) -> dict[str, nn.Module]:
 
 
 def _pipeline(folder: Path) -> dict[str, nn.Module]:
-    from gen.bridge.load import CLASSES, library_class, read_part_config
-    from gen.bridge.pipeline import read_index
+    from gen.models.bridge.load import CLASSES, library_class, read_part_config
+    from gen.models.bridge.pipeline import read_index
 
     family, classes, _ = read_index(folder)
     parts = {}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError
 from gen.adapters.foreign import foreign
-from gen.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
+from gen.nn.learned_tokens import MAX_VECTORS, LearnedTokens, check_name
 
 Words = dict[str, dict[str, Tensor]]  # word -> part -> (n, D)
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "string_to_param.*": "text_encoder", "": "text_encoder"}

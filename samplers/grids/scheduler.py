@@ -59,7 +59,7 @@ def timesteps(
     final: "zero", clean data; "first", the table's first entry; "first_unscaled", that with alpha = 1, as it is where x is kept
     unscaled; "last", the last level once more.
 
-    Source: diffusers' `set_timesteps` of the schedulers in `gen.bridge.schedulers`. ValueError for unknown names.
+    Source: diffusers' `set_timesteps` of the schedulers in `gen.models.bridge.schedulers`. ValueError for unknown names.
     """
     check_steps(steps)
     for name, value, known in (("spacing", spacing, SPACINGS), ("sigmas", sigmas, SIGMAS), ("clock", clock, CLOCKS),
@@ -126,7 +126,7 @@ def flow(
     clock: "floor": the network is told whole timesteps of `size`.
     final: "zero", clean data; "last", the last level once more; "sigma", the level of `final_sigma`.
 
-    Source: diffusers' `set_timesteps` of the schedulers in `gen.bridge.schedulers`. ValueError for unknown names.
+    Source: diffusers' `set_timesteps` of the schedulers in `gen.models.bridge.schedulers`. ValueError for unknown names.
     """
     check_steps(steps)
     for name, value, known in (("start", start, STARTS), ("time_shift", time_shift, ("none", "exponential", "linear")),

@@ -22,11 +22,11 @@ from torch import nn
 
 from gen.adapters import Adapter, Adapters, Delta
 from gen.adapters.apply import _Hook
-from gen.backbones.fused import pack
-from gen.backbones.presets import build_preset
-from gen.commands.show import table
+from gen.cli.show import table
 from gen.generator import Generator
-from gen.pretrained import DTYPES
+from gen.models.pretrained import DTYPES
+from gen.nn.backbones.fused import pack
+from gen.nn.backbones.presets import build_preset
 from samplers.composition import Composite, Switch
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import RectifiedFlow

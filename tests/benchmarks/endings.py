@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from gen.commands.show import table
+from gen.cli.show import table
 from samplers import (
     NoiseLevel,
     Path,

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.commands.show import table
-from gen.energies.simple import Brightness
+from gen.cli.show import table
 from gen.generator import Generator
-from gen.guide import on_latents
+from gen.tasks.energies.simple import Brightness
+from gen.tasks.energy_guidance import on_latents
 from samplers.denoiser import Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.training_free import guide

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from customization.algebra import Keep, core_svd, resize, sketch_svd
 from gen.adapters import Adapter, Delta
-from gen.commands.show import table
+from gen.cli.show import table
 
 SIZES = ((320, 64, 16), (640, 64, 16), (1280, 64, 16), (1280, 128, 32))
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gen.backbones.cost import cost
-from gen.backbones.fused import pack
-from gen.backbones.presets import build_preset
-from gen.commands.show import table
+from gen.cli.show import table
+from gen.nn.backbones.cost import cost
+from gen.nn.backbones.fused import pack
+from gen.nn.backbones.presets import build_preset
 from samplers.denoiser import Condition, Context
 
 BATCH, REAL = 2, 20  # rows, and how many of the T5 tokens a usual prompt has

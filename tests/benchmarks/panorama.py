@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen.commands.show import table
+from gen.cli.show import table
 from gen.generator import Generator
 from samplers.registry import get_grid
 from tests.gen import pipelines

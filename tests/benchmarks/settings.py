@@ -24,7 +24,7 @@ from torch import Tensor
 from distill.emoji.captions import read_common
 from distill.evaluate import choose_labels
 from distill.evaluator.network import load_evaluator
-from gen.commands.show import table
+from gen.cli.show import table
 from gen.generator import Generator
 from samplers.cache.registry import CACHES
 from samplers.guidance.registry import GUIDANCE

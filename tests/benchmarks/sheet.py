@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gen.grid import to_pictures, wrap, write_png
+from gen.io.contact_sheet import to_pictures, wrap, write_png
 
 TOP, GAP = 34, 3
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gen.commands.show import table
+from gen.cli.show import table
 from samplers import (
     Condition,
     Context,

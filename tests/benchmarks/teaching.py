@@ -26,8 +26,8 @@ from distill import checkpoint
 from distill.config import parse_config
 from distill.evaluate import Settings, drawn_labels, generate, load_text_encoder, recognition, subjects
 from distill.evaluator.network import load_evaluator
-from gen.checkpoints import read_weights, write_bytes, write_json
 from gen.generator import Generator
+from gen.io.weights import read_weights, write_bytes, write_json
 from tests.benchmarks.concepts.__main__ import decoded, kept
 from tests.benchmarks.concepts.fidelity import Likeness, fit, read_folder, subject_features
 from tests.benchmarks.sheet import sheet

@@ -29,9 +29,9 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.optim import Optimizer
 from distill.precision import autocast
-from gen.backbones.cost import cost
-from gen.backbones.presets import build_preset
-from gen.backbones.uvit import UViT
+from gen.nn.backbones.cost import cost
+from gen.nn.backbones.presets import build_preset
+from gen.nn.backbones.uvit import UViT
 from tests.benchmarks.models import DTYPES, add_arguments, diffusers_twin, peak_rate, report
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}

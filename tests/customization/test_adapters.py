@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from customization.injection import AdapterConfig, inject
 from customization.objective import FORMATS, CustomizationConfig
 from gen.adapters import read_adapter
-from gen.components import build
 from gen.generator import Generator
+from gen.nn.registry import build
 from samplers.denoiser import Context
 from tests.customization.kit import objective, shake
 from tests.gen.conftest import UVIT, randomise

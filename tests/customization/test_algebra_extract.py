@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from customization.algebra import Keep, extract, sketch_svd
 from customization.algebra.svd import SMALL, core_svd, matrix_svd
 from gen.adapters import AdapterError, write_adapter
-from gen.checkpoints import CheckpointError
 from gen.generator import Generator
+from gen.io.weights import CheckpointError
 from tests.customization.adapters import change, lora, normal
 from tests.gen import pipelines
 

@@ -10,8 +10,8 @@ import torch
 from customization.data import OWN_SOURCES
 from customization.train import SHIPPED, check_method, main, parser, read_config, simple_config
 from gen.adapters import read_adapter
-from gen.cli import main as fewstep
-from gen.components import from_registry
+from gen.cli.app import main as fewstep
+from gen.nn.registry import from_registry
 from tests.benchmarks.teaching import GRID
 from tests.customization.kit import pictures
 

@@ -15,7 +15,7 @@ from customization.objective import literal
 from distill.emoji.packs import DataError
 from distill.objective import Batch, Draws
 from gen.generator import Generator
-from gen.recipe import read_recipe, save_image
+from gen.pipeline.recipe import read_recipe, save_image
 from tests.customization.kit import objective, pictures
 
 

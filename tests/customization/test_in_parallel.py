@@ -9,8 +9,8 @@ import torch
 
 from customization.registry import METHODS
 from distill.run_folder import TrainingError
-from gen.components import build
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import build
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_methods import CONFIG, DIT, OWN
 from tests.distill.processes import on_processes

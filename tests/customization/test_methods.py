@@ -20,9 +20,9 @@ from customization.train import check_method, read_config
 from distill.objective import Draws, Phase
 from distill.schedule import lr_factor
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
-from gen.components import build
 from gen.generator import Generator
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import build
 from samplers.path import RectifiedFlow, VariancePreservingSDE
 from samplers.prediction import Prediction, prediction_row
 from tests.customization.kit import pictures, shake, trainer

@@ -10,7 +10,7 @@ from torch import nn
 from customization.methods.sara import SparseUpdate, apply_sparse, learning_rate
 from customization.methods.unlearning import LayerScore, layer_scores, pareto_front, unlearn
 from gen.adapters import AdapterError, Adapters
-from gen.checkpoints import CheckpointError
+from gen.io.weights import CheckpointError
 from tests.customization.adapters import normal
 
 

@@ -15,9 +15,9 @@ from customization.train import check_method, read_config
 from distill.checkpoint import load_latest
 from distill.objective import Draws
 from distill.run_folder import TrainingError
-from gen.components import build
 from gen.generator import Generator
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import build
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_methods import DIT, made
 from tests.gen.conftest import CONFIG, randomise, tiny_autoencoder, tiny_text_encoder

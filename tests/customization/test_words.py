@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from customization.objective import CustomizationConfig, CustomizationObjective
 from gen.adapters import Adapter, AdapterError, from_tensors, read_adapter, write_adapter
 from gen.adapters.words import embedding_of
-from gen.bridge.prompts import Clip
 from gen.generator import Generator
-from gen.learned_tokens import LearnedTokens
+from gen.models.bridge.prompts import Clip
+from gen.nn.learned_tokens import LearnedTokens
 from tests.gen.conftest import tiny_text_encoder
 from tests.gen.pipelines import clip, clip_tokenizer
 

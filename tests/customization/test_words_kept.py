@@ -16,8 +16,8 @@ from customization.metadata import trigger_phrase
 from gen.adapters import Adapter, AdapterError, read_adapter, renamed, write_adapter
 from gen.adapters.inspect import match
 from gen.adapters.words import rename_words
-from gen.checkpoints import read_metadata
 from gen.generator import Generator
+from gen.io.weights import read_metadata
 from tests.customization.adapters import lora, normal
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_lora_files import run  # noqa: F401 (fixture)
@@ -195,4 +195,4 @@ def test_weights_are_written_in_one_place():
     root = Path(__file__).parents[2]
     sources = [path for package in ("samplers", "gen", "distill", "customization") for path in (root / package).rglob("*.py")]
     found = [str(path.relative_to(root)) for path in sources if "save_file(" in path.read_text("utf-8")]
-    assert found == ["gen/checkpoints.py"]
+    assert found == ["gen/io/weights.py"]

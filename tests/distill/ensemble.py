@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Objective, Phase
 from distill.objectives.student import Teacher, following
-from gen.model_folder import ModelConfig
+from gen.models.folder import ModelConfig
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold
 from samplers.registry import get_grid, get_solver

@@ -10,8 +10,8 @@ from PIL import Image
 from distill.emoji.archive import Record, write_archive
 from distill.emoji.captions import HELD_OUT, read_common
 from distill.evaluator.network import Evaluator, EvaluatorConfig
-from gen.text import TextEncoder, TextEncoderConfig
-from gen.wordpiece import SPECIAL
+from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
+from gen.nn.wordpiece import SPECIAL
 
 COMMON = list(read_common())
 LABELS = [*COMMON[:6], *dict.fromkeys(pair.label for pair in HELD_OUT if pair.label not in COMMON[:6])]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.student import StudentObjective, Teacher
-from gen.components import build
-from gen.model_folder import ModelConfig
+from gen.models.folder import ModelConfig
+from gen.nn.registry import build
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.path import NoiseLevel
 from samplers.prediction import prediction_row

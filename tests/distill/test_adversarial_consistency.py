@@ -12,7 +12,7 @@ from distill.objectives.adversarial_consistency import AdversarialConsistencyCon
 from distill.objectives.adversarial_continuous import AdversarialContinuousConfig, AdversarialContinuousObjective
 from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Context
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, loss_of, models_of, tiny_teacher
 

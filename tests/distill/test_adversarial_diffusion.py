@@ -13,7 +13,7 @@ from distill.feature_maps import Dinov2Maps, FeatureMaps, load_feature_maps
 from distill.objective import Draws, Phase
 from distill.objectives.adversarial_diffusion import AdversarialDiffusionConfig, AdversarialDiffusionObjective, MapHeads
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, models_of, tiny_teacher

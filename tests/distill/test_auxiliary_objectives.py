@@ -15,11 +15,11 @@ from distill.objectives.autoencoder import AutoencoderObjective, AutoencoderObje
 from distill.objectives.evaluator import EvaluatorObjective, EvaluatorObjectiveConfig, contrastive
 from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases
 from distill.text_teacher import choose_pieces, from_bert, picked_layers, read_wheel
-from gen.checkpoints import CheckpointError
-from gen.components import save_component
-from gen.latents import Autoencoder, AutoencoderConfig
-from gen.text import TextEncoder, TextEncoderConfig
-from gen.wordpiece import SPECIAL
+from gen.io.weights import CheckpointError
+from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
+from gen.nn.registry import save_component
+from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
+from gen.nn.wordpiece import SPECIAL
 
 WORDS = ["red", "blue", "green", "heart", "car", "circle", "square", "and", "with", "the", "a", "of", "on", "cross"]
 FULL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, *WORDS]
@@ -207,7 +207,7 @@ def test_a_student_of_all_layers_is_the_teacher(teacher_folder):
 
 
 def test_picked_layers_are_the_teachers(teacher_folder):
-    from gen.components import load_component
+    from gen.nn.registry import load_component
 
     teacher = load_component(teacher_folder)
     network = student()

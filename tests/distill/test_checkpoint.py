@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from distill.checkpoint import Checkpoint, clean, folders, load, load_latest, save, step_of
-from gen import checkpoints as checkpoint_files
-from gen import folders as gen_folders
-from gen.checkpoints import CheckpointError
+from gen.io import folders as gen_folders
+from gen.io import weights as checkpoint_files
+from gen.io.weights import CheckpointError
 from tests.distill.processes import forked
 from tests.distill.toy import toy_trainer
 

@@ -6,9 +6,9 @@ import torch
 from distill.losses import level_weight
 from distill.objective import Batch, Draws, Phase
 from distill.objectives import make_objective
-from gen.components import build, load_component, save_component
-from gen.influence import InfluenceConfig, Influences
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.influence_networks import InfluenceConfig, Influences
+from gen.nn.registry import build, load_component, save_component
 from samplers import Condition, Context
 from samplers.joint.collaborate import Collaborative
 from tests.distill.students import SIZES, model

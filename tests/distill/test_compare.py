@@ -14,8 +14,8 @@ from distill.evaluate import Settings, counts, set_distances, subjects
 from distill.evaluator.pictures import read_pictures
 from distill.features import Features, load_features
 from distill.references import References, in_8_bits, weights_digest
-from gen.components import build, save_component
 from gen.generator import Generator
+from gen.nn.registry import build, save_component
 from tests.distill.evaluation import SIZE
 from tests.distill.students import randomise
 

@@ -8,7 +8,7 @@ from distill import cache, train
 from distill.config import ConfigError, ScheduleConfig, load_config, read_yaml
 from distill.data import SOURCES
 from distill.schedule import lr_factor
-from gen.components import from_registry
+from gen.nn.registry import from_registry
 
 MINIMAL = (
     "output: runs/x\nobjective: {type: diffusion}\nnetwork: {type: uvit}\ndata: {type: emoji}\nmax_steps: 10\nbatch_size: 4\n"

@@ -13,7 +13,7 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives import make_objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective, averaged
 from distill.trainer import Trainer
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from samplers.prediction import Prediction, prediction_row
 

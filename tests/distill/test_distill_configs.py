@@ -10,7 +10,7 @@ import distill.classifier  # noqa: F401  (makes its network type known)
 from distill.config import load_config
 from distill.data import SOURCES
 from distill.objectives import OBJECTIVES
-from gen.components import COMPONENTS, from_registry
+from gen.nn.registry import COMPONENTS, from_registry
 
 FOLDER = Path(__file__).parents[2] / "configs" / "distill"
 SHIPPED, PUBLISHED = sorted(FOLDER.glob("*.yaml")), sorted((FOLDER / "published").glob("*.yaml"))

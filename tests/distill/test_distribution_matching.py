@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distill.lora import LoraNetwork
 from distill.objective import Draws, Phase
 from distill.objectives.distribution_matching import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample

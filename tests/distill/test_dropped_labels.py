@@ -10,7 +10,7 @@ import torch
 
 from distill.objective import Batch, Draws, Phase, drop_labels
 from distill.objectives import OBJECTIVES, make_objective
-from gen.components import build
+from gen.nn.registry import build
 from tests.distill.cases import CASES, SIZES
 from tests.distill.students import Source, batch_of, latents, models_of
 from tests.distill.test_every_objective import make_places, trainer

@@ -10,8 +10,8 @@ from PIL import Image
 from distill.evaluator.augment import views
 from distill.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
 from distill.evaluator.network import Block, Evaluator, EvaluatorConfig
-from gen.cli import ENERGIES
-from gen.energies import EnergyInfo, get_energy
+from gen.cli.app import ENERGIES
+from gen.tasks.energies import EnergyInfo, get_energy
 from samplers.denoiser import Condition
 
 

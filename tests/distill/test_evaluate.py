@@ -11,7 +11,7 @@ from distill.emoji.recolor import BACKGROUNDS
 from distill.evaluate import Settings, choose_labels, composition, evaluate, main
 from distill.evaluator.colours import object_colours
 from distill.evaluator.network import Evaluator, EvaluatorConfig
-from gen.components import save_component
+from gen.nn.registry import save_component
 from tests.distill.evaluation import LABELS, SIZE, VENDORS, archive, picture
 
 

@@ -15,8 +15,8 @@ from distill.objectives import make_objective
 from distill.objectives.student import Teacher
 from distill.run_folder import TrainingError
 from distill.trainer import Trainer
-from gen.components import build, save_component
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import build, save_component
 from tests.distill.cases import AUTOENCODER, COMMON
 from tests.distill.evaluation import LABELS
 from tests.distill.students import randomise

@@ -9,8 +9,8 @@ import torch
 
 from distill.objectives import make_objective
 from distill.trainer import Trainer
-from gen.components import COMPONENTS, build
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import COMPONENTS, build
 from tests.distill.cases import COMMON, SIZES
 from tests.distill.processes import on_processes
 from tests.distill.states import close, everything

@@ -15,9 +15,9 @@ from distill.config import TrainConfig
 from distill.objective import Batch
 from distill.objectives import OBJECTIVES, make_objective
 from distill.trainer import Trainer, TrainingError
-from gen.backbones import recompute as blocks_again
-from gen.components import build, save_component
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.backbones import recompute as blocks_again
+from gen.nn.registry import build, save_component
 from tests.distill.cases import AUTOENCODER, CASES
 from tests.distill.states import close, everything
 from tests.distill.students import Source, tiny_teacher

@@ -14,7 +14,7 @@ from distill.objectives import frechet as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.population import Population, transport
-from gen.components import build
+from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER
 from tests.distill.processes import on_processes
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, latents, models_of, tiny_teacher

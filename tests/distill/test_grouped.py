@@ -8,7 +8,7 @@ import torch
 from distill.data import make_source
 from distill.objective import Batch, Draws
 from distill.objectives.moment_matching import MomentMatchingConfig, MomentMatchingObjective
-from gen.components import build
+from gen.nn.registry import build
 from tests.distill.cases import SIZES
 from tests.distill.students import STUDENT, models_of, tiny_teacher
 from tests.distill.test_sources import folder, png

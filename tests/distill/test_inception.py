@@ -5,7 +5,7 @@ from torch import nn
 
 from distill.features import load_features
 from distill.inception import Conv, Inception, load_inception
-from gen.checkpoints import CheckpointError
+from gen.io.weights import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import nn
 from distill import memory, recompute
 from distill.run_folder import TrainingError
 from distill.train import main
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from tests.distill.toy import duel_trainer, toy_trainer
 

@@ -7,8 +7,8 @@ from distill.classifier.energy import NoisyLabel
 from distill.classifier.network import NoisyClassifier, NoisyClassifierConfig
 from distill.objective import Batch, Draws, Phase
 from distill.objectives.classifier import ClassifierConfig, ClassifierObjective
-from gen.components import load_component, save_component
-from gen.guide import make_guide
+from gen.nn.registry import load_component, save_component
+from gen.tasks.energy_guidance import make_guide
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import ClassifierGuided
 from samplers.guidance.greedy import RAdam

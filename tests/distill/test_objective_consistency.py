@@ -16,8 +16,8 @@ from distill.objectives.consistency import ConsistencyDistillationConfig, Consis
 from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.easy_consistency import EasyConsistencyConfig, EasyConsistencyObjective
 from distill.objectives.improved_consistency import ImprovedConsistencyConfig, ImprovedConsistencyObjective
-from gen.components import build
 from gen.generator import Generator
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER
 from tests.distill.flow_maps import ExactEnd, gaussian_teacher

@@ -12,8 +12,8 @@ from distill.derivative import along
 from distill.objective import Draws, Phase
 from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, aimed, select
-from gen.components import build
 from gen.generator import Generator
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.flow_maps import ExactEnd, ExactMap, gaussian_teacher
 from tests.distill.students import FLOW, SIZES, VP, Exact, batch_of, exact_teacher, loss_of, tiny_teacher

@@ -10,7 +10,7 @@ import torch
 from distill import steps
 from distill.objective import Batch, Draws
 from distill.objectives.moment_matching import MomentMatchingConfig, MomentMatchingObjective, alike, mmd
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.students import FLOW, SIZES, batch_of, loss_of, model, tiny_teacher
 from tests.gen.conftest import randomise

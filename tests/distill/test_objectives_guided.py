@@ -16,7 +16,7 @@ from distill.objectives.latent_consistency import LatentConsistencyConfig, Laten
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
 from distill.parallel import fixed
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.path import NoiseLevel

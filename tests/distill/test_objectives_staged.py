@@ -19,7 +19,7 @@ from distill.objectives.multistep_consistency import MultistepConsistencyConfig,
 from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
 from distill.objectives.tract import TractConfig, TractObjective
 from distill.steps import adjusted_ddim, ddim
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.registry import get_grid

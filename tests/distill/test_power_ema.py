@@ -10,7 +10,7 @@ from torch import nn
 
 from distill.ema import Ema, find_snapshots, main, reconstruct
 from distill.power_ema import combination, decay, gamma_of, inner
-from gen.checkpoints import CheckpointError
+from gen.io.weights import CheckpointError
 from tests.distill.toy import toy_trainer
 
 

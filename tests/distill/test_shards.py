@@ -24,7 +24,7 @@ from distill.sources.latent_files import content_hash
 from distill.sources.order import Order, bucket_sizes, nearest_bucket
 from distill.sources.report import Unusable
 from distill.sources.tar import members
-from gen.components import load_component, save_component
+from gen.nn.registry import load_component, save_component
 from tests.distill.processes import forked
 from tests.distill.test_sources import folder, images, png
 from tests.gen.conftest import tiny_autoencoder

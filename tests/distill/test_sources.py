@@ -22,7 +22,7 @@ from distill.data import make_source
 from distill.emoji.packs import DataError
 from distill.sources.decode import decode, probe
 from distill.sources.report import Unusable
-from gen.components import save_component
+from gen.nn.registry import save_component
 
 
 def png(width=32, height=32, colour=(200, 30, 30), mode="RGB", **options) -> bytes:
@@ -251,9 +251,9 @@ def test_captions_as_other_programs_write_them(tmp_path):
 def test_every_text_may_begin_with_a_byte_order_mark(tmp_path):
     """One loop over what reads text: prompts, rows, JSON, YAML, layouts, tables of steps."""
     from distill.config import read_yaml
-    from gen.checkpoints import read_json
-    from gen.files import decode_text, read_text
-    from gen.layout_file import read_layout
+    from gen.io.errors import decode_text, read_text
+    from gen.io.weights import read_json
+    from gen.tasks.layout_file import read_layout
 
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "p.txt").write_bytes("a cat\r\na dog\r\n".encode(encoding))

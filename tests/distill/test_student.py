@@ -13,8 +13,8 @@ from distill.lora import LoraConfig, LoraNetwork
 from distill.objective import Draws
 from distill.objectives import make_objective
 from distill.objectives.student import StudentConfig, StudentObjective, Teacher, move_towards
-from gen.components import build
 from gen.generator import Generator
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.path import NoiseLevel, VariancePreserving

@@ -12,7 +12,7 @@ from distill.objective import Batch, Draws, Phase
 from distill.objectives import OBJECTIVES, make_objective
 from distill.objectives.student import Teacher, TeacherConfig
 from gen.adapters import Adapters, read_adapter
-from gen.components import from_registry
+from gen.nn.registry import from_registry
 from samplers.denoiser import Context
 from tests.distill.students import loss_of
 from tests.gen import pipelines

@@ -23,8 +23,8 @@ from distill.objective import Batch
 from distill.objectives import make_objective
 from distill.sources.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.train import main
-from gen.components import build, load_component, save_component
 from gen.generator import Generator
+from gen.nn.registry import build, load_component, save_component
 from samplers import ClassifierFree, get_grid, get_solver, normal, sample
 from tests.gen.conftest import UVIT, tiny_autoencoder, tiny_text_encoder
 

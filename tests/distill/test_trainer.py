@@ -17,7 +17,7 @@ from distill.objective import Phase
 from distill.precision import LossScaler
 from distill.run_folder import run_lock
 from distill.trainer import TrainingError
-from gen.checkpoints import CheckpointError
+from gen.io.weights import CheckpointError
 from tests.distill.processes import forked
 from tests.distill.states import everything, stop_after
 from tests.distill.toy import ToySource, duel_trainer, toy_trainer

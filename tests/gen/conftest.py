@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gen.components import build
 from gen.generator import Generator
-from gen.model_folder import write_model
+from gen.models.folder import write_model
+from gen.nn.registry import build
 
 WORDS = [
     "[PAD]",

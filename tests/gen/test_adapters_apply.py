@@ -13,7 +13,7 @@ from torch import nn
 
 from gen.adapters import Adapter, AdapterError, Adapters, Delta
 from gen.adapters.apply import blocks_of
-from gen.components import build
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context, adapters_key
 from tests.gen.conftest import UVIT, randomise
 

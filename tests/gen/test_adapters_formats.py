@@ -13,7 +13,7 @@ from torch import nn
 
 from gen.adapters import Adapter, AdapterError, Delta, from_tensors, read_adapter, renamed, to_tensors, write_adapter
 from gen.adapters.keys import SUFFIXES, parse
-from gen.checkpoints import CheckpointError, read_metadata
+from gen.io.weights import CheckpointError, read_metadata
 
 
 class Net(nn.Module):

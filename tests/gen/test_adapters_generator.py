@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from gen.adapters import Adapter, Delta, write_adapter
-from gen.checkpoints import sha256
 from gen.generator import Generator
-from gen.recipe import Recipe, read_recipe
+from gen.io.weights import sha256
+from gen.pipeline.recipe import Recipe, read_recipe
 from tests.gen.test_cli import fewstep, image
 
 __all__ = ["fewstep", "image"]
@@ -201,7 +201,7 @@ def test_command_line(image, fewstep, tiny_model, files):
 
 def test_nothing_is_imported_before_it_is_used(tiny_model, files):
     code = (
-        "import sys; from gen import Generator; from gen import cli; import gen.commands.image\n"
+        "import sys; from gen import Generator; from gen import cli; import gen.cli.image\n"
         f"g = Generator.from_pretrained({str(tiny_model)!r}, device='cpu')\n"
         "g('a cat', num_inference_steps=1, progress=False)\n"
         "assert not [m for m in sys.modules if m.startswith('gen.adapters')]\n"

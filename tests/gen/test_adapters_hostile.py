@@ -50,7 +50,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from gen.adapters import AdapterError, Adapters, from_tensors, read_adapter
-from gen.checkpoints import CheckpointError, load_weights
+from gen.io.weights import CheckpointError, load_weights
 from tests.gen.malformed import MALFORMED
 
 NAME = "lora_unet_block_to_q"
@@ -121,7 +121,7 @@ def test_permission_that_the_system_denies(tmp_path, monkeypatch):
     def denied(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("gen.checkpoints.safe_open", denied)
+    monkeypatch.setattr("gen.io.weights.safe_open", denied)
     with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read \(Permission denied\)\."):
         read_adapter(tmp_path / "a.safetensors")
 

@@ -6,10 +6,10 @@ import types
 import pytest
 import torch
 
-from gen import attention as module
-from gen.attention import BACKENDS, attention, available_backends, choose
-from gen.backbones.blocks import SelfAttention, normalize_heads
-from gen.backbones.dit import DiT, DiTConfig
+from gen.nn import attention as module
+from gen.nn.attention import BACKENDS, attention, available_backends, choose
+from gen.nn.backbones.blocks import SelfAttention, normalize_heads
+from gen.nn.backbones.dit import DiT, DiTConfig
 from samplers.denoiser import Condition, Context
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gen import rounding
 from gen.adapters import Adapter, Delta
 from gen.generator import Generator
+from gen.nn import batch_invariance as rounding
 from samplers.cache.registry import CACHES
 from samplers.guidance.registry import GUIDANCE
 from samplers.registry import solver_names

@@ -8,11 +8,11 @@ from diffusers.image_processor import PixArtImageProcessor
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
 from PIL import Image
 
-from gen import cli
-from gen.bins import TABLES, nearest
+from gen.cli import app as cli
 from gen.generator import Generator
-from gen.images import cut_to
-from gen.recipe import read_recipe
+from gen.io.images import cut_to
+from gen.models.buckets import TABLES, nearest
+from gen.pipeline.recipe import read_recipe
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.bridge.hooks import LAYOUTS, Heads
-from gen.bridge.load import CLASSES
 from gen.generator import Generator
+from gen.models.bridge.hooks import LAYOUTS, Heads
+from gen.models.bridge.load import CLASSES
 from samplers.denoiser import Context
 from samplers.hooks import with_hook
 from tests.gen import pipelines

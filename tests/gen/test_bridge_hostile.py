@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.bridge.load import CLASSES, find_weights, weight_files
-from gen.bridge.pipeline import PIPELINES, needed_files, read_index
-from gen.bridge.schedule import SAMPLERS, sampling
-from gen.checkpoints import CheckpointError
 from gen.generator import Generator
-from gen.model_folder import model_config
+from gen.io.weights import CheckpointError
+from gen.models.bridge.load import CLASSES, find_weights, weight_files
+from gen.models.bridge.pipeline import PIPELINES, needed_files, read_index
+from gen.models.bridge.schedule import SAMPLERS, sampling
+from gen.models.folder import model_config
 from tests.gen import pipelines
 
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gen import cli
+from gen.cli import app as cli
 from gen.generator import Generator
-from gen.recipe import read_recipe
+from gen.pipeline.recipe import read_recipe
 from tests.gen import pipelines
 
 
@@ -128,7 +128,7 @@ def test_opening_our_own_models_loads_no_library_of_theirs(tiny_model):
 
     code = (
         f"import sys; from gen import Generator; Generator.from_pretrained({str(tiny_model)!r})('a cat', progress=False); "
-        "print([m for m in ('transformers', 'diffusers', 'gen.bridge', 'gen.preview') if m in sys.modules])"
+        "print([m for m in ('transformers', 'diffusers', 'gen.models.bridge', 'gen.pipeline.preview') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

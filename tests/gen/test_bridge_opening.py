@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gen import digests
-from gen.bridge.load import load_tokenizer, variants_for
-from gen.bridge.pipeline import needed_files, read_index
-from gen.checkpoints import CheckpointError, load_weights, sha256
 from gen.generator import Generator
-from gen.pretrained import hub_errors, load_model, resolve_dtype
+from gen.io import digests
+from gen.io.weights import CheckpointError, load_weights, sha256
+from gen.models.bridge.load import load_tokenizer, variants_for
+from gen.models.bridge.pipeline import needed_files, read_index
+from gen.models.pretrained import hub_errors, load_model, resolve_dtype
 from tests.gen import pipelines
 
 
@@ -198,7 +198,7 @@ def test_variants(folder):
     ],
 )
 def test_the_number_format_by_device(monkeypatch, device, fast, dtype):
-    monkeypatch.setattr("gen.pretrained.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("gen.models.pretrained.fast_bfloat16", lambda device: fast)
     assert resolve_dtype(None, torch.device(device)) == dtype
 
 

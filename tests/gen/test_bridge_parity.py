@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.settings import Sampling, make_settings
+from gen.pipeline.settings import Sampling, make_settings
 from samplers.path import VariancePreserving
 from tests.gen import pipelines
 

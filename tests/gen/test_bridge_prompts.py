@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from gen.bridge.prompts import Clip, Sentence
-from gen.prompt_memory import PromptMemory, size_of
+from gen.models.bridge.prompts import Clip, Sentence
+from gen.pipeline.prompt_cache import PromptMemory, size_of
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gen.bridge.schedule import sampling
-from gen.bridge.schedulers import KEYS, NO_EFFECT, ONLY
-from gen.checkpoints import CheckpointError
 from gen.generator import Generator
-from gen.model_folder import model_config
-from gen.settings import Sampling, make_settings
+from gen.io.weights import CheckpointError
+from gen.models.bridge.schedule import sampling
+from gen.models.bridge.schedulers import KEYS, NO_EFFECT, ONLY
+from gen.models.folder import model_config
+from gen.pipeline.settings import Sampling, make_settings
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver, grid_info
 from samplers.sample import sample
@@ -388,7 +388,7 @@ def test_consistency_samplers_take_their_own_timesteps(bridged, sampler):
 
 
 def test_distilled_models_take_few_steps_where_a_config_says_so():
-    from gen.bridge.pipeline import few_steps
+    from gen.models.bridge.pipeline import few_steps
 
     turbo = {"_name_or_path": "/models/sdxl-turbo/unet"}
     usual = {"num_inference_steps": 30, "guidance_scale": 5.0}

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gen import preview
-from gen.bridge.vae import BridgedAutoencoder, tiled
+from gen.models.bridge.vae import BridgedAutoencoder, tiled
+from gen.pipeline import preview
 from tests.gen import pipelines
 
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
-from gen import canvas as canvases
-from gen.canvas import Counted, make_canvas
-from gen.conditions import alike
 from gen.generator import Generator
-from gen.recipe import CanvasRecord, Recipe, RecipeError
+from gen.nn.conditions import alike
+from gen.pipeline.recipe import CanvasRecord, Recipe, RecipeError
+from gen.tasks import canvas as canvases
+from gen.tasks.canvas import Counted, make_canvas
 from samplers.editing import image_to_image
 from samplers.guidance import ClassifierFree
 from samplers.joint.shifted import ShiftedWindows
@@ -184,7 +184,7 @@ def test_noise_is_drawn_for_the_whole_canvas(tiny, monkeypatch):
 def test_the_bar_counts_evaluations_and_previews_show_the_canvas(tiny, monkeypatch):
     bar = SimpleNamespace(n=0, total=None, unit="")
     bar.update = lambda n: setattr(bar, "n", bar.n + n)
-    monkeypatch.setattr("gen.run.open_bar", lambda steps, show: _Open(bar))
+    monkeypatch.setattr("gen.pipeline.run.open_bar", lambda steps, show: _Open(bar))
     seen = []
 
     def callback(generator, step, t, given):
@@ -322,7 +322,7 @@ def test_a_distance_of_ones_own_is_used_and_named(tiny):
 
 def test_lpips_is_a_distance_by_the_file_of_its_weights(tiny, monkeypatch):
     """Of pictures in [-1, 1], by name and so from the command line; a recipe does not have the file opened again."""
-    import gen.energies.lpips as module
+    import gen.tasks.energies.lpips as module
 
     opened, seen = [], []
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen import cli
-from gen.commands.canvas import options_of, sides
-from gen.recipe import read_recipe
+from gen.cli import app as cli
+from gen.cli.canvas import options_of, sides
+from gen.pipeline.recipe import read_recipe
 from tests.distill.processes import on_processes
 
 
@@ -75,7 +75,7 @@ def test_outpaint_and_upscale(fewstep):
 
 
 def _info(path):
-    from gen.commands.show import info
+    from gen.cli.show import info
 
     return info(path, False)
 

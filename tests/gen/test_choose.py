@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gen import Generator
-from gen.commands.choose import SCALES, STEPS, choose_model
-from gen.pretrained import DEFAULT, FAST, find_model
+from gen.cli.choose import SCALES, STEPS, choose_model
+from gen.models.pretrained import DEFAULT, FAST, find_model
 
 PLAIN = {"num_images_per_prompt": 2, "seed": 3, "sampler": None, "lora": [], "guidance_options": {}, "negative_prompt": ""}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gen import cli
-from gen.commands.output import Target, slug
-from gen.files import printable
-from gen.recipe import read_recipe, save_image
+from gen.cli import app as cli
+from gen.cli.output import Target, slug
+from gen.io.errors import printable
+from gen.pipeline.recipe import read_recipe, save_image
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
 
@@ -193,7 +193,7 @@ def test_replay_opens_no_model_that_a_file_names(fewstep, image, monkeypatch):
     for name in ("someone/model", "../../models/x", "tiny"):
         hostile = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
         save_image(Image.open("a-cat-1.png"), "hostile.png", hostile, overwrite=True)
-        monkeypatch.setattr("gen.pretrained.download", lambda *_: pytest.fail("downloaded"))
+        monkeypatch.setattr("gen.models.pretrained.download", lambda *_: pytest.fail("downloaded"))
         code, _, err = fewstep("replay", "hostile.png")
         assert code == 2 and f"{name!r}; say where it is with --model" in err
 
@@ -375,7 +375,7 @@ def test_ctrl_c_as_a_program(tiny_model, tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["image", "--help"], ["imge"]])
 def test_help_and_version_start_without_torch(arguments):
     code = (
-        "import sys; from gen.cli import main; main(sys.argv[1:]); "
+        "import sys; from gen.cli.app import main; main(sys.argv[1:]); "
         "print({m.split('.')[0] for m in sys.modules} & {'torch', 'rich', 'PIL', 'numpy', 'transformers'})"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
@@ -472,7 +472,7 @@ def test_errors_speak_in_the_words_of_the_option(fewstep):
 
 STOPPED = """
 import os, signal, sys
-import gen.recipe as recipe
+import gen.pipeline.recipe as recipe
 from gen.__main__ import program
 
 save, done = recipe.save_image, []
@@ -506,7 +506,8 @@ def test_a_stop_is_said_and_leaves_nothing(tiny_model, tmp_path, name, code):
 
 def test_an_interrupt_while_the_program_is_read_is_one_line(tmp_path):
     script = (
-        "import sys\nclass Stop:\n    def find_spec(self, name, *_):\n        if name == 'gen.cli': raise KeyboardInterrupt\n"
+        "import sys\nclass Stop:\n    def find_spec(self, name, *_):\n"
+        "        if name == 'gen.cli.app': raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Stop())\nfrom gen.__main__ import program\nprogram()"
     )
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENV)

@@ -9,7 +9,7 @@ import torch
 
 from distill.evaluator.colours import object_colours
 from gen import Generator
-from gen.pretrained import DEFAULT
+from gen.models.pretrained import DEFAULT
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gen.backbones.dimr import DiMR, DiMRConfig
-from gen.components import build, config_of, load_component, save_component
+from gen.nn.backbones.dimr import DiMR, DiMRConfig
+from gen.nn.registry import build, config_of, load_component, save_component
 from samplers.cache import get_cache
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook

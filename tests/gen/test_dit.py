@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from gen.backbones import dit
-from gen.backbones.dit import DiT, DiTConfig, sincos_positions
-from gen.components import build
+from gen.nn.backbones import dit
+from gen.nn.backbones.dit import DiT, DiTConfig, sincos_positions
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.hooks import with_hook
 

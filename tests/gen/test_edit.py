@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from distill.sources.decode import decode
-from gen.grid import contact_sheet
-from gen.images import read_picture
-from gen.recipe import Recipe, RecipeError, open_picture
+from gen.io.contact_sheet import contact_sheet
+from gen.io.images import read_picture
+from gen.pipeline.recipe import Recipe, RecipeError, open_picture
 from samplers.denoiser import Condition, Context
 from samplers.editing import Inpaint, image_to_image
 from samplers.guidance import ClassifierFree

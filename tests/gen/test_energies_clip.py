@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gen.energies import energy_info, get_energy
-from gen.energies.clip import DEVIATION, MEAN, Aesthetic, ClipSimilarity, embed_images, read_head
+from gen.tasks.energies import energy_info, get_energy
+from gen.tasks.energies.clip import DEVIATION, MEAN, Aesthetic, ClipSimilarity, embed_images, read_head
 from samplers.denoiser import Condition
 from tests.gen.pipelines import LETTERS, clip_tokenizer
 

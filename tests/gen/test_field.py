@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gen.field import Rules
-from gen.recipe import Recipe
+from gen.pipeline.guidance_stack import Rules
+from gen.pipeline.recipe import Recipe
 from samplers.cache import FirstBlockCache, Reuse
 from samplers.cache.registry import CACHES
 from samplers.denoiser import Condition, Context
@@ -178,7 +178,8 @@ def test_the_common_case_imports_no_family():
     import sys
 
     code = (
-        "import sys; from gen.field import Rules; Rules.of(None, {}, None, None); print('samplers.guidance.apg' in sys.modules)"
+        "import sys; from gen.pipeline.guidance_stack import Rules; Rules.of(None, {}, None, None); "
+        "print('samplers.guidance.apg' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

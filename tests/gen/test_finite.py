@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gen.adapters import Adapter, Delta
-from gen.field import Rules
 from gen.generator import Generator
+from gen.pipeline.guidance_stack import Rules
 from samplers.editing.image_to_image import start_at
 from samplers.grids import uniform_time
 from samplers.path import RectifiedFlow
@@ -128,7 +128,7 @@ def test_guidance(generator, monkeypatch, guidance):
 
 def test_what_is_around_guidance(generator, monkeypatch):
     """A kind of run that spoils the field is named, by its name in the table."""
-    from gen.edit import Edit
+    from gen.tasks.edit import Edit
 
     monkeypatch.setattr(Edit, "around", lambda self, denoiser, solver, batch: (Spoiling(denoiser), solver))
     with pytest.raises(ValueError, match="in the image or the sampler 'dpmpp_2m';"):

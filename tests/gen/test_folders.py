@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gen import folders
-from gen.folders import put_in_place, recover, written_folder
+from gen.io import folders
+from gen.io.folders import put_in_place, recover, written_folder
 from tests.distill.processes import forked
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.cli import main
-from gen.components import build, load_component, save_component
-from gen.formats.pickles import convert_pickle
+from gen.cli.app import main
+from gen.models.formats.pickles import convert_pickle
+from gen.nn.registry import build, load_component, save_component
 from tests.gen import published
 
 SHAPES = published.dit(dim=24, depth=2, size=6, channels=3, rows=6)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.backbones.dit import DiTConfig
-from gen.components import build
-from gen.formats import read_checkpoint, write_checkpoint
+from gen.models.formats import read_checkpoint, write_checkpoint
+from gen.nn.backbones.dit import DiTConfig
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.gen import published
 

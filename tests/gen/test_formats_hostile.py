@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gen.checkpoints import CheckpointError, TensorFile
-from gen.formats import detect, read_checkpoint
+from gen.io.weights import CheckpointError, TensorFile
+from gen.models.formats import detect, read_checkpoint
 from tests.gen import published
 
 SHAPES = published.uvit(dim=16, depth=4, size=4, channels=3)

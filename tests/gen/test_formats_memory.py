@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from gen.components import build, save_component
+from gen.nn.registry import build, save_component
 from tests.gen import published
 
 MB = 1 << 20
@@ -20,10 +20,10 @@ SIZES = {"dim": 768, "depth": 2, "size": 32, "channels": 4}
 
 MEASURE = """
 import json, sys, torch
-from gen.checkpoints import TensorFile
-import gen.backbones.uvit
-from gen.components import load_component
-from gen.formats import read_checkpoint
+from gen.io.weights import TensorFile
+import gen.nn.backbones.uvit
+from gen.nn.registry import load_component
+from gen.models.formats import read_checkpoint
 
 def status(name):
     with open("/proc/self/status") as file:

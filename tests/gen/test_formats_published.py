@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.backbones.dit import DiT, DiTConfig
-from gen.backbones.uvit import UViT, UViTConfig
-from gen.components import build
-from gen.formats import FORMATS, detect, read_checkpoint, write_checkpoint
-from gen.formats.read import own_tensors, slots_of
-from gen.formats.table import expand
+from gen.models.formats import FORMATS, detect, read_checkpoint, write_checkpoint
+from gen.models.formats.read import own_tensors, slots_of
+from gen.models.formats.table import expand
+from gen.nn.backbones.dit import DiT, DiTConfig
+from gen.nn.backbones.uvit import UViT, UViTConfig
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.gen import published
 from tests.gen.test_uvit import equations, layer_norm  # noqa: F401 (used by the equations)

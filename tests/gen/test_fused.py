@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gen.backbones import fused
-from gen.backbones.fused import PackedLinear, linear_gelu, pack
 from gen.generator import Generator
+from gen.nn.backbones import fused
+from gen.nn.backbones.fused import PackedLinear, linear_gelu, pack
 
 
 def layer_and_input(dtype=torch.float32):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gen.checkpoints import CheckpointError
-from gen.components import build
 from gen.generator import Generator
-from gen.model_folder import model_config, read_model_config, write_model
-from gen.pretrained import find_model, resolve_device, resolve_dtype
-from gen.recipe import Recipe, read_recipe
+from gen.io.weights import CheckpointError
+from gen.models.folder import model_config, read_model_config, write_model
+from gen.models.pretrained import find_model, resolve_device, resolve_dtype
+from gen.nn.registry import build
+from gen.pipeline.recipe import Recipe, read_recipe
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal
@@ -413,7 +413,7 @@ def test_a_failed_save_leaves_the_old_model(tiny, tmp_path, monkeypatch):
     folder = tiny.save_pretrained(tmp_path / "model")
     before = (folder / "denoiser" / "model.safetensors").read_bytes()
     monkeypatch.setattr(
-        "gen.model_folder.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "gen.models.folder.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(OSError, match="No space"):
         tiny.save_pretrained(folder, overwrite=True)

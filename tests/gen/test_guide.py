@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gen.cli import ENERGIES, main
-from gen.energies import ENERGIES as OURS
-from gen.energies import EnergyInfo, energy_info, get_energy
-from gen.energies.simple import Brightness, Colour, Composition
-from gen.recipe import Recipe, read_recipe
-from gen.restore import make_restoration
+from gen.cli.app import ENERGIES, main
+from gen.pipeline.recipe import Recipe, read_recipe
+from gen.tasks.energies import ENERGIES as OURS
+from gen.tasks.energies import EnergyInfo, energy_info, get_energy
+from gen.tasks.energies.simple import Brightness, Colour, Composition
+from gen.tasks.restore import make_restoration
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree, Posterior, Recurrent, TrainingFree
 from samplers.guidance.operators import Composed, downsample
@@ -160,8 +160,9 @@ def test_the_table_is_closed_and_lazy():
     with pytest.raises(ValueError, match="no option 'bright'"):
         get_energy(energy_info("brightness"), bright=1)
     code = (
-        "import sys, gen.cli, gen.generator, gen.energies; from gen.commands import image; "
-        "late = ('gen.energies.', 'gen.guide', 'gen.restore', 'gen.tweaks', 'distill', 'transformers', "
+        "import sys, gen.cli.app, gen.generator, gen.tasks.energies; from gen.cli import image; "
+        "late = ('gen.tasks.energies.', 'gen.tasks.energy_guidance', 'gen.tasks.restore', 'gen.tasks.training_free', "
+        "'distill', 'transformers', "
         "'samplers.guidance.tfg', 'samplers.guidance.energy', 'samplers.guidance.inverse', 'samplers.guidance.beside'); "
         "print([m for m in sys.modules if m.startswith(late)])"
     )
@@ -170,7 +171,7 @@ def test_the_table_is_closed_and_lazy():
 
 
 def test_a_default_strength_is_the_methods_times_the_energys_gain():
-    from gen.guide import STRENGTHS, make_guide
+    from gen.tasks.energy_guidance import STRENGTHS, make_guide
 
     label = EnergyInfo("label", *ENERGIES["label"])
     for method in STRENGTHS:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gen.backbones.dit import DiT, DiTConfig
-from gen.backbones.uvit import UViT, UViTConfig
+from gen.nn.backbones.dit import DiT, DiTConfig
+from gen.nn.backbones.uvit import UViT, UViTConfig
 from samplers.denoiser import Condition, Context
 from samplers.hooks import check_reached, with_hook
 

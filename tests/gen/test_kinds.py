@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from gen import kinds
 from gen.generator import Generator
-from gen.kinds import KINDS, Batch, Frame, Kind, Row
-from gen.recipe import Recipe
-from gen.tweak_options import TweakOptions
+from gen.pipeline import task as kinds
+from gen.pipeline.recipe import Recipe
+from gen.pipeline.task import KINDS, Batch, Frame, Kind, Row
+from gen.tasks.tweak_options import TweakOptions
 from samplers.noise import seeded_noise
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}
@@ -196,7 +196,7 @@ def test_less_memory_is_asked_of_every_kind(tiny):
         def halved(self):
             return self if self.count == 1 else Large(self.count // 2)
 
-    from gen.settings import Sampling, make_settings
+    from gen.pipeline.settings import Sampling, make_settings
 
     settings = make_settings(tiny, Sampling(), None, None)
     assert settings.halved() is settings

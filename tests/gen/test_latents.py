@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from gen.checkpoints import CheckpointError, write_json
-from gen.components import build, load_component, save_component
-from gen.latents import Autoencoder, AutoencoderConfig
+from gen.io.weights import CheckpointError, write_json
+from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
+from gen.nn.registry import build, load_component, save_component
 
 SMALL = AutoencoderConfig(
     channels=6, encoder_widths=(8, 12), encoder_blocks=(1, 1), decoder_widths=(12, 8), decoder_blocks=(1, 1), refine_width=4

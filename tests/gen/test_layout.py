@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from gen.adapters import Adapter, Delta
-from gen.cli import main
-from gen.conditions import join
+from gen.cli.app import main
 from gen.generator import Generator
-from gen.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
-from gen.layout_file import LayoutError, colour_masks, painted_layout, read_layout
-from gen.recipe import RecipeError, read_recipe
+from gen.nn.conditions import join
+from gen.pipeline.recipe import RecipeError, read_recipe
+from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
+from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from samplers.guidance import ClassifierFree
 from samplers.joint.masks import rest, soften
 from samplers.joint.regions import Region, Regions

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.adapters.skeleton import skeleton
-from gen.components import load_component
 from gen.generator import Generator
+from gen.nn.registry import load_component
 from tests.gen import pipelines
 from tests.gen.malformed import MALFORMED
 from tests.gen.test_cli import fewstep, image  # noqa: F401 (fixtures)
@@ -64,9 +64,9 @@ def test_what_a_file_holds(fewstep, file):  # noqa: F811
 
 
 def test_what_fits_a_model(fewstep, file, tiny_model, monkeypatch):  # noqa: F811
-    import gen.checkpoints
+    import gen.io.weights
 
-    monkeypatch.setattr(gen.checkpoints, "load_weights", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(gen.io.weights, "load_weights", lambda *_: pytest.fail("weights were read"))
     code, out, _ = fewstep("lora", "inspect", file, "--model", tiny_model, "--json")
     assert code == 0 and json.loads(out)["model"]["matched"] == {
         "denoiser.in_blocks_0_attn_qkv": ["in_blocks.0.attn.qkv"],
@@ -193,7 +193,7 @@ def test_help_needs_no_heavy_library():
     import sys
 
     code = (
-        "import sys; from gen import cli\n"
+        "import sys; from gen.cli import app as cli\n"
         "try: cli.main(['lora', 'inspect', '--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'diffusers', 'peft') if m in sys.modules])"
     )

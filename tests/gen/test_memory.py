@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gen import fitting
 from gen.generator import Generator
+from gen.pipeline import decoding as fitting
 
 PROMPTS = ["a red heart", "a cat", "a dog", "the moon on a dog"]
 ALLOCATOR = (
@@ -106,7 +106,7 @@ def test_a_picture_too_large_to_decode_is_decoded_in_tiles(generator, monkeypatc
 
 def test_finished_pictures_take_a_byte_per_channel_and_leave_the_device(generator, monkeypatch):
     kept = []
-    monkeypatch.setattr("gen.run.gone_from", lambda *given: kept.append(fitting.gone_from(*given)) or kept[-1])
+    monkeypatch.setattr("gen.pipeline.run.gone_from", lambda *given: kept.append(fitting.gone_from(*given)) or kept[-1])
     made = generator(PROMPTS, seed=1, num_inference_steps=1, batch_size=2, progress=False)
     assert [(part.dtype, part.shape) for part in kept] == [(torch.uint8, (2, 32, 32, 3))] * 2
     floats = generator(PROMPTS, seed=1, num_inference_steps=1, batch_size=2, output_type="np", progress=False).images
@@ -130,7 +130,7 @@ def test_with_on_images_nothing_is_kept(generator):
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: f"{type(error).__name__} {str(error)[:20]}")
 def test_the_command_line_says_that_memory_ran_out(error):
-    from gen.cli import _sentence
+    from gen.cli.app import _sentence
 
     assert "Memory ran out" in _sentence(error) and "defect" not in _sentence(error)
     assert "defect of fewstep" in _sentence(RuntimeError("shapes"))

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen import cli, imagenet
-from gen.bridge.hub import needed_files
-from gen.bridge.parts import TextPart, open_text_encoder
-from gen.checkpoints import CheckpointError
-from gen.components import save_component
-from gen.formats import read_checkpoint, write_checkpoint
+from gen.cli import app as cli
 from gen.generator import Generator
-from gen.recipe import read_recipe
+from gen.io.weights import CheckpointError
+from gen.models import imagenet
+from gen.models.bridge.hub import needed_files
+from gen.models.bridge.parts import TextPart, open_text_encoder
+from gen.models.formats import read_checkpoint, write_checkpoint
+from gen.nn.registry import save_component
+from gen.pipeline.recipe import read_recipe
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines, published
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, STEPS, grid_of, noise, ours, theirs

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gen import cli
-from gen.backbones import fused
-from gen.backbones.cost import cost, preset_cost
-from gen.backbones.presets import PRESETS, build_preset, preset
-from gen.components import build
+from gen.cli import app as cli
+from gen.nn.backbones import fused
+from gen.nn.backbones.cost import cost, preset_cost
+from gen.nn.backbones.presets import PRESETS, build_preset, preset
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from tests.gen import published
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from gen.prompt_syntax import foreign_syntax
+from gen.pipeline.prompt_syntax import foreign_syntax
 
 FOREIGN = {
     "a cat <lora:style:0.8>": "<lora:...> loads",

@@ -13,9 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from gen.grid import contact_sheet, wrap
-from gen.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
-from gen.recipe import Batch, Machine, Model, Recipe, RecipeError, free_name, open_picture, png_chunks, read_recipe, save_image
+from gen.io.contact_sheet import contact_sheet, wrap
+from gen.io.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
+from gen.pipeline.recipe import (
+    Batch,
+    Machine,
+    Model,
+    Recipe,
+    RecipeError,
+    free_name,
+    open_picture,
+    png_chunks,
+    read_recipe,
+    save_image,
+)
 from samplers.registry import grid_info, parse_sampler, solver_info
 
 MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
@@ -432,7 +443,7 @@ def test_contact_sheets_that_cannot_be(arguments, message):
 def test_characters_without_a_shape_are_question_marks():
     from PIL import ImageFont
 
-    from gen.grid import drawable
+    from gen.io.contact_sheet import drawable
 
     font = ImageFont.load_default(12)
     assert drawable("a café, 日本 🦊 ﬁ", font).replace("é", "e") in ("a cafe, ?? ? fi", "a cafe, ?? ? ﬁ", "a cafe, ?? ? f")
@@ -442,8 +453,8 @@ def test_characters_without_a_shape_are_question_marks():
 
 def test_recipes_come_back_from_the_comments_of_other_formats(tmp_path, capsys):
     """As AUTOMATIC1111 writes them: a user comment in UTF-16 of either order; and our own JSON, where a tool carried it."""
-    from gen.cli import main
-    from gen.recipe import read_chunks
+    from gen.cli.app import main
+    from gen.pipeline.recipe import read_chunks
 
     text = "a cat, 猫\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 3, Size: 512x512"
     for encoding in ("utf-16-be", "utf-16-le"):
@@ -478,7 +489,7 @@ def test_numbers_without_end_are_a_sentence(field):
 
 
 def test_a_call_refuses_numbers_without_end():
-    from gen import request
+    from gen.io import validators as request
 
     for check in (
         lambda v: request.real("x", v, 0, 1),

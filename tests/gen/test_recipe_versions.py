@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gen.recipe import Recipe
+from gen.pipeline.recipe import Recipe
 from samplers.registry import solver_info, solver_names
 
 CALL = {"seed": 5, "num_inference_steps": 6, "progress": False}

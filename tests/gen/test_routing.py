@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gen.backbones.routing import Routing, route
-from gen.components import build
+from gen.nn.backbones.routing import Routing, route
+from gen.nn.registry import build
 from samplers.denoiser import Condition
 
 TINY = {"size": 4, "patch": 2, "channels": 3, "dim": 16, "depth": 3, "heads": 2}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.latents import LATENT_BOUND
-from gen.settings import ASTRAY, ENOUGH
+from gen.nn.autoencoder import LATENT_BOUND
+from gen.pipeline.settings import ASTRAY, ENOUGH
 from samplers.guidance import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.perturb import layers_within
 from samplers.registry import solver_names

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gen import folders
 from gen.generator import Generator
+from gen.io import folders
 from samplers.registry import get_grid
 from tests.gen import published
 from tests.gen.test_bridge_parity import CLOSE, noise, theirs
@@ -134,7 +134,9 @@ def test_a_failed_save_leaves_nothing(bridged, tmp_path, monkeypatch):
     _, generator = bridged("dit")
     folder = generator.save_pretrained(tmp_path / "model")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr("gen.saving.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "gen.models.saving.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     for place in ("model", "other"):
         with pytest.raises(OSError, match="No space"):
             generator.save_pretrained(tmp_path / place, overwrite=True)

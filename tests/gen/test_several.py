@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gen.components import save_component
-from gen.influence import InfluenceConfig, Influences
-from gen.several import Part, collaborate, unite
+from gen.nn.influence_networks import InfluenceConfig, Influences
+from gen.nn.registry import save_component
+from gen.tasks.multi_model import Part, collaborate, unite
 
 CALL = {"seed": 7, "num_inference_steps": 2}
 

@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
-from gen.checkpoints import CheckpointError
-from gen.components import load_component, save_component
-from gen.text import TextEncoder, TextEncoderConfig, mean_token
-from gen.wordpiece import CLS, SEP, SPECIAL, UNK, WordPiece
+from gen.io.weights import CheckpointError
+from gen.nn.registry import load_component, save_component
+from gen.nn.text_encoder import TextEncoder, TextEncoderConfig, mean_token
+from gen.nn.wordpiece import CLS, SEP, SPECIAL, UNK, WordPiece
 
 PIECES = [*SPECIAL, *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), "red", "heart", "##s", "[", "]"]
 PIECES = list(dict.fromkeys(PIECES))

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from gen.adapters import Adapter, write_adapter
-from gen.building import SLACK, TooLarge, no_initialisation, no_larger_than
-from gen.checkpoints import CheckpointError, read_json, write_json, write_weights
 from gen.generator import Generator
-from gen.model_folder import write_model
-from gen.threads import all_of, lock_of
+from gen.io.threads import all_of, lock_of
+from gen.io.weights import CheckpointError, read_json, write_json, write_weights
+from gen.models.folder import write_model
+from gen.nn.initialisation import SLACK, TooLarge, no_initialisation, no_larger_than
 from samplers.cache.registry import CACHES
 from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 
@@ -197,7 +197,7 @@ def test_files_of_one_name_are_written_in_threads(tmp_path):
 
 
 def test_pictures_of_one_name_are_saved_once(tiny, tmp_path):
-    from gen.recipe import RecipeError, save_image
+    from gen.pipeline.recipe import RecipeError, save_image
 
     made = tiny("a cat", seed=1, num_inference_steps=1, progress=False)
 

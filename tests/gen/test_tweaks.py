@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gen.cli import main
-from gen.images import read_picture
-from gen.recipe import Recipe, read_recipe
-from gen.tweaks.aesthetic import Aesthetic, climb, towers, weights_kept
-from gen.tweaks.concepts import _positions
+from gen.cli.app import main
+from gen.io.images import read_picture
+from gen.pipeline.recipe import Recipe, read_recipe
+from gen.tasks.training_free.aesthetic import Aesthetic, climb, towers, weights_kept
+from gen.tasks.training_free.concepts import _positions
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
 from samplers.guidance.beside import References
@@ -44,8 +44,8 @@ MASK = Image.fromarray(np.pad(np.full((16, 32), 255, np.uint8), ((0, 16), (0, 0)
 @pytest.fixture(scope="module")
 def dit():
     """A DiT that reads text: it has every hook."""
-    from gen.components import build
     from gen.generator import Generator
+    from gen.nn.registry import build
 
     sizes = {**UVIT, "type": "dit", "text_tokens": 8, "text_dim": 16}
     parts = [part.requires_grad_(False) for part in (randomise(build(sizes), 1), tiny_autoencoder(), tiny_text_encoder())]

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gen.backbones import blocks as parts
-from gen.backbones.uvit import SkipGate, UViT, UViTConfig
-from gen.components import build
+from gen.nn.backbones import blocks as parts
+from gen.nn.backbones.uvit import SkipGate, UViT, UViTConfig
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 
 TINY = {"size": 4, "patch": 2, "channels": 3, "dim": 16, "depth": 5, "heads": 2}

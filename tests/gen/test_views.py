@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gen.cli import main
-from gen.conditions import join
+from gen.cli.app import main
 from gen.generator import Generator
-from gen.recipe import read_recipe
-from gen.views import VIEWS
+from gen.nn.conditions import join
+from gen.pipeline.recipe import read_recipe
+from gen.tasks.views import VIEWS
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
 from samplers.noise import normal

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.weighting import token_weights, weighted
+from gen.nn.prompt_weights import token_weights, weighted
 
 EXAMPLES = {
     "normal text": [("normal text", 1)],

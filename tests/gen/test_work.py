@@ -2,9 +2,9 @@
 
 import pytest
 
-from gen.recipe import CanvasRecord, GuideRecord, RestoreRecord
-from gen.request import MAX_PIXELS
-from gen.work import LIMIT, check_work, work
+from gen.io.validators import MAX_PIXELS
+from gen.pipeline.recipe import CanvasRecord, GuideRecord, RestoreRecord
+from gen.pipeline.work import LIMIT, check_work, work
 from tests.gen.test_recipe import make
 
 MEGA = {"height": 1000, "width": 1000, "num_inference_steps": 50, "sampler": "euler"}

@@ -66,9 +66,9 @@ def test_every_writer_flushes_the_folder_too(tmp_path, monkeypatch):
     import torch
     from PIL import Image
 
-    from gen.checkpoints import write_json, write_weights
-    from gen.grid import write_png
-    from gen.recipe import save_image
+    from gen.io.contact_sheet import write_png
+    from gen.io.weights import write_json, write_weights
+    from gen.pipeline.recipe import save_image
 
     seen = []
     monkeypatch.setattr(atomic, "sync", lambda path: seen.append("folder" if path.is_dir() else "file"))

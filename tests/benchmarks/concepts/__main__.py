@@ -22,8 +22,8 @@ from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
 from gen.adapters import read_adapter
-from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
+from gen.io.weights import read_weights, write_bytes, write_json, write_weights
 from tests.benchmarks.concepts.fidelity import (
     Likeness,
     fit,

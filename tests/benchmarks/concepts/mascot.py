@@ -21,8 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from distill.emoji.recolor import BACKGROUNDS
-from gen.checkpoints import write_bytes
-from gen.grid import write_png
+from gen.io.contact_sheet import write_png
+from gen.io.weights import write_bytes
 from samplers.noise import fold
 
 WORD = "<zib>"

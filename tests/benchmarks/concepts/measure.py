@@ -16,8 +16,8 @@ from torch import Tensor
 from distill.emoji.captions import read_common
 from distill.emoji.recolor import BACKGROUNDS
 from distill.evaluator.network import Evaluator
-from gen.checkpoints import read_weights, sha256, write_json, write_weights
 from gen.generator import Generator
+from gen.io.weights import read_weights, sha256, write_json, write_weights
 from samplers.noise import fold
 from tests.benchmarks.concepts.fidelity import Likeness, background
 

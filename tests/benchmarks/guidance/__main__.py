@@ -20,8 +20,8 @@ from distill.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
 from distill.evaluator.network import load_evaluator
 from distill.evaluator.pictures import read_pictures
-from gen.checkpoints import read_weights, write_bytes, write_json, write_weights
 from gen.generator import Generator
+from gen.io.weights import read_weights, write_bytes, write_json, write_weights
 from tests.benchmarks.guidance.measure import Bench, Cell
 from tests.benchmarks.guidance.report import markdown, result, write_sheet
 from tests.benchmarks.guidance.search import METHODS, Found, rows, search

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.checkpoints import read_weights, write_json, write_weights
 from gen.generator import Generator
+from gen.io.weights import read_weights, write_json, write_weights
 from samplers.noise import fold
 from tests.benchmarks.guidance.tasks import Subject, Task, World
 

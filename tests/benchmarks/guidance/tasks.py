@@ -22,8 +22,8 @@ from distill.evaluator.augment import NUMBERS, augment
 from distill.evaluator.colours import object_colours
 from distill.evaluator.energy import LabelEnergy, TextEnergy, grams, style_distance
 from distill.evaluator.network import Evaluator
-from gen.energies.simple import Brightness, Colour, mean_brightness
-from gen.images import read_picture
+from gen.io.images import read_picture
+from gen.tasks.energies.simple import Brightness, Colour, mean_brightness
 from samplers.guidance.operators import LinearOperator, downsample, keep
 
 TASKS = ("inpaint", "superres", "label", "colour", "brightness", "text", "style")

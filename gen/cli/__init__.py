@@ -1,0 +1,1 @@
+"""What the commands of `fewstep` do; each module is imported by its command only, so that the rest starts at once."""

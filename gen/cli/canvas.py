@@ -1,0 +1,235 @@
+"""`fewstep panorama`, `outpaint` and `upscale`: pictures larger than the model's own, from windows."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gen.cli.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
+from gen.cli.output import Target, exit_code, save_all, say
+
+Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
+Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP, ...).")]
+Window = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels of a window. [default: the model's own size]")]
+Stride = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels between windows. [default: half a window]")]
+Weights = Annotated[str, typer.Option(help="How a window counts towards its edge: flat, linear, cosine, gaussian.")]
+ShiftFrom = Annotated[
+    float | None, typer.Option(metavar="LOGSNR", help="Move windows at every step from here; -20: all steps.")
+]
+WindowBatch = Annotated[int, typer.Option(help="Windows per network call; fewer need less memory.")]
+Number = Annotated[int, typer.Option("--number", "-n", help="How many pictures.")]
+Seed = Annotated[int | None, typer.Option(help="The first picture's seed. [default: random]")]
+Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
+Guidance = Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")]
+Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND:NAME=VALUE", help="For the sampler, schedule, guidance or cache: sampler:eta=0.5; repeatable."),
+]
+Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative; repeatable.")]
+Model = Annotated[str, typer.Option(help="default, a model folder of ours or diffusers', or a hub id (owner/name).")]
+
+KINDS = ("sampler", "schedule", "guidance", "cache")
+
+
+def add(app: typer.Typer) -> None:
+    """Make the three commands part of the program."""
+    for command in (panorama, outpaint, upscale):
+        app.command()(command)
+
+
+def panorama(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One, or several along the width.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. [default: four windows wide, one tall]")] = None,
+    circular: Annotated[
+        str, typer.Option(metavar="AXIS", help="none, horizontal (the right edge goes on at the left), vertical, both.")
+    ] = "none",
+    sync: Annotated[float, typer.Option(help="SyncDiffusion: how strongly windows are brought together; 0 is not.")] = 0.0,
+    sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures, lpips:FILE.")] = "latent",
+    window: Window = None,
+    stride: Stride = None,
+    weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
+    window_batch: WindowBatch = 8,
+    number: Number = 1,
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    cache: Cache = None,
+    option: Option = None,
+    lora: Lora = None,
+    model: Model = "default",
+    output: Output = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture of any size: windows denoised together, which flow into one another."""
+    width, height = sides("--size", size) or (None, None)
+    own = {"width": width, "height": height, "circular": circular, "sync": sync, "sync_distance": sync_distance}
+    return _run("panorama", (), list(prompts or []) or None, " ".join(prompts or []), own, locals())
+
+
+def outpaint(
+    picture: Picture,
+    prompt: Prompt = None,
+    left: Annotated[int, typer.Option(help="Pixels to paint on this side.")] = 0,
+    right: Annotated[int, typer.Option(help="Likewise.")] = 0,
+    top: Annotated[int, typer.Option(help="Likewise.")] = 0,
+    bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
+    recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
+    window: Window = None,
+    stride: Stride = None,
+    weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
+    window_batch: WindowBatch = 8,
+    number: Number = 1,
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    cache: Cache = None,
+    option: Option = None,
+    lora: Lora = None,
+    model: Model = "default",
+    output: Output = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Paint around a picture, which stays as it is to the pixel."""
+    own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
+    return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, locals())
+
+
+def upscale(
+    picture: Picture,
+    prompt: Prompt = None,
+    scale: Annotated[float, typer.Option(help="How many times as wide and tall.")] = 2.0,
+    strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
+    window: Window = None,
+    stride: Stride = None,
+    weights: Weights = "linear",
+    shift_from: ShiftFrom = None,
+    window_batch: WindowBatch = 8,
+    number: Number = 1,
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    cache: Cache = None,
+    option: Option = None,
+    lora: Lora = None,
+    model: Model = "default",
+    output: Output = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make a picture larger: enlarged, partly noised, denoised in windows."""
+    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, locals())
+
+
+def sides(name: str, text: str | None) -> tuple[int, int] | None:
+    """(width, height) of "512x128", or of one number for both."""
+    if text is None:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{name} is {text!r}; write pixels as WIDTHxHEIGHT, for example 512x128, or one number for both.")
+    width, height = int(parts[0]), int(parts[-1])
+    return width, height
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """sampler:eta=0.5 and the like as the arguments of a call."""
+    from gen.cli.image import parse_options
+
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        kind, colon, rest = pair.partition(":")
+        if not colon or kind not in KINDS:
+            raise ValueError(f"--option {pair}: write KIND:NAME=VALUE, the kind being one of {', '.join(KINDS)}.")
+        found.setdefault(f"{kind}_options", []).append(rest)
+    return {name: parse_options(rest) for name, rest in found.items()}
+
+
+def _subject(generator: Any, method: str, prompt: Any) -> dict[str, Any]:
+    """The prompt, or the class of a model of classes, which has one for the whole canvas."""
+    if generator.text_encoder is not None or not generator.classes:
+        return {"prompt": prompt}
+    if isinstance(prompt, list) and len(prompt) > 1:
+        raise ValueError(f"A model of classes makes a {method} of one class; {len(prompt)} were given.")
+    return {"class_labels": prompt or -1}
+
+
+def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
+    """(group, whether this process is the first, seed): under torchrun or accelerate launch, windows are spread over all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None, True, seed
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group()
+    one = [secrets.randbits(32) if seed is None else seed]
+    torch.distributed.broadcast_object_list(one)
+    return torch.distributed.group.WORLD, torch.distributed.get_rank() == 0, one[0]
+
+
+def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> int:
+    """Generate and save; returns the exit code. given: the arguments of the command."""
+    target, call = Target.of(given["output"]), options_of(given["option"] or [])
+    for name in ("window", "stride"):
+        both = sides(f"--{name}", given[name])
+        call[name] = None if both is None else (both[1], both[0])  # type: ignore[assignment]
+    for name in ("weights", "shift_from", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
+        call[name] = given[name]
+    quiet = given["quiet"]
+
+    from gen.cli.lora import open_with
+
+    group, first_process, call["seed"] = _processes(call["seed"])
+    quiet = quiet or not first_process
+    generator = open_with(given["lora"] or [], given["model"], given["device"], given["dtype"], quiet)
+    call |= _subject(generator, method, prompt) | {"group": group}
+    start = time.perf_counter()
+
+    try:
+        result = getattr(generator, method)(
+            *pictures,
+            **own,
+            **call,
+            num_inference_steps=given["steps"],
+            negative_prompt=given["negative"],
+            num_images_per_prompt=given["number"],
+            progress=not quiet,
+            on_images=(lambda batch: save_all(batch, target, label)) if first_process else None,
+        )
+    except KeyboardInterrupt as stop:
+        say("Interrupted.", quiet)
+        return exit_code(stop)
+    first = result.recipes[0]
+    say(
+        f"{method}, {first.width} x {first.height}, seed {first.seed}, {first.num_inference_steps} steps, "
+        f"{first.nfe:g} evaluations, {time.perf_counter() - start:.1f} s on {generator.device}",
+        quiet,
+    )
+    return 0

@@ -1,0 +1,112 @@
+"""`fewstep compare`: the same seeds through several samplers at several step counts, as one sheet and one table.
+
+The distance is the root mean square difference of pixels, in [0, 1], from a reference: the same starting noise through many
+steps of a deterministic sampler. Samplers that add noise go elsewhere, so theirs says how far, not how wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gen.cli.output import check_png, save_free, say
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A sampler on a schedule; None is the model's own schedule."""
+
+    sampler: str
+    schedule: str | None
+
+    @property
+    def label(self) -> str:
+        return self.sampler if self.schedule is None else f"{self.sampler} {self.schedule}"
+
+
+def contenders(labels: str, schedules: str | None) -> list[Contender]:
+    """Those named in "euler, DPM++ 2M Karras", each on its own schedule if it names one, else on each of `schedules`."""
+    from samplers.registry import grid_info, parse_sampler
+
+    grids = [grid_info(name.strip()).name for name in schedules.split(",")] if schedules else [None]
+    found = []
+    for label in labels.split(","):
+        sampler, own = parse_sampler(label.strip())
+        found += [Contender(sampler, grid) for grid in ([own] if own else grids)]
+    return list(dict.fromkeys(found))
+
+
+def step_counts(text: str) -> list[int]:
+    """ "4,8,16" as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--steps is {text!r}; give whole numbers with commas between, for example 4,8,16,32.") from None
+
+
+def run(
+    prompts: Sequence[str],
+    *,
+    samplers: str,
+    schedules: str | None,
+    steps: str,
+    reference: int,
+    model: str,
+    parts: Mapping[str, Any],
+    seed: int,
+    guidance_scale: float | None,
+    output: Path,
+    device: str | None,
+    dtype: str | None,
+    quiet: bool,
+) -> int:
+    """Generate, print the table, save the sheet (one row per contender, the first prompt's pictures); the exit code."""
+    rows, counts = contenders(samplers, schedules), step_counts(steps)
+    check_png(output)
+
+    from gen.cli.image import model_arguments, subjects
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
+    call = {**subjects(generator, prompts), "guidance_scale": guidance_scale, "seed": seed, "progress": False}
+    truth = generator(**call, sampler="heun", schedule="uniform_time", num_inference_steps=reference, output_type="np").images
+
+    from tqdm import tqdm
+
+    distances: dict[tuple[Contender, int], float] = {}
+    shown: list[tuple[Any, str]] = []
+    with tqdm(total=len(rows) * len(counts), unit="sheet cell", disable=True if quiet else None) as bar:
+        for row in rows:
+            for count in counts:
+                made = generator(
+                    **call, sampler=row.sampler, schedule=row.schedule, num_inference_steps=count, output_type="np"
+                )
+                distances[row, count] = float(((made.images - truth) ** 2).mean() ** 0.5)
+                shown.append((made.images[0], f"{row.label}\n{count} steps, {made.nfe:g} evaluations"))
+                bar.update()
+    print(_table(rows, counts, distances, reference))
+
+    from gen.generator import to_pil
+    from gen.io.contact_sheet import contact_sheet
+
+    images = [to_pil(image[None])[0] for image, _ in shown]
+    path = save_free(contact_sheet(images, [caption for _, caption in shown], len(counts)), output)
+    print(path, flush=True)
+    say(f"Distances over {len(truth)} picture{'s' * (len(truth) > 1)}, seeds from {seed}.", quiet)
+    return 0
+
+
+def _table(
+    rows: Sequence[Contender], counts: Sequence[int], distances: dict[tuple[Contender, int], float], reference: int
+) -> str:
+    from gen.cli.show import table
+    from samplers.registry import solver_info
+
+    def name(row: Contender) -> str:
+        return row.label + " (adds noise)" * solver_info(row.sampler).stochastic
+
+    header = (f"distance to {reference} steps of heun", *(f"{count} steps" for count in counts))
+    best = sorted(rows, key=lambda row: sum(distances[row, count] for count in counts))
+    return table(header, [(name(row), *(f"{distances[row, count]:.4f}" for count in counts)) for row in best])

@@ -1,0 +1,94 @@
+"""`--lora FILE[:WEIGHT]` of `fewstep image` and `fewstep replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gen.cli.output import say
+from gen.io.errors import printable
+from gen.pipeline.recipe import Recipe
+
+
+def parse_lora(text: str) -> tuple[Path, float | None]:
+    """(file, weight, None where not given) of FILE or FILE:WEIGHT."""
+    file, colon, tail = text.rpartition(":")
+    if colon and file:
+        try:
+            return Path(file), float(tail)
+        except ValueError:
+            pass
+    return Path(text), None
+
+
+def regions_of(specs: Sequence[str] | None) -> dict[str, Path] | None:
+    """adapter -> mask of NAME=FILE specs; None without any."""
+    regions: dict[str, Path] = {}
+    for spec in specs or []:
+        name, equals, file = spec.partition("=")
+        if not equals or not name or not file or name in regions:
+            raise ValueError(
+                f"--region {spec!r}: write each LoRA's name once, then = and a picture, for example hero=left.png."
+            )
+        regions[name] = Path(file)
+    return regions or None
+
+
+def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool) -> Any:
+    """The model of a command as a `Generator`, its --lora files in force."""
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model, device, dtype)
+    if lora:
+        load(generator, lora, quiet)
+    return generator
+
+
+def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
+    """Load adapters and say what matched. Two files of one name become name and name-2."""
+    from gen.adapters import read_adapter
+
+    for spec in specs:
+        path, weight = parse_lora(spec)
+        adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
+        name, n = adapter.name, 1
+        while name in generator.adapters:
+            n += 1
+            name = f"{adapter.name}-{n}"
+        _load_one(generator, replace(adapter, name=name), 1.0 if weight is None else weight, quiet)
+
+
+def _load_one(generator: Any, adapter: Any, weight: float, quiet: bool) -> None:
+    """Load it and say what matched, and which of its learned words have another name because a file before it has them too."""
+    from gen.adapters.words import words_apart
+
+    adapter, names = words_apart(adapter, generator._loaded.loaded.values() if generator._loaded else ())
+    report = generator.load_adapter(adapter, weight=weight)
+    say(printable(report.text()), quiet)
+    for old, new in names.items():
+        say(printable(f"Note: another file has learned {old} too; that of {adapter.name} is written {new} in prompts."), quiet)
+
+
+def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
+    """Load the adapters of a recipe under the names and weights that it has, each found by its content, in its order."""
+    from gen.adapters import read_adapter
+
+    found: dict[str, Any] = {}
+    for spec in specs:
+        path, weight = parse_lora(spec)
+        adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
+        names = [name for name, digest in (recipe.adapter_files or {}).items() if digest == adapter.sha256]
+        if not names:
+            raise ValueError(
+                f"{path} is not one of the files that the picture was made with: no sha256 in its recipe is the same."
+            )
+        for name in names:
+            own = recipe.adapters.get(name, 0.0)
+            if weight is not None and weight != own:
+                raise ValueError(f"The weight of {path} is the recipe's own, {own:g}; leave :{weight:g} out.")
+            found[name] = replace(adapter, name=name)
+    order = [*recipe.adapters, *found]  # words of one name get their numbers as they did then
+    for name in sorted(found, key=order.index):
+        _load_one(generator, found[name], recipe.adapters.get(name, 0.0), quiet)

@@ -1,0 +1,129 @@
+"""`fewstep replay`: make the picture of a recipe again and say whether it came out the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gen.cli.image import model_arguments
+from gen.cli.output import check_png, save_free, say
+from gen.io.errors import printable
+from gen.io.images import flat
+from gen.pipeline.recipe import READ, Machine, Recipe, open_picture, read_recipe
+from gen.pipeline.work import check_work
+
+
+def run(
+    path: Path,
+    *,
+    output: Path | None,
+    model: str | None,
+    parts: Mapping[str, Any],
+    device: str | None,
+    dtype: str | None,
+    image: Path | None,
+    mask: Path | None,
+    lora: Sequence[str],
+    quiet: bool,
+    regions: Mapping[str, Path] | None = None,
+    guide: str | None = None,
+    guide_options: Sequence[str] = (),
+    energies: Mapping[str, tuple] | None = None,
+    tweaks: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+    max_work: float | None = None,
+) -> int:
+    """Exit code 0 if every pixel is the same, 1 if not."""
+    recipe = read_recipe(path)
+    check_work(recipe, max_work)
+    target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
+    from gen.models.pretrained import PACKAGED
+
+    if model is None and recipe.model.name not in PACKAGED:  # a file from outside must not choose what is opened or downloaded
+        raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
+
+    from gen.cli.image import add_energies, guide_of, parse_options
+
+    own = guide_of(guide)
+
+    import numpy as np
+    import torch
+
+    from gen.generator import Generator
+
+    given = model_arguments(parts)
+    if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
+        given["native"] = False
+    generator = Generator.from_pretrained(
+        model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **given
+    )
+    if recipe.model.weights and generator.weights != recipe.model.weights:
+        changed = sorted(k for k in recipe.model.weights if generator.weights.get(k) != recipe.model.weights[k])
+        say(f"Note: the weights of the model's {', '.join(map(printable, changed))} are not the ones it was made with.", quiet)
+    if recipe.unrecorded:
+        say(f"Note: the recipe does not hold the {printable(', '.join(recipe.unrecorded))}, so the picture will differ.", quiet)
+    if hasattr(generator.network, "attention_backend"):
+        generator.network.attention_backend = recipe.machine.attention.split()[0] if recipe.machine.attention else "auto"
+    if generator.device.type == "cpu" and recipe.machine.threads:
+        torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
+    generator.name = recipe.model.name
+    if lora:
+        from gen.cli.lora import load_recorded
+
+        load_recorded(generator, recipe, lora, quiet, allow_nonfinite)
+
+    for energy in (own, recipe.guide and recipe.guide.energy, *(record.energy for record in recipe.tweaks.values())):
+        add_energies(generator, energies, energy)
+    given = {
+        "image": image,
+        "mask": mask,
+        "regions": regions,
+        "guide": own,
+        "guide_options": parse_options(guide_options),
+        "max_work": max_work,
+        **(tweaks or {}),
+    }
+    made = generator.replay(recipe, progress=not quiet, **given)
+    copy = save_free(made.images[0], target, made.recipes[0])
+    print(copy, flush=True)
+    if copy.read_bytes() == path.read_bytes():
+        say("Identical to the last byte.", quiet)
+        return 0
+    with open_picture(path, READ) as old:
+        before = np.asarray(flat(old), dtype=np.int16)
+    difference = (
+        np.abs(before - np.asarray(made.images[0], dtype=np.int16))
+        if before.shape[:2] == (recipe.height, recipe.width)
+        else None
+    )
+    changes = machine_changes(recipe, made.recipes[0].machine)
+    why = f" Made with {changes}." if changes else ""
+    if difference is None:
+        say(
+            f"Different: the file is {before.shape[1]} x {before.shape[0]}, its recipe {recipe.width} x {recipe.height}.", quiet
+        )
+        return 1
+    if not difference.any():
+        say(f"The same in every pixel; only the file around them differs.{why}", quiet)
+        return 0
+    share = (difference.max(-1) > 0).mean()
+    say(f"Different: {share:.1%} of the pixels, by at most {difference.max()} of 255.{why}", quiet)
+    return 1
+
+
+def machine_changes(recipe: Recipe, now: Machine) -> str:
+    """What of the computation is not as it was, in words."""
+    before, after = recipe.machine.model_dump(), now.model_dump()
+    return ", ".join(
+        f"{name} {printable(str(before[name]))} (now {after[name]})" for name in before if before[name] != after[name]
+    )
+
+
+def _device(recipe: Recipe) -> str:
+    import torch
+
+    kind = recipe.machine.device.split()[0] if recipe.machine.device else "cpu"
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return kind if present.get(kind) else "cpu"

@@ -1,0 +1,77 @@
+"""`fewstep info`, `env` and `samplers`: plain tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gen.io.errors import printable
+
+
+def aligned(rows: Mapping[str, object]) -> str:
+    """name  value, the values in one column."""
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows.items())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
+
+
+def info(path: Path, as_json: bool) -> str:
+    """The recipe in a picture, ours or in AUTOMATIC1111's grammar."""
+    from gen.io.infotext import from_infotext
+    from gen.pipeline.recipe import CHUNK, RecipeError, read_chunks, read_recipe
+
+    chunks = read_chunks(path)
+    if CHUNK in chunks:
+        recipe = read_recipe(path)
+        if as_json:
+            return recipe.to_json()
+        rows = {name: value for name, value in recipe.model_dump(exclude_none=True).items() if value not in ({}, (), "")}
+        machine, model, batch = rows.pop("machine"), rows.pop("model"), rows.pop("batch")
+        rows |= {"model": model["name"]} | {f"{part} sha256": digest for part, digest in model["weights"].items()}
+        rows |= {"batch": f"picture {batch['row'] + 1} of {batch['size']}", **machine}
+        return aligned({name.replace("_", " "): printable(str(value)) for name, value in rows.items()})
+    if "parameters" in chunks and not as_json:
+        found = from_infotext(chunks["parameters"])
+        return aligned({printable(name): printable(value) for name, value in found.items() if value})
+    raise RecipeError(f"{path} holds no {'fewstep ' if as_json else ''}recipe.")
+
+
+def env() -> str:
+    from gen.cli.env import environment
+
+    return aligned(environment())
+
+
+def samplers() -> str:
+    from samplers.cache import CACHES
+    from samplers.guidance import GUIDANCE
+    from samplers.registry import GRIDS, SOLVERS
+
+    given = ("scale", "negative", "interval")  # by options of the call's own
+    solvers = [
+        (s.name, str(s.order), str(s.evaluations), "yes" if s.stochastic else "no", ", ".join(s.options), s.description)
+        for s in SOLVERS.values()
+    ]
+    grids = [(g.name, ", ".join(g.options), g.description) for g in GRIDS.values()]
+    rules = [
+        (
+            g.name,
+            "around another" if g.modifier else str(g.evaluations),
+            ", ".join(o for o in g.options if o not in given),
+            g.description,
+        )
+        for g in GUIDANCE.values()
+    ]
+    caches = [(c.name, c.saves, ", ".join(c.options), c.description) for c in CACHES.values()]
+    return "\n\n".join(
+        (
+            table(("sampler", "order", "nfe/step", "noise", "options", "description"), solvers),
+            table(("schedule", "options", "description"), grids),
+            table(("guidance", "nfe/step", "options", "description"), rules),
+            table(("cache", "spares", "options", "description"), caches),
+        )
+    )

@@ -1,0 +1,1 @@
+"""Files in and out: weights, pictures, folders, digests, and the checks of what a user gives."""

@@ -1,0 +1,101 @@
+"""Flux: a transformer that reads T5's tokens, CLIP's pooled vector and, in the distilled models, a guidance scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from samplers.denoiser import Condition
+
+T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell
+USUAL_GUIDANCE = 3.5
+
+
+class Flux(BridgedNetwork):
+    """Latents are packed 2 x 2 into tokens of 4 C channels. `Condition.extra["guidance"]` (B,) is the embedded scale."""
+
+    def __init__(self, network: Any):
+        super().__init__(network, BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
+        self.embeds = bool(setting(network, "guidance_embeds"))
+
+    def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows, columns = height // 2, width // 2
+        packed = x.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        guidance = None
+        if self.embeds:
+            guidance = condition.extra.get("guidance")
+            if guidance is None:
+                guidance = torch.full((batch,), USUAL_GUIDANCE, device=x.device)
+        out = self.network(
+            hidden_states=packed,
+            timestep=time.to(x.dtype),
+            guidance=guidance,
+            pooled_projections=condition.pooled,
+            encoder_hidden_states=condition.tokens,
+            txt_ids=x.new_zeros(condition.tokens.shape[1], 3),
+            img_ids=_positions(rows, columns, x),
+            return_dict=False,
+        )[0]
+        return out.view(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def _positions(rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows columns, 3): 0, the row, the column."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=like.device), torch.arange(columns, device=like.device), indexing="ij"
+    )
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(like.dtype)
+
+
+class Reader(PromptReader):
+    def __init__(self, clip: Clip, t5: Sentence):
+        super().__init__()
+        self.clip, self.t5 = clip, t5
+
+    def condition(self, prompt: str, negative: bool = False) -> Condition:
+        tokens, _ = self.t5.read(prompt)
+        _, pooled = self.clip.read(prompt, chunks=1)
+        return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled)
+
+
+def network(parts: Parts, index: Mapping[str, Any]) -> Flux:
+    return Flux(parts["transformer"])
+
+
+def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+    length = T5_TOKENS if setting(parts["transformer"], "guidance_embeds") else T5_TOKENS_FAST
+    t5 = Sentence(parts["tokenizer_2"], parts["text_encoder_2"], length, masked=False)
+    return Reader(Clip(parts["tokenizer"], parts["text_encoder"]), t5)
+
+
+def defaults(backbone: nn.Module) -> dict[str, Any]:
+    if setting(backbone, "guidance_embeds"):
+        return {"num_inference_steps": 28, "guidance": "embedded", "guidance_scale": USUAL_GUIDANCE}
+    return {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
+FAMILY = Family(
+    name="Flux",
+    backbone="transformer",
+    classes={
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": VAES,
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer_2": T5_TOKENIZER,
+    },
+    clock="t",
+    network=network,
+    reader=reader,
+    defaults=defaults,
+    size=lambda backbone, factor: 128 * factor,
+    own_sigmas=True,
+)

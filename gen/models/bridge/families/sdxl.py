@@ -1,0 +1,85 @@
+"""SDXL: a U-Net that reads two CLIP encoders, a pooled vector and the picture's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.models.bridge.families.stable_diffusion import UNet, defaults
+from gen.models.bridge.network import setting
+from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from samplers.denoiser import Condition
+
+
+class SDXLUNet(UNet):
+    """size ids are (height, width, top, left, height, width): the original, its crop and the target (arXiv 2307.01952,
+    section 2.2). They are those of the picture being made, uncropped; `Condition.extra["size_ids"]` (B, 6) says otherwise."""
+
+    def __init__(self, network: Any, chunk: int, factor: int, pooled: int):
+        super().__init__(network, chunk)
+        self.factor = factor
+        expected = network.add_embedding.linear_1.in_features
+        if 6 * setting(network, "addition_time_embed_dim", 0) + pooled != expected:
+            raise ValueError(f"its U-Net reads {expected} added numbers, not six size ids and {pooled} pooled ones")
+
+    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor]:
+        ids = condition.extra.get("size_ids")
+        if ids is None:
+            height, width = (side * self.factor for side in x.shape[2:])
+            ids = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device).expand(len(x), 6)
+        return {"text_embeds": condition.pooled, "time_ids": ids}
+
+
+class Reader(PromptReader):
+    """Tokens of both encoders side by side, pooled by the second. zeros: an empty prompt gives zeros."""
+
+    def __init__(self, clip: Clip | None, clip_2: Clip, zeros: bool):
+        super().__init__()
+        self.clip, self.clip_2, self.zeros = clip, clip_2, zeros
+
+    def condition(self, prompt: str, negative: bool = False) -> Condition:
+        tokens, pooled = self.clip_2.read(prompt)
+        if self.clip is not None:
+            tokens = torch.cat([self.clip.read(prompt)[0], tokens], dim=-1)
+        if self.zeros and not prompt.strip():
+            tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
+        return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled)
+
+
+def network(parts: Parts, index: Mapping[str, Any]) -> SDXLUNet:
+    levels = parts["vae"].config.get("encoder_block_out_channels") or parts["vae"].config["block_out_channels"]
+    config = parts["text_encoder_2"].config
+    return SDXLUNet(parts["unet"], config.max_position_embeddings, 2 ** (len(levels) - 1), config.projection_dim)
+
+
+def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+    first = None
+    if parts["text_encoder"] is not None:
+        first = Clip(parts["tokenizer"], parts["text_encoder"], penultimate=True)
+    second = Clip(parts["tokenizer_2"], parts["text_encoder_2"], penultimate=True)
+    return Reader(first, second, bool(index.get("force_zeros_for_empty_prompt", True)))
+
+
+FAMILY = Family(
+    name="SDXL",
+    backbone="unet",
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": VAES,
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": CLIP_TOKENIZER,
+    },
+    optional=("text_encoder", "tokenizer"),
+    clock="index",
+    network=network,
+    reader=reader,
+    defaults=defaults(5.0),
+    size=latent_size,
+    bins=False,
+)

@@ -1,0 +1,99 @@
+"""Stable Diffusion 1.x and 2.x: a U-Net that reads one CLIP encoder's tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from samplers.denoiser import Condition
+
+LCM_GUIDANCE = 8.5
+
+
+class UNet(BridgedNetwork):
+    """A conditional U-Net; long prompts have tokens that a mask hides, others no mask at all.
+
+    Distilled ones (latent consistency models) embed a guidance scale: `Condition.extra["guidance"]` (B,).
+    """
+
+    def __init__(self, network: Any, chunk: int):
+        super().__init__(network, BridgedConfig(channels=setting(network, "in_channels")))
+        self.chunk = chunk  # tokens of one CLIP chunk
+        self.guidance_dim = setting(network, "time_cond_proj_dim", 0)
+        self.embeds = bool(self.guidance_dim)
+
+    def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        mask = condition.mask if condition.tokens.shape[1] > self.chunk else None
+        guidance = None
+        if self.embeds:
+            scale = condition.extra.get("guidance", torch.full((len(x),), LCM_GUIDANCE, device=x.device))
+            guidance = embed_scale(scale.float() - 1, self.guidance_dim).to(x.dtype)
+        return self.network(
+            x,
+            time,
+            encoder_hidden_states=condition.tokens,
+            encoder_attention_mask=mask,
+            timestep_cond=guidance,
+            added_cond_kwargs=self.added(x, condition),
+            return_dict=False,
+        )[0]
+
+    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor] | None:
+        return None
+
+
+def embed_scale(scale: Tensor, dim: int) -> Tensor:
+    """(B, dim) sines and cosines of 1000 times w (B,) = scale - 1 (arXiv 2310.04378, section 4.2)."""
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, device=scale.device) * (-math.log(10_000) / (half - 1)))
+    angles = 1000 * scale[:, None] * rates
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+
+
+class Reader(PromptReader):
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.clip = clip
+
+    def condition(self, prompt: str, negative: bool = False) -> Condition:
+        tokens, _ = self.clip.read(prompt)
+        return Condition(tokens=tokens, mask=whole_mask(tokens))
+
+
+def network(parts: Parts, index: Mapping[str, Any]) -> UNet:
+    return UNet(parts["unet"], parts["text_encoder"].config.max_position_embeddings)
+
+
+def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+    return Reader(Clip(parts["tokenizer"], parts["text_encoder"]))
+
+
+def defaults(scale: float) -> Callable[[nn.Module], dict[str, Any]]:
+    def of(backbone: nn.Module) -> dict[str, Any]:
+        if setting(backbone, "time_cond_proj_dim"):
+            return {"num_inference_steps": 4, "guidance": "embedded", "guidance_scale": LCM_GUIDANCE}
+        return {"num_inference_steps": 30, "guidance_scale": scale}
+
+    return of
+
+
+FAMILY = Family(
+    name="Stable Diffusion",
+    backbone="unet",
+    classes={"unet": ("UNet2DConditionModel",), "vae": VAES, "text_encoder": ("CLIPTextModel",), "tokenizer": CLIP_TOKENIZER},
+    clock="index",
+    network=network,
+    reader=reader,
+    defaults=defaults(7.5),
+    size=latent_size,
+)
+LCM = replace(FAMILY, name="Latent consistency models")

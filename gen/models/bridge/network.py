@@ -1,0 +1,88 @@
+"""A diffusers network behind the interface of ours: (x, time, condition, context) -> raw.
+
+x is (B, C, h, w) latents, time (B,) on the network's own clock, raw (B, C or 2 C, h, w). A family says how its network is
+called; what is common is here: rows without a real token are unconditional, and read what the empty prompt gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.models.bridge.hooks import hooked, shows
+from gen.nn.conditions import pad_tokens
+from samplers.denoiser import Condition, Context
+
+
+@dataclass(frozen=True)
+class BridgedConfig:
+    """channels: of the latents; patch: latent pixels per token, each way; num_classes: 0 for a network without labels."""
+
+    channels: int
+    patch: int = 1
+    num_classes: int = 0
+
+
+class BridgedNetwork(nn.Module):
+    """Base of the families' adapters. A subclass gives `call(x, time, condition)`, where tokens and pooled are x's dtype."""
+
+    bridged = True
+    attention_backend = "diffusers"  # for the recipe: diffusers chooses it
+
+    def __init__(self, network: nn.Module, config: BridgedConfig):
+        super().__init__()
+        self.network, self.config = network, config
+        self.null: Condition | None = None
+
+    @property
+    def shows(self) -> str:
+        """The hook by which it shows what is inside of it: block or map."""
+        return shows(self.network)
+
+    def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        raise NotImplementedError
+
+    def set_null(self, null: Condition) -> None:
+        """What the empty prompt gives (batch of 1)."""
+        self.null = null
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> Tensor:
+        ready = context.memo("bridge condition", (condition,), lambda: self._ready(condition, x))
+        patch = self.config.patch
+        with hooked(self.network, context, x.shape[2] // patch, x.shape[3] // patch):
+            return self.call(x, time, ready)
+
+    def _ready(self, condition: Condition, x: Tensor) -> Condition:
+        condition = self._with_null(condition, len(x))
+        return condition.map(lambda v: v.to(x.device, x.dtype) if v.is_floating_point() else v.to(x.device))
+
+    def _with_null(self, condition: Condition, batch: int) -> Condition:
+        null = self.null
+        if null is None or null.tokens is None:
+            return condition
+        if condition.tokens is None:
+            return replace(condition, tokens=null.tokens, mask=null.mask, pooled=null.pooled).map(
+                lambda v: v if len(v) == batch else v.expand(batch, *v.shape[1:])
+            )
+        if condition.mask is None:
+            return condition
+        length = max(condition.tokens.shape[1], null.tokens.shape[1])
+        condition, null = pad_tokens(condition, length), pad_tokens(null, length)
+        real = condition.mask.any(1, keepdim=True)
+        null = null.map(lambda v: v.to(condition.mask.device))
+        pooled = condition.pooled
+        return replace(
+            condition,
+            tokens=torch.where(real[..., None], condition.tokens, null.tokens.to(condition.tokens)),
+            mask=torch.where(real, condition.mask, null.mask),
+            pooled=None if pooled is None else torch.where(real, pooled, null.pooled.to(pooled)),
+        )
+
+
+def setting(network: nn.Module, name: str, default: Any = None) -> Any:
+    """A value of a diffusers network's config; None counts as absent."""
+    value = network.config.get(name)
+    return default if value is None else value

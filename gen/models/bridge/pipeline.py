@@ -1,0 +1,258 @@
+"""A folder that diffusers saved, as a model of ours.
+
+model_index.json names a pipeline and its parts. Both are looked up in closed tables here; a name that is not in them is
+refused, so no file chooses what code runs, nor where it is read from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gen.io.weights import CheckpointError, read_json
+from gen.models.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
+from gen.models.bridge.families.base import Family
+from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
+from gen.models.bridge.network import BridgedNetwork, setting
+from gen.models.bridge.parts import VAE_CLASSES, open_autoencoder
+from gen.models.bridge.schedule import sampling
+from gen.models.bridge.vae import BridgedAutoencoder
+from gen.models.buckets import TABLES
+from gen.models.folder import Opened, Pipeline, model_config
+
+INDEX = "model_index.json"
+
+PIPELINES: dict[str, Family] = {
+    "StableDiffusionPipeline": stable_diffusion.FAMILY,
+    "LatentConsistencyModelPipeline": stable_diffusion.LCM,
+    "StableDiffusionXLPipeline": sdxl.FAMILY,
+    "PixArtAlphaPipeline": pixart.ALPHA,
+    "PixArtSigmaPipeline": pixart.SIGMA,
+    "DiTPipeline": dit.FAMILY,
+    "StableDiffusion3Pipeline": sd3.FAMILY,
+    "FluxPipeline": flux.FAMILY,
+    "SanaPipeline": sana.FAMILY,
+}
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / INDEX).is_file() and not (folder / "config.json").exists()
+
+
+def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
+    """(family, part -> the class to open it with, the index itself) of a pipeline's folder; CheckpointError if it is none
+    that we open. Parts that a pipeline may have beside (a safety checker, an image encoder) are left where they are."""
+    path = folder / INDEX
+    index = read_json(path)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINES:
+        short = {one.removesuffix("Pipeline"): one for one in PIPELINES}  # all end alike, which makes none near
+        near = difflib.get_close_matches(str(name).removesuffix("Pipeline"), short, 1, cutoff=0.75)
+        hint = f"did you mean {short[near[0]]}? " if near else ""
+        raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(PIPELINES)}.")
+    family = PIPELINES[name]
+    parts = {}
+    for part, allowed in family.classes.items():
+        library, given = _entry(path, part, index.get(part))
+        if given is None:
+            if part not in family.optional:
+                raise CheckpointError(path, f"has no {part}, which {family.name} needs ({' or '.join(allowed)}).")
+            continue
+        if given not in allowed or library not in ("diffusers", "transformers"):
+            shown = f"{library}.{given}"
+            raise CheckpointError(path, f"gives {part} as {shown}; {family.name} has {' or '.join(allowed)} there.")
+        parts[part] = given if given in VAE_CLASSES else allowed[0]
+    return family, parts, index
+
+
+def _entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
+    if value is None:
+        return None, None
+    if not isinstance(value, list) or len(value) != 2:
+        raise CheckpointError(
+            path, f"has {part} = {value!r}; a pair such as ['diffusers', 'AutoencoderKL'] is meant to be there."
+        )
+    return value[0], value[1]
+
+
+def open_pipeline(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    native: bool | None = None,
+    vae: str | Path | None = None,
+    variant: str | None = None,
+) -> Opened:
+    """A pipeline's folder.
+
+    dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision. native: the
+    denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same (None).
+    vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`). variant: which weights are read, such as
+    "fp16",
+    of the parts that have it; None as of `gen.models.bridge.load.variants_for`.
+    """
+    family, classes, index = read_index(folder)
+    _check_variant(folder, classes, variant)
+    wanted = choose_native(folder, family, native)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    noise = read_json(scheduler, infinite=True)
+    settings = sampling(scheduler, noise, family.own_sigmas)
+    configs = {part: read_part_config(folder / part) for part, name in classes.items() if "Tokenizer" not in name}
+    loaded: dict[str, Any] = dict.fromkeys(family.classes)
+    weights = {}
+    for part, name in classes.items():
+        if "Tokenizer" in name:
+            loaded[part] = load_tokenizer(folder / part, name)
+        elif part == "vae" and vae is not None:
+            swapped, weights[part] = open_autoencoder(vae)
+            loaded[part] = swapped.vae
+        elif not (wanted and part == family.backbone):
+            loaded[part], weights[part] = _load(folder / part, name, dtype, variant)
+    try:
+        autoencoder = BridgedAutoencoder(loaded["vae"])
+        reader = None if family.reader is None else family.reader(loaded, index)
+        network = None
+        if family.native and wanted:
+            variants = variants_for(variant, dtype)
+            network, weights[family.backbone] = _native(
+                folder / family.backbone, family.native, reader, dtype, native, variants
+            )
+        if network is not None:
+            loaded[family.backbone] = network
+            size = network.config.size * autoencoder.factor
+        else:
+            if wanted:
+                part = family.backbone
+                loaded[part], weights[part] = _load(folder / part, classes[part], dtype, variant)
+            network = family.network(loaded, index)
+            size = family.size(loaded[family.backbone], autoencoder.factor)
+        _check_fit(network, autoencoder, loaded[family.backbone])
+        bins = binned(size, family.bins)
+        usual = few_steps(family.defaults(loaded[family.backbone]), index, noise, configs[family.backbone])
+        config = model_config(
+            {
+                "clock": family.clock,
+                **settings,
+                "sample_size": size,
+                "defaults": {**settings["defaults"], **usual, **bins["defaults"]},
+                "size_bins": bins["size_bins"],
+                "classes": family.class_names(index),
+            }
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(folder, f"cannot be opened as {family.name}: {error}") from None
+    parts: dict[str, nn.Module] = {"denoiser": network, "autoencoder": autoencoder}
+    if reader is not None:
+        reader.encoders = {part: loaded[part] for part in classes if part.startswith("text_encoder")}
+        parts["text_encoder"] = reader
+    return Opened(config, parts, {part: weights[part] for part in classes if part in weights}, Pipeline(index, noise, loaded))
+
+
+FEW = {"turbo": 1, "schnell": 4, "lightning": 4, "hyper": 8, "lcm": 4}  # what distilled models are named after, and their steps
+
+
+def few_steps(
+    usual: dict[str, Any], index: Mapping[str, Any], scheduler: Mapping[str, Any], backbone: Mapping
+) -> dict[str, Any]:
+    """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them or a config says where
+    the weights are from, as in `"_name_or_path": "stabilityai/sdxl-turbo"`. A network that embeds its scale has its own."""
+    names = " ".join(str(one.get("_name_or_path", "")) for one in (index, backbone)).lower()
+    words = re.split(r"[^a-z]+", names)
+    steps = next((steps for word, steps in FEW.items() if word in words), None)
+    if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
+        steps = 4
+    if steps is None or usual.get("guidance") == "embedded" or usual["num_inference_steps"] <= 4:
+        return usual
+    return {**usual, "num_inference_steps": steps, "guidance_scale": 1.0}
+
+
+def binned(size: int, default: bool | None) -> dict[str, Any]:
+    """size_bins and the default for them of a model of this sample size; default None: it has no list."""
+    known = default is not None and size in TABLES
+    return {"size_bins": size if known else None, "defaults": {"use_resolution_binning": True} if known and default else {}}
+
+
+def _native(
+    folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None, variants: tuple[str, ...]
+) -> tuple[nn.Module | None, str]:
+    """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
+    asked for."""
+    from gen.models.bridge.native import native_network
+    from gen.models.formats.read import UnequalRepeats
+
+    try:
+        return native_network(folder, format, reader, dtype, variants)
+    except UnequalRepeats:
+        if asked:
+            raise
+        return None, ""
+
+
+def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
+    """Whether our own network takes the place of the pipeline's; ValueError where it is asked for and cannot."""
+    if native is False or (native is None and family.native is None):
+        return False
+    if family.native is None:
+        with_one = ", ".join(name for name, one in PIPELINES.items() if one.native)
+        raise ValueError(f"There is no network of our own for {family.name}; leave native out ({with_one} have one).")
+    from gen.models.bridge.native import why_not
+
+    reason = why_not(folder / family.backbone, family.native)
+    if reason and native:
+        raise ValueError(f"Our own network cannot take the place of this one; leave native out. {reason}")
+    return reason is None
+
+
+def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> tuple[nn.Module, str]:
+    dtype = torch.float32 if name in VAE_CLASSES else dtype
+    return load_network(folder, name, dtype, variants=variants_for(variant, dtype))
+
+
+def _check_variant(folder: Path, classes: Mapping[str, str], variant: str | None) -> None:
+    """ValueError where no part has the variant that was asked for."""
+    if not variant:
+        return
+    for part, name in classes.items():
+        if "Tokenizer" not in name and (folder / part).is_dir():
+            names = [entry.name for entry in (folder / part).iterdir()]
+            if weight_files(names, STEMS[CLASSES[name]], (variant,))[1]:
+                return
+    raise ValueError(f"{folder} has no weights of the variant {variant!r}; leave variant out.")
+
+
+def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Module) -> None:
+    if network.config.channels != autoencoder.channels:
+        raise ValueError(
+            f"the network takes {network.config.channels} channels and the autoencoder makes {autoencoder.channels}; "
+            "networks for inpainting or depth are not supported."
+        )
+    if isinstance(network, BridgedNetwork) and (classes := setting(backbone, "class_embed_type")) is not None:
+        raise ValueError(f"its network embeds {classes!r} beside the text, which is not supported.")
+
+
+def needed_files(
+    names: Sequence[str], classes: Mapping[str, str], variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """Of a repository's file names those that a pipeline needs: configs, vocabularies and one kind of weights for each part.
+
+    CheckpointError for a part without safetensors.
+    """
+    wanted = [name for name in (INDEX, "scheduler/scheduler_config.json", "README.md") if name in names]
+    for part, kind in classes.items():
+        own = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/") and name.count("/") == 1}
+        if "Tokenizer" in kind:
+            wanted += sorted(f"{part}/{name}" for name in own if name.endswith((".json", ".txt", ".model")))
+            continue
+        variants = variants_for(variant, torch.float32 if kind in VAE_CLASSES else dtype)
+        _, files, listing = weight_files(own, STEMS[CLASSES[kind]], variants)
+        if not files:
+            raise CheckpointError(part, "has no safetensors in this repository, and other formats are not read.")
+        wanted += [f"{part}/{name}" for name in ("config.json", *files, *([listing] if listing else []))]
+    return wanted

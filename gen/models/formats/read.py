@@ -1,0 +1,229 @@
+"""Published checkpoint -> network, without a second copy of the weights in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.io.weights import CheckpointError, listed
+from gen.models.formats.files import Source, open_checkpoint
+from gen.models.formats.format import Format
+from gen.models.formats.registry import detect, find
+from gen.models.formats.table import Slot, expand, nearest
+from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
+from gen.nn.registry import build
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+SCALES = (1.0, 2.0, 0.5, 4.0)  # of sine-cosine positions
+
+
+class UnequalRepeats(CheckpointError):
+    """A file that repeats a tensor, as its format does, but with other values: a network that none of ours can be."""
+
+
+def read_checkpoint(
+    path: Path | str,
+    format: str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    allow_nonfinite: bool = False,
+    null_text: Tensor | None = None,
+    heads: int | None = None,
+    size: int | None = None,
+    position_scale: float | None = None,
+    null_label: bool | None = None,
+    text_tokens: int | None = None,
+    null_length: int | None = None,
+) -> nn.Module:
+    """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
+
+    format: a name of `gen.models.formats.FORMATS`; None: told from the names of the tensors. dtype: of the network; None: each
+    tensor
+    keeps the file's. null_text (text_tokens, text_dim): features of the empty prompt, for the formats that do not store them,
+    of which the first null_length are real (None: all); without it they are zeros, and a warning says so. The others say what
+    tensors cannot: the number of heads and the latent size where neither a published width nor a config.json tells them, the
+    spacing of positions, whether the last label is "no label", and the length of the text. The network is in evaluation mode,
+    without gradients.
+
+    Every name and shape must be as expected, and every value finite; CheckpointError names the culprit. Memory: the network,
+    one tensor and at most `TensorFile.WINDOW` bytes of mapped file.
+    """
+    source = open_checkpoint(path)
+    told = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
+    told = {**told, "text_tokens": text_tokens, "null_length": null_length}
+    told = {name: value for name, value in told.items() if value is not None}
+    kind, config = configure(source, format, told)
+    device = torch.device(device)
+    network = _build(source, config)
+    slots = _fit(source, kind, network, dtype)
+    _place(network, slots, source, dtype, device)
+    with torch.no_grad():
+        _fill(network, kind, slots, source, allow_nonfinite)
+        _fill_null(network, kind, null_text, path)
+    return network.eval().requires_grad_(False)
+
+
+def configure(source: Source, format: str | None, told: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
+    """(format, config of the network) of opened files, from names, shapes, the config beside them and what the caller told."""
+    kind, shapes = find(format) if format else None, source.shapes
+    try:
+        kind = kind or find(detect(shapes.keys()))
+    except ValueError as error:
+        raise CheckpointError(source.path, f"{error}.") from None
+    settings: dict[str, Any] = {}
+    if kind.config_in and source.config is not None:
+        try:
+            settings = {name: value for name, value in kind.config_in(source.config).items() if value is not None}
+        except ValueError as error:
+            raise CheckpointError(source.config_path, f"{error}.") from None
+    settings |= told
+    try:
+        config = kind.infer(shapes, settings)
+        if kind.positions in shapes and "position_scale" in config and "position_scale" not in told:
+            config["position_scale"] = _scale(source, str(kind.positions), config)
+    except ValueError as error:
+        reason = f"is not a {kind.name} checkpoint that can be read: it {error}."
+        raise error if isinstance(error, CheckpointError) else CheckpointError(source.path, reason) from None
+    return kind, config
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return {torch.float16: 4e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-4)
+
+
+def _scale(source: Source, name: str, config: Mapping[str, Any]) -> float:
+    """The scale that the positions in the file have."""
+    from gen.nn.backbones.dit import sincos_positions
+
+    stored, grid = source.tensor(name), config["size"] // config["patch"]
+    for scale in dict.fromkeys((config["position_scale"], *SCALES)):
+        expected = sincos_positions(grid, grid, config["dim"], grid, scale)
+        if stored.shape == expected.shape and (stored.double() - expected).abs().max() < _tolerance(stored.dtype):
+            return scale
+    known = ", ".join(map(str, sorted(SCALES)))
+    raise ValueError(f"has a {name!r} that holds sine-cosine positions at none of the scales {known}")
+
+
+def _build(source: Source, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        with no_larger_than(source.shapes, 4), no_initialisation():
+            return build(config)
+    except TooLarge as error:
+        raise CheckpointError(source.path, f"is described by a config that {error}.") from None
+    except (RuntimeError, MemoryError):
+        raise CheckpointError(source.path, "describes a network that does not fit into memory.") from None
+    except ValueError as error:
+        raise CheckpointError(source.path, str(error)) from None
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, those that our own files leave out included."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def slots_of(kind: Format, network: nn.Module) -> dict[str, Slot]:
+    """Every name that a file of this network has in this format."""
+    config: Any = network.config
+    own, depth = own_tensors(network), config.depth
+    table = expand(kind.table, depth // 2 if kind.kind == "uvit" else depth)
+    return {theirs: slot for theirs, slot in table.items() if slot.name in own}
+
+
+def _fit(source: Source, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slot]:
+    """The network's slots, once names, shapes and dtypes of the file are found to be theirs."""
+    slots, own, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
+    missing = sorted(slots.keys() - shapes.keys() - ({kind.positions} if kind.positions_optional else set()))
+    unknown = sorted(shapes.keys() - slots.keys())
+    problems = [f"lacks {listed(missing)}"] * bool(missing)
+    if unknown:
+        problems.append(f"has unknown {listed(unknown)}{nearest(unknown[0], missing or slots)}")
+    wrong, odd = [], []
+    for name in sorted(slots.keys() & shapes.keys()):
+        slot = slots[name]
+        first, *rest = own[slot.name].shape
+        needed = (first // slot.parts, *rest)
+        if shapes[name] != needed:
+            wrong.append(f"{name} is {shapes[name]}, the model needs {needed}")
+        if dtypes[name] not in DTYPES:
+            odd.append(f"{name} is {dtypes[name]}")
+    problems += [listed(wrong)] * bool(wrong)
+    problems += [f"holds no floating numbers where weights are: {listed(odd)}"] * bool(odd)
+    if problems:
+        raise CheckpointError(source.path, f"does not fit the format {kind.name}: {'; '.join(problems)}.")
+    if dtype is None:
+        kept: dict[str, str] = {}
+        for name in sorted(slots.keys() & shapes.keys()):
+            if kept.setdefault(slots[name].name, dtypes[name]) != dtypes[name]:
+                raise CheckpointError(source.path, f"mixes dtypes in what is one tensor here, with {name!r}; give a dtype.")
+    return slots
+
+
+def _place(network: nn.Module, slots: Mapping[str, Slot], source: Source, dtype: torch.dtype | None, device) -> None:
+    """Give every tensor of the network its device and dtype. Nothing has been written to them, so no memory is used twice."""
+    kept = {slots[name].name: DTYPES[spelled] for name, spelled in source.dtypes.items()}
+    usual = dtype or next(iter(kept.values()))
+    for prefix, module in network.named_modules():
+        for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is None:
+                continue
+            target = dtype or kept.get(f"{prefix}.{leaf}".lstrip("."), usual)
+            if leaf in module._buffers:
+                module._buffers[leaf] = value.to(device, target)
+            elif (value.dtype, value.device) != (target, device):
+                module._parameters[leaf] = nn.Parameter(torch.empty(value.shape, dtype=target, device=device))
+
+
+def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: Source, allow_nonfinite: bool) -> None:
+    own, filled = own_tensors(network), dict[Slot, str]()
+    for name, tensor in source.tensors(allow_nonfinite):
+        slot = slots[name]
+        target = own[slot.name].chunk(slot.parts)[slot.part]
+        if name == kind.positions:
+            tolerance = max(_tolerance(tensor.dtype), _tolerance(target.dtype))
+            if not (tensor.to(target) - target).abs().max() < tolerance:
+                raise CheckpointError(source.path, f"has a {name!r} that holds other positions than this network's.")
+        if slot in filled and not torch.equal(tensor.to(target), target):
+            raise UnequalRepeats(
+                source.path,
+                f"repeats one tensor with other values: {name} is not {filled[slot]}, and no {kind.kind} can hold both.",
+            )
+        if slot not in filled and (name != kind.positions or tensor.dtype == target.dtype):
+            target.copy_(tensor)
+        filled.setdefault(slot, name)
+
+
+def default_null(network: nn.Module, kind: Format, features: Tensor | None = None) -> dict[str, Tensor]:
+    """What the tensors that a format lacks are for these features of "no text"; for zeros where there are none."""
+    own = own_tensors(network)
+    config: Any = network.config
+    if not any(name in own for name in kind.absent):
+        return {}
+    weight = network.get_submodule("text_embed")
+    first = next(weight.parameters())
+    if features is None:
+        features = torch.zeros(config.text_tokens, config.text_dim)
+    features = features.to(first)
+    return {"null_tokens": weight(features)} if "null_tokens" in own else {"null_text": features}
+
+
+def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, path: Path | str) -> None:
+    config: Any = network.config
+    wanted = (config.text_tokens, config.text_dim)
+    needed = any(name in own_tensors(network) for name in kind.absent)
+    if features is not None and (not needed or features.shape != wanted):
+        why = f"is {tuple(features.shape)}; this network needs {wanted}" if needed else "is not needed: the file tells it"
+        raise ValueError(f"null_text {why}.")
+    if needed and features is None:
+        warnings.warn(
+            f"{path} does not hold features for images without text, so zeros stand there; give null_text, or a negative "
+            "prompt with every call.",
+            stacklevel=3,
+        )
+    for name, value in default_null(network, kind, features).items():
+        own_tensors(network)[name].copy_(value)

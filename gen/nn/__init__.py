@@ -1,0 +1,1 @@
+"""Networks: backbones, attention, text encoder, autoencoder, and the registry that builds them from configs."""

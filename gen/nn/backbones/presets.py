@@ -1,0 +1,93 @@
+"""Published sizes of the backbones, as one table: name -> the config that `gen.nn.registry.build` takes.
+
+Names say architecture, size, patch and what they were made for. Counts of parameters and operations: `gen.nn.backbones.cost`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+Row = dict[str, Any]
+PIXELS_32, PIXELS_64 = {"size": 32, "channels": 3}, {"size": 64, "channels": 3}
+LATENT_256, LATENT_512, LATENT_1024 = ({"size": size, "channels": 4} for size in (32, 64, 128))
+CLASSES = {"num_classes": 1000}
+CLIP_L, CLIP_H = {"text_tokens": 77, "text_dim": 768}, {"text_tokens": 77, "text_dim": 1024}
+
+
+def _uvit() -> dict[str, Row]:
+    """arXiv 2209.12152, Table 1 and appendix; text-to-image ones of 0.4 to 7.5 billion parameters: arXiv 2412.12391."""
+    small, deep = {"dim": 512, "depth": 12, "heads": 8}, {"dim": 512, "depth": 16, "heads": 8}
+    medium, large = {"dim": 768, "depth": 16, "heads": 12}, {"dim": 1024, "depth": 20, "heads": 16}
+    huge = {"dim": 1152, "depth": 28, "heads": 16, "final_conv": False}
+    rows = {
+        "uvit-s-2-cifar10": small | PIXELS_32 | {"patch": 2},
+        "uvit-s-4-celeba": small | PIXELS_64 | {"patch": 4},
+        "uvit-m-4-imagenet64": medium | PIXELS_64 | {"patch": 4, "null_label": False} | CLASSES,
+        "uvit-l-4-imagenet64": large | PIXELS_64 | {"patch": 4, "null_label": False} | CLASSES,
+        "uvit-l-2-imagenet256": large | LATENT_256 | {"patch": 2} | CLASSES,
+        "uvit-h-2-imagenet256": huge | LATENT_256 | {"patch": 2} | CLASSES,
+        "uvit-l-4-imagenet512": large | LATENT_512 | {"patch": 4} | CLASSES,
+        "uvit-h-4-imagenet512": huge | LATENT_512 | {"patch": 4} | CLASSES,
+        "uvit-s-2-mscoco": small | LATENT_256 | {"patch": 2} | CLIP_L,
+        "uvit-s-deep-2-mscoco": deep | LATENT_256 | {"patch": 2} | CLIP_L,
+    }
+    scaled = {1024: (28, 42), 1536: (42,), 2048: (28, 42, 56, 80), 2560: (42, 56), 3072: (42, 60)}
+    for dim, depths in scaled.items():
+        for depth in depths:
+            rows[f"uvit-h{dim}-d{depth}"] = {"dim": dim, "depth": depth, "heads": 16, "patch": 2} | LATENT_256 | CLIP_H
+    return {name: {"type": "uvit"} | row for name, row in rows.items()}
+
+
+def _dit() -> dict[str, Row]:
+    """arXiv 2212.09748, Table 1, on 256-pixel latents, and XL/2 on 512."""
+    sizes = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+    rows = {
+        f"dit-{name}-{patch}": {"dim": dim, "depth": depth, "heads": heads, "patch": patch} | LATENT_256
+        for name, (dim, depth, heads) in sizes.items()
+        for patch in (2, 4, 8)
+    }
+    rows["dit-xl-2-512"] = rows["dit-xl-2"] | LATENT_512
+    return {name: {"type": "dit"} | row | CLASSES | {"learned_variance": True} for name, row in rows.items()}
+
+
+def _pixart() -> dict[str, Row]:
+    """PixArt-alpha, arXiv 2310.00426."""
+    common: Row = {"type": "dit", "dim": 1152, "depth": 28, "heads": 16, "patch": 2, "modulation": "adaln_single"}
+    common |= {"learned_variance": True, "text_tokens": 120, "text_dim": 4096}
+    return {
+        "pixart-alpha-256": common | LATENT_256 | {"position_scale": 1.0},
+        "pixart-alpha-512": common | LATENT_512 | {"position_scale": 1.0},
+        "pixart-alpha-1024": common | LATENT_1024 | {"position_scale": 2.0, "size_conditions": True},
+    }
+
+
+def _dimr() -> dict[str, Row]:
+    """DiMR, arXiv 2406.09416: two resolutions, 16 x 16 and 32 x 32 on 256-pixel latents."""
+    rows = {}
+    for name, dim, depths in (("xl", 960, (39, 20)), ("g", 1152, (57, 29))):
+        coarse = {"kind": "transformer", "dim": dim, "hidden": 2 * dim, "depth": depths[0], "heads": 16, "patch": 2}
+        fine = {"kind": "convnext", "dim": dim // 2, "hidden": dim, "depth": depths[1], "kernel": 7, "patch": 1}
+        rows[f"dimr-{name}-2r"] = {"type": "dimr", **LATENT_256, **CLASSES, "stages": [coarse, fine]}
+    return rows
+
+
+PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr()}
+
+
+def preset(name: str, **changes: Any) -> Row:
+    """The config of a published size with changes: preset("dit-b-2", size=64, learned_variance=False)."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown model size {name!r}.{hint} `fewstep models` lists them: {', '.join(PRESETS)}.")
+    return PRESETS[name] | changes
+
+
+def build_preset(name: str, **changes: Any) -> nn.Module:
+    """A network of a published size with fresh weights. Under `torch.device("meta")` it takes no memory."""
+    from gen.nn.registry import build
+
+    return build(preset(name, **changes))

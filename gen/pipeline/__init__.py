@@ -1,0 +1,1 @@
+"""A run: from a call's settings to pictures and recipes, whatever its task."""

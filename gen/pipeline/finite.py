@@ -1,0 +1,144 @@
+"""What is said where numbers stop being numbers: no picture is made of NaN, and the sentence names where it began.
+
+Every stage of a run (network, guidance, what is around it) is watched by flags that stay on the device, so that watching costs
+no synchronisation. They are read once per batch, and only where its latents are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.nn.batch_invariance import bare
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.path import NoiseLevel, Path
+from samplers.prediction import Prediction
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+    from gen.pipeline.task import Batch
+
+
+def finite(*tensors: Tensor | None) -> Tensor:
+    """One bool on the device: is everything a number?"""
+    found = [one.detach().isfinite().all() for one in tensors if one is not None and one.is_floating_point()]
+    return torch.stack(found).all() if found else torch.tensor(True)
+
+
+@dataclass
+class Watch:
+    """Which stages turned numbers into NaN or infinities, by name, from the network outwards. outside: what lies around them,
+    which is not watched, as some of it must know the other."""
+
+    flags: dict[str, Tensor] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+
+    def stage(self, name: str, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, watched."""
+        return Watched(denoiser, name, self)
+
+    def note(self, name: str, given: Tensor, made: Tensor) -> None:
+        with bare():
+            broken = finite(given) & ~finite(made)
+            before = self.flags.get(name)
+            self.flags[name] = broken if before is None else before | broken
+
+    def culprits(self) -> list[str]:
+        """The names of the stages that broke; reading them waits for the device."""
+        return [name for name, broken in self.flags.items() if bool(broken)]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A denoiser whose outputs of finite inputs are looked at."""
+
+    denoiser: Denoiser
+    name: str
+    watch: Watch
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        prediction = self.denoiser(x, level, condition, context)
+        self.watch.note(self.name, x, prediction.raw)
+        return prediction
+
+
+def check_begin(batch: Batch, x: Tensor) -> None:
+    """ValueError where a run would begin with something else than numbers: its texts or its first latents."""
+    generator = batch.generator
+    texts = [one for given in (batch.condition, batch.negative) if given is not None for one in (given.tokens, given.pooled)]
+    if not bool(finite(*texts)):
+        raise ValueError(
+            "The text encoder makes NaN or infinite features of the prompt"
+            f"{_within(generator.text_encoder, 'text_encoder') or _adapters(generator, batch) or ''}; {_REMEDY}"
+        )
+    if not bool(finite(x)):
+        raise ValueError(
+            "The latents that the run begins with hold NaN or infinite values"
+            f"{_within(generator.autoencoder, 'autoencoder') or ', though the picture does not'}; {_REMEDY}"
+        )
+
+
+def check_end(batch: Batch, watch: Watch, latents: Tensor, sampler: str) -> None:
+    """ValueError where a run ends in something else than numbers; it names where they were lost."""
+    if bool(finite(latents)):
+        return
+    generator, culprits = batch.generator, watch.culprits()
+    seeds = [item.seed for item, one in zip(batch.items, latents, strict=False) if not bool(finite(one))]
+    which = f"The picture of seed {seeds[0]}" if seeds else "The picture"
+    cause = _adapters(generator, batch) or _within(generator.network, "denoiser")
+    where = culprits[0] if culprits else " or the ".join([*watch.outside, f"sampler {sampler!r}"])
+    raise ValueError(f"{which} came to NaN or infinite values in the {where}{cause or ''}; {_REMEDY}")
+
+
+def check_shown(generator: Generator, images: Tensor) -> None:
+    """ValueError where the decoder made something else than numbers."""
+    if not bool(finite(images)):
+        cause = _within(generator.autoencoder, "autoencoder")
+        raise ValueError(f"The picture came to NaN or infinite values in the decoder{cause or ''}; {_REMEDY}")
+
+
+_REMEDY = "no picture was made. Take that out or mend it, or use dtype float32 where numbers grow too large."
+
+
+def _within(network: nn.Module | None, part: str) -> str | None:
+    """The first weight of a network that is not finite, in words."""
+    named: Iterable[tuple[str, Tensor]] = [] if network is None else [*network.named_parameters(), *network.named_buffers()]
+    for name, value in named:
+        if not bool(finite(value)):
+            return f": the {part}'s weight {name!r} holds them"
+    return None
+
+
+def _adapters(generator: Generator, batch: Batch) -> str | None:
+    """The first adapter in force that is not finite, in words."""
+    loaded = generator._loaded.loaded if generator._loaded is not None else {}
+    for name in batch.settings.adapters:
+        for layer, delta in loaded[name].layers.items() if name in loaded else ():
+            if not bool(finite(*delta.factors.values())):
+                return f": the adapter {name!r} holds them in {layer!r}"
+    return None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """An energy whose values must be numbers; minus infinity, of what cannot be, is one."""
+
+    energy: Callable[..., Tensor]
+    name: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "energy"), name)
+
+    def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
+        value = self.energy(x0, condition)
+        if isinstance(value, Tensor) and bool(finite(x0)) and bool(value.detach().isnan().any()):
+            raise ValueError(f"The energy {self.name!r} is NaN for a picture without NaN; {_REMEDY}")
+        return value

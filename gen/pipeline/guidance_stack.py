@@ -1,0 +1,199 @@
+"""The field that a batch is sampled from, by names: the network, caches around it, guidance around those.
+
+    Rules.of("apg + rescale", {"momentum": -0.5, "factor": 0.7}, "first_block", {})
+
+One guidance rule comes first (cfg where only modifiers are named), then modifiers, the outermost last. An option goes to
+every rule that has it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from gen.io import validators as request
+
+if TYPE_CHECKING:
+    from samplers.denoiser import Condition, Denoiser
+    from samplers.sample import Solver
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
+    nothing; usual: the rule's own usual scale (None: the model's).
+    negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
+    sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
+
+    guidance: tuple[str, ...] = ("cfg",)
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
+    cache: tuple[str, ...] = ()
+    cache_options: Mapping[str, Any] = field(default_factory=dict)
+    off: float = 1.0
+    usual: float | None = None
+    negatives: bool = True
+    always: bool = False
+    both: bool = False
+
+    def under(self, solver: Solver) -> Rules:
+        """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
+        from samplers.solvers.comfy.branches import reads_both
+
+        if not reads_both(solver):
+            return self
+        if self.guidance[0] != "cfg":
+            raise ValueError(
+                f"A sampler under CFG++ guides by itself, from the branches of plain guidance; with guidance={self.name!r} "
+                "choose another sampler."
+            )
+        return replace(self, both=True, off=0.0, usual=0.6)
+
+    @classmethod
+    def of(
+        cls,
+        guidance: object,
+        guidance_options: object,
+        cache: object,
+        cache_options: object,
+        usual: Mapping[str, Any] | None = None,
+    ) -> Rules:
+        """Checked, with aliases resolved; ValueError says what is unknown or missing. usual: option -> the model's own value,
+        for the rules that have such an option and were not given one."""
+        if guidance in (None, "cfg") and not (guidance_options or cache or cache_options):
+            return cls()  # without importing the whole family
+        from samplers.cache.registry import cache_info
+        from samplers.guidance.registry import guidance_info
+
+        given = [guidance_info(name) for name in _names("guidance", guidance)]
+        rules = [info for info in given if not info.modifier] or [guidance_info("cfg")]
+        if len(rules) > 1 or (given and given[0].modifier and rules[0] in given):
+            raise ValueError(
+                f"guidance is {guidance!r}; name one rule, then modifiers that go around it: 'apg + rescale', for example."
+            )
+        if "weak" in rules[0].needs:
+            raise ValueError(
+                "Autoguidance needs a weaker model, which no name can give; build samplers.guidance.Autoguidance around "
+                "generator.denoiser in Python."
+            )
+        stack = (*rules, *[info for info in given if info.modifier])
+        caches = [cache_info(name) for name in _names("cache", cache)]
+        taken = {name for info in stack for name in info.options}
+        options = {name: value for name, value in (usual or {}).items() if name in taken}
+        options |= request.options("guidance_options", guidance_options or {})
+        if "layers" in options and not isinstance(options["layers"], tuple):
+            options["layers"] = (options["layers"],)
+        cached = request.options("cache_options", cache_options or {})
+        _check("guidance_options", options, stack, reserved=("scale", "negative", "interval"))
+        _check("cache_options", cached, caches)
+        return cls(
+            guidance=tuple(info.name for info in stack),
+            guidance_options=options,
+            cache=tuple(info.name for info in caches),
+            cache_options=cached,
+            off=rules[0].off,
+            usual=rules[0].usual,
+            negatives="negative" in rules[0].options,
+            always=rules[0].always,
+        )
+
+    def meant(self, scale: float) -> float:
+        """A guidance scale as callers mean it: 0 is none, as in diffusers, not the unconditional picture; but rules that act at
+        every scale tell the network 0."""
+        return self.off if scale == 0 and not self.always else scale
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.guidance)
+
+    @property
+    def cache_name(self) -> str:
+        return " + ".join(self.cache)
+
+    def build(
+        self,
+        denoiser: Denoiser,
+        solver: Solver,
+        scale: float,
+        negative: Condition | None,
+        interval: tuple[float, float] | None,
+        guided: bool,
+        inside: Callable[[Denoiser], Denoiser] | None = None,
+    ) -> tuple[Denoiser, Solver]:
+        """(denoiser, solver) with the caches and rules around them, and `inside` between those. Not `guided`: rules that
+        compare with an unconditional image are left out, those that need none (perturbations, thresholds) stay."""
+        for name in self.cache:
+            from samplers.cache.registry import cache_info, get_cache
+
+            denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
+        denoiser = denoiser if inside is None else inside(denoiser)
+        if self.guidance == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
+            if not guided:
+                return denoiser, solver
+            from samplers.guidance.cfg import ClassifierFree
+
+            return ClassifierFree(denoiser, scale, negative, interval or (-math.inf, math.inf), keep_both=self.both), solver
+
+        from samplers.guidance.registry import get_guidance, guidance_info
+
+        acts = False
+        for name in self.guidance:
+            info = guidance_info(name)
+            own = _of(info, self.guidance_options)
+            if info.always:
+                own["scale"] = scale
+            elif not info.modifier:
+                if not guided and "perturbed_scale" not in info.options:
+                    continue
+                own |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}
+                own |= {} if interval is None else {"interval": interval}
+                own |= {"keep_both": True} if self.both and name == "cfg" else {}
+                acts = True
+            elif info.compares and not acts:
+                continue
+            denoiser, solver = get_guidance(name, denoiser, solver, **own)
+        return denoiser, solver
+
+
+def remark_on_layers(network: Any, rules: Rules) -> None:
+    """A warning where skip-layer guidance leaves out a block without which a network draws nothing."""
+    layers = rules.guidance_options.get("layers", ()) if "slg" in rules.guidance else ()
+    count = len(getattr(network, "blocks", ())) or 2 * len(getattr(network, "in_blocks", ())) + 1
+    if layers and count > 2 and {0, count - 1} & set(layers):
+        warnings.warn(
+            f"Skip-layer guidance leaves out block 0 or {count - 1}, the first or the last, which destroys the picture as a "
+            f"rule; choose layers between (without any, usual ones are chosen).",
+            stacklevel=4,
+        )
+
+
+def _names(what: str, value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = value.replace("cfg++", "cfgpp").split("+")
+    if not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{what} is {value!r}; give a name, or several with + between.")
+    return [one.strip() for one in value if one.strip()]
+
+
+def _of(info: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in info.options}
+
+
+def _check(what: str, options: Mapping[str, Any], rules: Sequence[Any], reserved: Sequence[str] = ()) -> None:
+    known = sorted({name for rule in rules for name in rule.options} - set(reserved))
+    stack = " + ".join(rule.name for rule in rules)
+    for name in options:
+        if name in reserved:
+            own = {"scale": "guidance_scale", "negative": "negative_prompt", "interval": "guidance_interval"}[name]
+            raise ValueError(f"{what} has {name!r}, which is given by {own} itself.")
+        if name not in known:
+            takes = f"{stack} takes {', '.join(known)}" if known else f"{stack or 'no cache'} takes none"
+            raise ValueError(f"{what} has no {name!r}: {takes}.")
+    for rule in rules:
+        missing = [name for name in getattr(rule, "needs", ()) if name not in options and name not in reserved]
+        if missing:
+            raise ValueError(f"{rule.name} needs {' and '.join(missing)} in {what}.")

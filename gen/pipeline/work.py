@@ -1,0 +1,101 @@
+"""How much a recipe asks for: recipes come from anywhere, and one small file may ask for years of work.
+
+Work is counted in megapixel evaluations: pixels that the network sees, times how often it is asked. A picture of 1024 x 1024 in
+50 steps with guidance is about 105 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gen.io import validators as request
+
+if TYPE_CHECKING:
+    from gen.pipeline.recipe import Recipe
+
+LIMIT = 4000.0  # megapixel evaluations of a replay that nobody allowed more: some 40 such pictures
+# options, of whatever takes part, that repeat the work of a step
+_REPEATS = (
+    "times",
+    "steps",
+    "iterations",
+    "recurrence",
+    "recurrences",
+    "repeats",
+    "draws",
+    "interpolations",
+    "samples",
+    "order",
+)
+
+
+def check_work(recipe: Recipe, limit: float | None = None) -> None:
+    """ValueError where the replay of a recipe would make or resize larger pictures than a call does, or evaluate the network
+    more than `limit` megapixels."""
+    for height, width in ((recipe.height, recipe.width), recipe.made_at or (1, 1)):
+        request.size(height, width, 1, 1)
+    limit = LIMIT if limit is None else request.real("max_work", limit, 0, 1e15)
+    asked = work(recipe)
+    if asked > limit:
+        raise ValueError(
+            f"The recipe asks for about {asked:,.0f} megapixel evaluations, and a replay makes {limit:,.0f} at most unless "
+            f"allowed more; give max_work={_rounded_up(asked)} (--max-work {_rounded_up(asked)}) if you trust it."
+        )
+
+
+def work(recipe: Recipe) -> float:
+    """An estimate, from above, of the megapixel evaluations of a replay."""
+    pixels = _pixels(recipe)
+    steps = recipe.num_inference_steps * _evaluations(recipe.sampler)
+    pictures = recipe.batch.size * (1 + sum(len(record.digests) for record in recipe.tweaks.values()))
+    branches = 2 + (len(recipe.layout.regions) if recipe.layout else 0) + (len(recipe.views.views) if recipe.views else 0)
+    repeated = 1.0
+    for value in _repeats(recipe):
+        repeated *= max(value, 1.0)
+    return pixels * steps * pictures * branches * repeated / 1e6
+
+
+def _pixels(recipe: Recipe) -> float:
+    height, width = recipe.made_at or (recipe.height, recipe.width)
+    if recipe.canvas is None:
+        return float(height * width)
+    windows = 1.0
+    for length, stride in zip((height, width), recipe.canvas.stride, strict=True):
+        windows *= -(-length // stride) + 1
+    return windows * recipe.canvas.window[0] * recipe.canvas.window[1]
+
+
+def _evaluations(sampler: str) -> int:
+    from samplers.registry import solver_info
+
+    try:
+        info = solver_info(sampler)
+    except ValueError:  # a solver of its maker's own, which no replay can make
+        return 1
+    return 100 if info.adaptive else max(info.evaluations, 1)
+
+
+def _repeats(recipe: Recipe) -> Iterator[float]:
+    tables = [recipe.sampler_options, recipe.guidance_options, recipe.composition_options]
+    tables += [record.options for record in (recipe.guide, recipe.restore) if record is not None]
+    tables += [record.options for record in recipe.tweaks.values()]
+    for options in tables:
+        for name, value in options.items():
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, bool) or not isinstance(one, int | float):
+                    continue
+                if name in _REPEATS:
+                    yield float(one)
+                elif name in ("rtol", "atol"):  # of adaptive steps, which are more where they are smaller; 0.05 is usual
+                    yield 0.05 / max(float(one), 1e-12)
+            if name == "scales" and isinstance(value, tuple):
+                yield float(len(value))
+    if recipe.canvas is not None:
+        yield float(recipe.canvas.recurrence)
+
+
+def _rounded_up(value: float) -> int:
+    """To two digits, so that the number can be copied."""
+    digits = max(len(str(int(value))) - 2, 0)
+    return -(-int(value + 1) // 10**digits) * 10**digits

@@ -1,0 +1,1 @@
+"""Tasks: what a run may do beside plain generation, one file each."""

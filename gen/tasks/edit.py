@@ -1,0 +1,218 @@
+"""Pictures to start from: image to image, and inpainting under a mask (`samplers.editing` has the mathematics)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen.io import validators as request
+from gen.io.images import digest, fit, read_picture, same_shape
+from gen.pipeline.recipe import Recipe, RestoreRecord, Start
+from gen.pipeline.task import Asked, Batch, Kind
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+    from gen.io.validators import Item
+    from gen.pipeline.settings import Settings
+    from samplers.denoiser import Denoiser
+    from samplers.path import NoiseLevel
+    from samplers.sample import Solver
+
+LONG, SHORT = 4, 2  # times the model's own size: sides up to which a picture is made at its own size
+
+
+@dataclass(frozen=True)
+class Edit(Kind):
+    """A picture (1, 3, H, W) in [0, 1] and its latents (1, C, h, w), as the denoiser sees them; the mask (1, 1, H, W), 1 where
+    the picture is made anew, and as latents see it; how much of the schedule is run."""
+
+    picture: Tensor
+    latents: Tensor
+    mask: Tensor | None
+    latent_mask: Tensor | None
+    start: Start
+    keeps = True
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Edit | None:
+        given = (asked.get(name) for name in ("image", "mask", "strength"))
+        return make_edit(generator, *given, settings.height, settings.width)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        image, mask = given.get("image"), given.get("mask")
+        if recipe.canvas is not None:
+            from gen.tasks.canvas import replayed_pictures
+
+            image, mask = replayed_pictures(recipe, image, mask)
+        check_given(recipe.start or recipe.restore, image, mask)
+        return {} if recipe.start is None else {"image": image, "mask": mask, "strength": recipe.start.strength}
+
+    def change(self, generator: Generator, settings: Settings) -> Settings:
+        from samplers.editing import start_at, start_at_level
+        from samplers.registry import get_grid
+        from samplers.solvers.adaptive import Adaptive
+
+        levels, strength = settings.levels, self.start.strength
+        if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
+            return replace(settings, levels=start_at(levels, strength))
+        # two steps are no measure of a strength: the level is that of the schedule's own hundred
+        fine = get_grid(settings.schedule, generator.denoiser.path, 100, **settings.schedule_options)
+        return replace(settings, levels=start_at_level(levels, start_at(fine, strength)[0]))
+
+    def check(self, settings: Settings) -> None:
+        if self.mask is not None and (settings.rules.guidance[0] == "cfg++" or settings.rules.both):
+            raise ValueError(
+                "cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting, and a sampler "
+                "other than *_cfg_pp."
+            )
+
+    def verify(self, recipe: Recipe) -> None:
+        check_same(self.start, recipe.start)
+
+    def begin(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        return level.mix(self.latents, noise)
+
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        if self.mask is None:
+            return denoiser, solver
+        from samplers.editing import Inpaint
+
+        return Inpaint(denoiser, self.latents, self.latent_mask, batch.noise), solver
+
+    def keep_known(self, images: Tensor) -> Tensor:
+        """Decoded pictures (B, 3, H, W) with what the mask keeps put back, to the pixel."""
+        return images if self.mask is None else torch.lerp(self.picture.expand_as(images), images, self.mask)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"start": self.start}
+
+
+def make_edit(generator: Generator, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
+    """None where no image is given. ValueError for anything that is not a usable picture, mask or strength."""
+    if image is None:
+        given = "mask" if mask is not None else "strength" if strength is not None else None
+        if given:
+            raise ValueError(f"{given} was given without an image to change; give image too.")
+        return None
+    usual = 0.8 if mask is None else 1.0
+    amount = request.real("strength", usual if strength is None else strength, 0, 1)
+    whole = read_picture("image", image, "RGB")
+    known = None if mask is None else read_mask("mask", mask, whole, "image")
+    picture = fit_told("image", whole, height, width, slack(generator))
+    known = None if known is None else fit(known, height, width)
+    start = Start(image=digest(picture), mask=None if known is None else digest(known), strength=amount)
+
+    device, factor = generator.device, generator.factor
+    picture = picture.to(device)
+    latents = picture * 2 - 1
+    if generator.autoencoder is not None:
+        with torch.no_grad():
+            latents = generator.autoencoder.encode(latents).float() * generator.config.latent_scale
+    known = None if known is None else known.to(device)
+    # a latent that touches any pixel to be made is made
+    latent_mask = None if known is None else F.max_pool2d(known, factor)
+    return Edit(picture, latents, known, latent_mask, start)
+
+
+def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> None:
+    """ValueError unless a replay is given the image and mask that a recipe began with, and no others."""
+    for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
+        article = "an" if name == "image" else "a"
+        if needed and given is None:
+            raise ValueError(
+                f"The picture was made from {article} {name}, which is not in its recipe; give it as {name} (--{name})."
+            )
+        if given is not None and not needed:
+            raise ValueError(f"The picture was made without {article} {name}; leave it out.")
+
+
+def check_same(used: Start | RestoreRecord, recorded: Start | RestoreRecord | None) -> None:
+    """ValueError unless a replay begins with the recipe's image and mask."""
+    if recorded is not None and used != recorded:
+        changed = "image" if used.image != recorded.image else "mask"
+        raise ValueError(f"This {changed} is not the one that the picture was made from: its sha256 differs.")
+
+
+def read_mask(name: str, source: Any, picture: Tensor, of: str) -> Tensor:
+    """(1, 1, H, W) in [0, 1]; ValueError for one of another shape than the picture (1, 3, H, W) that it is of."""
+    mask = read_picture(name, source, "L")
+    check_shape(name, mask, tuple(picture.shape[-2:]), of)  # type: ignore[arg-type]
+    return mask
+
+
+def check_shape(name: str, mask: Tensor, size: tuple[int, int], of: str) -> None:
+    """ValueError unless a mask has the shape of `size`, the height and width of what it is of."""
+    rows, columns = mask.shape[-2:]
+    if not same_shape((rows, columns), size):
+        raise ValueError(
+            f"{name} is {columns} x {rows} and the {of} {size[1]} x {size[0]}, which is another shape; give a mask that lies "
+            f"over the whole {of}."
+        )
+
+
+def fit_told(name: str, picture: Tensor, height: int, width: int, slack: int) -> Tensor:
+    """`fit`, with a warning where more than `slack` pixels of the result are cut away, which rounding asks for."""
+    rows, columns = picture.shape[-2:]
+    scale = max(height / rows, width / columns)
+    if max(rows * scale - height, columns * scale - width) > slack:
+        warnings.warn(
+            f"{name} is {columns} x {rows}, another shape than the {width} x {height} of the picture: what lies beside its "
+            "middle is cut away.",
+            stacklevel=2,
+        )
+    return fit(picture, height, width)
+
+
+def slack(generator: Generator) -> int:
+    """The pixels by which a picture's side may differ from its shape because the networks take multiples."""
+    return generator.factor * generator.network.config.patch // 2 + 1
+
+
+def with_own_size(
+    generator: Generator, asked: Asked, height: int | None, width: int | None, multiple: int
+) -> tuple[Asked, int | None, int | None]:
+    """A call's height and width where it starts from a picture and does not say both: the picture's own shape. The picture is
+    read once, and handed on in `asked`."""
+    kind = next((name for name in ("image", "restoration") if asked.get(name, {}).get("image") is not None), None)
+    if kind is None or (height is not None and width is not None):
+        return asked, height, width
+    own = dict(asked[kind])
+    own["image"] = picture = read_picture("image", own["image"], "RGB")
+    enlarged = 1
+    if kind == "restoration":
+        from gen.tasks.restore import enlargement
+
+        enlarged = enlargement(own)
+    size = tuple(side * enlarged for side in picture.shape[-2:])
+    height, width = _own_size(size, height, width, generator.config.sample_size, math.lcm(multiple, enlarged))
+    if (height, width) != size:
+        warnings.warn(
+            f"The image is {picture.shape[-1]} x {picture.shape[-2]}; the picture is made at {width} x {height}, which suits "
+            "the model. Give height and width for another size.",
+            stacklevel=2,
+        )
+    return {**asked, kind: own}, height, width
+
+
+def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:
+    """The height and width nearest to a picture's own that the networks take: its own where the model can make that, else of
+    its shape with as many pixels as the model knows; of its shape too where one of them is given."""
+    rows, columns = size
+    if height is not None:
+        scale = height / rows
+    elif width is not None:
+        scale = width / columns
+    elif usual / SHORT <= min(size) < usual * SHORT and max(size) <= usual * LONG:
+        scale = 1.0
+    else:
+        scale = usual / math.sqrt(rows * columns)
+    found = [max(round(side * scale / multiple), 1) * multiple for side in size]
+    return height or found[0], width or found[1]

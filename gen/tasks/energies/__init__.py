@@ -1,0 +1,96 @@
+"""Energies by name: what a picture can be guided to (`gen.tasks.energy_guidance`). The table is closed; a module is imported
+when used.
+
+An energy is called with pictures (B, 3, H, W), nominally in [0, 1], and the run's condition, and returns log-densities (B,):
+-(distance / spread)^2 / 2 for those with a target. One with `for_prompts(prompts)` is asked for the energy of a batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from samplers.names import build, check_options, find
+
+
+@dataclass(frozen=True)
+class EnergyInfo:
+    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
+    default strength is times this, because the gradients of energies differ in size. method: the usual one of
+    `samplers.guidance.training_free`."""
+
+    name: str
+    module: str
+    factory: str
+    description: str
+    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    external: bool = False
+    gain: float = 1.0
+    aliases: tuple[str, ...] = ()
+    method: str = "tfg"
+
+
+ENERGIES: dict[str, EnergyInfo] = {
+    info.name: info
+    for info in (
+        EnergyInfo(
+            "brightness",
+            "gen.tasks.energies.simple",
+            "Brightness",
+            "the mean brightness is `target`",
+            ("target", "spread"),
+            gain=4.0,
+        ),
+        EnergyInfo(
+            "colour",
+            "gen.tasks.energies.simple",
+            "Colour",
+            "the middle of the picture has this colour, a name or #rrggbb",
+            ("colour", "spread", "width", "match", "share"),
+            ("colour",),
+            aliases=("color",),
+        ),
+        EnergyInfo(
+            "composition",
+            "gen.tasks.energies.simple",
+            "Composition",
+            "what differs from the border has its centre at x, y (shares of the picture)",
+            ("x", "y", "spread"),
+            gain=4.0,
+        ),
+        EnergyInfo(
+            "clip",
+            "gen.tasks.energies.clip",
+            "ClipSimilarity",
+            "CLIP finds the picture close to `text`, or to the prompt",
+            ("model", "text", "scale"),
+            ("model",),
+            external=True,
+        ),
+        EnergyInfo(
+            "aesthetic",
+            "gen.tasks.energies.clip",
+            "Aesthetic",
+            "a head on CLIP's embedding of the picture gives a high score",
+            ("model", "head", "scale"),
+            ("model", "head"),
+            external=True,
+        ),
+    )
+}
+
+
+def energy_info(name: str, more: Mapping[str, EnergyInfo] | None = None) -> EnergyInfo:
+    """The record of an energy, by name or alias; `more`: rows of other packages."""
+    return find({**ENERGIES, **(more or {})}, name, "energy")
+
+
+def get_energy(info: EnergyInfo, **options: Any) -> Any:
+    """The energy itself; ValueError for an option it does not have, or one that is missing."""
+    check_options(info, options, "energy")
+    if missing := [name for name in info.needs if name not in options]:
+        raise ValueError(f"The energy {info.name!r} needs {' and '.join(missing)}: give a value for each.")
+    return build(info, "energy", getattr(importlib.import_module(info.module), info.factory), options=options)

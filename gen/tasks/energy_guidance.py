@@ -1,0 +1,212 @@
+"""Guidance by an energy, as a call asks for it: the energy by name or a function, a method, a strength."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gen.io import validators as request
+from gen.pipeline.finite import Energy
+from gen.pipeline.recipe import GuideRecord, Recipe
+from gen.pipeline.task import Batch, Kind
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+    from gen.io.validators import Item
+    from gen.pipeline.settings import Settings
+    from gen.tasks.energies import EnergyInfo
+    from samplers.denoiser import Condition, Denoiser
+    from samplers.noise import NoiseSource
+    from samplers.path import NoiseLevel
+    from samplers.sample import Solver
+
+# where the effect of an energy of spread 0.05 is plain to see on the default model and most of the picture stays, by eye
+STRENGTHS = {"tfg": 0.7, "dps": 0.7, "lgd": 0.7, "mpgd": 2.0, "freedom": 0.5, "ugd": 1.0, "classifier": 3.0}
+
+
+@dataclass(frozen=True)
+class Guide(Kind):
+    """A checked request. energy: (pictures (B, 3, H, W) in [0, 1], condition) -> (B,); record: what recipes say of it."""
+
+    energy: Callable[..., Tensor]
+    record: GuideRecord
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Guide | None:
+        given = (asked.get(name) for name in ("guide", "guide_strength", "guide_method", "guide_options"))
+        return make_guide(*given, generator.energies)
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return replayed_guide(recipe.guide, given.get("guide"), generator.energies, given.get("guide_options"))
+
+    @property
+    def named(self) -> str:  # type: ignore[override]
+        return name_of(self.energy)
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        return () if self.record.energy else ("energy of the guide",)
+
+    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        return self.build(batch.generator, denoiser, solver, batch.settings.levels, batch.fresh(), batch.prompts)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"guide": self.record}
+
+    def build(
+        self,
+        generator: Generator,
+        denoiser: Denoiser,
+        solver: Solver,
+        levels: Sequence[NoiseLevel],
+        noise: NoiseSource,
+        prompts: Sequence[str],
+    ) -> tuple[Denoiser, Solver]:
+        """(denoiser, solver) with the guide around them, outside all other guidance."""
+        from samplers.guidance.training_free import guide
+
+        energy = on_latents(generator, self.energy, prompts)
+        record, own = self.record, self.method_options
+        return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
+
+
+def name_of(energy: Callable[..., Tensor]) -> str:
+    return getattr(energy, "__name__", type(energy).__name__)
+
+
+def on_latents(generator: Generator, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
+    """An energy of what the denoiser works on, for these prompts."""
+    name = name_of(energy)
+    if hasattr(energy, "for_prompts"):
+        energy = energy.for_prompts(prompts)
+    energy = Energy(energy, name)
+    return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(generator, energy)
+
+
+@dataclass(frozen=True)
+class OnPictures:
+    """An energy of pictures as one of what the denoiser works on: through the decoder, which is differentiated too."""
+
+    generator: Generator
+    energy: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.energy, "__name__", type(self.energy).__name__)
+
+    def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
+        return self.energy(decode_open(self.generator, x0), condition)
+
+
+def decode_open(generator: Generator, latents: Tensor) -> Tensor:
+    """`Generator.decode` without its clamp, for gradients: (B, 3, H, W), nominally in [0, 1]."""
+    images = latents.float()
+    if generator.autoencoder is not None:
+        images = generator.autoencoder.decode(images / generator.config.latent_scale).float()
+    return images / 2 + 0.5
+
+
+def make_guide(
+    energy: Any,
+    strength: object,
+    method: object,
+    options: Mapping[str, Any] | None,
+    more: Mapping[str, EnergyInfo] | None = None,
+) -> Guide | None:
+    """None where no energy is given. An option goes to the energy and to the method, whichever has it."""
+    if energy is None:
+        given = [n for n, v in (("strength", strength), ("method", method), ("options", options)) if v]
+        if given:
+            raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
+        return None
+    from gen.tasks.energies import energy_info, get_energy
+    from samplers.guidance.training_free import method_info
+
+    chosen = request.options("guide_options", options or {})
+    info = None
+    if isinstance(energy, str):
+        info = energy_info(energy, more)
+    elif not callable(energy):
+        raise ValueError(f"guide is {energy!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
+    usual = "classifier" if hasattr(energy, "noisy") else info.method if info else "tfg"
+    way = method_info(usual if method is None else method)  # type: ignore[arg-type]
+    default = STRENGTHS[way.name] * (info.gain if info else 1.0)
+    amount = request.real("guide_strength", default if strength is None else strength, 0, 1e6)
+    takes = (*way.options, *(info.options if info else ()))
+    for name in chosen:
+        if name not in takes:
+            of = f"{way.name} takes {', '.join(way.options)}"
+            if info:
+                of += f"; {info.name} takes {', '.join(info.options)}"
+            raise ValueError(f"guide_options has no {name!r}: {of}.")
+    own = {name: value for name, value in chosen.items() if name in way.options}
+    if info is not None:
+        energy = get_energy(info, **{name: value for name, value in chosen.items() if name in info.options})
+    recordable = info is not None and not info.external
+    kept = chosen if recordable else own
+    record = GuideRecord(
+        energy=info.name if info is not None and recordable else "", method=way.name, strength=amount, options=kept
+    )
+    return Guide(energy, record, own)
+
+
+def replayed_guide(
+    record: GuideRecord | None,
+    given: Any,
+    more: Mapping[str, EnergyInfo] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The keywords of a recipe's guide. Code and models of the maker's own are not in it: `given` is that energy again,
+    `options` say which files it opens."""
+    if record is None:
+        if given is not None:
+            raise ValueError("The picture was made without a guide; leave it out.")
+        return {}
+    from gen.tasks.energies import energy_info
+
+    own = not record.energy or energy_info(record.energy, more).external
+    if own and given is None:
+        raise ValueError(
+            "The picture was guided by code or a model of its maker's own, which no recipe may name; give it again as guide "
+            "(--guide FILE.py:FUNCTION)."
+        )
+    if not own and given is not None:
+        raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
+    if options and not own:
+        raise ValueError("The recipe holds its guide's options; leave guide_options out.")
+    return {
+        "guide": given if own else record.energy,
+        "guide_strength": record.strength,
+        "guide_method": record.method,
+        "guide_options": {**record.options, **(options or {})},
+    }
+
+
+def read_function(text: str, option: str = "--guide") -> Callable[..., Tensor]:
+    """The function that "FILE.py:NAME", typed by the user after `option`, says: the file is run as the user's own code."""
+    file, _, name = text.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{option} {text}: {path} is not a file; write FILE.py:FUNCTION, or an energy's name.")
+    spec = importlib.util.spec_from_file_location(f"_guide_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{option} {text}: {path} is not Python source; give a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{option} {text}: {path} failed: {type(error).__name__}: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name)
+        raise ValueError(f"{option} {text}: {path} has no function {name!r}; it has {has or 'none'}.")
+    return found

@@ -1,0 +1,159 @@
+"""How several adapters make one picture, as a call asks for it: a composition by name, or a region for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gen.io import validators as request
+from gen.nn.conditions import told_its_size
+from gen.pipeline.task import Batch, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gen.generator import Generator
+    from gen.io.validators import Item
+    from gen.pipeline.recipe import Recipe
+    from gen.pipeline.settings import Settings
+    from samplers.denoiser import Denoiser
+    from samplers.path import NoiseLevel
+
+REGIONAL = "regional"
+PROBES = 2  # pictures by which the order of adapters is measured
+
+
+@dataclass(frozen=True)
+class Composition(Kind):
+    """A checked request. name: "merge" is what adapters do by themselves. masks: adapter -> (1, 1, H, W) in [0, 1], where it
+    acts; digests: of the masks, for the recipe. adapters: name -> weight of those in force."""
+
+    name: str = "merge"
+    options: Mapping[str, request.Option] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    levels: tuple[NoiseLevel, ...] = ()
+
+    @classmethod
+    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Composition | None:
+        given = (asked.get(name) for name in ("composition", "composition_options", "regions"))
+        return make_composition(
+            generator, *given, settings.adapters, settings.levels, *settings.seen, (settings.height, settings.width)
+        )
+
+    @classmethod
+    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        """ValueError where the mask of a region is missing, or was not there."""
+        regions = given.get("regions")
+        if set(recipe.regions) != set(regions or {}):
+            wanted = ", ".join(map(repr, recipe.regions)) or "none"
+            raise ValueError(f"The picture was made with regions for {wanted}; give their masks again as regions (--region).")
+        return {"composition": recipe.composition, "composition_options": recipe.composition_options, "regions": regions}
+
+    def verify(self, recipe: Recipe) -> None:
+        for name, digest in recipe.regions.items():
+            if self.digests[name] != digest:
+                raise ValueError(f"The mask of {name!r} is not the one that the picture was made with: its sha256 differs.")
+
+    def inside(self, denoiser: Denoiser, batch: Batch | None = None) -> Denoiser:
+        if self.name == "merge":
+            return denoiser
+        if self.name == REGIONAL:
+            from samplers.composition import Region, Regional
+
+            return Regional(denoiser, tuple(Region(mask, (n,)) for n, mask in self.masks.items()), **self.options)  # type: ignore[arg-type]
+        from samplers.composition import get_composition
+
+        return get_composition(self.name, denoiser, self.adapters, self.levels, **self.options)
+
+    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+        name = "" if self.name == "merge" else self.name
+        return {"composition": name, "composition_options": dict(self.options), "regions": dict(self.digests)}
+
+
+def make_composition(
+    generator: Generator,
+    name: object,
+    options: object,
+    regions: object,
+    adapters: Mapping[str, float],
+    levels: tuple[NoiseLevel, ...],
+    height: int,
+    width: int,
+    whole: tuple[int, int],
+) -> Composition | None:
+    """None where adapters act by themselves. ValueError says what is unknown, missing or does not go together. Without a name,
+    regions make it regional. height, width: pixels that the network sees at once; whole: those of the picture."""
+    if name in (None, "", "merge") and not options and not regions:
+        return None
+    chosen = request.options("composition_options", options or {})
+    if regions or name == REGIONAL:
+        if name not in (None, "", REGIONAL):
+            raise ValueError(f"regions were given with the composition {name!r}; leave one of them out.")
+        masks, digests = _masks(regions, adapters, height, width, whole)
+        if unknown := [option for option in chosen if option != "start"]:
+            raise ValueError(f"composition_options has no {unknown[0]!r}: regional takes start.")
+        if "start" in chosen:
+            chosen["start"] = request.real("composition_options['start']", chosen["start"], -1000, 1000)
+        return Composition(REGIONAL, chosen, masks, digests)
+    from samplers.composition import composition_info
+    from samplers.names import check_options
+
+    info = composition_info("merge" if name in (None, "") else name)  # type: ignore[arg-type]
+    check_options(info, chosen, "composition")
+    if info.ordered and "order" not in chosen and sum(w != 0 for w in adapters.values()) > 1:
+        chosen["order"] = measured_order(generator, adapters, levels, height, width)
+    composed = Composition(info.name, chosen, adapters=dict(adapters), levels=levels)
+    composed.inside(generator.denoiser)  # options are checked here
+    return composed
+
+
+@torch.no_grad()
+def measured_order(
+    generator: Generator, adapters: Mapping[str, float], levels: tuple[NoiseLevel, ...], height: int, width: int
+) -> tuple[int, ...]:
+    """Positions of the adapters in force, from the one that changes fine detail to the one that changes coarse form.
+
+    Measured without a prompt, on noise of seeds 0 and 1 at the level of the run whose log-SNR is nearest to 0, so that it is
+    the same for every picture of this size.
+    """
+    from samplers.composition import frequency_order
+    from samplers.denoiser import Condition, Context
+    from samplers.noise import normal
+
+    seeds = list(range(PROBES))
+    shape = (generator.channels, height // generator.factor, width // generator.factor)
+    noise = normal(seeds, shape, "latents", device=generator.device)
+    level = min(levels, key=lambda level: abs(level.logsnr))
+    condition = Condition()
+    if generator.text_encoder is not None:
+        generator.read_null(adapters)
+        condition = generator.encode_prompt([""] * PROBES, adapters)
+    if generator.classes:
+        condition = replace(condition, label=torch.full((PROBES,), -1, device=generator.device))
+    condition = told_its_size(condition, generator, PROBES, (height, width))
+    names = [name for name, weight in adapters.items() if weight != 0]
+    found = frequency_order(generator.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
+    return tuple(names.index(name) for name in found)
+
+
+def _masks(
+    regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from gen.io.images import digest, fit, read_picture
+    from gen.tasks.edit import check_shape
+    from samplers.composition.rows import check_known
+
+    if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
+        raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")
+    check_known(list(regions), adapters, "A region")
+    masks = {}
+    for name, given in regions.items():
+        mask = read_picture(f"the mask of {name!r}", given, "L")
+        check_shape(f"The mask of {name!r}", mask, whole, "picture")
+        masks[name] = fit(mask, height, width)
+    return masks, {name: digest(mask) for name, mask in masks.items()}

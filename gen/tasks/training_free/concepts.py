@@ -1,0 +1,104 @@
+"""Words of a prompt that must not mix: Multi-Concept T2I-Zero (`samplers.guidance.concepts`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gen.io import validators as request
+from gen.pipeline.recipe import TweakRecord
+from gen.tasks.training_free import Tweak, several
+from samplers.denoiser import Condition, Denoiser
+from samplers.guidance.concepts import ConceptSuppression, check_correction, corrected
+from samplers.names import check_options
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+
+CORRECTION = {"strength": 0.1, "window": 3, "quantile": 0.7}
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str = "concepts"
+    options: tuple[str, ...] = (*CORRECTION, "suppression", "interval")
+
+
+@dataclass(frozen=True)
+class Concepts(Tweak):
+    """record.texts: the words."""
+
+    record: TweakRecord
+
+    @classmethod
+    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Concepts:
+        words = request.texts("concepts", several(given[""]))
+        if generator.text_encoder is None:
+            raise ValueError(f"The model {generator.name!r} reads no text, so there are no concepts; leave concepts out.")
+        if not all(word.strip() for word in words) or len({word.lower() for word in words}) < len(words):
+            raise ValueError(f"concepts are {words}; give different words of the prompt.")
+        chosen = request.options("concepts_options", given.get("options") or {})
+        check_options(_Row(), chosen, "tweak")
+        check_correction(**{name: chosen.get(name, usual) for name, usual in CORRECTION.items()})
+        made = cls(TweakRecord(texts=tuple(words), options=chosen))
+        made._suppression(generator.denoiser, torch.full((1, 1), -1))  # options are checked here
+        return made
+
+    @classmethod
+    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+        if given:
+            raise ValueError("The recipe names its concepts; leave concepts out.")
+        return {"": list(record.texts)}
+
+    def read(self, generator, prompts, condition, adapters) -> Condition:
+        options = {name: self.record.options.get(name, usual) for name, usual in CORRECTION.items()}
+        rows = []
+        for prompt, tokens, owners in zip(prompts, condition.tokens, self._owners(generator, prompts, condition), strict=True):
+            if prompt.strip():
+                end = len(tokens) if condition.mask is None else int(condition.mask[len(rows)].nonzero().max()) + 1
+                places = (owners >= 0).nonzero().flatten().tolist()
+                tokens = torch.cat([corrected(tokens[:end], places, **options), tokens[end:]])
+            rows.append(tokens)
+        return replace(condition, tokens=torch.stack(rows))
+
+    def inside(self, generator, denoiser, seeds, prompts, condition) -> Denoiser:
+        return self._suppression(denoiser, self._owners(generator, prompts, condition))
+
+    def _suppression(self, denoiser: Denoiser, owners: Tensor) -> Denoiser:
+        options: dict[str, Any] = {"strength": self.record.options.get("suppression", 1.0)}
+        if "interval" in self.record.options:
+            options["interval"] = self.record.options["interval"]
+        return ConceptSuppression(denoiser, owners, **options)
+
+    def _owners(self, generator: Generator, prompts: Sequence[str], condition: Condition) -> Tensor:
+        """(B, T): the number of the concept that each token of each prompt is of, -1 for none."""
+        found = {prompt: _positions(generator, prompt, self.record.texts) for prompt in set(prompts)}
+        assert condition.tokens is not None
+        owners = torch.full(condition.tokens.shape[:2], -1)
+        for row, prompt in enumerate(prompts):
+            for number, places in enumerate(found[prompt]):
+                owners[row, places] = number
+        return owners.to(condition.tokens.device)
+
+
+@torch.no_grad()
+def _positions(generator: Generator, prompt: str, words: Sequence[str]) -> list[list[int]]:
+    """Where in a prompt's tokens each word is: the tokens that a weight on it changes, whatever the text encoder."""
+    if not prompt.strip():
+        return []
+    encoder: Any = generator.text_encoder
+    plain, places = encoder.condition(prompt).tokens[0], []
+    for word in words:
+        at = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE)
+        if at is None:
+            raise ValueError(f"The prompt {prompt!r:.80} does not have the concept {word!r}; give words as they stand in it.")
+        weighed = encoder.condition(f"{prompt[: at.start()]}({at[0]}:2){prompt[at.end() :]}").tokens[0]
+        places.append((weighed != plain).any(-1).nonzero().flatten().tolist())
+        if not places[-1]:
+            raise ValueError(f"The concept {word!r} is beyond what the text encoder reads of {prompt!r:.80}; shorten it.")
+    return places

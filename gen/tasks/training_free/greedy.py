@@ -1,0 +1,75 @@
+"""Greedy guidance by an energy's name or a function of the user's (`samplers.guidance.greedy`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gen.io import validators as request
+from gen.pipeline.recipe import TweakRecord
+from gen.tasks.energies import energy_info, get_energy
+from gen.tasks.energy_guidance import on_latents
+from gen.tasks.training_free import Tweak, several, wanted
+from samplers.denoiser import Denoiser
+from samplers.guidance.greedy import Greedy, draws, guidance_scales, interpolations, together
+
+if TYPE_CHECKING:
+    from gen.generator import Generator
+
+OWN = ("iterations", "rate", "interval", "limit")
+CANDIDATES = ("scales", "interpolations", "draws", "spread")
+ITERATIONS, RATE, SPREAD = 5, 0.05, 0.3  # where nothing is said
+
+
+@dataclass(frozen=True)
+class GreedyChoice(Tweak):
+    energy: Callable[..., Tensor]
+    record: TweakRecord
+    unrecorded: tuple[str, ...] = ()
+    own: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> GreedyChoice:
+        source = given[""]
+        chosen = request.options("greedy_options", given.get("options") or {})
+        info = energy_info(source, generator.energies) if isinstance(source, str) else None
+        if info is None and not callable(source):
+            raise ValueError(f"greedy is {source!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
+        takes = (*OWN, *CANDIDATES, *(info.options if info else ()))
+        for name in chosen:
+            if name not in takes:
+                raise ValueError(f"greedy_options has no {name!r}: it takes {', '.join(takes)}.")
+        own = {name: value for name, value in chosen.items() if name in (*OWN, *CANDIDATES)}
+        energy = source if info is None else get_energy(info, **{n: v for n, v in chosen.items() if n in info.options})
+        known = info is not None and not info.external
+        record = TweakRecord(energy=info.name if info is not None and known else "", options=chosen if known else own)
+        made = cls(energy, record, () if known else ("heuristic of greedy",), own)
+        made._choose(generator.denoiser, energy, lambda s, t: None)  # options are checked here
+        return made
+
+    @classmethod
+    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+        if record.energy and given:
+            raise ValueError(f"The picture was chosen by {record.energy!r}, which its recipe names; leave greedy out.")
+        if not record.energy and not given:
+            raise wanted("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
+        return dict(given) or {"": record.energy}
+
+    def outside(self, generator, denoiser, noise, prompts) -> Denoiser:
+        return self._choose(denoiser, on_latents(generator, self.energy, prompts), noise)
+
+    def _choose(self, denoiser: Denoiser, heuristic: Callable[..., Tensor], noise: Any) -> Denoiser:
+        own, sources = dict(self.own), []
+        spread = own.pop("spread", SPREAD)
+        if (scales := own.pop("scales", None)) is not None:
+            sources.append(guidance_scales(several(scales)))
+        if (count := own.pop("interpolations", None)) is not None:
+            sources.append(interpolations(count))
+        if (count := own.pop("draws", None)) is not None:
+            sources.append(draws(noise, count, spread))
+        if not sources:
+            own = {"iterations": ITERATIONS, "rate": RATE, **own}
+        return Greedy(denoiser, heuristic, together(sources), **own)
