@@ -1,4 +1,4 @@
-"""The command line: `fewstep image "a red heart"`. Every command is a page of its own in `gen.cli`.
+"""The command line: `fewstep image "a red heart"`. Every command is a page of its own in `gen.cli.app`.
 
 Paths of finished files go to stdout, everything said to stderr. Exit codes: 0 done, 1 a replay that came out different,
 2 a request that cannot be met (one sentence says why), 130 interrupted.
