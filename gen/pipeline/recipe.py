@@ -183,7 +183,7 @@ class ViewsRecord(_Part):
 class Recipe(_Part):
     """One picture's recipe. `unrecorded` names what took part and is not in here: with any of it, a replay will differ."""
 
-    version: Literal[1, 2] = Field(2, description="1: before some defaults changed (`gen.pipeline.recipe_versions`)")
+    version: Literal[1, 2, 3] = Field(3, description="1, 2: before some defaults changed (`gen.pipeline.recipe_versions`)")
     prompt: Text = ""
     negative_prompt: Text = ""
     class_label: int | None = Field(None, ge=-1)
@@ -238,9 +238,9 @@ class Recipe(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the text"
-            if where == "version" and isinstance(first.get("input"), int) and first["input"] > 2:
+            if where == "version" and isinstance(first.get("input"), int) and first["input"] > 3:
                 raise RecipeError(
-                    f"the recipe has version {first['input']}; this fewstep reads versions 1 and 2, a newer one reads it."
+                    f"the recipe has version {first['input']}; this fewstep reads versions 1 to 3, a newer one reads it."
                 ) from None
             raise RecipeError(f"the recipe is damaged or not ours ({where}: {first['msg'].lower()}).") from None
 

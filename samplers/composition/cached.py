@@ -20,6 +20,7 @@ from samplers.prediction import Prediction
 # (from this share of the run, steps between refreshes), and the share of the run in which the fine adapters lead, as published
 PUBLISHED = ((0.0, 2), (0.375, 3), (0.875, 2))
 FINE_UNTIL = 120 / 220
+DECAY = 0.5  # of the leader's weight, from turn to turn
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def plan(
     return Plan(tuple(float(levels[i].logsnr) for i in at), tuple(leaders))
 
 
-def shares(count: int, turn: int = 0, decay: float = 1.0) -> tuple[float, float]:
+def shares(count: int, turn: int = 0, decay: float = DECAY) -> tuple[float, float]:
     """(leader's, everyone else's) weight among `count` adapters, which sum to `count`: N / (c + N - 1) times c, and times 1.
 
-    c = (N - 1/2) decay^turn, as published, whose decay is 1/2: from leading the leader goes over to following the others. 1
-    keeps c, as their code does.
+    c = (N - 1/2) decay^turn, as published: from leading, the leader goes over to following the others. A decay of 1 keeps c, as
+    the authors' code does.
     """
     c = (count - 0.5) * decay**turn if count > 1 else 1.0
     other = count / (c + count - 1)
@@ -107,7 +108,7 @@ class CachedComposite:
     denoiser: Denoiser
     plan: Plan
     shallow: int = 1
-    decay: float = 1.0
+    decay: float = DECAY
 
     def __post_init__(self) -> None:
         if isinstance(self.shallow, bool) or not isinstance(self.shallow, int) or self.shallow < 1:

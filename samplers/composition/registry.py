@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.composition.cached import FINE_UNTIL, CachedComposite, plan
+from samplers.composition.cached import DECAY, FINE_UNTIL, CachedComposite, plan
 from samplers.composition.composite import Composite
 from samplers.composition.contrast import Contrast
 from samplers.composition.switch import EVERY, Switch, taking_turns
@@ -60,7 +60,7 @@ def _cached(
     stride: int | None = None,
     fine_until: float = FINE_UNTIL,
     shallow: int = 1,
-    decay: float = 1.0,
+    decay: float = DECAY,
 ) -> Denoiser:
     strides: Mapping[str, Any] = {} if stride is None else {"strides": ((0.0, stride),)}
     return CachedComposite(denoiser, plan(order_of(order, names), levels, fine_until=fine_until, **strides), shallow, decay)

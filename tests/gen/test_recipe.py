@@ -302,8 +302,8 @@ def test_damaged_recipes_are_refused(tmp_path, kind):
 
 
 def test_what_has_no_recipe_says_so(tmp_path):
-    with pytest.raises(RecipeError, match="reads versions 1 and 2"):
-        read_recipe(with_chunk(tmp_path / "a.png", fewstep=GOOD.replace('"version": 2', '"version": 3')))
+    with pytest.raises(RecipeError, match="reads versions 1 to 3"):
+        read_recipe(with_chunk(tmp_path / "a.png", fewstep=GOOD.replace('"version": 3', '"version": 4')))
     with pytest.raises(RecipeError, match=r"holds no fewstep recipe; it holds a parameters text"):
         read_recipe(with_chunk(tmp_path / "b.png", parameters="a cat"))
     with pytest.raises(RecipeError, match=r"holds no fewstep recipe\."):
@@ -368,7 +368,7 @@ def test_any_damage_is_read_or_refused(tmp_path, position, byte, cut):
     path = tmp_path / "a.png"
     path.write_bytes(data[:position] if cut else data)
     try:
-        assert read_recipe(path).version == 2
+        assert read_recipe(path).version == 3
     except RecipeError as error:
         assert "a.png" in str(error)
 

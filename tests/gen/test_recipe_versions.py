@@ -1,4 +1,4 @@
-"""Recipes of version 1 make the picture that they made, whatever the defaults are now."""
+"""Recipes of versions 1 and 2 make the picture that they made, whatever the defaults are now."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COLOUR = {"colour": "teal", "match": "rgb"}
 SMALL = {"guide": "colour", "guide_strength": 0.02}
 
 
-def of_version_1(recipe: Recipe, *left_out: tuple[str, ...]) -> Recipe:
-    """The recipe as version 1 wrote it: without the values at these places, which had no name then."""
+def of_version_1(recipe: Recipe, *left_out: tuple[str, ...], version: int = 1) -> Recipe:
+    """The recipe as that version wrote it: without the values at these places, which had no name then."""
     data = json.loads(recipe.to_json())
-    assert data["version"] == 2
-    data["version"] = 1
+    assert data["version"] == 3
+    data["version"] = version
     for place in left_out:
         part = data
         for key in place[:-1]:
@@ -28,7 +28,7 @@ def of_version_1(recipe: Recipe, *left_out: tuple[str, ...]) -> Recipe:
 
 
 def same(generator, made, recipe) -> bool:
-    assert recipe.version == 2
+    assert recipe.version == 3
     return generator.replay(recipe, progress=False).images[0].tobytes() == made.images[0].tobytes()
 
 
@@ -65,3 +65,25 @@ def test_what_a_recipe_says_itself_stays(tiny):
     assert of_version_1(recipe).sampler_options == {"ending": "count"}
     own = recipe.model_copy(update={"sampler": "MySolver"})
     assert of_version_1(own).sampler == "MySolver"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_cached_compositions_kept_the_leaders_weight(tiny, version):
+    recipe = tiny("a cat", **CALL).recipes[0]
+    plain = recipe.model_copy(update={"composition": "cached", "composition_options": {"stride": 2}})
+    assert of_version_1(plain, version=version).composition_options == {"stride": 2, "decay": 1.0}
+    said = recipe.model_copy(update={"composition": "cached", "composition_options": {"decay": 0.7}})
+    assert of_version_1(said, version=version).composition_options == {"decay": 0.7}
+    assert of_version_1(recipe.model_copy(update={"composition": "switch"}), version=version).composition_options == {}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_automatic_gave_lcm_the_schedule_of_euler(tiny, version):
+    recipe = tiny("a cat", **CALL).recipes[0]
+    for sampler, options, then in (
+        ("lcm", {}, {"sampler": "euler"}),
+        ("euler", {"sampler": "lcm"}, {"sampler": "euler"}),
+        ("dpmpp_2m", {}, {}),
+    ):
+        made = recipe.model_copy(update={"sampler": sampler, "schedule": "automatic", "schedule_options": options})
+        assert of_version_1(made, version=version).schedule_options == then

@@ -63,10 +63,15 @@ def run(denoiser, context=None, x=X, condition=LABELS, levels=LEVELS):
 
 
 def test_weights_sum_to_the_number_of_adapters():
-    assert shares(2) == pytest.approx((1.2, 0.8)) and shares(3) == pytest.approx((5 / 3, 2 / 3)) and shares(1) == (1.0, 1.0)
+    assert (
+        shares(2) == pytest.approx((1.2, 0.8))
+        and shares(2, 5, 1.0) == shares(2)
+        and shares(3) == pytest.approx((5 / 3, 2 / 3))
+        and shares(1) == (1.0, 1.0)
+    )
     for count in (1, 2, 3, 7):
         for turn in range(6):
-            most, other = shares(count, turn, 0.5)
+            most, other = shares(count, turn)
             assert most + (count - 1) * other == pytest.approx(count, abs=1e-12) and other > 0
             if count > 1:  # c 0.5^turn
                 assert most / other == pytest.approx((count - 0.5) * 0.5**turn)
@@ -95,14 +100,14 @@ def test_refreshed_at_every_step_it_is_a_weighted_composite(kind):
 
         def __call__(self, x, level, condition, context):
             leader = every.plan.leaders[context.step]
-            most, other = shares(3)
+            most, other = shares(3, context.step)
             return Composite(net, {n: most if n == leader else other for n in WEIGHTS})(x, level, condition, context)
 
     got, want = run(every), run(Weighted())
     torch.testing.assert_close(got, want, **CLOSE)
     even = run(Composite(net))
-    decayed = CachedComposite(net, replace(every.plan, leaders=("a",) * 8), decay=0.0)
-    assert (got - even).abs().max() > 1e-4 and (run(decayed) - got).abs().max() > 1e-4
+    lasting = CachedComposite(net, every.plan, decay=1.0)
+    assert (got - even).abs().max() > 1e-4 and (run(lasting) - got).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("kind", "guided"), [("dit", False), ("uvit", True)])
