@@ -10,6 +10,7 @@ from samplers import grids
 from samplers.grids import Grid, comfy, tables
 from samplers.grids.automatic import automatic
 from samplers.grids.bong_tangent import bong_tangent
+from samplers.grids.gits import gits
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ GRIDS: dict[str, GridInfo] = {
         GridInfo("comfy:simple", comfy.simple, "ComfyUI's simple, on a table of any length", (), _TABLE),
         GridInfo("comfy:sgm_uniform", comfy.sgm_uniform, "ComfyUI's sgm_uniform: down to the table's end", (), _TABLE),
         GridInfo("comfy:beta", comfy.beta, "ComfyUI's beta: whole entries of the table", (), ("alpha", "beta", *_TABLE)),
+        GridInfo("comfy:gits", gits, "ComfyUI's GITS node: published levels for SD", ("GITSScheduler",), ("coeff",)),
         GridInfo("comfy:align_your_steps", tables.comfy_aligned_steps, "Align Your Steps by ComfyUI's digits", (), ("family",)),
         GridInfo(
             "trained",

@@ -77,7 +77,7 @@ _OPTIMAL = {
 }
 
 
-def _interpolated(values: Sequence[float], count: int) -> list[float]:
+def interpolated(values: Sequence[float], count: int) -> list[float]:
     """`count` values (the first where it is 1) along a list, log-linear between neighbours."""
     logs = [math.log(v) for v in values]
     found = []
@@ -101,13 +101,13 @@ def visited_steps(path: Path, steps: int, which: str = "11", family: str = "sd15
     With other step counts the list is interpolated in log sigma. AUTOMATIC1111's Align Your Steps is the list "11".
     """
     check_steps(steps)
-    return from_ratios(path, _interpolated(_family(_VISITED[which], family, f"Align Your Steps {which}"), steps))
+    return from_ratios(path, interpolated(_family(_VISITED[which], family, f"Align Your Steps {which}"), steps))
 
 
 def comfy_aligned_steps(path: Path, steps: int, family: str = "sd15") -> Grid:
     """Align Your Steps by ComfyUI's digits: sd15, sdxl or svd, clean data in place of the last value."""
     check_steps(steps)
-    return from_ratios(path, _interpolated(_family(_COMFY_ALIGNED, family, "Align Your Steps"), steps + 1)[:-1])
+    return from_ratios(path, interpolated(_family(_COMFY_ALIGNED, family, "Align Your Steps"), steps + 1)[:-1])
 
 
 def optimal_steps(path: Path, steps: int, family: str = "flux") -> Grid:
@@ -118,7 +118,7 @@ def optimal_steps(path: Path, steps: int, family: str = "flux") -> Grid:
     check_steps(steps)
     if not isinstance(path, RectifiedFlow):
         raise ValueError(f"Optimal steps are clocks of rectified flow models, and this is {type(path).__name__}.")
-    return from_clock(path, _interpolated(_family(_OPTIMAL, family, "Optimal steps"), steps + 1)[:-1])
+    return from_clock(path, interpolated(_family(_OPTIMAL, family, "Optimal steps"), steps + 1)[:-1])
 
 
 def from_table(path: Path, values: Sequence[float], unit: str = "t") -> Grid:

@@ -4,7 +4,7 @@ One thing is changed at a time: every solver, grid, guidance rule (modifiers aro
 size, and the energies at their usual strength. The same prompts and seeds each time, scored by the shipped evaluation network:
 the share whose label is among its first five answers, and the mean cosine with the label. A row far below the first one is a
 setting that destroys pictures. Prints a table, writes settings.json and a sheet per axis into --out. `--axes` and `--only`
-choose; `--prompts` says how many everyday labels are drawn.
+choose; `--prompts` says how many everyday labels are drawn, `--steps` in how many steps.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--only", nargs="+", help="names of settings; all if left out")
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="of every run; the model's own number if left out")
     parser.add_argument("--out", type=Path, default=Path("outputs/settings"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     report = new_file(str(given.out / "settings.json"))
 
     generator, judge = Generator.from_pretrained("default"), load_evaluator()
+    steps = {} if given.steps is None else {"num_inference_steps": given.steps}
     labels = choose_labels(str(given.prompts), judge.labels, list(read_common()))
     index = torch.tensor([judge.labels.index(label) for label in labels])
     rows: list[dict[str, Any]] = []
@@ -90,7 +92,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                images = generator(labels, seed=0, progress=False, output_type="pt", **call).images.float()
+                images = generator(labels, seed=0, progress=False, output_type="pt", **steps, **call).images.float()
             except ValueError as error:
                 rows.append({"axis": axis, "setting": name, "refused": str(error)})
                 return None

@@ -12,12 +12,18 @@ from pathlib import Path as File
 import numpy as np
 import pytest
 
-from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, grid_names
+from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, grid_names, solver_info
 from samplers.grids.automatic import automatic
 from samplers.grids.clock import ddim_uniform
+from samplers.grids.gits import COEFFICIENTS, levels_for
 
 VP, RF = VariancePreserving.scaled_linear(), RectifiedFlow()
 PATHS = {"VP": VP, "RF": RF, "VE": VarianceExploding(0.03, 15.0), "VE wide": VarianceExploding(0.001, 800.0)}
+GITS_SUMS = {
+    0.8: 1820.23447, 0.85: 1651.773349, 0.9: 1445.365035, 0.95: 1208.75629, 1.0: 982.382098,
+    1.05: 823.446623, 1.1: 687.674339, 1.15: 604.278257, 1.2: 557.642688, 1.25: 495.899651,
+    1.3: 472.091847, 1.35: 428.642089, 1.4: 398.338487, 1.45: 389.192215, 1.5: 379.055877,
+}  # fmt: skip
 ROWS = json.loads((File(__file__).parent / "comfy_grids.json").read_text())
 
 
@@ -70,6 +76,34 @@ def test_automatic(sampler, grid, discards):
     assert automatic(VP, 9, sampler, discard=False) == get_grid(grid, VP, 9)
 
 
+# what AUTOMATIC1111 1.10 lists: its samplers by label, the schedule of each, and whether the penultimate level is discarded
+AUTOMATIC = {
+    "normal": ("Euler a", "Euler", "LMS", "Heun", "DPM fast", "DPM adaptive"),
+    "karras": ("DPM++ 2M", "DPM++ SDE", "DPM++ 2S a", "Restart"),
+    "karras, discarded": ("DPM2", "DPM2 a"),
+    "exponential": ("DPM++ 2M SDE", "DPM++ 2M SDE Heun"),
+    "exponential, discarded": ("DPM++ 3M SDE",),
+    "ddim_uniform": ("DDIM", "DDIM CFG++", "PLMS", "UniPC"),
+}
+
+
+@pytest.mark.parametrize(("schedule", "label"), [(s, label) for s, labels in AUTOMATIC.items() for label in labels])
+def test_the_whole_table_of_automatic(schedule, label):
+    grid, _, discards = schedule.partition(", ")
+    whole = get_grid(grid, VP, 9 if discards else 8)
+    assert get_grid("automatic", VP, 8, sampler=solver_info(label).name) == ((*whole[:-2], whole[-1]) if discards else whole)
+
+
+def test_automatic_of_lcm():
+    """Evenly in log sigma's table of the 50 timesteps 19, 39, ..., 999, both ends included."""
+    table = -np.array(VP.table)[19::20]
+    for steps in (1, 4, 8):
+        expected = np.exp(np.interp(np.linspace(49, 0, steps), np.arange(50), table))
+        levels = get_grid("automatic", VP, steps, sampler="lcm")
+        assert np.allclose(sigmas(levels, VP)[:-1], expected, rtol=1e-12) and levels[-1].sigma == 0
+    assert get_grid("automatic", RF, 4, sampler="lcm") == get_grid("normal", RF, 4)
+
+
 def test_rounded_quantiles_that_meet_are_an_error():
     with pytest.raises(ValueError, match=r"300 steps .* 2\d\d different entries"):
         get_grid("comfy:beta", VP, 300)
@@ -81,6 +115,15 @@ def test_ddim_uniform_to_the_end_of_the_table():
     assert [round(1000 * v.t) - 1 for v in ddim_uniform(VP, 30, whole=True)[:-1]] == walk[::-1]
 
 
+def test_every_list_of_gits():
+    """Sums over all lists of a coefficient, as published; between two steps, and in one, the list of 20 is interpolated."""
+    sums = {c: sum(math.fsum(levels_for(n, c)) for n in range(2, 21)) for c in COEFFICIENTS}
+    assert sums == pytest.approx(GITS_SUMS, abs=1e-5)
+    assert all(sorted(levels, reverse=True) == levels for n in range(1, 40) for levels in [levels_for(n, 1.1)])
+    assert get_grid("GITSScheduler", VP, 1)[0] == get_grid("comfy:gits", VP, 30)[0]
+    assert get_grid("comfy:gits", VP, 4, coeff=0.8 + 0.4) == get_grid("comfy:gits", VP, 4)
+
+
 def test_a_zero_terminal_snr_table_ends_where_comfyui_ends_it():
     path = VariancePreserving.scaled_linear(zero_terminal_snr=True)
     first = get_grid("comfy:normal", path, 5)[0]
@@ -89,7 +132,7 @@ def test_a_zero_terminal_snr_table_ends_where_comfyui_ends_it():
 
 @pytest.mark.parametrize("name", [n for n in grid_names() if n.startswith("comfy:")])
 def test_shift_and_entries_are_of_flows(name):
-    if name == "comfy:align_your_steps":
+    if name in ("comfy:align_your_steps", "comfy:gits"):
         return
     with pytest.raises(ValueError, match="of a flow model's table"):
         get_grid(name, VP, 4, shift=3.0)
@@ -106,6 +149,8 @@ def test_shift_and_entries_are_of_flows(name):
     [
         (lambda: get_grid("optimal_steps", RF, 4, family="sd"), "Optimal steps has flux, wan, chroma"),
         (lambda: get_grid("align_your_steps_32", VP, 4, family="svd"), "Align Your Steps 32 has sd15, sdxl"),
+        (lambda: get_grid("comfy:gits", VP, 4, coeff=1.22), "GITS has no levels for coeff=1.22: choose one of 0.8 to 1.5"),
+        (lambda: get_grid("comfy:gits", VP, 4, coeff=math.nan), "GITS has no levels for coeff=nan"),
         (lambda: get_grid("bong_tangent", RF, 4, middle=1.0), "middle must lie between"),
         (lambda: get_grid("bong_tangent", RF, 4, slope_1=0.0), "slope_1 must be"),
         (lambda: get_grid("turbo", VP, 1001), "at most 1000 steps"),
