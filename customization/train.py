@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
+from distill.missing_parts import check_folders
 from gen.cli.parser import Parser
 
 # Of a run without a config. For the shipped model the layers that read the text alone, measured: more layers, a higher rate or
@@ -195,7 +196,9 @@ def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
         raise ValueError(
             f"{given.source} is a config, which says {(told or ['--model'])[0]} itself; change it there, or by key=value."
         )
-    return read_config(Path(given.source), given.overrides)
+    config, average = read_config(Path(given.source), given.overrides)
+    check_folders(config.model_dump(), given.source)
+    return config, average
 
 
 # settings that do not change what a run makes

@@ -20,10 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from distill.command import config_first
     from distill.config import load_config
     from distill.data import make_source
+    from distill.missing_parts import check_folders
 
     try:
         config_first(given)
         config = load_config(given.config, given.overrides)
+        check_folders({"data": config.data}, given.config)
         if config.data.get("type") not in ("latents", "emoji_latents"):
             raise ValueError(f"The data of {given.config} are of type {config.data.get('type')!r}; wrap them as type: latents.")
         source = make_source(config.data, config.seed)

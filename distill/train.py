@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from distill.command import add_checks, config_first, run_command
 from distill.config import TrainConfig, load_config
+from distill.missing_parts import check_folders
 from gen.cli.parser import Parser
 
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def make():
         config_first(given)
         config = load_config(given.config, given.overrides)
+        check_folders(config.model_dump(), given.config)
         return config, make_trainer(config)
 
     def trained(trainer) -> list[str]:
