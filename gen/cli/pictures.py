@@ -198,7 +198,9 @@ def image(
 
 def replay(
     picture: Annotated[Path, typer.Argument(help="A picture with a fewstep recipe.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: NAME-replay.png beside it]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, or a folder. [default: NAME-replay.png beside it]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gen.cli.image import model_arguments
-from gen.cli.output import check_png, save_free, say
+from gen.cli.output import Target, save_free, say
 from gen.io.errors import printable
-from gen.io.images import flat
+from gen.io.images import PictureError, flat
 from gen.pipeline.recipe import READ, Machine, Recipe, open_picture, read_recipe
 from gen.pipeline.work import check_work
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def run(
@@ -38,7 +41,10 @@ def run(
     """Exit code 0 if every pixel is the same, 1 if not."""
     recipe = read_recipe(path)
     check_work(recipe, max_work)
-    target = check_png(path.with_name(f"{path.stem}-replay.png") if output is None else output)
+    own_name = f"{path.stem}-replay.png"
+    place = Target.of(path.with_name(own_name) if output is None else output)
+    target = place.folder / (place.name or own_name)
+    before = _pixels(path)
     from gen.models.pretrained import PACKAGED
 
     if model is None and recipe.model.name not in PACKAGED:  # a file from outside must not choose what is opened or downloaded
@@ -91,8 +97,6 @@ def run(
     if copy.read_bytes() == path.read_bytes():
         say("Identical to the last byte.", quiet)
         return 0
-    with open_picture(path, READ) as old:
-        before = np.asarray(flat(old), dtype=np.int16)
     difference = (
         np.abs(before - np.asarray(made.images[0], dtype=np.int16))
         if before.shape[:2] == (recipe.height, recipe.width)
@@ -119,6 +123,22 @@ def machine_changes(recipe: Recipe, now: Machine) -> str:
     return ", ".join(
         f"{name} {printable(str(before[name]))} (now {after[name]})" for name in before if before[name] != after[name]
     )
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """A picture as RGB (H, W, 3), read before anything is sampled; ValueError, which names the file, if it is damaged."""
+    import numpy as np
+
+    try:
+        with open_picture(path, READ) as picture:
+            picture.verify()  # the checksums of a PNG's parts, which decoding passes over
+        with open_picture(path, READ) as picture:
+            return np.asarray(flat(picture), dtype=np.int16)
+    except (OSError, SyntaxError, EOFError, PictureError) as error:
+        raise ValueError(
+            f"{path} is damaged: its recipe can be read and its pixels cannot ({error}), so there is nothing to compare with. "
+            "Get the whole file; `fewstep info` shows the recipe."
+        ) from None
 
 
 def _device(recipe: Recipe) -> str:

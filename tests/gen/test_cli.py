@@ -159,6 +159,26 @@ def test_replay_gives_the_same_bytes(fewstep, tiny_model, dtype):
     assert Path("a-dog-6-replay.png").read_bytes() == Path("a-dog-6.png").read_bytes()
     code, out, _ = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", "image-4.png", "-q")
     assert code == 0 and out == "image-4-1.png\n"
+    Path("there").mkdir()
+    for folder in ("there", "new/"):
+        code, out, _ = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", folder, "-q")
+        assert code == 0 and out == f"{Path(folder) / 'image-4-replay.png'}\n"
+    code, _, err = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", "image-4.jpg")
+    assert code == 2 and "saved as PNG" in err
+
+
+def test_a_damaged_picture_is_not_replayed(fewstep, image, tiny_model, monkeypatch):
+    """Said before the model is opened, with the file's name."""
+    image("a cat", "--seed", 1)
+    whole = Path("a-cat-1.png").read_bytes()
+    start = whole.index(b"IDAT") + 20
+    Path("cut.png").write_bytes(whole[: start + 40])
+    Path("changed.png").write_bytes(whole[:start] + bytes(200) + whole[start + 200 :])
+    monkeypatch.setattr("gen.generator.Generator.from_pretrained", None)
+    for name in ("cut.png", "changed.png"):
+        code, out, err = fewstep("replay", name, "--model", tiny_model)
+        assert code == 2 and not out and f"{name} is damaged" in err
+        assert fewstep("info", name)[0] == 0
 
 
 def test_replay_says_what_differs(fewstep, image, tiny_model):
