@@ -9,7 +9,7 @@ import pytest
 
 from distill.missing_parts import made_by
 from distill.train import main
-from gen.cli import main as fewstep
+from gen.cli.app import main as fewstep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUTOENCODER = "objective.autoencoder: runs/autoencoder/export does not exist; `fewstep train configs/default/autoencoder.yaml`"
