@@ -20,17 +20,18 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.data import SOURCES, Source, make_source
-from distill.emoji.packs import DataError
-from distill.objective import Batch
-from distill.sources.decode import MAX_BYTES, decode, open_picture
-from distill.sources.files import read_below, sha256_of
-from distill.sources.images import ImageFolder, ImagesConfig
-from distill.sources.latent_files import opened_digest
-from distill.sources.latents import Latents, LatentsConfig
-from distill.sources.pictures import BucketConfig, stack
-from distill.sources.report import Unusable
-from distill.sources.transform import Resize, choose_view, render
+from distill.data.decode import MAX_BYTES, decode, open_picture
+from distill.data.emoji.packs import DataError
+from distill.data.files import read_below, sha256_of
+from distill.data.images import ImageFolder, ImagesConfig
+from distill.data.latent_files import opened_digest
+from distill.data.latents import Latents, LatentsConfig
+from distill.data.pictures import BucketConfig, stack
+from distill.data.report import Unusable
+from distill.data.source import Source, make_source
+from distill.data.transform import Resize, choose_view, render
+from distill.registry import SOURCES
+from distill.types import Batch
 from gen.generator import Generator
 from gen.io.images import alpha
 from gen.io.weights import write_bytes
@@ -61,7 +62,7 @@ class PriorConfig(Config):
 
 
 class ConceptConfig(Config):
-    """images: a folder (`distill.sources.images`). prompt: of all pictures; {} in it stands for a picture's own caption. masks:
+    """images: a folder (`distill.data.images`). prompt: of all pictures; {} in it stands for a picture's own caption. masks:
     a folder of pictures of the same names as PNG, white where to learn; or "alpha", the pictures' own. size: in pixels; the
     model's if None. variants: how many views of a picture are encoded, the plain one included; None: 8 where views differ,
     else 1. latents: a folder to keep them in from run to run."""
@@ -91,7 +92,7 @@ class ConceptConfig(Config):
 
 OWN_SOURCES: dict[str, tuple[str, str, str]] = {
     "concept": ("customization.data", "ConceptConfig", "ConceptData"),
-    "sizes": ("customization.sizes", "SizesConfig", "Sizes"),
+    "sizes": ("customization.base.size_sampling", "SizesConfig", "Sizes"),
 }
 
 

@@ -4,12 +4,12 @@ used."""
 from __future__ import annotations
 
 METHODS: dict[str, tuple[str, str, str]] = {
-    "lora": ("customization.objective", "CustomizationConfig", "CustomizationObjective"),
-    "consislora": ("customization.methods.consistent", "ConsistentConfig", "ConsistentObjective"),
+    "lora": ("customization.base.objective", "CustomizationConfig", "CustomizationObjective"),
+    "consislora": ("customization.methods.consislora", "ConsistentConfig", "ConsistentObjective"),
     "custom_diffusion": ("customization.methods.custom_diffusion", "CustomDiffusionConfig", "CustomDiffusionObjective"),
-    "moslora": ("customization.methods.mixture", "MixtureConfig", "MixtureObjective"),
+    "moslora": ("customization.methods.moslora", "MixtureConfig", "MixtureObjective"),
     "res_adapter": ("customization.methods.res_adapter", "ResAdapterConfig", "ResAdapterObjective"),
-    "orthogonal": ("customization.methods.orthogonal", "OrthogonalConfig", "OrthogonalObjective"),
-    "sara": ("customization.methods.small_weights", "SaraConfig", "SaraObjective"),
-    "unlearning": ("customization.methods.forget", "UnlearningConfig", "UnlearningObjective"),
+    "orthogonal": ("customization.methods.orthogonal_adaptation", "OrthogonalConfig", "OrthogonalObjective"),
+    "sara": ("customization.methods.sara_objective", "SaraConfig", "SaraObjective"),
+    "unlearning": ("customization.methods.slug_objective", "UnlearningConfig", "UnlearningObjective"),
 }

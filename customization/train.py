@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.command import add_checks, config_first, run_command
-from distill.config import TrainConfig, apply_overrides, parse_config, read_yaml
+from distill.command import add_checks, run_command
+from distill.config import TrainConfig, apply_overrides, config_first, parse_config, read_yaml
 from distill.missing_parts import check_folders
 from gen.cli.parser import Parser
 
@@ -38,11 +38,11 @@ def check_method(config: dict[str, Any]) -> tuple[Any, Any]:
 
 def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
+    from customization.base.objective import open_model
+    from customization.base.textual_inversion import unlearned, used_in
     from customization.data import make_data
-    from customization.objective import open_model
-    from customization.words import unlearned, used_in
+    from distill.eval.validation import hold_out
     from distill.trainer import Trainer
-    from distill.validation import hold_out
 
     method, checked = check_method(config.objective)
     if config.network or config.init_from:
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
     own = ("prompt", "class_prompt", "type", "rank", "all_layers", "token", "steps", "lr", "format", "preview", "run")
     told = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
-    from distill.sources.images import SUFFIXES
+    from distill.data.images import SUFFIXES
 
     if Path(given.source).suffix.lower() in SUFFIXES:
         raise ValueError(f"{given.source} is a picture; give the folder that it is in, or one of its own.")
@@ -218,8 +218,8 @@ UNIMPORTANT = (
 def other_run(config: TrainConfig) -> str | None:
     """What differs between a run and the one whose checkpoints are in its folder, whose result would pass for this one's; None
     where they are one run, perhaps longer, or there are none."""
-    from distill import checkpoint
-    from distill.saving import differences
+    from distill.checkpointing import folder as checkpoint
+    from distill.checkpointing.resume import differences
 
     run = Path(config.output)
     if config.resume != "auto" or not checkpoint.folders(run) or (saved := checkpoint.load_latest(run)) is None:
@@ -244,7 +244,7 @@ def in_a_folder_of_its_own(config: TrainConfig) -> TrainConfig:
 
 def refuse_finished(config: TrainConfig) -> None:
     """ValueError where a folder that was named holds a finished run of other settings."""
-    from distill import checkpoint
+    from distill.checkpointing import folder as checkpoint
 
     changes = other_run(config)
     if changes and max(map(checkpoint.step_of, checkpoint.folders(Path(config.output)))) >= config.max_steps:
@@ -256,7 +256,7 @@ def refuse_finished(config: TrainConfig) -> None:
 
 def how_to_draw(trainer: Any, file: Path) -> str:
     """The command that uses a finished adapter."""
-    from customization.metadata import describe_training
+    from customization.base.metadata import describe_training
 
     objective = trainer.objective
     phrase = describe_training(objective.config, objective.generator, objective.run).get("modelspec.trigger_phrase", "PROMPT")
@@ -272,7 +272,7 @@ def check_free(path: Path) -> None:
 
 def place(export: Path, path: Path) -> Path:
     """Copy a finished adapter, a file or peft's folder, to its own name in one piece."""
-    from customization.objective import WEIGHTS
+    from customization.base.objective import WEIGHTS
     from gen.io.folders import written_folder
     from gen.io.weights import write_bytes
 

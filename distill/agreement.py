@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Batch, Objective
+from distill.objectives.bases.objective import Objective
+from distill.types import Batch
 from gen.nn.registry import component_digest, config_of
 
 

@@ -1,6 +1,6 @@
 """`python -m distill.cache CONFIG key=value ...`: make all latents that a training config's data section asks for, at once.
 
-A run makes what is missing as it goes (distill/sources/latents.py); encoding costs about as much as training on the latent.
+A run makes what is missing as it goes (distill/data/latents.py); encoding costs about as much as training on the latent.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from distill.sources.latents import CachedPictures
+from distill.data.latents import CachedPictures
 from gen.cli.parser import Parser
 
 
@@ -17,9 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
     given = parser.parse_intermixed_args(arguments)
-    from distill.command import config_first
-    from distill.config import load_config
-    from distill.data import make_source
+    from distill.config import config_first, load_config
+    from distill.data.source import make_source
     from distill.missing_parts import check_folders
 
     try:

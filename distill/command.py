@@ -6,7 +6,6 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.run_folder import TrainingError
@@ -20,24 +19,6 @@ def add_checks(parser: argparse.ArgumentParser, dry_run: str) -> None:
     """--dry-run, whose help is given, and --memory."""
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
     parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
-
-
-def config_first(given: argparse.Namespace, name: str = "config") -> argparse.Namespace:
-    """What was parsed, with the file in its place where key=value stood before it: these have no order of their own.
-
-    name: the argument that is the file; the others are `overrides`. ValueError where no argument is a file.
-    """
-    arguments = [getattr(given, name), *given.overrides]
-    files = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    if not files:
-        raise ValueError(
-            f"{' '.join(arguments)}: only key=value is given; say which config they change, for example "
-            "configs/default/generator.yaml."
-        )
-    arguments.remove(files[0])
-    setattr(given, name, files[0])
-    given.overrides = arguments
-    return given
 
 
 def run_command(

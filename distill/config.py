@@ -6,6 +6,7 @@ YAML is read strictly: plain data only, no duplicate keys, no aliases, at most 1
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """Learning-rate factor after a linear warm-up of `warmup` steps (distill/schedule.py has the formulas).
+    """Learning-rate factor after a linear warm-up of `warmup` steps (distill/optim/schedule.py has the formulas).
 
     linear: constant, then a linear fall to `final` over the last `cooldown` of the run. constant. cosine: from 1 down to
     `final` at the end. inverse_sqrt: 1 up to step `reference`, then sqrt(reference / step), with the same cool-down as linear.
@@ -124,12 +125,12 @@ class RoleConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Numbers of the averaged student as it trains (distill/evaluation.py), on every step that `every` divides and at the end.
+    """Numbers of the averaged student as it trains (distill/eval/during_training.py), on every step that `every` divides and at
+    the end.
 
     steps: numbers of sampling steps. pictures: how many samples of the data are drawn. seed: of the first one's noise.
-    features: by which network sets are compared (distill/features.py). reference_steps: the teacher's own; its pictures are
-    made once and kept in `references`, by a hash of what they depend on; none: they are made at every start.
-    """
+    features: by which network sets are compared (distill/networks/features.py). reference_steps: the teacher's own; its
+    pictures are made once and kept in `references`, by a hash of what they depend on; none: they are made at every start."""
 
     every: int = Field(gt=0)
     steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1)
@@ -149,7 +150,7 @@ class EvaluationConfig(Config):
 
 
 class ValidationConfig(Config):
-    """The loss of pictures that are held out (distill/validation.py), on every step that `every` divides and at the end.
+    """The loss of pictures that are held out (distill/eval/validation.py), on every step that `every` divides and at the end.
 
     share: of the data's pictures, which training then never sees; which they are depends on their content alone. data: a data
     section of other pictures, in place of a share. batches: how many of batch_size samples."""
@@ -235,8 +236,7 @@ class TrainConfig(Config):
 
 def _typed_keys(values: dict[str, Any]) -> list[str]:
     """The keys of the sections that are validated by the type that they name, as far as it is known."""
-    from distill.data import SOURCES
-    from distill.objectives import OBJECTIVES
+    from distill.registry import OBJECTIVES, SOURCES
     from gen.nn.registry import COMPONENTS
 
     found = []
@@ -314,3 +314,21 @@ def parse_config(values: dict[str, Any], source: str = "config") -> TrainConfig:
         return TrainConfig(**values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {describe(error, TrainConfig).removesuffix('?')}.") from None
+
+
+def config_first(given: argparse.Namespace, name: str = "config") -> argparse.Namespace:
+    """What was parsed, with the file in its place where key=value stood before it: these have no order of their own.
+
+    name: the argument that is the file; the others are `overrides`. ValueError where no argument is a file.
+    """
+    arguments = [getattr(given, name), *given.overrides]
+    files = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    if not files:
+        raise ValueError(
+            f"{' '.join(arguments)}: only key=value is given; say which config they change, for example "
+            "configs/default/generator.yaml."
+        )
+    arguments.remove(files[0])
+    setattr(given, name, files[0])
+    given.overrides = arguments
+    return given

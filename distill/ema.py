@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import EmaConfig
-from distill.parallel import local
-from distill.power_ema import Profile, combination, decay, gamma_of
+from distill.optim.power_ema import Profile, combination, decay, gamma_of
+from distill.parallel.data_parallel import local
 from gen.cli.parser import Parser
 from gen.io.weights import CheckpointError, TensorFile, write_weights
 
@@ -110,7 +110,7 @@ def reconstruct(files: dict[Profile, Path], width: float, step: int | None = Non
 
 def export_reconstructed(run: Path, width: float, step: int | None, output: Path) -> int:
     """Write a run's export with its averages replaced by those of another width; returns the step they stand for."""
-    from distill.checkpoint import load_latest
+    from distill.checkpointing.folder import load_latest
     from distill.config import parse_config
     from distill.objectives import make_objective
     from gen.io.folders import written_folder

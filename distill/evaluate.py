@@ -5,7 +5,7 @@ generated picture; it was trained on the generator's drawings, changed strongly,
 first answer, among its first five, how well does the picture fit the prompt, how far is the set from real ones, how many nearly
 copy a training picture, are edges and white as in real ones, is the error of x0 larger on drawings of the held-out split?
 `--composition` asks for colours of things that training left out instead. Several models, several numbers of steps, or a model
-to be near to make a table (distill/compare.py). Writes report.json and sheet.png.
+to be near to make a table (distill/eval/comparison.py). Writes report.json and sheet.png.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill import metrics
-from distill.emoji.archive import read_archive
-from distill.emoji.captions import HELD_OUT, read_common
-from distill.emoji.data import SHIPPED as SHIPPED_DATA
-from distill.evaluator.colours import object_colours
-from distill.evaluator.network import Evaluator, load_evaluator
-from distill.evaluator.pictures import read_pictures
-from distill.evaluator.report import print_table, write_sheet
-from distill.evaluator.unseen import by_split
+from distill.data.emoji.archive import read_archive
+from distill.data.emoji.captions import HELD_OUT, read_common
+from distill.data.emoji.data import SHIPPED as SHIPPED_DATA
+from distill.eval import metrics
+from distill.eval.colours import object_colours
+from distill.eval.report import print_table, write_sheet
+from distill.eval.unseen import by_split
+from distill.networks.evaluator.network import Evaluator, load_evaluator
+from distill.networks.evaluator.pictures import read_pictures
 from gen.cli.parser import Parser
 from gen.io.weights import write_json
 from gen.nn.registry import load_component
@@ -75,7 +75,7 @@ def training_archive(data: str | None) -> Path:
     """The archive of training pictures in a folder, or the shipped one."""
     path = SHIPPED_DATA if data is None else Path(data) / "emoji-train.zip"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; build it with python -m distill.emoji.build, or give another --data.")
+        raise ValueError(f"{path} does not exist; build it with python -m distill.data.emoji.build, or give another --data.")
     return path
 
 
@@ -344,9 +344,9 @@ def compared(
     out: Path,
 ) -> int:
     """Several rows: the table on stdout and in table.md, all numbers in report.json, a line of pictures each in sheet.png."""
-    from distill import compare
-    from distill.features import load_features
-    from distill.references import References
+    from distill.eval import comparison as compare
+    from distill.eval.references import References
+    from distill.networks.features import load_features
 
     plan = compare.Plan(tuple(models), tuple(steps), of_reference.pop("reference_model"), **of_reference)
     evaluator, text_encoder = load_evaluator(settings.evaluator), load_text_encoder(settings)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config import TrainConfig
-from distill.parallel import Parallel
+from distill.parallel.data_parallel import Parallel
 from distill.run_folder import TrainingError
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from distill.optim import Muon, Optimizer
-from distill.parallel import local
-from distill.precision import DTYPES
+from distill.optim.optimizer import Muon, Optimizer
+from distill.optim.precision import DTYPES
+from distill.parallel.data_parallel import local
 
 if TYPE_CHECKING:
     from distill.trainer import Trainer

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from distill.config import ConfigError, read_yaml
-from distill.objectives import OBJECTIVES
+from distill.registry import OBJECTIVES
 
 # keys whose values are weights to begin from, by the last part of the key
 WEIGHTS = {"autoencoder", "text_encoder", "init_from", "frozen"}

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from distill.emoji.archive import read_archive
+from distill.data.emoji.archive import read_archive
 from gen.cli.parser import Parser
 from gen.io.errors import read_text
 from gen.io.folders import written_folder
@@ -141,7 +141,9 @@ def emoji_texts(folder: Path) -> list[str]:
     """Every label, name, tag and keyword in the emoji archives of a folder, and the style names."""
     archives = sorted(folder.glob("emoji-*.zip"))
     if not archives:
-        raise OSError(f"{folder} holds no emoji-*.zip; build the archives with python -m distill.emoji.build, or give --data.")
+        raise OSError(
+            f"{folder} holds no emoji-*.zip; build the archives with python -m distill.data.emoji.build, or give --data."
+        )
     records = [record for archive in archives for record in read_archive(archive)[0]]
     return sorted({text for r in records for text in (r.label, r.style, *r.names, *r.tags, *r.keywords)})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from distill.command import add_checks, config_first, run_command
-from distill.config import TrainConfig, load_config
+from distill.command import add_checks, run_command
+from distill.config import TrainConfig, config_first, load_config
 from distill.missing_parts import check_folders
 from gen.cli.parser import Parser
 
@@ -15,13 +15,13 @@ def make_trainer(config: TrainConfig):
     """Build network, objective and data source from a config."""
     import torch
 
-    import distill.classifier
-    import distill.evaluator  # noqa: F401  (these make their network types known)
+    import distill.networks.classifier
+    import distill.networks.evaluator  # noqa: F401  (these make their network types known)
     from distill.agreement import check_start, checked
-    from distill.data import make_source
+    from distill.data.source import make_source
+    from distill.eval.validation import hold_out
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
-    from distill.validation import hold_out
     from gen.nn.registry import build, load_component
 
     check_objective(config.objective)  # before the data, which can take minutes to make ready

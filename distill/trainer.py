@@ -18,22 +18,24 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill import checkpoint as checkpoints
-from distill import recompute, saving
+from distill.checkpointing import folder as checkpoints
+from distill.checkpointing import resume as saving
 from distill.config import OptimizerConfig, TrainConfig
-from distill.data import Source
+from distill.data.source import Source
 from distill.ema import Ema, make_averages, write_snapshot
-from distill.evaluation import Evaluation
-from distill.guard import Guard
-from distill.host_memory import keep_freed_memory
+from distill.eval.during_training import Evaluation
+from distill.eval.validation import Validation
 from distill.logs import Log, check_trackers
-from distill.objective import Batch, Draws, Objective, Phase
-from distill.optim import Optimizer
-from distill.parallel import Parallel, make_accelerator
-from distill.precision import LossScaler, autocast
+from distill.objectives.bases.objective import Objective
+from distill.optim.nonfinite import Guard
+from distill.optim.optimizer import Optimizer
+from distill.optim.precision import LossScaler, autocast
+from distill.optim.schedule import lr_factor
+from distill.parallel import recompute
+from distill.parallel.data_parallel import Parallel, make_accelerator
+from distill.parallel.host_memory import keep_freed_memory
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
-from distill.schedule import lr_factor
-from distill.validation import Validation
+from distill.types import Batch, Draws, Phase
 from gen.io.folders import written_folder
 
 __all__ = ["Trainer", "TrainingError"]
@@ -100,7 +102,7 @@ class Trainer:
     def _optimizer(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
         if self.parallel.kind != "zero":
             return Optimizer(network, config)
-        from distill.zero import ZeroOptimizer
+        from distill.optim.zero import ZeroOptimizer
 
         return ZeroOptimizer(network, config, self.parallel.zero)
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from distill.checkpoint import load as load_checkpoint
+from distill.checkpointing.folder import load as load_checkpoint
 from distill.config import load_config
 from distill.data import make_source
-from distill.emoji.archive import read_archive
-from distill.references import References
-from distill.sources.files import read_below
-from distill.sources.tar import members
+from distill.data.emoji.archive import read_archive
+from distill.data.files import read_below
+from distill.data.tar import members
+from distill.eval.references import References
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.io import weights as checkpoints
 from gen.io.errors import CheckpointError, opened, read_bytes, read_text

@@ -21,7 +21,7 @@ from customization.algebra.align import Aligned, align, names_of
 from customization.algebra.factors import WIDE, dense_of, dtype_of, factors_of, flat, full, is_dense, lora, refuse_dora, scaled
 from customization.algebra.metadata import kohya_keys, merged_metadata
 from customization.algebra.svd import Keep, Svd, core_svd, matrix_svd
-from customization.algebra.words import merged_words, word_keys
+from customization.algebra.textual_inversion import merged_words, word_keys
 from gen.adapters import Adapter, AdapterError, Delta
 from gen.adapters.report import nearest
 

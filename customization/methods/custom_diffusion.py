@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from customization.base.objective import CustomizationConfig
 from customization.methods.factors import FactorObjective, Factors
-from customization.objective import CustomizationConfig
 from gen.adapters import Delta
 
 # ends of the names of projections from text to keys and values: ours, of diffusers' U-Nets and DiTs, of joint attention

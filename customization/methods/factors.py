@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customization.injection import AdapterConfig, find_targets
-from customization.objective import CustomizationObjective
+from customization.base.objective import CustomizationObjective
+from distill.networks.lora.peft_injection import AdapterConfig, find_targets
 from gen.adapters import Adapter, Delta
 from samplers.noise import fold
 

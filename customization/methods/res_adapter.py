@@ -6,9 +6,9 @@ probability
 
     p(x) = |x - s|^2 / sum_i |x_i - s|^2
 
-so that sizes far from the model's own, s, come often, and s itself never (`customization.sizes`). The file has a LoRA of the
-resamplers and whole differences of the norms. Networks without resamplers, which the paper does not treat, are taught where
-pictures become tokens and tokens pictures, and at those norms that have weights.
+so that sizes far from the model's own, s, come often, and s itself never (`customization.base.size_sampling`). The file has a
+LoRA of the resamplers and whole differences of the norms. Networks without resamplers, which the paper does not treat, are
+taught where pictures become tokens and tokens pictures, and at those norms that have weights.
 
 Source: arXiv 2403.02084; published: 20,000 steps of 32 pictures at a learning rate of 1e-4.
 """
@@ -22,8 +22,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from customization.injection import AdapterConfig
-from customization.objective import CustomizationConfig, CustomizationObjective
+from customization.base.objective import CustomizationConfig, CustomizationObjective
+from distill.networks.lora.peft_injection import AdapterConfig
 from gen.adapters import Adapter, Delta
 
 RESAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")

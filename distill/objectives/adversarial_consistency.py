@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.latent_adversary import AdversaryConfig, LatentAdversary
+from distill.objectives.bases.latent_discriminator import AdversaryConfig, LatentAdversary
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.types import Batch, Draws, Phase
 
 
 class AdversarialConsistencyConfig(LatentConsistencyConfig, AdversaryConfig):

@@ -14,12 +14,13 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from distill.metrics import psnr
-from distill.objective import Batch, Draws, Objective, Phase, Preview, Role
+from distill.eval.metrics import psnr
+from distill.objectives.bases.objective import Objective
+from distill.types import Batch, Draws, Phase, Preview, Role
 from gen.nn.registry import Config
 
 if TYPE_CHECKING:
-    from distill.data import Source
+    from distill.data.source import Source
 
 MEASURED = 64  # pictures
 

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.levels import TimeConfig, draw_levels
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.losses.levels import TimeConfig, draw_levels
+from distill.objectives.bases.objective import Objective
+from distill.types import Batch, Draws, Phase, Role
 from gen.models.folder import PathConfig, RectifiedFlowPath
 from gen.nn.registry import Config, load_component
 
 if TYPE_CHECKING:
-    from distill.data import Source
+    from distill.data.source import Source
 
 
 class ClassifierConfig(Config):

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.consistency import growing_count, growing_decay, ratios
-from distill.objective import Draws
-from distill.objectives.consistency import ConsistencyConfig, DiscreteConsistency
-from distill.objectives.student import move_towards
+from distill.losses.consistency_schedules import growing_count, growing_decay, ratios
+from distill.objectives.bases.student import move_towards
+from distill.objectives.consistency_distillation import ConsistencyConfig, DiscreteConsistency
+from distill.types import Draws
 
 
 class ConsistencyTrainingConfig(ConsistencyConfig):

@@ -2,10 +2,9 @@
 
 The network predicts raw = a x0 + b eps (its prediction row); the error may be measured on any other reading. As x is given,
 alpha dx0 + sigma deps = 0, so the error of a reading p x0 + q eps is (p - q alpha / sigma) dx0, and measuring it there only
-weighs the raw error: no conversion, no cancellation. prediction=x0 with loss=flow is JiT's recipe (arXiv 2511.13720).
-A `weighting` (`distill.weighting`) says instead how much each level counts, whatever the network predicts. EDM's recipe
-(arXiv 2206.00364) is prediction, input_scale and weighting edm on log_normal levels.
-"""
+weighs the raw error: no conversion, no cancellation. prediction=x0 with loss=flow is JiT's recipe (arXiv 2511.13720). A
+`weighting` (`distill.losses.loss_weighting`) says instead how much each level counts, whatever the network predicts. EDM's
+recipe (arXiv 2206.00364) is prediction, input_scale and weighting edm on log_normal levels."""
 
 from __future__ import annotations
 
@@ -19,10 +18,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.coupling import CouplingConfig, couple
-from distill.levels import TimeConfig, draw_levels, log_density
-from distill.objective import Batch, Draws, Objective, Phase, Preview, Role, drop_labels, knows_no_label
-from distill.weighting import Weighting
+from distill.losses.coupling import CouplingConfig, couple
+from distill.losses.levels import TimeConfig, draw_levels, log_density
+from distill.losses.loss_weighting import Weighting
+from distill.objectives.bases.objective import Objective
+from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from gen.nn.registry import Config, load_component
 from samplers.denoiser import Condition, Context, NetworkDenoiser
@@ -31,7 +31,7 @@ from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import prediction_row
 
 if TYPE_CHECKING:
-    from distill.data import Source
+    from distill.data.source import Source
 
 MIN_ALPHA = 1e-4  # below it a level counts as this one: the weight of pure noise stays finite
 Kind = Literal["eps", "x0", "v", "flow", "edm"]
@@ -72,8 +72,8 @@ def averaged(x0: Tensor, eps: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tens
 class DiffusionConfig(Config):
     """See the module. min_sigma bounds the weight of the cleanest levels; autoencoder, text_encoder: component folders.
 
-    coupling: which noise of a batch goes to which picture (`distill.coupling`). drop_label: share of the samples that are
-    trained without their label, for guidance; empty captions are the data's (`drop_caption`).
+    coupling: which noise of a batch goes to which picture (`distill.losses.coupling`). drop_label: share of the samples that
+    are trained without their label, for guidance; empty captions are the data's (`drop_caption`).
 
     stage_weight: of the error of each coarser stage of a network of several resolutions (DiMR), over that of the next finer."""
 

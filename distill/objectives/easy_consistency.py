@@ -12,14 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.consistency import tuned_ratio
-from distill.objective import Draws
-from distill.objectives.consistency import ConsistencyConfig, DiscreteConsistency
+from distill.losses.consistency_schedules import tuned_ratio
+from distill.objectives.consistency_distillation import ConsistencyConfig, DiscreteConsistency
+from distill.types import Draws
 
 
 class EasyConsistencyConfig(ConsistencyConfig):
-    """stage_steps: steps of a stage. k, b, q: of the mapping from t to r, `distill.consistency.tuned_ratio`; mean, std: of
-    log(sigma / alpha). The student is its own target."""
+    """stage_steps: steps of a stage. k, b, q: of the mapping from t to r, `distill.losses.consistency_schedules.tuned_ratio`;
+    mean, std: of log(sigma / alpha). The student is its own target."""
 
     stage_steps: int = Field(gt=0)
     k: float = Field(8.0, ge=0)

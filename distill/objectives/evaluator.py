@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from distill.evaluator.augment import NUMBERS, augment
-from distill.evaluator.pictures import read_pictures
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.networks.evaluator.augment import NUMBERS, augment
+from distill.networks.evaluator.pictures import read_pictures
+from distill.objectives.bases.objective import Objective
+from distill.types import Batch, Draws, Phase, Role
 from gen.nn.registry import Config, load_component
 
 if TYPE_CHECKING:
-    from distill.data import Source
+    from distill.data.source import Source
 
 
 class EvaluatorObjectiveConfig(Config):

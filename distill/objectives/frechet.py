@@ -2,8 +2,9 @@
 
 The student's features, remembered over many batches, and the data's are fitted by Gaussians; every sample of a batch is drawn
 towards where the optimal transport map between the two takes it, which is the gradient of the Fréchet distance of the whole
-population (distill/population.py). Beside it stands the loss of a latent consistency model, which ties a picture to its prompt
-and its noise; without it (consistency_weight 0) no teacher is asked anything. There is no discriminator to train or to lose to.
+population (distill/networks/feature_moments.py). Beside it stands the loss of a latent consistency model, which ties a picture
+to its prompt and its noise; without it (consistency_weight 0) no teacher is asked anything. There is no discriminator to train
+or to lose to.
 
 A population lags behind the student: far from the data the loss must not outweigh the one beside it, or a run diverges.
 
@@ -26,11 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill.discriminator import PooledHeads, block_features
-from distill.features import FEATURES, in_range, open_named
-from distill.objective import Batch, Draws, Phase
+from distill.networks.discriminator import PooledHeads, block_features
+from distill.networks.feature_moments import Population
+from distill.networks.features import FEATURES, in_range, open_named
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
-from distill.population import Population
+from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 
 Represent = Callable[[Tensor], Tensor]
@@ -38,13 +39,13 @@ TEACHER = "teacher"
 
 
 class FrechetConfig(LatentConsistencyConfig):
-    """representations: the networks in whose features distributions are matched: those of distill/features.py, and `teacher`,
-    the mean and deviation over places of its tokens after `block` (none given: half way through) at sigma / alpha = e^judged,
-    each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance, as a share of the
-    data's variance. consistency_weight: of the latent consistency loss.
-    population: how many of the samples drawn from the noisiest level are remembered; no map is used before as many were drawn.
-    reference: how many samples of the data are looked at, once. refresh: steps between maps. shrinkage: see `Population`.
-    noisiest_share: of the samples that start at the noisiest level."""
+    """representations: the networks in whose features distributions are matched: those of distill/networks/features.py, and
+    `teacher`, the mean and deviation over places of its tokens after `block` (none given: half way through) at sigma / alpha =
+    e^judged, each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance, as a
+    share of the data's variance. consistency_weight: of the latent consistency loss. population: how many of the samples drawn
+    from the noisiest level are remembered; no map is used before as many were drawn. reference: how many samples of the data
+    are looked at, once. refresh: steps between maps. shrinkage: see `Population`. noisiest_share: of the samples that start at
+    the noisiest level."""
 
     representations: tuple[str, ...] = Field(("evaluator",), min_length=1)
     frechet_weight: float = Field(1.0, gt=0)

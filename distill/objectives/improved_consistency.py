@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.consistency import doubling_count, log_normal_shares, pick, ratios
-from distill.objective import Draws
-from distill.objectives.consistency import ConsistencyConfig, DiscreteConsistency
+from distill.losses.consistency_schedules import doubling_count, log_normal_shares, pick, ratios
+from distill.objectives.consistency_distillation import ConsistencyConfig, DiscreteConsistency
+from distill.types import Draws
 
 
 class ImprovedConsistencyConfig(ConsistencyConfig):

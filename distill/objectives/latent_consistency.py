@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses import Weight
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.regression import RegressionConfig, RegressionObjective
-from distill.objectives.student import Scale
+from distill.losses.distances import Weight
+from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
+from distill.objectives.bases.student import Scale
+from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, VariancePreserving, expand
 from samplers.prediction import Prediction

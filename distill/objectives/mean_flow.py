@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.derivative import How, along, prepared
-from distill.objective import Batch, Draws, Phase, unlabelled
-from distill.objectives.student import Scale, StudentConfig, StudentObjective
-from distill.parallel import bare
+from distill.losses.jvp import How, along, prepared
+from distill.objectives.bases.student import Scale, StudentConfig, StudentObjective
+from distill.parallel.data_parallel import bare
+from distill.types import Batch, Draws, Phase, unlabelled
 from samplers.denoiser import Condition
 from samplers.path import RectifiedFlow, expand
 

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses import Weight
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.regression import RegressionConfig, RegressionObjective
-from distill.steps import adjusted_ddim, ddim, inverse_ddim
+from distill.losses.distances import Weight
+from distill.losses.solver_steps import adjusted_ddim, ddim, inverse_ddim
+from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
+from distill.types import Batch, Draws, Phase
 from samplers.path import NoiseLevel, expand
 
 

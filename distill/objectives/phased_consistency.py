@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.discriminator import TokenHeads, block_features, judge_apart
-from distill.losses import Weight
-from distill.objective import Batch, Draws, Phase, Role
-from distill.objectives.regression import RegressionConfig, RegressionObjective
-from distill.objectives.student import Scale
-from distill.parallel import bare, fixed
-from distill.steps import Ladder, ddim
+from distill.losses.distances import Weight
+from distill.losses.solver_steps import Ladder, ddim
+from distill.networks.discriminator import TokenHeads, block_features, judge_apart
+from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
+from distill.objectives.bases.student import Scale
+from distill.parallel.data_parallel import bare, fixed
+from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Objective, Phase, Role
+from distill.objectives.bases.objective import Objective
 from distill.text_teacher import picked_layers
+from distill.types import Batch, Draws, Phase, Role
 from gen.nn.registry import Config, load_component
 from gen.nn.text_encoder import TextEncoder, mean_token
 
 if TYPE_CHECKING:
-    from distill.data import Source
+    from distill.data.source import Source
 
 # how a phrase of common words is put together; {} is a word
 PATTERNS = (

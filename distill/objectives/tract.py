@@ -16,9 +16,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.stages import StagedConfig, StagedObjective
-from distill.steps import Ladder, ddim, inverse_ddim, step
+from distill.losses.solver_steps import Ladder, ddim, inverse_ddim, step
+from distill.objectives.bases.stages import StagedConfig, StagedObjective
+from distill.types import Batch, Draws, Phase
 from gen.models.folder import Defaults
 from samplers.path import expand
 from samplers.registry import get_grid

@@ -37,7 +37,7 @@ from gen.cli.options import (
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
-    "data build": "distill.emoji.build",
+    "data build": "distill.data.emoji.build",
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",

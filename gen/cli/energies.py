@@ -5,7 +5,7 @@ from __future__ import annotations
 # name -> the rest of a row of gen.tasks.energies.EnergyInfo
 ENERGIES: dict[str, tuple] = {
     "label": (
-        "distill.evaluator.energy",
+        "distill.networks.evaluator.energy",
         "LabelEnergy",
         "the evaluation network recognises `label`, or the prompt",
         ("label", "scale", "copies"),
@@ -14,7 +14,7 @@ ENERGIES: dict[str, tuple] = {
         8.0,
     ),
     "text": (
-        "distill.evaluator.energy",
+        "distill.networks.evaluator.energy",
         "TextEnergy",
         "the evaluation network finds it fits `text`",
         ("text", "scale", "copies"),
@@ -22,9 +22,17 @@ ENERGIES: dict[str, tuple] = {
         False,
         2.0,
     ),
-    "style": ("distill.evaluator.energy", "StyleEnergy", "the style of a picture", ("image", "scale"), ("image",), True, 8.0),
+    "style": (
+        "distill.networks.evaluator.energy",
+        "StyleEnergy",
+        "the style of a picture",
+        ("image", "scale"),
+        ("image",),
+        True,
+        8.0,
+    ),
     "classifier": (
-        "distill.classifier.energy",
+        "distill.networks.classifier.energy",
         "NoisyLabel",
         "a trained classifier of noisy latents recognises `label`, or the prompt",
         ("folder", "label", "scale"),

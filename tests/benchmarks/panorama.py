@@ -190,7 +190,7 @@ def styles(images: Tensor) -> Tensor:
 def sync(pictures: int, steps: int, stride: int, weights: Sequence[float]) -> Iterator[dict]:
     """Distances between the windows of one picture that do not overlap, with MultiDiffusion and SyncDiffusion at as many
     evaluations, or fewer of the latter's."""
-    from distill.features import load_features
+    from distill.networks.features import load_features
 
     generator, evaluator = Generator.from_pretrained(), load_features("evaluator")
     window = generator.config.sample_size

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.emoji.captions import read_common
+from distill.data.emoji.captions import read_common
 from distill.evaluate import choose_labels
-from distill.evaluator.network import load_evaluator
+from distill.networks.evaluator.network import load_evaluator
 from gen.cli.show import table
 from gen.generator import Generator
 from samplers.cache.registry import CACHES

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from customization.objective import CustomizationConfig, CustomizationObjective, open_model
+from customization.base.objective import CustomizationConfig, CustomizationObjective, open_model
 from customization.train import make_trainer
 from distill.config import TrainConfig
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from customization.injection import AdapterConfig, inject
-from customization.objective import FORMATS, CustomizationConfig
+from customization.base.objective import FORMATS, CustomizationConfig
+from distill.networks.lora.peft_injection import AdapterConfig, inject
 from gen.adapters import read_adapter
 from gen.generator import Generator
 from gen.nn.registry import build

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from customization.base.objective import literal
 from customization.data import make_data
-from customization.objective import literal
-from distill.emoji.packs import DataError
-from distill.objective import Batch, Draws
+from distill.data.emoji.packs import DataError
+from distill.types import Batch, Draws
 from gen.generator import Generator
 from gen.pipeline.recipe import read_recipe, save_image
 from tests.customization.kit import objective, pictures

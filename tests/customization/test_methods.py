@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from customization.methods.consistent import ConsistentConfig, ConsistentObjective
+from customization.base.objective import open_model
+from customization.methods.consislora import ConsistentConfig, ConsistentObjective
 from customization.methods.custom_diffusion import key_value_layers
 from customization.methods.factors import PREFIX, Factors, attach, folded
-from customization.methods.mixture import MixtureLayers, start_mixer
-from customization.methods.orthogonal import OrthogonalLayers, basis, capacity, columns, crosstalk, directions
-from customization.objective import open_model
+from customization.methods.moslora import MixtureLayers, start_mixer
+from customization.methods.orthogonal_adaptation import OrthogonalLayers, basis, capacity, columns, crosstalk, directions
 from customization.train import check_method, read_config
-from distill.objective import Draws, Phase
-from distill.schedule import lr_factor
+from distill.optim.schedule import lr_factor
+from distill.types import Draws, Phase
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.generator import Generator
 from gen.models.folder import write_model

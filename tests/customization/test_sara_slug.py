@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from customization.methods.sara import SparseUpdate, apply_sparse, learning_rate
-from customization.methods.unlearning import LayerScore, layer_scores, pareto_front, unlearn
+from customization.methods.slug import LayerScore, layer_scores, pareto_front, unlearn
 from gen.adapters import AdapterError, Adapters
 from gen.io.weights import CheckpointError
 from tests.customization.adapters import normal

@@ -12,9 +12,9 @@ from torch import nn
 from customization.methods.sara import SparseUpdate, apply_sparse
 from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
 from customization.train import check_method, read_config
-from distill.checkpoint import load_latest
-from distill.objective import Draws
+from distill.checkpointing.folder import load_latest
 from distill.run_folder import TrainingError
+from distill.types import Draws
 from gen.generator import Generator
 from gen.models.folder import write_model
 from gen.nn.registry import build

@@ -7,7 +7,7 @@ import contextlib
 import torch
 from torch.testing import assert_close
 
-from distill.checkpoint import load_latest
+from distill.checkpointing.folder import load_latest
 from gen.adapters import read_adapter
 from gen.generator import Generator
 from tests.customization.kit import pictures, trainer

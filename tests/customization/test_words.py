@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from customization.objective import CustomizationConfig, CustomizationObjective
+from customization.base.objective import CustomizationConfig, CustomizationObjective
 from gen.adapters import Adapter, AdapterError, from_tensors, read_adapter, write_adapter
 from gen.adapters.words import embedding_of
 from gen.generator import Generator

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from customization.algebra import Keep, Sparse, interpolate, resize, scale, sparse_merge, weighted_sum
+from customization.base.metadata import trigger_phrase
 from customization.merge.fusion import fuse_by_inputs
 from customization.merge.hub import hub_merge, lorahub_factors
-from customization.metadata import trigger_phrase
 from gen.adapters import Adapter, AdapterError, read_adapter, renamed, write_adapter
 from gen.adapters.inspect import match
 from gen.adapters.words import rename_words

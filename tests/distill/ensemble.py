@@ -11,8 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Objective, Phase
-from distill.objectives.student import Teacher, following
+from distill.objectives.bases.objective import Objective
+from distill.objectives.bases.student import Teacher, following
+from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold

@@ -7,9 +7,9 @@ import zlib
 import torch
 from PIL import Image
 
-from distill.emoji.archive import Record, write_archive
-from distill.emoji.captions import HELD_OUT, read_common
-from distill.evaluator.network import Evaluator, EvaluatorConfig
+from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.captions import HELD_OUT, read_common
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
 from gen.nn.wordpiece import SPECIAL
 

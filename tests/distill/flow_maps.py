@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.consistency import at_ratio
-from distill.objectives.student import Teacher
+from distill.losses.consistency_schedules import at_ratio
+from distill.objectives.bases.student import Teacher
 from samplers.denoiser import Context
 from samplers.path import NoiseLevel, expand
 from tests.distill.students import FLOW, Exact, exact_teacher

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill import checkpoint as checkpoints
+from distill.checkpointing import folder as checkpoints
 from distill.trainer import Trainer
 from tests.distill.processes import on_processes
 

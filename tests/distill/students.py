@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Batch, Draws, Phase
-from distill.objectives.student import StudentObjective, Teacher
+from distill.objectives.bases.student import StudentObjective, Teacher
+from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
 from gen.nn.registry import build
 from samplers.denoiser import CLOCKS, Condition, Context

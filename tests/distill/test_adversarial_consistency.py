@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.discriminator import block_features
-from distill.objective import Draws, Phase
+from distill.networks.discriminator import block_features
 from distill.objectives.adversarial_consistency import AdversarialConsistencyConfig, AdversarialConsistencyObjective
-from distill.objectives.adversarial_continuous import AdversarialContinuousConfig, AdversarialContinuousObjective
-from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.objectives.sana_sprint import AdversarialContinuousConfig, AdversarialContinuousObjective
+from distill.objectives.scm import ContinuousConsistencyConfig, ContinuousConsistencyObjective
+from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Context
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, latents, loss_of, models_of, tiny_teacher

@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.evaluator.network import Evaluator, EvaluatorConfig
-from distill.feature_maps import Dinov2Maps, FeatureMaps, load_feature_maps
-from distill.objective import Draws, Phase
-from distill.objectives.adversarial_diffusion import AdversarialDiffusionConfig, AdversarialDiffusionObjective, MapHeads
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
+from distill.networks.feature_maps import Dinov2Maps, FeatureMaps, load_feature_maps
+from distill.objectives.adversarial_diffusion_distillation import (
+    AdversarialDiffusionConfig,
+    AdversarialDiffusionObjective,
+    MapHeads,
+)
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.cases import AUTOENCODER

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.evaluator.augment import NUMBERS, augment, outline, posterise
-from distill.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
-from distill.objective import Batch, Draws, Phase
+from distill.networks.evaluator.augment import NUMBERS, augment, outline, posterise
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
 from distill.objectives.autoencoder import AutoencoderObjective, AutoencoderObjectiveConfig, gradient_difference, random_crops
 from distill.objectives.evaluator import EvaluatorObjective, EvaluatorObjectiveConfig, contrastive
 from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases
 from distill.text_teacher import choose_pieces, from_bert, picked_layers, read_wheel
+from distill.types import Batch, Draws, Phase
 from gen.io.weights import CheckpointError
 from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
 from gen.nn.registry import save_component
@@ -342,7 +342,7 @@ def test_evaluator_measures_on_a_held_out_archive(trained, tmp_path):
 
     from PIL import Image
 
-    from distill.emoji.archive import Record, write_archive
+    from distill.data.emoji.archive import Record, write_archive
 
     objective, network, _ = trained
     batch, records, pictures = Shapes().batch(range(12), size=32), [], {}

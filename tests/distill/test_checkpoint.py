@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.checkpoint import Checkpoint, clean, folders, load, load_latest, save, step_of
+from distill.checkpointing.folder import Checkpoint, clean, folders, load, load_latest, save, step_of
 from gen.io import folders as gen_folders
 from gen.io import weights as checkpoint_files
 from gen.io.weights import CheckpointError

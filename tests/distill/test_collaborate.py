@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from distill.losses import level_weight
-from distill.objective import Batch, Draws, Phase
+from distill.losses.distances import level_weight
 from distill.objectives import make_objective
+from distill.types import Batch, Draws, Phase
 from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.nn.registry import build, load_component, save_component

@@ -6,8 +6,8 @@ import pytest
 
 from distill import cache, train
 from distill.config import ConfigError, ScheduleConfig, load_config, read_yaml
-from distill.data import SOURCES
-from distill.schedule import lr_factor
+from distill.optim.schedule import lr_factor
+from distill.registry import SOURCES
 from gen.nn.registry import from_registry
 
 MINIMAL = (

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from distill.consistency import (
+from distill.losses.consistency_schedules import (
     Boundary,
     at_ratio,
     check_reach,
@@ -20,7 +20,7 @@ from distill.consistency import (
     ratios,
     tuned_ratio,
 )
-from distill.objective import Draws
+from distill.types import Draws
 from samplers.grids import karras
 from samplers.path import RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.prediction import Prediction, prediction_row

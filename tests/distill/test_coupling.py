@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.coupling import CouplingConfig, assign, couple, draw_rows, match_stably, sinkhorn
-from distill.objective import Batch, Draws
+from distill.losses.coupling import CouplingConfig, assign, couple, draw_rows, match_stably, sinkhorn
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from distill.types import Batch, Draws
 from tests.distill.test_diffusion import PHASE, Fixed, batch_of
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from distill.config import TrainConfig
-from distill.objective import Batch, Draws, Phase
 from distill.objectives import make_objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective, averaged
 from distill.trainer import Trainer
+from distill.types import Batch, Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Condition
 from samplers.prediction import Prediction, prediction_row

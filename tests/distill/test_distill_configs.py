@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import distill.classifier  # noqa: F401  (makes its network type known)
+import distill.networks.classifier  # noqa: F401  (makes its network type known)
 from distill.config import load_config
-from distill.data import SOURCES
-from distill.objectives import OBJECTIVES
+from distill.registry import OBJECTIVES, SOURCES
 from gen.nn.registry import COMPONENTS, from_registry
 
 FOLDER = Path(__file__).parents[2] / "configs" / "distill"

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.lora import LoraNetwork
-from distill.objective import Draws, Phase
-from distill.objectives.distribution_matching import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
+from distill.networks.lora.overlay import LoraNetwork
+from distill.objectives.dmd2 import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
+from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.objective import Batch, Draws, Phase, drop_labels
-from distill.objectives import OBJECTIVES, make_objective
+from distill.objectives import make_objective
+from distill.registry import OBJECTIVES
+from distill.types import Batch, Draws, Phase, drop_labels
 from gen.nn.registry import build
 from tests.distill.cases import CASES, SIZES
 from tests.distill.students import Source, batch_of, latents, models_of

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from distill.evaluator.augment import views
-from distill.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
-from distill.evaluator.network import Block, Evaluator, EvaluatorConfig
+from distill.networks.evaluator.augment import views
+from distill.networks.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
+from distill.networks.evaluator.network import Block, Evaluator, EvaluatorConfig
 from gen.cli.app import ENERGIES
 from gen.tasks.energies import EnergyInfo, get_energy
 from samplers.denoiser import Condition

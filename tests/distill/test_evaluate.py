@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from distill import evaluate as module
-from distill.emoji.captions import HELD_OUT
-from distill.emoji.recolor import BACKGROUNDS
+from distill.data.emoji.captions import HELD_OUT
+from distill.data.emoji.recolor import BACKGROUNDS
+from distill.eval.colours import object_colours
 from distill.evaluate import Settings, choose_labels, composition, evaluate, main
-from distill.evaluator.colours import object_colours
-from distill.evaluator.network import Evaluator, EvaluatorConfig
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from gen.nn.registry import save_component
 from tests.distill.evaluation import LABELS, SIZE, VENDORS, archive, picture
 
@@ -191,7 +191,7 @@ def test_mistakes_end_in_a_sentence(command, capsys, more, message):
 
 
 def test_an_installation_without_evaluator_says_what_to_do(monkeypatch, tmp_path, capsys):
-    from distill.evaluator import network
+    from distill.networks.evaluator import network
 
     monkeypatch.setattr(network, "SHIPPED", tmp_path)
     assert module.main(["--labels", "1"]) == 2

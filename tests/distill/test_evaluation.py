@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import checkpoint as checkpoints
+from distill.checkpointing import folder as checkpoints
 from distill.config import ConfigError, TrainConfig, parse_config
-from distill.evaluation import FIRST
-from distill.metrics import frechet_distance, precision_recall
-from distill.objective import Batch
+from distill.eval.during_training import FIRST
+from distill.eval.metrics import frechet_distance, precision_recall
 from distill.objectives import make_objective
-from distill.objectives.student import Teacher
+from distill.objectives.bases.student import Teacher
 from distill.run_folder import TrainingError
 from distill.trainer import Trainer
+from distill.types import Batch
 from gen.models.folder import write_model
 from gen.nn.registry import build, save_component
 from tests.distill.cases import AUTOENCODER, COMMON

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import distill.classifier
-import distill.evaluator  # noqa: F401  (these make their network types known)
+import distill.networks.classifier
+import distill.networks.evaluator  # noqa: F401  (these make their network types known)
 from distill.config import TrainConfig
-from distill.objective import Batch
-from distill.objectives import OBJECTIVES, make_objective
+from distill.objectives import make_objective
+from distill.registry import OBJECTIVES
 from distill.trainer import Trainer, TrainingError
+from distill.types import Batch
 from gen.models.folder import write_model
 from gen.nn.backbones import recompute as blocks_again
 from gen.nn.registry import build, save_component

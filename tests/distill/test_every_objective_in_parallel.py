@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.objectives import OBJECTIVES
+from distill.registry import OBJECTIVES
 from tests.distill.cases import CASES
 from tests.distill.processes import on_processes
 from tests.distill.states import close, close_exports, everything

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import metrics
-from distill.evaluator.network import Evaluator, EvaluatorConfig
-from distill.features import FEATURES, Features
-from distill.objective import Draws
+from distill.eval import metrics
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
+from distill.networks.feature_moments import Population, transport
+from distill.networks.features import FEATURES, Features
 from distill.objectives import frechet as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
-from distill.population import Population, transport
+from distill.types import Draws
 from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER
 from tests.distill.processes import on_processes

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distill.data import make_source
-from distill.objective import Batch, Draws
-from distill.objectives.moment_matching import MomentMatchingConfig, MomentMatchingObjective
+from distill.objectives.inductive_moment_matching import MomentMatchingConfig, MomentMatchingObjective
+from distill.types import Batch, Draws
 from gen.nn.registry import build
 from tests.distill.cases import SIZES
 from tests.distill.students import STUDENT, models_of, tiny_teacher

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from distill import host_memory, trainer
+from distill import trainer
+from distill.parallel import host_memory
 from tests.distill.toy import toy_trainer
 
 SCRIPT = """
 import resource
-from distill.host_memory import keep_freed_memory
+from distill.parallel.host_memory import keep_freed_memory
 
 def faults(size=40_000_000):
     b"x" * size

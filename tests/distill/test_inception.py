@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill.features import load_features
-from distill.inception import Conv, Inception, load_inception
+from distill.networks.features import load_features
+from distill.networks.inception import Conv, Inception, load_inception
 from gen.io.weights import CheckpointError
 
 

@@ -7,7 +7,8 @@ import torch
 import yaml
 from torch import nn
 
-from distill import memory, recompute
+from distill import memory
+from distill.parallel import recompute
 from distill.run_folder import TrainingError
 from distill.train import main
 from gen.nn.registry import build

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from distill.classifier.energy import NoisyLabel
-from distill.classifier.network import NoisyClassifier, NoisyClassifierConfig
-from distill.objective import Batch, Draws, Phase
+from distill.networks.classifier.energy import NoisyLabel
+from distill.networks.classifier.network import NoisyClassifier, NoisyClassifierConfig
 from distill.objectives.classifier import ClassifierConfig, ClassifierObjective
+from distill.types import Batch, Draws, Phase
 from gen.nn.registry import load_component, save_component
 from gen.tasks.energy_guidance import make_guide
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving

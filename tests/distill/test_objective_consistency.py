@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from distill.consistency import Boundary, at_ratio, growing_decay
-from distill.evaluator.network import Evaluator, EvaluatorConfig
-from distill.feature_maps import FeatureMaps
-from distill.objective import Draws
-from distill.objectives import perceptual
-from distill.objectives.consistency import ConsistencyDistillationConfig, ConsistencyDistillationObjective
+from distill.losses.consistency_schedules import Boundary, at_ratio, growing_decay
+from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
+from distill.networks.feature_maps import FeatureMaps
+from distill.objectives.bases import perceptual
+from distill.objectives.consistency_distillation import ConsistencyDistillationConfig, ConsistencyDistillationObjective
 from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.easy_consistency import EasyConsistencyConfig, EasyConsistencyObjective
 from distill.objectives.improved_consistency import ImprovedConsistencyConfig, ImprovedConsistencyObjective
+from distill.types import Draws
 from gen.generator import Generator
 from gen.nn.registry import build
 from samplers.denoiser import Condition

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from distill.derivative import along
-from distill.objective import Draws, Phase
-from distill.objectives.continuous_consistency import ContinuousConsistencyConfig, ContinuousConsistencyObjective
+from distill.losses.jvp import along
 from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, aimed, select
+from distill.objectives.scm import ContinuousConsistencyConfig, ContinuousConsistencyObjective
+from distill.types import Draws, Phase
 from gen.generator import Generator
 from gen.nn.registry import build
 from samplers.denoiser import Condition

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from distill import steps
-from distill.objective import Batch, Draws
-from distill.objectives.moment_matching import MomentMatchingConfig, MomentMatchingObjective, alike, mmd
+from distill.losses import solver_steps as steps
+from distill.objectives.inductive_moment_matching import MomentMatchingConfig, MomentMatchingObjective, alike, mmd
+from distill.types import Batch, Draws
 from gen.nn.registry import build
 from samplers.denoiser import Condition
 from tests.distill.students import FLOW, SIZES, batch_of, loss_of, model, tiny_teacher

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from distill.discriminator import TokenHeads, block_features, hinge_discriminator
-from distill.objective import Draws, Phase
-from distill.objectives.guidance import GuidanceConfig, GuidanceObjective
+from distill.networks.discriminator import TokenHeads, block_features, hinge_discriminator
+from distill.objectives.guidance_distillation import GuidanceConfig, GuidanceObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
-from distill.parallel import fixed
+from distill.parallel.data_parallel import fixed
+from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from distill.objective import Draws
+from distill.losses.solver_steps import adjusted_ddim, ddim
 from distill.objectives import make_objective
 from distill.objectives.multistep_consistency import MultistepConsistencyConfig, MultistepConsistencyObjective
-from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
+from distill.objectives.progressive_distillation import ProgressiveConfig, ProgressiveObjective
 from distill.objectives.tract import TractConfig, TractObjective
-from distill.steps import adjusted_ddim, ddim
+from distill.types import Draws
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree

@@ -16,13 +16,13 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch import nn
 
-from distill import checkpoint as checkpoints
-from distill import saving
+from distill.checkpointing import folder as checkpoints
+from distill.checkpointing import resume as saving
+from distill.checkpointing.resume import fill
 from distill.config import TrainConfig
-from distill.objectives.student import following, move_towards
-from distill.optim import Muon, orthogonalize
-from distill.parallel import Parallel, asked_for_more, is_sharded, local
-from distill.saving import fill
+from distill.objectives.bases.student import following, move_towards
+from distill.optim.optimizer import Muon, orthogonalize
+from distill.parallel.data_parallel import Parallel, asked_for_more, is_sharded, local
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
 from tests.distill.states import close, equals_one, everything, stop_after

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from distill.ema import Ema, find_snapshots, main, reconstruct
-from distill.power_ema import combination, decay, gamma_of, inner
+from distill.optim.power_ema import combination, decay, gamma_of, inner
 from gen.io.weights import CheckpointError
 from tests.distill.toy import toy_trainer
 

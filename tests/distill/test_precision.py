@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from distill.config import ConfigError, OptimizerConfig, ScheduleConfig, TrainConfig, parse_config
-from distill.optim import Muon, Optimizer
-from distill.precision import LossScaler, autocast
+from distill.optim.optimizer import Muon, Optimizer
+from distill.optim.precision import LossScaler, autocast
+from distill.optim.schedule import lr_factor
 from distill.run_folder import TrainingError
-from distill.schedule import lr_factor
 from tests.distill.toy import BASE, toy_trainer
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.emoji.captions import HELD_OUT, MAX_WORDS, caption_length, pluralize
-from distill.emoji.concepts import Concept, Matcher
-from distill.emoji.data import EmojiConfig, EmojiData, split_of
-from distill.emoji.scenes import (
+from distill.data.emoji.captions import HELD_OUT, MAX_WORDS, caption_length, pluralize
+from distill.data.emoji.concepts import Concept, Matcher
+from distill.data.emoji.data import EmojiConfig, EmojiData, split_of
+from distill.data.emoji.scenes import (
     RELATIONS,
     Placed,
     Scene,

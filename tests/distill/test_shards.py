@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from distill import cache
 from distill.data import make_source
-from distill.emoji.archive import Record, write_archive
-from distill.emoji.packs import DataError
-from distill.sources.latent_files import content_hash
-from distill.sources.order import Order, bucket_sizes, nearest_bucket
-from distill.sources.report import Unusable
-from distill.sources.tar import members
+from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.packs import DataError
+from distill.data.latent_files import content_hash
+from distill.data.order import Order, bucket_sizes, nearest_bucket
+from distill.data.report import Unusable
+from distill.data.tar import members
 from gen.nn.registry import load_component, save_component
 from tests.distill.processes import forked
 from tests.distill.test_sources import folder, images, png
@@ -302,7 +302,7 @@ def test_a_damaged_entry_is_made_again(workspace, damage):
 
 
 def test_a_full_disk_is_no_reason_to_stop(workspace, monkeypatch):
-    from distill.sources import latents
+    from distill.data import latents
 
     source = cached(workspace)
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from distill import data
 from distill.data import make_source
-from distill.emoji.packs import DataError
-from distill.sources.decode import decode, probe
-from distill.sources.report import Unusable
+from distill.data.decode import decode, probe
+from distill.data.emoji.packs import DataError
+from distill.data.report import Unusable
 from gen.nn.registry import save_component
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from distill import losses, steps
-from distill.lora import LoraConfig, LoraNetwork
-from distill.objective import Draws
+from distill.losses import distances as losses
+from distill.losses import solver_steps as steps
+from distill.networks.lora.overlay import LoraConfig, LoraNetwork
 from distill.objectives import make_objective
-from distill.objectives.student import StudentConfig, StudentObjective, Teacher, move_towards
+from distill.objectives.bases.student import StudentConfig, StudentObjective, Teacher, move_towards
+from distill.types import Draws
 from gen.generator import Generator
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from distill.discriminator import block_features
-from distill.lora import LowRankWeight
-from distill.objective import Batch, Draws, Phase
-from distill.objectives import OBJECTIVES, make_objective
-from distill.objectives.student import Teacher, TeacherConfig
+from distill.networks.discriminator import block_features
+from distill.networks.lora.overlay import LowRankWeight
+from distill.objectives import make_objective
+from distill.objectives.bases.student import Teacher, TeacherConfig
+from distill.registry import OBJECTIVES
+from distill.types import Batch, Draws, Phase
 from gen.adapters import Adapters, read_adapter
 from gen.nn.registry import from_registry
 from samplers.denoiser import Context

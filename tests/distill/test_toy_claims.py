@@ -13,11 +13,11 @@ from functools import cache
 import pytest
 import torch
 
-from distill.objectives.consistency import ConsistencyDistillationConfig, ConsistencyDistillationObjective
+from distill.objectives.consistency_distillation import ConsistencyDistillationConfig, ConsistencyDistillationObjective
 from distill.objectives.consistency_training import ConsistencyTrainingConfig, ConsistencyTrainingObjective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.objectives.multistep_consistency import MultistepConsistencyConfig, MultistepConsistencyObjective
-from distill.objectives.progressive import ProgressiveConfig, ProgressiveObjective
+from distill.objectives.progressive_distillation import ProgressiveConfig, ProgressiveObjective
 from samplers.denoiser import Condition
 from tests.distill.ensemble import (
     Corrected,

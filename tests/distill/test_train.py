@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 
 from distill.cache import main as fill
-from distill.data import main as check
-from distill.emoji.archive import Record, write_archive
-from distill.emoji.data import EmojiConfig
-from distill.objective import Batch
+from distill.data.__main__ import main as check
+from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.data import EmojiConfig
+from distill.data.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.objectives import make_objective
-from distill.sources.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.train import main
+from distill.types import Batch
 from gen.generator import Generator
 from gen.nn.registry import build, load_component, save_component
 from samplers import ClassifierFree, get_grid, get_solver, normal, sample

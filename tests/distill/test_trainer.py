@@ -11,12 +11,12 @@ import sys
 import pytest
 import torch
 
-from distill import checkpoint as checkpoints
 from distill import logs
-from distill.objective import Phase
-from distill.precision import LossScaler
+from distill.checkpointing import folder as checkpoints
+from distill.optim.precision import LossScaler
 from distill.run_folder import run_lock
 from distill.trainer import TrainingError
+from distill.types import Phase
 from gen.io.weights import CheckpointError
 from tests.distill.processes import forked
 from tests.distill.states import everything, stop_after

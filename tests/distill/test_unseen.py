@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill import metrics
-from distill.emoji.data import split_of
-from distill.evaluator import unseen
+from distill.data.emoji.data import split_of
+from distill.eval import metrics, unseen
 from samplers.denoiser import Condition, NetworkDenoiser
 from samplers.path import RectifiedFlow
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from distill.levels import TimeConfig, draw_levels, log_density
-from distill.objective import Draws
+from distill.losses.levels import TimeConfig, draw_levels, log_density
+from distill.losses.loss_weighting import Weighting
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
-from distill.weighting import Weighting
+from distill.types import Draws
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving, VariancePreservingSDE
 from samplers.prediction import Prediction, prediction_row

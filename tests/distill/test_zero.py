@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from distill import checkpoint as checkpoints
+from distill.checkpointing import folder as checkpoints
 from distill.config import TrainConfig
 from distill.memory import rows
-from distill.parallel import Parallel, make_accelerator
+from distill.optim.zero import zero_settings
+from distill.parallel.data_parallel import Parallel, make_accelerator
 from distill.trainer import Trainer, TrainingError
-from distill.zero import zero_settings
 from tests.distill.processes import on_processes
 from tests.distill.states import close, equals_one, everything, stop_after
 from tests.distill.toy import BASE, Net, ToyObjective, ToySource, duel_trainer, toy_trainer

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from distill.config import TrainConfig
-from distill.objective import Batch, Objective, Role
+from distill.objectives.bases.objective import Objective
 from distill.trainer import Trainer
+from distill.types import Batch, Role
 
 BASE = {
     "objective": {"type": "toy"},

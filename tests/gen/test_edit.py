@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.sources.decode import decode
+from distill.data.decode import decode
 from gen.io.contact_sheet import contact_sheet
 from gen.io.images import read_picture
 from gen.pipeline.recipe import Recipe, RecipeError, open_picture

@@ -181,7 +181,7 @@ def test_a_default_strength_is_the_methods_times_the_energys_gain():
 
 
 def test_the_evaluation_network_is_an_energy_of_its_labels():
-    from distill.evaluator.energy import LabelEnergy
+    from distill.networks.evaluator.energy import LabelEnergy
 
     class Network:
         labels = ("cat", "red heart")

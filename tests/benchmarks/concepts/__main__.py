@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.emoji.data import SHIPPED
+from distill.data.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
-from distill.evaluator.network import load_evaluator
+from distill.networks.evaluator.network import load_evaluator
 from gen.adapters import read_adapter
 from gen.generator import Generator
 from gen.io.weights import read_weights, write_bytes, write_json, write_weights

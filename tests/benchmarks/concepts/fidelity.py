@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.emoji.archive import read_archive
-from distill.emoji.recolor import BACKGROUNDS
-from distill.evaluator.energy import grams
-from distill.evaluator.network import Evaluator
+from distill.data.emoji.archive import read_archive
+from distill.data.emoji.recolor import BACKGROUNDS
+from distill.networks.evaluator.energy import grams
+from distill.networks.evaluator.network import Evaluator
 from samplers.noise import fold
 
 RIDGE = 0.1  # of the discriminant, for standardised features

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from distill.emoji.recolor import BACKGROUNDS
+from distill.data.emoji.recolor import BACKGROUNDS
 from gen.io.contact_sheet import write_png
 from gen.io.weights import write_bytes
 from samplers.noise import fold

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill import metrics
+from distill.eval import metrics
 from tests.benchmarks.guidance.measure import Cell, Setting
 from tests.benchmarks.guidance.tasks import Subject, Task, World
 from tests.benchmarks.sheet import sheet

@@ -1,5 +1,0 @@
-"""A classifier of noisy latents or pictures, to guide a denoiser by: trained by the objective `classifier`."""
-
-from gen.nn.registry import COMPONENTS
-
-COMPONENTS.setdefault("noisy_classifier", ("distill.classifier.network", "NoisyClassifierConfig", "NoisyClassifier"))

@@ -1,5 +1,0 @@
-"""The evaluation network: what a picture shows, by labels and by how well a text fits it. Trained apart from any generator."""
-
-from gen.nn.registry import COMPONENTS
-
-COMPONENTS.setdefault("evaluator", ("distill.evaluator.network", "EvaluatorConfig", "Evaluator"))

@@ -1,0 +1,61 @@
+"""A trained classifier of noisy images as something to guide to: by classifier guidance, or as an energy of clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from gen.io import validators as request
+from gen.nn.registry import load_component
+from samplers.denoiser import Condition
+from samplers.path import NoiseLevel, VarianceExploding
+
+CLEAN = VarianceExploding()(0.02)  # the level at which clean images are classified: about the cleanest that training sees
+
+
+@dataclass(frozen=True)
+class NoisyLabel:
+    """log p(label | x) of the network in `folder`, the export of the objective `classifier`; label None: each picture's own
+    prompt. `noisy` takes x at a level, a call clean images; both as the denoiser has them, (B, C, h, w), not pictures."""
+
+    folder: str | Path | Any
+    label: str | None = None
+    scale: float = 1.0
+    labels: tuple[str, ...] = ()
+    _loaded: list = field(default_factory=list, repr=False, compare=False)
+
+    space: ClassVar[str] = "latents"
+
+    def __post_init__(self) -> None:
+        request.real("scale", self.scale, 0, 1e6)
+        if not self._loaded:
+            import distill.networks.classifier  # noqa: F401  (makes the type known)
+
+            given = self.folder
+            self._loaded.append(load_component(given, "noisy_classifier") if isinstance(given, str | Path) else given)
+
+    def for_prompts(self, prompts: Sequence[str]) -> NoisyLabel:
+        return replace(self, labels=tuple(prompts) if self.label is None else (self.label,) * len(prompts))
+
+    def noisy(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
+        """(B,) of x (B, C, h, w) at a level of any path."""
+        network = self._loaded[0].to(x.device)
+        wanted = [self._index(label) for label in self.labels or (self.label or "",) * len(x)]
+        return self.scale * network.log_probabilities(x, level)[range(len(x)), wanted].to(x.dtype)
+
+    def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
+        return self.noisy(x0, CLEAN, condition)
+
+    def _index(self, label: str) -> int:
+        known = self._loaded[0].labels
+        for spelling in (label, label.lower().removeprefix("a ").removeprefix("an ").removeprefix("the ")):
+            if spelling in known:
+                return known.index(spelling)
+        near = get_close_matches(label, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"The classifier knows no {label!r}{hint} Give one of its {len(known)} labels as label.")

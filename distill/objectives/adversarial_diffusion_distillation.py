@@ -1,0 +1,160 @@
+"""Adversarial diffusion distillation (ADD): one to four steps, pictures judged by the features of a pretrained network.
+
+The student's clean image, decoded, must look real to small heads on the feature maps of a frozen network of pictures; and the
+guided teacher, given the student's image with noise added, must arrive at the same image. The heads are told what the prompt
+says and, where the student starts from noised data, what the data's picture shows, so that it must make use of what it is
+given.
+
+Source: arXiv 2311.17042, section 3.2: equations 1 to 4, with losses and penalties summed over heads, each a mean over the
+places of its map; the heads' penalty on the gradient at real pictures; the weighting c(t) = alpha_t. Their features are
+DINOv2's. The real pictures here are decoded from latents too, so that the heads do not learn to tell a decoder's work from a
+camera's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.losses import distances as losses
+from distill.networks.discriminator import draw_weights, hinge_apart
+from distill.networks.feature_maps import load_feature_maps
+from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
+from distill.parallel.data_parallel import bare, fixed
+from distill.types import Batch, Draws, Phase, Role
+from samplers.denoiser import Condition
+
+
+class AdversarialDiffusionConfig(DrawingConfig):
+    """features: the network whose feature maps are judged (distill/networks/feature_maps.py). distillation_weight: of the
+    teacher's share of the student's loss, beside 1 of the adversarial. penalty: of the squared gradient of the heads at real
+    features. hidden: channels of a head."""
+
+    features: str = "evaluator"
+    distillation_weight: float = Field(2.5, ge=0)
+    penalty: float = Field(1e-5, ge=0)
+    hidden: int = Field(64, gt=0)
+
+
+class MapHeads(nn.Module):
+    """Per feature map (B, C, h, w), a small convolutional network that judges every place; where prompts or pictures have a
+    width, it also asks how well the place fits the vectors (B, P) and (B, E), by projections (arXiv 1802.05637). -> logits,
+    one (B, h w) for each map."""
+
+    def __init__(self, widths: Sequence[int], hidden: int, prompt: int = 0, picture: int = 0):
+        super().__init__()
+        self.bodies = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, hidden, 1), nn.GroupNorm(1, hidden), nn.LeakyReLU(0.2),
+                nn.Conv2d(hidden, hidden, 3, padding=1), nn.GroupNorm(1, hidden), nn.LeakyReLU(0.2),
+            )
+            for width in widths
+        )  # fmt: skip
+        self.tails = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in widths)
+        self.prompts = nn.ModuleList(nn.Linear(prompt, hidden, bias=False) for _ in widths) if prompt else None
+        self.pictures = nn.ModuleList(nn.Linear(picture, hidden, bias=False) for _ in widths) if picture else None
+        draw_weights(self)
+
+    def forward(self, maps: Sequence[Tensor], prompt: Tensor | None = None, picture: Tensor | None = None) -> list[Tensor]:
+        found = []
+        for number, (x, body, tail) in enumerate(zip(maps, self.bodies, self.tails, strict=True)):
+            h = body(x)
+            logits = tail(h).flatten(1).float()
+            for projections, vector in ((self.prompts, prompt), (self.pictures, picture)):
+                if projections is not None and vector is not None:
+                    wanted = projections[number](vector)
+                    fit = torch.einsum("bchw,bc->bhw", h.float(), wanted.float())
+                    logits = logits + fit.flatten(1) / h.shape[1] ** 0.5
+            found.append(logits)
+        return found
+
+
+class AdversarialDiffusionObjective(DrawingObjective):
+    """See the module. Roles `student` and `discriminator` train."""
+
+    config: AdversarialDiffusionConfig
+    source: ClassVar[str] = "arXiv 2311.17042"
+
+    def __init__(self, config, network, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        self.maps = load_feature_maps(config.features)
+        self.check_pictures("adversarial_consistency")
+        prompt = self.prompt(self.blank())
+        # a student that starts from pure noise, or from what it drew itself, was told nothing of the data's picture
+        self.shows_picture = config.inputs == "data" and config.steps > 1 and config.noisiest_share < 1
+        picture = self.maps.embedding if self.shows_picture else 0
+        heads = MapHeads(self.maps.widths, config.hidden, 0 if prompt is None else prompt.shape[1], picture)
+        self.roles["discriminator"] = Role(heads, ema=False, second_order=config.penalty > 0)
+
+    # ---- what is judged ----
+
+    def features(self, x0: Tensor) -> list[Tensor]:
+        """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
+        return self.maps.see(self.seen(x0))
+
+    @staticmethod
+    def prompt(condition: Condition) -> Tensor | None:
+        """What a prompt says as a whole (B, P): the vector that comes with its tokens, or their mean; None where there is
+        none."""
+        if condition.pooled is not None:
+            mean = condition.pooled.float()
+        elif condition.tokens is None:
+            return None
+        else:
+            tokens = condition.tokens
+            weight = torch.ones_like(tokens[..., :1]) if condition.mask is None else condition.mask.to(tokens)[..., None]
+            mean = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
+
+    @torch.no_grad()
+    def picture(self, real: Tensor, draws: Draws) -> Tensor | None:
+        """What the data's pictures show (B, E), zero for samples that start from pure noise; None where no sample was told."""
+        if not self.shows_picture:
+            return None
+        told = self.start(draws, real.device) < self.levels.steps
+        return self.maps.embed(self.seen(real)) * told[:, None]
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase.name == "discriminator":
+            return self.discriminator_loss(models, batch, draws)
+        x0, real, condition, scale = self.drawn(models["student"], batch, draws)
+        told = self.prompt(condition), self.picture(real, draws)
+        adversarial = -over_heads(fixed(models["discriminator"])(self.features(x0), *told))
+        level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
+        x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
+        error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)
+        distillation = (level.alpha.to(error) * error).mean()
+        logged = {"adversarial": adversarial.detach(), "distillation": distillation.detach()}
+        return adversarial + self.config.distillation_weight * distillation, logged
+
+    def discriminator_loss(
+        self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            x0, real, condition, _ = self.drawn(bare(models["student"]), batch, draws)
+            maps, count = self.features(torch.cat([real, x0])), len(x0)
+        maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
+        told = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
+        heads = models["discriminator"](maps, *told)
+        judged = [hinge_apart(logits[:count], logits[count:]) for logits in heads]
+        total = torch.stack([loss for loss, _ in judged]).sum()
+        logged = {name: torch.stack([values[name] for _, values in judged]).mean() for name in judged[0][1]}
+        if self.config.penalty:
+            on_real = sum(logits[:count].mean(1) for logits in heads)
+            gradients = torch.autograd.grad(on_real.sum(), maps, create_graph=True)
+            penalty = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
+            total = total + self.config.penalty * penalty
+            logged["penalty"] = penalty.detach()
+        return total, logged
+
+
+def over_heads(logits: Sequence[Tensor]) -> Tensor:
+    """The sum over heads of the mean of each."""
+    return torch.stack([one.mean() for one in logits]).sum()

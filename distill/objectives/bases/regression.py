@@ -1,0 +1,58 @@
+"""Methods that regress the student's clean image onto a target: how an error counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from distill.losses import distances as losses
+from distill.objectives.bases.perceptual import PerceptualConfig, PerceptualObjective
+from samplers.path import NoiseLevel, expand
+
+
+class RegressionConfig(PerceptualConfig):
+    """distance: l2 (mean over pixels), pseudo_huber (of the whole image, constant huber_c), huber (of each pixel) or perceptual
+    (`distill.objectives.bases.perceptual`). weight: of a squared error of x0 at a level
+    (`distill.losses.distances.level_weight`), at most max_weight; of other distances the error itself is multiplied by its
+    root, so that snr_plus_one is the distance between predictions of v whatever the distance is."""
+
+    distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "l2"
+    huber_c: float = Field(1e-3, gt=0)
+    weight: losses.Weight = "truncated_snr"
+    max_weight: float | None = Field(None, gt=0)
+
+
+class RegressionObjective(PerceptualObjective):
+    """See the module."""
+
+    config: Any
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Between images (B, ...), (B,)."""
+        return self.beside(self._apart(a, b), a, b)
+
+    def _apart(self, a: Tensor, b: Tensor) -> Tensor | None:
+        kind, c = self.config.distance, self.config.huber_c
+        if kind == "perceptual":
+            return None
+        if kind == "l2":
+            return losses.squared(a, b)
+        return losses.pseudo_huber(a, b, c) if kind == "pseudo_huber" else losses.elementwise_huber(a, b, c)
+
+    def error(self, a: Tensor, b: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `loss` returns for clean images a and their targets b (B, ...) at their levels.
+
+        A weight of squared errors may grow like the SNR, 1 / t^2 towards clean data, as the error of x0 falls like t. The
+        gradient of a norm does not fall with the error, so that it must not be multiplied by the SNR: the norm is taken of the
+        error times the root of the weight.
+        """
+        weight = losses.level_weight(self.config.weight, level, self.config.max_weight or math.inf)
+        if self.config.distance in ("l2", "perceptual"):
+            return losses.average(self.distance(a, b), weight)
+        root = expand(weight.sqrt().to(a), a)
+        apart = self._apart(root * a, root * b)
+        seen = self.config.perceptual * self.seen_distance(a, b) if self.config.perceptual else 0.0
+        return (apart + weight.to(apart) * seen).mean(), {"error": apart.detach().mean()}

@@ -1,0 +1,204 @@
+"""Distribution matching distillation (DMD2): the student's pictures are to be distributed as the guided teacher's.
+
+The gradient of the Kullback-Leibler divergence between the two, at some noise level, is the difference of their scores: the
+teacher knows its own, and a second network, the critic, is trained all along to denoise what the student draws. Heads on the
+critic's pooled tokens tell the student's pictures from the data, which corrects what the teacher itself gets wrong. No picture
+of the teacher's is ever made, so the student is not bound to its trajectories.
+
+Sources: arXiv 2405.14867 (DMD2), sections 4.2 to 4.5; the gradient and its weight, arXiv 2311.18828, equations 7 and 8. With a
+LoRA student the critic is a LoRA too, as in variational score distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from distill.losses import distances as losses
+from distill.losses.levels import TimeConfig, draw_levels
+from distill.networks.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks, shown_by
+from distill.networks.lora.overlay import LoraNetwork
+from distill.objectives.bases.student import Scale, copy_weights, freeze_unread
+from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
+from distill.parallel.data_parallel import bare, fixed
+from distill.types import Batch, Draws, Phase, Role
+from samplers.denoiser import CLOCKS, Condition, Context
+from samplers.hooks import check_reached
+from samplers.path import NoiseLevel, expand
+from samplers.prediction import Prediction
+
+if TYPE_CHECKING:
+    from distill.data.source import Source
+
+
+class DistributionMatchingConfig(DrawingConfig):
+    """time, range: the levels at which distributions are compared and real is told from drawn, and (low, high), the shares of
+    the clock that they are kept between; little noise judges details, much of it the whole.
+    distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
+    the critic's, 0 (as with adversarial_weight) for no heads. blocks: those of the critic whose tokens the heads read (none
+    given: a quarter, half and three quarters of the way through, and the last). weight, max_weight: of the critic's denoising
+    error. heads_rate: the heads' learning rate over the critic's. critic_warmup: steps in which the critic alone trains. The
+    critic's updates per student's are `roles.student.every`.
+    """
+
+    time: TimeConfig = TimeConfig(type="uniform")
+    range: tuple[float, float] = (0.02, 0.98)
+    distribution_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(5e-3, ge=0)
+    discriminator_weight: float = Field(1e-2, ge=0)
+    blocks: tuple[int, ...] = ()
+    weight: losses.Weight = "snr"
+    max_weight: float = Field(5.0, gt=0)
+    heads_rate: float = Field(1.0, gt=0)
+    critic_warmup: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistributionMatchingConfig:
+        low, high = self.range
+        if not 0 < low < high <= 1:
+            raise ValueError(f"range {self.range} must rise within 0 and 1, and 0 itself, clean data, has no score")
+        if (self.adversarial_weight > 0) != (self.discriminator_weight > 0):
+            raise ValueError(
+                f"adversarial_weight {self.adversarial_weight} and discriminator_weight {self.discriminator_weight}: a "
+                "discriminator serves only where both are above 0, so give both or neither"
+            )
+        return self
+
+
+class Critic(nn.Module):
+    """A denoiser's network and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
+
+    def __init__(self, network: nn.Module, heads: PooledHeads | None, blocks: Sequence[int], heads_rate: float = 1.0):
+        super().__init__()
+        self.network, self.heads, self.blocks, self.heads_rate = network, heads, blocks, heads_rate
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates of parameters over the optimiser's."""
+        return {name: self.heads_rate for name, _ in self.named_parameters() if name.startswith("heads.")}
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> tuple[Tensor, Tensor]:
+        if self.heads is None:
+            return self.network(x, time, condition, context), x.new_zeros(len(x), 0)
+        context, found = keep_blocks(context, self.blocks, self.network, x)
+        raw = self.network(x, time, condition, context)
+        check_reached(context, shown_by(self.network), "The discriminator")
+        return raw, self.heads([found[index] for index in self.blocks], time)
+
+
+class DistributionMatchingObjective(DrawingObjective):
+    """See the module. Roles `student` and `critic` train, each in its phase."""
+
+    config: DistributionMatchingConfig
+    source: ClassVar[str] = "arXiv 2405.14867"
+
+    def __init__(self, config, network, source=None, teacher=None):
+        super().__init__(config, network, source, teacher)
+        critic = self._critic()
+        if critic.heads is not None and source is not None:
+            self._standardize(critic, source)
+        self.roles["critic"] = Role(critic, ema=False)
+
+    def _critic(self) -> Critic:
+        config, teacher = self.config, self.given.network
+        if config.lora is not None:
+            network: nn.Module = LoraNetwork(teacher, config.lora)
+        else:
+            network = self._like_teacher(("guidance",) if config.embed_guidance else ())
+            copy_weights(teacher, network)
+            freeze_unread(network)
+        if not config.adversarial_weight:
+            return Critic(network, None, ())
+        unet = shown_by(teacher) == "map"  # of which the middle is read, as published
+        blocks, widths = self.judged_by(teacher, config.blocks, judged_blocks)
+        if unet and not config.blocks:
+            blocks, widths = blocks[-1:], widths[-1:]
+        return Critic(network, PooledHeads(widths), blocks, config.heads_rate)
+
+    @torch.no_grad()
+    def _standardize(self, critic: Critic, source: Source, count: int = 64) -> None:
+        """Show the heads the first samples of the data as they will see them, at rising levels."""
+        batch = source.batch(range(count))
+        draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
+        condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
+        drawn = self.compared(Draws(0, torch.arange(1024), "heads"), x0.device)
+        knots, denoiser = len(critic.heads.times), self.denoiser(self.given.network, self.dtype)
+        for knot, t in enumerate(drawn.t.quantile(torch.linspace(0, 1, knots, dtype=torch.float64))):
+            level = self.path(t.expand(count))
+            features = block_features(denoiser, level.mix(x0, noise), level, condition, critic.blocks)
+            critic.heads.standardize(knot, float(CLOCKS[denoiser.clock](level, self.path)[0]), features)
+
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        critic = Phase("critic", "critic")
+        return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
+
+    def judge(self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale) -> tuple[Prediction, Tensor]:
+        """(the critic's prediction at x, its logits (B, N): above 0 for real)."""
+        logits: list[Tensor] = []
+
+        def network(*args: Any) -> Tensor:
+            raw, found = critic(*args)
+            logits.append(found)
+            return raw
+
+        dtype = self.dtype if self.config.lora is not None else None
+        return self.denoiser(network, dtype)(x, level, self.told(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
+
+    def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
+        """The levels (B,) at which distributions are compared."""
+        low, high = (share * self.path.t_noise for share in self.config.range)
+        return self.path(draw_levels(self.config.time, self.path, draws, device).t.double().clamp(low, high))
+
+    def loss(
+        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase.name == "critic":
+            return self.critic_loss(models, batch, draws)
+        x0, _, condition, scale = self.drawn(models["student"], batch, draws)
+        level = self.compared(draws, x0.device)
+        x_t = level.mix(x0, draws.normal_like("noise", x0))
+        fake, logits = self.judge(fixed(models["critic"]), x_t, level, condition, scale)
+        real = self.teach(models, x_t.detach(), level, condition, scale)
+        total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
+        logged = {"apart": (fake.x0 - real.x0).detach().abs().mean()}
+        if self.config.adversarial_weight:
+            adversarial = F.softplus(-logits).mean()
+            total = total + self.config.adversarial_weight * adversarial
+            logged["adversarial"] = adversarial.detach()
+        return total, logged
+
+    def critic_loss(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
+        with torch.no_grad():
+            x0, data, condition, scale = self.drawn(bare(models["student"]), batch, draws)
+        level = self.compared(draws, x0.device)
+        x_t = level.mix(x0, draws.normal_like("noise", x0))
+        if not self.config.adversarial_weight:
+            fake, _ = self.judge(models["critic"], x_t, level, condition, scale)
+            return self.denoising(fake.x0, x0, level)
+        z_t = level.mix(data, draws.normal_like("real noise", x0))
+        both, told, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
+        prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, told, twice)
+        on_fake, on_real = logits.chunk(2)
+        telling = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+        total, logged = self.denoising(prediction.x0.chunk(2)[0], x0, level)
+        logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "telling": telling.detach()}
+        return total + self.config.discriminator_weight * telling, logged
+
+    def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
+        return losses.average(losses.squared(found, x0), weight)
+
+
+def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:
+    """(B,) whose gradient in x0 (B, ...) is, up to 1 / numel, (fake - real) / mean |x0 - real|: the difference of the two
+    distributions' denoised means at a noised x0, over how far the true one is, so that all levels count alike."""
+    x0 = x0.float() if x0.dtype != torch.float64 else x0
+    far = (x0.detach() - real).abs().flatten(1).mean(1).clamp(min=1e-8)
+    direction = (fake - real) / expand(far, x0)
+    return 0.5 * losses.squared(x0, (x0 - direction).detach())

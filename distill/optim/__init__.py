@@ -1,0 +1,1 @@
+"""What an update does to weights: optimisers, learning-rate schedules, averages, number formats, non-finite updates."""

@@ -1,0 +1,77 @@
+"""What a training config can name: `type:` of its sections objective and data -> (module, config class, class).
+
+The tables are closed to files, and a row's module is imported when it is used.
+"""
+
+from __future__ import annotations
+
+OBJECTIVES: dict[str, tuple[str, str, str]] = {
+    "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
+    "consistency_distillation": (
+        "distill.objectives.consistency_distillation",
+        "ConsistencyDistillationConfig",
+        "ConsistencyDistillationObjective",
+    ),
+    "consistency_training": (
+        "distill.objectives.consistency_training",
+        "ConsistencyTrainingConfig",
+        "ConsistencyTrainingObjective",
+    ),
+    "improved_consistency": (
+        "distill.objectives.improved_consistency",
+        "ImprovedConsistencyConfig",
+        "ImprovedConsistencyObjective",
+    ),
+    "easy_consistency": ("distill.objectives.easy_consistency", "EasyConsistencyConfig", "EasyConsistencyObjective"),
+    "continuous_consistency": ("distill.objectives.scm", "ContinuousConsistencyConfig", "ContinuousConsistencyObjective"),
+    "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
+    "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
+    "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
+    "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),
+    "progressive": ("distill.objectives.progressive_distillation", "ProgressiveConfig", "ProgressiveObjective"),
+    "guidance": ("distill.objectives.guidance_distillation", "GuidanceConfig", "GuidanceObjective"),
+    "tract": ("distill.objectives.tract", "TractConfig", "TractObjective"),
+    "multistep_consistency": (
+        "distill.objectives.multistep_consistency",
+        "MultistepConsistencyConfig",
+        "MultistepConsistencyObjective",
+    ),
+    "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
+    "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
+    "adversarial_consistency": (
+        "distill.objectives.adversarial_consistency",
+        "AdversarialConsistencyConfig",
+        "AdversarialConsistencyObjective",
+    ),
+    "adversarial_continuous": (
+        "distill.objectives.sana_sprint",
+        "AdversarialContinuousConfig",
+        "AdversarialContinuousObjective",
+    ),
+    "adversarial_diffusion": (
+        "distill.objectives.adversarial_diffusion_distillation",
+        "AdversarialDiffusionConfig",
+        "AdversarialDiffusionObjective",
+    ),
+    "distribution_matching": ("distill.objectives.dmd2", "DistributionMatchingConfig", "DistributionMatchingObjective"),
+    "frechet": ("distill.objectives.frechet", "FrechetConfig", "FrechetObjective"),
+    "trajectory_consistency": (
+        "distill.objectives.trajectory_consistency",
+        "TrajectoryConsistencyConfig",
+        "TrajectoryConsistencyObjective",
+    ),
+    "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
+    "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
+    "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
+}
+
+SOURCES: dict[str, tuple[str, str, str]] = {
+    "emoji": ("distill.data.emoji.data", "EmojiConfig", "EmojiData"),
+    "emoji_latents": ("distill.data.emoji_latents", "EmojiLatentsConfig", "EmojiLatents"),
+    "images": ("distill.data.images", "ImagesConfig", "ImageFolder"),
+    "webdataset": ("distill.data.webdataset", "WebDatasetConfig", "WebDataset"),
+    "huggingface": ("distill.data.huggingface", "HuggingFaceConfig", "HuggingFace"),
+    "prompts": ("distill.data.prompts", "PromptsConfig", "Prompts"),
+    "latents": ("distill.data.latents", "LatentsConfig", "Latents"),
+    "grouped": ("distill.data.grouped", "GroupedConfig", "Grouped"),
+}
