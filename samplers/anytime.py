@@ -12,9 +12,9 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import karras
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, check_falling
 from samplers.sample import Solver, State, sample
-from samplers.solvers.ratio import noise_ratio
 from samplers.solvers.restart import renewed
 
 TRANSITIONS = ("renoise", "posterior")

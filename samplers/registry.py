@@ -11,7 +11,7 @@ from typing import Any
 
 from samplers.grids import Grid
 from samplers.grids.registry import GRIDS, GridInfo
-from samplers.names import build, check_options, find, plain, spellings_of
+from samplers.lookup import build, check_options, find, plain, spellings_of
 from samplers.path import Path
 from samplers.sample import Solver
 from samplers.solvers.info import SolverInfo

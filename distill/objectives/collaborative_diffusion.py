@@ -1,7 +1,7 @@
 """Learn how several frozen models share one picture: collaborative diffusion (arXiv 2304.10530).
 
 Each model predicts the clean picture from what it is told, maps that sum to one over the models weigh the predictions, and the
-maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.joint.collaborate` has the equations).
+maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has the equations).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
+from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
@@ -23,7 +24,6 @@ from gen.nn.conditions import join
 from gen.nn.influence_networks import Influences
 from gen.nn.registry import Config, save_component
 from samplers.denoiser import Condition, Context
-from samplers.joint.collaborate import Collaborative, Collaborator
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 

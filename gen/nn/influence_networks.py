@@ -1,4 +1,4 @@
-"""The influence of each of several models on one picture, learned for collaborative diffusion (`samplers.joint.collaborate`).
+"""The influence of each of several models on one picture, learned for collaborative diffusion (`samplers.multi_model.collaborative_diffusion`).
 
 A small convolutional network per model reads the noisy picture, how noisy it is, and what that model is told, and says one
 number per pixel. Pictures (B, C, H, W), logits (B, N, H, W) for N models.
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
+from samplers.multi_model.collaborative_diffusion import Collaborator, Influence
 from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import timestep_embedding
 from gen.nn.registry import Config
 from samplers.denoiser import Condition
-from samplers.joint.collaborate import Collaborator, Influence
 from samplers.path import NoiseLevel
 
 FREQUENCIES = 64
@@ -60,7 +60,7 @@ class Influences(nn.Module):
         return torch.cat([one(x, logsnr, told) for one, told in zip(self.models, conditions, strict=True)], dim=1)
 
     def members(self, denoisers: Sequence, conditions: Sequence[Condition | None]) -> tuple[Collaborator, ...]:
-        """What `samplers.joint.collaborate.Collaborative` is made of; None is the run's own condition."""
+        """What `samplers.multi_model.collaborative_diffusion.Collaborative` is made of; None is the run's own condition."""
         if not len(denoisers) == len(conditions) == len(self.models):
             raise ValueError(
                 f"{len(denoisers)} models and {len(conditions)} conditions are given for the influence of {len(self.models)}; "

@@ -40,7 +40,7 @@ class Rules:
 
     def under(self, solver: Solver) -> Rules:
         """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
-        from samplers.solvers.comfy.branches import reads_both
+        from samplers.solvers.comfy.null_branch import reads_both
 
         if not reads_both(solver):
             return self

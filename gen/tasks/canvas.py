@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.windows import PROFILES, Windows
 from torch import Tensor
 
 from gen.io import validators as request
@@ -20,9 +23,6 @@ from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.pipeline.task import Batch, Frame, Kind
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.joint.shifted import ShiftedWindows
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import PROFILES, Windows
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -131,7 +131,7 @@ class Canvas(Kind):
             solver = Recurrent(solver, record.recurrence)
         if not record.sync:
             return canvas, solver
-        from samplers.joint.sync import SyncDiffusion, style_distance
+        from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
 
         distance = style_distance
         if record.sync_distance != "latent":

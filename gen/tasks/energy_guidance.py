@@ -71,7 +71,7 @@ class Guide(Kind):
         prompts: Sequence[str],
     ) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) with the guide around them, outside all other guidance."""
-        from samplers.guidance.training_free import guide
+        from samplers.guidance.energy_methods import guide
 
         energy = on_latents(generator, self.energy, prompts)
         record, own = self.record, self.method_options
@@ -127,8 +127,9 @@ def make_guide(
         if given:
             raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
         return None
+    from samplers.guidance.energy_methods import method_info
+
     from gen.tasks.energies import energy_info, get_energy
-    from samplers.guidance.training_free import method_info
 
     chosen = request.options("guide_options", options or {})
     info = None

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from samplers.multi_model.masks import Box, rest, soften
+from samplers.multi_model.regions import Bootstrap, Region, Regions
 from torch import Tensor
 
 from gen.nn.conditions import pad_tokens, told_its_size
@@ -26,8 +28,6 @@ from gen.nn.registry import describe
 from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
 from gen.pipeline.task import Batch, Kind
 from samplers.denoiser import Condition
-from samplers.joint.masks import Box, rest, soften
-from samplers.joint.regions import Bootstrap, Region, Regions
 
 if TYPE_CHECKING:
     from gen.generator import Generator

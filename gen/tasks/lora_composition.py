@@ -100,8 +100,9 @@ def make_composition(
         if "start" in chosen:
             chosen["start"] = request.real("composition_options['start']", chosen["start"], -1000, 1000)
         return Composition(REGIONAL, chosen, masks, digests)
+    from samplers.lookup import check_options
+
     from samplers.composition import composition_info
-    from samplers.names import check_options
 
     info = composition_info("merge" if name in (None, "") else name)  # type: ignore[arg-type]
     check_options(info, chosen, "composition")
@@ -144,9 +145,10 @@ def measured_order(
 def _masks(
     regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from samplers.composition.adapter_batch import check_known
+
     from gen.io.images import digest, fit, read_picture
     from gen.tasks.edit import check_shape
-    from samplers.composition.rows import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")

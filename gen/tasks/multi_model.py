@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from samplers.multi_model.collaborative_diffusion import Collaborative
+from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 
 from gen.io import validators as request
 from gen.io.threads import all_of
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
-from samplers.joint.collaborate import Collaborative
-from samplers.joint.unite import Member, UniteAndConquer
 from samplers.noise import normal, seeded_noise
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
@@ -62,7 +62,7 @@ class Part:
 
 
 def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) -> list[Image.Image]:
-    """Pictures by unite and conquer (`samplers.joint.unite`): seeds seed, seed + 1, ... call: num_inference_steps, sampler,
+    """Pictures by unite and conquer (`samplers.multi_model.unite_and_conquer`): seeds seed, seed + 1, ... call: num_inference_steps, sampler,
     schedule, by default the first model's. ValueError says which models cannot work together."""
     check(parts)
     members = tuple(
@@ -76,7 +76,7 @@ def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) 
 def collaborate(
     parts: Sequence[Part], influence: str | Path, *, seed: int = 0, count: int = 1, **call: Any
 ) -> list[Image.Image]:
-    """Pictures by collaborative diffusion (`samplers.joint.collaborate`), with the maps that `distill.train` has exported to
+    """Pictures by collaborative diffusion (`samplers.multi_model.collaborative_diffusion`), with the maps that `distill.train` has exported to
     the folder `influence` for these models in this order. Each model has its own guidance. Otherwise as `unite`."""
     from gen.nn.influence_networks import Influences
     from gen.nn.registry import load_component

@@ -93,7 +93,7 @@ class Restoration(Kind):
 
 def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
-    from samplers import names
+    from samplers import lookup as names
 
     rows = {name: _Row(name, (*own, *COMMON)) for name, own in TASKS.items()}
     row = names.find(rows, task, "task")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ class TweakOptions(TypedDict, total=False):
     reference: pictures that self-attention sees; reference_mask: white where each counts; reference_prompt: what each shows,
     the call's own prompt if left out. Options: weight 3, layers, interval, null (`samplers.guidance.MultiReference`).
     concepts: words of the prompt that must not mix. Options: strength 0.1, window 3, quantile 0.7 of the correction,
-    suppression 1 and interval of the attention maps (`samplers.guidance.concepts`).
+    suppression 1 and interval of the attention maps (`samplers.guidance.t2i_zero`).
     aesthetic: texts, or a safetensors file with one embedding, towards which the text encoder is moved for each prompt.
     Options: steps 10, rate 1e-4.
     greedy: an energy's name, or a function (pictures (B, 3, H, W) in [0, 1], condition) -> (B,), higher is better. Options:

@@ -3,7 +3,7 @@
     generator.ambiguous("a red heart", "a red apple", view="rotate180")
 
 Every view is denoised as a picture of its own, and what the views say of the clean picture is averaged at every step
-(`samplers.joint.tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
+(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
 nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
 """
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from samplers.canvas.sync_tweedies import Instances, View, project
+from samplers.rows import stack
 from torch import Tensor
 
 from gen.io.images import cut_to
@@ -23,8 +25,6 @@ from gen.nn.conditions import told_its_size
 from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.task import Batch, Kind
 from gen.tasks.layout import read_prompt
-from samplers.joint.rows import stack
-from samplers.joint.tweedies import Instances, View, project
 
 if TYPE_CHECKING:
     from gen.generator import Generator

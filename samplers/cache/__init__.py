@@ -4,12 +4,12 @@ They belong directly around the network, under guidance: ClassifierFree(TaylorSe
 `Context.store`, apart for every branch and set of adapters, so it lasts one run and holds a fixed number of tensors.
 """
 
-from samplers.cache.broadcast import PyramidBroadcast
-from samplers.cache.easy import EasyCache
+from samplers.cache.easy_cache import EasyCache
 from samplers.cache.first_block import FirstBlockCache
+from samplers.cache.pyramid_broadcast import PyramidBroadcast
 from samplers.cache.registry import CACHES, CacheInfo, cache_info, cache_names, get_cache
 from samplers.cache.reuse import Reuse
-from samplers.cache.taylor import TaylorSeer
+from samplers.cache.taylor_seer import TaylorSeer
 
 __all__ = [
     "CACHES",

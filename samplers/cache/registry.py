@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.cache.broadcast import PyramidBroadcast
-from samplers.cache.easy import EasyCache
+from samplers.cache.easy_cache import EasyCache
 from samplers.cache.first_block import FirstBlockCache
+from samplers.cache.pyramid_broadcast import PyramidBroadcast
 from samplers.cache.reuse import Reuse
-from samplers.cache.taylor import TaylorSeer
+from samplers.cache.taylor_seer import TaylorSeer
 from samplers.denoiser import Denoiser
-from samplers.names import build, check_options, find
+from samplers.lookup import build, check_options, find
 
 
 @dataclass(frozen=True)

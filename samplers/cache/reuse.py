@@ -9,9 +9,9 @@ from torch import Tensor
 
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.memory import latest, owner, recall, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction, prediction_row
+from samplers.step_cache import latest, owner, recall, remember
 
 READINGS = ("x0", "eps", "v", "flow")
 

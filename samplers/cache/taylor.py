@@ -11,9 +11,9 @@ from torch import Tensor
 from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_stride, may_act
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.step_cache import latest, owner, remember
 
 
 @dataclass(frozen=True)

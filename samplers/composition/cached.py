@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from samplers.cache.common import check_one_shape
-from samplers.composition.rows import check_known, check_starts, in_force, is_number, jointly, passed, weighted
+from samplers.composition.adapter_batch import check_known, check_starts, in_force, is_number, jointly, passed, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.memory import latest, owner, remember
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.step_cache import latest, owner, remember
 
 # (from this share of the run, steps between refreshes), and the share of the run in which the fine adapters lead, as published
 PUBLISHED = ((0.0, 2), (0.375, 3), (0.875, 2))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.composition.rows import check_known, in_force, is_number, jointly, weighted
+from samplers.composition.adapter_batch import check_known, in_force, is_number, jointly, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

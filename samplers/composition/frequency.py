@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samplers.composition.rows import check_known, in_force, jointly
+from samplers.composition.adapter_batch import check_known, in_force, jointly
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.composition.rows import check_known, in_force, jointly, weighted
+from samplers.composition.adapter_batch import check_known, in_force, jointly, weighted
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path

@@ -11,7 +11,7 @@ from samplers.composition.composite import Composite
 from samplers.composition.contrast import Contrast
 from samplers.composition.switch import EVERY, Switch, taking_turns
 from samplers.denoiser import Denoiser
-from samplers.names import build, check_options, find
+from samplers.lookup import build, check_options, find
 from samplers.path import NoiseLevel
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from samplers.composition.rows import check_known, check_starts, in_force, passed
+from samplers.composition.adapter_batch import check_known, check_starts, in_force, passed
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

@@ -12,9 +12,9 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.editing.inpaint import Inpaint
 from samplers.noise import normal
+from samplers.noise_ratio import rise
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
-from samplers.solvers.ratio import rise
 
 
 def repaint_walk(steps: int, jump_length: int = 10, resamples: int = 10) -> list[int]:

@@ -13,27 +13,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from samplers.guidance.apg import AdaptiveProjected
-from samplers.guidance.auto import Autoguidance
-from samplers.guidance.branches import Guided
+from samplers.guidance.autoguidance import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.cfg_zero import ZeroStar
 from samplers.guidance.cfgpp import PlusPlus
 from samplers.guidance.embedded import Embedded
-from samplers.guidance.perturb import PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.perturbed import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.schedule import Piecewise, PowerCosine
 from samplers.guidance.threshold import Clip, DynamicThreshold
-from samplers.guidance.zero import ZeroStar
+from samplers.guidance.two_branch import Guided
 
 if TYPE_CHECKING:
-    from samplers.guidance.beside import References
     from samplers.guidance.classifier import ClassifierGuided
-    from samplers.guidance.concepts import ConceptSuppression
     from samplers.guidance.greedy import Greedy
     from samplers.guidance.inverse import Posterior
-    from samplers.guidance.mrsa import MultiReference
+    from samplers.guidance.multi_reference import MultiReference
     from samplers.guidance.negtome import NegativeMerging
     from samplers.guidance.recurrent import Recurrent
+    from samplers.guidance.reference_batch import References
+    from samplers.guidance.t2i_zero import ConceptSuppression
     from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
     from samplers.guidance.universal import Universal
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from samplers.denoiser import Context
-from samplers.guidance.branches import TwoBranch, clean, guided, inner, wide
-from samplers.memory import owner, recall, remember
+from samplers.guidance.two_branch import TwoBranch, clean, guided, inner, wide
 from samplers.path import Scalar, expand
 from samplers.prediction import Prediction
+from samplers.step_cache import owner, recall, remember
 
 
 @dataclass(frozen=True)

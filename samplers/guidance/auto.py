@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import (
+from samplers.guidance.two_branch import (
     EVERYWHERE,
     Guided,
     Interval,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Interval
+from samplers.guidance.two_branch import Interval
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.path import NoiseLevel, Scalar
 from samplers.prediction import Prediction

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context
-from samplers.guidance.branches import TwoBranch, both_branches, guided, lerp, one_branch, scale_at
+from samplers.guidance.two_branch import TwoBranch, both_branches, guided, lerp, one_branch, scale_at
 from samplers.path import NoiseLevel, Scalar
 from samplers.prediction import Prediction
 

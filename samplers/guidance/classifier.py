@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Interval, Schedule, check_interval, check_scale
 from samplers.guidance.energy import gradients, log_density
+from samplers.guidance.two_branch import EVERYWHERE, Interval, Schedule, check_interval, check_scale
 from samplers.path import NoiseLevel, Path, expand
 from samplers.prediction import Prediction
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import check_scale
+from samplers.guidance.two_branch import check_scale
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Guided, Interval, clean
+from samplers.guidance.two_branch import Guided, Interval, clean
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction

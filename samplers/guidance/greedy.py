@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Guided, Interval, check_interval, clean, inner
 from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, draw_shifts, gradients, limited, log_density
+from samplers.guidance.two_branch import EVERYWHERE, Guided, Interval, check_interval, clean, inner
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

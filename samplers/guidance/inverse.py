@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
 from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, followed, limited, traced
 from samplers.guidance.operators import Operator
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

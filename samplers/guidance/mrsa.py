@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.beside import References, acts_in, beside, check_places, conditional
-from samplers.guidance.branches import EVERYWHERE, Interval, check_scale
+from samplers.guidance.reference_batch import References, acts_in, beside, check_places, conditional
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_scale
 from samplers.hooks import Site
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

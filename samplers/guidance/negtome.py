@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.beside import References, acts_in, beside, check_places, stacked
-from samplers.guidance.branches import Interval, check_scale
+from samplers.guidance.reference_batch import References, acts_in, beside, check_places, stacked
+from samplers.guidance.two_branch import Interval, check_scale
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Guided, Interval, check_interval, check_scale, guided
+from samplers.guidance.two_branch import EVERYWHERE, Guided, Interval, check_interval, check_scale, guided
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.path import NoiseLevel, Path, expand, lift
 from samplers.prediction import Prediction

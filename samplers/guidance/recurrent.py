@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval
 from samplers.guidance.energy import check_count
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval
+from samplers.noise_ratio import rise
 from samplers.sample import Solver, State
-from samplers.solvers.around import Around, Step
-from samplers.solvers.ratio import rise
 from samplers.solvers.restart import renewed
+from samplers.wrappers import Around, Step
 
 
 @dataclass(frozen=True)

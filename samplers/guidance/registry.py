@@ -9,15 +9,15 @@ from typing import Any
 
 from samplers.denoiser import Denoiser
 from samplers.guidance.apg import AdaptiveProjected
-from samplers.guidance.auto import Autoguidance
+from samplers.guidance.autoguidance import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.cfg_zero import ZeroStar
 from samplers.guidance.cfgpp import PlusPlus
 from samplers.guidance.embedded import Embedded
-from samplers.guidance.perturb import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.perturbed import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
-from samplers.guidance.zero import ZeroStar
-from samplers.names import build, check_options, find
+from samplers.lookup import build, check_options, find
 from samplers.sample import Solver
 
 

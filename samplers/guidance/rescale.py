@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Guided, clean, wide
+from samplers.guidance.two_branch import Guided, clean, wide
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

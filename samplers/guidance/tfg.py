@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
 from samplers.guidance.energy import (
     Energy,
     acts_at,
@@ -29,6 +28,7 @@ from samplers.guidance.energy import (
     traced,
 )
 from samplers.guidance.recurrent import Recurrent
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import clean, wide
+from samplers.guidance.two_branch import clean, wide
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

@@ -12,7 +12,7 @@ from samplers.guidance.energy import Energy, energy_name
 from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.tfg import TrainingFree, dps, lgd, mpgd
 from samplers.guidance.universal import Universal
-from samplers.names import build, check_options, find
+from samplers.lookup import build, check_options, find
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import Solver

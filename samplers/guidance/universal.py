@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
 from samplers.guidance.energy import (
     Energy,
     acts_at,
@@ -22,6 +21,7 @@ from samplers.guidance.energy import (
     log_density,
     traced,
 )
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context
-from samplers.guidance.branches import Guided, TwoBranch, inner, lerp, wide
+from samplers.guidance.two_branch import Guided, TwoBranch, inner, lerp, wide
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import Prediction
 

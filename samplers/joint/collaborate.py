@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.joint.on_path import on_path
-from samplers.joint.rows import raw_in, told
-from samplers.joint.unite import with_adapters
+from samplers.multi_model.path_adapter import on_path
+from samplers.multi_model.unite_and_conquer import with_adapters
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.rows import raw_in, told
 
 # (x (B, C, H, W), level, condition) -> logits (B, 1, H, W) of one model's influence
 Influence: TypeAlias = Callable[[Tensor, NoiseLevel, Condition], Tensor]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from samplers.canvas.sync_tweedies import View, index_view
+from samplers.canvas.windows import profile_weights
 from samplers.denoiser import Condition
-from samplers.joint.tweedies import View, index_view
-from samplers.joint.windows import profile_weights
 
 FACES = ("front", "right", "back", "left", "top", "bottom")
 # per face, (outwards, to the right, down) with x to the right of the front, y down and z towards the viewer

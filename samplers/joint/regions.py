@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
-from samplers.guidance.branches import Schedule, check_scale
-from samplers.joint.masks import Box, check_box, check_mask
-from samplers.joint.rows import expand_rows, first, raw_in, repeat, repeat_level, stack, told
+from samplers.guidance.two_branch import Schedule, check_scale
+from samplers.multi_model.masks import Box, check_box, check_mask
 from samplers.noise import fold
 from samplers.path import NoiseLevel, Path, Scalar
 from samplers.prediction import Prediction
+from samplers.rows import expand_rows, first, raw_in, repeat, repeat_level, stack, told
 
 # (denoiser, scale, negative) -> the denoiser under guidance; a scale that differs by row is a function that gives (rows,)
 Guide: TypeAlias = Callable[[Denoiser, float | Schedule, Condition | None], Denoiser]

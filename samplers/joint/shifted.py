@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval
-from samplers.joint.windows import Windows, starts
+from samplers.canvas.windows import Windows, starts
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval
 from samplers.noise import fold
 from samplers.path import NoiseLevel
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.canvas.multidiffusion import Blend, Tiled
 from samplers.denoiser import Condition, Context
-from samplers.guidance.branches import EVERYWHERE, Interval, check_interval, clean
 from samplers.guidance.energy import acts_at, check_numbers, traced
-from samplers.joint.tiled import Blend, Tiled
+from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
-from samplers.solvers.around import Around, Step
+from samplers.wrappers import Around, Step
 
 # (x0 of windows (N, C, h, w), x0 of their anchors) -> (N,), differentiable in the first; rows must not look at one another
 Distance = Callable[[Tensor, Tensor], Tensor]

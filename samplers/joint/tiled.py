@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from samplers.canvas.shifted import EachImage, ShiftedWindows
+from samplers.canvas.windows import Windows
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Guided
-from samplers.joint.rows import expand_rows
-from samplers.joint.shifted import EachImage, ShiftedWindows
-from samplers.joint.windows import Windows
+from samplers.guidance.two_branch import Guided
 from samplers.path import NoiseLevel, Path, Scalar
 from samplers.prediction import Prediction, Row
+from samplers.rows import expand_rows
 
 Chooser: TypeAlias = Callable[[float, float], int]  # (down, across) of a window's middle -> the number of its condition
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.joint.rows import repeat_level, stack, told
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.rows import repeat_level, stack, told
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
-from samplers.guidance.branches import both_branches, one_branch
-from samplers.joint.on_path import on_path
-from samplers.joint.rows import expand_rows, raw_in, told
+from samplers.guidance.two_branch import both_branches, one_branch
+from samplers.multi_model.path_adapter import on_path
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
+from samplers.rows import expand_rows, raw_in, told
 
 
 @dataclass(frozen=True)

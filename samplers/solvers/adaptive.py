@@ -12,11 +12,11 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import uniform_logsnr
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
-from samplers.solvers.ratio import noise_ratio
 from samplers.solvers.singlestep import Singlestep, advance, step_weights
 
 SMALLEST = 1e-5  # in log-SNR: what a step leaves over that is shorter than this goes with it, or in one first-order step

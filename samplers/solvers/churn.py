@@ -10,10 +10,10 @@ import torch
 
 from samplers.denoiser import Context
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
-from samplers.solvers.around import Around, Step
-from samplers.solvers.ratio import noise_ratio
+from samplers.wrappers import Around, Step
 
 
 class Churning(Protocol):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, VariancePreserving, check_falling, expand
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.ratio import noise_ratio
 
 
 def _need(noise: NoiseSource | None) -> NoiseSource:

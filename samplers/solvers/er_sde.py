@@ -21,12 +21,12 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import lagrange_weights
-from samplers.solvers.ratio import noise_ratio
 
 # log(phi(r) / r): constant for the ODE, whose noise is then exactly zero
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.churn import raise_noise
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.ratio import noise_ratio
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel
 from samplers.sample import Evaluation, State
 from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.ratio import noise_ratio
 
 RULES = ("exact", "midpoint", "bh1", "bh2", "published")
 COORDINATES = ("logsnr", "ratio", "step")

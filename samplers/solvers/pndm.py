@@ -9,12 +9,12 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.ending import VERY_LONG, check_ending
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep, uniform_weights
-from samplers.solvers.ratio import noise_ratio
 
 WARMUPS = ("heun", "runge_kutta")
 READINGS = ("eps", "v")

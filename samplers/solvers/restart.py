@@ -11,11 +11,11 @@ from torch import Tensor
 
 from samplers.grids.common import ratio_bounds
 from samplers.noise import NoiseSource, fold
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
-from samplers.solvers.around import Around, Step
 from samplers.solvers.heun import Heun
-from samplers.solvers.ratio import noise_ratio
+from samplers.wrappers import Around, Step
 
 
 def renewed(noise: NoiseSource, *key: int | float | str) -> NoiseSource:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 
 import torch
+from samplers.analytic import Gaussian, Mixture
 from torch import Tensor
 
 from gen.cli.show import table
@@ -29,7 +30,6 @@ from samplers import (
 )
 from samplers.grids import Grid
 from samplers.solvers.registry import SOLVERS
-from tests.oracles import Gaussian, Mixture
 
 PATHS: dict[str, Path] = {
     "VE": VarianceExploding(),

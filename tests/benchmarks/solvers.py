@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from samplers.analytic import Mixture, reference_ode
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +36,6 @@ from samplers import (
     seeded_noise,
 )
 from samplers.registry import SOLVERS, SolverInfo
-from tests.oracles import Mixture, reference_ode
 from tests.samplers.references import k_diffusion, k_sigmas
 
 SHAPE = (1, 4, 64, 64)

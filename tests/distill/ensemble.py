@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from samplers.analytic import Mixture
 from torch import Tensor, nn
 
 from distill.objectives.bases.objective import Objective
@@ -19,7 +20,6 @@ from samplers.denoiser import Condition, Context
 from samplers.noise import fold
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
-from tests.oracles import Mixture
 
 SEEDS = 5
 STD = 0.3  # of each Gaussian

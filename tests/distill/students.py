@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from samplers.analytic import Gaussian, Mixture
 from torch import Tensor, nn
 
 from distill.objectives.bases.student import StudentObjective, Teacher
@@ -18,7 +19,6 @@ from samplers.prediction import prediction_row
 from samplers.registry import get_solver
 from samplers.sample import sample
 from tests.gen.conftest import randomise
-from tests.oracles import Gaussian, Mixture
 
 FLOW = {"type": "rectified_flow"}
 VP = {"type": "variance_preserving", "betas": "cosine", "steps": 64}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from samplers.multi_model.collaborative_diffusion import Collaborative
 
 from distill.losses.distances import level_weight
 from distill.objectives import make_objective
@@ -10,7 +11,6 @@ from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.nn.registry import build, load_component, save_component
 from samplers import Condition, Context
-from samplers.joint.collaborate import Collaborative
 from tests.distill.students import SIZES, model
 from tests.gen.conftest import randomise
 

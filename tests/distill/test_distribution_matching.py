@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from samplers.analytic import Gaussian
 from torch import Tensor, nn
 
 from distill.networks.lora.overlay import LoraNetwork
@@ -16,7 +17,6 @@ from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, batch_of, exact_teacher, latents, models_of, tiny_teacher
 from tests.gen.conftest import randomise
-from tests.oracles import Gaussian
 
 CRITIC = Phase("critic", "critic")
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 from torch import nn
 
 from distill.losses.solver_steps import adjusted_ddim, ddim
@@ -25,7 +26,6 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.registry import get_grid
 from tests.distill.students import FLOW, SIZES, STUDENT, VP, Jump, batch_of, exact_teacher, loss_of, tiny_teacher
 from tests.gen.conftest import randomise
-from tests.oracles import Mixture
 
 BOTH = pytest.mark.parametrize(("path", "kind"), [(FLOW, "flow"), (FLOW, "x0"), (VP, "v"), (VP, "eps")])
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 from torch import nn
 
 from distill.losses import distances as losses
@@ -23,7 +24,6 @@ from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 from tests.distill.students import FLOW, SHAPE, SIZES, VP, batch_of, exact_teacher, model, tiny_teacher
 from tests.gen.conftest import randomise
-from tests.oracles import Mixture
 
 
 def objective_of(model: Teacher, network=None, /, **config) -> StudentObjective:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from samplers.analytic import Gaussian
 from torch import nn
 
 from distill.losses.levels import TimeConfig, draw_levels, log_density
@@ -17,7 +18,6 @@ from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving, VariancePreservingSDE
 from samplers.prediction import Prediction, prediction_row
 from tests.distill.test_diffusion import FLOW, PHASE, VP, Fixed, batch_of
-from tests.oracles import Gaussian
 
 VE = {"type": "variance_exploding"}
 WEIGHTINGS = [

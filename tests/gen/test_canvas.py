@@ -11,6 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
+from samplers.canvas.windows import Windows
 
 from gen.generator import Generator
 from gen.nn.conditions import alike
@@ -19,10 +23,6 @@ from gen.tasks import canvas as canvases
 from gen.tasks.canvas import Counted, make_canvas
 from samplers.editing import image_to_image
 from samplers.guidance import ClassifierFree
-from samplers.joint.shifted import ShiftedWindows
-from samplers.joint.sync import SyncDiffusion, style_distance
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import Windows
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver

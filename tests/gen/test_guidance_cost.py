@@ -5,12 +5,12 @@ import weakref
 
 import pytest
 import torch
+from samplers.guidance.energy_methods import METHODS, guide
 
 from samplers import Context
 from samplers.denoiser import Condition
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.greedy import Greedy
-from samplers.guidance.training_free import METHODS, guide
 from samplers.noise import normal, seeded_noise
 from samplers.registry import get_grid, get_solver
 from samplers.sample import trajectory

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from samplers.analytic import say
 from torch import Tensor
 
 from samplers import Condition, Context, NoiseLevel
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
-from tests.oracles import say
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from samplers.analytic import say
 from torch import Tensor
 
 from samplers import Condition, RectifiedFlow, get_grid, get_solver, sample
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
-from tests.oracles import say
 
 FLOW = RectifiedFlow()
 SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample, trajectory
 from samplers.solvers.adaptive import Adaptive
-from tests.oracles import Gaussian, Mixture, reference_ode
 from tests.samplers.references import Replay, k_diffusion, k_model
 
 PATH = VarianceExploding(0.05, 20.0)

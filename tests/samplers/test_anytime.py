@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Context,
@@ -18,7 +19,6 @@ from samplers import (
 )
 from samplers.anytime import anytime, remaining
 from samplers.noise import normal
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE, RF = VarianceExploding(), RectifiedFlow()

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import Multistep, RectifiedFlow, VarianceExploding, brownian_noise, sample, seeded_noise
 from samplers.brownian import CLOCKS
 from samplers.prediction import Prediction
 from samplers.solvers.singlestep import Singlestep
-from tests.oracles import Gaussian, Mixture
 
 RF, VE = RectifiedFlow(), VarianceExploding()
 COUNT = 10000

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample, trajectory
 from samplers.cache import EasyCache, FirstBlockCache, PyramidBroadcast, Reuse, TaylorSeer
 from samplers.guidance import ClassifierFree, PerturbedAttention, SkipLayer
 from samplers.hooks import with_hook
 from tests.gen.test_hooks import tiny
-from tests.oracles import Mixture
 
 FLOW = RectifiedFlow()
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture, say
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample, trajectory
 from samplers.cache import EasyCache, Reuse
 from samplers.guidance import ClassifierFree, Rescale, ZeroStar
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
-from tests.oracles import Mixture, say
 
 FLOW = RectifiedFlow()
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

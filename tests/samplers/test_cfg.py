@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -18,7 +19,6 @@ from samplers import (
     sample,
 )
 from samplers.prediction import Prediction
-from tests.oracles import Mixture
 
 PATH = RectifiedFlow()
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

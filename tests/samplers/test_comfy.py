@@ -12,6 +12,8 @@ from pathlib import Path as File
 
 import pytest
 import torch
+from samplers.analytic import Mixture, reference_ode
+from samplers.guidance.two_branch import guided
 
 from samplers import (
     SOLVERS,
@@ -24,9 +26,7 @@ from samplers import (
     sample,
     solver_info,
 )
-from samplers.guidance.branches import guided
 from samplers.solvers.comfy.start import at_percent
-from tests.oracles import Mixture, reference_ode
 
 VE, VP, RF = VarianceExploding(0.03, 15.0), VariancePreserving.scaled_linear(), RectifiedFlow()
 CASES = {

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -17,7 +18,6 @@ from samplers import (
     sample,
 )
 from samplers.solvers.consistency import TCD, BoundaryScaled, Consistency
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     ClassifierFree,
@@ -19,7 +20,6 @@ from samplers import (
     sample,
 )
 from samplers.solvers.ddpm import DDPM, VARIANCES
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VP = VariancePreserving.linear()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample
 from samplers.grids import from_table, uniform_time
-from tests.oracles import Mixture
 from tests.samplers.references import Replay
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     ClassifierFree,
@@ -20,7 +21,6 @@ from samplers import (
     trajectory,
 )
 from samplers.editing import EDICT, invert_edict, invert_exact
-from tests.oracles import Mixture, reference_ode
 
 VP, RF = VariancePreserving.linear(), RectifiedFlow()
 PATHS = {"VP": VP, "RF": RF}

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
 from samplers.sample import Evaluation
 from samplers.solvers.ending import is_bounded
 from tests.benchmarks.endings import PATHS, WITH_MEMORY, pairs, ratios, rms, spread
-from tests.oracles import Mixture
 
 SOME = ("karras", "uniform", "leading", "normal", "quadratic", "beta", "kl_optimal", "vp")
 NOISY = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "sa_solver")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -21,7 +22,6 @@ from samplers import (
 )
 from samplers.sample import Evaluation
 from samplers.solvers.er_sde import ERSDE, er_moments
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE = VarianceExploding(0.01, 100.0)

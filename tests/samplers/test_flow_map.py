@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samplers.analytic import Gaussian
 
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import RectifiedFlow, VariancePreserving
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
-from tests.oracles import Gaussian
 
 MEAN, STD = torch.tensor([0.7, -1.2]).double(), torch.tensor([0.4, 1.5]).double()
 

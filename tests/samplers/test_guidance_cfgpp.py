@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
 from samplers.guidance import AdaptiveProjected, ClassifierFree, PlusPlus
-from tests.oracles import Mixture
 from tests.samplers.references import Replay
 
 VE, VP, FLOW = VarianceExploding(0.05, 20.0), VariancePreserving.linear(), RectifiedFlow()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow
 from samplers.guidance import AdaptiveProjected, ClassifierFree, Rescale, ZeroStar
-from tests.oracles import Mixture
 
 apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance", reason="diffusers is not installed")
 zero = pytest.importorskip("diffusers.guiders.classifier_free_zero_star_guidance")

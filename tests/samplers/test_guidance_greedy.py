@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow, get_grid, get_solver, normal, sample, seeded_noise
 from samplers.guidance import ClassifierFree
 from samplers.guidance.greedy import Greedy, RAdam, draws, guidance_scales, interpolations, slerp, together
-from tests.oracles import Mixture
 
 
 def close(a, b, tolerance=1e-11):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from samplers.analytic import say
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
 from samplers.guidance import ClassifierFree, Posterior, Universal
 from samplers.guidance.inverse import conjugate_gradients
 from samplers.guidance.operators import Composed, LinearOperator, blur, check_adjoint, downsample, grey, keep
-from tests.oracles import say
 
 VE, VP, FLOW = VarianceExploding(0.002, 40.0), VariancePreserving.linear(), RectifiedFlow()
 PATHS = pytest.mark.parametrize("path", [VE, VP, FLOW], ids=["VE", "VP", "flow"])

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from samplers.analytic import Mixture
+from samplers.guidance.perturbed import _blur
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
 from samplers.guidance import (
@@ -17,10 +19,8 @@ from samplers.guidance import (
     ZeroStar,
     get_guidance,
 )
-from samplers.guidance.perturb import _blur
 from samplers.hooks import Site, with_hook
 from tests.gen.test_hooks import tiny
-from tests.oracles import Mixture
 
 FLOW = RectifiedFlow()
 LEVEL = FLOW(0.6)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
 from samplers.cache import CACHES, cache_names, get_cache
 from samplers.guidance import GUIDANCE, ClassifierFree, PlusPlus, Rescale, get_guidance, guidance_info, guidance_names
 from tests.gen.test_hooks import tiny
-from tests.oracles import Mixture
 
 FLOW = RectifiedFlow()
 X = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

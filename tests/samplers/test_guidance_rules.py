@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NoiseLevel, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample
 from samplers.guidance import (
@@ -22,7 +23,6 @@ from samplers.guidance import (
 )
 from samplers.guidance.registry import GUIDANCE, get_guidance
 from samplers.prediction import Prediction, prediction_row
-from tests.oracles import Mixture
 
 FLOW, VP = RectifiedFlow(), VariancePreserving.linear()
 SHAPE = (2, 3, 3)

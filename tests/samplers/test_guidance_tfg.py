@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import (
     Condition,
@@ -36,7 +37,6 @@ from samplers.guidance import (
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.solvers.edict import EDICT
-from tests.oracles import Mixture
 
 VE, VP, FLOW = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()
 PATHS = pytest.mark.parametrize("path", [VE, VP, FLOW], ids=["VE", "VP", "flow"])

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample, seeded_noise
 from samplers.editing import image_to_image, start_at, start_at_level
-from tests.oracles import Gaussian, Mixture
 
 PATHS = {"VE": VarianceExploding(), "VP": VariancePreserving.linear(), "RF": RectifiedFlow()}
 IMAGE, EPS = (torch.randn(4, 2, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2))

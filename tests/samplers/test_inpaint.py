@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -24,7 +25,6 @@ from samplers import (
 )
 from samplers.editing import Inpaint, repaint, repaint_walk
 from samplers.solvers.registry import SOLVERS
-from tests.oracles import Mixture
 
 VE, VP, RF = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()
 

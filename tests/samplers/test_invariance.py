@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import SOLVERS as SOLVER_ROWS
 from samplers import (
@@ -20,7 +21,6 @@ from samplers import (
     solver_names,
 )
 from samplers.grids import uniform_time
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE, VP, RF = VarianceExploding(), VariancePreserving.linear(), RectifiedFlow()

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, Heun, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
 from samplers.editing import Mirror, MirrorPath, invert, invert_exact
 from samplers.path import Trigonometric
-from tests.oracles import Gaussian, Mixture, reference_ode
 
 VE, VP, RF, TRIG = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow(), Trigonometric()
 PATHS = {"VE": VE, "VP": VP, "RF": RF, "trigonometric": TRIG}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samplers.analytic import Mixture
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.sync_diffusion import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
+from samplers.canvas.windows import Windows
 
 from samplers import (
     Condition,
@@ -19,11 +23,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
-from samplers.joint.sync import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import Windows
 from samplers.sample import State
-from tests.oracles import Mixture
 from tests.samplers.canvases import LookAround, draw
 
 VE, VP, RF = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), RectifiedFlow()

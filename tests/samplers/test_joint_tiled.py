@@ -10,6 +10,8 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.windows import Windows
 from torch.overrides import TorchFunctionMode
 
 from samplers import (
@@ -28,8 +30,6 @@ from samplers import (
 )
 from samplers.anytime import anytime
 from samplers.guidance.universal import Universal
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import Windows
 from tests.distill.processes import on_processes
 from tests.samplers.canvases import LookAround, PerPixel, draw
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Multistep, VarianceExploding, get_grid, get_solver, sample
 from samplers.solvers import Heun
-from tests.oracles import Mixture
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 
 PATH = VarianceExploding(0.05, 20.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -28,7 +29,6 @@ from samplers.noise import normal
 from samplers.path import NoiseLevel, VariancePreservingSDE
 from samplers.solvers.registry import SOLVERS
 from samplers.solvers.restart import Restart
-from tests.oracles import Mixture
 
 PATHS = {
     "VE": VarianceExploding(),

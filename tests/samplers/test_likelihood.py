@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.likelihood import TABLEAUS, log_likelihood
 from samplers.path import Trigonometric
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import k_diffusion, k_model
 
 VE, VP, RF, TRIG = VarianceExploding(0.002, 80.0), VariancePreserving.linear(), RectifiedFlow(), Trigonometric()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import VariancePreserving, get_grid, sample
 from samplers.solvers.lower_order import LowerOrderFinal
 from samplers.solvers.multistep import Multistep
-from tests.oracles import Mixture
 
 PATH = VariancePreserving.scaled_linear()
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

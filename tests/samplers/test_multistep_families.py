@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture, reference_ode
+from samplers.noise_ratio import noise_ratio
 
 from samplers import (
     Condition,
@@ -21,8 +23,6 @@ from samplers import (
     sample,
 )
 from samplers.sample import Evaluation
-from samplers.solvers.ratio import noise_ratio
-from tests.oracles import Gaussian, Mixture, reference_ode
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 
 PATH = VariancePreserving.scaled_linear()

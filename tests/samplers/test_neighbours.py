@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.sync_diffusion import SyncDiffusion
 
 from samplers import (
     ClassifierFree,
@@ -23,9 +26,6 @@ from samplers import (
 from samplers.cache import CACHES
 from samplers.editing import Inpaint, image_to_image, invert, repaint
 from samplers.guidance.registry import GUIDANCE
-from samplers.joint.shifted import ShiftedWindows
-from samplers.joint.sync import SyncDiffusion
-from samplers.joint.tiled import Tiled
 from samplers.noise import normal
 from samplers.solvers.registry import SOLVERS
 from tests.gen.test_hooks import tiny

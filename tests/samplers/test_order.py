@@ -6,10 +6,10 @@ from itertools import accumulate
 
 import pytest
 import torch
+from samplers.analytic import Mixture, reference_ode
 
 from samplers import ClassifierFree, Heun, Multistep, VarianceExploding, get_solver, sample
 from samplers.solvers.registry import SOLVERS
-from tests.oracles import Mixture, reference_ode
 
 PATH = VarianceExploding(0.01, 100.0)
 MIXTURE = replace(Mixture.example(PATH), stds=Mixture.example(PATH).stds + 0.5)  # smooth enough to be asymptotic by N = 64

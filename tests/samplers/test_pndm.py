@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     Condition,
@@ -20,7 +21,6 @@ from samplers import (
 from samplers.grids import from_table
 from samplers.path import NoiseLevel
 from samplers.solvers.pndm import PNDM
-from tests.oracles import Mixture, reference_ode
 
 
 @pytest.fixture

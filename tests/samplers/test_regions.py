@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.windows import Windows
+from samplers.multi_model.masks import box_mask, rest, soften
+from samplers.multi_model.regions import Bootstrap, Region, Regions
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import AdaptiveProjected, ClassifierFree
-from samplers.joint.masks import box_mask, rest, soften
-from samplers.joint.regions import Bootstrap, Region, Regions
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import Windows
-from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
+from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
 H, W = 6, 8
 X = rand(2, 3, H, W)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -24,7 +25,6 @@ from samplers import (
 )
 from samplers.noise import normal
 from samplers.solvers.restart import Restart, renewed
-from tests.oracles import Gaussian, Mixture
 from tests.samplers.references import Replay
 
 VE = VarianceExploding(0.01, 50.0)

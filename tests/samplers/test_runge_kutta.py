@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_solver, sample
 from samplers.grids import from_table, uniform_time
 from samplers.solvers.runge_kutta import TABLEAUS, RungeKutta
-from tests.oracles import Gaussian, Mixture, reference_ode
 
 RF, ZERO_SNR = RectifiedFlow(), VariancePreserving.scaled_linear(zero_terminal_snr=True)
 MEAN, STD = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.5, 1.5], dtype=torch.float64)

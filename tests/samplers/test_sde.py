@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from samplers.analytic import Gaussian
 
 from samplers import (
     Heun,
@@ -16,7 +17,6 @@ from samplers import (
     seeded_noise,
 )
 from samplers.noise import normal
-from tests.oracles import Gaussian
 from tests.samplers.references import Replay
 
 COUNT = 20000

@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
 from samplers.search import (
@@ -23,7 +24,6 @@ from samplers.search import (
     save_table,
     select,
 )
-from tests.oracles import Mixture
 
 VE, VP, RF = VarianceExploding(0.05, 20.0), VariancePreserving.linear(), RectifiedFlow()
 

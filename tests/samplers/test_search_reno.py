@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Mixture
 
 from samplers import VariancePreserving, get_grid, get_solver, sample
 from samplers.search import best_of, log_radius, reno
-from tests.oracles import Mixture
 
 G = torch.Generator().manual_seed(4)
 NOISE = torch.randn(4, 2, 3, generator=G, dtype=torch.float64)

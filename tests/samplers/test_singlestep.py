@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample, trajectory
 from samplers.brownian import brownian_noise
@@ -14,7 +15,6 @@ from samplers.solvers import Multistep
 from samplers.solvers.blockwise import Blockwise, block_orders
 from samplers.solvers.churn import Churned
 from samplers.solvers.singlestep import Singlestep
-from tests.oracles import Gaussian, Mixture, reference_ode
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 
 VE = VarianceExploding(0.05, 20.0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     SOLVERS,
@@ -19,7 +20,6 @@ from samplers import (
     seeded_noise,
     trajectory,
 )
-from tests.oracles import Gaussian, Mixture
 
 PATH = RectifiedFlow()
 LEVELS = get_grid("karras", PATH, 8)

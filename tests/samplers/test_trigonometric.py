@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from samplers.analytic import Gaussian, Mixture
 
 from samplers import Condition, Context, Multistep, NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving, sample
 from samplers.path import Trigonometric, VariancePreservingSDE
-from tests.oracles import Gaussian, Mixture
 
 TRIG, SDE = Trigonometric(), VariancePreservingSDE()
 PATHS = {"trigonometric": TRIG, "VP SDE": SDE, "steep VP SDE": VariancePreservingSDE(0.5, 60.0)}

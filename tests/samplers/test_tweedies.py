@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
+from samplers.canvas.sync_tweedies import Canonical, Instances, View, cylinder_view, grid_index, index_view, project, unproject
 
 from samplers import Condition, Context, RectifiedFlow
-from samplers.joint.tweedies import Canonical, Instances, View, cylinder_view, grid_index, index_view, project, unproject
 from samplers.prediction import Prediction
-from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
+from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
 SIDE = 6
 X = rand(2, 3, SIDE, SIDE)

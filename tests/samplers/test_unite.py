@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samplers.analytic import Gaussian
+from samplers.canvas.sync_tweedies import Canonical, Instances, grid_index, index_view
+from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
+from samplers.multi_model.path_adapter import OnPath, on_path
+from samplers.multi_model.regions import Region, Regions
+from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 
 from samplers import Condition, Context, RectifiedFlow, Trigonometric, VarianceExploding, VariancePreserving
 from samplers.guidance import ClassifierFree
-from samplers.joint.collaborate import Collaborative, Collaborator
-from samplers.joint.on_path import OnPath, on_path
-from samplers.joint.regions import Region, Regions
-from samplers.joint.tweedies import Canonical, Instances, grid_index, index_view
-from samplers.joint.unite import Member, UniteAndConquer
-from tests.oracles import Gaussian
-from tests.samplers.joint import SOLVERS, Toy, far, prompt, rand, run
+from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
 X = rand(2, 3, 4, 5)
 FLOW, VP = RectifiedFlow(), VariancePreserving.linear()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
+from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from torch import Tensor, nn
 
 from distill.checkpointing.resume import fill
@@ -30,7 +31,6 @@ from gen.models.pretrained import DTYPES, find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config, build, config_of
 from samplers.denoiser import Condition, Context, NetworkDenoiser
-from samplers.guidance.branches import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.registry import get_grid, grid_info

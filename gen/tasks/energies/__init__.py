@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.names import build, check_options, find
+from samplers.lookup import build, check_options, find
 
 
 @dataclass(frozen=True)
 class EnergyInfo:
     """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
     default strength is times this, because the gradients of energies differ in size. method: the usual one of
-    `samplers.guidance.training_free`."""
+    `samplers.guidance.energy_methods`."""
 
     name: str
     module: str

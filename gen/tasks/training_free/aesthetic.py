@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from samplers.lookup import check_options
 from torch import Tensor, nn
 
 from gen.io import validators as request
@@ -23,7 +24,6 @@ from gen.nn.prompt_weights import weighted
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several, wanted
 from samplers.denoiser import Condition
-from samplers.names import check_options
 
 if TYPE_CHECKING:
     from gen.generator import Generator

@@ -1,4 +1,4 @@
-"""Words of a prompt that must not mix: Multi-Concept T2I-Zero (`samplers.guidance.concepts`)."""
+"""Words of a prompt that must not mix: Multi-Concept T2I-Zero (`samplers.guidance.t2i_zero`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, corrected
+from samplers.lookup import check_options
 from torch import Tensor
 
 from gen.io import validators as request
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several
 from samplers.denoiser import Condition, Denoiser
-from samplers.guidance.concepts import ConceptSuppression, check_correction, corrected
-from samplers.names import check_options
 
 if TYPE_CHECKING:
     from gen.generator import Generator

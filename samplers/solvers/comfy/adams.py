@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 
 from samplers.sample import State
-from samplers.solvers.around import Step
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import Step
 
 RULES = ("ipndm_v", "deis")
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from samplers.prediction import Prediction
 from samplers.sample import State
-from samplers.solvers.around import Step
-from samplers.solvers.comfy.branches import null_of
 from samplers.solvers.comfy.in_sigma import SigmaSolver
+from samplers.solvers.comfy.null_branch import null_of
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import Step
 
 KINDS = ("euler", "dpm_2", "dpmpp_2s")
 NEAR_PURE_NOISE = 0.9999  # the middle of a step of dpmpp_2s from sigma = 1 on a flow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samplers.guidance.branches import Guided
+from samplers.guidance.two_branch import Guided
 from samplers.prediction import Prediction
 from samplers.sample import Solver
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from samplers.sample import State
-from samplers.solvers.around import Around, Step
-from samplers.solvers.comfy.branches import null_of
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
+from samplers.solvers.comfy.null_branch import null_of
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
+from samplers.wrappers import Around, Step
 
 
 @dataclass(frozen=True)

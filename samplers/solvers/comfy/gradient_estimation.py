@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from samplers.sample import State
-from samplers.solvers.around import Step
-from samplers.solvers.comfy.branches import null_of
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
+from samplers.solvers.comfy.null_branch import null_of
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import Step
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from samplers.path import NoiseLevel
 from samplers.sample import State
-from samplers.solvers.around import Step
 from samplers.solvers.churn import raise_noise
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import Step
 
 
 @dataclass(frozen=True)

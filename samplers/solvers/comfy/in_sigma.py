@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.branches import Guided
+from samplers.guidance.two_branch import Guided
 from samplers.noise import NoiseSource
+from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar, VarianceExploding
 from samplers.prediction import Prediction
 from samplers.sample import Evaluation, Solver, State
-from samplers.solvers.around import Around, Step
 from samplers.solvers.churn import raise_noise
 from samplers.solvers.evaluate import evaluate
-from samplers.solvers.ratio import noise_ratio
+from samplers.wrappers import Around, Step
 
 PURE_NOISE = NoiseLevel(math.inf, 0.0, 1.0)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Evaluation, State
-from samplers.solvers.around import Around, Step
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.comfy.start import at_percent
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import adams_weights
+from samplers.wrappers import Around, Step
 
 
 def past(state: State, s: NoiseLevel) -> list[Evaluation]:

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 
 from samplers.sample import State
-from samplers.solvers.around import Step
 from samplers.solvers.comfy.ancestral import down_and_up
-from samplers.solvers.comfy.branches import null_of
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
+from samplers.solvers.comfy.null_branch import null_of
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import adams_weights
+from samplers.wrappers import Step
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.grids.common import check_positive
 from samplers.path import NoiseLevel, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.sample import Solver, State
-from samplers.solvers.around import Around, Step
+from samplers.wrappers import Around, Step
 
 
 def at_percent(path: Path, percent: float, shift: float = 1.0) -> NoiseLevel:
