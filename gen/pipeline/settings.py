@@ -14,7 +14,6 @@ from gen.pipeline.task import frame_of, with_kinds
 from samplers.path import NoiseLevel
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 from samplers.sample import Solver
-from samplers.solvers.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from gen.generator import Generator
@@ -98,7 +97,7 @@ class Settings:
     @property
     def at_once(self) -> int | None:
         """How many pictures may go through a solver together, None for any number: one where each takes steps of its own."""
-        return 1 if isinstance(self.solver, Adaptive) and not self.solver.together else None
+        return None if getattr(self.solver, "together", True) else 1
 
     @property
     def copies(self) -> int:
@@ -214,7 +213,8 @@ def _steps(generator: Generator, sampling: Sampling, tokens: int) -> dict[str, A
         sampler, own_schedule = parse_sampler(sampler)
         schedule = own_schedule if schedule is None else schedule
         solver, info = get_solver(sampler, **sampler_options), solver_info(sampler)
-        brownian, steps = info.brownian, 2 if info.adaptive else steps  # an adaptive solver chooses its own steps
+        brownian = info.brownian
+        steps = 2 if info.adaptive and not info.own_steps else steps  # an adaptive solver chooses its own
         if schedule is None and schedule_options is None and info.grid == "trained" and sampling.sampler is not None:
             schedule, schedule_options = _trained(defaults)
     if schedule_options is None:

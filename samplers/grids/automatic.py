@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from samplers.grids.clock import ddim_uniform, normal
 from samplers.grids.common import Grid, at_ratio, check_steps, finish, ramp
@@ -23,7 +24,7 @@ def automatic(path: Path, steps: int, sampler: str = "euler", discard: bool | No
     """
     check_steps(steps)
     discard = sampler in ONE_LESS if discard is None else discard
-    grid = karras if sampler in KARRAS else exponential if sampler in EXPONENTIAL else normal
+    grid: Callable[..., Grid] = karras if sampler in KARRAS else exponential if sampler in EXPONENTIAL else normal
     grid = ddim_uniform if sampler in TIMESTEPS else grid
     if sampler == "lcm" and isinstance(path, VariancePreserving):
         grid = _of_original_steps

@@ -25,6 +25,7 @@ class SolverInfo:
     stochastic: bool = False
     brownian: bool = False  # solves the reverse SDE: its noise is best taken from one Brownian path (`brownian_noise`)
     adaptive: bool = False  # chooses steps of its own: `evaluations` are those of one of them, and a grid of 2 steps is enough
+    own_steps: bool = False  # asks of a grid its ends and its number of steps alone, and stops at its last noisy level
     grid: str = "karras"  # the grid it is usually run on
     own_clock: bool = False  # other numbers on other paths: its equations are written on the clock of flow models
     both_branches: bool = False  # reads guidance's unconditional branch, which is then kept at every scale

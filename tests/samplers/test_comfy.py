@@ -36,7 +36,7 @@ CASES = {
 }
 Z = torch.tensor([[0.3, -1.1], [-0.7, 0.9]], dtype=torch.float64)
 ROWS = json.loads((File(__file__).parent / "comfy.json").read_text())
-# every sampler of ComfyUI's list, but those that take their own steps between the ends of a grid
+# every sampler of ComfyUI's list, but those of test_comfy_own_steps.py
 NAMES = sorted({row[0] for row in ROWS})
 
 

@@ -18,6 +18,7 @@ from samplers.solvers.comfy.er_sde import SummedERSDE
 from samplers.solvers.comfy.gradient_estimation import GradientEstimation
 from samplers.solvers.comfy.heunpp import HeunPlusPlus
 from samplers.solvers.comfy.in_sigma import InSigma
+from samplers.solvers.comfy.own_steps import OwnAdaptive, OwnFast
 from samplers.solvers.comfy.predictor_corrector import StochasticAdams, UniPC
 from samplers.solvers.comfy.res import RESMultistep
 from samplers.solvers.comfy.start import StartBelow
@@ -31,6 +32,7 @@ from samplers.solvers.singlestep import Singlestep
 _SDE = ("eta", "s_noise")
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 _START = (*_SDE, "shift")
+_PID = ("order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety")
 _SA = ("tau", "tau_start", "tau_end", "order", "corrector_order", "shift", "s_noise")
 
 
@@ -208,6 +210,17 @@ ROWS: tuple[SolverInfo, ...] = (
         grid="exponential",
         aliases=("comfy:dpmpp_3m_sde_gpu",),
         **_sde,
+    ),
+    _form("dpm_fast", OwnFast, "blocks of its own down to the last noisy level, where it stops", 2, own_steps=True),
+    _form(
+        "dpm_adaptive",
+        OwnAdaptive,
+        "steps of its own down to the last noisy level, where it stops",
+        3,
+        (*_PID, "together", *_SDE),
+        evaluations=3,
+        adaptive=True,
+        own_steps=True,
     ),
     _form("ddpm", partial(InSigma, DDPM()), "in sigma", 1, **_noisy),
     _form(
