@@ -124,7 +124,7 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
     _check_made_of(config, folder, generator)
     missing = [i for i in range(config.count) if not (folder / f"{i:05d}.png").exists()][: max(config.count - there, 0)]
     if missing:
-        from gen.pipeline.recipe import save_image
+        from gen.pipeline.png import save_image
 
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -148,7 +148,9 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
 def _check_made_of(config: PriorConfig, folder: Path, generator: Generator) -> None:
     """ValueError where pictures in the folder are another prompt's or another model's, as their recipes say; pictures without a
     recipe are their owner's."""
-    from gen.pipeline.recipe import RecipeError, read_recipe
+    from gen.pipeline.png import read_recipe
+
+    from gen.io.errors import RecipeError
 
     prompts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gen.models.options import DTYPES
+from gen.models.skeleton import skeleton
 from torch import nn
 from tqdm import tqdm
 
@@ -26,12 +28,11 @@ from customization.algebra.sum import LayerReport, Track, weighted_sum
 from customization.algebra.svd import Keep
 from gen.adapters import FORMATS, Adapter, Delta, read_adapter, renamed, write_adapter
 from gen.adapters.model import other_names
-from gen.adapters.skeleton import skeleton
 from gen.cli.lora import parse_lora
 from gen.cli.output import check_writable, say
 from gen.cli.show import table
 from gen.io.errors import printable
-from gen.models.pretrained import DTYPES, find_model
+from gen.models.pretrained import find_model
 from samplers.atomic import written
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gen.generator import Generator, Output
     from gen.io.contact_sheet import contact_sheet
     from gen.models.folder import ModelConfig, write_model, write_model_config
-    from gen.pipeline.recipe import Recipe, read_recipe, save_image
+    from gen.pipeline.png import read_recipe, save_image
+    from gen.pipeline.recipe import Recipe
 
 _EXPORTS = {
     "Generator": "gen.generator",

@@ -24,16 +24,17 @@ from gen.io import validators as request
 from gen.io.images import cut_to
 from gen.io.threads import exclusive
 from gen.models.buckets import made_at, remark_on_size
+from gen.models.decoding import decoded
 from gen.models.folder import ModelConfig, Pipeline, model_config
-from gen.models.pretrained import ModelOptions, find_model, load_model, resolve_device, resolve_dtype
+from gen.models.options import ModelOptions
+from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
+from gen.models.prompt_cache import PromptMemory, fingerprint
+from gen.models.prompt_syntax import warn_foreign
 from gen.nn.batch_invariance import EachRow
 from gen.nn.conditions import join
 from gen.pipeline.callback import check_inputs
-from gen.pipeline.decoding import decoded
 from gen.pipeline.guidance_stack import remark_on_layers
 from gen.pipeline.output import TYPES, Output, to_pil
-from gen.pipeline.prompt_cache import PromptMemory, fingerprint
-from gen.pipeline.prompt_syntax import warn_foreign
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.run import make_all, make_batch, progress_bar
 from gen.pipeline.settings import Sampling, make_settings, remark_on_sampler
@@ -225,7 +226,7 @@ class Generator(WithAdapters, WithKinds, WithCanvas):
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
         width, about the middle where it is given. Where memory runs out, one at a time, then in tiles
-        (`gen.pipeline.decoding`)."""
+        (`gen.models.decoding`)."""
         images = latents.to(self.device).float()
         if self.autoencoder is not None:
             images = decoded(images / self.config.latent_scale, self.autoencoder.decode, self.factor, self._note_tiles)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gen.io import validators as request
 from gen.io.threads import exclusive
-from gen.pipeline.prompt_cache import PromptMemory
+from gen.models.prompt_cache import PromptMemory
 from gen.pipeline.recipe import Recipe
 
 if TYPE_CHECKING:

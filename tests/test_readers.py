@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gen.models.components import load_component
 from safetensors import SafetensorError
 
 from distill.checkpointing.folder import load as load_checkpoint
@@ -23,11 +24,10 @@ from distill.eval.references import References
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.io import weights as checkpoints
 from gen.io.errors import CheckpointError, opened, read_bytes, read_text
+from gen.io.images import open_picture
 from gen.io.weights import TensorFile, read_json, read_metadata, read_weights, sha256, write_weights
 from gen.models.folder import read_model_config
 from gen.models.formats.pickles import convert_pickle
-from gen.nn.registry import load_component
-from gen.pipeline.recipe import open_picture
 from gen.tasks.layout_file import read_layout
 from samplers.search.table import read_table
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from gen.models.components import load_component
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from distill.data.latent_files import autoencoder_digest, check_finite, read_lat
 from distill.data.pictures import stack
 from distill.data.report import Report
 from distill.types import Batch
-from gen.nn.registry import Config, load_component
+from gen.nn.registry import Config
 
 
 class Pictures(Protocol):

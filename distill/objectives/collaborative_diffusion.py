@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from gen.models.components import save_component
 from pydantic import Field
 from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from distill.types import Batch, Draws, Phase, Role, drop_labels
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.influence_networks import Influences
-from gen.nn.registry import Config, save_component
+from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
@@ -130,5 +131,5 @@ class CollaborateObjective(Objective):
         return (weight.to(error) * error).mean(), logged
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
-        """The influence network's folder; `gen.nn.registry.load_component(folder).members(denoisers, conditions)` uses it."""
+        """The influence network's folder; `gen.models.components.load_component(folder).members(denoisers, conditions)` uses it."""
         save_component(models["influence"], folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from gen.models.components import load_component
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from distill.networks.evaluator.augment import NUMBERS, augment
 from distill.networks.evaluator.pictures import read_pictures
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Role
-from gen.nn.registry import Config, load_component
+from gen.nn.registry import Config
 
 if TYPE_CHECKING:
     from distill.data.source import Source
@@ -97,6 +98,6 @@ class EvaluatorObjective(Objective):
         return {"top1": right[:, 0].float().mean().item(), "top5": right.any(1).float().mean().item()}
 
     def export(self, models: Mapping[str, nn.Module], folder) -> None:
-        from gen.nn.registry import save_component
+        from gen.models.components import save_component
 
         save_component(models["evaluator"], folder, torch.bfloat16)

@@ -65,7 +65,7 @@ def describe(adapter: Adapter, path: Path | None = None) -> dict[str, Any]:
 def match(adapter: Adapter, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Which layers fit a model: matched, unmatched (each with the nearest module's name) and mismatched, with reasons.
 
-    parts: its networks by part, as `gen.adapters.skeleton` gives them."""
+    parts: its networks by part, as `gen.models.skeleton` gives them."""
     if adapter.words and not adapter.layers:
         problems = misfits(adapter.words, parts)
         return {"complete": not problems, "matched": {}, "unmatched": {}, "mismatched": {}, "problems": "; ".join(problems)}

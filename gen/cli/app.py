@@ -360,7 +360,7 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
     kind = type(error).__name__
     if isinstance(error, MemoryError | RuntimeError):
-        from gen.pipeline.decoding import is_out_of_memory
+        from gen.models.decoding import is_out_of_memory
 
         if is_out_of_memory(error):
             return "Memory ran out; make smaller pictures, or use a smaller model, another device or another dtype."

@@ -48,11 +48,11 @@ def run(
 
 def _convert(source: Path, target: Path, to: str, heads: int | None, size: int | None, dtype: str | None) -> None:
     from gen.io.folders import written_folder
+    from gen.models.components import save_component
     from gen.models.formats.registry import FORMATS
     from gen.models.formats.table import nearest
     from gen.models.formats.write import write_checkpoint
-    from gen.models.pretrained import DTYPES
-    from gen.nn.registry import save_component
+    from gen.models.options import DTYPES
 
     if to != OWN and to not in FORMATS:
         raise ValueError(f"Unknown format {to!r}{nearest(to, [*FORMATS, OWN])}; known: {', '.join([*FORMATS, OWN])}.")
@@ -69,8 +69,8 @@ def _convert(source: Path, target: Path, to: str, heads: int | None, size: int |
 def _read(source: Path, heads: int | None, size: int | None) -> nn.Module:
     """A network from a published checkpoint, or from a folder of our own."""
     from gen.io.weights import read_json
+    from gen.models.components import load_component
     from gen.models.formats.read import read_checkpoint
-    from gen.nn.registry import load_component
 
     config = source / "config.json"
     if source.is_dir() and config.is_file() and "type" in read_json(config):

@@ -23,8 +23,8 @@ def inspect(file: Path, *, model: str | None, as_json: bool, allow_nonfinite: bo
     adapter = read_adapter(file, strict=False, allow_nonfinite=allow_nonfinite)
     found = describe(adapter, _weights(file))
     if model is not None:
-        from gen.adapters.skeleton import skeleton
         from gen.models.pretrained import find_model
+        from gen.models.skeleton import skeleton
 
         name, folder = find_model(model)
         found["model"] = {"name": name, **match(adapter, skeleton(folder))}
@@ -110,7 +110,8 @@ def convert(
 ) -> int:
     from gen.adapters import FORMATS, read_adapter, renamed, write_adapter
     from gen.adapters.words import rename_words
-    from gen.models.pretrained import DTYPES, find_model
+    from gen.models.options import DTYPES
+    from gen.models.pretrained import find_model
 
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists, and nothing is overwritten; give another name.")
@@ -124,7 +125,7 @@ def convert(
     to = to or adapter.format
     if model is not None:
         from gen.adapters.model import other_names
-        from gen.adapters.skeleton import skeleton
+        from gen.models.skeleton import skeleton
 
         parts = skeleton(find_model(model)[1])
         adapter = renamed(adapter, parts, other_names(parts))

@@ -80,7 +80,8 @@ class Target:
 
 def save_free(image, path: Path, recipe=None) -> Path:
     """Save under the first free name: nothing is ever overwritten."""
-    from gen.pipeline.recipe import RecipeError, free_name, save_image
+    from gen.io.errors import RecipeError
+    from gen.pipeline.png import free_name, save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(100):

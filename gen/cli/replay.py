@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gen.cli.image import model_arguments
 from gen.cli.output import Target, save_free, say
 from gen.io.errors import printable
-from gen.io.images import PictureError, flat
-from gen.pipeline.recipe import READ, Machine, Recipe, open_picture, read_recipe
+from gen.io.images import PictureError, flat, open_picture
+from gen.pipeline.png import READ, read_recipe
+from gen.pipeline.recipe import Machine, Recipe
 from gen.pipeline.work import check_work
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def info(path: Path, as_json: bool) -> str:
     """The recipe in a picture, ours or in AUTOMATIC1111's grammar."""
-    from gen.io.infotext import from_infotext
-    from gen.pipeline.recipe import CHUNK, RecipeError, read_chunks, read_recipe
+    from gen.io.errors import RecipeError
+    from gen.pipeline.infotext import from_infotext
+    from gen.pipeline.png import CHUNK, read_chunks, read_recipe
 
     chunks = read_chunks(path)
     if CHUNK in chunks:

@@ -138,7 +138,8 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
     ValueError says what cannot be read.
     """
     if isinstance(source, str | Path):
-        from gen.pipeline.recipe import RecipeError, open_picture
+        from gen.io.errors import RecipeError
+        from gen.io.images import open_picture
 
         try:
             source = open_picture(source, FORMATS, decode=True)

@@ -25,7 +25,8 @@ from torch import nn
 
 from gen.io.folders import recover, written_folder
 from gen.io.weights import CheckpointError, read_json, write_bytes, write_json
-from gen.nn.registry import describe, load_component, save_component
+from gen.models.components import load_component, save_component
+from gen.nn.registry import describe
 from samplers import path as paths
 from samplers.denoiser import NetworkDenoiser
 

@@ -12,8 +12,8 @@ import torch
 
 from gen.io.folders import recover
 from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.models.components import component_digest
 from gen.models.folder import Opened, part_folders, read_model_config, read_parts
-from gen.nn.registry import component_digest
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
 FAST = (

@@ -50,7 +50,7 @@ def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], factor: int, ti
     free(latents.device)  # after the traceback has let go of what it held
     if len(latents) > 1:
         return torch.cat([decoded(one[None], decode, factor, tiled) for one in latents])
-    from gen.models.bridge.vae import tiled as in_tiles
+    from gen.models.tiling import tiled as in_tiles
 
     side = max(latents.shape[2:])
     while side > SMALLEST:

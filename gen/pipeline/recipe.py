@@ -1,6 +1,6 @@
 """The recipe of a picture: everything it takes to make it again, kept inside its PNG.
 
-Two text chunks: `parameters`, the line that image viewers and AUTOMATIC1111 read (`gen.io.infotext`), and `fewstep`, the
+Two text chunks: `parameters`, the line that image viewers and AUTOMATIC1111 read (`gen.pipeline.infotext`), and `fewstep`, the
 recipe as JSON, from which `Generator.replay` and `fewstep replay` work. There is no date and no path in it.
 """
 
@@ -257,7 +257,7 @@ def free_name(path: Path | str) -> Path:
 
 def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
     """The two text chunks; text beyond Latin-1 goes to an iTXt chunk, as PNG demands."""
-    from gen.io.infotext import to_infotext
+    from gen.pipeline.infotext import to_infotext
 
     info = PngImagePlugin.PngInfo()
     line = to_infotext(recipe).replace("\0", "\ufffd")  # NUL ends a PNG text field; the JSON keeps it

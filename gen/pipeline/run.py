@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from gen.io.images import cut_to
-from gen.io.validators import Item
+from gen.models.decoding import free, gone_from, is_out_of_memory
 from gen.nn.backbones.fused import pack
 from gen.nn.batch_invariance import each_alone
 from gen.nn.conditions import alike, told_its_size
 from gen.pipeline.callback import WithCallback, clean
-from gen.pipeline.decoding import free, gone_from, is_out_of_memory
 from gen.pipeline.finite import Watch, check_begin, check_end, check_shown
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
 from gen.pipeline.settings import Settings
 from gen.pipeline.task import Batch
+from gen.pipeline.types import Item
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import normal

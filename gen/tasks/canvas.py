@@ -28,8 +28,8 @@ from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.sample import Solver
 
 MAX_WINDOWS = 10_000
@@ -163,7 +163,7 @@ class Canvas(Kind):
         if height * width * factor**2 <= WHOLE**2:
             images = generator.decode(latents)
         else:
-            from gen.models.bridge.vae import tiled
+            from gen.models.tiling import tiled
 
             parts = [tiled(one[None], generator.decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
             images = torch.cat(parts)

@@ -19,8 +19,8 @@ from gen.pipeline.task import Asked, Batch, Kind
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
     from samplers.sample import Solver

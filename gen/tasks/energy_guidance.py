@@ -18,8 +18,8 @@ from gen.pipeline.task import Batch, Kind
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from gen.tasks.energies import EnergyInfo
     from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource

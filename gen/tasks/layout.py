@@ -31,8 +31,8 @@ from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.denoiser import Denoiser
 
 MAX_REGIONS = 64

@@ -143,8 +143,8 @@ def _with_files(path: Path, parsed: _Parsed) -> dict[str, Any]:
 
 
 def _open(path: Path, name: str, parsed: _Parsed, where: Where) -> Image.Image:
-    from gen.io.images import FORMATS
-    from gen.pipeline.recipe import RecipeError, open_picture
+    from gen.io.errors import RecipeError
+    from gen.io.images import FORMATS, open_picture
 
     if "\0" in name:
         raise _wrong(path, parsed, where, f"{name!r} is no name of a file.")

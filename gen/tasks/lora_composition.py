@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.recipe import Recipe
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
 

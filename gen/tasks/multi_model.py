@@ -78,8 +78,8 @@ def collaborate(
 ) -> list[Image.Image]:
     """Pictures by collaborative diffusion (`samplers.multi_model.collaborative_diffusion`), with the maps that `distill.train` has exported to
     the folder `influence` for these models in this order. Each model has its own guidance. Otherwise as `unite`."""
+    from gen.models.components import load_component
     from gen.nn.influence_networks import Influences
-    from gen.nn.registry import load_component
 
     check(parts)
     first = parts[0].generator

@@ -20,8 +20,8 @@ from gen.tasks.edit import check_given, check_same, fit_told, read_mask, slack
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.denoiser import Denoiser
     from samplers.sample import Solver
 

@@ -28,8 +28,8 @@ from gen.tasks.layout import read_prompt
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
     from gen.pipeline.settings import Settings
+    from gen.pipeline.types import Item
     from samplers.denoiser import Condition, Context, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel, Path

@@ -38,7 +38,7 @@ def adapter(path, network, seed, word):
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
     """Everything that a run reads."""
-    from gen.nn.registry import save_component
+    from gen.models.components import save_component
 
     folder, kept = tmp_path_factory.mktemp("concepts"), evaluation.picture
     names = {"style": "<ink>", "subject": "<zib>", "other_style": "<ink>", "other_subject": "<zib>"}

@@ -7,6 +7,7 @@ import string
 import pytest
 import torch
 import torch.nn.functional as F
+from gen.models.components import save_component
 
 from distill.networks.evaluator.augment import NUMBERS, augment, outline, posterise
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
@@ -17,7 +18,6 @@ from distill.text_teacher import choose_pieces, from_bert, picked_layers, read_w
 from distill.types import Batch, Draws, Phase
 from gen.io.weights import CheckpointError
 from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
-from gen.nn.registry import save_component
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
 from gen.nn.wordpiece import SPECIAL
 
@@ -207,7 +207,7 @@ def test_a_student_of_all_layers_is_the_teacher(teacher_folder):
 
 
 def test_picked_layers_are_the_teachers(teacher_folder):
-    from gen.nn.registry import load_component
+    from gen.models.components import load_component
 
     teacher = load_component(teacher_folder)
     network = student()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gen.models.components import load_component, save_component
 from samplers.multi_model.collaborative_diffusion import Collaborative
 
 from distill.losses.distances import level_weight
@@ -9,7 +10,7 @@ from distill.objectives import make_objective
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
-from gen.nn.registry import build, load_component, save_component
+from gen.nn.registry import build
 from samplers import Condition, Context
 from tests.distill.students import SIZES, model
 from tests.gen.conftest import randomise

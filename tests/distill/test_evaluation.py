@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from gen.models.components import save_component
 from PIL import Image
 
 from distill.checkpointing import folder as checkpoints
@@ -16,7 +17,7 @@ from distill.run_folder import TrainingError
 from distill.trainer import Trainer
 from distill.types import Batch
 from gen.models.folder import write_model
-from gen.nn.registry import build, save_component
+from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER, COMMON
 from tests.distill.evaluation import LABELS
 from tests.distill.students import randomise

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from gen.models.components import save_component
 from torch.utils.checkpoint import checkpoint
 
 import distill.networks.classifier
@@ -18,7 +19,7 @@ from distill.trainer import Trainer, TrainingError
 from distill.types import Batch
 from gen.models.folder import write_model
 from gen.nn.backbones import recompute as blocks_again
-from gen.nn.registry import build, save_component
+from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER, CASES
 from tests.distill.states import close, everything
 from tests.distill.students import Source, tiny_teacher

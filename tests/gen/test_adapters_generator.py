@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gen.pipeline.png import read_recipe
 
 from gen.adapters import Adapter, Delta, write_adapter
 from gen.generator import Generator
 from gen.io.weights import sha256
-from gen.pipeline.recipe import Recipe, read_recipe
+from gen.pipeline.recipe import Recipe
 from tests.gen.test_cli import fewstep, image
 
 __all__ = ["fewstep", "image"]

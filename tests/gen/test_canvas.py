@@ -17,8 +17,9 @@ from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
 from samplers.canvas.windows import Windows
 
 from gen.generator import Generator
+from gen.io.errors import RecipeError
 from gen.nn.conditions import alike
-from gen.pipeline.recipe import CanvasRecord, Recipe, RecipeError
+from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.tasks import canvas as canvases
 from gen.tasks.canvas import Counted, make_canvas
 from samplers.editing import image_to_image

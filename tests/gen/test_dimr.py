@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from gen.models.components import load_component, save_component
 
 from gen.nn.backbones.dimr import DiMR, DiMRConfig
-from gen.nn.registry import build, config_of, load_component, save_component
+from gen.nn.registry import build, config_of
 from samplers.cache import get_cache
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook

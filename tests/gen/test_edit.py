@@ -11,8 +11,9 @@ from PIL import Image
 
 from distill.data.decode import decode
 from gen.io.contact_sheet import contact_sheet
-from gen.io.images import read_picture
-from gen.pipeline.recipe import Recipe, RecipeError, open_picture
+from gen.io.errors import RecipeError
+from gen.io.images import open_picture, read_picture
+from gen.pipeline.recipe import Recipe
 from samplers.denoiser import Condition, Context
 from samplers.editing import Inpaint, image_to_image
 from samplers.guidance import ClassifierFree

@@ -10,11 +10,12 @@ import zipfile
 
 import pytest
 import torch
+from gen.models.components import load_component, save_component
 from safetensors.torch import load_file, save_file
 
 from gen.cli.app import main
 from gen.models.formats.pickles import convert_pickle
-from gen.nn.registry import build, load_component, save_component
+from gen.nn.registry import build
 from tests.gen import published
 
 SHAPES = published.dit(dim=24, depth=2, size=6, channels=3, rows=6)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from gen.models.components import save_component
 from safetensors.torch import save_file
 
-from gen.nn.registry import build, save_component
+from gen.nn.registry import build
 from tests.gen import published
 
 MB = 1 << 20

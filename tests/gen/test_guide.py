@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from gen.pipeline.png import read_recipe
 from PIL import Image
 
 from gen.cli.app import ENERGIES, main
-from gen.pipeline.recipe import Recipe, read_recipe
+from gen.pipeline.recipe import Recipe
 from gen.tasks.energies import ENERGIES as OURS
 from gen.tasks.energies import EnergyInfo, energy_info, get_energy
 from gen.tasks.energies.simple import Brightness, Colour, Composition

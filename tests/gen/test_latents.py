@@ -1,11 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from gen.models.components import load_component, save_component
 from pydantic import ValidationError
 
 from gen.io.weights import CheckpointError, write_json
 from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
-from gen.nn.registry import build, load_component, save_component
+from gen.nn.registry import build
 
 SMALL = AutoencoderConfig(
     channels=6, encoder_widths=(8, 12), encoder_blocks=(1, 1), decoder_widths=(12, 8), decoder_blocks=(1, 1), refine_width=4

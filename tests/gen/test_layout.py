@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from gen.pipeline.png import read_recipe
 from PIL import Image
 from samplers.multi_model.masks import rest, soften
 from samplers.multi_model.regions import Region, Regions
@@ -13,8 +14,8 @@ from samplers.multi_model.regions import Region, Regions
 from gen.adapters import Adapter, Delta
 from gen.cli.app import main
 from gen.generator import Generator
+from gen.io.errors import RecipeError
 from gen.nn.conditions import join
-from gen.pipeline.recipe import RecipeError, read_recipe
 from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
 from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from samplers.guidance import ClassifierFree

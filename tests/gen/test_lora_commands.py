@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
+from gen.models.components import load_component
+from gen.models.skeleton import skeleton
 from safetensors.torch import load_file, save_file
 
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
-from gen.adapters.skeleton import skeleton
 from gen.generator import Generator
-from gen.nn.registry import load_component
 from tests.gen import pipelines
 from tests.gen.malformed import MALFORMED
 from tests.gen.test_cli import fewstep, image  # noqa: F401 (fixtures)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.pipeline import decoding as fitting
+from gen.models import decoding as fitting
 
 PROMPTS = ["a red heart", "a cat", "a dog", "the moon on a dog"]
 ALLOCATOR = (

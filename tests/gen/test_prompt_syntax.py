@@ -3,8 +3,7 @@
 import warnings
 
 import pytest
-
-from gen.pipeline.prompt_syntax import foreign_syntax
+from gen.models.prompt_syntax import foreign_syntax
 
 FOREIGN = {
     "a cat <lora:style:0.8>": "<lora:...> loads",

@@ -9,24 +9,16 @@ import zlib
 from pathlib import Path
 
 import pytest
+from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
+from gen.pipeline.png import free_name, png_chunks, read_recipe, save_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from gen.io.contact_sheet import contact_sheet, wrap
-from gen.io.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
-from gen.pipeline.recipe import (
-    Batch,
-    Machine,
-    Model,
-    Recipe,
-    RecipeError,
-    free_name,
-    open_picture,
-    png_chunks,
-    read_recipe,
-    save_image,
-)
+from gen.io.errors import RecipeError
+from gen.io.images import open_picture
+from gen.pipeline.recipe import Batch, Machine, Model, Recipe
 from samplers.registry import grid_info, parse_sampler, solver_info
 
 MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
@@ -453,8 +445,9 @@ def test_characters_without_a_shape_are_question_marks():
 
 def test_recipes_come_back_from_the_comments_of_other_formats(tmp_path, capsys):
     """As AUTOMATIC1111 writes them: a user comment in UTF-16 of either order; and our own JSON, where a tool carried it."""
+    from gen.pipeline.png import read_chunks
+
     from gen.cli.app import main
-    from gen.pipeline.recipe import read_chunks
 
     text = "a cat, 猫\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 3, Size: 512x512"
     for encoding in ("utf-16-be", "utf-16-le"):

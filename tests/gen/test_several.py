@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gen.models.components import save_component
 
 from gen.nn.influence_networks import InfluenceConfig, Influences
-from gen.nn.registry import save_component
 from gen.tasks.multi_model import Part, collaborate, unite
 
 CALL = {"seed": 7, "num_inference_steps": 2}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gen.pipeline.png import read_recipe
 from PIL import Image
 from safetensors.torch import save_file
 from samplers.guidance.multi_reference import MultiReference
@@ -15,7 +16,7 @@ from samplers.guidance.t2i_zero import ConceptSuppression, corrected
 
 from gen.cli.app import main
 from gen.io.images import read_picture
-from gen.pipeline.recipe import Recipe, read_recipe
+from gen.pipeline.recipe import Recipe
 from gen.tasks.training_free.aesthetic import Aesthetic, climb, towers, weights_kept
 from gen.tasks.training_free.concepts import _positions
 from samplers.denoiser import Condition, Context

@@ -14,14 +14,14 @@ from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
 from gen.models.bridge.load import digest
+from gen.models.components import component_digest, load_component
 from gen.models.folder import Opened, model_config
 from gen.models.formats.files import open_checkpoint
 from gen.models.formats.read import configure, read_checkpoint
 from gen.models.formats.table import nearest
-from gen.nn.registry import component_digest, load_component
 
 if TYPE_CHECKING:
-    from gen.models.pretrained import ModelOptions
+    from gen.models.options import ModelOptions
 
 TOLD = ("format", "heads", "size", "position_scale", "null_label", "text_tokens")  # arguments of read_checkpoint
 OPTIONS = (*TOLD, "latent_scale")

@@ -19,7 +19,7 @@ def part_folder(source: str | Path, part: str, needed: Sequence[str], also: Sequ
         raise ValueError(f"The {part} is {source!r}; give a folder or a hub id such as 'owner/name'.")
     folder = Path(source)
     if not folder.is_dir():
-        from gen.models.pretrained import is_hub_id
+        from gen.models.hub import is_hub_id
 
         if isinstance(source, Path) or folder.exists() or not is_hub_id(source):
             raise ValueError(f"{source} is no folder; give the folder or the hub id of the {part}.")
@@ -31,7 +31,7 @@ def part_folder(source: str | Path, part: str, needed: Sequence[str], also: Sequ
 
 
 def _fetched(repository: str, part: str, also: Sequence[str]) -> Path:
-    from gen.models.pretrained import hub_errors
+    from gen.models.hub import hub_errors
 
     with hub_errors(repository):
         from huggingface_hub import HfApi, snapshot_download

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gen.io.validators import Item
 from gen.pipeline.recipe import Recipe, TweakRecord
 from gen.pipeline.task import Batch, Kind
+from gen.pipeline.types import Item
 from gen.tasks.tweak_options import TweakOptions
 from samplers.denoiser import Condition
 

@@ -24,7 +24,7 @@ from samplers.noise import normal
 
 if TYPE_CHECKING:
     from gen.generator import Generator
-    from gen.io.validators import Item
+    from gen.pipeline.types import Item
 
 MAX_REFERENCES = 16
 
