@@ -15,7 +15,7 @@ from gen.adapters.delta import AdapterError
 from gen.adapters.report import Report
 from gen.adapters.resolve import renamed, resolve
 from gen.adapters.words import check_words, teach
-from gen.io import validators as request
+from gen.io.validators import check_float
 
 MAX_NAME = 300
 MAX_WEIGHT = 100.0
@@ -94,7 +94,7 @@ class ModelAdapters:
     def check(self, weights: Mapping[str, float]) -> dict[str, float]:
         """The same weights, if all are those of loaded adapters."""
         self.parts["denoiser"]._check(list(weights))
-        checked = {name: request.real(f"the weight of {name!r}", w, -MAX_WEIGHT, MAX_WEIGHT) for name, w in weights.items()}
+        checked = {name: check_float(f"the weight of {name!r}", w, -MAX_WEIGHT, MAX_WEIGHT) for name, w in weights.items()}
         for name, weight in checked.items():
             if abs(weight) > USUAL_WEIGHT:
                 warnings.warn(

@@ -64,7 +64,7 @@ def _load_one(generator: Any, adapter: Any, weight: float, quiet: bool) -> None:
     """Load it and say what matched, and which of its learned words have another name because a file before it has them too."""
     from gen.adapters.words import words_apart
 
-    adapter, names = words_apart(adapter, generator._loaded.loaded.values() if generator._loaded else ())
+    adapter, names = words_apart(adapter, generator.loaded_adapters.loaded.values() if generator.loaded_adapters else ())
     report = generator.load_adapter(adapter, weight=weight)
     say(printable(report.text()), quiet)
     for old, new in names.items():

@@ -86,3 +86,7 @@ def read_text(path: Path | str, limit: int = SMALL) -> str:
         return decode_text(read_bytes(path, limit))
     except UnicodeDecodeError:
         raise CheckpointError(path, "is not UTF-8 text; save it as such.") from None
+
+
+class RecipeError(ValueError):
+    """A picture whose recipe cannot be read or written; the message names the file and says why."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import stat
 import struct
 import threading
 import warnings
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from gen.io.errors import RecipeError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
@@ -37,6 +40,9 @@ _TURNS = {
 }
 _header = threading.Lock()
 ASPECT = 0.02  # shapes that differ by less are the same
+
+
+MAX_FILE = 256 * 1024 * 1024  # bytes
 
 
 class PictureError(ValueError):
@@ -138,9 +144,6 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
     ValueError says what cannot be read.
     """
     if isinstance(source, str | Path):
-        from gen.io.errors import RecipeError
-        from gen.io.images import open_picture
-
         try:
             source = open_picture(source, FORMATS, decode=True)
         except RecipeError as error:
@@ -228,3 +231,35 @@ def cut_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 def digest(picture: Tensor) -> str:
     """sha256 of a picture's bytes, as it is used."""
     return hashlib.sha256((picture * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bool = False) -> Image.Image:
+    """Open a picture from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong.
+
+    formats: as Pillow names them; a file of any other is refused whatever its name. decode: read the pixels too, and close the
+    file.
+    """
+    path = Path(path)
+    allowed = " or ".join((", ".join(formats[:-1]), formats[-1]) if formats[1:] else formats)
+    image = None
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RecipeError(f"{path} is not a regular file; give the path of a {allowed}.")
+        if status.st_size > MAX_FILE:
+            raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB; make it smaller first.")
+        image = open_header(path, formats)
+        if decode:
+            image.load()
+        found, image = image, None
+        return found
+    except RecipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or f"it is not a {allowed}, or damaged"
+        raise RecipeError(f"{path} cannot be opened ({reason}).") from None
+    except (ValueError, SyntaxError) as error:
+        raise RecipeError(f"{path} cannot be opened ({error}).") from None
+    finally:
+        if image is not None:
+            image.close()

@@ -6,12 +6,9 @@ SDXL's list: arXiv 2307.01952, appendix I; PixArt takes part of it, and half, a 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-from gen.io import validators as request
-
-if TYPE_CHECKING:
-    from gen.generator import Generator
+from gen.io.validators import check_size
+from gen.models.folder import ModelConfig
 
 Size = tuple[int, int]  # height, width
 
@@ -48,34 +45,33 @@ def nearest(height: int, width: int, table: int) -> Size:
 
 
 def made_at(
-    generator: Generator, height: int | None, width: int | None, binned: object
+    config: ModelConfig, name: str, height: int | None, width: int | None, binned: object
 ) -> tuple[int | None, int | None, Size | None]:
     """(height, width to make a picture at, height and width to cut it to: None where they are the same). binned: at the
     nearest of the model's sizes; None is as the model does by default."""
-    binned = generator.config.defaults.use_resolution_binning if binned is None else binned
+    binned = config.defaults.use_resolution_binning if binned is None else binned
     if not isinstance(binned, bool):
         raise ValueError(f"use_resolution_binning is {binned!r}; give True or False.")
-    table = generator.config.size_bins
+    table = config.size_bins
     if not binned:
         return height, width, None
     if table is None:
         raise ValueError(
-            f"The model {generator.name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) "
-            "out."
+            f"The model {name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) out."
         )
-    asked = request.size(height, width, generator.config.sample_size, 1)
+    asked = check_size(height, width, config.sample_size, 1)
     made = nearest(*asked, table)
     return *made, asked if made != asked else None
 
 
-def remark_on_size(generator: Generator, height: int, width: int) -> None:
+def remark_on_size(config: ModelConfig, name: str, height: int, width: int) -> None:
     """A warning, with the way out, where a picture has so many more or fewer pixels than those that the model was trained on
     that it repeats things or loses them."""
-    side = generator.config.sample_size
+    side = config.sample_size
     share = height * width / side**2
     if LEAST <= share <= MOST:
         return
-    start = f"The model {generator.name!r} was made for pictures of {side} x {side}; at {width} x {height} it "
+    start = f"The model {name!r} was made for pictures of {side} x {side}; at {width} x {height} it "
     if share > MOST:
         way = "repeats things and loses their shape. Make it with panorama (many things), or make a small one and upscale it."
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 LOAD = {
     "fewstep": """```python
@@ -29,13 +29,13 @@ fewstep opens it too: `Generator.from_pretrained("{folder}")`.
 }
 
 
-def model_card(generator: Generator, folder: str, format: str) -> str:
+def model_card(model: Model, folder: str, format: str) -> str:
     """What the model is, how it is sampled by default, how to load it. The licence is left to whoever publishes it."""
-    text = generator.text_encoder is not None
+    text = model.text_encoder is not None
     tag = "text-to-image" if text else "unconditional-image-generation"
-    subject = '"a red heart"' if text else "class_labels=[0]" if generator.classes else ""
-    size = generator.config.sample_size
-    reads = "text" if text else f"one of {generator.classes} classes" if generator.classes else "nothing: it is unconditional"
+    subject = '"a red heart"' if text else "class_labels=[0]" if model.classes else ""
+    size = model.config.sample_size
+    reads = "text" if text else f"one of {model.classes} classes" if model.classes else "nothing: it is unconditional"
     lines = [
         "---",
         f"library_name: {format}",
@@ -49,28 +49,28 @@ def model_card(generator: Generator, folder: str, format: str) -> str:
         "",
         f"A diffusion model that makes pictures of {size} x {size} pixels by default. It reads {reads}.",
         "",
-        *table(("part", "network", "parameters"), parts_of(generator)),
+        *table(("part", "network", "parameters"), parts_of(model)),
         "",
         "## Load",
         "",
         LOAD[format].format(folder=folder, subject=subject).replace("(, ", "("),
         "## Sampling",
         "",
-        *table(("setting", "default"), defaults_of(generator)),
+        *table(("setting", "default"), defaults_of(model)),
         "",
-        f"It predicts {generator.config.prediction} on a path of type {generator.config.path.type}.",
+        f"It predicts {model.config.prediction} on a path of type {model.config.path.type}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def parts_of(generator: Generator) -> list[tuple[str, str, str]]:
-    parts = {"denoiser": generator.network, "autoencoder": generator.autoencoder, "text encoder": generator.text_encoder}
+def parts_of(model: Model) -> list[tuple[str, str, str]]:
+    parts = {"denoiser": model.network, "autoencoder": model.autoencoder, "text encoder": model.text_encoder}
     return [(name, _kind(part), f"{_count(part) / 1e6:.1f} M") for name, part in parts.items() if part is not None]
 
 
-def defaults_of(generator: Generator) -> list[tuple[str, str]]:
-    values = generator.config.defaults.model_dump(exclude_none=True)
+def defaults_of(model: Model) -> list[tuple[str, str]]:
+    values = model.config.defaults.model_dump(exclude_none=True)
     return [(name, f"`{value}`") for name, value in values.items() if value not in ({}, ())]
 
 

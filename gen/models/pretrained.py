@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gen.io.folders import recover
-from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.io.weights import PICKLES, read_json
 from gen.models.components import component_digest
+from gen.models.hub import hub_errors, is_hub_id
+from gen.models.options import DTYPES, ModelOptions
 from gen.models.folder import Opened, part_folders, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
@@ -20,7 +18,6 @@ FAST = (
     Path(__file__).parents[1] / "weights" / "fast"
 )  # its student for few steps: a config and a denoiser; the other parts are the default's
 PACKAGED = {"default": DEFAULT, "fast": FAST}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 WEIGHT_FILES += tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 FILES = (".safetensors", ".safetensors.index.json")
@@ -52,50 +49,6 @@ def find_model(
             f'{model} {what}; give "default", "fast", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
         )
     return str(model), download(str(model), revision, variant, dtype)
-
-
-def is_hub_id(name: str) -> bool:
-    """Is this "owner/name"?"""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~")
-
-
-@contextmanager
-def hub_errors(repository: str) -> Iterator[None]:
-    """What goes wrong with the hub inside, as one sentence (ValueError)."""
-    try:
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
-    except ImportError:
-        raise ValueError("Models from the hub need the package huggingface_hub; install it, or give a folder.") from None
-    try:
-        yield
-    except CheckpointError as error:
-        raise ValueError(f"{repository} on the hub is not a model that fewstep can open: {error}") from None
-    except HFValidationError:
-        raise ValueError(f"{repository!r} is neither a folder nor a valid hub id (owner/name).") from None
-    except GatedRepoError:
-        raise ValueError(
-            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, then log in with that account "
-            "(`hf auth login`, or a token in HF_TOKEN)."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"{repository} is no folder here, and the hub has no such repository, or a private one: check the name, or log in "
-            "(`hf auth login`, or a token in HF_TOKEN)."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"{repository} is no folder here and the hub cannot be reached; check the name or the network."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{repository} cannot be had from the hub: {reason.rstrip('.')}. Is it a folder's name?") from None
 
 
 def download(
@@ -132,17 +85,6 @@ def _download_pipeline(repository: str, revision: str | None, variant: str | Non
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     names = [file.rfilename for file in info.siblings or []]
     return Path(snapshot_download(repository, revision=info.sha, allow_patterns=needed_files(names, classes, variant, dtype)))
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What is said of a model beside its name: see `Generator.from_pretrained`."""
-
-    vae: str | Path | None = None
-    text_encoder: str | Path | None = None
-    native: bool | None = None
-    variant: str | None = None
-    model_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelOptions | None = None) -> Opened:

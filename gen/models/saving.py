@@ -14,7 +14,7 @@ from gen.models.card import model_card
 from gen.models.folder import Pipeline, VariancePreservingPath, write_model, writing
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 OWN, THEIRS = "fewstep", "diffusers"
 # how noise and sampler are spelled in a scheduler's config
@@ -22,24 +22,24 @@ BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def save_model(generator: Generator, folder: Path, dtype: torch.dtype | None, format: str | None, overwrite: bool) -> Path:
+def save_model(model: Model, folder: Path, dtype: torch.dtype | None, format: str | None, overwrite: bool) -> Path:
     """See `Generator.save_pretrained`."""
-    bridged = getattr(generator.network, "bridged", False)
+    bridged = getattr(model.network, "bridged", False)
     format = (THEIRS if bridged else OWN) if format is None else format
     if format == OWN:
         if bridged:
             raise ValueError(
-                f"The model {generator.name!r} runs in diffusers' network, which a folder of ours cannot hold; save it with "
+                f"The model {model.name!r} runs in diffusers' network, which a folder of ours cannot hold; save it with "
                 'format="diffusers".'
             )
-        parts = generator.network, generator.autoencoder, generator.text_encoder
-        card = model_card(generator, folder.absolute().name, OWN)
-        return write_model(folder, generator.config, *parts, dtype=dtype, readme=card, overwrite=overwrite)
+        parts = model.network, model.autoencoder, model.text_encoder
+        card = model_card(model, folder.absolute().name, OWN)
+        return write_model(folder, model.config, *parts, dtype=dtype, readme=card, overwrite=overwrite)
     if format == THEIRS:
-        pipeline = generator.pipeline or assembled(generator)
+        pipeline = model.pipeline or assembled(model)
         with writing(folder, overwrite) as new:
-            _write_pipeline(generator, pipeline, new, dtype)
-            write_bytes(new / "README.md", model_card(generator, folder.absolute().name, THEIRS).encode())
+            _write_pipeline(model, pipeline, new, dtype)
+            write_bytes(new / "README.md", model_card(model, folder.absolute().name, THEIRS).encode())
         return folder.absolute()
     from gen.models.formats.registry import FORMATS
     from gen.models.formats.table import nearest
@@ -49,13 +49,13 @@ def save_model(generator: Generator, folder: Path, dtype: torch.dtype | None, fo
         known = [OWN, THEIRS, *FORMATS]
         raise ValueError(f"Unknown format {format!r}{nearest(format, known)}; known: {', '.join(known)}.")
     if bridged:
-        raise ValueError(f"The format {format} is of our own networks; the model {generator.name!r} runs in diffusers'.")
+        raise ValueError(f"The format {format} is of our own networks; the model {model.name!r} runs in diffusers'.")
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists already; choose another name, or pass overwrite=True to replace it.")
-    return write_checkpoint(generator.network, folder, format, dtype=dtype).absolute()
+    return write_checkpoint(model.network, folder, format, dtype=dtype).absolute()
 
 
-def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch.dtype | None) -> None:
     import diffusers
 
     from gen.models.bridge.parts import save_foreign
@@ -72,11 +72,8 @@ def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtyp
     for name, part in pipeline.parts.items():
         if part is None:
             index[name] = [None, None]
-        elif part is generator.network:
-            index[name] = [
-                "diffusers",
-                _write_native(generator.network, folder / name, dtype, generator.text_encoder is not None),
-            ]
+        elif part is model.network:
+            index[name] = ["diffusers", _write_native(model.network, folder / name, dtype, model.text_encoder is not None)]
         elif isinstance(part, torch.nn.Module):
             save_foreign(part, folder / name, dtype)
             index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
@@ -84,7 +81,7 @@ def _write_pipeline(generator: Generator, pipeline: Pipeline, folder: Path, dtyp
             with system_errors(folder / name):
                 part.save_pretrained(folder / name)
             index[name] = ["transformers", pipeline.index[name][1]]
-    scale = getattr(generator.autoencoder, "latent_scale", None)
+    scale = getattr(model.autoencoder, "latent_scale", None)
     if scale is not None:
         config = folder / "vae" / "config.json"
         write_json(config, {**read_json(config), "scaling_factor": scale})
@@ -107,21 +104,21 @@ def _write_native(network: Any, folder: Path, dtype: torch.dtype | None, reads: 
     return read_json(folder / "config.json")["_class_name"]
 
 
-def assembled(generator: Generator) -> Pipeline:
+def assembled(model: Model) -> Pipeline:
     """A pipeline around a DiT or PixArt opened from a checkpoint. ValueError for what diffusers has no pipeline for."""
-    network: Any = generator.network
-    config, noise = network.config, generator.config.path
+    network: Any = model.network
+    config, noise = network.config, model.config.path
     kind = None
     if type(config).__name__ == "DiTConfig":
         if config.modulation == "adaln" and config.num_classes and not config.text_dim:
             kind = "DiTPipeline"
         elif config.modulation == "adaln_single" and config.text_dim and not config.num_classes:
             kind = "PixArtSigmaPipeline" if config.text_tokens > 120 else "PixArtAlphaPipeline"
-    reader = generator.text_encoder
-    foreign = hasattr(generator.autoencoder, "vae") and (reader is None or hasattr(reader, "reader"))
+    reader = model.text_encoder
+    foreign = hasattr(model.autoencoder, "vae") and (reader is None or hasattr(reader, "reader"))
     if kind is None or not foreign or not isinstance(noise, VariancePreservingPath) or noise.betas not in BETAS:
         raise ValueError(
-            f'diffusers has no pipeline for the model {generator.name!r}; save it as our folder (format="fewstep"), or '
+            f'diffusers has no pipeline for the model {model.name!r}; save it as our folder (format="fewstep"), or '
             "its network alone in a published format."
         )
     betas, start, end = BETAS[noise.betas]
@@ -131,15 +128,15 @@ def assembled(generator: Generator) -> Pipeline:
         "beta_schedule": betas,
         "beta_start": noise.start or start,
         "beta_end": noise.end or end,
-        "prediction_type": PREDICTIONS[generator.config.prediction],
+        "prediction_type": PREDICTIONS[model.config.prediction],
         "timestep_spacing": "linspace",
         "rescale_betas_zero_snr": noise.zero_terminal_snr,
     }
     index: dict[str, Any] = {"_class_name": kind, "scheduler": ["diffusers", scheduler["_class_name"]]}
-    parts: dict[str, Any] = {"transformer": network, "vae": generator.autoencoder.vae}
+    parts: dict[str, Any] = {"transformer": network, "vae": model.autoencoder.vae}
     if reader is not None:
         parts |= {"text_encoder": reader.reader.encoder, "tokenizer": reader.reader.tokenizer}
         index["tokenizer"] = ["transformers", "T5Tokenizer"]
-    if generator.config.classes is not None:
-        index["id2label"] = {str(i): name for i, name in enumerate(generator.config.classes)}
+    if model.config.classes is not None:
+        index["id2label"] = {str(i): name for i, name in enumerate(model.config.classes)}
     return Pipeline(index, scheduler, parts)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from samplers.denoiser import Condition
 
-if TYPE_CHECKING:
-    from gen.generator import Generator
+
+class Sized(Protocol):
+    """A network and where it runs, as of a `gen.models.model.Model`."""
+
+    network: Any
+    device: torch.device
 
 
 def pad_tokens(condition: Condition, length: int) -> Condition:
@@ -39,9 +43,9 @@ def alike(a: Condition, b: Condition) -> tuple[Condition, Condition]:
     return pad_tokens(a, length), pad_tokens(b, length)
 
 
-def told_its_size(condition: Condition, generator: Generator, count: int, sides: tuple[int, int]) -> Condition:
+def with_picture_size(condition: Condition, model: Sized, count: int, sides: tuple[int, int]) -> Condition:
     """With height, width and height / width of `count` pictures in pixels, for a network that asks for them."""
-    if not getattr(generator.network.config, "size_conditions", False):
+    if not getattr(model.network.config, "size_conditions", False):
         return condition
-    size = torch.tensor([sides] * count, dtype=torch.float32, device=generator.device)
+    size = torch.tensor([sides] * count, dtype=torch.float32, device=model.device)
     return replace(condition, extra={**condition.extra, "size": size, "aspect": size[:, :1] / size[:, 1:]})

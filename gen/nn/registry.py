@@ -1,4 +1,4 @@
-"""Networks as folders: `config.json` names a type from the registry below and its sizes, `model.safetensors` the weights.
+"""Networks by name: a config has a type of the registry below, and its sizes (`gen.models.components` reads whole folders).
 
 The registry is closed: a file can only name what is listed here, and its config is validated by that type's own pydantic
 model, so no file chooses what code runs.
@@ -9,17 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from gen.io.digests import file_digest
 from gen.io.key_hints import dotted_keys, unknown_key
-from gen.io.weights import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
 
 
 class Config(BaseModel):
@@ -40,8 +35,6 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),
 }
 
-# parts of a model folder that a library of others keeps in its own form: `gen.models.bridge.parts` opens and writes them
-FOREIGN = ("diffusers_autoencoder", "t5", "clip")
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -89,55 +82,3 @@ def config_of(network: nn.Module) -> dict[str, Any]:
     """The config that `build` makes this network from."""
     kind = next(kind for kind, (_, _, name) in COMPONENTS.items() if name == type(network).__name__)
     return {"type": kind, **network.config.model_dump(mode="json")}
-
-
-def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Write a network as a folder. A network with more than weights adds its own files through `save_extra(folder)`;
-    one of others writes all of them, through `save_folder(folder, dtype)`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(network, "save_folder"):
-        network.save_folder(folder, dtype)
-        return
-    write_weights(folder / "model.safetensors", network.state_dict(), dtype)
-    if hasattr(network, "save_extra"):
-        network.save_extra(folder)
-    write_json(folder / "config.json", config_of(network))
-
-
-def component_digest(folder: Path) -> str:
-    """sha256 of the weights of a network's folder."""
-    kind = read_json(folder / "config.json").get("type")
-    if kind in FOREIGN:
-        from gen.models.bridge.parts import saved_digest
-
-        return saved_digest(folder, str(kind))
-    return file_digest(folder / "model.safetensors")
-
-
-def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Read a network from its folder (float32, evaluation mode); `types` limits which types may be there. dtype: of a text
-    encoder of another library, which may be large.
-
-    A network with more than weights reads its own files through `load_extra(folder)`.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    if types and config.get("type") not in types:
-        raise CheckpointError(folder / "config.json", f"has type {config.get('type')!r}; {' or '.join(types)} is needed here.")
-    if config.get("type") in FOREIGN:
-        from gen.models.bridge.parts import open_saved
-
-        return open_saved(folder, config, dtype)
-    shapes = TensorFile(folder / "model.safetensors").shapes
-    try:
-        with no_larger_than(shapes), no_initialisation():
-            network = build(config)
-    except TooLarge as error:
-        raise CheckpointError(folder / "config.json", f"{error}, model.safetensors; they are not of one model.") from None
-    except ValueError as error:
-        raise CheckpointError(folder / "config.json", str(error)) from None
-    load_weights(network, folder / "model.safetensors")
-    if hasattr(network, "load_extra"):
-        network.load_extra(folder)
-    return network.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from samplers.sample import Solver, State
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 TENSORS = ("latents", "denoised")
 
@@ -22,7 +22,7 @@ class WithCallback(Around):
     """A solver that hands every new state to the caller, who may change it or stop the run."""
 
     inner: Solver
-    generator: Generator
+    model: Model
     callback: Callable[..., Mapping[str, Tensor] | None]
     inputs: Sequence[str]
     edited: bool = field(default=False, init=False)
@@ -32,7 +32,7 @@ class WithCallback(Around):
         tensors = {"latents": after.x, "denoised": clean(after)}
         given = {name: tensors[name] for name in self.inputs}
         version, before = after.x._version, after.x.clone()  # which a callback may write into
-        returned = self.callback(self.generator, step.context.step, step.t.t, dict(given))
+        returned = self.callback(self.model, step.context.step, step.t.t, dict(given))
         if returned is None:
             returned = {}
         if not isinstance(returned, Mapping) or not set(returned) <= set(TENSORS):

@@ -19,8 +19,8 @@ from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.task import Batch
+    from gen.models.model import Model
+    from gen.pipeline.types import Batch
 
 
 def finite(*tensors: Tensor | None) -> Tensor:
@@ -72,17 +72,17 @@ class Watched:
 
 def check_begin(batch: Batch, x: Tensor) -> None:
     """ValueError where a run would begin with something else than numbers: its texts or its first latents."""
-    generator = batch.generator
+    model = batch.model
     texts = [one for given in (batch.condition, batch.negative) if given is not None for one in (given.tokens, given.pooled)]
     if not bool(finite(*texts)):
         raise ValueError(
             "The text encoder makes NaN or infinite features of the prompt"
-            f"{_within(generator.text_encoder, 'text_encoder') or _adapters(generator, batch) or ''}; {_REMEDY}"
+            f"{_within(model.text_encoder, 'text_encoder') or _adapters(model, batch) or ''}; {_REMEDY}"
         )
     if not bool(finite(x)):
         raise ValueError(
             "The latents that the run begins with hold NaN or infinite values"
-            f"{_within(generator.autoencoder, 'autoencoder') or ', though the picture does not'}; {_REMEDY}"
+            f"{_within(model.autoencoder, 'autoencoder') or ', though the picture does not'}; {_REMEDY}"
         )
 
 
@@ -90,18 +90,18 @@ def check_end(batch: Batch, watch: Watch, latents: Tensor, sampler: str) -> None
     """ValueError where a run ends in something else than numbers; it names where they were lost."""
     if bool(finite(latents)):
         return
-    generator, culprits = batch.generator, watch.culprits()
+    model, culprits = batch.model, watch.culprits()
     seeds = [item.seed for item, one in zip(batch.items, latents, strict=False) if not bool(finite(one))]
     which = f"The picture of seed {seeds[0]}" if seeds else "The picture"
-    cause = _adapters(generator, batch) or _within(generator.network, "denoiser")
+    cause = _adapters(model, batch) or _within(model.network, "denoiser")
     where = culprits[0] if culprits else " or the ".join([*watch.outside, f"sampler {sampler!r}"])
     raise ValueError(f"{which} came to NaN or infinite values in the {where}{cause or ''}; {_REMEDY}")
 
 
-def check_shown(generator: Generator, images: Tensor) -> None:
+def check_shown(model: Model, images: Tensor) -> None:
     """ValueError where the decoder made something else than numbers."""
     if not bool(finite(images)):
-        cause = _within(generator.autoencoder, "autoencoder")
+        cause = _within(model.autoencoder, "autoencoder")
         raise ValueError(f"The picture came to NaN or infinite values in the decoder{cause or ''}; {_REMEDY}")
 
 
@@ -117,9 +117,9 @@ def _within(network: nn.Module | None, part: str) -> str | None:
     return None
 
 
-def _adapters(generator: Generator, batch: Batch) -> str | None:
+def _adapters(model: Model, batch: Batch) -> str | None:
     """The first adapter in force that is not finite, in words."""
-    loaded = generator._loaded.loaded if generator._loaded is not None else {}
+    loaded = model.loaded_adapters.loaded if model.loaded_adapters is not None else {}
     for name in batch.settings.adapters:
         for layer, delta in loaded[name].layers.items() if name in loaded else ():
             if not bool(finite(*delta.factors.values())):

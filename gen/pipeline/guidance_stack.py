@@ -1,6 +1,6 @@
 """The field that a batch is sampled from, by names: the network, caches around it, guidance around those.
 
-    Rules.of("apg + rescale", {"momentum": -0.5, "factor": 0.7}, "first_block", {})
+    GuidanceStack.of("apg + rescale", {"momentum": -0.5, "factor": 0.7}, "first_block", {})
 
 One guidance rule comes first (cfg where only modifiers are named), then modifiers, the outermost last. An option goes to
 every rule that has it.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gen.io import validators as request
+from gen.io.validators import check_option_values
 
 if TYPE_CHECKING:
     from samplers.denoiser import Condition, Denoiser
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rules:
+class GuidanceStack:
     """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
     nothing; usual: the rule's own usual scale (None: the model's).
     negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
     sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
 
-    guidance: tuple[str, ...] = ("cfg",)
+    names: tuple[str, ...] = ("cfg",)
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
     cache: tuple[str, ...] = ()
     cache_options: Mapping[str, Any] = field(default_factory=dict)
@@ -38,13 +38,13 @@ class Rules:
     always: bool = False
     both: bool = False
 
-    def under(self, solver: Solver) -> Rules:
+    def under(self, solver: Solver) -> GuidanceStack:
         """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
         from samplers.solvers.comfy.null_branch import reads_both
 
         if not reads_both(solver):
             return self
-        if self.guidance[0] != "cfg":
+        if self.names[0] != "cfg":
             raise ValueError(
                 f"A sampler under CFG++ guides by itself, from the branches of plain guidance; with guidance={self.name!r} "
                 "choose another sampler."
@@ -59,7 +59,7 @@ class Rules:
         cache: object,
         cache_options: object,
         usual: Mapping[str, Any] | None = None,
-    ) -> Rules:
+    ) -> GuidanceStack:
         """Checked, with aliases resolved; ValueError says what is unknown or missing. usual: option -> the model's own value,
         for the rules that have such an option and were not given one."""
         if guidance in (None, "cfg") and not (guidance_options or cache or cache_options):
@@ -82,14 +82,14 @@ class Rules:
         caches = [cache_info(name) for name in _names("cache", cache)]
         taken = {name for info in stack for name in info.options}
         options = {name: value for name, value in (usual or {}).items() if name in taken}
-        options |= request.options("guidance_options", guidance_options or {})
+        options |= check_option_values("guidance_options", guidance_options or {})
         if "layers" in options and not isinstance(options["layers"], tuple):
             options["layers"] = (options["layers"],)
-        cached = request.options("cache_options", cache_options or {})
+        cached = check_option_values("cache_options", cache_options or {})
         _check("guidance_options", options, stack, reserved=("scale", "negative", "interval"))
         _check("cache_options", cached, caches)
         return cls(
-            guidance=tuple(info.name for info in stack),
+            names=tuple(info.name for info in stack),
             guidance_options=options,
             cache=tuple(info.name for info in caches),
             cache_options=cached,
@@ -106,7 +106,7 @@ class Rules:
 
     @property
     def name(self) -> str:
-        return " + ".join(self.guidance)
+        return " + ".join(self.names)
 
     @property
     def cache_name(self) -> str:
@@ -129,7 +129,7 @@ class Rules:
 
             denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
         denoiser = denoiser if inside is None else inside(denoiser)
-        if self.guidance == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
+        if self.names == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
             if not guided:
                 return denoiser, solver
             from samplers.guidance.cfg import ClassifierFree
@@ -139,7 +139,7 @@ class Rules:
         from samplers.guidance.registry import get_guidance, guidance_info
 
         acts = False
-        for name in self.guidance:
+        for name in self.names:
             info = guidance_info(name)
             own = _of(info, self.guidance_options)
             if info.always:
@@ -157,9 +157,9 @@ class Rules:
         return denoiser, solver
 
 
-def remark_on_layers(network: Any, rules: Rules) -> None:
+def remark_on_layers(network: Any, stack: GuidanceStack) -> None:
     """A warning where skip-layer guidance leaves out a block without which a network draws nothing."""
-    layers = rules.guidance_options.get("layers", ()) if "slg" in rules.guidance else ()
+    layers = stack.guidance_options.get("layers", ()) if "slg" in stack.names else ()
     count = len(getattr(network, "blocks", ())) or 2 * len(getattr(network, "in_blocks", ())) + 1
     if layers and count > 2 and {0, count - 1} & set(layers):
         warnings.warn(

@@ -6,23 +6,11 @@ recipe as JSON, from which `Generator.replay` and `fewstep replay` work. There i
 
 from __future__ import annotations
 
-import os
-import stat
-import struct
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import Image, PngImagePlugin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gen.io.images import open_header
-from samplers.atomic import written
-
-CHUNK = "fewstep"
-MAX_FILE = 256 * 1024 * 1024
-MAX_TEXT = 1_000_000  # characters of a comment; PNG text is bounded by Pillow
-READ = ("PNG", "JPEG", "WEBP", "GIF")  # where recipes are looked for
+from gen.io.errors import RecipeError
 
 MAX_WHOLE = 10**300  # larger whole numbers have no floating-point value
 
@@ -40,10 +28,6 @@ Name = Annotated[str, Field(max_length=300)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Extent = Annotated[int, Field(ge=0, le=16_384)]
-
-
-class RecipeError(ValueError):
-    """A picture whose recipe cannot be read or written; the message names the file and says why."""
 
 
 class _Part(BaseModel):
@@ -243,134 +227,3 @@ class Recipe(_Part):
                     f"the recipe has version {first['input']}; this fewstep reads versions 1 to 3, a newer one reads it."
                 ) from None
             raise RecipeError(f"the recipe is damaged or not ours ({where}: {first['msg'].lower()}).") from None
-
-
-def free_name(path: Path | str) -> Path:
-    """The path itself, or with -1, -2, ... before its suffix if files of that name exist."""
-    path = Path(path)
-    candidate, n = path, 0
-    while os.path.lexists(candidate):
-        n += 1
-        candidate = path.with_name(f"{path.stem}-{n}{path.suffix}")
-    return candidate
-
-
-def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
-    """The two text chunks; text beyond Latin-1 goes to an iTXt chunk, as PNG demands."""
-    from gen.pipeline.infotext import to_infotext
-
-    info = PngImagePlugin.PngInfo()
-    line = to_infotext(recipe).replace("\0", "\ufffd")  # NUL ends a PNG text field; the JSON keeps it
-    try:
-        line.encode("latin-1")
-        info.add_text("parameters", line)
-    except UnicodeEncodeError:
-        info.add_itxt("parameters", line)
-    info.add_text(CHUNK, recipe.to_json())
-    return info
-
-
-def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = None, overwrite: bool = False) -> Path:
-    """Write a PNG in one piece: the whole picture under its name, or nothing. Returns the path.
-
-    RecipeError if the name does not end in .png, if a file of that name exists and `overwrite` is not set, or if the
-    folder cannot be written to.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise RecipeError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
-    try:
-        with written(path, overwrite) as temporary, open(temporary, "xb") as file:
-            image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
-    except FileExistsError:
-        raise RecipeError(f"{path} exists already; choose another name, or pass overwrite=True.") from None
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written ({error.strerror or error}).") from None
-    return path
-
-
-def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bool = False) -> Image.Image:
-    """Open a picture from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong.
-
-    formats: as Pillow names them; a file of any other is refused whatever its name. decode: read the pixels too, and close the
-    file.
-    """
-    path = Path(path)
-    allowed = " or ".join((", ".join(formats[:-1]), formats[-1]) if formats[1:] else formats)
-    image = None
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise RecipeError(f"{path} is not a regular file; give the path of a {allowed}.")
-        if status.st_size > MAX_FILE:
-            raise RecipeError(f"{path} is larger than {MAX_FILE >> 20} MB; make it smaller first.")
-        image = open_header(path, formats)
-        if decode:
-            image.load()
-        found, image = image, None
-        return found
-    except RecipeError:
-        raise
-    except OSError as error:
-        reason = error.strerror or f"it is not a {allowed}, or damaged"
-        raise RecipeError(f"{path} cannot be opened ({reason}).") from None
-    except (ValueError, SyntaxError) as error:
-        raise RecipeError(f"{path} cannot be opened ({error}).") from None
-    finally:
-        if image is not None:
-            image.close()
-
-
-def read_chunks(path: Path | str) -> dict[str, str]:
-    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text; of a JPEG, WebP or GIF
-    the user comment of its EXIF or its comment, where other programs keep what a PNG has as "parameters"."""
-    with open_picture(path, READ) as image:
-        if image.format != "PNG":
-            return _comments(image)
-        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        if CHUNK in found or "parameters" in found:
-            return found
-        try:
-            return {**found, **{key: str(value) for key, value in image.text.items()}}
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RecipeError(f"{path} is damaged ({error}).") from None
-
-
-def _comments(image: Image.Image) -> dict[str, str]:
-    """`parameters`, or a recipe of ours, from the comments of a picture that is no PNG; of several the first with a text."""
-    found: list[object] = []
-    try:
-        exif = image.getexif()
-        found = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
-        pass  # damaged EXIF holds no recipe
-    for value in (*found, image.info.get("comment")):
-        text = _comment(value) if isinstance(value, bytes) else value
-        if isinstance(text, str) and text.strip("\0 \n"):
-            text = text.strip("\0 \n")[:MAX_TEXT]
-            return {CHUNK if text.startswith('{"version"') else "parameters": text}
-    return {}
-
-
-def _comment(value: bytes) -> str:
-    """An EXIF user comment: eight bytes that name its encoding, then the text. UTF-16 comes in either order of bytes."""
-    value = value[: 2 * MAX_TEXT]
-    head, body = value[:8], value[8:]
-    if head == b"UNICODE\0":
-        big = body.startswith(b"\xfe\xff") or (not body.startswith(b"\xff\xfe") and body[0::2].count(0) >= body[1::2].count(0))
-        return body.decode("utf-16-be" if big else "utf-16-le", "replace").lstrip("\ufeff")
-    if head in (b"ASCII\0\0\0", bytes(8)):
-        value = body
-    return value.decode("utf-8", "replace")
-
-
-def read_recipe(path: Path | str) -> Recipe:
-    """The recipe in a picture; RecipeError if there is none or it cannot be read."""
-    chunks = read_chunks(path)
-    if CHUNK not in chunks:
-        other = "; it holds a parameters text of another program" if "parameters" in chunks else ""
-        raise RecipeError(f"{path} holds no fewstep recipe{other}.")
-    try:
-        return Recipe.from_json(chunks[CHUNK])
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None

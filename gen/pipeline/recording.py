@@ -9,36 +9,36 @@ import torch
 
 from gen.nn.attention import choose
 from gen.pipeline.recipe import Batch as BatchRecord
-from gen.pipeline.recipe import Machine, Model, Recipe
-from gen.pipeline.task import Batch
+from gen.pipeline.recipe import Machine, Recipe
+from gen.pipeline.recipe import Model as ModelRecord
+from gen.pipeline.types import Batch, Settings
 from samplers.sample import State
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
+    from gen.models.model import Model
 
 
 def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
     """One for each picture, of the last state. edited: a callback changed latents."""
-    generator, settings, items = batch.generator, batch.settings, batch.items
-    files = _adapter_files(generator, settings)
+    model, settings, items = batch.model, batch.settings, batch.items
+    files = _adapter_files(model, settings)
     changed = ("callback edits",) if edited else ()
-    changed = (*changed, "tiles for want of memory") if generator.in_tiles else changed
-    changed = (*changed, *_unrecorded_adapters(generator, settings, files))
+    changed = (*changed, "tiles for want of memory") if model.in_tiles else changed
+    changed = (*changed, *_unrecorded_adapters(model, settings, files))
     fields: dict[str, Any] = {}
-    for kind in reversed(settings.kinds.values()):
-        changed = (*changed, *kind.unrecorded)
-        fields |= kind.recorded(items)
+    for task in reversed(settings.tasks.values()):
+        changed = (*changed, *task.unrecorded)
+        fields |= task.record(items)
     together = getattr(settings.solver, "together", False)
     beside = ("pictures beside it",) if together and len(items) > 1 else ()
-    computed_with = machine(generator, settings.seen)
+    computed_with = machine(model, settings.seen)
     early = state.step < len(settings.levels) - 1
     height, width = settings.shown or (settings.height, settings.width)
     return [
         Recipe(
             prompt=item.prompt,
             negative_prompt=item.negative_prompt,
-            class_label=item.label if generator.classes else None,
+            class_label=item.label if model.classes else None,
             seed=item.seed,
             height=height,
             width=width,
@@ -50,16 +50,16 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
             schedule_options=settings.schedule_options,
             guidance_scale=settings.scale,
             guidance_interval=settings.interval,
-            guidance=settings.rules.name,
-            guidance_options=dict(settings.rules.guidance_options),
-            cache=settings.rules.cache_name,
-            cache_options=dict(settings.rules.cache_options),
+            guidance=settings.guidance.name,
+            guidance_options=dict(settings.guidance.guidance_options),
+            cache=settings.guidance.cache_name,
+            cache_options=dict(settings.guidance.cache_options),
             adapters=settings.adapters,
             adapter_files=files or None,
             stopped_at=state.step if early else None,
             unrecorded=(*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside),
             nfe=state.evaluations * settings.copies,
-            model=Model(name=generator.name[:300], weights=generator.weights),
+            model=ModelRecord(name=model.name[:300], weights=model.weights),
             batch=BatchRecord(size=len(items), row=row),
             batch_invariant=settings.batch_invariant,
             machine=computed_with,
@@ -69,42 +69,42 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
     ]
 
 
-def _adapter_files(generator: Generator, settings: Settings) -> dict[str, str]:
+def _adapter_files(model: Model, settings: Settings) -> dict[str, str]:
     """name -> sha256 of the adapters that took part and were read from files."""
-    loaded = {name: generator._loaded.loaded[name] for name in settings.adapters} if generator._loaded else {}
+    loaded = {name: model.loaded_adapters.loaded[name] for name in settings.adapters} if model.loaded_adapters else {}
     return {name: adapter.sha256 for name, adapter in loaded.items() if adapter.sha256}
 
 
-def _unrecorded_adapters(generator: Generator, settings: Settings, files: dict[str, str]) -> list[str]:
-    if generator._loaded is None:
+def _unrecorded_adapters(model: Model, settings: Settings, files: dict[str, str]) -> list[str]:
+    if model.loaded_adapters is None:
         return []
     made = [f"adapter {name}"[:300] for name in settings.adapters if name not in files]
-    return made + ["fused adapters"] * bool(generator._loaded.fused)
+    return made + ["fused adapters"] * bool(model.loaded_adapters.fused)
 
 
-def machine(generator: Generator, seen: tuple[int, int]) -> Machine:
-    """What a generator computes pictures of (height, width) with, as its recipes record it."""
-    device = generator.device
+def machine(model: Model, seen: tuple[int, int]) -> Machine:
+    """What a model computes pictures of (height, width) with, as its recipes record it."""
+    device = model.device
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     return Machine(
         device=name,
-        dtype=str(generator.dtype).removeprefix("torch."),
-        attention=_attention(generator, seen),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=_attention(model, seen),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,
         fewstep=fewstep_version(),
     )
 
 
-def _attention(generator: Generator, seen: tuple[int, int]) -> str:
+def _attention(model: Model, seen: tuple[int, int]) -> str:
     """The backend, and for "auto" the one it comes to on this device at this length: "auto (sdpa)"."""
-    network, config = generator.network, generator.network.config
+    network, config = model.network, model.network.config
     asked = getattr(network, "attention_backend", "auto")
     if asked != "auto":
         return asked
-    latents = (seen[0] // generator.factor) * (seen[1] // generator.factor)
+    latents = (seen[0] // model.factor) * (seen[1] // model.factor)
     length = latents // config.patch**2 + getattr(config, "extras", 0)
-    probe = torch.empty(1, 1, 1, 1, device=generator.device, dtype=generator.dtype)
+    probe = torch.empty(1, 1, 1, 1, device=model.device, dtype=model.dtype)
     probe = probe.expand(1, length, config.heads, config.dim // config.heads)
     return f"auto ({choose(probe, probe, probe)})"
 
@@ -114,3 +114,19 @@ def fewstep_version() -> str:
         return version("fewstep")
     except PackageNotFoundError:
         return "not installed"
+
+
+def recorded_adapters(model: Model, recipe: Recipe) -> dict[str, float]:
+    """The adapters of a recipe, if they are loaded and the same files; ValueError says which is not."""
+    loaded = {} if model.loaded_adapters is None else model.loaded_adapters.loaded
+    for name in recipe.adapters:
+        digest = (recipe.adapter_files or {}).get(name)
+        if name not in loaded:
+            file = f" (sha256 {digest[:12]}…)" if digest else ""
+            raise ValueError(
+                f"The picture was made with the adapter {name!r}{file}, which is not loaded; load it under that name with "
+                "load_adapter (--lora)."
+            )
+        if digest is not None and loaded[name].sha256 != digest:
+            raise ValueError(f"The loaded adapter {name!r} is not the file that the picture was made with: its sha256 differs.")
+    return dict(recipe.adapters)

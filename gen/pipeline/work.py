@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gen.io import validators as request
+from gen.io.validators import check_float, check_size
 
 if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
@@ -34,8 +34,8 @@ def check_work(recipe: Recipe, limit: float | None = None) -> None:
     """ValueError where the replay of a recipe would make or resize larger pictures than a call does, or evaluate the network
     more than `limit` megapixels."""
     for height, width in ((recipe.height, recipe.width), recipe.made_at or (1, 1)):
-        request.size(height, width, 1, 1)
-    limit = LIMIT if limit is None else request.real("max_work", limit, 0, 1e15)
+        check_size(height, width, 1, 1)
+    limit = LIMIT if limit is None else check_float("max_work", limit, 0, 1e15)
     asked = work(recipe)
     if asked > limit:
         raise ValueError(

@@ -12,24 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import ShiftedWindows
-from samplers.canvas.windows import PROFILES, Windows
 from torch import Tensor
 
-from gen.io import validators as request
 from gen.io.images import read_picture
+from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.task import Batch, Frame, Kind
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
-from samplers.prediction import Prediction
+from gen.pipeline.types import Batch, Decode, Frame, Item, ReadPrompts, Settings, Task
+from samplers.denoiser import Condition, Denoiser
+from samplers.joint.shifted import ShiftedWindows
+from samplers.joint.tiled import Tiled
+from samplers.joint.windows import PROFILES, Windows
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from samplers.sample import Solver
 
 MAX_WINDOWS = 10_000
@@ -51,71 +47,65 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Canvas(Kind):
+class Canvas(Task):
     """A checked request. windows: in latents."""
 
-    record: CanvasRecord
+    canvas: CanvasRecord
     windows: Windows | ShiftedWindows
     own: Own = Own()
 
     @classmethod
-    def frame(cls, asked: Mapping[str, Any]) -> Frame:
-        return Frame(asked["record"].window, asked.get("shown"))
+    def frame(cls, args: Mapping[str, Any]) -> Frame:
+        return Frame(args["record"].window, args.get("shown"))
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Canvas:
-        return make_canvas(generator, asked["record"], asked.get("own"), settings.height, settings.width)
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Canvas, Settings]:
+        return make_canvas(model, args["record"], args.get("own"), settings.height, settings.width), settings
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"record": recipe.canvas}
 
-    def check(self, settings: Settings) -> None:
-        if getattr(settings.kinds.get("composition"), "masks", None):
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        if getattr(settings.tasks.get("composition"), "masks", None):
             raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        return ("distance of SyncDiffusion",) if self.record.sync and self.own.distance is not None else ()
+        return ("distance of SyncDiffusion",) if self.canvas.sync and self.own.distance is not None else ()
 
-    def halved(self) -> Canvas:
+    def halve(self) -> Canvas:
         """With half as many windows at once."""
-        if self.record.batch == 1:
+        if self.canvas.batch == 1:
             return self
         if self.own.group is not None:
             raise ValueError(
-                f"{self.record.batch} windows at once do not fit in the memory of one of the processes; give a smaller "
+                f"{self.canvas.batch} windows at once do not fit in the memory of one of the processes; give a smaller "
                 "window_batch."
             )
-        return replace(self, record=self.record.model_copy(update={"batch": max(1, self.record.batch // 2)}))
+        return replace(self, canvas=self.canvas.model_copy(update={"batch": max(1, self.canvas.batch // 2)}))
 
-    def bar(self, bar: Any, steps: int) -> EvaluationBar:
-        return EvaluationBar(bar, steps)
+    def read_prompts(self, model: Model, prompts: list[str], adapters: Mapping[str, float], read: ReadPrompts) -> Condition:
+        return read(list(self.canvas.prompts[:1]) * len(prompts) or prompts)  # of several, see `_conditions`
 
-    def network(self, denoiser: Denoiser, bar: Any) -> Denoiser:
-        return Counted(denoiser, bar)
-
-    def texts(self, prompts: list[str]) -> list[str]:
-        return list(self.record.prompts[:1]) * len(prompts) or prompts  # of several, see `_conditions`
-
-    def negative(self, batch: Batch) -> Condition | None:
-        """With as many tokens as the several prompts have."""
-        return self._conditions(batch)[1]
+    def prepare(self, batch: Batch) -> Batch:
+        """With a negative condition of as many tokens as the several prompts have."""
+        return replace(batch, negative=self._conditions(batch)[1])
 
     def _conditions(self, batch: Batch) -> tuple[list[Condition], Condition | None]:
         """One condition for each of several prompts, and the negative one."""
         condition, negative = batch.condition, batch.negative
-        if not self.record.prompts:
+        if not self.canvas.prompts:
             return [], negative
-        own = batch.generator.encode_prompt(self.record.prompts, batch.settings.adapters)
+        own = batch.model.encode_prompt(self.canvas.prompts, batch.settings.adapters)
         if negative is not None:
             own, negative = alike(own, negative)
-        rows = [own[k : k + 1] for k in range(len(self.record.prompts))]
+        rows = [own[k : k + 1] for k in range(len(self.canvas.prompts))]
         return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
 
-    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) of the whole canvas: around guidance and caches."""
-        generator, windows, record = batch.generator, self.windows, self.record
+        model, windows, record = batch.model, self.windows, self.canvas
         conditions, seeds = self._conditions(batch)[0], tuple(batch.seeds)
         if isinstance(windows, ShiftedWindows):
             windows = replace(windows, seeds=seeds)
@@ -131,29 +121,22 @@ class Canvas(Kind):
             solver = Recurrent(solver, record.recurrence)
         if not record.sync:
             return canvas, solver
-        from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
+        from samplers.joint.sync import SyncDiffusion, style_distance
 
         distance = style_distance
         if record.sync_distance != "latent":
-            distance = _on_pictures(generator, self.own.distance or style_distance)
+            distance = _on_pictures(model, self.own.distance or style_distance)
         return canvas, SyncDiffusion(solver, distance, record.sync)
 
-    def show(self, generator: Generator, latents: Tensor, size: tuple[int, int] | None, known: Sequence[Kind] = ()) -> Tensor:
-        """Decoded, what is known put back, cut from the top left."""
-        images = self.decode(generator, latents)
-        for kind in known:
-            images = kind.keep_known(images)
-        return images if size is None else images[..., : size[0], : size[1]]
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"canvas": self.canvas}
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"canvas": self.record}
-
-    def decode(self, generator: Generator, latents: Tensor) -> Tensor:
-        """`Generator.decode`; large canvases in parts that fade into one another, circular ones with their other end beside
+    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+        """Large canvases in parts that fade into one another, circular ones with their other end beside
         them."""
-        factor = generator.factor
-        if generator.autoencoder is None:
-            return generator.decode(latents)
+        factor = model.factor
+        if model.autoencoder is None:
+            return decode(latents)
         down, across = (
             min(WRAP // factor, n) if wrap else 0 for n, wrap in zip(self.windows.canvas, self.windows.wrap, strict=True)
         )
@@ -161,23 +144,23 @@ class Canvas(Kind):
             latents = F.pad(latents, (across, across, down, down), mode="circular")
         height, width = latents.shape[2:]
         if height * width * factor**2 <= WHOLE**2:
-            images = generator.decode(latents)
+            images = decode(latents)
         else:
             from gen.models.tiling import tiled
 
-            parts = [tiled(one[None], generator.decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
+            parts = [tiled(one[None], decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
             images = torch.cat(parts)
         top, left = down * factor, across * factor
         return images[..., top : images.shape[2] - top, left : images.shape[3] - left]
 
 
-def make_canvas(generator: Generator, record: CanvasRecord, own: Own | None, height: int, width: int) -> Canvas:
+def make_canvas(model: Model, record: CanvasRecord, own: Own | None, height: int, width: int) -> Canvas:
     """ValueError for windows that do not fit the canvas or the model."""
     own = own or Own()
-    multiple, factor = generator.factor * generator.network.config.patch, generator.factor
+    multiple, factor = model.factor * model.network.config.patch, model.factor
     for name, sides, unit in (("window", record.window, multiple), ("stride", record.stride, factor)):
         for value in sides:
-            request.side(f"the {name} of the canvas", value, 0, unit)
+            check_side(f"the {name} of the canvas", value, 0, unit)
     for name, length, window, stride in zip(("tall", "wide"), (height, width), record.window, record.stride, strict=True):
         if window > length:
             raise ValueError(
@@ -209,7 +192,7 @@ def make_canvas(generator: Generator, record: CanvasRecord, own: Own | None, hei
 
 
 def make_record(
-    generator: Generator,
+    model: Model,
     kind: str,
     window: Any,
     stride: Any,
@@ -229,8 +212,8 @@ def make_record(
 
     window: the model's own size; stride: half of it.
     """
-    unit = generator.factor
-    window = _sides("window", (generator.config.sample_size,) * 2 if window is None else window)
+    unit = model.factor
+    window = _sides("window", (model.config.sample_size,) * 2 if window is None else window)
     stride = tuple(max(n // 2 // unit, 1) * unit for n in window) if stride is None else _sides("stride", stride)
     name = "horizontal" if circular is True else "none" if circular is False else circular
     if not isinstance(name, str) or name not in CIRCULAR:
@@ -249,13 +232,13 @@ def make_record(
         stride=stride,
         weights=weights,
         circular=CIRCULAR[name],
-        batch=request.whole("window_batch", window_batch, 1, 1024),
+        batch=check_int("window_batch", window_batch, 1, 1024),
         prompts=tuple(prompts),
-        sync=request.real("sync", sync, 0, 1e6),
+        sync=check_float("sync", sync, 0, 1e6),
         sync_distance="" if own else sync_distance,
-        recurrence=request.whole("recurrence", recurrence, 1, 100),
+        recurrence=check_int("recurrence", recurrence, 1, 100),
         extend=extend,
-        shift_from=None if shift_from is None else request.real("shift_from", shift_from, -20, 20),
+        shift_from=None if shift_from is None else check_float("shift_from", shift_from, -20, 20),
     )
     return record, Own(own, group)
 
@@ -273,9 +256,9 @@ def check_agreement(group: Any, told: tuple) -> None:
         )
 
 
-def made_size(generator: Generator, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:
+def made_size(model: Model, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:
     """The canvas for a picture of any size: whole latents, at least a window."""
-    up = (-(-n // generator.factor) * generator.factor for n in (height, width))
+    up = (-(-n // model.factor) * model.factor for n in (height, width))
     down, across = (max(n, window) for n, window in zip(up, record.window, strict=True))
     return down, across
 
@@ -315,48 +298,12 @@ def replayed_pictures(recipe: Recipe, image: Any, mask: Any) -> tuple[Any, Any]:
     return starting_pictures(record, image, shown, recipe.made_at or shown)
 
 
-class EvaluationBar:
-    """A progress bar in evaluations of the network, as they are made. Their total is known after the last step; before that it
-    is what the steps so far took, for all of them."""
-
-    def __init__(self, bar: Any, steps: int):
-        self.bar, self.steps, self.done, self.count = bar, steps, 0, 0
-        bar.total, bar.unit = None, "evaluation"
-
-    def update(self, steps: int) -> None:
-        self.done += steps
-        self.bar.total = round(self.count * max(self.steps / self.done, 1))
-        self.bar.update(0)
-
-    def evaluated(self, rows: int) -> None:
-        self.count += rows
-        self.bar.update(rows)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A network whose evaluations a bar shows."""
-
-    denoiser: Denoiser
-    bar: EvaluationBar
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
-    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        before = context.evaluations
-        prediction = self.denoiser(x, level, condition, context)
-        self.bar.evaluated(context.evaluations - before)
-        return prediction
-
-
 def _sides(name: str, value: Any) -> tuple[int, int]:
     """(height, width) from one number or two."""
     sides = (value, value) if isinstance(value, int) else value
     if not isinstance(sides, list | tuple) or len(sides) != 2:
         raise ValueError(f"{name} is {value!r}; give a number of pixels, or a height and a width.")
-    height, width = (request.whole(name, side, 1, 16_384) for side in sides)
+    height, width = (check_int(name, side, 1, 16_384) for side in sides)
     return height, width
 
 
@@ -370,8 +317,8 @@ def _lpips(name: Any) -> Distance | None:
     return lambda x, anchor: network.to(x.device)(2 * x.float() - 1, 2 * anchor.float() - 1)
 
 
-def _on_pictures(generator: Generator, distance: Distance) -> Distance:
+def _on_pictures(model: Model, distance: Distance) -> Distance:
     """Of what the denoiser works on, through the decoder, which is differentiated."""
     from gen.tasks.energy_guidance import decode_open
 
-    return lambda x, anchor: distance(*(decode_open(generator, one) for one in (x, anchor)))
+    return lambda x, anchor: distance(*(decode_open(model, one) for one in (x, anchor)))

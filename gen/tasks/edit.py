@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io import validators as request
 from gen.io.images import digest, fit, read_picture, same_shape
+from gen.io.validators import check_float
 from gen.pipeline.recipe import Recipe, RestoreRecord, Start
-from gen.pipeline.task import Asked, Batch, Kind
+from gen.pipeline.types import Batch, Decode, Item, Settings, Task
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from samplers.denoiser import Denoiser
+    from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
 
@@ -29,7 +28,7 @@ LONG, SHORT = 4, 2  # times the model's own size: sides up to which a picture is
 
 
 @dataclass(frozen=True)
-class Edit(Kind):
+class Edit(Task):
     """A picture (1, 3, H, W) in [0, 1] and its latents (1, C, h, w), as the denoiser sees them; the mask (1, 1, H, W), 1 where
     the picture is made anew, and as latents see it; how much of the schedule is run."""
 
@@ -37,16 +36,23 @@ class Edit(Kind):
     latents: Tensor
     mask: Tensor | None
     latent_mask: Tensor | None
-    start: Start
-    keeps = True
+    begun: Start
+    chooses_size = True
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Edit | None:
-        given = (asked.get(name) for name in ("image", "mask", "strength"))
-        return make_edit(generator, *given, settings.height, settings.width)
+    def own_size(
+        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
+    ) -> tuple[Mapping[str, Any], int | None, int | None]:
+        return own_size(model, args, height, width, multiple)
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Edit | None, Settings]:
+        given = (args.get(name) for name in ("image", "mask", "strength"))
+        edit = make_edit(model, *given, settings.height, settings.width)
+        return edit, settings if edit is None else edit._shorten(model, settings)
+
+    @classmethod
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         image, mask = given.get("image"), given.get("mask")
         if recipe.canvas is not None:
             from gen.tasks.canvas import replayed_pictures
@@ -55,47 +61,48 @@ class Edit(Kind):
         check_given(recipe.start or recipe.restore, image, mask)
         return {} if recipe.start is None else {"image": image, "mask": mask, "strength": recipe.start.strength}
 
-    def change(self, generator: Generator, settings: Settings) -> Settings:
+    def _shorten(self, model: Model, settings: Settings) -> Settings:
+        """With the levels from which the picture is noised by its strength."""
         from samplers.editing import start_at, start_at_level
         from samplers.registry import get_grid
         from samplers.solvers.adaptive import Adaptive
 
-        levels, strength = settings.levels, self.start.strength
+        levels, strength = settings.levels, self.begun.strength
         if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
             return replace(settings, levels=start_at(levels, strength))
         # two steps are no measure of a strength: the level is that of the schedule's own hundred
-        fine = get_grid(settings.schedule, generator.denoiser.path, 100, **settings.schedule_options)
+        fine = get_grid(settings.schedule, model.denoiser.path, 100, **settings.schedule_options)
         return replace(settings, levels=start_at_level(levels, start_at(fine, strength)[0]))
 
-    def check(self, settings: Settings) -> None:
-        if self.mask is not None and (settings.rules.guidance[0] == "cfg++" or settings.rules.both):
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        if recipe is not None:
+            check_same(self.begun, recipe.start)
+        if self.mask is not None and (settings.guidance.names[0] == "cfg++" or settings.guidance.both):
             raise ValueError(
                 "cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting, and a sampler "
                 "other than *_cfg_pp."
             )
 
-    def verify(self, recipe: Recipe) -> None:
-        check_same(self.start, recipe.start)
+    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
+        return level.mix(self.latents, noise), source
 
-    def begin(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        return level.mix(self.latents, noise)
-
-    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
         if self.mask is None:
             return denoiser, solver
         from samplers.editing import Inpaint
 
         return Inpaint(denoiser, self.latents, self.latent_mask, batch.noise), solver
 
-    def keep_known(self, images: Tensor) -> Tensor:
-        """Decoded pictures (B, 3, H, W) with what the mask keeps put back, to the pixel."""
+    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+        """With what the mask keeps put back, to the pixel."""
+        images = decode(latents)
         return images if self.mask is None else torch.lerp(self.picture.expand_as(images), images, self.mask)
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"start": self.start}
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"start": self.begun}
 
 
-def make_edit(generator: Generator, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
+def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
     """None where no image is given. ValueError for anything that is not a usable picture, mask or strength."""
     if image is None:
         given = "mask" if mask is not None else "strength" if strength is not None else None
@@ -103,19 +110,19 @@ def make_edit(generator: Generator, image: Any, mask: Any, strength: object, hei
             raise ValueError(f"{given} was given without an image to change; give image too.")
         return None
     usual = 0.8 if mask is None else 1.0
-    amount = request.real("strength", usual if strength is None else strength, 0, 1)
+    amount = check_float("strength", usual if strength is None else strength, 0, 1)
     whole = read_picture("image", image, "RGB")
     known = None if mask is None else read_mask("mask", mask, whole, "image")
-    picture = fit_told("image", whole, height, width, slack(generator))
+    picture = fit_told("image", whole, height, width, slack(model))
     known = None if known is None else fit(known, height, width)
     start = Start(image=digest(picture), mask=None if known is None else digest(known), strength=amount)
 
-    device, factor = generator.device, generator.factor
+    device, factor = model.device, model.factor
     picture = picture.to(device)
     latents = picture * 2 - 1
-    if generator.autoencoder is not None:
+    if model.autoencoder is not None:
         with torch.no_grad():
-            latents = generator.autoencoder.encode(latents).float() * generator.config.latent_scale
+            latents = model.autoencoder.encode(latents).float() * model.config.latent_scale
     known = None if known is None else known.to(device)
     # a latent that touches any pixel to be made is made
     latent_mask = None if known is None else F.max_pool2d(known, factor)
@@ -171,35 +178,28 @@ def fit_told(name: str, picture: Tensor, height: int, width: int, slack: int) ->
     return fit(picture, height, width)
 
 
-def slack(generator: Generator) -> int:
+def slack(model: Model) -> int:
     """The pixels by which a picture's side may differ from its shape because the networks take multiples."""
-    return generator.factor * generator.network.config.patch // 2 + 1
+    return model.factor * model.network.config.patch // 2 + 1
 
 
-def with_own_size(
-    generator: Generator, asked: Asked, height: int | None, width: int | None, multiple: int
-) -> tuple[Asked, int | None, int | None]:
-    """A call's height and width where it starts from a picture and does not say both: the picture's own shape. The picture is
-    read once, and handed on in `asked`."""
-    kind = next((name for name in ("image", "restoration") if asked.get(name, {}).get("image") is not None), None)
-    if kind is None or (height is not None and width is not None):
-        return asked, height, width
-    own = dict(asked[kind])
-    own["image"] = picture = read_picture("image", own["image"], "RGB")
-    enlarged = 1
-    if kind == "restoration":
-        from gen.tasks.restore import enlargement
-
-        enlarged = enlargement(own)
+def own_size(
+    model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int, enlarged: int = 1
+) -> tuple[Mapping[str, Any], int | None, int | None]:
+    """(keywords, height, width) of a call that starts from args["image"] and does not say both sides: the picture's own shape,
+    `enlarged` times. The picture is read once, and handed on in the keywords."""
+    if args.get("image") is None or (height is not None and width is not None):
+        return args, height, width
+    picture = read_picture("image", args["image"], "RGB")
     size = tuple(side * enlarged for side in picture.shape[-2:])
-    height, width = _own_size(size, height, width, generator.config.sample_size, math.lcm(multiple, enlarged))
+    height, width = _own_size(size, height, width, model.config.sample_size, math.lcm(multiple, enlarged))
     if (height, width) != size:
         warnings.warn(
             f"The image is {picture.shape[-1]} x {picture.shape[-2]}; the picture is made at {width} x {height}, which suits "
             "the model. Give height and width for another size.",
             stacklevel=2,
         )
-    return {**asked, kind: own}, height, width
+    return {**args, "image": picture}, height, width
 
 
 def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_float, check_option_values
 from gen.pipeline.finite import Energy
 from gen.pipeline.recipe import GuideRecord, Recipe
-from gen.pipeline.task import Batch, Kind
+from gen.pipeline.types import Batch, Item, Settings, Task
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from gen.tasks.energies import EnergyInfo
     from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource
@@ -31,39 +29,39 @@ STRENGTHS = {"tfg": 0.7, "dps": 0.7, "lgd": 0.7, "mpgd": 2.0, "freedom": 0.5, "u
 
 
 @dataclass(frozen=True)
-class Guide(Kind):
+class Guide(Task):
     """A checked request. energy: (pictures (B, 3, H, W) in [0, 1], condition) -> (B,); record: what recipes say of it."""
 
     energy: Callable[..., Tensor]
-    record: GuideRecord
+    guide: GuideRecord
     method_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Guide | None:
-        given = (asked.get(name) for name in ("guide", "guide_strength", "guide_method", "guide_options"))
-        return make_guide(*given, generator.energies)
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Guide | None, Settings]:
+        given = (args.get(name) for name in ("guide", "guide_strength", "guide_method", "guide_options"))
+        return make_guide(*given, model.energies), settings
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        return replayed_guide(recipe.guide, given.get("guide"), generator.energies, given.get("guide_options"))
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+        return replayed_guide(recipe.guide, given.get("guide"), model.energies, given.get("guide_options"))
 
     @property
-    def named(self) -> str:  # type: ignore[override]
+    def label(self) -> str:  # type: ignore[override]
         return name_of(self.energy)
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        return () if self.record.energy else ("energy of the guide",)
+        return () if self.guide.energy else ("energy of the guide",)
 
-    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
-        return self.build(batch.generator, denoiser, solver, batch.settings.levels, batch.fresh(), batch.prompts)
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        return self.build(batch.model, denoiser, solver, batch.settings.levels, batch.seeded_noise(), batch.prompts)
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"guide": self.record}
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"guide": self.guide}
 
     def build(
         self,
-        generator: Generator,
+        model: Model,
         denoiser: Denoiser,
         solver: Solver,
         levels: Sequence[NoiseLevel],
@@ -71,10 +69,10 @@ class Guide(Kind):
         prompts: Sequence[str],
     ) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) with the guide around them, outside all other guidance."""
-        from samplers.guidance.energy_methods import guide
+        from samplers.guidance.training_free import guide
 
-        energy = on_latents(generator, self.energy, prompts)
-        record, own = self.record, self.method_options
+        energy = on_latents(model, self.energy, prompts)
+        record, own = self.guide, self.method_options
         return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
 
 
@@ -82,20 +80,20 @@ def name_of(energy: Callable[..., Tensor]) -> str:
     return getattr(energy, "__name__", type(energy).__name__)
 
 
-def on_latents(generator: Generator, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
+def on_latents(model: Model, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
     """An energy of what the denoiser works on, for these prompts."""
     name = name_of(energy)
     if hasattr(energy, "for_prompts"):
         energy = energy.for_prompts(prompts)
     energy = Energy(energy, name)
-    return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(generator, energy)
+    return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(model, energy)
 
 
 @dataclass(frozen=True)
 class OnPictures:
     """An energy of pictures as one of what the denoiser works on: through the decoder, which is differentiated too."""
 
-    generator: Generator
+    model: Model
     energy: Callable[..., Tensor]
 
     @property
@@ -103,14 +101,14 @@ class OnPictures:
         return getattr(self.energy, "__name__", type(self.energy).__name__)
 
     def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
-        return self.energy(decode_open(self.generator, x0), condition)
+        return self.energy(decode_open(self.model, x0), condition)
 
 
-def decode_open(generator: Generator, latents: Tensor) -> Tensor:
+def decode_open(model: Model, latents: Tensor) -> Tensor:
     """`Generator.decode` without its clamp, for gradients: (B, 3, H, W), nominally in [0, 1]."""
     images = latents.float()
-    if generator.autoencoder is not None:
-        images = generator.autoencoder.decode(images / generator.config.latent_scale).float()
+    if model.autoencoder is not None:
+        images = model.autoencoder.decode(images / model.config.latent_scale).float()
     return images / 2 + 0.5
 
 
@@ -127,11 +125,10 @@ def make_guide(
         if given:
             raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
         return None
-    from samplers.guidance.energy_methods import method_info
-
     from gen.tasks.energies import energy_info, get_energy
+    from samplers.guidance.training_free import method_info
 
-    chosen = request.options("guide_options", options or {})
+    chosen = check_option_values("guide_options", options or {})
     info = None
     if isinstance(energy, str):
         info = energy_info(energy, more)
@@ -140,7 +137,7 @@ def make_guide(
     usual = "classifier" if hasattr(energy, "noisy") else info.method if info else "tfg"
     way = method_info(usual if method is None else method)  # type: ignore[arg-type]
     default = STRENGTHS[way.name] * (info.gain if info else 1.0)
-    amount = request.real("guide_strength", default if strength is None else strength, 0, 1e6)
+    amount = check_float("guide_strength", default if strength is None else strength, 0, 1e6)
     takes = (*way.options, *(info.options if info else ()))
     for name in chosen:
         if name not in takes:

@@ -14,25 +14,25 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from samplers.multi_model.masks import Box, rest, soften
-from samplers.multi_model.regions import Bootstrap, Region, Regions
 from torch import Tensor
 
-from gen.nn.conditions import pad_tokens, told_its_size
+from gen.nn.conditions import pad_tokens, with_picture_size
 from gen.nn.registry import describe
+from gen.pipeline.output import Output
 from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
-from gen.pipeline.task import Batch, Kind
+from gen.pipeline.types import Batch, Caller, Item, Settings, Task
 from samplers.denoiser import Condition
+from samplers.joint.masks import Box, rest, soften
+from samplers.joint.regions import Bootstrap, Region, Regions
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from samplers.denoiser import Denoiser
 
 MAX_REGIONS = 64
@@ -164,45 +164,44 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
 
 
 @dataclass(frozen=True)
-class Layout(Kind):
+class Layout(Task):
     """A layout at work: the record, and the regions that a batch is sampled from."""
 
-    record: LayoutRecord
+    layout: LayoutRecord
     height: int
     width: int
-    own_prompts = True
+    always_guided = True
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Layout:
-        return make_layout(asked["layout"], settings.height, settings.width, generator, settings.rules)
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Layout, Settings]:
+        layout = make_layout(args["layout"], settings.height, settings.width, model, settings.guidance)
+        adapters = model.active_adapters({**layout.adapters(), **settings.adapters})
+        return layout, replace(settings, adapters=adapters)
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"layout": recipe.layout}
 
-    def change(self, generator: Generator, settings: Settings) -> Settings:
-        return replace(settings, adapters=generator._in_force({**self.adapters(), **settings.adapters}))
-
-    def check(self, settings: Settings) -> None:
-        composition = settings.kinds.get("composition")
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        composition = settings.tasks.get("composition")
         if composition is not None and composition.name != "merge":
             raise ValueError(
                 f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
             )
-        if "tweak" in settings.kinds:
+        if "tweak" in settings.tasks:
             raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
 
     @property
     def prompts(self) -> list[str]:
-        return [region.prompt for region in self.record.regions]
+        return [region.prompt for region in self.layout.regions]
 
     def adapters(self) -> dict[str, float]:
         """Every adapter that some region uses, at weight 0: what a run must know of."""
-        return {name: 0.0 for region in self.record.regions for name in region.adapters or {}}
+        return {name: 0.0 for region in self.layout.regions for name in region.adapters or {}}
 
     def masks(self, factor: int) -> list[Tensor]:
         """(1, 1, h, w) on the grid of latents, the background's last where it has one. ValueError for what is left over."""
-        record, size = self.record, (self.height // factor, self.width // factor)
+        record, size = self.layout, (self.height // factor, self.width // factor)
         masks = []
         for i, region in enumerate(record.regions):
             own = _box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
@@ -216,18 +215,18 @@ class Layout(Kind):
             raise ValueError(f"{share:.0%} of the picture belongs to no region; give the layout a background, or enlarge them.")
         return masks
 
-    def field(self, batch: Batch) -> Denoiser:
+    def make_denoiser(self, batch: Batch) -> Denoiser:
         """The regions of a batch around the network, guidance inside. Its negative is for regions without their own."""
-        generator, settings, noise, negative = batch.generator, batch.settings, batch.noise, batch.negative
-        record, factor = self.record, generator.factor
+        model, settings, noise, negative = batch.model, batch.settings, batch.noise, batch.negative
+        record, factor = self.layout, model.factor
         masks = self.masks(factor)
-        side = (record.window or generator.config.sample_size) // factor
-        conditions = _conditions(generator, record, settings, bool(len(masks) > len(record.regions)), negative)
+        side = (record.window or model.config.sample_size) // factor
+        conditions = _conditions(model, record, settings, bool(len(masks) > len(record.regions)), negative)
         regions = []
         for i, (mask, (own, refused)) in enumerate(zip(masks, conditions, strict=True)):
             spec = record.regions[i] if i < len(record.regions) else None
             for window, seen in windows(mask, side):
-                told = _sized(own, generator, settings, window)
+                told = _sized(own, model, settings, window)
                 regions.append(
                     Region(
                         mask=seen.to(noise.device),
@@ -244,18 +243,18 @@ class Layout(Kind):
         _share_extra(regions)
 
         def guide(inner: Denoiser, scale: Any, refused: Condition | None) -> Denoiser:
-            return settings.rules.build(inner, settings.solver, scale, refused, settings.interval, guided=True)[0]
+            return settings.guidance.build(inner, settings.solver, scale, refused, settings.interval, guided=True)[0]
 
         bootstrap = None
         if record.bootstrap is not None:
-            bootstrap = Bootstrap(plain_latents(generator), noise, record.bootstrap, tuple(batch.seeds))
-        return Regions(generator.denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+            bootstrap = Bootstrap(plain_latents(model), noise, record.bootstrap, tuple(batch.seeds))
+        return Regions(model.denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"layout": self.record}
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"layout": self.layout}
 
 
-def make_layout(layout: Any, height: int, width: int, generator: Generator, rules: Any) -> Layout:
+def make_layout(layout: Any, height: int, width: int, model: Model, rules: Any) -> Layout:
     """A checked layout: a spec, a mapping or, for a replay, a record."""
     if isinstance(layout, LayoutRecord):
         record = layout
@@ -265,7 +264,7 @@ def make_layout(layout: Any, height: int, width: int, generator: Generator, rule
             raise ValueError(
                 f"The layout is for other sides than {width} x {height}; call Generator.layout, which takes them from it."
             )
-        record = place(spec, height, width, generator.factor)
+        record = place(spec, height, width, model.factor)
         regions = tuple(
             one if one.guidance_scale is None else one.model_copy(update={"guidance_scale": rules.meant(one.guidance_scale)})
             for one in record.regions
@@ -276,9 +275,9 @@ def make_layout(layout: Any, height: int, width: int, generator: Generator, rule
     if rules.both:
         raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
     made = Layout(record, height, width)
-    made.masks(generator.factor)
-    side = record.window or generator.config.sample_size
-    step = generator.factor * generator.network.config.patch
+    made.masks(model.factor)
+    side = record.window or model.config.sample_size
+    step = model.factor * model.network.config.patch
     if side % step:
         raise ValueError(f"The layout's window is {side} pixels; give a multiple of {step}.")
     return made
@@ -337,7 +336,7 @@ def _taper(start: int, side: int, length: int, several: bool) -> Tensor:
 
 
 def _conditions(
-    generator: Generator, record: LayoutRecord, settings: Settings, background: bool, negative: Condition | None
+    model: Model, record: LayoutRecord, settings: Settings, background: bool, negative: Condition | None
 ) -> list[tuple[Condition, Condition | None]]:
     """(condition, negative) of every region, one row each, with equally many tokens; the background last."""
     asked: list[tuple[str, str | None, dict[str, float]]] = [
@@ -345,9 +344,9 @@ def _conditions(
     ]
     if background:
         asked.append((record.background or "", None, settings.adapters))
-    own = [read_prompt(generator, prompt, adapters) for prompt, _, adapters in asked]
+    own = [read_prompt(model, prompt, adapters) for prompt, _, adapters in asked]
     refused = [
-        negative if text is None else read_prompt(generator, text, adapters, negative=True) if text.strip() else None
+        negative if text is None else read_prompt(model, text, adapters, negative=True) if text.strip() else None
         for _, text, adapters in asked
     ]
     everyone = [c for c in (*own, *refused) if c is not None]
@@ -356,22 +355,22 @@ def _conditions(
     return [(padded[id(c)], None if n is None else padded[id(n)]) for c, n in zip(own, refused, strict=True)]
 
 
-def read_prompt(generator: Generator, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
+def read_prompt(model: Model, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
     """A text model's prompt, or a class model's class."""
-    if generator.text_encoder is not None:
-        return generator.encode_prompt([prompt], adapters, negative=negative)
-    from gen.io import validators as request
+    if model.text_encoder is not None:
+        return model.encode_prompt([prompt], adapters, negative=negative)
+    from gen.pipeline.subjects import read_labels
 
-    label = request.labels([prompt], generator.config.classes, generator.classes) if prompt and not negative else [-1]
-    return Condition(label=torch.tensor(label, device=generator.device))
+    label = read_labels([prompt], model.config.classes, model.classes) if prompt and not negative else [-1]
+    return Condition(label=torch.tensor(label, device=model.device))
 
 
-def _sized(condition: Condition, generator: Generator, settings: Settings, window: Box | None) -> Condition:
+def _sized(condition: Condition, model: Model, settings: Settings, window: Box | None) -> Condition:
     """With the size of the window, for a network that asks for one."""
     sides = settings.seen
     if window is not None:
-        sides = window[2] * generator.factor, window[3] * generator.factor
-    return told_its_size(condition, generator, 1, sides)
+        sides = window[2] * model.factor, window[3] * model.factor
+    return with_picture_size(condition, model, 1, sides)
 
 
 def _share_extra(regions: list[Region]) -> None:
@@ -384,13 +383,13 @@ def _share_extra(regions: list[Region]) -> None:
 
 
 @torch.no_grad()
-def plain_latents(generator: Generator) -> Tensor:
+def plain_latents(model: Model) -> Tensor:
     """(K, C, 1, 1): what plain pictures of `COLOURS` are to the denoiser."""
-    colours = torch.tensor(COLOURS, device=generator.device).reshape(-1, 3, 1, 1)
-    if generator.autoencoder is None:
+    colours = torch.tensor(COLOURS, device=model.device).reshape(-1, 3, 1, 1)
+    if model.autoencoder is None:
         return colours
-    side = 8 * generator.factor
-    latents = generator.autoencoder.encode(colours.expand(-1, -1, side, side)).float() * generator.config.latent_scale
+    side = 8 * model.factor
+    latents = model.autoencoder.encode(colours.expand(-1, -1, side, side)).float() * model.config.latent_scale
     return latents[..., 2:-2, 2:-2].mean((2, 3), keepdim=True)
 
 
@@ -467,3 +466,22 @@ def unpack_mask(text: str | None, size: tuple[int, int], region: int) -> Tensor:
     if len(raw) != count:
         raise ValueError(f"The mask of region {region} is not of {size[0]} x {size[1]} cells; its recipe is damaged.")
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(1, 1, *size).float() / 255
+
+
+# ---- the method of `Generator` ----
+
+
+def layout(generator: Caller, layout: Any, **call: Any) -> Output:
+    """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout.LayoutSpec`), or the path of a
+    YAML or
+    JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from the
+    layout where it has them, and what no region covers from its background."""
+    from gen.tasks.layout_file import read_layout
+
+    spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
+    for name, own in (("height", spec.height), ("width", spec.width)):
+        if own is not None and call.setdefault(name, own) != own:
+            raise ValueError(f"The layout has {name} {own}, and {name} {call[name]} is asked for; give one of them.")
+    if generator.text_encoder is not None:
+        call.setdefault("prompt", spec.background)
+    return generator(**call, layout=spec)

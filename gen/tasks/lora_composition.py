@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gen.io import validators as request
-from gen.nn.conditions import told_its_size
-from gen.pipeline.task import Batch, Kind
+from gen.io.validators import Option, check_float, check_option_values
+from gen.nn.conditions import with_picture_size
+from gen.pipeline.types import Batch, Item, Settings, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gen.generator import Generator
+    from gen.models.model import Model
     from gen.pipeline.recipe import Recipe
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
     from samplers.denoiser import Denoiser
     from samplers.path import NoiseLevel
 
@@ -27,26 +25,25 @@ PROBES = 2  # pictures by which the order of adapters is measured
 
 
 @dataclass(frozen=True)
-class Composition(Kind):
+class Composition(Task):
     """A checked request. name: "merge" is what adapters do by themselves. masks: adapter -> (1, 1, H, W) in [0, 1], where it
     acts; digests: of the masks, for the recipe. adapters: name -> weight of those in force."""
 
     name: str = "merge"
-    options: Mapping[str, request.Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, float] = field(default_factory=dict)
     levels: tuple[NoiseLevel, ...] = ()
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Composition | None:
-        given = (asked.get(name) for name in ("composition", "composition_options", "regions"))
-        return make_composition(
-            generator, *given, settings.adapters, settings.levels, *settings.seen, (settings.height, settings.width)
-        )
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Composition | None, Settings]:
+        given = (args.get(name) for name in ("composition", "composition_options", "regions"))
+        size = settings.height, settings.width
+        return make_composition(model, *given, settings.adapters, settings.levels, *settings.seen, size), settings
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         """ValueError where the mask of a region is missing, or was not there."""
         regions = given.get("regions")
         if set(recipe.regions) != set(regions or {}):
@@ -54,12 +51,14 @@ class Composition(Kind):
             raise ValueError(f"The picture was made with regions for {wanted}; give their masks again as regions (--region).")
         return {"composition": recipe.composition, "composition_options": recipe.composition_options, "regions": regions}
 
-    def verify(self, recipe: Recipe) -> None:
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        if recipe is None:
+            return
         for name, digest in recipe.regions.items():
             if self.digests[name] != digest:
                 raise ValueError(f"The mask of {name!r} is not the one that the picture was made with: its sha256 differs.")
 
-    def inside(self, denoiser: Denoiser, batch: Batch | None = None) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: Batch | None = None) -> Denoiser:
         if self.name == "merge":
             return denoiser
         if self.name == REGIONAL:
@@ -70,13 +69,13 @@ class Composition(Kind):
 
         return get_composition(self.name, denoiser, self.adapters, self.levels, **self.options)
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
         name = "" if self.name == "merge" else self.name
         return {"composition": name, "composition_options": dict(self.options), "regions": dict(self.digests)}
 
 
 def make_composition(
-    generator: Generator,
+    model: Model,
     name: object,
     options: object,
     regions: object,
@@ -90,7 +89,7 @@ def make_composition(
     regions make it regional. height, width: pixels that the network sees at once; whole: those of the picture."""
     if name in (None, "", "merge") and not options and not regions:
         return None
-    chosen = request.options("composition_options", options or {})
+    chosen = check_option_values("composition_options", options or {})
     if regions or name == REGIONAL:
         if name not in (None, "", REGIONAL):
             raise ValueError(f"regions were given with the composition {name!r}; leave one of them out.")
@@ -98,24 +97,23 @@ def make_composition(
         if unknown := [option for option in chosen if option != "start"]:
             raise ValueError(f"composition_options has no {unknown[0]!r}: regional takes start.")
         if "start" in chosen:
-            chosen["start"] = request.real("composition_options['start']", chosen["start"], -1000, 1000)
+            chosen["start"] = check_float("composition_options['start']", chosen["start"], -1000, 1000)
         return Composition(REGIONAL, chosen, masks, digests)
-    from samplers.lookup import check_options
-
     from samplers.composition import composition_info
+    from samplers.names import check_options as check_known_options
 
     info = composition_info("merge" if name in (None, "") else name)  # type: ignore[arg-type]
-    check_options(info, chosen, "composition")
+    check_known_options(info, chosen, "composition")
     if info.ordered and "order" not in chosen and sum(w != 0 for w in adapters.values()) > 1:
-        chosen["order"] = measured_order(generator, adapters, levels, height, width)
+        chosen["order"] = measured_order(model, adapters, levels, height, width)
     composed = Composition(info.name, chosen, adapters=dict(adapters), levels=levels)
-    composed.inside(generator.denoiser)  # options are checked here
+    composed.wrap_network(model.denoiser)  # options are checked here
     return composed
 
 
 @torch.no_grad()
 def measured_order(
-    generator: Generator, adapters: Mapping[str, float], levels: tuple[NoiseLevel, ...], height: int, width: int
+    model: Model, adapters: Mapping[str, float], levels: tuple[NoiseLevel, ...], height: int, width: int
 ) -> tuple[int, ...]:
     """Positions of the adapters in force, from the one that changes fine detail to the one that changes coarse form.
 
@@ -127,28 +125,27 @@ def measured_order(
     from samplers.noise import normal
 
     seeds = list(range(PROBES))
-    shape = (generator.channels, height // generator.factor, width // generator.factor)
-    noise = normal(seeds, shape, "latents", device=generator.device)
+    shape = (model.channels, height // model.factor, width // model.factor)
+    noise = normal(seeds, shape, "latents", device=model.device)
     level = min(levels, key=lambda level: abs(level.logsnr))
     condition = Condition()
-    if generator.text_encoder is not None:
-        generator.read_null(adapters)
-        condition = generator.encode_prompt([""] * PROBES, adapters)
-    if generator.classes:
-        condition = replace(condition, label=torch.full((PROBES,), -1, device=generator.device))
-    condition = told_its_size(condition, generator, PROBES, (height, width))
+    if model.text_encoder is not None:
+        model.read_null(adapters)
+        condition = model.encode_prompt([""] * PROBES, adapters)
+    if model.classes:
+        condition = replace(condition, label=torch.full((PROBES,), -1, device=model.device))
+    condition = with_picture_size(condition, model, PROBES, (height, width))
     names = [name for name, weight in adapters.items() if weight != 0]
-    found = frequency_order(generator.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
+    found = frequency_order(model.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
     return tuple(names.index(name) for name in found)
 
 
 def _masks(
     regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from samplers.composition.adapter_batch import check_known
-
     from gen.io.images import digest, fit, read_picture
     from gen.tasks.edit import check_shape
+    from samplers.composition.rows import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")

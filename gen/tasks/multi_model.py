@@ -17,8 +17,9 @@ import torch
 from samplers.multi_model.collaborative_diffusion import Collaborative
 from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 
-from gen.io import validators as request
 from gen.io.threads import all_of
+from gen.io.validators import check_float, check_int, check_text
+from gen.pipeline.subjects import draw_seeds, read_labels
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal, seeded_noise
@@ -28,7 +29,7 @@ from samplers.sample import sample
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,24 @@ class Part:
     counts, the model's own guidance scale if None. reliability: how much `unite` trusts its unconditional prediction; those of
     all models sum to 1."""
 
-    generator: Generator
+    model: Model
     prompt: str | int | None = None
     scale: float | None = None
     reliability: float = 1.0
 
     @property
     def strength(self) -> float:
-        scale = self.generator.config.defaults.guidance_scale if self.scale is None else self.scale
-        return request.real("scale", scale, -100, 100)
+        scale = self.model.config.defaults.guidance_scale if self.scale is None else self.scale
+        return check_float("scale", scale, -100, 100)
 
     def condition(self) -> Condition:
         """(1, ...)."""
-        own, condition = self.generator, Condition()
+        own, condition = self.model, Condition()
         if own.text_encoder is not None:
             own.read_null(own.adapters)
-            condition = own.encode_prompt([request.text("prompt", self.prompt or "")], own.adapters)
+            condition = own.encode_prompt([check_text("prompt", self.prompt or "")], own.adapters)
         elif own.classes:
-            label = request.labels(-1 if self.prompt is None else self.prompt, own.classes, 1)
+            label = read_labels(-1 if self.prompt is None else self.prompt, own.classes, 1)
             condition = Condition(label=torch.tensor(label, device=own.device))
         elif self.prompt is not None:
             raise ValueError(f"The model {own.name!r} is unconditional; leave its prompt out.")
@@ -66,11 +67,10 @@ def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) 
     schedule, by default the first model's. ValueError says which models cannot work together."""
     check(parts)
     members = tuple(
-        Member(p.generator.denoiser, p.condition(), p.strength, p.reliability, adapters=dict(p.generator.adapters))
-        for p in parts
+        Member(p.model.denoiser, p.condition(), p.strength, p.reliability, adapters=dict(p.model.adapters)) for p in parts
     )
-    with all_of(part.generator.network for part in parts):
-        return _run(parts[0].generator, UniteAndConquer(members), seed, count, **call)
+    with all_of(part.model.network for part in parts):
+        return _run(parts[0].model, UniteAndConquer(members), seed, count, **call)
 
 
 def collaborate(
@@ -82,13 +82,13 @@ def collaborate(
     from gen.nn.influence_networks import Influences
 
     check(parts)
-    first = parts[0].generator
+    first = parts[0].model
     network = load_component(influence, "influence")
     if not isinstance(network, Influences):
         raise ValueError(f"{influence} holds no influence maps; give what configs/distill/collaborate.yaml exports.")
     network = network.to(first.device)
     denoisers = [_guided(part) for part in parts]
-    with all_of(part.generator.network for part in parts):
+    with all_of(part.model.network for part in parts):
         return _run(first, Collaborative(network.members(denoisers, [p.condition() for p in parts])), seed, count, **call)
 
 
@@ -96,9 +96,9 @@ def check(parts: Sequence[Part]) -> None:
     """ValueError unless there are models, of one kind of latents, on one device."""
     if not parts:
         raise ValueError("There are no models to work together; give one or more.")
-    first = parts[0].generator
+    first = parts[0].model
     for part in parts[1:]:
-        other = part.generator
+        other = part.model
         for name in ("channels", "factor", "device"):
             mine, its = getattr(first, name), getattr(other, name)
             if mine != its:
@@ -110,13 +110,13 @@ def check(parts: Sequence[Part]) -> None:
 
 
 def _guided(part: Part) -> Denoiser:
-    denoiser = part.generator.denoiser
+    denoiser = part.model.denoiser
     return denoiser if part.prompt is None or part.strength == 1 else ClassifierFree(denoiser, part.strength)
 
 
 @torch.no_grad()
 def _run(
-    first: Generator,
+    first: Model,
     denoiser: Denoiser,
     seed: int,
     count: int,
@@ -124,13 +124,13 @@ def _run(
     sampler: str | None = None,
     schedule: str | None = None,
 ) -> list[Image.Image]:
-    from gen.generator import to_pil
+    from gen.pipeline.output import to_pil
 
-    own, count = first.config.defaults, request.whole("count", count, 1, 1024)
-    steps = request.whole("num_inference_steps", num_inference_steps or own.num_inference_steps, 1, 1000)
+    own, count = first.config.defaults, check_int("count", count, 1, 1024)
+    steps = check_int("num_inference_steps", num_inference_steps or own.num_inference_steps, 1, 1000)
     solver = get_solver(sampler or own.sampler, **({} if sampler else own.sampler_options))
     levels = get_grid(schedule or own.schedule, denoiser.path, steps, **({} if schedule else own.schedule_options))
-    seeds, side = request.draw_seeds(count, seed, None, None), first.config.sample_size // first.factor
+    seeds, side = draw_seeds(count, seed, None, None), first.config.sample_size // first.factor
     noise = normal(seeds, (first.channels, side, side), "latents", device=first.device)
     context = Context(adapters=dict(first.adapters))
     x = sample(denoiser, solver, noise * levels[0].sigma, levels, noise=seeded_noise(seeds, noise), context=context)

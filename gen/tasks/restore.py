@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.io import validators as request
 from gen.io.images import digest, fit, read_picture
+from gen.io.validators import check_float, check_int, check_option_values
+from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, RestoreRecord
-from gen.pipeline.task import Batch, Kind
-from gen.tasks.edit import check_given, check_same, fit_told, read_mask, slack
+from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
+from gen.tasks.edit import check_given, check_same, fit_told, own_size, read_mask, slack
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from samplers.denoiser import Denoiser
     from samplers.sample import Solver
 
 # task -> its options and what they are where nothing is said
 TASKS: dict[str, dict[str, Any]] = {"inpaint": {}, "superres": {"factor": 4}, "colorize": {}, "deblur": {"radius": 2.0}}
+RESTORE_SCALE = 2.0  # of guidance, at most: more pulls a picture from its measurement, and seams and stains show
 COMMON = {"noise": 0.02, "kind": "", "weight": 1.0, "spread": 1.0, "iterations": 5, "simulate": False}
 
 
 @dataclass(frozen=True)
-class Restoration(Kind):
+class Restoration(Task):
     """A checked request. operator: on pictures in [-1, 1]; measurement (1, ...) of such; given (1, 3, H, W) in [0, 1]: what
     was measured, to be shown; mask (1, 1, H, W): 1 where the picture is made, None where all of it is."""
 
@@ -39,74 +39,82 @@ class Restoration(Kind):
     measurement: Tensor
     given: Tensor
     mask: Tensor | None
-    record: RestoreRecord
-    keeps = True
+    begun: RestoreRecord
+    chooses_size = True
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Restoration:
-        made = make_restoration(**asked, height=settings.height, width=settings.width, slack=slack(generator))
-        made.build(generator, generator.denoiser)  # options are checked here
-        return made
+    def own_size(
+        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
+    ) -> tuple[Mapping[str, Any], int | None, int | None]:
+        return own_size(model, args, height, width, multiple, enlargement(args))
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Restoration, Settings]:
+        made = make_restoration(**args, height=settings.height, width=settings.width, slack=slack(model))
+        made.build(model, model.denoiser)  # options are checked here
+        return made, settings
+
+    @classmethod
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         record, image, mask = recipe.restore, given.get("image"), given.get("mask")
         check_given(record, image, mask)
         return {} if record is None else {"task": record.task, "image": image, "mask": mask, "options": record.options}
 
-    def verify(self, recipe: Recipe) -> None:
-        check_same(self.record, recipe.restore)
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        if recipe is not None:
+            check_same(self.begun, recipe.restore)
 
-    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
-        return self.build(batch.generator, denoiser), solver
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        return self.build(batch.model, denoiser), solver
 
-    def build(self, generator: Generator, denoiser: Denoiser) -> Denoiser:
+    def build(self, model: Model, denoiser: Denoiser) -> Denoiser:
         """The denoiser of pictures that explain the measurement: outside guidance."""
         from samplers.guidance.inverse import Posterior
         from samplers.guidance.operators import Composed
 
-        options = {**COMMON, **self.record.options}
+        options = {**COMMON, **self.begun.options}
         operator = self.operator
-        if generator.autoencoder is not None:
-            scale, decode = generator.config.latent_scale, generator.autoencoder.decode
+        if model.autoencoder is not None:
+            scale, decode = model.config.latent_scale, model.autoencoder.decode
             operator = Composed(operator, lambda z: decode(z / scale).float())
         return Posterior(
             denoiser,
             operator,
-            self.measurement.to(generator.device),
+            self.measurement.to(model.device),
             noise_std=2 * options["noise"],  # pictures here are in [-1, 1]
-            kind=options["kind"] or ("pigdm" if generator.autoencoder is None else "projection"),
+            kind=options["kind"] or ("pigdm" if model.autoencoder is None else "projection"),
             spread=options["spread"],
             weight=options["weight"],
             iterations=options["iterations"],
         )
 
-    def keep_known(self, images: Tensor) -> Tensor:
-        """Decoded pictures (B, 3, H, W) with what the mask keeps put back, to the pixel."""
+    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+        """With what the mask keeps put back, to the pixel."""
+        images = decode(latents)
         if self.mask is None:
             return images
         return torch.lerp(self.given.to(images).expand_as(images), images, self.mask.to(images))
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"restore": self.record}
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"restore": self.begun}
 
 
-def check_options(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+def check_task(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
-    from samplers import lookup as names
+    from samplers import names
 
     rows = {name: _Row(name, (*own, *COMMON)) for name, own in TASKS.items()}
     row = names.find(rows, task, "task")  # type: ignore[arg-type]
-    chosen = request.options("restore options", options or {})
+    chosen = check_option_values("restore options", options or {})
     names.check_options(row, chosen, "task")
     return row.name, chosen
 
 
 def enlargement(asked: Mapping[str, Any]) -> int:
     """How many times as high as its image a restoration is."""
-    name, chosen = check_options(asked["task"], asked.get("options"))
+    name, chosen = check_task(asked["task"], asked.get("options"))
     options = {**TASKS[name], **COMMON, **chosen}
-    return request.whole("factor", options["factor"], 2, 64) if name == "superres" and not options["simulate"] else 1
+    return check_int("factor", options["factor"], 2, 64) if name == "superres" and not options["simulate"] else 1
 
 
 def make_restoration(
@@ -125,12 +133,12 @@ def make_restoration(
     """
     from samplers.guidance import operators
 
-    name, chosen = check_options(task, options)
+    name, chosen = check_task(task, options)
     asked = {**TASKS[name], **COMMON, **chosen}
-    request.real("noise", asked["noise"], 0, 1)
-    request.real("weight", asked["weight"], 0, 10)
-    request.real("spread", asked["spread"], 1e-3, 100)
-    request.whole("iterations", asked["iterations"], 1, 1000)
+    check_float("noise", asked["noise"], 0, 1)
+    check_float("weight", asked["weight"], 0, 10)
+    check_float("spread", asked["spread"], 1e-3, 100)
+    check_int("iterations", asked["iterations"], 1, 1000)
     if asked["kind"] not in ("", "exact", "pigdm", "projection"):
         raise ValueError(f"kind is {asked['kind']!r}; choose exact, pigdm or projection.")
     if (mask is None) == (name == "inpaint"):
@@ -149,11 +157,11 @@ def make_restoration(
         known = fit(read_mask("mask", mask, whole, "image"), height, width)
         operator = operators.keep(1 - known)
     elif name == "superres":
-        operator = operators.downsample(request.whole("factor", asked["factor"], 2, 64))
+        operator = operators.downsample(check_int("factor", asked["factor"], 2, 64))
     elif name == "colorize":
         operator = operators.grey()
     else:
-        operator = operators.blur(request.real("radius", asked["radius"], 0.1, 1000))
+        operator = operators.blur(check_float("radius", asked["radius"], 0.1, 1000))
     picture = fit_told("image", whole, height // small, width // small, slack)
     signal = picture * 2 - 1
     measured = operator(signal) if asked["simulate"] or name in ("inpaint", "colorize") else signal
@@ -167,3 +175,26 @@ class _Row:
     name: str
     options: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+
+
+def restore(
+    generator: Caller, image: Any, task: str, prompt: str | Sequence[str] | None = None, *, mask: Any = None, **call: Any
+) -> Output:
+    """Pictures that explain a damaged one. Their recipes replay, given the image (and mask) again.
+
+    task: inpaint (mask: white is made anew, black stays, to the pixel), superres (image is a `factor`-th of the size, 4),
+    colorize, deblur (a Gaussian blur of `radius` pixels, 2). image and mask as in a call. Options of all tasks: noise, the
+    standard deviation of the picture's noise in [0, 1] (0.02); kind, how the posterior is approximated (exact, pigdm,
+    projection; by default pigdm for a model of pixels, projection for one of latents), weight, spread and iterations of
+    `samplers.guidance.Posterior`; simulate: the image is whole, and is damaged first. Other arguments are those of a call;
+    guidance_scale is 2 at most where it is not given.
+    """
+    known = {*COMMON, *(name for options in TASKS.values() for name in options)}
+    options = {name: call.pop(name) for name in list(call) if name in known}
+    if call.get("strength") is not None:
+        raise ValueError("A restoration takes no strength; leave it out, or give weight.")
+    guidable = generator.text_encoder is not None or generator.classes
+    if guidable and call.get("guidance_scale") is None and call.get("guidance") is None:
+        call["guidance_scale"] = min(RESTORE_SCALE, generator.config.defaults.guidance_scale)
+    given = {"task": task, "image": image, "mask": mask, "options": options}
+    return generator(prompt, **call, _task_args={"restoration": given})

@@ -3,7 +3,7 @@
     generator.ambiguous("a red heart", "a red apple", view="rotate180")
 
 Every view is denoised as a picture of its own, and what the views say of the clean picture is averaged at every step
-(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
+(`samplers.joint.tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
 nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
 """
 
@@ -16,20 +16,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.canvas.sync_tweedies import Instances, View, project
-from samplers.rows import stack
 from torch import Tensor
 
-from gen.io.images import cut_to
-from gen.nn.conditions import told_its_size
+from gen.io.validators import check_float, check_texts
+from gen.nn.conditions import with_picture_size
+from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
-from gen.pipeline.task import Batch, Kind
+from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
+from samplers.joint.rows import stack
+from samplers.joint.tweedies import Instances, View, project
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
-    from gen.pipeline.types import Item
+    from gen.models.model import Model
     from samplers.denoiser import Condition, Context, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel, Path
@@ -88,7 +87,7 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
     for name in views.views:
         if view_of(name).square and height != width:
             raise ValueError(f"The view {name!r} is for square pictures, and this one is {width} x {height}; choose another.")
-    if rules.guidance[0] == "cfg++":
+    if rules.names[0] == "cfg++":
         raise ValueError("cfg++ needs the two branches of one picture, which views do not have; choose other guidance.")
     if rules.both:
         raise ValueError("CFG++ needs the two branches of one picture, which views do not have; choose another sampler.")
@@ -96,24 +95,24 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
 
 
 @dataclass(frozen=True)
-class Views(Kind):
+class Views(Task):
     """Views at work. Rows of x are view after view, the picture as it is first."""
 
-    record: ViewsRecord
+    views: ViewsRecord
     turns: tuple[Turn, ...]
-    own_prompts = True
+    always_guided = True
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Views:
-        return make_views(asked["views"], settings.height, settings.width, settings.rules)
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Views, Settings]:
+        return make_views(args["views"], settings.height, settings.width, settings.guidance), settings
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"views": recipe.views}
 
-    def check(self, settings: Settings) -> None:
-        for name, kind in settings.kinds.items():
-            if kind is not self and getattr(kind, "name", "") != "merge":
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        for name, task in settings.tasks.items():
+            if task is not self and getattr(task, "name", "") != "merge":
                 raise ValueError(f"A picture with several views takes no {name}; leave it out.")
 
     @property
@@ -125,39 +124,35 @@ class Views(Kind):
         """The unit noise of all views, (V B, C, h, w), of the picture's (B, C, h, w)."""
         return project(self._latent_views([None] * self.copies), noise)
 
-    def begin(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        return self.of_all(noise) * level.sigma
+    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
+        return self.of_all(noise) * level.sigma, lambda s, t: self.of_all(source(s, t))
 
-    def noise(self, source: NoiseSource) -> NoiseSource:
-        return lambda s, t: self.of_all(source(s, t))
-
-    def field(self, batch: Batch) -> Denoiser:
+    def make_denoiser(self, batch: Batch) -> Denoiser:
         """All views around the network, each guided for itself."""
-        generator, settings, negative = batch.generator, batch.settings, batch.negative
+        model, settings, negative = batch.model, batch.settings, batch.negative
         others = [
-            told_its_size(read_prompt(generator, text, settings.adapters), generator, 1, settings.seen)
-            for text in self.record.prompts
+            with_picture_size(read_prompt(model, text, settings.adapters), model, 1, settings.seen)
+            for text in self.views.prompts
         ]
         conditions = alike([batch.condition, *others])
         refused = None if negative is None else stack([negative] * self.copies)
-        inner, _ = settings.rules.build(
-            generator.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
+        inner, _ = settings.guidance.build(
+            model.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
         )
-        pictures = Instances(inner, self._picture_views(generator, conditions))
-        if generator.autoencoder is None or not all(turn.latent for turn in self.turns):
+        pictures = Instances(inner, self._picture_views(model, conditions))
+        if model.autoencoder is None or not all(turn.latent for turn in self.turns):
             return pictures
-        return _Early(Instances(inner, self._latent_views(conditions)), pictures, self.record.pixels_from)
+        return _Early(Instances(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
 
-    def show(self, generator: Generator, latents: Tensor, size: tuple[int, int] | None, known: Sequence[Kind] = ()) -> Tensor:
+    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
         """The mean of what the views show."""
-        decoded = generator.decode(latents) * 2 - 1
+        decoded = decode(latents) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
         mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
-        mean = mean if size is None else cut_to(mean, size)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"views": self.record}
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"views": self.views}
 
     def _latent_views(self, conditions: Sequence[Condition | None]) -> tuple[View, ...]:
         """A turn that latents do not know leaves them as they are: only noise passes through it then."""
@@ -165,8 +160,8 @@ class Views(Kind):
         maps = [(_same, _same), *((t.there, t.back) if t.latent else (_same, _same) for t in self.turns)]
         return tuple(View(there, back, one, c) for (there, back), c in zip(maps, conditions, strict=True))
 
-    def _picture_views(self, generator: Generator, conditions: Sequence[Condition]) -> tuple[View, ...]:
-        one, autoencoder, scale = torch.ones(1, 1, 1, 1), generator.autoencoder, generator.config.latent_scale
+    def _picture_views(self, model: Model, conditions: Sequence[Condition]) -> tuple[View, ...]:
+        one, autoencoder, scale = torch.ones(1, 1, 1, 1), model.autoencoder, model.config.latent_scale
 
         def encode(pictures: Tensor) -> Tensor:
             return pictures if autoencoder is None else autoencoder.encode(pictures).float() * scale
@@ -206,8 +201,26 @@ def alike(conditions: Sequence[Condition]) -> list[Condition]:
 
 
 def check_pixels_from(value: object) -> float:
-    from gen.io import validators as request
-
     if value in (math.inf, -math.inf):
         return 20.0 if value == math.inf else -20.0
-    return request.real("pixels_from", PIXELS_FROM if value is None else value, -20, 20)
+    return check_float("pixels_from", PIXELS_FROM if value is None else value, -20, 20)
+
+
+def ambiguous(
+    generator: Caller,
+    prompt: str,
+    others: str | Sequence[str],
+    view: str | Sequence[str] = "rotate180",
+    *,
+    pixels_from: float | None = None,
+    **call: Any,
+) -> Output:
+    """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.tasks.views.VIEWS`, or one
+    for each
+    of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
+    (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
+    callback, are those of the picture as it is, and of all views one after another."""
+    names = [view] if isinstance(view, str) else list(view)
+    prompts = check_texts("others", others)
+    subject = {"prompt": prompt} if generator.text_encoder is not None else {"class_labels": prompt}
+    return generator(**subject, **call, _task_args={"views": {"views": (prompts, names, check_pixels_from(pixels_from))}})

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gen.models.options import DTYPES
 from torch import nn
 
 from gen.adapters import Adapter, Adapters, Delta
 from gen.adapters.apply import _Hook
 from gen.cli.show import table
 from gen.generator import Generator
+from gen.models.options import DTYPES
 from gen.nn.backbones.fused import pack
 from gen.nn.backbones.presets import build_preset
 from samplers.composition import Composite, Switch

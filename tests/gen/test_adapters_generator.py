@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 
 from gen.adapters import Adapter, Delta, write_adapter
 from gen.generator import Generator
 from gen.io.weights import sha256
+from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from tests.gen.test_cli import fewstep, image
 
@@ -58,7 +58,7 @@ def merged(folder: Path, generator: Generator, weights: dict[str, float]) -> Gen
     for part, network in (("denoiser", other.network), ("text_encoder", other.text_encoder)):
         with torch.no_grad():
             for name, w in weights.items():
-                for target, delta in generator._loaded.parts[part]._placed[name]:
+                for target, delta in generator.loaded_adapters.parts[part]._placed[name]:
                     weight = network.get_submodule(target.module).weight
                     rows = slice(*target.rows) if target.rows else slice(None)
                     weight[rows] += w * delta.delta(weight[rows].clone())
@@ -128,7 +128,7 @@ def test_what_no_file_holds_is_said_to_be_unrecorded(generator):
     [recipe] = generator("a cat", seed=3, num_inference_steps=1, progress=False).recipes
     assert recipe.adapters == {"mine": 1.0} and recipe.adapter_files is None and recipe.unrecorded == ("adapter mine",)
     generator.set_adapters({})
-    with generator._loaded.parts["denoiser"].fusing({"mine": 1.0}):
+    with generator.loaded_adapters.parts["denoiser"].fusing({"mine": 1.0}):
         [recipe] = generator("a cat", seed=3, num_inference_steps=1, progress=False).recipes
         assert recipe.unrecorded == ("fused adapters",)
         with pytest.raises(ValueError, match="unfuse it before unloading"):
@@ -154,7 +154,7 @@ def test_wrong_requests(generator, class_model, files):
         generator.load_adapter(files["both"], weight="x")
     with pytest.warns(UserWarning, match="weights beyond 10"):
         generator.set_adapters({"style": 11})
-    assert list(generator._loaded.loaded) == ["style"]
+    assert list(generator.loaded_adapters.loaded) == ["style"]
     generator.adapters = {"typo": 1.0}
     with pytest.raises(ValueError, match="No adapter named 'typo'"):
         make(generator)

@@ -71,7 +71,7 @@ def compare(name: str, pipeline, generator, file: Path, parts: int, pictures: bo
         assert (found - plain).abs().max() > 0.01
         for part, encoder in generator.text_encoder.encoders.items():
             ids = torch.randint(0, 60, (1, 77), generator=torch.Generator().manual_seed(1))
-            with generator._loaded.parts[part].using({"a": WEIGHT}):
+            with generator.loaded_adapters.parts[part].using({"a": WEIGHT}):
                 own = encoder(ids).last_hidden_state
             torch.testing.assert_close(own, getattr(pipeline, part)(ids).last_hidden_state, **CLOSE)
         if pictures:

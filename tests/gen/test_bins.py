@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers.image_processor import PixArtImageProcessor
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
-from gen.pipeline.png import read_recipe
 from PIL import Image
 
 from gen.cli import app as cli
 from gen.generator import Generator
 from gen.io.images import cut_to
 from gen.models.buckets import TABLES, nearest
+from gen.pipeline.png import read_recipe
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 
 from gen.cli import app as cli
 from gen.generator import Generator
+from gen.pipeline.png import read_recipe
 from tests.gen import pipelines
 
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gen.models.hub import hub_errors
 from safetensors.torch import save_file
 
 from gen.generator import Generator
@@ -19,6 +18,7 @@ from gen.io import digests
 from gen.io.weights import CheckpointError, load_weights, sha256
 from gen.models.bridge.load import load_tokenizer, variants_for
 from gen.models.bridge.pipeline import needed_files, read_index
+from gen.models.hub import hub_errors
 from gen.models.pretrained import load_model, resolve_dtype
 from tests.gen import pipelines
 

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from gen.models.prompt_cache import PromptMemory, size_of
 
 from gen.models.bridge.prompts import Clip, Sentence
+from gen.models.prompt_cache import PromptMemory, size_of
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.models.tiling import tiled
 
 from gen.models.bridge.vae import BridgedAutoencoder
+from gen.models.tiling import tiled
 from gen.pipeline import preview
 from tests.gen import pipelines
 

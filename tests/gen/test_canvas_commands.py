@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gen.pipeline.png import read_recipe
 from PIL import Image
 
 from gen.cli import app as cli
 from gen.cli.canvas import options_of, sides
+from gen.pipeline.png import read_recipe
 from tests.distill.processes import on_processes
 
 

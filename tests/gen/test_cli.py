@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from gen.pipeline.png import read_recipe, save_image
 from PIL import Image
 
 from gen.cli import app as cli
 from gen.cli.output import Target, slug
 from gen.io.errors import printable
+from gen.pipeline.png import read_recipe, save_image
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
 

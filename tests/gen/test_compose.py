@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 from PIL import Image
 
 import gen.tasks.lora_composition
 from gen.adapters import Adapter, write_adapter
 from gen.generator import Generator
+from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from tests.gen.test_adapters_generator import DENOISER, lora
 from tests.gen.test_cli import fewstep, image

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from gen.models.components import load_component, save_component
 
+from gen.models.components import load_component, save_component
 from gen.nn.backbones.dimr import DiMR, DiMRConfig
 from gen.nn.registry import build, config_of
 from samplers.cache import get_cache

@@ -14,6 +14,7 @@ from gen.models.components import load_component, save_component
 from safetensors.torch import load_file, save_file
 
 from gen.cli.app import main
+from gen.models.components import load_component, save_component
 from gen.models.formats.pickles import convert_pickle
 from gen.nn.registry import build
 from tests.gen import published

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from gen.models.components import save_component
 from safetensors.torch import save_file
 
+from gen.models.components import save_component
 from gen.nn.registry import build
 from tests.gen import published
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 from PIL import Image
 
 from gen.generator import Generator
@@ -19,6 +18,7 @@ from gen.io.weights import CheckpointError
 from gen.models.folder import model_config, read_model_config, write_model
 from gen.models.pretrained import find_model, resolve_device, resolve_dtype
 from gen.nn.registry import build
+from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree

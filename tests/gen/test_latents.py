@@ -5,6 +5,7 @@ from gen.models.components import load_component, save_component
 from pydantic import ValidationError
 
 from gen.io.weights import CheckpointError, write_json
+from gen.models.components import load_component, save_component
 from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
 from gen.nn.registry import build
 

@@ -6,19 +6,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 from PIL import Image
-from samplers.multi_model.masks import rest, soften
-from samplers.multi_model.regions import Region, Regions
 
 from gen.adapters import Adapter, Delta
 from gen.cli.app import main
 from gen.generator import Generator
 from gen.io.errors import RecipeError
 from gen.nn.conditions import join
+from gen.pipeline.png import read_recipe
 from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
 from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from samplers.guidance import ClassifierFree
+from samplers.joint.masks import rest, soften
+from samplers.joint.regions import Region, Regions
 from samplers.noise import normal
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from gen.models.components import load_component
-from gen.models.skeleton import skeleton
 from safetensors.torch import load_file, save_file
 
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.generator import Generator
+from gen.models.components import load_component
+from gen.models.skeleton import skeleton
 from tests.gen import pipelines
 from tests.gen.malformed import MALFORMED
 from tests.gen.test_cli import fewstep, image  # noqa: F401 (fixtures)
@@ -118,7 +118,7 @@ def test_converted_files_make_the_same_change(fewstep, file, tiny_model, tmp_pat
     def changes(path) -> dict[str, torch.Tensor]:
         generator.load_adapter(path, "a")
         placed = {t.module: delta.delta(torch.zeros(network.get_submodule(t.module).weight.shape))
-                  for t, delta in generator._loaded.parts["denoiser"]._placed["a"]}  # fmt: skip
+                  for t, delta in generator.loaded_adapters.parts["denoiser"]._placed["a"]}  # fmt: skip
         generator.unload_adapter("a")
         return placed
 

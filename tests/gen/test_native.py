@@ -8,8 +8,6 @@ import shutil
 
 import pytest
 import torch
-from gen.models.components import save_component
-from gen.pipeline.png import read_recipe
 from safetensors.torch import load_file, save_file
 
 from gen.cli import app as cli
@@ -18,7 +16,9 @@ from gen.io.weights import CheckpointError
 from gen.models import imagenet
 from gen.models.bridge.hub import needed_files
 from gen.models.bridge.parts import TextPart, open_text_encoder
+from gen.models.components import save_component
 from gen.models.formats import read_checkpoint, write_checkpoint
+from gen.pipeline.png import read_recipe
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines, published
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, STEPS, grid_of, noise, ours, theirs

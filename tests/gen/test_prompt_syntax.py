@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+
 from gen.models.prompt_syntax import foreign_syntax
 
 FOREIGN = {

@@ -9,8 +9,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
-from gen.pipeline.png import free_name, png_chunks, read_recipe, save_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -18,6 +16,8 @@ from PIL import Image, PngImagePlugin
 from gen.io.contact_sheet import contact_sheet, wrap
 from gen.io.errors import RecipeError
 from gen.io.images import open_picture
+from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
+from gen.pipeline.png import free_name, png_chunks, read_recipe, save_image
 from gen.pipeline.recipe import Batch, Machine, Model, Recipe
 from samplers.registry import grid_info, parse_sampler, solver_info
 
@@ -445,9 +445,8 @@ def test_characters_without_a_shape_are_question_marks():
 
 def test_recipes_come_back_from_the_comments_of_other_formats(tmp_path, capsys):
     """As AUTOMATIC1111 writes them: a user comment in UTF-16 of either order; and our own JSON, where a tool carried it."""
-    from gen.pipeline.png import read_chunks
-
     from gen.cli.app import main
+    from gen.pipeline.png import read_chunks
 
     text = "a cat, 猫\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 3, Size: 512x512"
     for encoding in ("utf-16-be", "utf-16-le"):
@@ -482,12 +481,12 @@ def test_numbers_without_end_are_a_sentence(field):
 
 
 def test_a_call_refuses_numbers_without_end():
-    from gen.io import validators as request
+    from gen.io.validators import check_float, check_int, check_option_values
 
     for check in (
-        lambda v: request.real("x", v, 0, 1),
-        lambda v: request.whole("x", v, 0, 1),
-        lambda v: request.options("x", {"a": v}),
+        lambda v: check_float("x", v, 0, 1),
+        lambda v: check_int("x", v, 0, 1),
+        lambda v: check_option_values("x", {"a": v}),
     ):
         with pytest.raises(ValueError, match=r"is a whole number of \d+ bits"):
             check(10**5000)

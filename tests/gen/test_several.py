@@ -7,6 +7,7 @@ import pytest
 import torch
 from gen.models.components import save_component
 
+from gen.models.components import save_component
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.tasks.multi_model import Part, collaborate, unite
 

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from gen.models.components import load_component, save_component
 
 from gen.io.weights import CheckpointError
+from gen.models.components import load_component, save_component
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig, mean_token
 from gen.nn.wordpiece import CLS, SEP, SPECIAL, UNK, WordPiece
 

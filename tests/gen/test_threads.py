@@ -197,9 +197,8 @@ def test_files_of_one_name_are_written_in_threads(tmp_path):
 
 
 def test_pictures_of_one_name_are_saved_once(tiny, tmp_path):
-    from gen.pipeline.png import save_image
-
     from gen.io.errors import RecipeError
+    from gen.pipeline.png import save_image
 
     made = tiny("a cat", seed=1, num_inference_steps=1, progress=False)
 

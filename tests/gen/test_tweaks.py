@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 from PIL import Image
 from safetensors.torch import save_file
-from samplers.guidance.multi_reference import MultiReference
-from samplers.guidance.reference_batch import References
-from samplers.guidance.t2i_zero import ConceptSuppression, corrected
 
 from gen.cli.app import main
 from gen.io.images import read_picture
+from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.tasks.training_free.aesthetic import Aesthetic, climb, towers, weights_kept
 from gen.tasks.training_free.concepts import _positions
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
+from samplers.guidance.beside import References
+from samplers.guidance.concepts import ConceptSuppression, corrected
 from samplers.guidance.greedy import Greedy, guidance_scales
+from samplers.guidance.mrsa import MultiReference
 from samplers.guidance.negtome import NegativeMerging
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gen.pipeline.png import read_recipe
 from PIL import Image
 
 from gen.cli.app import main
 from gen.generator import Generator
 from gen.nn.conditions import join
+from gen.pipeline.png import read_recipe
 from gen.tasks.views import VIEWS
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree

@@ -64,11 +64,11 @@ def test_the_file_is_on_disk_before_its_name_and_the_name_after(tmp_path, monkey
 def test_every_writer_flushes_the_folder_too(tmp_path, monkeypatch):
     """Pictures, weights, JSON, tables: all through the one helper."""
     import torch
-    from gen.pipeline.png import save_image
     from PIL import Image
 
     from gen.io.contact_sheet import write_png
     from gen.io.weights import write_json, write_weights
+    from gen.pipeline.png import save_image
 
     seen = []
     monkeypatch.setattr(atomic, "sync", lambda path: seen.append("folder" if path.is_dir() else "file"))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_float
 from gen.io.weights import read_weights
 from samplers.denoiser import Condition
 
@@ -60,7 +60,7 @@ class ClipSimilarity:
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            request.real("scale", self.scale, 0, 1e6)
+            check_float("scale", self.scale, 0, 1e6)
         if not self._loaded:
             model = load_clip(self.model) if isinstance(self.model, str) else self.model
             self._loaded.append(model)
@@ -97,7 +97,7 @@ class Aesthetic:
     _loaded: list = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        request.real("scale", self.scale, 0, 1e6)
+        check_float("scale", self.scale, 0, 1e6)
         if not self._loaded:
             model, _ = load_clip(self.model) if isinstance(self.model, str) else self.model
             self._loaded.append((model, *read_head(Path(self.head), model.config.projection_dim)))

@@ -8,7 +8,7 @@ import torch
 from PIL import ImageColor
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_float
 from samplers.denoiser import Condition
 
 LUMA = (0.299, 0.587, 0.114)
@@ -29,8 +29,8 @@ class Brightness:
     spread: float = 0.05
 
     def __post_init__(self) -> None:
-        request.real("target", self.target, 0, 1)
-        request.real("spread", self.spread, 1e-4, 10)
+        check_float("target", self.target, 0, 1)
+        check_float("spread", self.spread, 1e-4, 10)
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         return -0.5 * ((mean_brightness(images) - self.target) / self.spread) ** 2
@@ -53,9 +53,9 @@ class Colour:
     share: float = 0.6
 
     def __post_init__(self) -> None:
-        request.real("spread", self.spread, 1e-4, 10)
-        request.real("width", self.width, 0.01, 100)
-        request.real("share", self.share, 0, 1)
+        check_float("spread", self.spread, 1e-4, 10)
+        check_float("width", self.width, 0.01, 100)
+        check_float("share", self.share, 0, 1)
         if self.match not in ("hue", "rgb"):
             raise ValueError(f"match is {self.match!r}; choose hue or rgb.")
         self.target()
@@ -97,9 +97,9 @@ class Composition:
     spread: float = 0.03
 
     def __post_init__(self) -> None:
-        request.real("x", self.x, 0, 1)
-        request.real("y", self.y, 0, 1)
-        request.real("spread", self.spread, 1e-4, 10)
+        check_float("x", self.x, 0, 1)
+        check_float("y", self.y, 0, 1)
+        check_float("spread", self.spread, 1e-4, 10)
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         edges = torch.cat([images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1]], 2)

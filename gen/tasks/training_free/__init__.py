@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.recipe import Recipe, TweakRecord
-from gen.pipeline.task import Batch, Kind
-from gen.pipeline.types import Item
+from gen.pipeline.types import Batch, Item, ReadPrompts, Settings, Task
 from gen.tasks.tweak_options import TweakOptions
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
-    from gen.pipeline.settings import Settings
+    from gen.models.model import Model
     from samplers.denoiser import Denoiser
     from samplers.noise import NoiseSource
     from samplers.sample import Solver
@@ -47,7 +45,7 @@ class Tweak:
     unrecorded: tuple[str, ...] = ()
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Tweak:
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Tweak:
         """From the keywords of a call that begin with its name; ValueError says what cannot be used."""
         raise NotImplementedError
 
@@ -56,19 +54,15 @@ class Tweak:
         """The keywords for a replay: those of the record, and what the caller gave where it holds no more than a digest."""
         raise NotImplementedError
 
-    def read(
-        self, generator: Generator, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]
-    ) -> Condition:
+    def read(self, model: Model, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]) -> Condition:
         """The prompts' condition, changed."""
         return condition
 
-    def inside(
-        self, generator: Generator, denoiser: Denoiser, seeds: Sequence[int], prompts: Sequence[str], condition: Condition
-    ):
+    def inside(self, model: Model, denoiser: Denoiser, seeds: Sequence[int], prompts: Sequence[str], condition: Condition):
         """Around the network and its caches."""
         return denoiser
 
-    def outside(self, generator: Generator, denoiser: Denoiser, noise: NoiseSource, prompts: Sequence[str]) -> Denoiser:
+    def outside(self, model: Model, denoiser: Denoiser, noise: NoiseSource, prompts: Sequence[str]) -> Denoiser:
         """Around all guidance."""
         return denoiser
 
@@ -78,50 +72,53 @@ class Tweak:
 
 
 @dataclass(frozen=True)
-class Tweaks(Kind):
+class Tweaks(Task):
     """Those of one call, by name."""
 
     parts: Mapping[str, Tweak]
 
     @classmethod
-    def make(cls, generator: Generator, asked: Mapping[str, Any], settings: Settings) -> Tweaks | None:
-        named = said(asked)
-        return make_tweaks(generator, named, settings.height, settings.width) if named else None
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Tweaks | None, Settings]:
+        named = said(args)
+        return (make_tweaks(model, named, settings.height, settings.width) if named else None), settings
 
     @classmethod
-    def again(cls, generator: Generator, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in given.items() if name in TweakOptions.__annotations__}
         return replayed_tweaks(recipe.tweaks, said(own))
 
-    def verify(self, recipe: Recipe) -> None:
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        if recipe is None:
+            return
         for name, part in self.parts.items():
             record = recipe.tweaks[name]
             if (part.record.digests, part.record.masks) != (record.digests, record.masks):
                 raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
 
-    def rebuilt(self, recipe: Recipe, items: list[Item]) -> list[Item]:
+    def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
         """With the batch's first picture, where others depend on it."""
         first = next((record.first for record in recipe.tweaks.values() if record.first is not None), None)
         if first is None:
             return items
         return [Item(first.prompt, first.negative_prompt, first.class_label, first.seed), *items[1:]]
 
-    def read(self, generator: Generator, prompts: list[str], condition: Condition, adapters: Mapping[str, float]) -> Condition:
+    def read_prompts(self, model: Model, prompts: list[str], adapters: Mapping[str, float], read: ReadPrompts) -> Condition:
+        condition = read(prompts)
         for part in self.parts.values():
-            condition = part.read(generator, prompts, condition, adapters)
+            condition = part.read(model, prompts, condition, adapters)
         return condition
 
-    def inside(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
         for part in self.parts.values():
-            denoiser = part.inside(batch.generator, denoiser, batch.seeds, batch.prompts, batch.condition)
+            denoiser = part.inside(batch.model, denoiser, batch.seeds, batch.prompts, batch.condition)
         return denoiser
 
-    def around(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
         for part in self.parts.values():
-            denoiser = part.outside(batch.generator, denoiser, batch.fresh(), batch.prompts)
+            denoiser = part.outside(batch.model, denoiser, batch.seeded_noise(), batch.prompts)
         return denoiser, solver
 
-    def recorded(self, items: Sequence[Item]) -> dict[str, Any]:
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"tweaks": {name: part.recorded(items) for name, part in self.parts.items()}}
 
     @property
@@ -138,7 +135,7 @@ def said(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_tweaks(generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Tweaks:
+def make_tweaks(model: Model, given: Mapping[str, Any], height: int, width: int) -> Tweaks:
     """ValueError for options without the thing that they are of, and for what cannot go together."""
     for name in given:
         base = next(row for row in TWEAKS if name.startswith(row))
@@ -150,7 +147,7 @@ def make_tweaks(generator: Generator, given: Mapping[str, Any], height: int, wid
     for name, (module, row) in TWEAKS.items():
         if name in given:
             own = {key.removeprefix(name).lstrip("_"): value for key, value in given.items() if key.startswith(name)}
-            parts[name] = getattr(importlib.import_module(module), row).make(generator, own, height, width)
+            parts[name] = getattr(importlib.import_module(module), row).make(model, own, height, width)
     return Tweaks(parts)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from samplers.lookup import check_options
 from torch import Tensor, nn
 
-from gen.io import validators as request
+from gen.io.validators import check_float, check_int, check_option_values, check_texts
 from gen.io.weights import read_weights
 from gen.nn.conditions import join
 from gen.nn.prompt_weights import weighted
@@ -26,7 +26,7 @@ from gen.tasks.training_free import Tweak, several, wanted
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 MAX_STEPS = 1000
 
@@ -53,18 +53,18 @@ class Aesthetic(Tweak):
     embedding: Tensor | None = None
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Aesthetic:
-        towers(generator)
-        chosen = request.options("aesthetic_options", given.get("options") or {})
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Aesthetic:
+        towers(model)
+        chosen = check_option_values("aesthetic_options", given.get("options") or {})
         check_options(_Row(), chosen, "tweak")
-        request.whole("aesthetic steps", chosen.get("steps", 10), 0, MAX_STEPS)
-        request.real("aesthetic rate", chosen.get("rate", 1e-4), 0, 1)
+        check_int("aesthetic steps", chosen.get("steps", 10), 0, MAX_STEPS)
+        check_float("aesthetic rate", chosen.get("rate", 1e-4), 0, 1)
         source = given[""]
         if isinstance(source, Path | Tensor) or (isinstance(source, str) and source.endswith(".safetensors")):
             embedding = read_embedding(source)
             digest = hashlib.sha256(embedding.numpy().tobytes()).hexdigest()
             return cls(TweakRecord(digests=(digest,), options=chosen), embedding)
-        return cls(TweakRecord(texts=tuple(request.texts("aesthetic", several(source))), options=chosen))
+        return cls(TweakRecord(texts=tuple(check_texts("aesthetic", several(source))), options=chosen))
 
     @classmethod
     def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,30 +74,30 @@ class Aesthetic(Tweak):
             raise ValueError("The recipe holds its aesthetic's text; leave aesthetic out.")
         return dict(given) or {"": list(record.texts)}
 
-    def read(self, generator, prompts, condition, adapters) -> Condition:
+    def read(self, model, prompts, condition, adapters) -> Condition:
         """Every prompt read by its own moved encoder; an empty one as it is."""
-        loaded = generator._loaded
+        loaded = model.loaded_adapters
         active = {} if loaded is None else loaded.on_text(adapters)
         found: dict[str, Condition] = {}
         with loaded.reading_with(active) if active else nullcontext():
             for prompt in dict.fromkeys(prompts):
                 found[prompt] = condition[[prompts.index(prompt)]]
                 if prompt.strip():
-                    moved = self.moved(generator, prompt).map(lambda v: v.to(generator.dtype) if v.is_floating_point() else v)
+                    moved = self.moved(model, prompt).map(lambda v: v.to(model.dtype) if v.is_floating_point() else v)
                     found[prompt] = replace(found[prompt], tokens=moved.tokens, mask=moved.mask, pooled=moved.pooled)
         return join([found[prompt] for prompt in prompts])
 
-    def moved(self, generator: Generator, prompt: str) -> Condition:
+    def moved(self, model: Model, prompt: str) -> Condition:
         """What a prompt's condition is under encoders moved for it; afterwards every weight is what it was, to the bit."""
         options = self.record.options
         steps, rate = options.get("steps", 10), options.get("rate", 1e-4)
-        every = towers(generator)
+        every = towers(model)
         with weights_kept([tower.network for tower in every]):
             for tower in every:
                 goal = self.goal(tower, len(every))
                 climb(tower, prompt, goal, steps, rate)  # type: ignore[arg-type]
             with torch.no_grad():
-                return generator.text_encoder.condition(prompt)  # type: ignore[union-attr, operator]
+                return model.text_encoder.condition(prompt)  # type: ignore[union-attr, operator]
 
     @torch.no_grad()
     def goal(self, tower: Tower, towers: int) -> Tensor:
@@ -149,9 +149,9 @@ def weights_kept(networks: Sequence[nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(wanted_gradient)
 
 
-def towers(generator: Generator) -> list[Tower]:
+def towers(model: Model) -> list[Tower]:
     """The text encoders that make one vector of a text: ours, and CLIP. ValueError where there is none."""
-    encoder: Any = generator.text_encoder
+    encoder: Any = model.text_encoder
     if encoder is not None and hasattr(encoder, "pooled"):
         return [Tower(encoder, lambda text: encoder.pooled([weighted(text)[0]]))]
     found = []
@@ -161,7 +161,7 @@ def towers(generator: Generator) -> list[Tower]:
         found = [Tower(m.encoder, lambda text, m=m: m.read(text)[1]) for m in encoder.modules() if isinstance(m, Clip)]
     if not found:
         raise ValueError(
-            f"The model {generator.name!r} has no text encoder that makes one vector of a text (CLIP, or ours); "
+            f"The model {model.name!r} has no text encoder that makes one vector of a text (CLIP, or ours); "
             "leave aesthetic out."
         )
     return found

@@ -12,13 +12,13 @@ from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, cor
 from samplers.lookup import check_options
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_option_values, check_texts
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several
 from samplers.denoiser import Condition, Denoiser
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 CORRECTION = {"strength": 0.1, "window": 3, "quantile": 0.7}
 
@@ -36,17 +36,17 @@ class Concepts(Tweak):
     record: TweakRecord
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Concepts:
-        words = request.texts("concepts", several(given[""]))
-        if generator.text_encoder is None:
-            raise ValueError(f"The model {generator.name!r} reads no text, so there are no concepts; leave concepts out.")
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Concepts:
+        words = check_texts("concepts", several(given[""]))
+        if model.text_encoder is None:
+            raise ValueError(f"The model {model.name!r} reads no text, so there are no concepts; leave concepts out.")
         if not all(word.strip() for word in words) or len({word.lower() for word in words}) < len(words):
             raise ValueError(f"concepts are {words}; give different words of the prompt.")
-        chosen = request.options("concepts_options", given.get("options") or {})
+        chosen = check_option_values("concepts_options", given.get("options") or {})
         check_options(_Row(), chosen, "tweak")
         check_correction(**{name: chosen.get(name, usual) for name, usual in CORRECTION.items()})
         made = cls(TweakRecord(texts=tuple(words), options=chosen))
-        made._suppression(generator.denoiser, torch.full((1, 1), -1))  # options are checked here
+        made._suppression(model.denoiser, torch.full((1, 1), -1))  # options are checked here
         return made
 
     @classmethod
@@ -55,10 +55,10 @@ class Concepts(Tweak):
             raise ValueError("The recipe names its concepts; leave concepts out.")
         return {"": list(record.texts)}
 
-    def read(self, generator, prompts, condition, adapters) -> Condition:
+    def read(self, model, prompts, condition, adapters) -> Condition:
         options = {name: self.record.options.get(name, usual) for name, usual in CORRECTION.items()}
         rows = []
-        for prompt, tokens, owners in zip(prompts, condition.tokens, self._owners(generator, prompts, condition), strict=True):
+        for prompt, tokens, owners in zip(prompts, condition.tokens, self._owners(model, prompts, condition), strict=True):
             if prompt.strip():
                 end = len(tokens) if condition.mask is None else int(condition.mask[len(rows)].nonzero().max()) + 1
                 places = (owners >= 0).nonzero().flatten().tolist()
@@ -66,8 +66,8 @@ class Concepts(Tweak):
             rows.append(tokens)
         return replace(condition, tokens=torch.stack(rows))
 
-    def inside(self, generator, denoiser, seeds, prompts, condition) -> Denoiser:
-        return self._suppression(denoiser, self._owners(generator, prompts, condition))
+    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
+        return self._suppression(denoiser, self._owners(model, prompts, condition))
 
     def _suppression(self, denoiser: Denoiser, owners: Tensor) -> Denoiser:
         options: dict[str, Any] = {"strength": self.record.options.get("suppression", 1.0)}
@@ -75,9 +75,9 @@ class Concepts(Tweak):
             options["interval"] = self.record.options["interval"]
         return ConceptSuppression(denoiser, owners, **options)
 
-    def _owners(self, generator: Generator, prompts: Sequence[str], condition: Condition) -> Tensor:
+    def _owners(self, model: Model, prompts: Sequence[str], condition: Condition) -> Tensor:
         """(B, T): the number of the concept that each token of each prompt is of, -1 for none."""
-        found = {prompt: _positions(generator, prompt, self.record.texts) for prompt in set(prompts)}
+        found = {prompt: _positions(model, prompt, self.record.texts) for prompt in set(prompts)}
         assert condition.tokens is not None
         owners = torch.full(condition.tokens.shape[:2], -1)
         for row, prompt in enumerate(prompts):
@@ -87,11 +87,11 @@ class Concepts(Tweak):
 
 
 @torch.no_grad()
-def _positions(generator: Generator, prompt: str, words: Sequence[str]) -> list[list[int]]:
+def _positions(model: Model, prompt: str, words: Sequence[str]) -> list[list[int]]:
     """Where in a prompt's tokens each word is: the tokens that a weight on it changes, whatever the text encoder."""
     if not prompt.strip():
         return []
-    encoder: Any = generator.text_encoder
+    encoder: Any = model.text_encoder
     plain, places = encoder.condition(prompt).tokens[0], []
     for word in words:
         at = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE)

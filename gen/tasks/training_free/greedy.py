@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_option_values
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.energies import energy_info, get_energy
 from gen.tasks.energy_guidance import on_latents
@@ -17,7 +17,7 @@ from samplers.denoiser import Denoiser
 from samplers.guidance.greedy import Greedy, draws, guidance_scales, interpolations, together
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
 
 OWN = ("iterations", "rate", "interval", "limit")
 CANDIDATES = ("scales", "interpolations", "draws", "spread")
@@ -32,10 +32,10 @@ class GreedyChoice(Tweak):
     own: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> GreedyChoice:
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> GreedyChoice:
         source = given[""]
-        chosen = request.options("greedy_options", given.get("options") or {})
-        info = energy_info(source, generator.energies) if isinstance(source, str) else None
+        chosen = check_option_values("greedy_options", given.get("options") or {})
+        info = energy_info(source, model.energies) if isinstance(source, str) else None
         if info is None and not callable(source):
             raise ValueError(f"greedy is {source!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
         takes = (*OWN, *CANDIDATES, *(info.options if info else ()))
@@ -47,7 +47,7 @@ class GreedyChoice(Tweak):
         known = info is not None and not info.external
         record = TweakRecord(energy=info.name if info is not None and known else "", options=chosen if known else own)
         made = cls(energy, record, () if known else ("heuristic of greedy",), own)
-        made._choose(generator.denoiser, energy, lambda s, t: None)  # options are checked here
+        made._choose(model.denoiser, energy, lambda s, t: None)  # options are checked here
         return made
 
     @classmethod
@@ -58,8 +58,8 @@ class GreedyChoice(Tweak):
             raise wanted("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
         return dict(given) or {"": record.energy}
 
-    def outside(self, generator, denoiser, noise, prompts) -> Denoiser:
-        return self._choose(denoiser, on_latents(generator, self.energy, prompts), noise)
+    def outside(self, model, denoiser, noise, prompts) -> Denoiser:
+        return self._choose(denoiser, on_latents(model, self.energy, prompts), noise)
 
     def _choose(self, denoiser: Denoiser, heuristic: Callable[..., Tensor], noise: Any) -> Denoiser:
         own, sources = dict(self.own), []

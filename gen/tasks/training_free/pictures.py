@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.guidance.multi_reference import MultiReference
-from samplers.guidance.reference_batch import References
-from samplers.lookup import check_options
 from torch import Tensor
 
-from gen.io import validators as request
 from gen.io.images import digest, fit, read_picture
+from gen.io.validators import check_int, check_option_values, check_texts
 from gen.nn.conditions import pad_tokens
 from gen.pipeline.recipe import First, TweakRecord
 from gen.tasks.edit import fit_told, read_mask, slack
 from gen.tasks.training_free import Tweak, several, wanted
 from samplers.denoiser import Condition, Denoiser
+from samplers.guidance.beside import References
+from samplers.guidance.mrsa import MultiReference
 from samplers.guidance.negtome import NegativeMerging
+from samplers.names import check_options
 from samplers.noise import normal
 
 if TYPE_CHECKING:
-    from gen.generator import Generator
+    from gen.models.model import Model
     from gen.pipeline.types import Item
 
 MAX_REFERENCES = 16
@@ -39,9 +39,9 @@ class Pictures:
     mask_digests: tuple[str, ...]
 
     @classmethod
-    def read(cls, generator: Generator, name: str, images: Any, masks: Any, height: int, width: int) -> Pictures:
+    def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> Pictures:
         sources = several(images)
-        request.whole(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
+        check_int(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
         whole = [read_picture(name, one, "RGB") for one in sources]
         known = None
         if masks is not None:
@@ -50,15 +50,15 @@ class Pictures:
                 raise ValueError(f"{name} has {len(sources)} pictures and {len(given)} masks; give one mask each, or none.")
             masks = [read_mask(f"{name}_mask", one, picture, "picture") for one, picture in zip(given, whole, strict=True)]
             known = torch.cat([fit(one, height, width) for one in masks])
-        pictures = torch.cat([fit_told(name, one, height, width, slack(generator)) for one in whole])
+        pictures = torch.cat([fit_told(name, one, height, width, slack(model)) for one in whole])
         digests = tuple(digest(one) for one in pictures[:, None])
         mask_digests = () if known is None else tuple(digest(one) for one in known[:, None])
-        latents = pictures.to(generator.device) * 2 - 1
-        if generator.autoencoder is not None:
+        latents = pictures.to(model.device) * 2 - 1
+        if model.autoencoder is not None:
             with torch.no_grad():
-                encoded = [generator.autoencoder.encode(one) for one in latents[:, None]]
-            latents = torch.cat(encoded).float() * generator.config.latent_scale
-        return cls(latents, None if known is None else known.to(generator.device), digests, mask_digests)
+                encoded = [model.autoencoder.encode(one) for one in latents[:, None]]
+            latents = torch.cat(encoded).float() * model.config.latent_scale
+        return cls(latents, None if known is None else known.to(model.device), digests, mask_digests)
 
     def beside(self, seeds: Sequence[int], conditions: tuple[Condition | None, ...] = ()) -> References:
         """With noise of their own for every picture of a batch, by its seed."""
@@ -74,7 +74,7 @@ class _Row:
 
 
 def _options(name: str, takes: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = request.options(f"{name}_options", given.get("options") or {})
+    chosen = check_option_values(f"{name}_options", given.get("options") or {})
     check_options(_Row(name, takes), chosen, "tweak")
     if "layers" in chosen and not isinstance(chosen["layers"], tuple):
         chosen["layers"] = (chosen["layers"],)
@@ -89,14 +89,14 @@ class NegTome(Tweak):
     record: TweakRecord
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> NegTome:
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> NegTome:
         chosen = _options("negtome", ("scale", "threshold", "layers", "interval"), given)
-        NegativeMerging(generator.denoiser, None, **chosen)  # options are checked here
+        NegativeMerging(model.denoiser, None, **chosen)  # options are checked here
         if isinstance(given[""], str) and given[""] == "batch":
             if given.get("mask") is not None:
                 raise ValueError("negtome='batch' takes no mask; leave negtome_mask out, or give a picture.")
             return cls(None, TweakRecord(options=chosen))
-        pictures = Pictures.read(generator, "negtome", given[""], given.get("mask"), height, width)
+        pictures = Pictures.read(model, "negtome", given[""], given.get("mask"), height, width)
         return cls(pictures, TweakRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
 
     @classmethod
@@ -109,7 +109,7 @@ class NegTome(Tweak):
             raise wanted("negtome pictures", "negtome, --negtome FILE")
         return dict(given)
 
-    def inside(self, generator, denoiser, seeds, prompts, condition) -> Denoiser:
+    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         references = None if self.pictures is None else self.pictures.beside(seeds)
         return NegativeMerging(denoiser, references, **self.record.options)  # type: ignore[arg-type]
 
@@ -129,17 +129,17 @@ class Reference(Tweak):
     record: TweakRecord
 
     @classmethod
-    def make(cls, generator: Generator, given: Mapping[str, Any], height: int, width: int) -> Reference:
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Reference:
         chosen = _options("reference", ("weight", "layers", "interval", "null"), given)
-        pictures = Pictures.read(generator, "reference", given[""], given.get("mask"), height, width)
-        texts = () if given.get("prompt") is None else tuple(request.texts("reference_prompt", given["prompt"]))
+        pictures = Pictures.read(model, "reference", given[""], given.get("mask"), height, width)
+        texts = () if given.get("prompt") is None else tuple(check_texts("reference_prompt", given["prompt"]))
         if texts and len(texts) != len(pictures.latents):
             raise ValueError(f"reference has {len(pictures.latents)} pictures, {len(texts)} prompts; give one each, or none.")
-        if texts and generator.text_encoder is None:
-            raise ValueError(f"The model {generator.name!r} reads no text; leave reference_prompt out.")
+        if texts and model.text_encoder is None:
+            raise ValueError(f"The model {model.name!r} reads no text; leave reference_prompt out.")
         record = TweakRecord(digests=pictures.digests, masks=pictures.mask_digests, texts=texts, options=chosen)
         made = cls(pictures, record)
-        made.inside(generator, generator.denoiser, [0], [""], None)  # options are checked here
+        made.inside(model, model.denoiser, [0], [""], None)  # options are checked here
         return made
 
     @classmethod
@@ -148,16 +148,16 @@ class Reference(Tweak):
             raise wanted("reference pictures", "reference, --reference FILE")
         return {**given, "prompt": list(record.texts) or None}
 
-    def read(self, generator, prompts, condition, adapters) -> Condition:
+    def read(self, model, prompts, condition, adapters) -> Condition:
         """Padded to the references' prompts, so that one batch can hold all."""
-        for own in self._own(generator):
+        for own in self._own(model):
             condition = pad_tokens(condition, max(condition.tokens.shape[1], own.tokens.shape[1]))
         return condition
 
-    def inside(self, generator, denoiser, seeds, prompts, condition) -> Denoiser:
+    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         conditions: tuple[Condition | None, ...] = ()
         if condition is not None and self.record.texts:
-            padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._own(generator)]
+            padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._own(model)]
             conditions = tuple(
                 replace(condition[:1], tokens=own.tokens, mask=_mask(own, condition), pooled=own.pooled) for own in padded
             )
@@ -165,8 +165,8 @@ class Reference(Tweak):
         weights = options.pop("weight", 3.0)
         return MultiReference(denoiser, self.pictures.beside(seeds, conditions), weights, **options)  # type: ignore[arg-type]
 
-    def _own(self, generator: Generator) -> list[Condition]:
-        return [generator.encode_prompt([text]) for text in self.record.texts]
+    def _own(self, model: Model) -> list[Condition]:
+        return [model.encode_prompt([text]) for text in self.record.texts]
 
 
 def _mask(own: Condition, condition: Condition) -> Tensor | None:

@@ -1,0 +1,311 @@
+"""`Model`: a model in memory, with its networks, encoders and adapters, on one device and in one dtype.
+
+Latents are (B, C, h, w), pictures (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gen.io.images import cut_to
+from gen.io.threads import exclusive
+from gen.io.validators import check_float
+from gen.models.decoding import decoded
+from gen.models.folder import ModelConfig, Pipeline, model_config
+from gen.models.options import ModelOptions
+from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
+from gen.models.prompt_cache import PromptMemory, fingerprint
+from gen.models.prompt_syntax import warn_foreign
+from gen.nn.batch_invariance import EachRow
+from gen.nn.conditions import join
+from samplers.denoiser import Condition, NetworkDenoiser
+
+if TYPE_CHECKING:
+    from gen.adapters import Adapter, Report
+    from gen.adapters.model import ModelAdapters
+
+UNBOUNDED = 4.0  # extent of latents of unit variance without a bound: a normal value is outside once in 16,000
+PROMPT_MEMORY = 256 << 20  # bytes of text features that a model keeps
+
+
+class Model:
+    """Networks ready to run, and what is loaded beside them. Everything that makes pictures takes one.
+
+    config: a `ModelConfig` or its plain values. network: the denoiser; converted to `dtype` in place. autoencoder: pictures to
+    latents and back, None for a model of pixels. text_encoder: None for a model that reads no text. adapters: name -> weight of
+    those that act. energies: name -> energy of other packages, beside `gen.tasks.energies`. interrupt: end the call under way
+    early. in_tiles: the last pictures had to be decoded in tiles.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | Mapping[str, Any],
+        network: nn.Module,
+        autoencoder: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+        *,
+        name: str = "unnamed",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        weights: Mapping[str, str] | None = None,
+        batch_invariant: bool | None = None,
+    ):
+        self.batch_invariant = batch_invariant
+        self.config, self.name = model_config(config), name
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.network: Any = network.to(self.device, self.dtype).eval()
+        self.autoencoder: Any = autoencoder and autoencoder.to(self.device, memory_format=torch.channels_last).eval()
+        self.text_encoder: Any = text_encoder and text_encoder.to(self.device).eval()
+        self.denoiser: NetworkDenoiser = self.config.denoiser(EachRow(self.network), self.dtype)
+        self.adapters: dict[str, float] = {}
+        self.energies: dict[str, Any] = {}
+        self.interrupt = False
+        self.in_tiles = False
+        self.pipeline: Pipeline | None = None
+        self.weights = dict(weights or {})
+        self._encoded = PromptMemory(PROMPT_MEMORY)
+        self._text_weights: tuple | None = None
+        self.loaded_adapters: ModelAdapters | None = None
+        self.read_null({})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "default",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        *,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        native: bool | None = None,
+        variant: str | None = None,
+        model_options: Mapping[str, Any] | None = None,
+        batch_invariant: bool | None = None,
+    ) -> Self:
+        """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
+        diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
+
+        device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
+        bfloat16 where the device is fast at it, else float16 on a GPU and float32 on a CPU.
+        vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
+        transformers; vae also replaces a diffusers pipeline's own. native: run a diffusers pipeline's denoiser in our network,
+        which is faster and takes every cache and guidance (True), or in diffusers' (False); None: in ours where it computes the
+        same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
+        variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
+        where they are there and dtype is half precision, else the full ones.
+        batch_invariant: that of calls which do not say (`__call__`).
+        Raises ValueError with the reason if the model cannot be used.
+        """
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        name, folder = find_model(model, revision, variant, dtype)
+        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, model_options or {}))
+        parts = opened.parts
+        opened_model = cls(
+            opened.config,
+            parts["denoiser"],
+            parts.get("autoencoder"),
+            parts.get("text_encoder"),
+            name=name,
+            device=device,
+            dtype=dtype,
+            weights=opened.weights,
+            batch_invariant=batch_invariant,
+        )
+        opened_model.pipeline = opened.pipeline
+        return opened_model
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.channels
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent pixel, each way; 1 for a model of pixels."""
+        return self.autoencoder.factor if self.autoencoder is not None else 1
+
+    @property
+    def limit(self) -> float:
+        """How far from 0 the values lie that the denoiser works on: 1 for pictures, the bound of the autoencoder's latents
+        where it has one, else four standard deviations of latents of unit variance."""
+        if self.autoencoder is None:
+            return 1.0
+        bound = getattr(self.autoencoder, "bound", None)
+        return UNBOUNDED if bound is None else bound * self.config.latent_scale
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows; 0 for a network that takes no label."""
+        return getattr(self.network.config, "num_classes", 0) or 0
+
+    @exclusive
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None, *, negative: bool = False
+    ) -> Condition:
+        """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once.
+
+        adapters: name -> weight of those in force, `generator.adapters` if None.
+        """
+        if self.text_encoder is None:
+            raise ValueError(no_text(self))
+        if (written := fingerprint(self.text_encoder)) != self._text_weights:  # what was read with other weights is stale
+            self._encoded.clear()
+            self._text_weights = written
+        active = (
+            {}
+            if self.loaded_adapters is None
+            else self.loaded_adapters.on_text(self.adapters if adapters is None else adapters)
+        )
+        which = tuple(sorted(active.items()))
+        keys = {prompt: (prompt, negative, which) for prompt in prompts}
+        warn_foreign(
+            [prompt for prompt, key in keys.items() if key not in self._encoded],
+            any(getattr(module, "breaks", False) for module in self.text_encoder.modules()),
+        )
+        for prompt, key in keys.items():
+            if key not in self._encoded:
+                # one at a time: what a prompt gives must not depend on the prompts beside it
+                with self.loaded_adapters.reading_with(active) if self.loaded_adapters and active else nullcontext():
+                    condition = self.text_encoder.condition(prompt, negative)
+                condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
+                self._encoded.add(key, condition, keys.values())
+        return join([self._encoded[keys[prompt]] for prompt in prompts])
+
+    def read_null(self, adapters: Mapping[str, float]) -> None:
+        """Tell a network that has no empty prompt of its own what the text encoders, under these adapters, make of one."""
+        if hasattr(self.network, "set_null") and self.text_encoder is not None:
+            self.network.set_null(self.encode_prompt([""], adapters, negative=True))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], float32, of what the denoiser works on (B, C, h, w); cut to `size`, a height and
+        width, about the middle where it is given. Where memory runs out, one at a time, then in tiles
+        (`gen.models.decoding`)."""
+        images = latents.to(self.device).float()
+        if self.autoencoder is not None:
+            images = decoded(images / self.config.latent_scale, self.autoencoder.decode, self.factor, self._note_tiles)
+        images = images if size is None else cut_to(images.float(), size)
+        return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def _note_tiles(self) -> None:
+        self.in_tiles = True
+        warnings.warn("Memory ran out, so pictures are decoded in tiles, whose colours may differ slightly.", stacklevel=5)
+
+    # ---- adapters: LoRA and its relatives; the weights stay as they are, unless adapters are fused into them ----
+
+    @exclusive
+    def load_adapter(
+        self,
+        adapter: str | Path | Adapter,
+        name: str | None = None,
+        weight: float = 1.0,
+        strict: bool = True,
+        allow_nonfinite: bool = False,
+    ) -> Report:
+        """Load a LoRA or a relative of it (`gen.adapters`), or learned words, from a safetensors file or folder, to act with
+        `weight`.
+
+        name: by which `set_adapters` and recipes call it; the file's own if None. The model's weights stay as they are.
+        Raises ValueError for a file that is damaged or fits nothing, and where layers are left over unless strict=False.
+        NaN and infinite values are refused unless allow_nonfinite=True. Returns what matched.
+        """
+        from gen.adapters import Adapter, read_adapter
+
+        if not isinstance(adapter, Adapter):
+            adapter = read_adapter(adapter, name, strict, allow_nonfinite)
+        elif name is not None:
+            adapter = replace(adapter, name=name)
+        weight = check_float("weight", weight, -100, 100)
+        if self.loaded_adapters is None:
+            from gen.adapters.model import ModelAdapters, parts_of
+            from gen.adapters.words import readers_of
+
+            parts = parts_of(self.network, self.text_encoder)
+            self.loaded_adapters = ModelAdapters(parts, readers_of(self.text_encoder, parts))
+        report = self.loaded_adapters.load(adapter, strict)
+        self._encoded.clear()
+        self.set_adapters({**self.adapters, adapter.name: weight})
+        return report
+
+    @exclusive
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; ValueError if there is none of this name."""
+        self._with_any(name).remove(name)
+        self._encoded.clear()
+        self.adapters.pop(name, None)
+
+    @exclusive
+    def set_adapters(self, weights: Mapping[str, float]) -> None:
+        """Which of the loaded adapters act from now on, and how strongly; those left out stay loaded and do nothing."""
+        self.adapters = self.active_adapters(weights)
+
+    @exclusive
+    def fuse_adapters(self, weights: Mapping[str, float] | None = None) -> None:
+        """Write adapters into the model's weights, those in force if None: pictures then cost what they cost without.
+
+        The original weights are kept for `unfuse_adapters`. Until then the fused always act, and `adapters` leaves them out.
+        """
+        weights = self.active_adapters(self.adapters if weights is None else weights)
+        if not weights:
+            raise ValueError("No adapter is in force, so there is nothing to fuse; load one with load_adapter.")
+        self._with_any(next(iter(weights))).fuse(weights)
+        self._encoded.clear()
+        self.adapters = {name: weight for name, weight in self.adapters.items() if name not in weights}
+
+    @exclusive
+    def unfuse_adapters(self) -> None:
+        """The model's weights as they were, to the last bit; the adapters go on acting beside them."""
+        if self.loaded_adapters is None or not self.loaded_adapters.fused:
+            raise ValueError("No adapter is fused into the weights.")
+        self.adapters = {**self.loaded_adapters.fused, **self.adapters}
+        self.loaded_adapters.unfuse()
+        self._encoded.clear()
+
+    @exclusive
+    def save_adapter(
+        self, name: str, path: str | Path, format: str = "diffusers", dtype: torch.dtype | None = None, fold: bool = False
+    ) -> Path:
+        """Write a loaded adapter as kohya, diffusers, peft (a folder) or ai-toolkit, by the names that this model's layers
+        have; as it was read, where that is the format and these are the names. fold: multiply scales into the factors, for
+        ai-toolkit. Layers that found no module are left out."""
+        from gen.adapters import write_adapter
+
+        loaded = self._with_any(name)
+        loaded.check({name: 1.0})
+        adapter = loaded.loaded[name]
+        if format != "kohya" or adapter.format != "kohya":
+            named = loaded.renamed(name)
+            adapter = adapter if format == adapter.format and named.layers.keys() == adapter.layers.keys() else named
+        if fold:
+            adapter = replace(adapter, layers={layer: delta.folded() for layer, delta in adapter.layers.items()})
+        return write_adapter(adapter, path, format, dtype)
+
+    def _with_any(self, name: str) -> ModelAdapters:
+        if self.loaded_adapters is None:
+            raise ValueError(f"No adapter named {name!r} is loaded; none is.")
+        return self.loaded_adapters
+
+    def active_adapters(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Checked weights of loaded adapters."""
+        if self.loaded_adapters is not None:
+            return self.loaded_adapters.check(weights)
+        if weights:
+            raise ValueError(f"No adapter named {next(iter(weights))!r} is loaded; load it with load_adapter (--lora).")
+        return {}
+
+
+def no_text(model: Model) -> str:
+    """Why a model takes no prompt, and what to do."""
+    instead = "give class_labels instead" if model.classes else "it is unconditional, so leave the prompt out"
+    return f"The model {model.name!r} reads no text; {instead}."

@@ -1,0 +1,145 @@
+"""The table of tasks: which file makes what a call asks for, and which keywords and recipe fields belong to it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gen.pipeline.types import Frame, Settings, Task
+
+if TYPE_CHECKING:
+    from gen.models.model import Model
+    from gen.pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task in the table.
+
+    module, name: its class, imported when it is asked for.
+    keywords: those of a call that are its own. A task that only a method of `Generator` makes has none.
+    fields: of a recipe.
+    methods: functions that become methods of `Generator`, in `methods_module` where they are not in `module`.
+    """
+
+    module: str
+    name: str
+    keywords: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    methods_module: str = ""
+
+    def load(self) -> type[Task]:
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def load_method(self, name: str) -> Callable[..., Any]:
+        return getattr(importlib.import_module(self.methods_module or self.module), name)
+
+
+# closed, in the order in which they go around the network
+TASKS: dict[str, Row] = {
+    "composition": Row(
+        "gen.tasks.lora_composition",
+        "Composition",
+        ("composition", "composition_options", "regions"),
+        ("composition", "composition_options", "regions"),
+    ),
+    "layout": Row("gen.tasks.layout", "Layout", ("layout",), ("layout",), ("layout",)),
+    "views": Row("gen.tasks.views", "Views", (), ("views",), ("ambiguous",)),
+    "canvas": Row("gen.tasks.canvas", "Canvas", (), ("canvas",), ("panorama", "outpaint", "upscale"), "gen.tasks.canvas_calls"),
+    "restoration": Row("gen.tasks.restore", "Restoration", (), ("restore",), ("restore",)),
+    "guide": Row(
+        "gen.tasks.energy_guidance", "Guide", ("guide", "guide_strength", "guide_method", "guide_options"), ("guide",)
+    ),
+    "tweak": Row(
+        "gen.tasks.training_free",
+        "Tweaks",
+        (
+            "negtome",
+            "negtome_mask",
+            "negtome_options",
+            "reference",
+            "reference_mask",
+            "reference_prompt",
+            "reference_options",
+            "concepts",
+            "concepts_options",
+            "aesthetic",
+            "aesthetic_options",
+            "greedy",
+            "greedy_options",
+        ),
+        ("tweaks",),
+    ),
+    "image": Row("gen.tasks.edit", "Edit", ("image", "mask", "strength"), ("start",)),
+}
+
+METHODS = {method: row for row in TASKS.values() for method in row.methods}
+
+TaskArgs = dict[str, Mapping[str, Any]]  # task -> its keywords, those that are not None
+
+
+def check_keywords(given: Iterable[str], others: Iterable[str]) -> None:
+    """TypeError, as of any function, for a keyword that is no task's. others: the rest of what the function takes."""
+    known = [name for row in TASKS.values() for name in row.keywords]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *others], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise TypeError(f"A call takes no {name!r}{hint}")
+
+
+def args_of_call(given: Mapping[str, Any]) -> TaskArgs:
+    """The keywords of every task that a call asks for, out of all keywords of the call."""
+    args: TaskArgs = {}
+    for name, row in TASKS.items():
+        own = {keyword: given[keyword] for keyword in row.keywords if given.get(keyword) is not None}
+        if own:
+            args[name] = own
+    return args
+
+
+def args_from_recipe(model: Model, recipe: Recipe, given: Mapping[str, Any]) -> TaskArgs:
+    """The keywords of every task that the picture of a recipe was made with.
+
+    given: keywords of the replay, for what the recipe does not hold; ValueError for what it does hold, or what was not there.
+    """
+    args = args_of_call(given)
+    for name, row in reversed(TASKS.items()):
+        if name in args or any(getattr(recipe, field) for field in row.fields):
+            own = row.load().args_from_recipe(model, recipe, given)
+            args[name] = {keyword: value for keyword, value in own.items() if value is not None}
+    return {name: own for name, own in args.items() if own}
+
+
+def frame_of(args: TaskArgs) -> Frame | None:
+    """What the network sees at once, where one of the tasks says so."""
+    frames = [TASKS[name].load().frame(own) for name, own in args.items()]
+    return next((frame for frame in frames if frame is not None), None)
+
+
+def with_own_size(
+    model: Model, args: TaskArgs, height: int | None, width: int | None, multiple: int
+) -> tuple[TaskArgs, int | None, int | None]:
+    """(keywords, height, width), where a call begins with a picture and does not say both sides."""
+    sized = dict(args)
+    for name, own in args.items():
+        sized[name], height, width = TASKS[name].load().own_size(model, own, height, width, multiple)
+    return sized, height, width
+
+
+def with_tasks(model: Model, args: TaskArgs, settings: Settings) -> Settings:
+    """The settings with the tasks asked for, made from the outermost to the innermost, and as they change them."""
+    tasks: dict[str, Task] = {}
+    for name in reversed(TASKS):
+        if name in args:
+            task, settings = TASKS[name].load().from_call(model, args[name], settings)
+            if task is not None:
+                tasks[name] = task
+    settings = replace(settings, tasks={name: tasks[name] for name in TASKS if name in tasks})
+    for task in settings.tasks.values():
+        task.check(settings)
+    return settings

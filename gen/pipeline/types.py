@@ -1,0 +1,235 @@
+"""What a run is made of: the pictures asked for, the batch under way, the settings of a call, and the protocol of tasks.
+
+B pictures, latents (B, C, h, w), pictures (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from gen.pipeline.guidance_stack import GuidanceStack
+from samplers.denoiser import Condition, Denoiser
+from samplers.noise import NoiseSource, seeded_noise
+from samplers.path import NoiseLevel
+from samplers.sample import Solver
+
+if TYPE_CHECKING:
+    from gen.models.folder import ModelConfig
+    from gen.models.model import Model
+    from gen.pipeline.output import Output
+    from gen.pipeline.recipe import Recipe
+
+Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1]
+ReadPrompts = Callable[[list[str]], Condition]  # B prompts -> their text features
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to make. label -1 is unconditional; `latent` (C, h, w) is its unit noise where the caller gave it."""
+
+    prompt: str
+    negative_prompt: str
+    label: int
+    seed: int
+    latent: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of which the network sees only a `window` (height, width in pixels) at once, so that any whole number of
+    latents is a size. shown: height and width that it is cut to, None for all of it."""
+
+    window: tuple[int, int]
+    shown: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that go through the network together.
+
+    noise: (B, C, h, w) of unit variance. condition: what the pictures should be. negative: what they should not be, None
+    without negative prompts. guided: guidance has something to do.
+    """
+
+    model: Model
+    items: Sequence[Item]
+    settings: Settings
+    noise: Tensor
+    condition: Condition
+    negative: Condition | None
+    guided: bool
+
+    @property
+    def prompts(self) -> list[str]:
+        return [item.prompt for item in self.items]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [item.seed for item in self.items]
+
+    def seeded_noise(self) -> NoiseSource:
+        """Noise for stochastic steps, drawn by the pictures' seeds."""
+        return seeded_noise(self.seeds, self.noise)
+
+
+class Caller(Protocol):
+    """A model that can be called: what the methods that tasks add to `Generator` take."""
+
+    config: ModelConfig
+    text_encoder: Any
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def factor(self) -> int: ...
+
+    def __call__(self, prompt: Any = None, **call: Any) -> Output: ...
+
+
+class Task:
+    """What a run does beside plain generation. This base changes nothing; a task overrides what it needs.
+
+    A task is a file in `gen.tasks` and a row in `gen.pipeline.task_table`.
+
+    copies: rows of x for one picture. always_guided: guided whatever the call's prompts are. chooses_size: it sees to the size
+    of pictures itself, so that nothing needs to be said of it. label: its name in this run, for messages. unrecorded: what took
+    part and is in no recipe.
+    """
+
+    copies: int = 1
+    always_guided: bool = False
+    chooses_size: bool = False
+    label: str = ""
+    unrecorded: tuple[str, ...] = ()
+
+    # ---- from a call, or from a recipe ----
+
+    @classmethod
+    def frame(cls, args: Mapping[str, Any]) -> Frame | None:
+        """What the network sees at once, before anything else is known; None: the whole picture."""
+        return None
+
+    @classmethod
+    def own_size(
+        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
+    ) -> tuple[Mapping[str, Any], int | None, int | None]:
+        """(keywords, height, width) of a call that does not say both sides: those of the picture that it begins with."""
+        return args, height, width
+
+    @classmethod
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Task | None, Settings]:
+        """The task, and the settings as it changes them, from a call's keywords (those that are not None).
+
+        The task is None where the keywords ask for nothing. Tasks inside it are made with the changed settings.
+        Raises ValueError with what is wrong.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The keywords that make what the recipe says. given: the keywords of the replay, for what no recipe holds."""
+        raise NotImplementedError
+
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        """ValueError for what it does not go with, now that all tasks are known. recipe: of a replay; ValueError if this is not
+        what its picture was made with."""
+
+    def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
+        """The batch of a replay: copies of one item, unless pictures depend on others of their batch."""
+        return items
+
+    def halve(self) -> Task:
+        """The task with half the need for memory; itself where it cannot do with less."""
+        return self
+
+    # ---- at work on a batch ----
+
+    def read_prompts(self, model: Model, prompts: list[str], adapters: Mapping[str, float], read: ReadPrompts) -> Condition:
+        """Text features (B, L, D) of B prompts; `read` is what the text encoder, and tasks further in, make of them."""
+        return read(prompts)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch before anything is built around the network."""
+        return batch
+
+    def make_denoiser(self, batch: Batch) -> Denoiser | None:
+        """A denoiser in the place of the network, its caches and guidance; None for those."""
+        return None
+
+    def wrap_network(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
+        """Around the network and its caches, under guidance."""
+        return denoiser
+
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+        """Around guidance, and around the solver."""
+        return denoiser, solver
+
+    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
+        """What the first level begins with, and the noise of stochastic steps. x: the unit `noise`, scaled to `level`."""
+        return x, source
+
+    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+        """Pictures (B, 3, H, W) of latents; `decode` is what the model, and tasks before this one, make of them."""
+        return decode(latents)
+
+    def record(self, items: Sequence[Item]) -> Mapping[str, Any]:
+        """Fields of the batch's recipes (`gen.pipeline.recipe.Recipe`)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of a call share.
+
+    height, width: pixels that pictures are made at. seen: height and width that the network sees at once.
+    shown: height and width that pictures are cut to: about the middle, on a canvas from the top left.
+    steps: of the schedule. scale: of guidance. interval: (low, high) in log-SNR where guidance acts.
+    adapters: name -> weight of those that act. levels: those that are run, of the schedule's `steps` + 1.
+    brownian: noise comes from one Brownian path per picture.
+    batch_invariant: no bit of a picture depends on its batch (`gen.nn.batch_invariance`).
+    stop_at: end after this many steps, as an interrupted run did. frame: of a canvas.
+    tasks: by name, from the network outwards.
+    """
+
+    height: int
+    width: int
+    seen: tuple[int, int]
+    shown: tuple[int, int] | None
+    steps: int
+    scale: float
+    interval: tuple[float, float] | None
+    sampler: str
+    sampler_options: dict[str, Any]
+    schedule: str
+    schedule_options: dict[str, Any]
+    guidance: GuidanceStack
+    adapters: dict[str, float]
+    solver: Solver
+    levels: tuple[NoiseLevel, ...]
+    brownian: bool = False
+    batch_invariant: bool = False
+    unrecorded: tuple[str, ...] = ()
+    stop_at: int | None = None
+    frame: Frame | None = None
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    @property
+    def at_once(self) -> int | None:
+        """How many pictures may go through a solver together, None for any number: one where each takes steps of its own."""
+        return None if getattr(self.solver, "together", True) else 1
+
+    @property
+    def copies(self) -> int:
+        """Rows of x for one picture."""
+        return max((task.copies for task in self.tasks.values()), default=1)
+
+    def halve(self) -> Settings:
+        """With less at once; itself where there is nothing to halve."""
+        smaller = {name: task.halve() for name, task in self.tasks.items()}
+        same = all(smaller[name] is task for name, task in self.tasks.items())
+        return self if same else replace(self, tasks=smaller)
