@@ -148,9 +148,8 @@ def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator)
 def _check_made_of(config: PriorConfig, folder: Path, generator: Generator) -> None:
     """ValueError where pictures in the folder are another prompt's or another model's, as their recipes say; pictures without a
     recipe are their owner's."""
-    from gen.pipeline.png import read_recipe
-
     from gen.io.errors import RecipeError
+    from gen.pipeline.png import read_recipe
 
     prompts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else ():

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.models.options import DTYPES
-from gen.models.skeleton import skeleton
 from torch import nn
 from tqdm import tqdm
 
@@ -32,7 +30,9 @@ from gen.cli.lora import parse_lora
 from gen.cli.output import check_writable, say
 from gen.cli.show import table
 from gen.io.errors import printable
+from gen.models.options import DTYPES
 from gen.models.pretrained import find_model
+from gen.models.skeleton import skeleton
 from samplers.atomic import written
 
 

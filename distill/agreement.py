@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gen.models.components import component_digest
 from torch import Tensor, nn
 
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch
+from gen.models.components import component_digest
 from gen.nn.registry import config_of
 
 

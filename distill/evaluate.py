@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gen.models.components import load_component
 from torch import Tensor
 
 from distill.data.emoji.archive import read_archive
@@ -33,6 +32,7 @@ from distill.networks.evaluator.network import Evaluator, load_evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from gen.cli.parser import Parser
 from gen.io.weights import write_json
+from gen.models.components import load_component
 from samplers.noise import fold
 
 if TYPE_CHECKING:

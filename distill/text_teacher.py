@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from gen.models.components import save_component
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from gen.cli.parser import Parser
 from gen.io.errors import read_text
 from gen.io.folders import written_folder
 from gen.io.weights import CheckpointError, sha256
+from gen.models.components import save_component
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
 from gen.nn.wordpiece import SPECIAL, WordPiece
 

@@ -14,7 +14,6 @@ from gen.cli.parser import Parser
 def make_trainer(config: TrainConfig):
     """Build network, objective and data source from a config."""
     import torch
-    from gen.models.components import load_component
 
     import distill.networks.classifier
     import distill.networks.evaluator  # noqa: F401  (these make their network types known)
@@ -23,6 +22,7 @@ def make_trainer(config: TrainConfig):
     from distill.eval.validation import hold_out
     from distill.objectives import check_objective, make_objective
     from distill.trainer import Trainer
+    from gen.models.components import load_component
     from gen.nn.registry import build
 
     check_objective(config.objective)  # before the data, which can take minutes to make ready

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+
 from distill.checkpointing.folder import load as load_checkpoint
+from distill.config import load_config
+from distill.data import make_source
 from distill.data.emoji.archive import read_archive
 from distill.data.files import read_below
 from distill.data.tar import members
 from distill.eval.references import References
-from safetensors import SafetensorError
-
-from distill.config import load_config
-from distill.data import make_source
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.io import weights as checkpoints
 from gen.io.errors import CheckpointError, opened, read_bytes, read_text

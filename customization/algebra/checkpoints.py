@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from gen.models.skeleton import skeleton
 from torch import Tensor, nn
 
 from gen.adapters.apply import inner
@@ -15,6 +14,7 @@ from gen.adapters.originals import in_files
 from gen.adapters.resolve import Index
 from gen.io.weights import CheckpointError, TensorFile
 from gen.models.formats.files import Source, open_checkpoint
+from gen.models.skeleton import skeleton
 
 
 @dataclass(frozen=True)

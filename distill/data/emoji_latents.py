@@ -11,7 +11,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from gen.models.components import load_component
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import trange
@@ -20,6 +19,7 @@ from distill.data.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
 from distill.data.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.data.latents import CachedPictures, EmojiPictures
 from gen.io.weights import sha256
+from gen.models.components import load_component
 from gen.nn.registry import Config
 
 

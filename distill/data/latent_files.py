@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 import torch
-from gen.models.components import component_digest
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.data.emoji.packs import DataError
 from gen.io.errors import regular_file
 from gen.io.weights import CheckpointError, finite, read_json, write_weights
+from gen.models.components import component_digest
 
 NAME, HASH = "latents", "sha256"
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from gen.models.components import load_component
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from distill.data.latent_files import autoencoder_digest, check_finite, read_lat
 from distill.data.pictures import stack
 from distill.data.report import Report
 from distill.types import Batch
+from gen.models.components import load_component
 from gen.nn.registry import Config
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Role
+from gen.models.components import load_component
 from gen.models.folder import PathConfig, RectifiedFlowPath
 from gen.nn.registry import Config
 

@@ -1,7 +1,8 @@
 """Learn how several frozen models share one picture: collaborative diffusion (arXiv 2304.10530).
 
 Each model predicts the clean picture from what it is told, maps that sum to one over the models weigh the predictions, and the
-maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has the equations).
+maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has the
+equations).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from gen.models.components import save_component
 from pydantic import Field
 from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from distill.losses import distances as losses
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Role, drop_labels
+from gen.models.components import save_component
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.influence_networks import Influences
@@ -131,5 +132,6 @@ class CollaborateObjective(Objective):
         return (weight.to(error) * error).mean(), logged
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
-        """The influence network's folder; `gen.models.components.load_component(folder).members(denoisers, conditions)` uses it."""
+        """The influence network's folder; `gen.models.components.load_component(folder).members(denoisers, conditions)` uses
+        it."""
         save_component(models["influence"], folder)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from distill.losses.levels import TimeConfig, draw_levels, log_density
 from distill.losses.loss_weighting import Weighting
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label
+from gen.models.components import load_component
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context, NetworkDenoiser

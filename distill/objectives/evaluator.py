@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from distill.networks.evaluator.augment import NUMBERS, augment
 from distill.networks.evaluator.pictures import read_pictures
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Role
+from gen.models.components import load_component
 from gen.nn.registry import Config
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from distill.objectives.bases.objective import Objective
 from distill.text_teacher import picked_layers
 from distill.types import Batch, Draws, Phase, Role
+from gen.models.components import load_component
 from gen.nn.registry import Config
 from gen.nn.text_encoder import TextEncoder, mean_token
 

@@ -9,9 +9,9 @@ import torch
 from gen.io.folders import recover
 from gen.io.weights import PICKLES, read_json
 from gen.models.components import component_digest
+from gen.models.folder import Opened, part_folders, read_model_config, read_parts
 from gen.models.hub import hub_errors, is_hub_id
 from gen.models.options import DTYPES, ModelOptions
-from gen.models.folder import Opened, part_folders, read_model_config, read_parts
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
 FAST = (

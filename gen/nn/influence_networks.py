@@ -1,4 +1,5 @@
-"""The influence of each of several models on one picture, learned for collaborative diffusion (`samplers.multi_model.collaborative_diffusion`).
+"""The influence of each of several models on one picture, learned for collaborative diffusion
+(`samplers.multi_model.collaborative_diffusion`).
 
 A small convolutional network per model reads the noisy picture, how noisy it is, and what that model is told, and says one
 number per pixel. Pictures (B, C, H, W), logits (B, N, H, W) for N models.

@@ -63,7 +63,8 @@ class Part:
 
 
 def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) -> list[Image.Image]:
-    """Pictures by unite and conquer (`samplers.multi_model.unite_and_conquer`): seeds seed, seed + 1, ... call: num_inference_steps, sampler,
+    """Pictures by unite and conquer (`samplers.multi_model.unite_and_conquer`): seeds seed, seed + 1, ... call:
+    num_inference_steps, sampler,
     schedule, by default the first model's. ValueError says which models cannot work together."""
     check(parts)
     members = tuple(
@@ -76,7 +77,8 @@ def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) 
 def collaborate(
     parts: Sequence[Part], influence: str | Path, *, seed: int = 0, count: int = 1, **call: Any
 ) -> list[Image.Image]:
-    """Pictures by collaborative diffusion (`samplers.multi_model.collaborative_diffusion`), with the maps that `distill.train` has exported to
+    """Pictures by collaborative diffusion (`samplers.multi_model.collaborative_diffusion`), with the maps that `distill.train`
+    has exported to
     the folder `influence` for these models in this order. Each model has its own guidance. Otherwise as `unite`."""
     from gen.models.components import load_component
     from gen.nn.influence_networks import Influences

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from distill.data.emoji.captions import read_common
-from distill.networks.evaluator.network import load_evaluator
 from torch import Tensor
 
+from distill.data.emoji.captions import read_common
 from distill.evaluate import choose_labels
+from distill.networks.evaluator.network import load_evaluator
 from gen.cli.show import table
 from gen.generator import Generator
 from samplers.cache.registry import CACHES

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from gen.pipeline.png import read_recipe, save_image
 from PIL import Image
 from torch.testing import assert_close
 
@@ -16,6 +15,7 @@ from customization.data import make_data
 from distill.data.emoji.packs import DataError
 from distill.types import Batch, Draws
 from gen.generator import Generator
+from gen.pipeline.png import read_recipe, save_image
 from tests.customization.kit import objective, pictures
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from gen.models.components import load_component
-from gen.models.skeleton import skeleton
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from customization import lora as lora_command
 from gen.adapters import Adapters, read_adapter, write_adapter
 from gen.io.weights import read_metadata
+from gen.models.components import load_component
+from gen.models.skeleton import skeleton
 from tests.customization.adapters import KINDS, adapter, change, changes, lora, normal
 from tests.gen.conftest import tiny_model  # noqa: F401 (fixture)
 from tests.gen.test_cli import fewstep  # noqa: F401 (fixture)

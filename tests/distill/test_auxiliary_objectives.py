@@ -7,7 +7,6 @@ import string
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.models.components import save_component
 
 from distill.networks.evaluator.augment import NUMBERS, augment, outline, posterise
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
@@ -17,6 +16,7 @@ from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases
 from distill.text_teacher import choose_pieces, from_bert, picked_layers, read_wheel
 from distill.types import Batch, Draws, Phase
 from gen.io.weights import CheckpointError
+from gen.models.components import save_component
 from gen.nn.autoencoder import Autoencoder, AutoencoderConfig
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
 from gen.nn.wordpiece import SPECIAL

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from gen.models.components import load_component, save_component
 from samplers.multi_model.collaborative_diffusion import Collaborative
 
 from distill.losses.distances import level_weight
 from distill.objectives import make_objective
 from distill.types import Batch, Draws, Phase
+from gen.models.components import load_component, save_component
 from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.nn.registry import build

@@ -4,7 +4,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from gen.models.components import save_component
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -16,6 +15,7 @@ from distill.evaluate import Settings, counts, set_distances, subjects
 from distill.networks.evaluator.pictures import read_pictures
 from distill.networks.features import Features, load_features
 from gen.generator import Generator
+from gen.models.components import save_component
 from gen.nn.registry import build
 from tests.distill.evaluation import SIZE
 from tests.distill.students import randomise

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gen.models.components import save_component
 from PIL import Image
 
 from distill import evaluate as module
@@ -12,6 +11,7 @@ from distill.data.emoji.recolor import BACKGROUNDS
 from distill.eval.colours import object_colours
 from distill.evaluate import Settings, choose_labels, composition, evaluate, main
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
+from gen.models.components import save_component
 from tests.distill.evaluation import LABELS, SIZE, VENDORS, archive, picture
 
 

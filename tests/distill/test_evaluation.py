@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from gen.models.components import save_component
 from PIL import Image
 
 from distill.checkpointing import folder as checkpoints
@@ -16,6 +15,7 @@ from distill.objectives.bases.student import Teacher
 from distill.run_folder import TrainingError
 from distill.trainer import Trainer
 from distill.types import Batch
+from gen.models.components import save_component
 from gen.models.folder import write_model
 from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER, COMMON

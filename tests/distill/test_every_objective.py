@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from gen.models.components import save_component
 from torch.utils.checkpoint import checkpoint
 
 import distill.networks.classifier
@@ -17,6 +16,7 @@ from distill.objectives import make_objective
 from distill.registry import OBJECTIVES
 from distill.trainer import Trainer, TrainingError
 from distill.types import Batch
+from gen.models.components import save_component
 from gen.models.folder import write_model
 from gen.nn.backbones import recompute as blocks_again
 from gen.nn.registry import build

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from gen.models.components import load_component, save_component
 
 from distill.networks.classifier.energy import NoisyLabel
 from distill.networks.classifier.network import NoisyClassifier, NoisyClassifierConfig
 from distill.objectives.classifier import ClassifierConfig, ClassifierObjective
 from distill.types import Batch, Draws, Phase
+from gen.models.components import load_component, save_component
 from gen.tasks.energy_guidance import make_guide
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import ClassifierGuided

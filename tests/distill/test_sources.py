@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gen.models.components import save_component
 from PIL import Image
 
 from distill import data
@@ -23,6 +22,7 @@ from distill.data import make_source
 from distill.data.decode import decode, probe
 from distill.data.emoji.packs import DataError
 from distill.data.report import Unusable
+from gen.models.components import save_component
 
 
 def png(width=32, height=32, colour=(200, 30, 30), mode="RGB", **options) -> bytes:

@@ -13,7 +13,6 @@ import subprocess
 import pytest
 import torch
 import yaml
-from gen.models.components import load_component, save_component
 from PIL import Image
 
 from distill.cache import main as fill
@@ -25,6 +24,7 @@ from distill.objectives import make_objective
 from distill.train import main
 from distill.types import Batch
 from gen.generator import Generator
+from gen.models.components import load_component, save_component
 from gen.nn.registry import build
 from samplers import ClassifierFree, get_grid, get_solver, normal, sample
 from tests.gen.conftest import UVIT, tiny_autoencoder, tiny_text_encoder

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from distill.eval.colours import object_colours
 
+from distill.eval.colours import object_colours
 from gen import Generator
 from gen.models.pretrained import DEFAULT
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component, save_component
 
 from gen.models.components import load_component, save_component
 from gen.nn.backbones.dimr import DiMR, DiMRConfig

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from distill.data.decode import decode
 from PIL import Image
 
+from distill.data.decode import decode
 from gen.io.contact_sheet import contact_sheet
 from gen.io.errors import RecipeError
 from gen.io.images import open_picture, read_picture

@@ -10,7 +10,6 @@ import zipfile
 
 import pytest
 import torch
-from gen.models.components import load_component, save_component
 from safetensors.torch import load_file, save_file
 
 from gen.cli.app import main

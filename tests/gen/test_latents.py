@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component, save_component
 from pydantic import ValidationError
 
 from gen.io.weights import CheckpointError, write_json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gen.models.components import save_component
 
 from gen.models.components import save_component
 from gen.nn.influence_networks import InfluenceConfig, Influences

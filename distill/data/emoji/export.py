@@ -16,9 +16,8 @@ from gen.io.weights import write_bytes
 
 def export(archive: Path, folder: Path, labels: Sequence[str], size: int = 128) -> list[Path]:
     """The files written, one per label. ValueError for a label that the archive lacks; nothing is overwritten."""
-    from gen.pipeline.png import save_image
-
     from gen.generator import to_pil
+    from gen.pipeline.png import save_image
 
     data = EmojiData(EmojiConfig(archives=(str(archive),), size=size))
     first = {record.label: index for index, record in reversed(list(enumerate(data.records)))}

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gen.models.components import load_component
 from torch import Tensor
 
 from gen.io import validators as request
+from gen.models.components import load_component
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, VarianceExploding
 

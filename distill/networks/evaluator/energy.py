@@ -100,9 +100,8 @@ class TextEnergy:
     def _encoder(self) -> Any:
         if self.encoder is not None:
             return self.encoder
-        from gen.models.components import load_component
-
         import gen
+        from gen.models.components import load_component
 
         return load_component(Path(gen.__file__).parent / "weights" / "default" / "text_encoder", "text_encoder")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gen.models.components import load_component
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 import distill.networks.evaluator  # noqa: F401  (makes the type known to gen.nn.registry)
 from gen.io.weights import CheckpointError, read_json, read_weights, write_json, write_weights
+from gen.models.components import load_component
 from gen.nn.registry import Config
 
 SHIPPED = Path(__file__).parent

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gen.models.components import save_component
 from torch import Tensor, nn
 
 from distill.types import Batch, Draws, Phase, Preview, Role
+from gen.models.components import save_component
 
 
 class Objective:

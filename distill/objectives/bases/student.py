@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from gen.models.options import DTYPES
 from pydantic import Field, model_validator
 from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from distill.objectives.bases.student_pictures import StudentPictures
 from distill.parallel.data_parallel import bare
 from distill.types import Batch, Draws, Role, drop_labels, knows_no_label
 from gen.models.folder import ModelConfig, Option
+from gen.models.options import DTYPES
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config, build, config_of

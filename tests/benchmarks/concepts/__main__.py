@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from distill.data.emoji.data import SHIPPED
-from distill.networks.evaluator.network import load_evaluator
 from torch import Tensor
 
+from distill.data.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
+from distill.networks.evaluator.network import load_evaluator
 from gen.adapters import read_adapter
 from gen.generator import Generator
 from gen.io.weights import read_weights, write_bytes, write_json, write_weights

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+
 from distill.data.emoji.archive import read_archive
 from distill.data.emoji.recolor import BACKGROUNDS
 from distill.networks.evaluator.energy import grams
 from distill.networks.evaluator.network import Evaluator
-from PIL import Image
-from torch import Tensor
-
 from samplers.noise import fold
 
 RIDGE = 0.1  # of the discriminant, for standardised features

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.data.emoji.recolor import BACKGROUNDS
 from PIL import Image, ImageDraw
 
+from distill.data.emoji.recolor import BACKGROUNDS
 from gen.io.contact_sheet import write_png
 from gen.io.weights import write_bytes
 from samplers.noise import fold

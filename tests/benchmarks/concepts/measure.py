@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from distill.data.emoji.captions import read_common
 from distill.data.emoji.recolor import BACKGROUNDS
 from distill.networks.evaluator.network import Evaluator
-from torch import Tensor
-
 from gen.generator import Generator
 from gen.io.weights import read_weights, sha256, write_json, write_weights
 from samplers.noise import fold

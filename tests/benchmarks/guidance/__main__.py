@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from distill.data.emoji.captions import read_common
-from distill.data.emoji.data import SHIPPED
-from distill.networks.evaluator.network import load_evaluator
-from distill.networks.evaluator.pictures import read_pictures
 from torch import Tensor
 
+from distill.data.emoji.captions import read_common
+from distill.data.emoji.data import SHIPPED
 from distill.evaluate import Settings, load_text_encoder
+from distill.networks.evaluator.network import load_evaluator
+from distill.networks.evaluator.pictures import read_pictures
 from gen.generator import Generator
 from gen.io.weights import read_weights, write_bytes, write_json, write_weights
 from tests.benchmarks.guidance.measure import Bench, Cell

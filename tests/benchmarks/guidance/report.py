@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from distill.eval import metrics
 from torch import Tensor
 
+from distill.eval import metrics
 from tests.benchmarks.guidance.measure import Cell, Setting
 from tests.benchmarks.guidance.tasks import Subject, Task, World
 from tests.benchmarks.sheet import sheet

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageColor
+from torch import Tensor
+
 from distill.data.emoji.archive import read_archive
 from distill.data.emoji.captions import HELD_OUT, read_common
 from distill.eval.colours import object_colours
 from distill.networks.evaluator.augment import NUMBERS, augment
 from distill.networks.evaluator.energy import LabelEnergy, TextEnergy, grams, style_distance
 from distill.networks.evaluator.network import Evaluator
-from PIL import Image, ImageColor
-from torch import Tensor
-
 from gen.io.images import read_picture
 from gen.tasks.energies.simple import Brightness, Colour, mean_brightness
 from samplers.guidance.operators import LinearOperator, downsample, keep
