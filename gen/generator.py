@@ -130,7 +130,7 @@ class Generator(Model):
         guide: an energy's name (`gen.tasks.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) ->
         log-densities
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
-        guide_options: how, how strongly, and options of method and energy (`samplers.guidance.training_free`).
+        guide_options: how, how strongly, and options of method and energy (`samplers.guidance.energy_methods`).
         layout: prompts by region (`gen.tasks.layout`); `Generator.layout` takes its size from it, and reads files.
         tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tasks.training_free.TweakOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out. batch_invariant: no bit of a picture

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
-from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
@@ -26,6 +25,7 @@ from gen.nn.conditions import join
 from gen.nn.influence_networks import Influences
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
+from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 

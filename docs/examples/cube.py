@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 
 import torch
-from samplers.canvas.cube import cube_views, net
-from samplers.canvas.sync_tweedies import Canonical
 from torch import Tensor
 
 from gen import Generator
 from gen.generator import to_pil
 from samplers import ClassifierFree, get_grid, get_solver, normal, sample
+from samplers.canvas.cube import cube_views, net
+from samplers.canvas.sync_tweedies import Canonical
 
 GROUND = "on a light blue background"
 SUBJECTS = ("a red heart", "a yellow star", "a green tree", "an orange fish", "the sun", "a pink flower")

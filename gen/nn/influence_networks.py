@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from samplers.multi_model.collaborative_diffusion import Collaborator, Influence
 from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import timestep_embedding
 from gen.nn.registry import Config
 from samplers.denoiser import Condition
+from samplers.multi_model.collaborative_diffusion import Collaborator, Influence
 from samplers.path import NoiseLevel
 
 FREQUENCIES = 64

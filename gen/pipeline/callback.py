@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from samplers.wrappers import Around, Step
 from torch import Tensor
 
 from samplers.sample import Solver, State
+from samplers.wrappers import Around, Step
 
 if TYPE_CHECKING:
     from gen.models.model import Model

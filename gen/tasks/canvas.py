@@ -1,4 +1,4 @@
-"""Canvases: pictures larger than a model makes, from windows of the size that it knows (`samplers.joint`).
+"""Canvases: pictures larger than a model makes, from windows of the size that it knows (`samplers.canvas`).
 
 A checked request is a `CanvasRecord`, as recipes hold it, in pixels; a `Canvas` is one in the latents of a model, ready to run.
 """
@@ -19,10 +19,10 @@ from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.pipeline.types import Batch, Decode, Frame, Item, ReadPrompts, Settings, Task
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.windows import PROFILES, Windows
 from samplers.denoiser import Condition, Denoiser
-from samplers.joint.shifted import ShiftedWindows
-from samplers.joint.tiled import Tiled
-from samplers.joint.windows import PROFILES, Windows
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -121,7 +121,7 @@ class Canvas(Task):
             solver = Recurrent(solver, record.recurrence)
         if not record.sync:
             return canvas, solver
-        from samplers.joint.sync import SyncDiffusion, style_distance
+        from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
 
         distance = style_distance
         if record.sync_distance != "latent":

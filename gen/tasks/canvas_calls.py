@@ -4,7 +4,7 @@ All take what a call takes, and these:
 window: pixels of a window, one number or height and width, by default the size the model knows.
 stride: from one window to the next.
 weights: how a window counts from its middle to its edge (flat, linear, cosine, gaussian).
-shift_from: a log-SNR, from which on windows lie elsewhere at every step (`samplers.joint.shifted`), -20 being all steps.
+shift_from: a log-SNR, from which on windows lie elsewhere at every step (`samplers.canvas.shifted`), -20 being all steps.
 window_batch: rows per network call, at most, halved by itself when memory runs out.
 group: a process group of torch.distributed, over which windows are spread: every process makes the same call, with the same
 seed, and gets the same pictures.

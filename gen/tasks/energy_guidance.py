@@ -69,7 +69,7 @@ class Guide(Task):
         prompts: Sequence[str],
     ) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) with the guide around them, outside all other guidance."""
-        from samplers.guidance.training_free import guide
+        from samplers.guidance.energy_methods import guide
 
         energy = on_latents(model, self.energy, prompts)
         record, own = self.guide, self.method_options
@@ -126,7 +126,7 @@ def make_guide(
             raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
         return None
     from gen.tasks.energies import energy_info, get_energy
-    from samplers.guidance.training_free import method_info
+    from samplers.guidance.energy_methods import method_info
 
     chosen = check_option_values("guide_options", options or {})
     info = None

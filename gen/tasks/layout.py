@@ -28,8 +28,8 @@ from gen.pipeline.output import Output
 from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
 from gen.pipeline.types import Batch, Caller, Item, Settings, Task
 from samplers.denoiser import Condition
-from samplers.joint.masks import Box, rest, soften
-from samplers.joint.regions import Bootstrap, Region, Regions
+from samplers.multi_model.masks import Box, rest, soften
+from samplers.multi_model.regions import Bootstrap, Region, Regions
 
 if TYPE_CHECKING:
     from gen.models.model import Model

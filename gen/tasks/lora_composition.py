@@ -100,7 +100,7 @@ def make_composition(
             chosen["start"] = check_float("composition_options['start']", chosen["start"], -1000, 1000)
         return Composition(REGIONAL, chosen, masks, digests)
     from samplers.composition import composition_info
-    from samplers.names import check_options as check_known_options
+    from samplers.lookup import check_options as check_known_options
 
     info = composition_info("merge" if name in (None, "") else name)  # type: ignore[arg-type]
     check_known_options(info, chosen, "composition")
@@ -145,7 +145,7 @@ def _masks(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     from gen.io.images import digest, fit, read_picture
     from gen.tasks.edit import check_shape
-    from samplers.composition.rows import check_known
+    from samplers.composition.adapter_batch import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")

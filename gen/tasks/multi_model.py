@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.multi_model.collaborative_diffusion import Collaborative
-from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 
 from gen.io.threads import all_of
 from gen.io.validators import check_float, check_int, check_text
 from gen.pipeline.subjects import draw_seeds, read_labels
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
+from samplers.multi_model.collaborative_diffusion import Collaborative
+from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 from samplers.noise import normal, seeded_noise
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample

@@ -101,7 +101,7 @@ class Restoration(Task):
 
 def check_task(task: object, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """(task's name, options), known ones; ValueError says which is not."""
-    from samplers import names
+    from samplers import lookup as names
 
     rows = {name: _Row(name, (*own, *COMMON)) for name, own in TASKS.items()}
     row = names.find(rows, task, "task")  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
     generator.ambiguous("a red heart", "a red apple", view="rotate180")
 
 Every view is denoised as a picture of its own, and what the views say of the clean picture is averaged at every step
-(`samplers.joint.tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
+(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
 nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
 """
 
@@ -24,8 +24,8 @@ from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
-from samplers.joint.rows import stack
-from samplers.joint.tweedies import Instances, View, project
+from samplers.canvas.sync_tweedies import Instances, View, project
+from samplers.rows import stack
 
 if TYPE_CHECKING:
     from gen.models.model import Model

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 
 import torch
-from samplers.analytic import Gaussian, Mixture
 from torch import Tensor
 
 from gen.cli.show import table
@@ -28,6 +27,7 @@ from samplers import (
     sample,
     solver_info,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.grids import Grid
 from samplers.solvers.registry import SOLVERS
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from samplers.guidance.energy_methods import guide
 from torch import Tensor
 
 from gen.cli.show import table
@@ -29,6 +28,7 @@ from gen.tasks.energies.simple import Brightness
 from gen.tasks.energy_guidance import on_latents
 from samplers.denoiser import Context
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.energy_methods import guide
 from samplers.noise import normal
 from samplers.registry import get_grid, get_solver
 from tests.benchmarks.models import new_file

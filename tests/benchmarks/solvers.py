@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from samplers.analytic import Mixture, reference_ode
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Mixture, reference_ode
 from samplers.registry import SOLVERS, SolverInfo
 from tests.samplers.references import k_diffusion, k_sigmas
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from samplers.analytic import Mixture
 from torch import Tensor, nn
 
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student import Teacher, following
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
+from samplers.analytic import Mixture
 from samplers.denoiser import Condition, Context
 from samplers.noise import fold
 from samplers.registry import get_grid, get_solver

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from samplers.analytic import Gaussian, Mixture
 from torch import Tensor, nn
 
 from distill.objectives.bases.student import StudentObjective, Teacher
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
 from gen.nn.registry import build
+from samplers.analytic import Gaussian, Mixture
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.path import NoiseLevel
 from samplers.prediction import prediction_row

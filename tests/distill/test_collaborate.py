@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from samplers.multi_model.collaborative_diffusion import Collaborative
 
 from distill.losses.distances import level_weight
 from distill.objectives import make_objective
@@ -12,6 +11,7 @@ from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.nn.registry import build
 from samplers import Condition, Context
+from samplers.multi_model.collaborative_diffusion import Collaborative
 from tests.distill.students import SIZES, model
 from tests.gen.conftest import randomise
 

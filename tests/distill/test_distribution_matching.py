@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from samplers.analytic import Gaussian
 from torch import Tensor, nn
 
 from distill.networks.lora.overlay import LoraNetwork
 from distill.objectives.dmd2 import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
 from distill.types import Draws, Phase
 from gen.nn.registry import build
+from samplers.analytic import Gaussian
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample

@@ -11,7 +11,6 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 from torch import nn
 
 from distill.losses.solver_steps import adjusted_ddim, ddim
@@ -21,6 +20,7 @@ from distill.objectives.progressive_distillation import ProgressiveConfig, Progr
 from distill.objectives.tract import TractConfig, TractObjective
 from distill.types import Draws
 from gen.nn.registry import build
+from samplers.analytic import Mixture
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.registry import get_grid

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 from torch import nn
 
 from distill.losses import distances as losses
@@ -17,6 +16,7 @@ from distill.objectives.bases.student import StudentConfig, StudentObjective, Te
 from distill.types import Draws
 from gen.generator import Generator
 from gen.nn.registry import build
+from samplers.analytic import Mixture
 from samplers.denoiser import Condition, Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.path import NoiseLevel, VariancePreserving

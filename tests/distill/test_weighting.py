@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from samplers.analytic import Gaussian
 from torch import nn
 
 from distill.losses.levels import TimeConfig, draw_levels, log_density
 from distill.losses.loss_weighting import Weighting
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.types import Draws
+from samplers.analytic import Gaussian
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving, VariancePreservingSDE
 from samplers.prediction import Prediction, prediction_row

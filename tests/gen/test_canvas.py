@@ -11,10 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import ShiftedWindows
-from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
-from samplers.canvas.windows import Windows
 
 from gen.generator import Generator
 from gen.io.errors import RecipeError
@@ -22,6 +18,10 @@ from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.tasks import canvas as canvases
 from gen.tasks.canvas import Counted, make_canvas
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
+from samplers.canvas.windows import Windows
 from samplers.editing import image_to_image
 from samplers.guidance import ClassifierFree
 from samplers.noise import normal, seeded_noise

@@ -5,11 +5,11 @@ import weakref
 
 import pytest
 import torch
-from samplers.guidance.energy_methods import METHODS, guide
 
 from samplers import Context
 from samplers.denoiser import Condition
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.energy_methods import METHODS, guide
 from samplers.guidance.greedy import Greedy
 from samplers.noise import normal, seeded_noise
 from samplers.registry import get_grid, get_solver

@@ -17,8 +17,8 @@ from gen.pipeline.png import read_recipe
 from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
 from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from samplers.guidance import ClassifierFree
-from samplers.joint.masks import rest, soften
-from samplers.joint.regions import Region, Regions
+from samplers.multi_model.masks import rest, soften
+from samplers.multi_model.regions import Region, Regions
 from samplers.noise import normal
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver

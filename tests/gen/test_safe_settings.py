@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
-from samplers.guidance.perturbed import layers_within
 
 from gen.generator import Generator
 from gen.nn.autoencoder import LATENT_BOUND
 from gen.pipeline.settings import ASTRAY, ENOUGH
 from samplers.guidance import PerturbedAttention, SkipLayer, SmoothedEnergy
+from samplers.guidance.perturbed import layers_within
 from samplers.registry import solver_names
 
 

@@ -18,11 +18,11 @@ from gen.tasks.training_free.aesthetic import Aesthetic, climb, towers, weights_
 from gen.tasks.training_free.concepts import _positions
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
-from samplers.guidance.beside import References
-from samplers.guidance.concepts import ConceptSuppression, corrected
 from samplers.guidance.greedy import Greedy, guidance_scales
-from samplers.guidance.mrsa import MultiReference
+from samplers.guidance.multi_reference import MultiReference
 from samplers.guidance.negtome import NegativeMerging
+from samplers.guidance.reference_batch import References
+from samplers.guidance.t2i_zero import ConceptSuppression, corrected
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from samplers.analytic import say
 from torch import Tensor
 
 from samplers import Condition, Context, NoiseLevel
+from samplers.analytic import say
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
 

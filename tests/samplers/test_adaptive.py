@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample, trajectory
+from samplers.analytic import Gaussian, Mixture, reference_ode
 from samplers.solvers.adaptive import Adaptive
 from tests.samplers.references import Replay, k_diffusion, k_model
 

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Context,
@@ -17,6 +16,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.anytime import anytime, remaining
 from samplers.noise import normal
 from tests.samplers.references import Replay

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import Multistep, RectifiedFlow, VarianceExploding, brownian_noise, sample, seeded_noise
+from samplers.analytic import Gaussian, Mixture
 from samplers.brownian import CLOCKS
 from samplers.prediction import Prediction
 from samplers.solvers.singlestep import Singlestep

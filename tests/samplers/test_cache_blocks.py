@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample, trajectory
+from samplers.analytic import Mixture
 from samplers.cache import EasyCache, FirstBlockCache, PyramidBroadcast, Reuse, TaylorSeer
 from samplers.guidance import ClassifierFree, PerturbedAttention, SkipLayer
 from samplers.hooks import with_hook

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture, say
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample, trajectory
+from samplers.analytic import Mixture, say
 from samplers.cache import EasyCache, Reuse
 from samplers.guidance import ClassifierFree, Rescale, ZeroStar
 from samplers.path import NoiseLevel

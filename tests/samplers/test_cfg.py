@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -18,6 +17,7 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Mixture
 from samplers.prediction import Prediction
 
 PATH = RectifiedFlow()

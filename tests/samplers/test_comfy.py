@@ -12,8 +12,6 @@ from pathlib import Path as File
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
-from samplers.guidance.two_branch import guided
 
 from samplers import (
     SOLVERS,
@@ -26,6 +24,8 @@ from samplers import (
     sample,
     solver_info,
 )
+from samplers.analytic import Mixture, reference_ode
+from samplers.guidance.two_branch import guided
 from samplers.solvers.comfy.start import at_percent
 
 VE, VP, RF = VarianceExploding(0.03, 15.0), VariancePreserving.scaled_linear(), RectifiedFlow()

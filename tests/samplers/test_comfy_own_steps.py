@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
-from tests.oracles import Mixture, reference_ode
+from samplers.analytic import Mixture, reference_ode
 
 VE, RF, VP = VarianceExploding(0.03, 15.0), RectifiedFlow(), VariancePreserving.scaled_linear()
 CASES = {

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -17,6 +16,7 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.solvers.consistency import TCD, BoundaryScaled, Consistency
 from tests.samplers.references import Replay
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     ClassifierFree,
@@ -19,6 +18,7 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.solvers.ddpm import DDPM, VARIANCES
 from tests.samplers.references import Replay
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.grids import from_table, uniform_time
 from tests.samplers.references import Replay
 

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     ClassifierFree,
@@ -20,6 +19,7 @@ from samplers import (
     sample,
     trajectory,
 )
+from samplers.analytic import Mixture, reference_ode
 from samplers.editing import EDICT, invert_edict, invert_exact
 
 VP, RF = VariancePreserving.linear(), RectifiedFlow()

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.sample import Evaluation
 from samplers.solvers.ending import is_bounded
 from tests.benchmarks.endings import PATHS, WITH_MEMORY, pairs, ratios, rms, spread

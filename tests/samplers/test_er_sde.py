@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -20,6 +19,7 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.sample import Evaluation
 from samplers.solvers.er_sde import ERSDE, er_moments
 from tests.samplers.references import Replay

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers.analytic import Gaussian
 
+from samplers.analytic import Gaussian
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.path import RectifiedFlow, VariancePreserving
 from samplers.registry import get_grid, get_solver

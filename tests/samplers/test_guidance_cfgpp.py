@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.guidance import AdaptiveProjected, ClassifierFree, PlusPlus
 from tests.samplers.references import Replay
 

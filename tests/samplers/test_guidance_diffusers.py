@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow
+from samplers.analytic import Mixture
 from samplers.guidance import AdaptiveProjected, ClassifierFree, Rescale, ZeroStar
 
 apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance", reason="diffusers is not installed")

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, RectifiedFlow, get_grid, get_solver, normal, sample, seeded_noise
+from samplers.analytic import Mixture
 from samplers.guidance import ClassifierFree
 from samplers.guidance.greedy import Greedy, RAdam, draws, guidance_scales, interpolations, slerp, together
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from samplers.analytic import say
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
+from samplers.analytic import say
 from samplers.guidance import ClassifierFree, Posterior, Universal
 from samplers.guidance.inverse import conjugate_gradients
 from samplers.guidance.operators import Composed, LinearOperator, blur, check_adjoint, downsample, grey, keep

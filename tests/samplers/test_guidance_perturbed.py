@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from samplers.analytic import Mixture
-from samplers.guidance.perturbed import _blur
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.guidance import (
     AdaptiveProjected,
     ClassifierFree,
@@ -19,6 +18,7 @@ from samplers.guidance import (
     ZeroStar,
     get_guidance,
 )
+from samplers.guidance.perturbed import _blur
 from samplers.hooks import Site, with_hook
 from tests.gen.test_hooks import tiny
 

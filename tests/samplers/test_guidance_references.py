@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from samplers.guidance.multi_reference import MultiReference, attend
-from samplers.guidance.reference_batch import References
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
 from samplers.guidance import ClassifierFree
+from samplers.guidance.multi_reference import MultiReference, attend
 from samplers.guidance.negtome import NegativeMerging, pushed_apart
+from samplers.guidance.reference_batch import References
 from samplers.hooks import Site, with_hook
 from tests.gen.test_hooks import tiny
 

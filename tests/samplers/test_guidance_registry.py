@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.cache import CACHES, cache_names, get_cache
 from samplers.guidance import GUIDANCE, ClassifierFree, PlusPlus, Rescale, get_guidance, guidance_info, guidance_names
 from tests.gen.test_hooks import tiny

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, NoiseLevel, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.guidance import (
     AdaptiveProjected,
     Autoguidance,

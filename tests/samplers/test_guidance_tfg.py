@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import (
     Condition,
@@ -22,6 +21,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Mixture
 from samplers.guidance import (
     ClassifierFree,
     ClassifierGuided,

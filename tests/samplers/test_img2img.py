@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample, seeded_noise
+from samplers.analytic import Gaussian, Mixture
 from samplers.editing import image_to_image, start_at, start_at_level
 
 PATHS = {"VE": VarianceExploding(), "VP": VariancePreserving.linear(), "RF": RectifiedFlow()}

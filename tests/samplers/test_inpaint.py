@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -23,6 +22,7 @@ from samplers import (
     seeded_noise,
     trajectory,
 )
+from samplers.analytic import Mixture
 from samplers.editing import Inpaint, repaint, repaint_walk
 from samplers.solvers.registry import SOLVERS
 

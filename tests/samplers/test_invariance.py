@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import SOLVERS as SOLVER_ROWS
 from samplers import (
@@ -20,6 +19,7 @@ from samplers import (
     sample,
     solver_names,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.grids import uniform_time
 from tests.samplers.references import Replay
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, Heun, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
+from samplers.analytic import Gaussian, Mixture, reference_ode
 from samplers.editing import Mirror, MirrorPath, invert, invert_exact
 from samplers.path import Trigonometric
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Multistep, VarianceExploding, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.solvers import Heun
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 

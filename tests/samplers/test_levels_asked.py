@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import (
     ClassifierFree,
@@ -22,6 +21,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Mixture
 from samplers.anytime import anytime
 from samplers.editing import Inpaint, image_to_image, invert, repaint
 from samplers.guidance.recurrent import Recurrent

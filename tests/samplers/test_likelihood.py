@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving
+from samplers.analytic import Gaussian, Mixture
 from samplers.likelihood import TABLEAUS, log_likelihood
 from samplers.path import Trigonometric
 from tests.samplers.references import k_diffusion, k_model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import VariancePreserving, get_grid, sample
+from samplers.analytic import Mixture
 from samplers.solvers.lower_order import LowerOrderFinal
 from samplers.solvers.multistep import Multistep
 

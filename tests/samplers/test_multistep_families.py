@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
-from samplers.noise_ratio import noise_ratio
 
 from samplers import (
     Condition,
@@ -22,6 +20,8 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Gaussian, Mixture, reference_ode
+from samplers.noise_ratio import noise_ratio
 from samplers.sample import Evaluation
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 

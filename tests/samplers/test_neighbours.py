@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import ShiftedWindows
-from samplers.canvas.sync_diffusion import SyncDiffusion
 
 from samplers import (
     ClassifierFree,
@@ -24,6 +21,9 @@ from samplers import (
     solver_info,
 )
 from samplers.cache import CACHES
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import ShiftedWindows
+from samplers.canvas.sync_diffusion import SyncDiffusion
 from samplers.editing import Inpaint, image_to_image, invert, repaint
 from samplers.guidance.registry import GUIDANCE
 from samplers.noise import normal

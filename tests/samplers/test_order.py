@@ -6,9 +6,9 @@ from itertools import accumulate
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
 
 from samplers import ClassifierFree, Heun, Multistep, VarianceExploding, get_solver, sample
+from samplers.analytic import Mixture, reference_ode
 from samplers.solvers.registry import SOLVERS
 
 PATH = VarianceExploding(0.01, 100.0)

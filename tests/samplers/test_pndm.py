@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.analytic import Mixture, reference_ode
 
 from samplers import (
     Condition,
@@ -18,6 +17,7 @@ from samplers import (
     get_solver,
     sample,
 )
+from samplers.analytic import Mixture, reference_ode
 from samplers.grids import from_table
 from samplers.path import NoiseLevel
 from samplers.solvers.pndm import PNDM

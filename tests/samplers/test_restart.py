@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     Condition,
@@ -23,6 +22,7 @@ from samplers import (
     seeded_noise,
     trajectory,
 )
+from samplers.analytic import Gaussian, Mixture
 from samplers.noise import normal
 from samplers.solvers.restart import Restart, renewed
 from tests.samplers.references import Replay

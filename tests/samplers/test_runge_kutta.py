@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_solver, sample
+from samplers.analytic import Gaussian, Mixture, reference_ode
 from samplers.grids import from_table, uniform_time
 from samplers.solvers.runge_kutta import TABLEAUS, RungeKutta
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from samplers.analytic import Gaussian
 
 from samplers import (
     Heun,
@@ -16,6 +15,7 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Gaussian
 from samplers.noise import normal
 from tests.samplers.references import Replay
 

@@ -6,9 +6,9 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
+from samplers.analytic import Mixture
 from samplers.search import (
     Candidate,
     Search,

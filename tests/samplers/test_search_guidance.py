@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import VariancePreserving, get_grid, get_solver, sample
+from samplers.analytic import Mixture
 from samplers.guidance import TrainingFree
 from samplers.search import Beam, Strengths, search_strengths
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample, trajectory
+from samplers.analytic import Gaussian, Mixture, reference_ode
 from samplers.brownian import brownian_noise
 from samplers.grids import uniform_time
 from samplers.solvers import Multistep

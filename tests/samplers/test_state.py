@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import (
     SOLVERS,
@@ -20,6 +19,7 @@ from samplers import (
     seeded_noise,
     trajectory,
 )
+from samplers.analytic import Gaussian, Mixture
 
 PATH = RectifiedFlow()
 LEVELS = get_grid("karras", PATH, 8)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture
 
 from samplers import Condition, Context, Multistep, NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving, sample
+from samplers.analytic import Gaussian, Mixture
 from samplers.path import Trigonometric, VariancePreservingSDE
 
 TRIG, SDE = Trigonometric(), VariancePreservingSDE()

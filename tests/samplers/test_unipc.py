@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from samplers.analytic import Mixture
 
 from samplers import Condition, Context, Multistep, RectifiedFlow, VarianceExploding, VariancePreserving, get_solver, sample
+from samplers.analytic import Mixture
 
 
 def unipc(model, x, levels, order: int, variant: str):

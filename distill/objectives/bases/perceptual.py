@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
-from samplers.canvas.sync_diffusion import perceptual_distance
 from torch import Tensor, nn
 
 from distill.networks.feature_maps import load_feature_maps
 from distill.objectives.bases.student import StudentConfig, StudentObjective
+from samplers.canvas.sync_diffusion import perceptual_distance
 
 
 class PerceptualConfig(StudentConfig):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from torch import Tensor, nn
 
 from distill.checkpointing.resume import fill
@@ -32,6 +31,7 @@ from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config, build, config_of
 from samplers.denoiser import Condition, Context, NetworkDenoiser
+from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.registry import get_grid, grid_info

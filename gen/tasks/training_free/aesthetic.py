@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from samplers.lookup import check_options
 from torch import Tensor, nn
 
 from gen.io.validators import check_float, check_int, check_option_values, check_texts
@@ -24,6 +23,7 @@ from gen.nn.prompt_weights import weighted
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several, wanted
 from samplers.denoiser import Condition
+from samplers.lookup import check_options
 
 if TYPE_CHECKING:
     from gen.models.model import Model

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, corrected
-from samplers.lookup import check_options
 from torch import Tensor
 
 from gen.io.validators import check_option_values, check_texts
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several
 from samplers.denoiser import Condition, Denoiser
+from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, corrected
+from samplers.lookup import check_options
 
 if TYPE_CHECKING:
     from gen.models.model import Model

@@ -16,10 +16,10 @@ from gen.pipeline.recipe import First, TweakRecord
 from gen.tasks.edit import fit_told, read_mask, slack
 from gen.tasks.training_free import Tweak, several, wanted
 from samplers.denoiser import Condition, Denoiser
-from samplers.guidance.beside import References
-from samplers.guidance.mrsa import MultiReference
+from samplers.guidance.multi_reference import MultiReference
 from samplers.guidance.negtome import NegativeMerging
-from samplers.names import check_options
+from samplers.guidance.reference_batch import References
+from samplers.lookup import check_options
 from samplers.noise import normal
 
 if TYPE_CHECKING:

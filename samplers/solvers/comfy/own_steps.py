@@ -15,10 +15,10 @@ from torch import Tensor
 from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.adaptive import Adaptive
-from samplers.solvers.around import Step
 from samplers.solvers.blockwise import Blockwise, block_orders
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import Step
 
 
 @dataclass(frozen=True)

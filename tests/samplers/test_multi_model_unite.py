@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from samplers import Condition, Context, RectifiedFlow, Trigonometric, VarianceExploding, VariancePreserving
 from samplers.analytic import Gaussian
 from samplers.canvas.sync_tweedies import Canonical, Instances, grid_index, index_view
+from samplers.guidance import ClassifierFree
 from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
 from samplers.multi_model.path_adapter import OnPath, on_path
 from samplers.multi_model.regions import Region, Regions
 from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
-
-from samplers import Condition, Context, RectifiedFlow, Trigonometric, VarianceExploding, VariancePreserving
-from samplers.guidance import ClassifierFree
 from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
 X = rand(2, 3, 4, 5)

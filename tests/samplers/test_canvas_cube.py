@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers.canvas.cube import EDGES, FACES, cube_views, flat_index, net, surface_points
-from samplers.canvas.sync_tweedies import Canonical, Instances, project, unproject
 
 from samplers import Condition
+from samplers.canvas.cube import EDGES, FACES, cube_views, flat_index, net, surface_points
+from samplers.canvas.sync_tweedies import Canonical, Instances, project, unproject
 from tests.samplers.canvases import LookAround, draw
 from tests.samplers.toy_models import FLOW, run
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from samplers.canvas.sync_tweedies import Canonical, Instances, View, cylinder_view, grid_index, index_view, project, unproject
 
 from samplers import Condition, Context, RectifiedFlow
+from samplers.canvas.sync_tweedies import Canonical, Instances, View, cylinder_view, grid_index, index_view, project, unproject
 from samplers.prediction import Prediction
 from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers.analytic import Mixture
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.sync_diffusion import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
-from samplers.canvas.windows import Windows
 
 from samplers import (
     Condition,
@@ -23,6 +19,10 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.analytic import Mixture
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.sync_diffusion import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
+from samplers.canvas.windows import Windows
 from samplers.sample import State
 from tests.samplers.canvases import LookAround, draw
 

@@ -11,10 +11,6 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import EachImage, ShiftedWindows
-from samplers.canvas.sync_diffusion import SyncDiffusion
-from samplers.canvas.windows import Windows
 
 from samplers import (
     Condition,
@@ -30,6 +26,10 @@ from samplers import (
     sample,
     seeded_noise,
 )
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.shifted import EachImage, ShiftedWindows
+from samplers.canvas.sync_diffusion import SyncDiffusion
+from samplers.canvas.windows import Windows
 from samplers.sample import State, trajectory
 from tests.distill.processes import on_processes
 from tests.samplers.canvases import LookAround, PerPixel, draw

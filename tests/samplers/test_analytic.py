@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from samplers.analytic import Gaussian, Mixture, reference_ode
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving
+from samplers.analytic import Gaussian, Mixture, reference_ode
 
 PATHS = [VarianceExploding(), VariancePreserving.linear(), RectifiedFlow()]
 

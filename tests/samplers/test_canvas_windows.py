@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers.canvas.windows import PROFILES, Windows, starts
 
+from samplers.canvas.windows import PROFILES, Windows, starts
 from tests.samplers.canvases import draw
 
 

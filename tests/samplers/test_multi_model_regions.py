@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.windows import Windows
-from samplers.multi_model.masks import box_mask, rest, soften
-from samplers.multi_model.regions import Bootstrap, Region, Regions
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.windows import Windows
 from samplers.guidance import AdaptiveProjected, ClassifierFree
+from samplers.multi_model.masks import box_mask, rest, soften
+from samplers.multi_model.regions import Bootstrap, Region, Regions
 from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
 H, W = 6, 8

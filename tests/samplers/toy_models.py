@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from samplers.analytic import say
 from torch import Tensor
 
 from samplers import Condition, RectifiedFlow, get_grid, get_solver, sample
+from samplers.analytic import say
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
 

@@ -10,8 +10,6 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.windows import Windows
 from torch.overrides import TorchFunctionMode
 
 from samplers import (
@@ -29,6 +27,8 @@ from samplers import (
     seeded_noise,
 )
 from samplers.anytime import anytime
+from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.windows import Windows
 from samplers.guidance.universal import Universal
 from tests.distill.processes import on_processes
 from tests.samplers.canvases import LookAround, PerPixel, draw

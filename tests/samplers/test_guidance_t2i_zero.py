@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from samplers.guidance.t2i_zero import ConceptSuppression, _smoothed, corrected, suppressed
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow
 from samplers.guidance import ClassifierFree
+from samplers.guidance.t2i_zero import ConceptSuppression, _smoothed, corrected, suppressed
 from samplers.hooks import with_hook
 from tests.gen.test_hooks import tiny
 

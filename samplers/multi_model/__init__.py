@@ -1,0 +1,1 @@
+"""Several prompts or several models in one picture: regions by mask, unite and conquer, collaborative diffusion."""
