@@ -11,11 +11,10 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import karras
-from samplers.noise import NoiseSource
+from samplers.noise import NoiseSource, fork_noise
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, check_falling
 from samplers.sample import Solver, State, sample
-from samplers.solvers.restart import renewed
 
 TRANSITIONS = ("renoise", "posterior")
 
@@ -68,7 +67,7 @@ def anytime(
     before = context.evaluations
     for step, (s, t) in enumerate(pairwise(levels)):
         inner = remaining(denoiser.path, s, inner_steps)
-        image = sample(denoiser, solver, x, inner, condition, noise=renewed(noise, "anytime", step), context=context)
+        image = sample(denoiser, solver, x, inner, condition, noise=fork_noise(noise, "anytime", step), context=context)
         yield State(image, inner[-1], step + 1, evaluations=(context.evaluations - before) / x.shape[0])
         if t.sigma:
             x = _outer(x, image, s, t, noise(s, t), transition)

@@ -88,8 +88,8 @@ def brownian_noise(seeds: Sequence[int], like: Tensor, clock: str = "snr") -> No
         z = increment(min(a, b), max(a, b)) / math.copysign(math.sqrt(span(min(a, b), max(a, b))), b - a)
         return z.to(device=like.device, dtype=like.dtype)
 
-    # other paths for going through the same levels again: see `samplers.solvers.restart.renewed`
-    draw.renewed = lambda *key: brownian_noise([fold(seed, *key) for seed in seeds], like, clock)  # type: ignore[attr-defined]
+    # other paths for going through the same levels again: see `samplers.noise.fork_noise`
+    draw.fork = lambda *key: brownian_noise([fold(seed, *key) for seed in seeds], like, clock)  # type: ignore[attr-defined]
     return draw
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,4 +52,19 @@ def seeded_noise(seeds: Sequence[int], like: Tensor) -> NoiseSource:
         return normal(seeds, like.shape[1:], "step", float(s.t), float(t.t), device=like.device, dtype=like.dtype)
 
     draw.independent = True  # type: ignore[attr-defined]  # of one another, also where steps overlap
+    return draw
+
+
+def fork_noise(noise: NoiseSource, *key: int | float | str) -> NoiseSource:
+    """A noise source independent of `noise` and of every other key: for going through the same levels again.
+
+    A source that has a method `fork(*key)` is asked for it (`brownian_noise`, which looks at log-SNR alone); any other is
+    called for a step from a level whose clock is a hash of the true one and the key.
+    """
+    if (own_fork := getattr(noise, "fork", None)) is not None:
+        return own_fork(*key)
+
+    def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+        return noise(replace(s, t=float(fold(0, *key, float(s.t)))), t)
+
     return draw

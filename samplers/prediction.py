@@ -103,3 +103,15 @@ class Prediction:
     def with_x0(self, x0: Tensor) -> Prediction:
         """A prediction that says x0: for operations that act on the clean image."""
         return replace(self, raw=x0, row=(1.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Guided(Prediction):
+    """A guided prediction that remembers what it was made of: `cond`, which guidance strengthens, and `null`, which it leads
+    away from; None for what was not evaluated.
+
+    Rules on top of guidance (rescale, perturbed attention, CFG++) read them; whatever changes raw or x0 keeps them.
+    """
+
+    cond: Prediction | None = None
+    null: Prediction | None = None

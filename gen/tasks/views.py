@@ -25,7 +25,7 @@ from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
 from samplers.canvas.sync_tweedies import Instances, View, project
-from samplers.rows import stack
+from samplers.rows import stack_conditions
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -135,7 +135,7 @@ class Views(Task):
             for text in self.views.prompts
         ]
         conditions = alike([batch.condition, *others])
-        refused = None if negative is None else stack([negative] * self.copies)
+        refused = None if negative is None else stack_conditions([negative] * self.copies)
         inner, _ = settings.guidance.build(
             model.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
         )
@@ -148,7 +148,7 @@ class Views(Task):
         """The mean of what the views show."""
         decoded = decode(latents) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
-        mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
+        mean = torch.stack_conditions([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:

@@ -3,26 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 from torch import Tensor
-
-from samplers.path import NoiseLevel
-
-Interval: TypeAlias = tuple[float, float]
-
-EVERYWHERE: Interval = (-math.inf, math.inf)
-
-
-def may_act(interval: Interval, level: NoiseLevel) -> bool:
-    """Whether the level lies in the interval (lowest, highest logsnr). Levels per sample, as in training, are never cached."""
-    return not isinstance(level.logsnr, Tensor) and interval[0] <= level.logsnr <= interval[1]
-
-
-def check_interval(interval: Interval) -> None:
-    low, high = interval
-    if not low < high:
-        raise ValueError(f"The cache interval {interval} is empty: give (lowest, highest) log-SNR.")
 
 
 def check_stride(stride: int, name: str = "stride") -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.cache.common import Interval, check_interval, check_threshold, may_act
+from samplers.cache.common import check_threshold
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.interval import Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, owner, remember
@@ -47,7 +48,7 @@ class EasyCache:
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
-        check_interval(self.interval)
+        check_interval(self.interval, "cache interval")
 
     @property
     def path(self) -> Path:
@@ -68,7 +69,7 @@ class EasyCache:
 
         moved = _size(x - before.x)
         change = before.change + before.rate * moved / _size(before.v)
-        due = ~(change < self.threshold) if may_act(self.interval, level) else torch.ones_like(change, dtype=torch.bool)
+        due = ~(change < self.threshold) if contains(self.interval, level) else torch.ones_like(change, dtype=torch.bool)
         mask = due.reshape(-1, *[1] * (x.ndim - 1))
         v, variance = x + before.offset, before.variance
         if bool(due.any()):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_threshold, may_act
+from samplers.cache.common import check_one_shape, check_threshold
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, owner, remember
@@ -37,7 +38,7 @@ class FirstBlockCache:
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
-        check_interval(self.interval)
+        check_interval(self.interval, "cache interval")
 
     @property
     def path(self) -> Path:
@@ -48,7 +49,7 @@ class FirstBlockCache:
             return self.denoiser(x, level, condition, context)
         name = ("first block", owner(self.denoiser))
         past = latest(context, name)
-        last = past[1] if past is not None and may_act(self.interval, level) else None
+        last = past[1] if past is not None and contains(self.interval, level) else None
         first: dict[str, Tensor] = {}  # of this call: block 0's output, what it added, and which samples may skip the rest
 
         def hook(index: int, count: int, tokens: Tensor, run: Any) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
+from samplers.cache.common import check_stride
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import Site, check_reached, with_hook
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, owner, remember
@@ -35,7 +36,7 @@ class PyramidBroadcast:
     def __post_init__(self) -> None:
         check_stride(self.self_stride, "self_stride")
         check_stride(self.cross_stride, "cross_stride")
-        check_interval(self.interval)
+        check_interval(self.interval, "cache interval")
 
     @property
     def path(self) -> Path:
@@ -51,7 +52,7 @@ class PyramidBroadcast:
                 return run()
             name = ("broadcast", owner(self.denoiser), site.index, site.kind)
             last = latest(context, name, within=stride - 1)
-            if last is not None and last[1].shape == tokens.shape and may_act(self.interval, level):
+            if last is not None and last[1].shape == tokens.shape and contains(self.interval, level):
                 return last[1]
             out = run()
             remember(context, name, out, keep=0)

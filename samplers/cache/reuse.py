@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_stride, may_act
+from samplers.cache.common import check_stride
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction, prediction_row
 from samplers.step_cache import latest, owner, recall, remember
@@ -37,7 +38,7 @@ class Reuse:
 
     def __post_init__(self) -> None:
         check_stride(self.stride)
-        check_interval(self.interval)
+        check_interval(self.interval, "cache interval")
         if isinstance(self.order, bool) or self.order not in (0, 1, 2, 3):
             raise ValueError(f"Reuse got order={self.order!r}; choose 0 (repeat), 1 (linear), 2 or 3.")
         if self.reading not in READINGS:
@@ -54,7 +55,7 @@ class Reuse:
         row = prediction_row(self.reading, level, self.path)
         last = latest(context, name, within=self.stride)
         fresh = last is not None and last[1][1].shape == x.shape
-        if last is not None and fresh and last[0] < self.stride and may_act(self.interval, level):
+        if last is not None and fresh and last[0] < self.stride and contains(self.interval, level):
             past = [value for _, value in recall(context, name)]
             return Prediction(x, level, _extrapolate(past, level.logsnr, self.order), row, last[1][2])
         prediction = self.denoiser(x, level, condition, context)

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers.cache.common import EVERYWHERE, Interval, check_interval, check_one_shape, check_stride, may_act
+from samplers.cache.common import check_one_shape, check_stride
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, owner, remember
@@ -37,7 +38,7 @@ class TaylorSeer:
 
     def __post_init__(self) -> None:
         check_stride(self.stride)
-        check_interval(self.interval)
+        check_interval(self.interval, "cache interval")
         if isinstance(self.order, bool) or self.order not in (0, 1, 2, 3, 4):
             raise ValueError(f"TaylorSeer got order={self.order!r}; choose 0 (repeat) to 4.")
 
@@ -50,7 +51,7 @@ class TaylorSeer:
             return self.denoiser(x, level, condition, context)
         name, logsnr = ("taylor", owner(self.denoiser)), level.logsnr
         last = latest(context, name, within=self.stride)
-        skip = last is not None and last[0] < self.stride and may_act(self.interval, level)
+        skip = last is not None and last[0] < self.stride and contains(self.interval, level)
         start: list[Tensor] = []  # the tokens that enter block 0 in this call
 
         def hook(index: int, count: int, tokens: Tensor, run: Any) -> Tensor:

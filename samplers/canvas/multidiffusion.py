@@ -16,10 +16,9 @@ from torch import Tensor
 from samplers.canvas.shifted import EachImage, ShiftedWindows
 from samplers.canvas.windows import Windows
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Guided
-from samplers.path import NoiseLevel, Path, Scalar
-from samplers.prediction import Prediction, Row
-from samplers.rows import expand_rows
+from samplers.path import NoiseLevel, Path
+from samplers.prediction import Guided, Prediction, Row
+from samplers.rows import expand_rows, repeat_level
 
 Chooser: TypeAlias = Callable[[float, float], int]  # (down, across) of a window's middle -> the number of its condition
 
@@ -114,7 +113,7 @@ class Tiled:
         told = (told, where) if condition.image is not None or any(c.image is not None for c in self.conditions) else told
         inside = replace(context.fork("windows", told), view=(context.view, where))
         own = inside.memo("windows", (condition,), lambda: self._condition(condition, chunk, images))
-        return self.denoiser(rows, NoiseLevel(*(_times(v, count) for v in (level.t, level.alpha, level.sigma))), own, inside)
+        return self.denoiser(rows, repeat_level(level, count), own, inside)
 
     def _condition(self, condition: Condition, chunk: tuple[int, ...], images: int) -> Condition:
         """Of the rows of a chunk. What the solver tells the network (`extra`) goes to every window."""
@@ -215,7 +214,3 @@ def _choices(chooser: Chooser, windows: Windows) -> list[int]:
         )
         for corner in windows.corners
     ]
-
-
-def _times(value: Scalar, count: int) -> Scalar:
-    return value.repeat(count) if isinstance(value, Tensor) and value.ndim else value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samplers.canvas.windows import Windows, starts
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval
+from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.noise import fold
 from samplers.path import NoiseLevel
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from samplers.canvas.multidiffusion import Blend, Tiled
 from samplers.denoiser import Condition, Context
-from samplers.guidance.energy import acts_at, check_numbers, traced
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
+from samplers.guidance.energy import check_numbers, traced
+from samplers.guidance.two_branch import clean
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
 from samplers.wrappers import Around, Step
@@ -93,7 +94,7 @@ class SyncDiffusion(Around):
                 "around it, and all windows in one process."
             )
         weight = self.weight_at(s, denoiser.path)
-        if weight and s.alpha and len(denoiser.windows) > 1 and acts_at(self.interval, s):
+        if weight and s.alpha and len(denoiser.windows) > 1 and contains(self.interval, s):
             blend = self._moved(denoiser.at(s, len(state.x)), state.x, s, weight, step.condition, step.context)
             prediction = blend.prediction(state.x)
             state = replace(state, x=prediction.x, prediction=prediction)

@@ -18,7 +18,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.rows import repeat_level, stack, told
+from samplers.rows import merge_condition, repeat_level, stack_conditions
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -119,8 +119,8 @@ def conditions(views: Sequence[View], condition: Condition, rows: int) -> Condit
             return value[i * batch : (i + 1) * batch]
         return value.expand(batch, *value.shape[1:]) if len(value) == 1 else value
 
-    own = [told(v.condition, condition).map(partial(share, i)) for i, v in enumerate(views)]
-    return stack(own)
+    own = [merge_condition(v.condition, condition).map(partial(share, i)) for i, v in enumerate(views)]
+    return stack_conditions(own)
 
 
 def check_views(views: Sequence[View]) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.rows import repeat_level, repeat_rows, take_prediction
 
 Weights = Mapping[str, float]
 
@@ -56,16 +56,9 @@ def jointly(
     if len(choices) == 1:
         return [denoiser(x, level, each[0], replace(context, adapters=dict(choices[0])))]
     rows = context.memo("joint condition", each, lambda: each[0].cat(each[1:]))
-    levels = NoiseLevel(*(_repeat(v, len(choices)) for v in (level.t, level.alpha, level.sigma)))
     adapters = [choice for choice in choices for _ in range(len(x))]
-    joint = denoiser(_repeat(x, len(choices)), levels, rows, replace(context, adapters=adapters))
-    return [part(joint, x, level, slice(i * len(x), (i + 1) * len(x))) for i in range(len(choices))]
-
-
-def part(joint: Prediction, x: Tensor, level: NoiseLevel, rows: slice) -> Prediction:
-    """Some rows of a prediction, said of x at `level`."""
-    a, b = (v[rows] if isinstance(v, Tensor) and v.ndim else v for v in joint.row)
-    return Prediction(x, level, joint.raw[rows], (a, b), None if joint.variance is None else joint.variance[rows])
+    joint = denoiser(repeat_rows(x, len(choices)), repeat_level(level, len(choices)), rows, replace(context, adapters=adapters))
+    return [take_prediction(joint, x, level, slice(i * len(x), (i + 1) * len(x))) for i in range(len(choices))]
 
 
 def weighted(predictions: Sequence[Prediction], weights: Sequence[Any]) -> Prediction:
@@ -93,7 +86,3 @@ def check_starts(starts: Sequence[float], what: str) -> None:
 def passed(starts: Sequence[float], logsnr: float) -> int:
     """How many of these log-SNR values a level has reached."""
     return sum(logsnr >= start for start in starts)
-
-
-def _repeat(value: Any, count: int) -> Any:
-    return torch.cat([value] * count) if isinstance(value, Tensor) and value.ndim else value

@@ -12,7 +12,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.editing.inpaint import Inpaint
 from samplers.noise import normal
-from samplers.noise_ratio import rise
+from samplers.noise_ratio import renoise_coefficients
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
 
@@ -75,7 +75,7 @@ def repaint(
             state = solver.step(known, replace(state, step=i), here, there, condition, context.at(i), draw)
             state = replace(state, level=there)
             continue
-        keep, spread = rise(here, there)
+        keep, spread = renoise_coefficients(here, there)
         z = draw(here, there)
         eps = torch.add(keep * here.sigma / there.sigma * eps, z, alpha=spread / there.sigma)
         known = replace(known, eps=eps)

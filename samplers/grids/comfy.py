@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from samplers.grids.clock import beta_quantile
-from samplers.grids.common import Grid, at_ratio, check_positive, check_steps, finish, ramp
+from samplers.grids.common import Grid, check_positive, check_steps, finish, ramp
+from samplers.noise_ratio import at_ratio
 from samplers.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 MOST_ENTRIES = 100_000

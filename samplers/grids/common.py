@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from samplers.noise_ratio import at_ratio
 from samplers.path import NoiseLevel, Path, VarianceExploding, VariancePreserving
 
 Grid = tuple[NoiseLevel, ...]
@@ -43,13 +44,6 @@ def ratio_bounds(path: Path, low: float | None = None, high: float | None = None
             f"A grid in sigma / alpha needs 0 < sigma_min < sigma_max < infinity, got sigma_min={low} and sigma_max={high}."
         )
     return low, high
-
-
-def at_ratio(path: Path, ratio: float) -> NoiseLevel:
-    """The level with sigma / alpha = ratio."""
-    if isinstance(path, VarianceExploding):
-        return path(ratio)  # its clock, without a detour through the logarithm
-    return path.at_logsnr(-math.log(ratio) if ratio else math.inf)
 
 
 def from_ratios(path: Path, ratios: Sequence[float]) -> Grid:

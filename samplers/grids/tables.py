@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from samplers.grids.common import Grid, at_ratio, check_steps, finish, from_clock, from_ratios
+from samplers.grids.common import Grid, check_steps, finish, from_clock, from_ratios
+from samplers.noise_ratio import at_ratio
 from samplers.path import Path, RectifiedFlow
 
 # NVIDIA's ten-step tables of sigma / alpha, the last a stand-in for clean data (arXiv 2404.14507)

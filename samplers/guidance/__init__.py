@@ -23,7 +23,7 @@ from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, gui
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.schedule import Piecewise, PowerCosine
 from samplers.guidance.threshold import Clip, DynamicThreshold
-from samplers.guidance.two_branch import Guided
+from samplers.prediction import Guided
 
 if TYPE_CHECKING:
     from samplers.guidance.classifier import ClassifierGuided

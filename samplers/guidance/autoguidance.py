@@ -7,19 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import (
-    EVERYWHERE,
-    Guided,
-    Interval,
-    Schedule,
-    check_interval,
-    check_scale,
-    guided,
-    lerp,
-    scale_at,
-)
+from samplers.guidance.two_branch import Schedule, check_scale, guided, lerp, scale_at
+from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context
-from samplers.guidance.two_branch import Guided, TwoBranch, inner, lerp, wide
+from samplers.guidance.two_branch import TwoBranch, inner, lerp, wide
 from samplers.path import NoiseLevel, Scalar, expand
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Guided
 from samplers.path import NoiseLevel, Path
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 from samplers.sample import Solver, State
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import Around, Step

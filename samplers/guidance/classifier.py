@@ -10,7 +10,8 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.energy import gradients, log_density
-from samplers.guidance.two_branch import EVERYWHERE, Interval, Schedule, check_interval, check_scale
+from samplers.guidance.two_branch import Schedule, check_scale
+from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path, expand
 from samplers.prediction import Prediction
 

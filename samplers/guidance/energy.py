@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Guided, Interval, clean
-from samplers.noise import NoiseSource
+from samplers.guidance.two_branch import clean
+from samplers.noise import NoiseSource, fork_noise
 from samplers.path import NoiseLevel
-from samplers.prediction import Prediction
-from samplers.solvers.restart import renewed
+from samplers.prediction import Guided, Prediction
 
 
 class Energy(Protocol):
@@ -81,7 +80,7 @@ def draw_shifts(noise: NoiseSource | None, level: NoiseLevel, count: int, spread
     if spread == 0:
         return []
     assert noise is not None
-    return [spread * renewed(noise, "energy", k)(level, level) for k in range(count)]
+    return [spread * fork_noise(noise, "energy", k)(level, level) for k in range(count)]
 
 
 def traced(
@@ -178,11 +177,6 @@ def limited(shift: Tensor, limit: float | None) -> Tensor:
         return shift
     size = shift.flatten(1).square().mean(1).sqrt().reshape(-1, *[1] * (shift.ndim - 1))
     return shift * (limit / size.clamp(min=torch.finfo(shift.dtype).tiny)).clamp(max=1)
-
-
-def acts_at(interval: Interval, level: NoiseLevel) -> bool:
-    low, high = interval
-    return low <= level.logsnr <= high
 
 
 def check_numbers(owner: str, **values: Any) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, draw_shifts, gradients, limited, log_density
-from samplers.guidance.two_branch import EVERYWHERE, Guided, Interval, check_interval, clean, inner
+from samplers.guidance.energy import check_count, check_numbers, detached, draw_shifts, gradients, limited, log_density
+from samplers.guidance.two_branch import clean, inner
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 
 Heuristic = Callable[[Tensor, Condition], Tensor]  # (x0 (B, C, H, W), condition) -> (B,), higher is better
 Candidates = Callable[[Prediction], Sequence[Tensor]]  # what else x0 might be, each (B, C, H, W)
@@ -57,7 +58,7 @@ class Greedy:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
-        if (self.candidates is None and not self.iterations) or not acts_at(self.interval, level):
+        if (self.candidates is None and not self.iterations) or not contains(self.interval, level):
             return prediction
         prediction = detached(prediction, x)
         x0 = clean(prediction)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.energy import acts_at, check_count, check_numbers, detached, followed, limited, traced
+from samplers.guidance.energy import check_count, check_numbers, detached, followed, limited, traced
 from samplers.guidance.operators import Operator
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
+from samplers.guidance.two_branch import clean
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -73,7 +74,7 @@ class Posterior:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         through = self.kind != "projection"
-        if self.weight == 0 or not acts_at(self.interval, level) or level.sigma == 0 or (through and level.alpha == 0):
+        if self.weight == 0 or not contains(self.interval, level) or level.sigma == 0 or (through and level.alpha == 0):
             return self.denoiser(x, level, condition, context)
         if through:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)

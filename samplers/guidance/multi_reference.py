@@ -12,8 +12,9 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.reference_batch import References, acts_in, beside, check_places, conditional
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_scale
+from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site
+from samplers.interval import EVERYWHERE, Interval
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

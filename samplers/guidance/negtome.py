@@ -12,8 +12,9 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.reference_batch import References, acts_in, beside, check_places, stacked
-from samplers.guidance.two_branch import Interval, check_scale
+from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site, check_reached, with_hook
+from samplers.interval import Interval
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import EVERYWHERE, Guided, Interval, check_interval, check_scale, guided
+from samplers.guidance.two_branch import check_scale, guided
 from samplers.hooks import Site, check_reached, with_hook
+from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path, expand, lift
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 
 
 @dataclass(frozen=True)

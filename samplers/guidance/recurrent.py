@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from samplers.guidance.energy import check_count
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval
-from samplers.noise_ratio import rise
+from samplers.interval import EVERYWHERE, Interval, check_interval
+from samplers.noise import fork_noise
+from samplers.noise_ratio import renoise_coefficients
 from samplers.sample import Solver, State
-from samplers.solvers.restart import renewed
 from samplers.wrappers import Around, Step
 
 
@@ -45,8 +45,8 @@ class Recurrent(Around):
         for k in range(1, passes):
             if noise is None:
                 raise ValueError("Recurrence adds noise: pass noise=, for instance seeded_noise(seeds, x).")
-            keep, spread = rise(step.t, step.s)
-            x = torch.add(keep * after.x, renewed(noise, "recurrence", k, "up")(step.s, step.t), alpha=spread)
+            keep, spread = renoise_coefficients(step.t, step.s)
+            x = torch.add(keep * after.x, fork_noise(noise, "recurrence", k, "up")(step.s, step.t), alpha=spread)
             again = replace(state, x=x, history=())
-            after = step.by(self.inner, again, noise=renewed(noise, "recurrence", k))
+            after = step.by(self.inner, again, noise=fork_noise(noise, "recurrence", k))
         return after

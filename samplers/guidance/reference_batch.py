@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Interval
 from samplers.hooks import Site, check_reached, with_hook
-from samplers.path import NoiseLevel, Scalar
+from samplers.interval import Interval
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.rows import expand_rows, take_prediction
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,14 @@ def beside(
     if isinstance(level.logsnr, Tensor):
         raise ValueError(f"{method} works on one noise level at a time, and got a level for every sample; use it for sampling.")
     name, function = hook
-    rows, count = len(x), len(references.images)
+    rows = len(x)
     everyone = context.memo(
         f"{method} conditions", (condition, references), lambda: _conditions(condition, references, context, rows)
     )
     inside = with_hook(context.fork(method), name, function)
     joint = denoiser(torch.cat([x, references.at(level, rows).to(x)]), level, everyone, inside)
     check_reached(inside, name, method)
-    variance = None if joint.variance is None else joint.variance[:rows]
-    a, b = (_first(v, rows, count) for v in joint.row)
-    return Prediction(x, level, joint.raw[:rows], (a, b), variance)
+    return take_prediction(joint, x, level, slice(rows))
 
 
 def stacked(context: Context) -> int:
@@ -118,10 +117,6 @@ def _conditions(condition: Condition, references: References, context: Context, 
         if own is None:
             parts.append(condition)
             continue
-        told = own.map(lambda v: v.expand(rows, *v.shape[1:]) if len(v) == 1 else v)
+        told = expand_rows(own, rows)
         parts.append(told[:told_rows].cat([condition[told_rows:]]) if told_rows < rows else told)
     return parts[0].cat(parts[1:])
-
-
-def _first(value: Scalar, rows: int, count: int) -> Scalar:
-    return value[:rows] if isinstance(value, Tensor) and value.ndim and len(value) == rows * (count + 1) else value

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Guided, clean, wide
+from samplers.guidance.two_branch import clean, wide
 from samplers.path import NoiseLevel, Path
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 
 
 @dataclass(frozen=True)

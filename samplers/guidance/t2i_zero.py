@@ -18,8 +18,8 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.reference_batch import check_places, conditional
-from samplers.guidance.two_branch import Interval
 from samplers.hooks import Site, check_reached, with_hook
+from samplers.interval import Interval
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 

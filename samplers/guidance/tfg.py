@@ -15,7 +15,6 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.energy import (
     Energy,
-    acts_at,
     check_branch,
     check_count,
     check_numbers,
@@ -28,7 +27,8 @@ from samplers.guidance.energy import (
     traced,
 )
 from samplers.guidance.recurrent import Recurrent
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
+from samplers.guidance.two_branch import clean
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -138,7 +138,7 @@ class TrainingFree:
         total = math.hypot(level.alpha, level.sigma)
         if level.alpha == 0:
             rho = 0.0
-        if (rho == 0 and mu == 0) or not acts_at(self.interval, level):
+        if (rho == 0 and mu == 0) or not contains(self.interval, level):
             return self.denoiser(x, level, condition, context)
         shifts = draw_shifts(self.noise, level, self.samples, self.gamma * level.sigma / total)
         if rho:

@@ -7,32 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path, Scalar, expand
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
+from samplers.rows import repeat_level, stack_conditions, take_prediction
 
-Interval: TypeAlias = tuple[float, float]
 Schedule: TypeAlias = Callable[[NoiseLevel], Scalar]  # a guidance scale for every noise level
-
-EVERYWHERE: Interval = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Guided(Prediction):
-    """A guided prediction that remembers what it was made of: `cond`, which guidance strengthens, and `null`, which it leads
-    away from; None for what was not evaluated.
-
-    Rules on top of guidance (rescale, perturbed attention, CFG++) read them; whatever changes raw or x0 keeps them.
-    """
-
-    cond: Prediction | None = None
-    null: Prediction | None = None
 
 
 def guided(base: Prediction, raw: Tensor, cond: Prediction | None = None, null: Prediction | None = None) -> Guided:
@@ -45,15 +32,9 @@ def both_branches(
 ) -> tuple[Prediction, Prediction]:
     """(conditional, unconditional) predictions from one batch of 2B, conditional half first."""
     both = context.memo("cfg both", (condition, negative), lambda: _both(condition, negative, x.shape[0]))
-    levels = NoiseLevel(*(_twice(v) for v in (level.t, level.alpha, level.sigma)))
-    joint = denoiser(torch.cat([x, x]), levels, both, context.fork("cond", "null"))
-
-    def half(rows: slice) -> Prediction:
-        a, b = (v[rows] if isinstance(v, Tensor) and v.ndim else v for v in joint.row)
-        variance = None if joint.variance is None else joint.variance[rows]
-        return Prediction(x, level, joint.raw[rows], (a, b), variance)
-
-    return half(slice(0, len(x))), half(slice(len(x), None))
+    joint = denoiser(torch.cat([x, x]), repeat_level(level, 2), both, context.fork("cond", "null"))
+    cond, null = (take_prediction(joint, x, level, rows) for rows in (slice(0, len(x)), slice(len(x), None)))
+    return cond, null
 
 
 def one_branch(
@@ -118,12 +99,6 @@ def check_scale(scale: Any, name: str = "guidance scale") -> None:
         raise ValueError(f"The {name} must be a finite number, got {scale!r}; 1 means no guidance.")
 
 
-def check_interval(interval: Interval) -> None:
-    low, high = interval
-    if not low < high:
-        raise ValueError(f"The guidance interval {interval} is empty: give (lowest, highest) log-SNR.")
-
-
 def clean(prediction: Prediction) -> Tensor:
     """x0, for rules that act on it. Raises ValueError where the output does not determine it: eps at pure noise."""
     alpha, a = prediction.level.alpha, prediction.row[0]
@@ -151,23 +126,10 @@ def lerp(a: Tensor, b: Tensor, weight: Scalar) -> Tensor:
 
 
 def _both(condition: Condition, negative: Condition | None, batch: int) -> Condition:
-    null = _null(condition, negative, batch)
-    if (condition.mask is None) != (null.mask is None):  # a missing mask means that every token is real
-        condition, null = _with_mask(condition), _with_mask(null)
-    return condition.cat([null])
+    return stack_conditions([condition, _null(condition, negative, batch)])
 
 
 def _null(condition: Condition, negative: Condition | None, batch: int) -> Condition:
     if negative is None:
         return condition.null()
     return negative.map(lambda v: v.repeat(batch // len(v), *[1] * (v.ndim - 1)) if 0 < len(v) < batch else v)
-
-
-def _with_mask(condition: Condition) -> Condition:
-    if condition.tokens is None or condition.mask is not None:
-        return condition
-    return replace(condition, mask=condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool))
-
-
-def _twice(value: Scalar) -> Scalar:
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value

@@ -10,7 +10,6 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.energy import (
     Energy,
-    acts_at,
     check_branch,
     check_count,
     check_numbers,
@@ -21,7 +20,8 @@ from samplers.guidance.energy import (
     log_density,
     traced,
 )
-from samplers.guidance.two_branch import EVERYWHERE, Interval, check_interval, clean
+from samplers.guidance.two_branch import clean
+from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -67,7 +67,7 @@ class Universal:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         through = self.scale > 0 and level.alpha > 0
         descends = self.iterations > 0 and self.backward > 0
-        if not (through or descends) or not acts_at(self.interval, level):
+        if not (through or descends) or not contains(self.interval, level):
             return self.denoiser(x, level, condition, context)
         if through:
             prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)

@@ -14,7 +14,7 @@ from samplers.multi_model.path_adapter import on_path
 from samplers.multi_model.unite_and_conquer import with_adapters
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.rows import raw_in, told
+from samplers.rows import merge_condition, read_as
 
 # (x (B, C, H, W), level, condition) -> logits (B, 1, H, W) of one model's influence
 Influence: TypeAlias = Callable[[Tensor, NoiseLevel, Condition], Tensor]
@@ -53,7 +53,7 @@ class Collaborative:
 
     def maps(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
         """(B, N, H, W): how much each of the N models has to say, summing to one over them."""
-        logits = [m.influence(x, level, told(m.condition, condition)) for m in self.members]
+        logits = [m.influence(x, level, merge_condition(m.condition, condition)) for m in self.members]
         for i, one in enumerate(logits):
             if one.shape != (len(x), 1, *x.shape[2:]):
                 raise ValueError(
@@ -67,9 +67,9 @@ class Collaborative:
         first, raw = None, None
         for i, member in enumerate(self.members):
             here = with_adapters(context.fork("collaborator", i), member.adapters)
-            said = on_path(member.denoiser, self.path)(x, level, told(member.condition, condition), here)
+            said = on_path(member.denoiser, self.path)(x, level, merge_condition(member.condition, condition), here)
             first = said if first is None else first
-            part = maps[:, i : i + 1].to(said.raw.dtype) * raw_in(said, first.row)
+            part = maps[:, i : i + 1].to(said.raw.dtype) * read_as(said, first.row)
             raw = part if raw is None else raw + part
         assert first is not None and raw is not None
         return first.with_raw(raw)

@@ -18,7 +18,7 @@ from samplers.multi_model.masks import Box, check_box, check_mask
 from samplers.noise import fold
 from samplers.path import NoiseLevel, Path, Scalar
 from samplers.prediction import Prediction
-from samplers.rows import expand_rows, first, raw_in, repeat, repeat_level, stack, told
+from samplers.rows import expand_rows, merge_condition, read_as, repeat_level, repeat_rows, stack_conditions, take_rows
 
 # (denoiser, scale, negative) -> the denoiser under guidance; a scale that differs by row is a function that gives (rows,)
 Guide: TypeAlias = Callable[[Denoiser, float | Schedule, Condition | None], Denoiser]
@@ -167,8 +167,8 @@ class Regions:
         raw = variance = row = None
         for group in self._groups():
             stacked = self._evaluate(group, x, level, condition, context)
-            row = (first(stacked.row[0], len(x)), first(stacked.row[1], len(x))) if row is None else row
-            said = raw_in(stacked, (repeat(row[0], len(group)), repeat(row[1], len(group))))
+            row = (take_rows(stacked.row[0], slice(len(x))), take_rows(stacked.row[1], slice(len(x)))) if row is None else row
+            said = read_as(stacked, (repeat_rows(row[0], len(group)), repeat_rows(row[1], len(group))))
             if raw is None:
                 raw = x.new_zeros(len(x), said.shape[1], *x.shape[2:])
                 variance = None if stacked.variance is None else torch.zeros_like(raw)
@@ -232,7 +232,7 @@ class _NullOnce:
         cond = len(x) // 2 if context.branch[-2:] == ("cond", "null") else 0
         keep = cond + (len(x) - cond) // self.copies
         part = context.memo("null once", (condition,), lambda: condition[:keep])
-        levels = NoiseLevel(*(first(v, keep) for v in (level.t, level.alpha, level.sigma)))
+        levels = NoiseLevel(*(take_rows(v, slice(keep)) for v in (level.t, level.alpha, level.sigma)))
         few = self.denoiser(x[:keep], levels, part, context.fork("once"))
 
         def spread(v: Scalar) -> Scalar:
@@ -257,22 +257,22 @@ def _stack(regions: Sequence[Region], condition: Condition, batch: int) -> tuple
     def rows(one: Condition, window: Box | None) -> Condition:
         return expand_rows(one if window is None else one.slice(window), batch)
 
-    own = [rows(told(r.condition, condition), r.window) for r in regions]
+    own = [rows(merge_condition(r.condition, condition), r.window) for r in regions]
     negative = None
     if any(r.negative is not None for r in regions):
         refused = [
-            rows(told(r.negative, condition), r.window) if r.negative is not None else c.null()
+            rows(merge_condition(r.negative, condition), r.window) if r.negative is not None else c.null()
             for r, c in zip(regions, own, strict=True)
         ]
-        negative = stack(refused)
-    return stack(own), negative
+        negative = stack_conditions(refused)
+    return stack_conditions(own), negative
 
 
 def _one_null(regions: Sequence[Region], condition: Condition) -> bool:
     """Is what guidance leads away from the same for all of them?"""
     if any(r.negative is not regions[0].negative for r in regions):
         return False
-    one, *others = [told(r.condition, condition) for r in regions]
+    one, *others = [merge_condition(r.condition, condition) for r in regions]
     names = one.extra.keys()
     return all(
         c.image is one.image and c.extra.keys() == names and all(c.extra[name] is one.extra[name] for name in names)

@@ -15,7 +15,7 @@ from samplers.guidance.two_branch import both_branches, one_branch
 from samplers.multi_model.path_adapter import on_path
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.rows import expand_rows, raw_in, told
+from samplers.rows import expand_rows, merge_condition, read_as
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class UniteAndConquer:
         for i, member in enumerate(self.members):
             denoiser = on_path(member.denoiser, self.path)
             own = context.memo(
-                f"member {i}", (member, condition), partial(expand_rows, told(member.condition, condition), len(x))
+                f"member {i}", (member, condition), partial(expand_rows, merge_condition(member.condition, condition), len(x))
             )
             here = with_adapters(context.fork("member", i), member.adapters)
             trusted = away * member.reliability
@@ -90,7 +90,7 @@ def weighted(said: Sequence[tuple[float, Prediction]]) -> Prediction:
     first = said[0][1]
     raw = torch.zeros_like(first.raw)
     for weight, prediction in said:
-        raw = raw + weight * raw_in(prediction, first.row)
+        raw = raw + weight * read_as(prediction, first.row)
     return first.with_raw(raw)
 
 

@@ -7,30 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from samplers.grids.common import ratio_bounds
-from samplers.noise import NoiseSource, fold
+from samplers.noise import fork_noise
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
 from samplers.solvers.heun import Heun
 from samplers.wrappers import Around, Step
-
-
-def renewed(noise: NoiseSource, *key: int | float | str) -> NoiseSource:
-    """Another source, independent of `noise` and of every other key: for going through the same levels again.
-
-    A source that has a method `renewed(*key)` is asked for it (`brownian_noise`, which looks at log-SNR alone); any other is
-    called for a step from a level whose clock is a hash of the true one and the key.
-    """
-    if (own := getattr(noise, "renewed", None)) is not None:
-        return own(*key)
-
-    def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
-        return noise(replace(s, t=float(fold(0, *key, float(s.t)))), t)
-
-    return draw
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class Restart(Around):
         state = step.by(self.inner, state)
         for k in range(returns):
             assert noise is not None
-            source, upward, top = renewed(noise, "restart", k), renewed(noise, "restart", k, "up"), levels[0]
+            source, upward, top = fork_noise(noise, "restart", k), fork_noise(noise, "restart", k, "up"), levels[0]
             spread = top.alpha * math.sqrt(noise_ratio(top) ** 2 - noise_ratio(t) ** 2)
             x = torch.add(top.alpha / t.alpha * state.x, upward(t, top), alpha=spread)
             # numbered so that the last one is this step: what it leaves in the history is what the next step goes on from

@@ -150,8 +150,8 @@ def all_at_once(source: Callable, start: Tensor) -> Callable[[NoiseLevel, NoiseL
     def noise(s: NoiseLevel, t: NoiseLevel) -> Tensor:
         return draw(s, t)[0]
 
-    if hasattr(draw, "renewed"):
-        noise.renewed = lambda *key: lambda s, t: draw.renewed(*key)(s, t)[0]
+    if hasattr(draw, "fork"):
+        noise.fork = lambda *key: lambda s, t: draw.fork(*key)(s, t)[0]
     return noise
 
 

@@ -115,7 +115,7 @@ class Tape:
     def __init__(self, key=()):
         self.key = key
 
-    def renewed(self, *key):
+    def fork(self, *key):
         return Tape((*self.key, *key))
 
     def __call__(self, s, t):

@@ -23,8 +23,8 @@ from samplers import (
     trajectory,
 )
 from samplers.analytic import Gaussian, Mixture
-from samplers.noise import normal
-from samplers.solvers.restart import Restart, renewed
+from samplers.noise import fork_noise, normal
+from samplers.solvers.restart import Restart
 from tests.samplers.references import Replay
 
 VE = VarianceExploding(0.01, 50.0)
@@ -117,11 +117,11 @@ def test_every_return_has_its_own_noise(make):
     """Two returns with the noise of one would be one: sources renewed by different keys are independent of each other."""
     x = torch.zeros(2, 4000, dtype=torch.float64)
     source, (s, t) = make([1, 2], x), (VE(0.1), VE(2.0))
-    draws = [source(s, t), renewed(source, "restart", 0)(s, t), renewed(source, "restart", 1)(s, t)]
-    draws.append(renewed(renewed(source, "restart", 0), "restart", 1)(s, t))
+    draws = [source(s, t), fork_noise(source, "restart", 0)(s, t), fork_noise(source, "restart", 1)(s, t)]
+    draws.append(fork_noise(fork_noise(source, "restart", 0), "restart", 1)(s, t))
     correlation = torch.corrcoef(torch.stack([d.flatten() for d in draws]))
     assert (correlation - torch.eye(4)).abs().max() < 4 / 8000**0.5
-    assert torch.equal(renewed(source, "restart", 0)(s, t), draws[1])
+    assert torch.equal(fork_noise(source, "restart", 0)(s, t), draws[1])
 
 
 def test_no_two_draws_are_the_same():

@@ -31,9 +31,10 @@ from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config, build, config_of
 from samplers.denoiser import Condition, Context, NetworkDenoiser
-from samplers.guidance.two_branch import EVERYWHERE, Guided, both_branches, guided, lerp, scale_at
+from samplers.guidance.two_branch import both_branches, guided, lerp, scale_at
+from samplers.interval import EVERYWHERE
 from samplers.path import NoiseLevel
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 from samplers.registry import get_grid, grid_info
 
 if TYPE_CHECKING:

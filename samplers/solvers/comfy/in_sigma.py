@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Guided
 from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar, VarianceExploding
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 from samplers.sample import Evaluation, Solver, State
 from samplers.solvers.churn import raise_noise
 from samplers.solvers.evaluate import evaluate

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from samplers.guidance.two_branch import Guided
-from samplers.prediction import Prediction
+from samplers.prediction import Guided, Prediction
 from samplers.sample import Solver
 
 
