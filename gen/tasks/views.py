@@ -3,8 +3,8 @@
     generator.ambiguous("a red heart", "a red apple", view="rotate180")
 
 Every view is denoised as a picture of its own, and what the views say of the clean picture is averaged at every step
-(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which costs
-nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
+(`samplers.canvas.sync_tweedies`). Turned latents are only nearly those of a turned picture: early steps average latents, which
+costs nothing, and steps from the log-SNR `pixels_from` on average decoded pictures.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Views(Task):
         """The mean of what the views show."""
         decoded = decode(latents) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
-        mean = torch.stack_conditions([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
+        mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:

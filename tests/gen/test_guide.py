@@ -164,7 +164,8 @@ def test_the_table_is_closed_and_lazy():
         "import sys, gen.cli.app, gen.generator, gen.tasks.energies; from gen.cli import image; "
         "late = ('gen.tasks.energies.', 'gen.tasks.energy_guidance', 'gen.tasks.restore', 'gen.tasks.training_free', "
         "'distill', 'transformers', "
-        "'samplers.guidance.tfg', 'samplers.guidance.energy', 'samplers.guidance.inverse', 'samplers.guidance.reference_batch'); "
+        "'samplers.guidance.tfg', 'samplers.guidance.energy', 'samplers.guidance.inverse', "
+        "'samplers.guidance.reference_batch'); "
         "print([m for m in sys.modules if m.startswith(late)])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
