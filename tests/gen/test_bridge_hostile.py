@@ -39,6 +39,27 @@ def refused(folder: Path, match: str) -> None:
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("unet", {"block_out_channels": [8, 4096]}),
+        ("unet", {"cross_attention_dim": 10**6}),
+        ("vae", {"block_out_channels": [8, 4096]}),
+        ("text_encoder", {"vocab_size": 10**7}),
+        ("text_encoder", {"intermediate_size": 10**6}),
+    ],
+)
+def test_parts_that_ask_for_more_than_their_weights(folder, part, values):
+    """Refused from the file's header, before the network has memory; as small a change is one that does not fit."""
+    change(folder / part / "config.json", **values)
+    refused(folder, rf"{part}/config.json: asks for a tensor \(.*\), with which the network is larger than its weights")
+
+
+def test_tables_that_are_computed_have_a_bound(folder):
+    change(folder / "unet" / "config.json", sample_size=10**6)
+    refused(folder, "asks for pictures of 1000000 in 'sample_size'; no known network goes beyond 4096")
+
+
 def test_a_class_that_is_not_in_the_table(folder):
     for name, match in (
         ("StableDiffusionInpaintPipeline", "is a 'StableDiffusionInpaintPipeline'; did you mean StableDiffusionPipeline"),

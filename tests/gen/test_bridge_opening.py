@@ -180,6 +180,9 @@ def test_variants(folder):
         generator = Generator.from_pretrained(folder, **{"device": "cpu", "dtype": "float32", **options})
         assert generator.weights["unet"] == sha256(file)
     refused(folder, "has no weights of the variant 'int8'; leave variant out", variant="int8")
+    full.rename(folder / "kept")  # a repository of half weights alone is opened in single precision too
+    assert Generator.from_pretrained(folder, device="cpu", dtype="float32").weights["unet"] == sha256(half)
+    (folder / "kept").rename(full)
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     classes = read_index(folder)[1]
     fetched = {dtype: set(needed_files(names, classes, None, dtype)) for dtype in (torch.float32, torch.float16)}

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from gen.io.digests import file_digest
 from gen.io.errors import regular_file
 from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.nn.initialisation import TooLarge, no_larger_than
 
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
@@ -47,6 +49,7 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
 _ATTENTION = (None, "eager", "sdpa")
+MAX_SIDE = 4096  # of what a config says a network is made for, in its own pixels
 VARIANTS = ("", "fp16", "bf16", "fp32")
 # ways to write a tokenizer's vocabulary, each a set of files that belong together
 VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -158,19 +161,44 @@ def load_network(
     """(network in evaluation mode, digest of its files). `name` is one of CLASSES. besides: beginnings of the names of tensors
     that the file may have on top, where it is that of a larger model. variants: as of `weight_files`."""
     library = CLASSES[name]
-    read_part_config(folder)
+    config = read_part_config(folder)
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
+    shapes = {key: shape for file in files for key, shape in _shapes(file).items()}
+    _check_positions(folder, config)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
     with _quietly():
         try:
-            network, info = library_class(name).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
+            with no_larger_than(shapes, 4):
+                network, info = library_class(name).from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+                )
+        except TooLarge as error:
+            raise CheckpointError(folder / "config.json", f"{error}.") from None
         except Exception as error:  # whatever a library makes of a damaged file
             raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
     _check_loaded(folder, name, network, info, besides)
     return network.eval().requires_grad_(False), digest(files)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes by name, from the file's header; of a damaged one none, which leaves room for small tables only."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+    except Exception:
+        return {}
+
+
+def _check_positions(folder: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError where a table of positions, which is computed and not in the file, would be larger than any known."""
+    sides = {key: config.get(key) for key in ("sample_size", "pos_embed_max_size")}
+    for key, value in sides.items():
+        for side in value if isinstance(value, list) else [value]:
+            if isinstance(side, int) and side > MAX_SIDE:
+                raise CheckpointError(
+                    folder / "config.json", f"asks for pictures of {side} in {key!r}; no known network goes beyond {MAX_SIDE}."
+                )
 
 
 def _check_regular(folder: Path) -> None:
