@@ -361,16 +361,6 @@ def test_runs_at_defaults_are_diffusers(monkeypatch, family, name, options):
         assert (found - reference).abs().max() <= close * max(1.0, float(reference.std())), f"{steps} steps"
 
 
-@pytest.mark.parametrize("family", ["stable_diffusion", "sdxl", "pixart", "dit", "sd3", "flux", "sana"])
-def test_pictures_at_defaults_are_the_pipelines_own(bridged, family):
-    """The folder of every family, opened and called with nothing but a number of steps."""
-    pipeline, generator = bridged(family)
-    x = noise(generator, 1)
-    for steps in STEPS if family in ("sd3", "flux") else (20,):
-        reference = theirs(family, pipeline, x, 2.0, num_inference_steps=steps)
-        torch.testing.assert_close(ours(family, generator, x, 2.0, num_inference_steps=steps), reference, **CLOSE)
-
-
 @pytest.mark.parametrize("sampler", ["lcm", "tcd"])
 def test_consistency_samplers_take_their_own_timesteps(bridged, sampler):
     """Whatever the grid of the model's own scheduler; another is taken where the caller names one."""
