@@ -86,7 +86,17 @@ def test_leaving_out_the_first_or_last_block_is_remarked_on(tiny, layers, said):
     assert any("destroys the picture" in str(one.message) for one in caught) == said
 
 
-@pytest.mark.parametrize(("call", "said"), [({"sampler": "pndm"}, True), ({"sampler": "comfy:lms"}, True), ({}, False)])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        *(
+            ({"sampler": name}, True)
+            for name in ("pndm", "comfy:lms", "dpm_2_a", "res_multistep_a", "sa_solver", "dpmpp_2m_cfg_pp")
+        ),
+        *(({"sampler": name}, False) for name in ("euler_a", "dpmpp_2s_a", "comfy:dpm_2_ancestral", "er_sde", "heunpp2")),
+        ({}, False),
+    ],
+)
 def test_samplers_that_go_astray_at_few_steps_are_remarked_on(tiny, call, said):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
