@@ -12,6 +12,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = ["samplers", "gen", "distill", "customization"]  # each imports only from itself and from those before it
 
+# The layers of a package from the ground up. An entry is a file or folder; a folder holds all below it that no longer entry
+# names. A module imports from its own entry and from layers below, lazily and for types too. Packages that are not listed are
+# not checked yet.
+LAYERS: dict[str, list[list[str]]] = {
+    "samplers": [
+        ["path", "lookup", "atomic"],
+        ["prediction", "noise", "noise_ratio", "interval"],
+        ["denoiser", "brownian"],
+        ["sample", "rows", "hooks", "step_cache", "analytic"],
+        ["wrappers", "grids"],
+        ["solvers", "cache", "anytime", "likelihood"],
+        ["guidance", "editing", "composition", "registry"],
+        ["canvas", "multi_model", "search"],
+        ["__init__"],
+    ]
+}
+
 
 def imported(source: str) -> set[str]:
     """Top-level names of every absolute import in a module, wherever it stands."""
@@ -40,6 +57,74 @@ def test_samplers_import_nothing_but_torch():
     allowed = {"samplers", "torch", *sys.stdlib_module_names}
     for path in sorted((ROOT / "samplers").rglob("*.py")):
         assert imported(path.read_text()) <= allowed, path
+
+
+def modules(package: str) -> dict[str, Path]:
+    """name -> file of every module of a package; a folder has the name of its `__init__`."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(source: str, name: str, known: set[str]) -> set[str]:
+    """The `known` modules that a module of this name imports anywhere: in functions and for type checking too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*name.split(".")[: -node.level], node.module or ""]).strip(".") if node.level else node.module
+            found |= {full if (full := f"{base}.{alias.name}") in known else base for alias in node.names}
+    return found & known - {name}
+
+
+def entry_of(module: str, layers: list[list[str]]) -> str:
+    """The longest entry of a layer table that holds a module."""
+    path = "/".join(module.split(".")[1:]) or "__init__"
+    held = [entry for layer in layers for entry in layer if path == entry or path.startswith(f"{entry}/")]
+    assert held, f"{module} is in no layer: add it to LAYERS, where what it imports is below it"
+    return max(held, key=len)
+
+
+def arrows_up(imports: dict[str, set[str]], layers: list[list[str]]) -> list[str]:
+    """What a module imports from its own layer or from one above, as sentences. imports: module -> modules of its package."""
+    height = {entry: i for i, layer in enumerate(layers) for entry in layer}
+    wrong = []
+    for module, others in imports.items():
+        own = entry_of(module, layers)
+        for other in sorted(others):
+            its = entry_of(other, layers)
+            if its != own and height[its] >= height[own]:
+                wrong.append(f"{module} imports {other}, which does not lie below it")
+    return wrong
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_import_downwards(package):
+    files = modules(package)
+    known = set(files)
+    imports = {name: imported_modules(path.read_text(), name, known) for name, path in files.items()}
+    assert not (wrong := arrows_up(imports, LAYERS[package])), "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("from samplers.guidance.cfg import ClassifierFree", "samplers.guidance.cfg"),
+        ("def f():\n    import samplers.guidance.cfg", "samplers.guidance.cfg"),
+        ("if TYPE_CHECKING:\n    from samplers.guidance import cfg", "samplers.guidance.cfg"),
+        ("from ..guidance.cfg import ClassifierFree", "samplers.guidance.cfg"),
+        ("from samplers import ClassifierFree", "samplers"),
+    ],
+)
+def test_the_layers_see_an_arrow_up(source, seen):
+    name, known = "samplers.solvers.heun", set(modules("samplers"))
+    found = imported_modules(source, name, known)
+    assert seen in found
+    assert arrows_up({name: found}, LAYERS["samplers"])
+    assert not arrows_up({name: {"samplers.path", "samplers.solvers.evaluate"}}, LAYERS["samplers"])
 
 
 @pytest.mark.parametrize("package", ORDER)
