@@ -191,21 +191,33 @@ def own_size(
     if args.get("image") is None or (height is not None and width is not None):
         return args, height, width
     picture = read_picture("image", args["image"], "RGB")
-    size = tuple(side * enlarged for side in picture.shape[-2:])
-    height, width = _own_size(size, height, width, model.config.sample_size, math.lcm(multiple, enlarged))
-    if (height, width) != size:
+    rows, columns = (side * enlarged for side in picture.shape[-2:])
+    multiple, side = math.lcm(multiple, enlarged), model.config.sample_size
+    made = _own_size((rows, columns), height, width, side, multiple)
+    if height is None and width is None and made != (rows, columns):
+        would = f", {columns} x {rows} when enlarged" if enlarged > 1 else ""
+        if max(abs(made[0] - rows), abs(made[1] - columns)) < multiple:
+            why = f"as sides are multiples of {multiple} here"
+        else:
+            why = f"nearer to the {side} x {side} that the model was made for"
         warnings.warn(
-            f"The image is {picture.shape[-1]} x {picture.shape[-2]}; the picture is made at {width} x {height}, which suits "
-            "the model. Give height and width for another size.",
+            f"The image is {picture.shape[-1]} x {picture.shape[-2]}{would}; the picture is made at {made[1]} x {made[0]}, "
+            f"{why}. Give height and width for another size.",
             stacklevel=2,
         )
-    return {**args, "image": picture}, height, width
+    return {**args, "image": picture}, *made
 
 
 def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:
     """The height and width nearest to a picture's own that the networks take: its own where the model can make that, else of
-    its shape with as many pixels as the model knows; of its shape too where one of them is given."""
+    its shape with as many pixels as the model knows; of its shape too where one of them is given. ValueError for a shape so
+    long that its sides would be beyond LONG times, or below a LONG-th of, the model's own size."""
     rows, columns = size
+    if max(size) > LONG**2 * min(size):
+        raise ValueError(
+            f"The image is {columns} x {rows}, and one side may be at most {LONG**2} times the other; cut a part out of it, or "
+            "give height and width for the part about its middle."
+        )
     if height is not None:
         scale = height / rows
     elif width is not None:

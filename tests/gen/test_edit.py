@@ -210,6 +210,32 @@ def test_a_picture_keeps_its_own_shape(tiny, task):
         assert [said[:44] for said in shape(48, 96, height=32, width=32)[1]] == ["image is 96 x 48, another shape than the 32 "]
 
 
+@pytest.mark.parametrize(("rows", "columns", "why"), [
+    (50, 30, "30 x 50; the picture is made at 32 x 48, as sides are multiples of 8 here."),
+    (400, 100, "100 x 400; the picture is made at 16 x 64, nearer to the 32 x 32 that the model was made for."),
+])  # fmt: skip
+def test_the_note_on_a_size_says_why_it_is_another(tiny, rows, columns, why):
+    assert made(tiny, rows, columns)[1][0] == f"The image is {why} Give height and width for another size."
+    assert made(tiny, 48, 96)[1] == [] and made(tiny, 400, 100, width=16)[1] == []  # what was asked for is no news
+
+
+def test_an_enlarged_picture_beyond_the_model_is_told(tiny):
+    """It is made smaller first, which nobody would guess from its size."""
+    with pytest.warns(UserWarning, match="is 32 x 32, 128 x 128 when enlarged; the picture is made at 32 x 32, nearer to"):
+        tiny.restore(np.zeros((32, 32, 3), np.uint8), "superres", "a cat", seed=1, num_inference_steps=2, progress=False)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 2000), (2000, 3), (16, 272)])
+def test_a_shape_beyond_what_a_model_can_make_is_refused(tiny, rows, columns):
+    """It would be made longer than it is."""
+    with pytest.raises(ValueError, match=f"is {columns} x {rows}, and one side may be at most 16 times the other"):
+        made(tiny, rows, columns)
+    with pytest.raises(ValueError, match="at most 16 times"):
+        made(tiny, rows, columns, width=32)
+    assert made(tiny, rows, columns, height=32, width=32)[0] == (32, 32)
+    assert max(made(tiny, 15, 240)[0]) <= 128
+
+
 def test_enlarged_pictures_keep_their_shape(tiny):
     image = np.zeros((8, 16, 3), np.uint8)
     output = tiny.restore(image, "superres", "a cat", seed=1, num_inference_steps=2, output_type="pt", progress=False)
