@@ -90,6 +90,8 @@ class ConceptConfig(Config):
         return self
 
 
+FOLDERS, WRAPPERS = ("images", "webdataset", "huggingface"), ("latents", "grouped")
+
 OWN_SOURCES: dict[str, tuple[str, str, str]] = {
     "concept": ("customization.data", "ConceptConfig", "ConceptData"),
     "sizes": ("customization.base.size_sampling", "SizesConfig", "Sizes"),
@@ -101,7 +103,7 @@ def make_data(
 ) -> Source:
     """The data of a run: `type: concept`, or any source of `distill.data`. make: the class pictures that are missing."""
     if config.get("type") in SOURCES:
-        return make_source(config, seed, batch_size)
+        return make_source(keeping_captions(config), seed, batch_size)
     kind, checked = from_registry({**OWN_SOURCES, **SOURCES}, "data source", config)
     if kind is not ConceptData:
         return kind(checked, seed, generator).grouped(batch_size)
@@ -111,6 +113,14 @@ def make_data(
         if make:
             make_class_pictures(checked.prior, folder, generator)
     return ConceptData(checked, seed, generator, folder).grouped(batch_size)
+
+
+def keeping_captions(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a source of pictures that drops no captions unless it says so: a model that is taught has learned already
+    what nothing in particular looks like."""
+    if config.get("type") in WRAPPERS and isinstance(config.get("source"), dict):
+        return {**config, "source": keeping_captions(config["source"])}
+    return {"drop_caption": 0.0, **config} if config.get("type") in FOLDERS else config
 
 
 def make_class_pictures(config: PriorConfig, folder: Path, generator: Generator) -> int:

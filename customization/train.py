@@ -38,6 +38,7 @@ def check_method(config: dict[str, Any]) -> tuple[Any, Any]:
 
 def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
+    from customization.agreement import check_agreement
     from customization.base.objective import open_model
     from customization.base.textual_inversion import unlearned, used_in
     from customization.data import make_data
@@ -71,7 +72,9 @@ def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
         "class_pictures": len(prior) if prior is not None else None,
         "trigger": config.data.get("prompt"),
     }
-    return Trainer(config, method(checked, generator, config.seed, run, average), source, held_out)
+    objective = method(checked, generator, config.seed, run, average)
+    check_agreement(objective, source)
+    return Trainer(config, objective, source, held_out)
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, bool]:

@@ -37,8 +37,8 @@ class BucketConfig(Config):
 class PictureConfig(Config):
     """size: side of the square pictures, or the root of a bucket's area. resize: crop to the shape, pad, or stretch.
     random_crop, flip: how variants differ, in place and in the share that is mirrored. variants: how many occur (none: any).
-    drop_caption: share of empty captions. min_side: smaller pictures are dropped. on_error: skip and count what cannot be used,
-    or raise. threads: that decode."""
+    drop_caption: share of empty captions, which guidance needs (a tenth, as published). min_side: smaller pictures are dropped.
+    on_error: skip and count what cannot be used, or raise. threads: that decode."""
 
     size: int = Field(256, ge=8, le=4096)
     buckets: BucketConfig | None = None
@@ -46,7 +46,7 @@ class PictureConfig(Config):
     random_crop: bool = False
     flip: float = Field(0.0, ge=0, le=1)
     variants: int | None = Field(None, ge=1)
-    drop_caption: float = Field(0.0, ge=0, le=1)
+    drop_caption: float = Field(0.1, ge=0, le=1)
     background: tuple[int, int, int] = (255, 255, 255)
     min_side: int = Field(16, ge=1)
     on_error: Literal["skip", "raise"] = "skip"

@@ -1,3 +1,3 @@
 """The tiny models of the tests of gen."""
 
-from tests.gen.conftest import bridged, tiny_model  # noqa: F401
+from tests.gen.conftest import bridged, class_model, tiny_model  # noqa: F401
