@@ -103,10 +103,12 @@ def env() -> None:
 
 @app.command()
 def samplers() -> None:
-    """List the samplers, schedules, guidance rules and caches."""
+    """List the samplers, schedules, guidance rules and caches; one line each where another program reads them."""
+    import shutil
+
     from gen.cli.show import samplers
 
-    print(samplers())
+    print(samplers(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,33 @@ def aligned(rows: Mapping[str, object]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
+
+
+COLUMN, INDENT = 45, 4  # characters: least width of a column of text; what goes below a row instead is moved in
+
+
+def catalogue(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """A table of rows that end with options and a description.
+
+    width: of the terminal, in characters; None: each row is one line, as programs read it. Texts are broken, in a column of
+    their own where that has room, else below their row."""
+    if width is None:
+        return table((*header, "options", "description"), rows)
+    cells = [row[: len(header)] for row in rows]
+    short = table(header, cells).splitlines()
+    begin = max(map(len, short)) + 2
+    beside = width - begin >= COLUMN
+    lines = [f"{short[0]:<{begin}}description" if beside else short[0]]
+    for line, (*_, options, description) in zip(short[1:], rows, strict=True):
+        indent = begin if beside else INDENT
+        texts = [description, *([f"options: {options}"] if options else [])]
+        below = [part for text in texts for part in textwrap.wrap(text, width - indent, break_on_hyphens=False)]
+        if beside:
+            lines.append(f"{line:<{begin}}{below.pop(0)}" if below else line)
+        else:
+            lines.append(line)
+        lines += [" " * indent + part for part in below]
+    return "\n".join(lines)
 
 
 def info(path: Path, as_json: bool) -> str:
@@ -47,7 +75,8 @@ def env() -> str:
     return aligned(environment())
 
 
-def samplers() -> str:
+def samplers(width: int | None = None) -> str:
+    """All samplers, schedules, guidance rules and caches; width: see `catalogue`."""
     from samplers.cache import CACHES
     from samplers.guidance import GUIDANCE
     from samplers.registry import GRIDS, SOLVERS
@@ -70,9 +99,9 @@ def samplers() -> str:
     caches = [(c.name, c.saves, ", ".join(c.options), c.description) for c in CACHES.values()]
     return "\n\n".join(
         (
-            table(("sampler", "order", "nfe/step", "noise", "options", "description"), solvers),
-            table(("schedule", "options", "description"), grids),
-            table(("guidance", "nfe/step", "options", "description"), rules),
-            table(("cache", "spares", "options", "description"), caches),
+            catalogue(("sampler", "order", "nfe/step", "noise"), solvers, width),
+            catalogue(("schedule",), grids, width),
+            catalogue(("guidance", "nfe/step"), rules, width),
+            catalogue(("cache", "spares"), caches, width),
         )
     )

@@ -233,6 +233,25 @@ def test_info_shows_recipes_of_both_kinds(fewstep, image):
     assert fewstep("info", "bare.png") == (2, "", "fewstep: bare.png holds no recipe.\n")
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_samplers_fits_the_terminal(width):
+    """With all that is in the table for other programs, word for word."""
+    from gen.cli.show import samplers
+    from samplers.registry import GRIDS, SOLVERS
+
+    lines = samplers(width).splitlines()
+    assert max(map(len, lines)) <= width and len(lines) < 3 * len(samplers().splitlines())
+    whole, broken = (
+        sorted(word for word in text.split() if word.strip(":") not in ("options", "description"))
+        for text in (samplers(), samplers(width))
+    )
+    assert whole == broken
+    beside = next(line for line in lines if line.startswith("euler "))
+    assert beside.endswith("Euler: one straight step, with churn if asked for") == (width > 80)
+    firsts = {line.split()[0] for line in lines if line and not line.startswith(" ")}
+    assert {*SOLVERS, *GRIDS} <= firsts
+
+
 def test_env_and_samplers(fewstep):
     code, out, _ = fewstep("env")
     assert code == 0 and "torch" in out and "attention sdpa" in out and "used by default" in out
