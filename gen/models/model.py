@@ -24,6 +24,7 @@ from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.models.prompt_cache import PromptMemory, fingerprint
 from gen.models.prompt_syntax import warn_foreign
+from gen.models.prompt_words import warn_words
 from gen.nn.batch_invariance import EachRow
 from gen.nn.conditions import join
 from samplers.denoiser import Condition, NetworkDenoiser
@@ -169,10 +170,10 @@ class Model:
         )
         which = tuple(sorted(active.items()))
         keys = {prompt: (prompt, negative, which) for prompt in prompts}
-        warn_foreign(
-            [prompt for prompt, key in keys.items() if key not in self._encoded],
-            any(getattr(module, "breaks", False) for module in self.text_encoder.modules()),
-        )
+        fresh = [prompt for prompt, key in keys.items() if key not in self._encoded]
+        warn_foreign(fresh, any(getattr(module, "breaks", False) for module in self.text_encoder.modules()))
+        if not negative:
+            warn_words(fresh, self.text_encoder, self.adapters if adapters is None else adapters, self.loaded_adapters)
         for prompt, key in keys.items():
             if key not in self._encoded:
                 # one at a time: what a prompt gives must not depend on the prompts beside it

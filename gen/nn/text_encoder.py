@@ -8,6 +8,8 @@ of self-attention and a GELU feed-forward (Devlin et al. 2019, arXiv 1810.04805;
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +20,22 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from gen.io.weights import CheckpointError, read_json
+from gen.io.errors import read_text
+from gen.io.weights import CheckpointError, read_json, write_bytes
 from gen.nn.backbones.blocks import mean_token
 from gen.nn.initialisation import initialise
 from gen.nn.prompt_weights import token_weights, weighted
 from gen.nn.registry import Config
-from gen.nn.wordpiece import CLS, PAD, SEP, UNK, WordPiece, cleaned
+from gen.nn.wordpiece import CLS, LONGEST_TEXT, PAD, SEP, UNK, WordPiece, cleaned
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
     from gen.nn.learned_tokens import LearnedTokens
+
+
+CAPTION_WORDS = "caption_words.txt"
+_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}")  # of Latin letters: of other scripts the pieces are characters
+_ENDINGS = ("s", "es", "ed", "ing", "ly", "y", "er")
 
 
 class TextEncoderConfig(Config):
@@ -69,6 +77,11 @@ class Layer(nn.Module):
         return self.norm2(x + self.down(F.gelu(self.up(x))))
 
 
+def _unaccented(word: str) -> str:
+    """Lower case and without accents, as the word pieces are."""
+    return "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+
+
 class TextEncoder(nn.Module):
     """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`.
 
@@ -83,6 +96,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=1e-12)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.word_pieces: WordPiece | None = None
+        self.caption_words: frozenset[str] | None = None  # words of its training that it spells; None: nobody wrote them down
         self.learn(None)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -100,6 +114,19 @@ class TextEncoder(nn.Module):
     def learn(self, learned: LearnedTokens | None) -> None:
         """Read these words too from now on, or no more."""
         object.__setattr__(self, "learned", learned)  # not a submodule
+
+    def unseen_words(self, text: str) -> list[str]:
+        """The words of a text that stood in no caption of the training and that the vocabulary can only spell; none where
+        `caption_words` does not say which stood there."""
+        if self.word_pieces is None or self.caption_words is None:
+            return []
+        words = dict.fromkeys(_WORD.findall(cleaned(text)[:LONGEST_TEXT]))
+        return [word for word in words if not self._seen(_unaccented(word))]
+
+    def _seen(self, word: str) -> bool:
+        assert self.word_pieces is not None and self.caption_words is not None
+        forms = {word, *(word.removesuffix(ending) for ending in _ENDINGS)}
+        return bool(forms & self.caption_words) or any(self.word_pieces.has(form) for form in forms if len(form) > 2)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids (B, L) int64, mask (B, L) bool, both on the network's device); an empty text has an all-False mask.
@@ -186,6 +213,8 @@ class TextEncoder(nn.Module):
         if self.word_pieces is None:
             raise ValueError("The text encoder has no vocabulary to save; call set_vocabulary first.")
         self.word_pieces.save(Path(folder) / "tokenizer.json")
+        if self.caption_words is not None:
+            write_bytes(Path(folder) / CAPTION_WORDS, "".join(f"{word}\n" for word in sorted(self.caption_words)).encode())
 
     def load_extra(self, folder: Path) -> None:
         path = Path(folder) / "tokenizer.json"
@@ -194,6 +223,8 @@ class TextEncoder(nn.Module):
             self.set_vocabulary(pieces)
         except ValueError as error:
             raise CheckpointError(path, str(error)) from None
+        if (words := path.with_name(CAPTION_WORDS)).exists():
+            self.caption_words = frozenset(read_text(words).split())
 
 
 __all__ = ["PAD", "UNK", "Layer", "TextEncoder", "TextEncoderConfig", "mean_token"]

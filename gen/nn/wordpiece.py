@@ -41,6 +41,7 @@ class WordPiece:
             twice = next(piece for index, piece in enumerate(pieces) if vocabulary[piece] != index)
             raise ValueError(f"The vocabulary has {twice!r} twice.")
         self.pieces = tuple(pieces)
+        self._words = frozenset(pieces)
         self._tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL[UNK], max_input_chars_per_word=100))
         self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -57,6 +58,10 @@ class WordPiece:
             end = offsets[room - 1][1] if len(ids) >= room else LONGEST_TEXT
             cut = len(ids) > room or len(text) > LONGEST_TEXT
             yield ids[:room], text[end:].strip() if cut else ""
+
+    def has(self, word: str) -> bool:
+        """Is a lower-case word one piece?"""
+        return word in self._words
 
     def offsets(self, text: str, room: int, learned: LearnedTokens | None = None) -> list[tuple[int, int]]:
         """Where in a cleaned text (`cleaned`) each of its first `room` pieces begins and ends."""

@@ -142,6 +142,18 @@ def _bases(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(without_colour(name) for name in names))
 
 
+def words_of(named: Iterable[Names], others: Iterable[str] = ()) -> set[str]:
+    """The words of three Latin letters and more that captions of these concepts, in styles and colours called `others`, may
+    have (`gen.nn.text_encoder`, which notes the words that are not among them)."""
+    texts = [
+        text
+        for names in named
+        for text in (names.label, *names.everyday, *names.synonyms, *names.rare, *names.tags, names.base_label)
+    ]
+    colours = [word for words in COLOUR_WORDS.values() for word in words]
+    return set(re.findall(r"[a-z]{3,}", " ".join([*texts, *colours, *others]).lower()))
+
+
 def article(name: str) -> str:
     """ "a" or "an" by sound, or "" before plurals and what is not counted."""
     words = name.split()

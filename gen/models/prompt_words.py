@@ -1,0 +1,46 @@
+"""Words of a prompt that a model never learned, said once: it draws something all the same, and nobody would know why.
+
+Two kinds: words in angle brackets, as adapters are taught them, whose adapter is not loaded; and words that stood in no
+caption of the training and that the text encoder has no piece for, so that it spells them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_TAUGHT = re.compile(r"<[^<>\s:]{1,100}>")
+_IN_BRACKETS = re.compile(r"<[^<>\n]{1,300}>")
+_LONGEST = 200  # characters of words that are named
+
+
+def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, float], loaded: Any) -> None:
+    """One warning for all prompts of a call.
+
+    loaded: the `gen.adapters.model.ModelAdapters`, or None. adapters: those in force, by weight. With one in force the words of the training say little, as it may have taught others.
+    """
+    taught = {word.lower() for name in adapters for word in loaded.loaded[name].words} if loaded is not None else set()
+    names = dict.fromkeys(name for prompt in prompts for name in _TAUGHT.findall(prompt) if name.lower() not in taught)
+    unseen: dict[str, None] = {}
+    if not adapters and hasattr(encoder, "unseen_words"):
+        unseen = dict.fromkeys(word for prompt in prompts for word in encoder.unseen_words(_IN_BRACKETS.sub(" ", prompt)))
+    said = []
+    if names:
+        said.append(
+            f"No adapter in force has taught the model {_listed(names)}; load the one that has (--lora FILE, load_adapter), or "
+            "write ordinary words"
+        )
+    if unseen:
+        said.append(
+            f"{_listed(unseen)} stood in no caption that the model learned from, so it draws what the letters suggest; use "
+            "other words, or teach it (docs/lora.md)"
+        )
+    if said:
+        warnings.warn(f"{'. '.join(said)}.", stacklevel=3)
+
+
+def _listed(words: Iterable[str]) -> str:
+    text = ", ".join(map(repr, words))
+    return text[:_LONGEST] + "…" * (len(text) > _LONGEST)
