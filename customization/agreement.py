@@ -6,16 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gen.models.components import component_digest
 from torch import Tensor
 
-from customization.sizes import Sizes
+from customization.size_sampling import Sizes
 from distill.agreement import Disagreement, several_sizes
-from distill.objective import Batch
+from distill.objectives.bases.objective import Batch
 from gen.models.buckets import LEAST, MOST
-from gen.nn.registry import component_digest
 
 if TYPE_CHECKING:
-    from customization.objective import CustomizationObjective
+    from customization.base.objective import CustomizationObjective
     from gen.generator import Generator
 
 
