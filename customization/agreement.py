@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gen.models.components import component_digest
 from torch import Tensor
 
 from customization.size_sampling import Sizes
 from distill.agreement import Disagreement, several_sizes
 from distill.objectives.bases.objective import Batch
 from gen.models.buckets import LEAST, MOST
+from gen.models.components import component_digest
 
 if TYPE_CHECKING:
     from customization.base.objective import CustomizationObjective

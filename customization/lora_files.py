@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ from gen.models.options import DTYPES
 from gen.models.pretrained import find_model
 from gen.models.skeleton import skeleton
 from samplers.atomic import written
+from samplers.names import nearest
 
 
 def merge(given: argparse.Namespace) -> int:
@@ -128,8 +128,8 @@ def _check_new(path: Path) -> None:
 def _check_output(given: argparse.Namespace) -> None:
     _check_new(given.output)
     if given.to is not None and given.to not in FORMATS:
-        near = difflib.get_close_matches(given.to, FORMATS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(given.to, FORMATS)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"Unknown adapter format {given.to!r}; known: {', '.join(FORMATS)}.{hint}")
     if given.to not in (None, "peft") and given.output.suffix != ".safetensors":
         raise ValueError(f"{given.output}: adapters are written as safetensors; give a name that ends in .safetensors.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from distill.config import TrainConfig
 from distill.parallel.data_parallel import Parallel
 from distill.run_folder import TrainingError
+from samplers.names import nearest
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -26,8 +26,8 @@ def check_trackers(names: tuple[str, ...]) -> None:
     available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = nearest(name, LOGGER_TYPE_TO_CLASS)
+            hint = f"did you mean {near!r}? " if near else ""
             raise TrainingError(f"Unknown tracker {name!r}: {hint}Known: {', '.join(LOGGER_TYPE_TO_CLASS)}.")
         if name not in available:
             raise TrainingError(f"trackers names {name!r}, whose package is not installed; install {name}, or leave it out.")

@@ -7,7 +7,6 @@ whole state: 2N steps equal N, a resume, and N more, bit for bit, and ranks shar
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -37,6 +36,7 @@ from distill.parallel.host_memory import keep_freed_memory
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.types import Batch, Draws, Phase
 from gen.io.folders import written_folder
+from samplers.names import nearest
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -120,8 +120,8 @@ class Trainer:
         known = [name for name, role in self.objective.roles.items() if role.trains]
         for name in config.roles:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                near = nearest(name, known)
+                hint = f"did you mean {near!r}? " if near else ""
                 raise TrainingError(f"The section roles names {name!r}: {hint}Roles that train: {', '.join(known)}.")
 
     @property

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+from collections.abc import Iterable
 from typing import Any
+
+_NEAR = 0.75  # of 1
+_LONGEST = 200  # characters of a name that are compared
 
 
 def plain(name: str) -> str:
@@ -18,6 +22,19 @@ def spellings_of(table: dict[str, Any]) -> dict[str, str]:
     return {plain(spelling): name for name, info in table.items() for spelling in (name, *info.aliases)}
 
 
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The one of the known names that somebody meant who wrote another, spelled as in `known`; None where none is near.
+
+    Every "did you mean" is of this. Names are compared as `plain` spells them. Near is what shares three quarters of its
+    letters, in their order: a wrong suggestion sends people astray, and the known names are listed beside it anyway.
+    """
+    names = dict[str, str]()
+    for one in known:
+        names.setdefault(plain(one) or one, one)
+    found = difflib.get_close_matches(plain(str(name)[:_LONGEST]), names, n=1, cutoff=_NEAR)
+    return names[found[0]] if found else None
+
+
 def find(table: dict[str, Any], name: str, kind: str) -> Any:
     """The row of a name or alias. ValueError, with the nearest name, if there is none; `kind` says what the table is of."""
     if not isinstance(name, str):
@@ -25,8 +42,8 @@ def find(table: dict[str, Any], name: str, kind: str) -> Any:
     spellings = spellings_of(table)
     if found := spellings.get(plain(name)):
         return table[found]
-    near = difflib.get_close_matches(plain(name), spellings, n=1, cutoff=0.6)
-    hint = f": did you mean {spellings[near[0]]!r}?" if near else "."
+    near = nearest(name, spellings)
+    hint = f": did you mean {spellings[near]!r}?" if near else "."
     raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
 
 

@@ -6,13 +6,14 @@ nothing to do with each other.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from samplers.names import nearest
 
 T = TypeVar("T")
 
@@ -67,8 +68,8 @@ def open_named(registry: Mapping[str, Callable[[str | None], T]], what: str, nam
     kind, _, path = name.partition(":")
     if kind not in registry:
         known = [*registry, *also]
-        near = difflib.get_close_matches(kind, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(kind, known)
+        hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"Unknown {what} {name!r}: {hint}Known: {', '.join(known)}; NAME:PATH reads weights of yours.")
     return registry[kind](path or None)
 

@@ -12,7 +12,6 @@ different adapters: `Context.adapters` is then one mapping per sample, or holds 
 from __future__ import annotations
 
 import contextvars
-import difflib
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from gen.adapters.resolve import Index, resolve
 from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
 from samplers.denoiser import AdapterWeights, Context, adapters_key
+from samplers.names import nearest
 
 Rows = dict[str, tuple[list[int], list[float]]]
 Blocks = tuple[tuple[str, ...], tuple[float, ...], slice]
@@ -123,8 +123,8 @@ class Adapters:
     def _check(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.adapters:
-                near = difflib.get_close_matches(str(name), self.adapters, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                near = nearest(name, self.adapters)
+                hint = f" Did you mean {near!r}?" if near else ""
                 raise AdapterError(f"No adapter named {name!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}.{hint}")
 
     # ---- runs

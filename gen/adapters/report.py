@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen.adapters.adapter import Adapter
+from samplers.names import nearest as lookup_nearest
 
 SHOWN = 5
 
@@ -63,10 +63,9 @@ class Report:
 
 
 def nearest(path: str, names: Sequence[str]) -> str:
-    """ "nearest: " and the module name most like a path, "" for none; compared with underscores for dots."""
-    plain = {name.replace(".", "_"): name for name in names}
-    found = difflib.get_close_matches(path.replace(".", "_"), plain, 1, cutoff=0.5)
-    return f"nearest: {plain[found[0]]}" if found else ""
+    """ "nearest: " and the module name most like a path, "" for none."""
+    near = lookup_nearest(path, names)
+    return f"nearest: {near}" if near else ""
 
 
 def _count(lines: Sequence[str], one: str, several: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from gen.cli.output import say
 from gen.io.errors import printable
+from samplers.names import nearest
 
 SHOWN = 20
 
@@ -116,8 +116,8 @@ def convert(
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists, and nothing is overwritten; give another name.")
     if to is not None and to not in FORMATS:
-        near = difflib.get_close_matches(to, FORMATS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(to, FORMATS)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ValueError(f"Unknown adapter format {to!r}{hint} Known: {', '.join(FORMATS)}.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}; give {', '.join(DTYPES)}, or leave it out to keep the file's.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -28,22 +27,20 @@ def dotted_keys(model: type[BaseModel], prefix: str = "", depth: int = 4) -> lis
 
 
 def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
-    """The dotted keys that an unknown one may mean, at most two: a misspelt neighbour; else the same name in another section,
-    and a neighbour that is less like it; else a misspelt name in another section."""
+    """The dotted keys that an unknown one may mean: a misspelt neighbour; else the same name in another section; else a misspelt
+    name in another section."""
+    from samplers.names import nearest  # which loads torch, and keys are seldom wrong
+
     section, dot, name = unknown.rpartition(".")
     beside = [leaf for start, _, leaf in (key.rpartition(".") for key in known) if start == section]
 
-    def neighbours(cutoff: float) -> list[str]:
-        return [f"{section}{dot}{leaf}" for leaf in difflib.get_close_matches(name, beside, 1, cutoff)]
-
-    if near := neighbours(0.75):
-        return near
+    if near := nearest(name, beside):
+        return [f"{section}{dot}{near}"]
     same = [key for key in known if key.rpartition(".")[2] == name]
-    found = [min(same, key=lambda key: (key.count("."), known.index(key)))] if same else []
-    if found := found + neighbours(0.6):
-        return found
+    if same:
+        return [min(same, key=lambda key: (key.count("."), known.index(key)))]
     by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
-    return [by_name[each] for each in difflib.get_close_matches(name, by_name, 1, 0.75)]
+    return [by_name[near]] if (near := nearest(name, by_name)) else []
 
 
 def unknown_key(unknown: str, known: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ Asked for by name, a backend that cannot serve raises with that sentence: nothin
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from gen.io.extras import install
 from gen.nn.batch_invariance import bare, called
+from samplers.names import nearest
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow
@@ -46,7 +46,8 @@ def attention(
         if backend == "auto":
             backend = choose(q, k, v, bias, lengths)
         elif backend not in BACKENDS:
-            hint = "".join(f" Did you mean {near}?" for near in difflib.get_close_matches(str(backend), BACKENDS, n=1))
+            near = nearest(backend, BACKENDS)
+            hint = f" Did you mean {near}?" if near else ""
             raise ValueError(f"Unknown attention backend {backend!r}: choose auto, {', '.join(BACKENDS)}.{hint}")
         elif reason := BACKENDS[backend][1](q, bias, lengths):
             why = f"{reason}. Use backend='auto' or another one."

@@ -6,7 +6,6 @@ model, so no file chooses what code runs.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from gen.io.key_hints import dotted_keys, unknown_key
+from samplers.names import nearest
 
 
 class Config(BaseModel):
@@ -60,8 +60,8 @@ def from_registry(registry: Registry, what: str, config: Mapping[str, Any]) -> t
     settings = dict(config)
     kind = settings.pop("type", None)
     if kind not in registry:
-        near = difflib.get_close_matches(str(kind), registry, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(kind, registry)
+        hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"Unknown {what} {kind!r}: {hint}Known: {', '.join(registry)}.")
     name, config_class, built_class = registry[kind]
     module = importlib.import_module(name)

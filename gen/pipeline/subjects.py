@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from gen.io.validators import SEED_END, check_int, check_side, check_texts
 from gen.models.model import Model, no_text
 from gen.pipeline.types import Item
+from samplers.names import nearest
 
 
 def read_labels(value: object, classes: Sequence[str] | None, count: int) -> list[int]:
@@ -43,8 +43,8 @@ def _label(value: object, classes: Sequence[str], count: int) -> int:
 
         if (found := imagenet.label(value)) is not None:
             return found
-    near = get_close_matches(value.lower(), lowered, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(value.lower(), lowered)
+    hint = f" Did you mean {near!r}?" if near else ""
     named = "one of its class names or " if classes else ""
     raise ValueError(f"The model has no class {value!r}: give {named}a label from 0 to {count - 1}.{hint}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.types import Frame, Settings, Task
+from samplers.names import nearest
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -87,8 +87,8 @@ def check_keywords(given: Iterable[str], others: Iterable[str]) -> None:
     known = [name for row in TASKS.values() for name in row.keywords]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *others], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            near = nearest(name, [*known, *others])
+            hint = f"; did you mean {near!r}?" if near else "."
             raise TypeError(f"A call takes no {name!r}{hint}")
 
 

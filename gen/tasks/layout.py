@@ -104,10 +104,10 @@ class UnknownPrompt(ValueError):
     """A region uses a prompt that the layout lacks; `region` is its number."""
 
     def __init__(self, region: int, name: str, known: Sequence[str]):
-        from difflib import get_close_matches
+        from samplers.names import nearest
 
-        near = get_close_matches(name, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, known)
+        hint = f" Did you mean {near!r}?" if near else ""
         there = f"it has {', '.join(known)}" if known else "it has none"
         super().__init__(f"region {region} uses the prompt {name!r}, which the layout's prompts lack ({there}).{hint}")
         self.region = region

@@ -9,7 +9,6 @@ costs nothing, and steps from the log-SNR `pixels_from` on average decoded pictu
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
 from samplers.canvas.sync_tweedies import Instances, View, project
 from samplers.rows import stack_conditions
+from samplers.lookup import nearest
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -71,8 +71,8 @@ VIEWS: dict[str, Turn] = {
 
 def view_of(name: str) -> Turn:
     if name not in VIEWS:
-        near = difflib.get_close_matches(str(name), VIEWS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, VIEWS)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"There is no view {name!r}; choose one of {', '.join(VIEWS)}.{hint}")
     return VIEWS[name]
 

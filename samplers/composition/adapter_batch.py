@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.names import nearest
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.rows import repeat_level, repeat_rows, take_prediction
@@ -34,8 +34,8 @@ def check_known(names: Sequence[str], active: Weights, method: str) -> None:
     """ValueError for a name that is not among the adapters in force."""
     for name in names:
         if name not in active:
-            near = difflib.get_close_matches(name, active, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            near = nearest(name, active)
+            hint = f" Did you mean {near!r}?" if near else ""
             known = ", ".join(active) or "none"
             raise ValueError(f"{method} names the adapter {name!r}, which is not in force; in force: {known}.{hint}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gen.models.components import save_component
 from PIL import Image
 
 from customization.agreement import check_agreement
@@ -13,6 +12,7 @@ from customization.train import main
 from distill.agreement import Disagreement
 from distill.data import make_source
 from gen.generator import Generator
+from gen.models.components import save_component
 from tests.customization.kit import objective, pictures, trainer
 from tests.gen.conftest import randomise, tiny_autoencoder
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from gen.models.components import load_component, save_component
 
 import gen
 from distill.data.emoji.captions import words_of
 from distill.data.emoji.data import COLOURS, EmojiData
 from gen.adapters import Adapter
+from gen.models.components import load_component, save_component
 
 DEFAULT = Path(gen.__file__).parent / "weights" / "default" / "text_encoder"
 ROOT = Path(gen.__file__).parents[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from gen.io import validators as request
 from gen.models.components import load_component
 from samplers.denoiser import Condition
+from samplers.names import nearest
 from samplers.path import NoiseLevel, VarianceExploding
 
 CLEAN = VarianceExploding()(0.02)  # the level at which clean images are classified: about the cleanest that training sees
@@ -56,6 +56,6 @@ class NoisyLabel:
         for spelling in (label, label.lower().removeprefix("a ").removeprefix("an ").removeprefix("the ")):
             if spelling in known:
                 return known.index(spelling)
-        near = get_close_matches(label, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        near = nearest(label, known)
+        hint = f"; did you mean {near!r}?" if near else "."
         raise ValueError(f"The classifier knows no {label!r}{hint} Give one of its {len(known)} labels as label.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from distill.networks.evaluator.augment import views
 from gen.io import validators as request
 from samplers.denoiser import Condition
+from samplers.names import nearest
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class LabelEnergy:
         for spelling in (label, label.lower().removeprefix("a ").removeprefix("an ").removeprefix("the ")):
             if spelling in known:
                 return known.index(spelling)
-        near = get_close_matches(label, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        near = nearest(label, known)
+        hint = f"; did you mean {near!r}?" if near else "."
         raise ValueError(f"The evaluation network knows no {label!r}{hint} Give one of its {len(known)} labels as label.")
 
 

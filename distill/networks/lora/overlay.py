@@ -7,7 +7,6 @@ parameters and its state dict are the factors alone.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from gen.nn.registry import Config
+from samplers.names import nearest
 from samplers.noise import fold
 
 
@@ -43,8 +43,8 @@ def find_targets(base: nn.Module, targets: tuple[str, ...]) -> list[str]:
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             ends = sorted({end for name in linear for end in (name, name.rpartition(".")[2], ".".join(name.split(".")[-2:]))})
-            near = difflib.get_close_matches(target, ends, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
+            near = nearest(target, ends)
+            hint = f"did you mean {near!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
             raise ValueError(f"lora.targets names {target!r}, but no linear layer of this network ends in it; {hint}")
     return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)]
 

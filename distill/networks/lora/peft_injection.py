@@ -10,7 +10,6 @@ oft      R W, R orthogonal in blocks         arXiv 2306.07280; 2506.19847 for th
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import warnings
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
 from gen.nn.registry import Config
+from samplers.names import nearest
 from samplers.noise import fold
 
 NAME = "default"  # peft's name for the one adapter
@@ -79,8 +79,8 @@ def _ends(name: str, end: str) -> bool:
 
 def _near(end: str, names: Mapping[str, nn.Module]) -> str:
     ends = sorted({e for name in names for e in (name, name.rpartition(".")[2], ".".join(name.split(".")[-2:]))}, key=len)
-    near = difflib.get_close_matches(end, ends, 1) if end else []
-    return f"did you mean {near[0]!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
+    near = nearest(end, ends) if end else None
+    return f"did you mean {near!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
 
 
 def inject(network: nn.Module, config: AdapterConfig, seed: int, what: str = "denoiser") -> dict[str, nn.Parameter]:

@@ -6,7 +6,6 @@ refused, so no file chooses what code runs, nor where it is read from.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from gen.models.bridge.schedule import sampling
 from gen.models.bridge.vae import BridgedAutoencoder
 from gen.models.buckets import TABLES
 from gen.models.folder import Opened, Pipeline, model_config
+from samplers.names import nearest
 
 INDEX = "model_index.json"
 
@@ -53,8 +53,8 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
         short = {one.removesuffix("Pipeline"): one for one in PIPELINES}  # all end alike, which makes none near
-        near = difflib.get_close_matches(str(name).removesuffix("Pipeline"), short, 1, cutoff=0.75)
-        hint = f"did you mean {short[near[0]]}? " if near else ""
+        near = nearest(str(name).removesuffix("Pipeline"), short)
+        hint = f"did you mean {short[near]}? " if near else ""
         raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(PIPELINES)}.")
     family = PIPELINES[name]
     parts = {}

@@ -7,9 +7,10 @@ is one tensor of ours that their file repeats in every block.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from samplers.names import nearest as lookup_nearest
 
 LEAVES = ("weight", "bias")
 Row = tuple[Sequence[str], str]  # a str, or several
@@ -49,5 +50,5 @@ def expand(table: Table, blocks: int) -> dict[str, Slot]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the known name that is most like this one, or nothing."""
-    close = difflib.get_close_matches(name[:200], list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = lookup_nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""

@@ -5,10 +5,11 @@ Names say architecture, size, patch and what they were made for. Counts of param
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import nn
+
+from samplers.names import nearest
 
 Row = dict[str, Any]
 PIXELS_32, PIXELS_64 = {"size": 32, "channels": 3}, {"size": 64, "channels": 3}
@@ -80,8 +81,8 @@ PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr()}
 def preset(name: str, **changes: Any) -> Row:
     """The config of a published size with changes: preset("dit-b-2", size=64, learned_variance=False)."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, PRESETS)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"Unknown model size {name!r}.{hint} `fewstep models` lists them: {', '.join(PRESETS)}.")
     return PRESETS[name] | changes
 
