@@ -33,7 +33,7 @@ from gen.models.options import DTYPES
 from gen.models.pretrained import find_model
 from gen.models.skeleton import skeleton
 from samplers.atomic import written
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 
 def merge(given: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from distill.config import TrainConfig
 from distill.parallel.data_parallel import Parallel
 from distill.run_folder import TrainingError
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ from distill.parallel.host_memory import keep_freed_memory
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.types import Batch, Draws, Phase
 from gen.io.folders import written_folder
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 __all__ = ["Trainer", "TrainingError"]
 

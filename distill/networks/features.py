@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from gen.adapters.resolve import Index, resolve
 from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
 from samplers.denoiser import AdapterWeights, Context, adapters_key
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 Rows = dict[str, tuple[list[int], list[float]]]
 Blocks = tuple[tuple[str, ...], tuple[float, ...], slice]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen.adapters.adapter import Adapter
-from samplers.names import nearest as lookup_nearest
+from samplers.lookup import nearest as lookup_nearest
 
 SHOWN = 5
 

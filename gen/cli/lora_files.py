@@ -10,7 +10,7 @@ from typing import Any
 
 from gen.cli.output import say
 from gen.io.errors import printable
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 SHOWN = 20
 

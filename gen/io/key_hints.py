@@ -27,9 +27,9 @@ def dotted_keys(model: type[BaseModel], prefix: str = "", depth: int = 4) -> lis
 
 
 def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
-    """The dotted keys that an unknown one may mean: a misspelt neighbour; else the same name in another section; else a misspelt
-    name in another section."""
-    from samplers.names import nearest  # which loads torch, and keys are seldom wrong
+    """The dotted keys that an unknown one may mean: a misspelt neighbour; else the same name in another section; else a
+    misspelt name in another section."""
+    from samplers.lookup import nearest  # which loads torch, and keys are seldom wrong
 
     section, dot, name = unknown.rpartition(".")
     beside = [leaf for start, _, leaf in (key.rpartition(".") for key in known) if start == section]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gen.io.extras import install
 from gen.nn.batch_invariance import bare, called
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow

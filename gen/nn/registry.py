@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from gen.io.key_hints import dotted_keys, unknown_key
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 
 class Config(BaseModel):

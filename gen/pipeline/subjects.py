@@ -12,7 +12,7 @@ from torch import Tensor
 from gen.io.validators import SEED_END, check_int, check_side, check_texts
 from gen.models.model import Model, no_text
 from gen.pipeline.types import Item
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 
 def read_labels(value: object, classes: Sequence[str] | None, count: int) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.types import Frame, Settings, Task
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 if TYPE_CHECKING:
     from gen.models.model import Model

@@ -104,7 +104,7 @@ class UnknownPrompt(ValueError):
     """A region uses a prompt that the layout lacks; `region` is its number."""
 
     def __init__(self, region: int, name: str, known: Sequence[str]):
-        from samplers.names import nearest
+        from samplers.lookup import nearest
 
         near = nearest(name, known)
         hint = f" Did you mean {near!r}?" if near else ""

@@ -24,8 +24,8 @@ from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
 from samplers.canvas.sync_tweedies import Instances, View, project
-from samplers.rows import stack_conditions
 from samplers.lookup import nearest
+from samplers.rows import stack_conditions
 
 if TYPE_CHECKING:
     from gen.models.model import Model

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.names import nearest
+from samplers.lookup import nearest
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.rows import repeat_level, repeat_rows, take_prediction

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 ROOT = Path(__file__).parents[2]
 KNOWN = ("euler", "dpmpp_2m", "DPM++ 2M SDE", "karras", "drop_caption", "down_blocks.0.attn.to_q", "日本")

@@ -12,7 +12,7 @@ from torch import Tensor
 from gen.io import validators as request
 from gen.models.components import load_component
 from samplers.denoiser import Condition
-from samplers.names import nearest
+from samplers.lookup import nearest
 from samplers.path import NoiseLevel, VarianceExploding
 
 CLEAN = VarianceExploding()(0.02)  # the level at which clean images are classified: about the cleanest that training sees

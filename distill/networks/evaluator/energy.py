@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.networks.evaluator.augment import views
 from gen.io import validators as request
 from samplers.denoiser import Condition
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 
 @dataclass(frozen=True)

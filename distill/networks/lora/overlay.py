@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from gen.nn.registry import Config
-from samplers.names import nearest
+from samplers.lookup import nearest
 from samplers.noise import fold
 
 

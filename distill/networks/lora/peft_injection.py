@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
 from gen.nn.registry import Config
-from samplers.names import nearest
+from samplers.lookup import nearest
 from samplers.noise import fold
 
 NAME = "default"  # peft's name for the one adapter

@@ -24,7 +24,7 @@ from gen.models.bridge.schedule import sampling
 from gen.models.bridge.vae import BridgedAutoencoder
 from gen.models.buckets import TABLES
 from gen.models.folder import Opened, Pipeline, model_config
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 INDEX = "model_index.json"
 

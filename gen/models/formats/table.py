@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from samplers.names import nearest as lookup_nearest
+from samplers.lookup import nearest as lookup_nearest
 
 LEAVES = ("weight", "bias")
 Row = tuple[Sequence[str], str]  # a str, or several

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from samplers.names import nearest
+from samplers.lookup import nearest
 
 Row = dict[str, Any]
 PIXELS_32, PIXELS_64 = {"size": 32, "channels": 3}, {"size": 64, "channels": 3}
