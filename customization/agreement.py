@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customization.size_sampling import Sizes
+from customization.base.size_sampling import Sizes
 from distill.agreement import Disagreement, several_sizes
 from distill.objectives.bases.objective import Batch
 from gen.models.buckets import LEAST, MOST

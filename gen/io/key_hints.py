@@ -27,18 +27,19 @@ def dotted_keys(model: type[BaseModel], prefix: str = "", depth: int = 4) -> lis
 
 
 def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
-    """The dotted keys that an unknown one may mean: a misspelt neighbour; else the same name in another section; else a
-    misspelt name in another section."""
+    """The dotted keys that an unknown one may mean, at most two: the same name in another section, and a misspelt neighbour;
+    else a misspelt name in another section."""
     from samplers.lookup import nearest  # which loads torch, and keys are seldom wrong
 
     section, dot, name = unknown.rpartition(".")
     beside = [leaf for start, _, leaf in (key.rpartition(".") for key in known) if start == section]
 
-    if near := nearest(name, beside):
-        return [f"{section}{dot}{near}"]
     same = [key for key in known if key.rpartition(".")[2] == name]
-    if same:
-        return [min(same, key=lambda key: (key.count("."), known.index(key)))]
+    found = [min(same, key=lambda key: (key.count("."), known.index(key)))] if same else []
+    if near := nearest(name, beside):
+        found.append(f"{section}{dot}{near}")
+    if found:
+        return found
     by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
     return [by_name[near]] if (near := nearest(name, by_name)) else []
 

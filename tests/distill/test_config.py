@@ -43,7 +43,7 @@ def test_exponent_numbers_are_numbers(write):
         (MINIMAL + "optimizer: {lrr: 1e-3}\n", r"unknown key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"),
         (MINIMAL + "optimizer: {warmup: 3}\n", r"unknown key 'optimizer\.warmup'; did you mean 'schedule\.warmup'"),
         (MINIMAL + "steps: 3\n", r"did you mean 'evaluation\.steps' or 'max_steps'"),
-        (MINIMAL + "prediction: x0\n", r"did you mean 'objective\.prediction' or 'precision'"),
+        (MINIMAL + "prediction: x0\n", r"did you mean 'objective\.prediction'\.$"),
         (MINIMAL + "drop_caption: 0.1\n", r"did you mean 'data\.drop_caption'"),
         (MINIMAL + "routing: true\n", r"did you mean 'network\.routing'"),
         (MINIMAL + "roles: {net: {optimizer: {betaz: [0, 0]}}}\n", r"roles\.net: unknown key 'betaz'; did you mean 'betas'"),
