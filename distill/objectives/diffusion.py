@@ -209,13 +209,13 @@ class DiffusionObjective(Objective):
 
     def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
-        from gen.pipeline.guidance_stack import Rules
+        from gen.pipeline.guidance_stack import GuidanceStack
         from samplers.noise import seeded_noise
         from samplers.registry import get_grid, get_solver, solver_info
         from samplers.sample import sample
 
         told, preview = self.config.defaults, self.config.preview
-        rules = Rules.of(told.guidance, told.guidance_options, None, None)
+        rules = GuidanceStack.of(told.guidance, told.guidance_options, None, None)
         scale = rules.meant(told.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
         denoiser, solver = rules.build(
             self.denoiser(network),

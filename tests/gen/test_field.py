@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gen.pipeline.guidance_stack import Rules
+from gen.pipeline.guidance_stack import GuidanceStack
 from gen.pipeline.recipe import Recipe
 from samplers.cache import FirstBlockCache, Reuse
 from samplers.cache.registry import CACHES
@@ -70,8 +70,8 @@ def test_a_recipe_with_0_is_made_as_it_was(tiny):
 
 
 def test_a_model_that_reads_its_scale_is_told_0():
-    assert Rules.of("embedded", None, None, None).meant(0.0) == 0.0
-    assert [Rules.of(name, None, None, None).meant(0.0) for name in ("cfg", "apg", "cfg++")] == [1.0, 1.0, 0.0]
+    assert GuidanceStack.of("embedded", None, None, None).meant(0.0) == 0.0
+    assert [GuidanceStack.of(name, None, None, None).meant(0.0) for name in ("cfg", "apg", "cfg++")] == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -178,10 +178,10 @@ def test_the_common_case_imports_no_family():
     import sys
 
     code = (
-        "import sys; from gen.pipeline.guidance_stack import Rules; Rules.of(None, {}, None, None); "
+        "import sys; from gen.pipeline.guidance_stack import GuidanceStack; GuidanceStack.of(None, {}, None, None); "
         "print('samplers.guidance.apg' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert Rules.of("CFG", {}, "fbcache", {}).cache == ("first_block",)
+    assert GuidanceStack.of("CFG", {}, "fbcache", {}).cache == ("first_block",)
     assert FirstBlockCache.__name__ == "FirstBlockCache"

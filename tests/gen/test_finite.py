@@ -10,7 +10,7 @@ import torch
 
 from gen.adapters import Adapter, Delta
 from gen.generator import Generator
-from gen.pipeline.guidance_stack import Rules
+from gen.pipeline.guidance_stack import GuidanceStack
 from samplers.editing.image_to_image import start_at
 from samplers.grids import uniform_time
 from samplers.path import RectifiedFlow
@@ -115,13 +115,13 @@ class Spoiling:
 @pytest.mark.parametrize("guidance", ["cfg", "apg", "cfg_zero"])
 def test_guidance(generator, monkeypatch, guidance):
     """What guidance makes of finite branches is not the network's fault."""
-    build = Rules.build
+    build = GuidanceStack.build
 
     def spoiled(self, *given, **options):
         field, solver = build(self, *given, **options)
         return Spoiling(field), solver
 
-    monkeypatch.setattr(Rules, "build", spoiled)
+    monkeypatch.setattr(GuidanceStack, "build", spoiled)
     with pytest.raises(ValueError, match=f"in the guidance '{guidance}'"):
         generator("a cat", guidance=guidance, **CALL)
 
