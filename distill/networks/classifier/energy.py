@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from gen.io import validators as request
+from gen.io.validators import check_float
 from gen.models.components import load_component
 from samplers.denoiser import Condition
 from samplers.lookup import nearest
@@ -32,7 +32,7 @@ class NoisyLabel:
     space: ClassVar[str] = "latents"
 
     def __post_init__(self) -> None:
-        request.real("scale", self.scale, 0, 1e6)
+        check_float("scale", self.scale, 0, 1e6)
         if not self._loaded:
             import distill.networks.classifier  # noqa: F401  (makes the type known)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.networks.evaluator.augment import views
-from gen.io import validators as request
+from gen.io.validators import check_float, check_int
 from samplers.denoiser import Condition
 from samplers.lookup import nearest
 
@@ -36,8 +36,8 @@ class LabelEnergy:
     _loaded: list = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        request.real("scale", self.scale, 0, 1e6)
-        request.whole("copies", self.copies, 0, 64)
+        check_float("scale", self.scale, 0, 1e6)
+        check_int("copies", self.copies, 0, 64)
 
     def _network(self) -> Any:
         return _loaded(self)
@@ -79,8 +79,8 @@ class TextEnergy:
     _embedded: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        request.real("scale", self.scale, 0, 1e6)
-        request.whole("copies", self.copies, 0, 64)
+        check_float("scale", self.scale, 0, 1e6)
+        check_int("copies", self.copies, 0, 64)
 
     def for_prompts(self, prompts: Sequence[str]) -> TextEnergy:
         texts = tuple(prompts) if self.text is None else (self.text,) * len(prompts)
@@ -122,7 +122,7 @@ class StyleEnergy:
     _wanted: list = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        request.real("scale", self.scale, 0, 1e6)
+        check_float("scale", self.scale, 0, 1e6)
         from gen.io.images import read_picture
 
         self._wanted.append(read_picture("image", self.image, "RGB"))
