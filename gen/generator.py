@@ -22,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from gen.io.threads import exclusive
+from gen.io.user_code import check_imported
 from gen.io.validators import MAX_IMAGES, check_int
 from gen.models.buckets import made_at, remark_on_size
 from gen.models.model import Model
 from gen.pipeline.callback import check_inputs
-from gen.pipeline.guidance_stack import remark_on_layers
+from gen.pipeline.guidance_stack import GuidanceRule, remark_on_layers
 from gen.pipeline.output import TYPES, Output, to_pil
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recorded_adapters
@@ -35,6 +36,7 @@ from gen.pipeline.settings import Sampling, make_settings, remark_on_sampler
 from gen.pipeline.subjects import draw_seeds, make_items, read_subjects, unit_noise
 from gen.pipeline.task_table import METHODS, TaskArgs, args_from_recipe, args_of_call, check_keywords, frame_of, with_own_size
 from gen.pipeline.work import check_work
+from samplers.denoiser import Denoiser
 from samplers.path import NoiseLevel
 from samplers.sample import Solver
 
@@ -101,9 +103,9 @@ class Generator(Model):
         schedule: str | Sequence[NoiseLevel] | None = None,
         schedule_options: Mapping[str, Any] | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        guidance: str | Sequence[str] | None = None,
+        guidance: str | Sequence[str] | GuidanceRule | None = None,
         guidance_options: Mapping[str, Any] | None = None,
-        cache: str | Sequence[str] | None = None,
+        cache: str | Sequence[str] | Callable[[Denoiser], Denoiser] | None = None,
         cache_options: Mapping[str, Any] | None = None,
         use_resolution_binning: bool | None = None,
         batch_size: int | None = None,
@@ -121,7 +123,9 @@ class Generator(Model):
         seed: the first picture's; the next get seed + 1, ... seeds: one each. generator: seeds are drawn from it.
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
         class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
-        noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options.
+        noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options; or
+        functions of your own
+        (`gen.pipeline.guidance_stack.GuidanceRule`; denoiser -> denoiser), which no recipe holds.
         composition: how several adapters act: merge, switch, composite, contrast or cached (`samplers.composition`), with
         composition_options. regions: adapter -> mask (white: there it acts); the others act everywhere.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
@@ -207,6 +211,7 @@ class Generator(Model):
         """
         check_keywords(tasks, inspect.signature(Generator.replay).parameters)
         check_work(recipe, max_work)
+        check_imported(recipe.imports or {})
         task_args = args_from_recipe(self, recipe, tasks)
         made = recipe.made_at or (recipe.height, recipe.width)
         shown = None if recipe.made_at is None else (recipe.height, recipe.width)

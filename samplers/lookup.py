@@ -47,6 +47,16 @@ def find(table: dict[str, Any], name: str, kind: str) -> Any:
     raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
 
 
+def check_free(table: dict[str, Any], info: Any, kind: str) -> None:
+    """ValueError where a row of the user's own has a spelling that the table knows already."""
+    spellings = spellings_of(table)
+    for spelling in (info.name, *info.aliases):
+        if not isinstance(spelling, str) or not plain(spelling):
+            raise ValueError(f"A {kind} is registered under a name with letters or digits, got {spelling!r}.")
+        if taken := spellings.get(plain(spelling)):
+            raise ValueError(f"The {kind} {spelling!r} exists already, as {taken!r}; choose another name.")
+
+
 def check_options(info: Any, options: dict[str, Any], kind: str) -> None:
     """ValueError for an option that the row does not have."""
     for name in options:

@@ -24,6 +24,7 @@ from gen.cli.options import (
     Device,
     Dtype,
     GuidanceScale,
+    Import,
     Model,
     ModelOption,
     Native,
@@ -139,10 +140,14 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
     device: Device = None,
     dtype: Dtype = None,
+    import_: Import = None,
     quiet: Quiet = False,
 ) -> int:
     """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
     from gen.cli.compare import run
+    from gen.cli.image import import_files
+
+    import_files(import_)
 
     return run(
         prompts or [],

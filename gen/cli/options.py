@@ -51,4 +51,8 @@ Guide = Annotated[
 GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [default: the method's]")]
 GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
 GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
+Import = Annotated[
+    list[Path] | None,
+    typer.Option("--import", metavar="FILE.py", help="Run a file of your own that registers methods by name; repeatable."),
+]
 Nonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take LoRA files with NaN or infinite values.")]

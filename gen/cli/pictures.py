@@ -19,6 +19,7 @@ from gen.cli.options import (
     GuideOption,
     GuideStrength,
     Height,
+    Import,
     Lora,
     ModelOption,
     Native,
@@ -131,11 +132,14 @@ def image(
     device: Device = None,
     dtype: Dtype = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the file.")] = True,
+    import_: Import = None,
     quiet: Quiet = False,
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
-    from gen.cli.image import run
+    from gen.cli.image import import_files, run
     from gen.cli.lora import regions_of
+
+    import_files(import_)
 
     return run(
         prompts or [],
@@ -229,11 +233,15 @@ def replay(
     max_work: Annotated[
         float | None, typer.Option(help="Megapixel evaluations that the recipe may ask for. [default: 4000]")
     ] = None,
+    import_: Import = None,
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
+    from gen.cli.image import import_files
     from gen.cli.lora import regions_of
     from gen.cli.replay import run
+
+    import_files(import_)
 
     return run(
         picture,

@@ -33,9 +33,9 @@ def run(
     given = parse_options(options) | ({"simulate": True} if simulate else {})
 
     from gen.generator import Generator, to_pil
-    from gen.tasks.restore import check_options, make_restoration
+    from gen.tasks.restore import check_task, make_restoration
 
-    check_options(task, given)
+    check_task(task, given)
     generator = Generator.from_pretrained(model, device, dtype)
     start = time.perf_counter()
     result = generator.restore(picture, task, prompt, mask=mask, progress=not quiet, **given, **call)

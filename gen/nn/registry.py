@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
@@ -24,7 +24,8 @@ class Config(BaseModel):
 
 
 # type name -> (module, config class, class it is the config of); imported when used
-Registry = Mapping[str, tuple[str, str, str]]
+Row = tuple[str, str, str]
+Registry = Mapping[str, Row]
 
 COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.nn.backbones.uvit", "UViTConfig", "UViT"),
@@ -36,7 +37,26 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
 }
 
 
-Network = TypeVar("Network", bound=nn.Module)
+def register_network(type: str, network: type[nn.Module], config: type[BaseModel]) -> None:
+    """Make a network of your own known by a type name, for the rest of this process: in configs, model folders and training.
+
+    network: made from a checked config, `network(config)`, which it keeps as `network.config`. config: a subclass of `Config`.
+    Both must be importable, defined at the top of a module. Raises ValueError for a name that is taken.
+    """
+    register(COMPONENTS, "network type", type, network, config)
+
+
+def register(table: dict[str, Row], what: str, name: str, built: type, config: type[BaseModel]) -> None:
+    """A row of the user's own in a table of this process. what: the kind of thing, for the ValueError of a name that is
+    taken."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"The {what} is named {name!r}; give a name of letters, digits and underscores.")
+    row = built.__module__, config.__qualname__, built.__qualname__
+    if table.get(name, row) != row:
+        raise ValueError(f"The {what} {name!r} exists already; choose another name.")
+    if config.__module__ != built.__module__ or "." in config.__qualname__ + built.__qualname__:
+        raise ValueError(f"The {what} {name!r} and its config must be defined at the top of one module.")
+    table[name] = row
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None = None) -> str:
@@ -80,5 +100,8 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 def config_of(network: nn.Module) -> dict[str, Any]:
     """The config that `build` makes this network from."""
-    kind = next(kind for kind, (_, _, name) in COMPONENTS.items() if name == type(network).__name__)
+    own = type(network).__module__, type(network).__qualname__
+    kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == own), None)
+    if kind is None:
+        raise ValueError(f"{own[1]} of {own[0]} is no network that has a type name; give it one with register_network.")
     return {"type": kind, **network.config.model_dump(mode="json")}

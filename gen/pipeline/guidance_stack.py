@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gen.io.validators import check_option_values
 
@@ -21,10 +21,27 @@ if TYPE_CHECKING:
     from samplers.sample import Solver
 
 
+class GuidanceRule(Protocol):
+    """A guidance rule of the caller's own: a denoiser around another.
+
+    denoiser: the network and its caches. scale: the guidance scale. negative: what the pictures should not be, None for the
+    unconditional prediction (`condition.null()`). interval: (low, high) in log-SNR where guidance acts.
+    """
+
+    def __call__(
+        self, denoiser: Denoiser, scale: float, negative: Condition | None, interval: tuple[float, float], /
+    ) -> Denoiser: ...
+
+
+def name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 @dataclass(frozen=True)
 class GuidanceStack:
     """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
     nothing; usual: the rule's own usual scale (None: the model's).
+    own_rule, own_cache: functions of the caller's own in the place of names, which no recipe holds.
     negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
     sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
 
@@ -37,6 +54,8 @@ class GuidanceStack:
     negatives: bool = True
     always: bool = False
     both: bool = False
+    own_rule: GuidanceRule | None = None
+    own_cache: Callable[[Denoiser], Denoiser] | None = None
 
     def under(self, solver: Solver) -> GuidanceStack:
         """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
@@ -44,7 +63,7 @@ class GuidanceStack:
 
         if not reads_both(solver):
             return self
-        if self.names[0] != "cfg":
+        if self.names[0] != "cfg" or self.own_rule is not None:
             raise ValueError(
                 f"A sampler under CFG++ guides by itself, from the branches of plain guidance; with guidance={self.name!r} "
                 "choose another sampler."
@@ -64,6 +83,8 @@ class GuidanceStack:
         for the rules that have such an option and were not given one."""
         if guidance in (None, "cfg") and not (guidance_options or cache or cache_options):
             return cls()  # without importing the whole family
+        if callable(guidance) or callable(cache):
+            return cls._with_own(guidance, guidance_options, cache, cache_options, usual)
         from samplers.cache.registry import cache_info
         from samplers.guidance.registry import guidance_info
 
@@ -99,6 +120,26 @@ class GuidanceStack:
             always=rules[0].always,
         )
 
+    @classmethod
+    def _with_own(
+        cls, guidance: Any, guidance_options: object, cache: Any, cache_options: object, usual: Mapping[str, Any] | None
+    ) -> GuidanceStack:
+        """With functions of the caller's own; what is not one is by name as ever."""
+        for what, value, options in (("guidance", guidance, guidance_options), ("cache", cache, cache_options)):
+            if callable(value) and options:
+                raise ValueError(f"{what} is a function of your own, which takes no {what}_options; leave them out.")
+        stack = cls.of(
+            None if callable(guidance) else guidance, guidance_options, None if callable(cache) else cache, cache_options, usual
+        )
+        if callable(guidance):
+            stack = replace(stack, names=(name_of(guidance),), own_rule=guidance)
+        return replace(stack, cache=(name_of(cache),), own_cache=cache) if callable(cache) else stack
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        """What no recipe can hold."""
+        return ("guidance",) * (self.own_rule is not None) + ("cache",) * (self.own_cache is not None)
+
     def meant(self, scale: float) -> float:
         """A guidance scale as callers mean it: 0 is none, as in diffusers, not the unconditional picture; but rules that act at
         every scale tell the network 0."""
@@ -124,11 +165,16 @@ class GuidanceStack:
     ) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) with the caches and rules around them, and `inside` between those. Not `guided`: rules that
         compare with an unconditional image are left out, those that need none (perturbations, thresholds) stay."""
-        for name in self.cache:
+        if self.own_cache is not None:
+            denoiser = self.own_cache(denoiser)
+        for name in () if self.own_cache is not None else self.cache:
             from samplers.cache.registry import cache_info, get_cache
 
             denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
         denoiser = denoiser if inside is None else inside(denoiser)
+        if self.own_rule is not None:
+            bounds = interval or (-math.inf, math.inf)
+            return (self.own_rule(denoiser, scale, negative, bounds) if guided else denoiser), solver
         if self.names == ("cfg",) and not self.guidance_options:  # the common case, without importing the family
             if not guided:
                 return denoiser, solver

@@ -199,6 +199,9 @@ class Recipe(_Part):
     regions: dict[Name, Digest] = Field({}, description="adapter -> sha256 of the mask that it acts in")
     adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")
+    imports: dict[Name, Digest] | None = Field(
+        None, description="the maker's own Python files that were imported: name -> sha256"
+    )
     unrecorded: tuple[Name, ...] = ()
     nfe: float = Field(ge=0, description="network evaluations for this picture")
     model: Model

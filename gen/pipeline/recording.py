@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gen.io.user_code import imported
 from gen.nn.attention import choose
 from gen.pipeline.recipe import Batch as BatchRecord
 from gen.pipeline.recipe import Machine, Recipe
@@ -56,6 +57,7 @@ def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
             cache_options=dict(settings.guidance.cache_options),
             adapters=settings.adapters,
             adapter_files=files or None,
+            imports=imported() or None,
             stopped_at=state.step if early else None,
             unrecorded=(*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside),
             nfe=state.evaluations * settings.copies,

@@ -99,7 +99,7 @@ def make_settings(
         guidance=stack,
         batch_invariant=_invariant(model, sampling.batch_invariant),
         adapters=model.active_adapters(model.adapters if adapters is None else adapters),
-        **steps,
+        **{**steps, "unrecorded": (*steps["unrecorded"], *stack.unrecorded)},
     )
     guided = settings.scale != stack.off
     stack.build(model.denoiser, settings.solver, settings.scale, None, settings.interval, guided)  # options are checked here

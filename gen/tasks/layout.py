@@ -270,8 +270,8 @@ def make_layout(layout: Any, height: int, width: int, model: Model, rules: Any) 
             for one in record.regions
         )
         record = record.model_copy(update={"regions": regions})
-    if rules.guidance[0] in ("cfg++", "embedded"):
-        raise ValueError(f"A layout guides every region by itself, which {rules.guidance[0]} cannot; choose other guidance.")
+    if rules.names[0] in ("cfg++", "embedded"):
+        raise ValueError(f"A layout guides every region by itself, which {rules.names[0]} cannot; choose other guidance.")
     if rules.both:
         raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
     made = Layout(record, height, width)

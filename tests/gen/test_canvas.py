@@ -15,9 +15,10 @@ from PIL import Image
 from gen.generator import Generator
 from gen.io.errors import RecipeError
 from gen.nn.conditions import alike
+from gen.pipeline.progress import CountEvaluations
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.tasks import canvas as canvases
-from gen.tasks.canvas import Counted, make_canvas
+from gen.tasks.canvas import make_canvas
 from samplers.canvas.multidiffusion import Tiled
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
@@ -175,8 +176,8 @@ def test_upscaling_is_image_to_image_in_windows(tiny, photo):
 
 def test_noise_is_drawn_for_the_whole_canvas(tiny, monkeypatch):
     """Windows agree where they overlap; drawn apart and averaged, noise would lose variance there."""
-    seen, call = [], Counted.__call__
-    monkeypatch.setattr(Counted, "__call__", lambda self, x, *rest: (seen.append(x), call(self, x, *rest))[1])
+    seen, call = [], CountEvaluations.__call__
+    monkeypatch.setattr(CountEvaluations, "__call__", lambda self, x, *rest: (seen.append(x), call(self, x, *rest))[1])
     tiny.panorama("", width=48, height=32, output_type="latent", guidance_scale=1.0, **QUICK)
     noise = normal([7], (4, 8, 12), "latents")
     assert torch.equal(seen[0], torch.cat([noise[..., :8], noise[..., 4:]]))
@@ -227,7 +228,7 @@ def test_everything_else_works_inside(tiny, options):
 
 
 def test_less_memory_means_fewer_windows_at_once(tiny, monkeypatch):
-    call = Counted.__call__
+    call = CountEvaluations.__call__
 
     def small(self, x, *rest):
         if len(x) > 2:
@@ -235,10 +236,10 @@ def test_less_memory_means_fewer_windows_at_once(tiny, monkeypatch):
         return call(self, x, *rest)
 
     whole = tiny.panorama("a cat", width=96, height=32, guidance_scale=1.0, window_batch=2, **QUICK)
-    monkeypatch.setattr(Counted, "__call__", small)
+    monkeypatch.setattr(CountEvaluations, "__call__", small)
     made = tiny.panorama("a cat", width=96, height=32, guidance_scale=1.0, **QUICK)
     assert made.recipes[0].canvas.batch == 2 and made.images[0].tobytes() == whole.images[0].tobytes()
-    monkeypatch.setattr(Counted, "__call__", lambda self, x, *rest: small(self, torch.cat([x] * 3), *rest))
+    monkeypatch.setattr(CountEvaluations, "__call__", lambda self, x, *rest: small(self, torch.cat([x] * 3), *rest))
     with pytest.raises(ValueError, match="does not fit in the memory"):
         tiny.panorama("a cat", width=48, height=32, **QUICK)
 
@@ -268,8 +269,8 @@ def test_large_canvases_are_decoded_in_parts(tiny, monkeypatch):
 
 
 def test_a_network_that_reads_its_size_is_told_the_windows(tiny, monkeypatch):
-    seen, call = [], Counted.__call__
-    monkeypatch.setattr(Counted, "__call__", lambda self, x, l, c, k: (seen.append(c), call(self, x, l, c, k))[1])
+    seen, call = [], CountEvaluations.__call__
+    monkeypatch.setattr(CountEvaluations, "__call__", lambda self, x, l, c, k: (seen.append(c), call(self, x, l, c, k))[1])
     monkeypatch.setattr(tiny.network, "config", tiny.network.config.model_copy(), raising=False)
     object.__setattr__(tiny.network.config, "size_conditions", True)
     tiny.panorama("a cat", width=48, height=32, guidance_scale=1.0, output_type="latent", **QUICK)

@@ -8,18 +8,18 @@ An energy is called with pictures (B, 3, H, W), nominally in [0, 1], and the run
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samplers.lookup import build, check_options, find
+from samplers.lookup import build, check_free, check_options, find
 
 
 @dataclass(frozen=True)
 class EnergyInfo:
     """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
     default strength is times this, because the gradients of energies differ in size. method: the usual one of
-    `samplers.guidance.energy_methods`."""
+    `samplers.guidance.energy_methods`. made_by: the factory itself, of an energy that the user registered."""
 
     name: str
     module: str
@@ -31,6 +31,7 @@ class EnergyInfo:
     gain: float = 1.0
     aliases: tuple[str, ...] = ()
     method: str = "tfg"
+    made_by: Callable[..., Any] | None = None
 
 
 ENERGIES: dict[str, EnergyInfo] = {
@@ -83,9 +84,25 @@ ENERGIES: dict[str, EnergyInfo] = {
 }
 
 
+_registered: dict[str, EnergyInfo] = {}  # of the user's own, in this process
+
+
+def register_energy(
+    name: str, factory: Callable[..., Any], description: str, options: Sequence[str] = (), needs: Sequence[str] = (), **row: Any
+) -> None:
+    """Make an energy of your own known by name, for the rest of this process; no recipe can bring it about.
+
+    factory: makes the energy from the options. options, needs: names of those it takes, and of those it must be given.
+    row: gain, aliases and method of `EnergyInfo`. Raises ValueError for a name that is taken.
+    """
+    info = EnergyInfo(name, "", "", description, tuple(options), tuple(needs), external=True, made_by=factory, **row)
+    check_free({**ENERGIES, **_registered}, info, "energy")
+    _registered[name] = info
+
+
 def energy_info(name: str, more: Mapping[str, EnergyInfo] | None = None) -> EnergyInfo:
     """The record of an energy, by name or alias; `more`: rows of other packages."""
-    return find({**ENERGIES, **(more or {})}, name, "energy")
+    return find({**ENERGIES, **_registered, **(more or {})}, name, "energy")
 
 
 def get_energy(info: EnergyInfo, **options: Any) -> Any:
@@ -93,4 +110,5 @@ def get_energy(info: EnergyInfo, **options: Any) -> Any:
     check_options(info, options, "energy")
     if missing := [name for name in info.needs if name not in options]:
         raise ValueError(f"The energy {info.name!r} needs {' and '.join(missing)}: give a value for each.")
-    return build(info, "energy", getattr(importlib.import_module(info.module), info.factory), options=options)
+    factory = info.made_by or getattr(importlib.import_module(info.module), info.factory)
+    return build(info, "energy", factory, options=options)
