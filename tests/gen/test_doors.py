@@ -21,6 +21,7 @@ from gen.pipeline.recipe import Recipe
 from gen.tasks import energies
 from gen.tasks.energies import energy_info, get_energy, register_energy
 from samplers.guidance.cfg import ClassifierFree
+from tests.gen.test_cli import ENV
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "latent"}
 
@@ -183,7 +184,7 @@ def test_the_command_line_imports(tmp_path):
     (tmp_path / "my_methods.py").write_text(METHODS)
     program, guide = [sys.executable, "-m", "gen"], ["-q", "--guide", "greyness"]
     command = [*program, "image", "a cat", "--seed", "1", "--steps", "1", *guide]
-    run = {"capture_output": True, "text": True, "cwd": tmp_path}
+    run = {"capture_output": True, "text": True, "cwd": tmp_path, "env": ENV}
     missing = subprocess.run([*command, "-o", "a.png"], **run)
     assert missing.returncode == 2 and "Unknown energy 'greyness'" in missing.stderr
     done = subprocess.run([*command, "-o", "a.png", "--import", "my_methods.py"], **run)
