@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_NEAR = 0.75  # of 1
+_NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 4  # of 1; of names of up to so many letters, one of which may be wrong
 _LONGEST = 200  # characters of a name that are compared
 
 
@@ -26,12 +26,14 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     """The one of the known names that somebody meant who wrote another, spelled as in `known`; None where none is near.
 
     Every "did you mean" is of this. Names are compared as `plain` spells them. Near is what shares three quarters of its
-    letters, in their order: a wrong suggestion sends people astray, and the known names are listed beside it anyway.
+    letters, in their order, or all but one: a wrong suggestion sends people astray, and the known
+    names are listed beside it anyway.
     """
     names = dict[str, str]()
     for one in known:
         names.setdefault(plain(one) or one, one)
-    found = difflib.get_close_matches(plain(str(name)[:_LONGEST]), names, n=1, cutoff=_NEAR)
+    given = plain(str(name)[:_LONGEST])
+    found = difflib.get_close_matches(given, names, n=1, cutoff=_NEAR if len(given) > _SHORT else _NEAR_SHORT)
     return names[found[0]] if found else None
 
 

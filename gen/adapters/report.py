@@ -63,8 +63,9 @@ class Report:
 
 
 def nearest(path: str, names: Sequence[str]) -> str:
-    """ "nearest: " and the module name most like a path, "" for none."""
-    near = lookup_nearest(path, names)
+    """ "nearest: " and the module name, or the beginning of some, most like a path; "" for none."""
+    parts = path.count(".") + 1
+    near = lookup_nearest(path, [*names, *dict.fromkeys(".".join(name.split(".")[:parts]) for name in names)])
     return f"nearest: {near}" if near else ""
 
 

@@ -9,7 +9,7 @@ import pytest
 from samplers.lookup import nearest
 
 ROOT = Path(__file__).parents[2]
-KNOWN = ("euler", "dpmpp_2m", "DPM++ 2M SDE", "karras", "drop_caption", "down_blocks.0.attn.to_q", "日本")
+KNOWN = ("euler", "lms", "dpmpp_2m", "DPM++ 2M SDE", "karras", "drop_caption", "down_blocks.0.attn.to_q", "日本")
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ KNOWN = ("euler", "dpmpp_2m", "DPM++ 2M SDE", "karras", "drop_caption", "down_bl
         ("dpmpp-2m_sde", "DPM++ 2M SDE"),
         ("drop_captions", "drop_caption"),
         ("down_blocks_0_attn_to_q_lora", "down_blocks.0.attn.to_q"),
+        ("xyz", None),
+        ("lsm", "lms"),
         ("drop_label", None),  # shares a beginning and is something else
         ("heun", None),
         ("", None),
