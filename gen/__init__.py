@@ -22,8 +22,8 @@ _EXPORTS = {
     "write_model": "gen.models.folder",
     "write_model_config": "gen.models.folder",
     "Recipe": "gen.pipeline.recipe",
-    "read_recipe": "gen.pipeline.recipe",
-    "save_image": "gen.pipeline.recipe",
+    "read_recipe": "gen.pipeline.png",
+    "save_image": "gen.pipeline.png",
     "contact_sheet": "gen.io.contact_sheet",
 }
 __project__ = "fewstep"
