@@ -19,7 +19,7 @@ from samplers.path import NoiseLevel, Path, expand
 from samplers.prediction import Prediction, prediction_row
 
 
-def say(kind: str, path: Path, x: Tensor, level: NoiseLevel, x0: Tensor, eps: Tensor) -> Prediction:
+def predict_as(kind: str, path: Path, x: Tensor, level: NoiseLevel, x0: Tensor, eps: Tensor) -> Prediction:
     """The prediction that a network of this kind would make if it knew x0 and eps."""
     a, b = prediction_row(kind, level, path)
     return Prediction(x, level, expand(a, x) * x0 + expand(b, x) * eps, (a, b))
@@ -40,7 +40,7 @@ class Gaussian:
         total = alpha**2 * self.std**2 + sigma**2
         x0 = (sigma**2 * self.mean + alpha * self.std**2 * x) / total
         eps = sigma * (x - alpha * self.mean) / total
-        return say(self.kind, self.path, x, level, x0, eps)
+        return predict_as(self.kind, self.path, x, level, x0, eps)
 
     def ode(self, x: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tensor:
         """The probability-flow ODE from s to t: (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2) stays what it was."""
@@ -112,7 +112,7 @@ class Mixture:
         context.count(x.shape[0])
         joint, x0, eps = self._components(x, level, condition)
         share = joint.softmax(1).reshape(*joint.shape, *[1] * (x.ndim - 1))
-        return say(self.kind, self.path, x, level, (share * x0).sum(1), (share * eps).sum(1))
+        return predict_as(self.kind, self.path, x, level, (share * x0).sum(1), (share * eps).sum(1))
 
     def log_density(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Tensor:
         """log p_t(x) (B,)."""
@@ -132,7 +132,7 @@ class Mixture:
         z, e = (torch.randn(shape, generator=generator, dtype=self.means.dtype) for _ in range(2))
         return level.alpha * (self.means[k] + self.stds[k] * z) + level.sigma * e
 
-    def saying(self, kind: str) -> Mixture:
+    def predicting(self, kind: str) -> Mixture:
         return replace(self, kind=kind)
 
 

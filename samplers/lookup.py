@@ -12,27 +12,27 @@ _NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 4  # of 1; of names of up to so many le
 _LONGEST = 200  # characters of a name that are compared
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """One spelling for all: "DPM++ 2M SDE" and "dpmpp_2m_sde" are both "dpmpp2msde"."""
     return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
 
 
-def spellings_of(table: dict[str, Any]) -> dict[str, str]:
+def spellings(table: dict[str, Any]) -> dict[str, str]:
     """Every spelling in a table, plain -> the row's name. Rows have `name`, `aliases` and `options`."""
-    return {plain(spelling): name for name, info in table.items() for spelling in (name, *info.aliases)}
+    return {normalise_name(spelling): name for name, info in table.items() for spelling in (name, *info.aliases)}
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The one of the known names that somebody meant who wrote another, spelled as in `known`; None where none is near.
 
-    Every "did you mean" is of this. Names are compared as `plain` spells them. Near is what shares three quarters of its
+    Every "did you mean" is of this. Names are compared as `normalise_name` spells them. Near is what shares three quarters of its
     letters, in their order, or all but one: a wrong suggestion sends people astray, and the known
     names are listed beside it anyway.
     """
     names = dict[str, str]()
     for one in known:
-        names.setdefault(plain(one) or one, one)
-    given = plain(str(name)[:_LONGEST])
+        names.setdefault(normalise_name(one) or one, one)
+    given = normalise_name(str(name)[:_LONGEST])
     found = difflib.get_close_matches(given, names, n=1, cutoff=_NEAR if len(given) > _SHORT else _NEAR_SHORT)
     return names[found[0]] if found else None
 
@@ -41,11 +41,11 @@ def find(table: dict[str, Any], name: str, kind: str) -> Any:
     """The row of a name or alias. ValueError, with the nearest name, if there is none; `kind` says what the table is of."""
     if not isinstance(name, str):
         raise ValueError(f"A {kind} is chosen by its name, got {name!r}. Known: {', '.join(table)}.")
-    spellings = spellings_of(table)
-    if found := spellings.get(plain(name)):
+    names = spellings(table)
+    if found := names.get(normalise_name(name)):
         return table[found]
-    near = nearest(name, spellings)
-    hint = f": did you mean {spellings[near]!r}?" if near else "."
+    near = nearest(name, names)
+    hint = f": did you mean {names[near]!r}?" if near else "."
     raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
 
 
@@ -53,9 +53,9 @@ def check_free(table: dict[str, Any], info: Any, kind: str) -> None:
     """ValueError where a row of the user's own has a spelling that the table knows already."""
     spellings = spellings_of(table)
     for spelling in (info.name, *info.aliases):
-        if not isinstance(spelling, str) or not plain(spelling):
+        if not isinstance(spelling, str) or not normalise_name(spelling):
             raise ValueError(f"A {kind} is registered under a name with letters or digits, got {spelling!r}.")
-        if taken := spellings.get(plain(spelling)):
+        if taken := spellings.get(normalise_name(spelling)):
             raise ValueError(f"The {kind} {spelling!r} exists already, as {taken!r}; choose another name.")
 
 

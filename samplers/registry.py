@@ -11,7 +11,7 @@ from typing import Any
 
 from samplers.grids import Grid
 from samplers.grids.registry import GRIDS, GridInfo
-from samplers.lookup import build, check_options, find, plain, spellings_of
+from samplers.lookup import build, check_options, find, normalise_name, spellings
 from samplers.path import Path
 from samplers.sample import Solver
 from samplers.solvers.info import SolverInfo
@@ -30,6 +30,9 @@ __all__ = [
     "solver_info",
     "solver_names",
 ]
+
+
+_FORMER_OPTIONS = {"of": "predict"}  # spellings that saved recipes have
 
 
 def solver_names() -> tuple[str, ...]:
@@ -53,6 +56,7 @@ def grid_info(name: str) -> GridInfo:
 def get_solver(name: str, **options: Any) -> Solver:
     """A solver by name or alias. Raises ValueError for an unknown name or an option that the solver does not have."""
     info = solver_info(name)
+    options = {_FORMER_OPTIONS.get(option, option): value for option, value in options.items()}
     check_options(info, options, "sampler")
     return build(info, "sampler", info.factory, options=options)
 
@@ -66,10 +70,10 @@ def get_grid(name: str, path: Path, steps: int, **options: Any) -> Grid:
 
 def parse_sampler(label: str) -> tuple[str, str | None]:
     """(solver name, grid name or None) of a label such as "DPM++ 2M Karras" or "euler"."""
-    table, spoken = spellings_of(SOLVERS), plain(label)
+    table, spoken = spellings(SOLVERS), normalise_name(label)
     if spoken in table:
         return table[spoken], None
-    for spelling, grid in spellings_of(GRIDS).items():
+    for spelling, grid in spellings(GRIDS).items():
         if spoken.endswith(spelling) and spoken[: -len(spelling)] in table:
             return table[spoken[: -len(spelling)]], grid
     return solver_info(label).name, None

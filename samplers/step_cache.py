@@ -35,7 +35,7 @@ def _key(context: Context, name: Hashable) -> Hashable:
     return ("memory", name, context.branch, context.view, adapters_key(context.adapters))
 
 
-def owner(denoiser: Any) -> int:
+def network_id(denoiser: Any) -> int:
     """What a memory around a denoiser is known by: the network at the bottom, which outlives the wrappers between. Those may be
     made anew at every step, and Python gives the same id to objects that follow one another."""
     while (inner := getattr(denoiser, "denoiser", None)) is not None:

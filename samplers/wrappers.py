@@ -30,7 +30,7 @@ class Step:
         return solver.step(step.denoiser, state, step.s, step.t, step.condition, step.context, step.noise)
 
 
-class Around:
+class SolverWrapper:
     """A solver that does something about the steps of `inner`: all of it is in `advance`."""
 
     inner: Solver

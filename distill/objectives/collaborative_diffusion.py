@@ -25,7 +25,7 @@ from gen.nn.conditions import join
 from gen.nn.influence_networks import Influences
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
-from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
+from samplers.multi_model.collaborative_diffusion import CollaborativeDiffusion, Collaborator
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 
@@ -115,7 +115,7 @@ class CollaborateObjective(Objective):
             network = models[self.role_of[member.model]]
             denoiser = self.opened[member.model].config.denoiser(network, torch.float32)
             members.append(Collaborator(denoiser, lambda x, level, told, i=i: logits[:, i : i + 1], condition))
-        return Collaborative(tuple(members))(x, level, Condition(), Context()), logits
+        return CollaborativeDiffusion(tuple(members))(x, level, Condition(), Context()), logits
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

@@ -16,7 +16,7 @@ from gen import Generator
 from gen.generator import to_pil
 from samplers import ClassifierFree, get_grid, get_solver, normal, sample
 from samplers.canvas.cube import cube_views, net
-from samplers.canvas.sync_tweedies import Canonical
+from samplers.canvas.sync_tweedies import CanonicalDenoiser
 
 GROUND = "on a light blue background"
 SUBJECTS = ("a red heart", "a yellow star", "a green tree", "an orange fish", "the sun", "a pink flower")
@@ -34,8 +34,8 @@ def paint(generator: Generator, seed: int, steps: int = 10) -> Tensor:
     x = normal([seed], (generator.channels, side, 6 * side), "latents") * levels[0].sigma
     guided, solver, half = ClassifierFree(generator.denoiser, 5.0), get_solver("dpmpp_2m"), steps // 2
     if half:
-        x = sample(Canonical(guided, views[:6]), solver, x, levels[: half + 1])
-    strip = sample(Canonical(guided, views), solver, x, levels[half:])
+        x = sample(CanonicalDenoiser(guided, views[:6]), solver, x, levels[: half + 1])
+    strip = sample(CanonicalDenoiser(guided, views), solver, x, levels[half:])
     return torch.cat(list(generator.decode(torch.cat(strip.chunk(6, dim=3))).split(1)), dim=3)
 
 

@@ -61,7 +61,7 @@ class Influences(nn.Module):
         return torch.cat([one(x, logsnr, told) for one, told in zip(self.models, conditions, strict=True)], dim=1)
 
     def members(self, denoisers: Sequence, conditions: Sequence[Condition | None]) -> tuple[Collaborator, ...]:
-        """What `samplers.multi_model.collaborative_diffusion.Collaborative` is made of; None is the run's own condition."""
+        """The members of a `CollaborativeDiffusion`; a condition of None is the run's own."""
         if not len(denoisers) == len(conditions) == len(self.models):
             raise ValueError(
                 f"{len(denoisers)} models and {len(conditions)} conditions are given for the influence of {len(self.models)}; "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from samplers.sample import Solver, State
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -18,7 +18,7 @@ TENSORS = ("latents", "denoised")
 
 
 @dataclass
-class WithCallback(Around):
+class WithCallback(SolverWrapper):
     """A solver that hands every new state to the caller, who may change it or stop the run."""
 
     inner: Solver

@@ -59,9 +59,9 @@ class GuidanceStack:
 
     def under(self, solver: Solver) -> GuidanceStack:
         """The rules for a sampler: one under CFG++ has that rule's scales, and takes classifier-free guidance only."""
-        from samplers.solvers.comfy.null_branch import reads_both
+        from samplers.solvers.comfy.null_branch import reads_both_branches
 
-        if not reads_both(solver):
+        if not reads_both_branches(solver):
             return self
         if self.names[0] != "cfg" or self.own_rule is not None:
             raise ValueError(

@@ -19,7 +19,7 @@ from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.pipeline.types import Batch, Decode, Frame, Item, ReadPrompts, Settings, Task
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.windows import PROFILES, Windows
 from samplers.denoiser import Condition, Denoiser
@@ -114,7 +114,7 @@ class Canvas(Task):
         def chosen(down: float, across: float) -> int:  # each prompt has an equal part of the width
             return min(int(across * len(conditions)), len(conditions) - 1)
 
-        canvas = Tiled(denoiser, windows, conditions, chosen if conditions else (), record.batch, self.own.group)
+        canvas = MultiDiffusion(denoiser, windows, conditions, chosen if conditions else (), record.batch, self.own.group)
         if record.recurrence > 1:
             from samplers.guidance.recurrent import Recurrent
 

@@ -20,7 +20,7 @@ from gen.io.validators import check_float, check_int, check_text
 from gen.pipeline.subjects import draw_seeds, read_labels
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.cfg import ClassifierFree
-from samplers.multi_model.collaborative_diffusion import Collaborative
+from samplers.multi_model.collaborative_diffusion import CollaborativeDiffusion
 from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 from samplers.noise import normal, seeded_noise
 from samplers.registry import get_grid, get_solver
@@ -91,7 +91,9 @@ def collaborate(
     network = network.to(first.device)
     denoisers = [_guided(part) for part in parts]
     with all_of(part.model.network for part in parts):
-        return _run(first, Collaborative(network.members(denoisers, [p.condition() for p in parts])), seed, count, **call)
+        return _run(
+            first, CollaborativeDiffusion(network.members(denoisers, [p.condition() for p in parts])), seed, count, **call
+        )
 
 
 def check(parts: Sequence[Part]) -> None:

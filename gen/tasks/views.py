@@ -23,7 +23,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
 from gen.tasks.layout import read_prompt
-from samplers.canvas.sync_tweedies import Instances, View, project
+from samplers.canvas.sync_tweedies import SyncTweedies, View, project
 from samplers.lookup import nearest
 from samplers.rows import stack_conditions
 
@@ -139,10 +139,10 @@ class Views(Task):
         inner, _ = settings.guidance.build(
             model.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
         )
-        pictures = Instances(inner, self._picture_views(model, conditions))
+        pictures = SyncTweedies(inner, self._picture_views(model, conditions))
         if model.autoencoder is None or not all(turn.latent for turn in self.turns):
             return pictures
-        return _Early(Instances(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
+        return _Early(SyncTweedies(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
 
     def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
         """The mean of what the views show."""

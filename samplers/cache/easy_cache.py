@@ -12,7 +12,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.interval import Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.step_cache import latest, owner, remember
+from samplers.step_cache import latest, network_id, remember
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class EasyCache:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name, row = ("easy", owner(self.denoiser)), self.path.rate(level)
+        name, row = ("easy", network_id(self.denoiser)), self.path.rate(level)
         last = latest(context, name)
         before: _Memory | None = last[1] if last is not None and last[1].x.shape == x.shape else None
         if before is None:

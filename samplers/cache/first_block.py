@@ -14,7 +14,7 @@ from samplers.hooks import check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.step_cache import latest, owner, remember
+from samplers.step_cache import latest, network_id, remember
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FirstBlockCache:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name = ("first block", owner(self.denoiser))
+        name = ("first block", network_id(self.denoiser))
         past = latest(context, name)
         last = past[1] if past is not None and contains(self.interval, level) else None
         first: dict[str, Tensor] = {}  # of this call: block 0's output, what it added, and which samples may skip the rest

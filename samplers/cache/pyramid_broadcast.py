@@ -13,7 +13,7 @@ from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.step_cache import latest, owner, remember
+from samplers.step_cache import latest, network_id, remember
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PyramidBroadcast:
             stride = self.cross_stride if site.kind == "cross" else self.self_stride
             if stride == 1:
                 return run()
-            name = ("broadcast", owner(self.denoiser), site.index, site.kind)
+            name = ("broadcast", network_id(self.denoiser), site.index, site.kind)
             last = latest(context, name, within=stride - 1)
             if last is not None and last[1].shape == tokens.shape and contains(self.interval, level):
                 return last[1]

@@ -12,7 +12,7 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction, prediction_row
-from samplers.step_cache import latest, owner, recall, remember
+from samplers.step_cache import latest, network_id, recall, remember
 
 READINGS = ("x0", "eps", "v", "flow")
 
@@ -27,7 +27,7 @@ class Reuse:
     network is evaluated ceil(n / stride) times by a solver with one evaluation per step.
 
     Around a network or under guidance, whose branches are remembered apart: ClassifierFree(Reuse(denoiser), scale). Rules that
-    read the branches of a guided prediction (Rescale, PlusPlus) go around it, never under it.
+    read the branches of a guided prediction (Rescale, CFGPlusPlus) go around it, never under it.
     """
 
     denoiser: Denoiser
@@ -51,7 +51,7 @@ class Reuse:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name = ("reuse", owner(self.denoiser), self.reading)
+        name = ("reuse", network_id(self.denoiser), self.reading)
         row = prediction_row(self.reading, level, self.path)
         last = latest(context, name, within=self.stride)
         fresh = last is not None and last[1][1].shape == x.shape

@@ -14,7 +14,7 @@ from samplers.hooks import check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.step_cache import latest, owner, remember
+from samplers.step_cache import latest, network_id, remember
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TaylorSeer:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):
             return self.denoiser(x, level, condition, context)
-        name, logsnr = ("taylor", owner(self.denoiser)), level.logsnr
+        name, logsnr = ("taylor", network_id(self.denoiser)), level.logsnr
         last = latest(context, name, within=self.stride)
         skip = last is not None and last[0] < self.stride and contains(self.interval, level)
         start: list[Tensor] = []  # the tokens that enter block 0 in this call

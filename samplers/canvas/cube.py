@@ -53,7 +53,7 @@ def flat_index(side: int, face: int, down: int = 0, right: int = 0) -> Tensor:
 
 
 def cube_views(side: int, faces: Sequence[Condition | None], edge: Condition | None = None) -> tuple[View, ...]:
-    """The six faces, each with its condition, and the twelve edges between them, as views (side, side) for `Canonical`.
+    """The six faces, each with its condition, and the twelve edges between them, as views (side, side) for `CanonicalDenoiser`.
 
     Weights fall from a view's middle to its border, so that faces fade into the views of their edges. Each pixel of a view is
     one of the surface: noise stays white, and nothing is lost on the way there and back. side: even; None: the run's condition.

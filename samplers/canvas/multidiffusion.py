@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from samplers.canvas.shifted import EachImage, ShiftedWindows
+from samplers.canvas.shifted import ShiftedWindows, WindowsPerImage
 from samplers.canvas.windows import Windows
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
@@ -24,7 +24,7 @@ Chooser: TypeAlias = Callable[[float, float], int]  # (down, across) of a window
 
 
 @dataclass(frozen=True)
-class Tiled:
+class MultiDiffusion:
     """x0(x) = sum_i W_i pad(D(crop_i x)) / sum_i W_i for any canvas x (B, C, H, W), whatever D is around its network.
 
     It goes around guidance and caches, and under what knows the whole image (inpainting, energies, measurements).
@@ -40,7 +40,7 @@ class Tiled:
     """
 
     denoiser: Denoiser
-    windows: Windows | ShiftedWindows | EachImage
+    windows: Windows | ShiftedWindows | WindowsPerImage
     conditions: Sequence[Condition] = ()
     chosen: Sequence[int] | Sequence[tuple[int, ...]] | Chooser = ()
     batch: int = 8
@@ -65,20 +65,20 @@ class Tiled:
     def path(self) -> Path:
         return self.denoiser.path
 
-    def at(self, level: NoiseLevel, images: int) -> Tiled:
+    def at(self, level: NoiseLevel, images: int) -> MultiDiffusion:
         """With the windows of a level in their places, and their conditions chosen; itself where both are."""
         windows, chosen, moment = self.windows, self.chosen, self.moment
         if isinstance(windows, ShiftedWindows):
             windows, moment = windows.at(level, images), float(level.t)
         if callable(chosen):
-            own = [_choices(chosen, one) for one in (windows.each if isinstance(windows, EachImage) else [windows])]
+            own = [_choices(chosen, one) for one in (windows.each if isinstance(windows, WindowsPerImage) else [windows])]
             chosen = own[0] if len(own) == 1 else list(zip(*own, strict=True))
         if windows is self.windows and chosen is self.chosen:
             return self
         return replace(self, windows=windows, chosen=chosen, moment=moment)
 
     @property
-    def placed(self) -> Windows | EachImage:
+    def placed(self) -> Windows | WindowsPerImage:
         """The windows of `at`."""
         assert not isinstance(self.windows, ShiftedWindows)
         return self.windows
@@ -138,7 +138,7 @@ class Tiled:
 class Blend:
     """The weighted mean of windows' predictions, as they come: raw, a learned variance, and the branches of guidance."""
 
-    def __init__(self, canvas: Tiled, x: Tensor, level: NoiseLevel, context: Context):
+    def __init__(self, canvas: MultiDiffusion, x: Tensor, level: NoiseLevel, context: Context):
         self.canvas, self.like, self.level, self.context = canvas, x, level, context
         self.before, windows = context.evaluations, canvas.placed
         everyone = range(len(windows))

@@ -94,16 +94,16 @@ class ShiftedWindows:
         origins = [k * stride - offset for k in range(count)]
         return [(min(max(origin, 0), length - window), origin) for origin in origins]
 
-    def at(self, level: NoiseLevel, images: int) -> Windows | EachImage:
+    def at(self, level: NoiseLevel, images: int) -> Windows | WindowsPerImage:
         """The windows of a level, for so many pictures: row i has seed i, from the first again where there are fewer seeds."""
         found = {seed: self.moved_by(self.offsets(level, seed)) for seed in dict.fromkeys(self.seeds)}
         if len(found) == 1:
             return next(iter(found.values()))
-        return EachImage(tuple(found[self.seeds[i % len(self.seeds)]] for i in range(images)))
+        return WindowsPerImage(tuple(found[self.seeds[i % len(self.seeds)]] for i in range(images)))
 
 
 @dataclass(frozen=True)
-class EachImage:
+class WindowsPerImage:
     """As many windows for every picture of a batch, of one size, each picture's where it has them. Otherwise as `Windows`."""
 
     each: tuple[Windows, ...]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.canvas.multidiffusion import Blend, Tiled
+from samplers.canvas.multidiffusion import Blend, MultiDiffusion
 from samplers.denoiser import Condition, Context
-from samplers.guidance.energy import check_numbers, traced
-from samplers.guidance.two_branch import clean
+from samplers.guidance.energy import check_numbers, predict_with_gradient
+from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 # (x0 of windows (N, C, h, w), x0 of their anchors) -> (N,), differentiable in the first; rows must not look at one another
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -57,8 +57,8 @@ def perceptual_distance(
 
 
 @dataclass(frozen=True)
-class SyncDiffusion(Around):
-    """Any solver on a `Tiled` canvas: before the step, every window's x_i <- x_i - w grad d(D(x_i), D(x_anchor)).
+class SyncDiffusion(SolverWrapper):
+    """Any solver on a `MultiDiffusion` canvas: before the step, every window's x_i <- x_i - w grad d(D(x_i), D(x_anchor)).
 
     d is `distance` on clean images; through a decoder, with LPIPS, it is the published one. The gradient is by the
     variance-preserving x, on every path. w = weight * falloff^(1 - t / t_noise) of the path's clock, or a function of the
@@ -88,10 +88,10 @@ class SyncDiffusion(Around):
 
     def advance(self, step: Step, state: State) -> State:
         denoiser, s = step.denoiser, step.s
-        if not isinstance(denoiser, Tiled) or denoiser.group is not None:
+        if not isinstance(denoiser, MultiDiffusion) or denoiser.group is not None:
             raise ValueError(
-                "SyncDiffusion moves the windows of a canvas: its denoiser must be Tiled itself, with guidance inside, nothing "
-                "around it, and all windows in one process."
+                "SyncDiffusion moves the windows of a canvas: its denoiser must be MultiDiffusion itself, guidance inside, "
+                "nothing around it, and all windows in one process."
             )
         weight = self.weight_at(s, denoiser.path)
         if weight and s.alpha and len(denoiser.windows) > 1 and contains(self.interval, s):
@@ -106,7 +106,7 @@ class SyncDiffusion(Around):
         return self.weight * self.falloff ** (1 - level.t / path.t_noise)
 
     def _moved(
-        self, canvas: Tiled, x: Tensor, level: NoiseLevel, weight: float, condition: Condition, context: Context
+        self, canvas: MultiDiffusion, x: Tensor, level: NoiseLevel, weight: float, condition: Condition, context: Context
     ) -> Blend:
         """The windows' predictions after they moved, and where they are then."""
         blend, count = Blend(canvas, x, level, context), len(canvas.windows)
@@ -116,7 +116,7 @@ class SyncDiffusion(Around):
         rows = canvas.placed.crop(x, (anchor,))
         still = canvas.evaluate(rows, (anchor,), level, condition, context)
         blend.add((anchor,), still, rows)
-        target = clean(still).detach()
+        target = read_x0(still).detach()
         for chunk in canvas.chunks(len(x), [i for i in range(count) if i != anchor]):
             rows = canvas.placed.crop(x, chunk)
             rows = rows - weight * self._slope(canvas, rows, target, chunk, level, condition, context)
@@ -125,7 +125,7 @@ class SyncDiffusion(Around):
 
     def _slope(
         self,
-        canvas: Tiled,
+        canvas: MultiDiffusion,
         rows: Tensor,
         target: Tensor,
         chunk: tuple[int, ...],
@@ -135,9 +135,9 @@ class SyncDiffusion(Around):
     ) -> Tensor:
         """The distance's gradient by the variance-preserving x, times what a move of that is in x."""
         inside = _Chunk(canvas, chunk)
-        prediction = traced(inside, rows, level, condition, context, self.checkpoint)
+        prediction = predict_with_gradient(inside, rows, level, condition, context, self.checkpoint)
         with torch.enable_grad():
-            value = self.distance(clean(prediction), target.repeat(len(chunk), 1, 1, 1))
+            value = self.distance(read_x0(prediction), target.repeat(len(chunk), 1, 1, 1))
         if value.shape != (len(rows),) or not bool(value.isfinite().all()):
             raise ValueError(f"The distance gave {tuple(value.shape)} for {len(rows)} windows, or numbers that are not finite; "
                              f"return one number per window, of shape ({len(rows)},).")  # fmt: skip
@@ -152,7 +152,7 @@ class SyncDiffusion(Around):
 class _Chunk:
     """Some windows of a canvas as a denoiser of their rows."""
 
-    canvas: Tiled
+    canvas: MultiDiffusion
     chunk: tuple[int, ...]
 
     @property

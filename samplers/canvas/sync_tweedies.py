@@ -38,7 +38,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Instances:
+class SyncTweedies:
     """A denoiser of all views at once, x (V B, c, h, w): what they say of x0 is averaged on the canonical thing and projected
     back, while each view keeps its own noisy x.
 
@@ -69,11 +69,11 @@ class Instances:
 
 
 @dataclass(frozen=True)
-class Canonical:
+class CanonicalDenoiser:
     """A denoiser of the canonical thing itself, x (B, C, H, W): views of x are predicted, and what they say of x0 is averaged.
 
-    For views that only move pixels (rotations, flips, permutations, crops) this is `Instances` with fewer numbers to keep, and
-    MultiDiffusion where they are crops: unit noise must stay unit noise when it is projected.
+    For views that only move pixels (rotations, flips, permutations, crops) this is `SyncTweedies` with fewer numbers to keep,
+    and MultiDiffusion where they are crops: unit noise must stay unit noise when it is projected.
     """
 
     denoiser: Denoiser

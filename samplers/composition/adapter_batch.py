@@ -19,7 +19,7 @@ from samplers.rows import repeat_level, repeat_rows, take_prediction
 Weights = Mapping[str, float]
 
 
-def in_force(context: Context, method: str) -> dict[str, float]:
+def active_adapters(context: Context, method: str) -> dict[str, float]:
     """name -> weight of the adapters in force, those of weight 0 left out. ValueError where samples differ in them."""
     adapters = context.adapters
     weights = {n: w for n, w in adapters.items() if isinstance(w, int | float)} if isinstance(adapters, Mapping) else {}
@@ -40,7 +40,7 @@ def check_known(names: Sequence[str], active: Weights, method: str) -> None:
             raise ValueError(f"{method} names the adapter {name!r}, which is not in force; in force: {known}.{hint}")
 
 
-def jointly(
+def predict_choices(
     denoiser: Denoiser,
     x: Tensor,
     level: NoiseLevel,
@@ -61,7 +61,7 @@ def jointly(
     return [take_prediction(joint, x, level, slice(i * len(x), (i + 1) * len(x))) for i in range(len(choices))]
 
 
-def weighted(predictions: Sequence[Prediction], weights: Sequence[Any]) -> Prediction:
+def weighted_sum(predictions: Sequence[Prediction], weights: Sequence[Any]) -> Prediction:
     """sum w_i raw_i, for weights that sum to 1: numbers, or tensors that broadcast to x."""
     raw = sum(w * p.raw for w, p in zip(weights, predictions, strict=True))
     variance = None
@@ -83,6 +83,6 @@ def check_starts(starts: Sequence[float], what: str) -> None:
         raise ValueError(f"{what} begin at log-SNR {', '.join(f'{v:g}' for v in starts)}; give values that rise.")
 
 
-def passed(starts: Sequence[float], logsnr: float) -> int:
+def count_reached(starts: Sequence[float], logsnr: float) -> int:
     """How many of these log-SNR values a level has reached."""
     return sum(logsnr >= start for start in starts)

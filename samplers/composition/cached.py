@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 from samplers.cache.common import check_one_shape
-from samplers.composition.adapter_batch import check_known, check_starts, in_force, is_number, jointly, passed, weighted
+from samplers.composition.adapter_batch import (
+    active_adapters,
+    check_known,
+    check_starts,
+    count_reached,
+    is_number,
+    predict_choices,
+    weighted_sum,
+)
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
-from samplers.step_cache import latest, owner, remember
+from samplers.step_cache import latest, network_id, remember
 
 # (from this share of the run, steps between refreshes), and the share of the run in which the fine adapters lead, as published
 PUBLISHED = ((0.0, 2), (0.375, 3), (0.875, 2))
@@ -121,20 +129,20 @@ class CachedComposite:
         return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        active = in_force(context, "A cached composite")
+        active = active_adapters(context, "A cached composite")
         check_known(list(dict.fromkeys(self.plan.leaders)), active, "A cached composite")
         names, per_sample = list(active), isinstance(level.logsnr, Tensor)
         if not names:
             return self.denoiser(x, level, condition, context)
-        turn = -1 if per_sample else max(passed(self.plan.refreshes, level.logsnr) - 1, 0)
+        turn = -1 if per_sample else max(count_reached(self.plan.refreshes, level.logsnr) - 1, 0)
         leader = self.plan.leaders[max(turn, 0)]
         most, other = shares(len(names), max(turn, 0), self.decay)
         weights = {name: (most if name == leader else other) / len(names) for name in names}
         if len(names) == 1 or per_sample:
-            predictions = jointly(self.denoiser, x, level, condition, context, [{name: active[name]} for name in names])
-            return weighted(predictions, list(weights.values())) if len(names) > 1 else predictions[0]
+            predictions = predict_choices(self.denoiser, x, level, condition, context, [{name: active[name]} for name in names])
+            return weighted_sum(predictions, list(weights.values())) if len(names) > 1 else predictions[0]
 
-        key = ("deep features", owner(self.denoiser))
+        key = ("deep features", network_id(self.denoiser))
         kept = latest(context, key)
         added = kept[1][1] if kept is not None and kept[1][0] == turn and _fits(kept[1][1], x, names) else None
         if added is None:
@@ -144,18 +152,18 @@ class CachedComposite:
             if watch.added is not None:
                 by_adapter = watch.added.unflatten(0, (-1, len(names), len(x))).unbind(1)
                 remember(context, key, (turn, dict(zip(names, by_adapter, strict=True))))
-            return weighted(predictions, list(weights.values()))
+            return weighted_sum(predictions, list(weights.values()))
         followers = [name for name in names if name != leader]
-        [first] = jointly(self.denoiser, x, level, condition, context, [{leader: active[leader]}])
+        [first] = predict_choices(self.denoiser, x, level, condition, context, [{leader: active[leader]}])
         rest = self._call(
             _Deep(self.shallow, torch.stack([added[name] for name in followers], 1).flatten(0, 2)),
             x, level, condition, context, [{name: active[name]} for name in followers],
         )  # fmt: skip
-        return weighted([first, *rest], [weights[leader], *(weights[name] for name in followers)])
+        return weighted_sum([first, *rest], [weights[leader], *(weights[name] for name in followers)])
 
     def _call(self, deep: _Deep, x, level, condition, context: Context, choices) -> list[Prediction]:
         hooked = with_hook(context, "block", deep)
-        predictions = jointly(self.denoiser, x, level, condition, hooked, choices)
+        predictions = predict_choices(self.denoiser, x, level, condition, hooked, choices)
         check_reached(hooked, "block", "The cached composite")
         return predictions
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.composition.adapter_batch import check_known, in_force, is_number, jointly, weighted
+from samplers.composition.adapter_batch import active_adapters, check_known, is_number, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -37,15 +37,15 @@ class Composite:
         return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        active, shares = in_force(context, "A composite"), self.shares or {}
+        active, shares = active_adapters(context, "A composite"), self.shares or {}
         check_known(list(shares), active, "A composite")
         names = [name for name in active if shares.get(name, 1.0) > 0]
         if not names:
             if active:
                 raise ValueError("All shares of the composite are 0; give at least one adapter more.")
             return self.denoiser(x, level, condition, context)
-        predictions = jointly(self.denoiser, x, level, condition, context, [{name: active[name]} for name in names])
+        predictions = predict_choices(self.denoiser, x, level, condition, context, [{name: active[name]} for name in names])
         if len(names) == 1:
             return predictions[0]
         total = sum(shares.get(name, 1.0) for name in names)
-        return weighted(predictions, [shares.get(name, 1.0) / total for name in names])
+        return weighted_sum(predictions, [shares.get(name, 1.0) / total for name in names])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.composition.adapter_batch import check_known, in_force, is_number, jointly, weighted
+from samplers.composition.adapter_batch import active_adapters, check_known, is_number, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -36,7 +36,7 @@ class Contrast:
         return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        active = in_force(context, "A contrast")
+        active = active_adapters(context, "A contrast")
         check_known(list(self.strengths), active, "A contrast")
         chosen = {name: strength for name, strength in self.strengths.items() if strength != 0}
         rest = {name: w for name, w in active.items() if name not in self.strengths}
@@ -44,4 +44,4 @@ class Contrast:
         weights = [1 - sum(chosen.values()), *chosen.values()]
         if weights[0] == 0:
             choices, weights = choices[1:], weights[1:]
-        return weighted(jointly(self.denoiser, x, level, condition, context, choices), weights)
+        return weighted_sum(predict_choices(self.denoiser, x, level, condition, context, choices), weights)

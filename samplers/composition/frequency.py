@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samplers.composition.adapter_batch import check_known, in_force, jointly
+from samplers.composition.adapter_batch import active_adapters, check_known, predict_choices
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel
 
@@ -36,9 +36,9 @@ def frequency_order(
     What adapter i changes is raw(x; adapter i) - raw(x; none), measured by `frequency` at one level, mean over batch and
     channels. Costs N + 1 evaluations per image of x (B, C, H, W), in one batch. Equal ones keep their order.
     """
-    active = in_force(context, "The order by frequency")
+    active = active_adapters(context, "The order by frequency")
     names = tuple(active) if names is None else tuple(names)
     check_known(names, active, "The order by frequency")
-    base, *others = jointly(denoiser, x, level, condition, context, [{}, *({name: active[name]} for name in names)])
+    base, *others = predict_choices(denoiser, x, level, condition, context, [{}, *({name: active[name]} for name in names)])
     scores = [frequency(p.raw - base.raw).mean().item() for p in others]
     return tuple(name for _, name in sorted(zip(scores, names, strict=True), key=lambda one: -one[0]))

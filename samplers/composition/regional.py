@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.composition.adapter_batch import check_known, in_force, jointly, weighted
+from samplers.composition.adapter_batch import active_adapters, check_known, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
@@ -71,13 +71,13 @@ class Regional:
 
     def everywhere(self, context: Context) -> dict[str, float]:
         """The adapters in force that no region names."""
-        active = in_force(context, "Regional adapters")
+        active = active_adapters(context, "Regional adapters")
         named = [name for region in self.regions for name in region.adapters]
         check_known(named, dict(context.adapters), "A region")  # type: ignore[arg-type]
         return {name: w for name, w in active.items() if name not in named}
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        common, active = self.everywhere(context), in_force(context, "Regional adapters")
+        common, active = self.everywhere(context), active_adapters(context, "Regional adapters")
         if isinstance(level.logsnr, Tensor):
             raise ValueError(
                 "Regional adapters begin at a log-SNR, and the samples of this batch have one each; give one level."
@@ -90,7 +90,7 @@ class Regional:
         if shares[0] is None:
             shares, choices = shares[1:], choices[1:]
             conditions = conditions[1:] if isinstance(conditions, list) else conditions
-        return weighted(jointly(self.denoiser, x, level, conditions, context, choices), shares)
+        return weighted_sum(predict_choices(self.denoiser, x, level, conditions, context, choices), shares)
 
     def _shares(self, x: Tensor) -> list[Tensor | None]:
         """m_i / sum m for the rest of the picture and every region; the first is None where regions cover all of it."""
@@ -150,7 +150,7 @@ def two_stages(
     """
     context = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels))
     condition = condition or Condition()
-    active = in_force(context, "Two stages")
+    active = active_adapters(context, "Two stages")
     check_known(names, active, "Two stages")
     first = replace(context, adapters={name: w for name, w in active.items() if name not in names})
     state, steps = replace(solver.init(x), level=levels[0]), list(enumerate(pairwise(levels)))

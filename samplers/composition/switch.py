@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from samplers.composition.adapter_batch import check_known, check_starts, in_force, passed
+from samplers.composition.adapter_batch import active_adapters, check_known, check_starts, count_reached
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -40,7 +40,7 @@ class Switch:
         return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        active = in_force(context, "A switch")
+        active = active_adapters(context, "A switch")
         check_known([name for _, name in self.turns], active, "A switch")
         if isinstance(level.logsnr, Tensor):
             logsnr = level.logsnr.expand(len(x)) if level.logsnr.ndim == 0 else level.logsnr
@@ -48,7 +48,7 @@ class Switch:
         return self.denoiser(x, level, condition, replace(context, adapters=self._at(level.logsnr, active)))
 
     def _at(self, logsnr: float, active: dict[str, float]) -> dict[str, float]:
-        name = self.turns[max(passed([start for start, _ in self.turns], logsnr) - 1, 0)][1]
+        name = self.turns[max(count_reached([start for start, _ in self.turns], logsnr) - 1, 0)][1]
         return {name: active[name]}
 
 

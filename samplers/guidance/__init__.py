@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from samplers.guidance.apg import AdaptiveProjected
 from samplers.guidance.autoguidance import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
-from samplers.guidance.cfg_zero import ZeroStar
-from samplers.guidance.cfgpp import PlusPlus
-from samplers.guidance.embedded import Embedded
+from samplers.guidance.cfg_zero import CFGZeroStar
+from samplers.guidance.cfgpp import CFGPlusPlus
+from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.guidance.perturbed import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
 from samplers.guidance.rescale import Rescale
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from samplers.guidance.recurrent import Recurrent
     from samplers.guidance.reference_batch import References
     from samplers.guidance.t2i_zero import ConceptSuppression
-    from samplers.guidance.tfg import TrainingFree, dps, freedom, lgd, mpgd
+    from samplers.guidance.tfg import TFG, dps, freedom, lgd, mpgd
     from samplers.guidance.universal import Universal
 
 # guidance by an energy or a measurement: loaded when it is used, because every start of a program passes here
@@ -47,7 +47,7 @@ _LATER = {
     "Posterior": "inverse",
     "Recurrent": "recurrent",
     "References": "beside",
-    "TrainingFree": "tfg",
+    "TFG": "tfg",
     "Universal": "universal",
     "dps": "tfg",
     "freedom": "tfg",
@@ -57,14 +57,17 @@ _LATER = {
 
 __all__ = [
     "GUIDANCE",
+    "TFG",
     "AdaptiveProjected",
     "Autoguidance",
+    "CFGPlusPlus",
+    "CFGZeroStar",
     "ClassifierFree",
     "ClassifierGuided",
     "Clip",
     "ConceptSuppression",
     "DynamicThreshold",
-    "Embedded",
+    "EmbeddedGuidance",
     "Greedy",
     "GuidanceInfo",
     "Guided",
@@ -72,7 +75,6 @@ __all__ = [
     "NegativeMerging",
     "PerturbedAttention",
     "Piecewise",
-    "PlusPlus",
     "Posterior",
     "PowerCosine",
     "Recurrent",
@@ -80,9 +82,7 @@ __all__ = [
     "Rescale",
     "SkipLayer",
     "SmoothedEnergy",
-    "TrainingFree",
     "Universal",
-    "ZeroStar",
     "dps",
     "freedom",
     "get_guidance",

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from samplers.denoiser import Context
-from samplers.guidance.two_branch import TwoBranch, clean, guided, inner, wide
+from samplers.guidance.two_branch import TwoBranch, as_guided, at_least_float32, inner_product, read_x0
 from samplers.path import Scalar, expand
 from samplers.prediction import Prediction
-from samplers.step_cache import owner, recall, remember
+from samplers.step_cache import network_id, recall, remember
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class AdaptiveProjected(TwoBranch):
             raise ValueError(f"APG got momentum={self.momentum}; give a number between -1 and 1, usually -0.5; 0 is off.")
 
     def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
-        x0 = wide(clean(cond))
-        d = x0 - wide(clean(null))
+        x0 = at_least_float32(read_x0(cond))
+        d = x0 - at_least_float32(read_x0(null))
         if self.momentum:
-            name = ("apg", owner(self.denoiser))
+            name = ("apg", network_id(self.denoiser))
             past = recall(context, name)
             if past and past[-1][1].shape == d.shape:
                 d = d + self.momentum * past[-1][1]
             remember(context, name, d)
         if self.threshold < math.inf:
-            d = d * (self.threshold / inner(d, d).sqrt()).clamp(max=1)
-        along = x0 * (inner(d, x0) / inner(x0, x0).clamp(min=1e-12))
+            d = d * (self.threshold / inner_product(d, d).sqrt()).clamp(max=1)
+        along = x0 * (inner_product(d, x0) / inner_product(x0, x0).clamp(min=1e-12))
         update = (d - along) + self.eta * along
         result = (x0 + expand(scale - 1, x0) * update).to(cond.x.dtype)
         base = cond.with_x0(result)
-        return guided(base, result, cond, null)
+        return as_guided(base, result, cond, null)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import Schedule, check_scale, guided, lerp, scale_at
+from samplers.guidance.two_branch import Schedule, as_guided, check_scale, lerp, scale_at
 from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Guided, Prediction
@@ -48,10 +48,10 @@ class Autoguidance:
         single = not isinstance(scale, Tensor)
         if single and scale == 0:
             weak = self.weak(x, level, condition, context.fork("weak"))
-            return guided(weak, weak.raw, None, weak)
+            return as_guided(weak, weak.raw, None, weak)
         strong = self.denoiser(x, level, condition, context)
         if single and scale == 1:
-            return strong if isinstance(strong, Guided) else guided(strong, strong.raw, strong)
+            return strong if isinstance(strong, Guided) else as_guided(strong, strong.raw, strong)
         weak = self.weak(x, level, condition, context.fork("weak"))
         raw = lerp(weak.read(strong.row), strong.raw, scale)
-        return strong.with_raw(raw) if isinstance(strong, Guided) else guided(strong, raw, strong, weak)
+        return strong.with_raw(raw) if isinstance(strong, Guided) else as_guided(strong, raw, strong, weak)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context
-from samplers.guidance.two_branch import TwoBranch, both_branches, guided, lerp, one_branch, scale_at
+from samplers.guidance.two_branch import TwoBranch, as_guided, both_branches, lerp, one_branch, scale_at
 from samplers.path import NoiseLevel, Scalar
 from samplers.prediction import Prediction
 
@@ -44,13 +44,13 @@ class ClassifierFree(TwoBranch):
         if scale == 1:
             return self.conditional(x, level, condition, context)
         null = one_branch(self.denoiser, x, level, condition, self.negative, context)
-        return guided(null, null.raw, None, null)
+        return as_guided(null, null.raw, None, null)
 
     def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
         raw = lerp(null.raw, cond.raw, scale)
         if self.channels is not None:
             raw = torch.cat([raw[:, : self.channels], cond.raw[:, self.channels :]], dim=1)
-        return guided(cond, raw, cond, null)
+        return as_guided(cond, raw, cond, null)
 
     def _needs_both(self, scale: float, level: NoiseLevel) -> bool:
         low, high = self.interval

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context
-from samplers.guidance.two_branch import TwoBranch, inner, lerp, wide
+from samplers.guidance.two_branch import TwoBranch, at_least_float32, inner_product, lerp
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import Guided, Prediction
 
 
 @dataclass(frozen=True)
-class ZeroStar(TwoBranch):
+class CFGZeroStar(TwoBranch):
     """v = s v_null + scale (v_cond - s v_null), with s = <v_cond, v_null> / |v_null|^2 per sample; and v = 0 at the start.
 
     It acts on the velocity dx/dt of the path, as published. optimised=False fixes s = 1, which is classifier-free guidance.
@@ -48,8 +48,8 @@ class ZeroStar(TwoBranch):
 
     def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
         row = self.path.rate(cond.level)
-        v_cond, v_null = wide(cond.read(row)), wide(null.read(row))
+        v_cond, v_null = at_least_float32(cond.read(row)), at_least_float32(null.read(row))
         if self.optimised:
-            v_null = v_null * (inner(v_cond, v_null) / inner(v_null, v_null).clamp(min=1e-12))
+            v_null = v_null * (inner_product(v_cond, v_null) / inner_product(v_null, v_null).clamp(min=1e-12))
         v = lerp(v_null, v_cond, scale).to(cond.x.dtype)
         return Guided(cond.x, cond.level, v, row, cond.variance, cond, null)

@@ -12,11 +12,11 @@ from samplers.path import NoiseLevel, Path
 from samplers.prediction import Guided, Prediction
 from samplers.sample import Solver, State
 from samplers.solvers.evaluate import evaluate
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 @dataclass(frozen=True)
-class PlusPlus(Around):
+class CFGPlusPlus(SolverWrapper):
     """Any solver under CFG++: from s to t it steps with the unconditional prediction, then moves the image by guidance,
 
         x_t = step(x_s; x0_null, eps_null) + alpha_t (x0_guided - x0_null).

@@ -13,7 +13,7 @@ from samplers.prediction import Prediction
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedGuidance:
     """Sets `Condition.extra["guidance"]` (B,) to the scale; one evaluation, and nothing for a negative prompt to act on.
 
     Source: guidance distillation, arXiv 2210.03142, section 3; Flux.1 dev reads its scale this way.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import clean
+from samplers.guidance.two_branch import read_x0
 from samplers.noise import NoiseSource, fork_noise
 from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
@@ -67,7 +67,7 @@ def gradients(value: Tensor, inputs: tuple[Tensor, ...], energy: object, what: s
     return found
 
 
-def smoothed(energy: Energy, x0: Tensor, condition: Condition, shifts: list[Tensor]) -> Tensor:
+def smoothed_energy(energy: Energy, x0: Tensor, condition: Condition, shifts: list[Tensor]) -> Tensor:
     """log of the mean of exp(energy) over x0 + shift (B,), one evaluation per shift; the energy itself without shifts."""
     if not shifts:
         return log_density(energy, x0, condition)
@@ -83,7 +83,7 @@ def draw_shifts(noise: NoiseSource | None, level: NoiseLevel, count: int, spread
     return [spread * fork_noise(noise, "energy", k)(level, level) for k in range(count)]
 
 
-def traced(
+def predict_with_gradient(
     denoiser: Denoiser, x: Tensor, level: NoiseLevel, condition: Condition, context: Context, checkpoint: bool = False
 ) -> Prediction:
     """The prediction at a copy of x that gradients reach: its `x` is the leaf.
@@ -139,17 +139,17 @@ class _Recomputed(torch.autograd.Function):
 BRANCHES = ("cond", "guided")
 
 
-def followed(prediction: Prediction, branch: str = "cond") -> Tensor:
+def x0_with_gradient(prediction: Prediction, branch: str = "cond") -> Tensor:
     """x0 of a traced prediction (B, ...), whose gradient is, for "cond", that of the conditional prediction it was made of.
 
     Guidance extrapolates Jacobians too: s dD_cond/dx - (s - 1) dD_null/dx. Where the empty prompt's prediction follows x more
     than the prompt's does, as colours at high noise, that is negative, and a gradient through it moves x the wrong way. The
     conditional Jacobian is alpha / sigma^2 times a covariance: never negative, and the one that Bayes' rule asks for.
     """
-    x0 = clean(prediction)
+    x0 = read_x0(prediction)
     if branch == "guided" or not isinstance(prediction, Guided) or prediction.cond is None:
         return x0
-    cond = clean(prediction.cond)
+    cond = read_x0(prediction.cond)
     return x0.detach() + (cond - cond.detach())
 
 
@@ -158,20 +158,20 @@ def check_branch(owner: str, branch: object) -> None:
         raise ValueError(f"{owner} got branch={branch!r}; choose one of {', '.join(BRANCHES)}.")
 
 
-def detached(prediction: Prediction, x: Tensor) -> Prediction:
+def detach_prediction(prediction: Prediction, x: Tensor) -> Prediction:
     """The same prediction, at x, without its graph."""
     changes: dict[str, Any] = {"x": x, "raw": prediction.raw.detach()}
     if prediction.variance is not None:
         changes["variance"] = prediction.variance.detach()
     if isinstance(prediction, Guided):
         changes |= {
-            name: None if branch is None else detached(branch, x)
+            name: None if branch is None else detach_prediction(branch, x)
             for name, branch in (("cond", prediction.cond), ("null", prediction.null))
         }
     return replace(prediction, **changes)
 
 
-def limited(shift: Tensor, limit: float | None) -> Tensor:
+def limit_rms(shift: Tensor, limit: float | None) -> Tensor:
     """The shift (B, ...), images where its root mean square is above `limit` scaled down to it."""
     if limit is None:
         return shift

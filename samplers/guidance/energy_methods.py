@@ -10,7 +10,7 @@ from samplers.denoiser import Denoiser
 from samplers.guidance.classifier import ClassifierGuided
 from samplers.guidance.energy import Energy, energy_name
 from samplers.guidance.recurrent import Recurrent
-from samplers.guidance.tfg import TrainingFree, dps, lgd, mpgd
+from samplers.guidance.tfg import TFG, dps, lgd, mpgd
 from samplers.guidance.universal import Universal
 from samplers.lookup import build, check_options, find
 from samplers.noise import NoiseSource
@@ -19,7 +19,7 @@ from samplers.sample import Solver
 
 
 @dataclass(frozen=True)
-class MethodInfo:
+class EnergyMethodInfo:
     """`factory(denoiser, energy, levels, strength, noise, **options)`; through: its gradients run through the denoiser."""
 
     name: str
@@ -32,7 +32,7 @@ class MethodInfo:
 
 
 def _tfg(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
-    return TrainingFree(denoiser, energy, levels, **{"rho": strength, "mu": strength, "noise": noise, **options})
+    return TFG(denoiser, energy, levels, **{"rho": strength, "mu": strength, "noise": noise, **options})
 
 
 def _dps(denoiser, energy, levels, strength, noise, **options) -> Denoiser:
@@ -62,28 +62,28 @@ def _classifier(denoiser, energy, levels, strength, noise, **options) -> Denoise
 
 _COMMON = ("interval", "limit", "checkpoint", "branch", "recurrence")
 
-METHODS: dict[str, MethodInfo] = {
+METHODS: dict[str, EnergyMethodInfo] = {
     info.name: info
     for info in (
-        MethodInfo(
+        EnergyMethodInfo(
             "tfg",
             _tfg,
             "TFG: gradients at x and at x0; rho and mu default to the strength",
             ("rho", "mu", "gamma", "samples", "iterations", "rho_shares", "mu_shares", "mu_on", *_COMMON),
             aliases=("training_free",),
         ),
-        MethodInfo("dps", _dps, "DPS: a step along the gradient at x after every solver step", _COMMON),
-        MethodInfo("lgd", _lgd, "LGD: DPS with the energy averaged about x0", ("gamma", "samples", *_COMMON)),
-        MethodInfo("mpgd", _mpgd, "MPGD: gradients at x0 only, the cheapest", ("iterations", *_COMMON), through=False),
-        MethodInfo("freedom", _dps, "FreeDoM: DPS with every step made twice", _COMMON, recurrence=2),
-        MethodInfo(
+        EnergyMethodInfo("dps", _dps, "DPS: a step along the gradient at x after every solver step", _COMMON),
+        EnergyMethodInfo("lgd", _lgd, "LGD: DPS with the energy averaged about x0", ("gamma", "samples", *_COMMON)),
+        EnergyMethodInfo("mpgd", _mpgd, "MPGD: gradients at x0 only, the cheapest", ("iterations", *_COMMON), through=False),
+        EnergyMethodInfo("freedom", _dps, "FreeDoM: DPS with every step made twice", _COMMON, recurrence=2),
+        EnergyMethodInfo(
             "ugd",
             _ugd,
             "universal guidance: as a score, the same for any number of steps; 1 is Bayes' rule",
             ("backward", "iterations", *_COMMON),
             aliases=("universal",),
         ),
-        MethodInfo(
+        EnergyMethodInfo(
             "classifier",
             _classifier,
             "classifier guidance: the gradient of a classifier of noisy images at x; 1 is Bayes' rule",
@@ -94,7 +94,7 @@ METHODS: dict[str, MethodInfo] = {
 }
 
 
-def method_info(name: str) -> MethodInfo:
+def method_info(name: str) -> EnergyMethodInfo:
     """The record of a method, by name or alias."""
     return find(METHODS, name, "guide method")
 

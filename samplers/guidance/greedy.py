@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.energy import check_count, check_numbers, detached, draw_shifts, gradients, limited, log_density
-from samplers.guidance.two_branch import clean, inner
+from samplers.guidance.energy import (
+    check_count,
+    check_numbers,
+    detach_prediction,
+    draw_shifts,
+    gradients,
+    limit_rms,
+    log_density,
+)
+from samplers.guidance.two_branch import inner_product, read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
@@ -60,11 +68,11 @@ class Greedy:
         prediction = self.denoiser(x, level, condition, context)
         if (self.candidates is None and not self.iterations) or not contains(self.interval, level):
             return prediction
-        prediction = detached(prediction, x)
-        x0 = clean(prediction)
+        prediction = detach_prediction(prediction, x)
+        x0 = read_x0(prediction)
         best = _Best(x0, self._score(x0, condition))
         for candidate in () if self.candidates is None else self.candidates(prediction):
-            moved = x0 + limited(candidate - x0, self.limit)
+            moved = x0 + limit_rms(candidate - x0, self.limit)
             best.offer(moved, self._score(moved, condition))
         if self.iterations:
             self._climb(x0, best, condition)
@@ -86,7 +94,7 @@ class Greedy:
             best.offer(z, value.detach())
             (slope,) = gradients(value, (leaf,), self.heuristic, what="heuristic")
             z = z + ascent(slope)
-            z = x0 + limited(z - x0, self.limit)
+            z = x0 + limit_rms(z - x0, self.limit)
         best.offer(z, self._score(z, condition))
 
 
@@ -140,8 +148,8 @@ def guidance_scales(scales: Sequence[float]) -> Candidates:
     def propose(prediction: Prediction) -> list[Tensor]:
         if not isinstance(prediction, Guided) or prediction.cond is None or prediction.null is None:
             return []
-        null = clean(prediction.null)
-        return [torch.lerp(null, clean(prediction.cond), scale) for scale in scales]
+        null = read_x0(prediction.null)
+        return [torch.lerp(null, read_x0(prediction.cond), scale) for scale in scales]
 
     return propose
 
@@ -168,7 +176,7 @@ def draws(noise: NoiseSource, count: int, spread: float) -> Candidates:
     check_numbers("Greedy guidance", spread=spread)
 
     def propose(prediction: Prediction) -> list[Tensor]:
-        level, x0 = prediction.level, clean(prediction)
+        level, x0 = prediction.level, read_x0(prediction)
         size = spread * level.sigma / math.hypot(level.alpha, level.sigma)
         return [x0 + shift for shift in draw_shifts(noise, level, count, size)]
 
@@ -182,7 +190,7 @@ def together(sources: Sequence[Candidates]) -> Candidates | None:
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """From a to b along the arc between them, for every sample (B, ...); the straight line where they are nearly parallel."""
-    cosine = inner(a, b) / (inner(a, a) * inner(b, b)).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+    cosine = inner_product(a, b) / (inner_product(a, a) * inner_product(b, b)).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
     angle = cosine.clamp(-1, 1).acos()
     straight = angle.sin() < 1e-6
     sine = torch.where(straight, 1.0, angle.sin())

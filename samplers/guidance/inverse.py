@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.energy import check_count, check_numbers, detached, followed, limited, traced
+from samplers.guidance.energy import (
+    check_count,
+    check_numbers,
+    detach_prediction,
+    limit_rms,
+    predict_with_gradient,
+    x0_with_gradient,
+)
 from samplers.guidance.operators import Operator
-from samplers.guidance.two_branch import clean
+from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -36,7 +43,7 @@ class Posterior:
     Gauss-Newton step. `noise_std` is at least 1e-4 in effect, or exact data would ask for an exact inverse.
 
     weight: a factor on the move; 0 is the denoiser itself, and so is a log-SNR outside `interval`. At pure noise, where dD/dx
-    says nothing, pigdm and exact do nothing. checkpoint and limit as in `TrainingFree`. Acts on x0, outside guidance,
+    says nothing, pigdm and exact do nothing. checkpoint and limit as in `TFG`. Acts on x0, outside guidance,
     whose conditional branch is the D of dD/dx.
 
     Source: arXiv 2209.11888 section 3, "Pseudoinverse-guided diffusion models" (ICLR 2023; its r^2, for spread 1);
@@ -77,13 +84,13 @@ class Posterior:
         if self.weight == 0 or not contains(self.interval, level) or level.sigma == 0 or (through and level.alpha == 0):
             return self.denoiser(x, level, condition, context)
         if through:
-            prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
+            prediction = predict_with_gradient(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0 = followed(prediction)
+                x0 = x0_with_gradient(prediction)
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)
-            x0 = clean(prediction)
+            x0 = read_x0(prediction)
         linear = self.operator.near(x0.detach())
         wanted = self.measurement.to(x0)
         if wanted.shape[1:] != linear.value.shape[1:] or wanted.shape[0] not in (1, len(x)):
@@ -109,7 +116,7 @@ class Posterior:
         solution = conjugate_gradients(system, residual.expand_as(linear.value), self.iterations)
         back = linear.adjoint(solution)
         move = covariance(back) if through else variance * back
-        return detached(prediction, x).with_x0(x0.detach() + limited(self.weight * move, self.limit))
+        return detach_prediction(prediction, x).with_x0(x0.detach() + limit_rms(self.weight * move, self.limit))
 
     def log_likelihood(self, x0: Tensor, condition: Condition) -> Tensor:
         """log p(y | x0) (B,) up to a constant: the energy of the same problem, for TFG, DPS and universal guidance."""

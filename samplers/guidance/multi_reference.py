@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import References, acts_in, beside, check_places, conditional
+from samplers.guidance.reference_batch import References, acts_in, check_places, count_conditional_rows, predict_with_references
 from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site
 from samplers.interval import EVERYWHERE, Interval
@@ -58,12 +58,12 @@ class MultiReference:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval
         rows = len(x)
-        seeing = rows if self.null else conditional(context, rows)
+        seeing = rows if self.null else count_conditional_rows(context, rows)
         nothing = self.references.masks is not None and not bool((self.references.masks > 0).any())
         if isinstance(level.logsnr, Tensor) or not low <= level.logsnr <= high or not seeing or nothing:
             return self.denoiser(x, level, condition, context)
         hook = ("heads", self._hook(rows, seeing))
-        return beside(self.denoiser, self.references, x, level, condition, context, hook, METHOD)
+        return predict_with_references(self.denoiser, self.references, x, level, condition, context, hook, METHOD)
 
     def _weights(self) -> list[float]:
         if isinstance(self.weights, Sequence):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import References, acts_in, beside, check_places, stacked
+from samplers.guidance.reference_batch import References, acts_in, check_places, count_branches, predict_with_references
 from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
@@ -21,7 +21,7 @@ from samplers.prediction import Prediction
 METHOD = "Negative token merging"
 
 
-def pushed_apart(tokens: Tensor, reference: Tensor, scale: float, threshold: float, allowed: Tensor | None = None) -> Tensor:
+def push_apart(tokens: Tensor, reference: Tensor, scale: float, threshold: float, allowed: Tensor | None = None) -> Tensor:
     """Every token o with its nearest r of the reference, by cosine: o + scale (o - r) where the cosine is above threshold.
 
     tokens (N, L, D), reference (N or 1, K, D); allowed (K,) bool: which of the reference's count.
@@ -70,8 +70,10 @@ class NegativeMerging:
             return self.denoiser(x, level, condition, context)
         rows = len(x)
         if self.references is not None:
-            return beside(self.denoiser, self.references, x, level, condition, context, ("attention", self._away(rows)), METHOD)
-        inside = with_hook(context, "attention", self._within(stacked(context)))
+            return predict_with_references(
+                self.denoiser, self.references, x, level, condition, context, ("attention", self._away(rows)), METHOD
+            )
+        inside = with_hook(context, "attention", self._within(count_branches(context)))
         prediction = self.denoiser(x, level, condition, inside)
         check_reached(inside, "attention", METHOD)
         return prediction
@@ -91,7 +93,7 @@ class NegativeMerging:
             extras, count = site.extras, len(references.images)
             allowed = references.allowed(site)
             seen = out[rows:, extras:].unflatten(0, (count, rows)).transpose(0, 1).flatten(1, 2)  # (rows, R K, D)
-            own = pushed_apart(
+            own = push_apart(
                 out[:rows, extras:], seen, self.scale, self.threshold, None if allowed is None else allowed.flatten()
             )
             return torch.cat([torch.cat([out[:rows, :extras], own], dim=1), out[rows:]])
@@ -107,7 +109,7 @@ class NegativeMerging:
                 return out
             extras, parts = site.extras, []
             for half in out.chunk(halves):
-                own = pushed_apart(half[1:, extras:], half[:1, extras:], self.scale, self.threshold)
+                own = push_apart(half[1:, extras:], half[:1, extras:], self.scale, self.threshold)
                 parts += [half[:1], torch.cat([half[1:, :extras], own], dim=1)]
             return torch.cat(parts)
 

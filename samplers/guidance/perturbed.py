@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import check_scale, guided
+from samplers.guidance.two_branch import as_guided, check_scale
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel, Path, expand, lift
@@ -74,7 +74,7 @@ class Perturbed(ABC):
         check_reached(changed, self.hook_name, self.method)
         away = cond.read(strong.row) - weak.read(strong.row)
         raw = strong.raw + expand(self.scale * inside, away) * away
-        return strong.with_raw(raw) if isinstance(strong, Guided) else guided(strong, raw, strong, weak)
+        return strong.with_raw(raw) if isinstance(strong, Guided) else as_guided(strong, raw, strong, weak)
 
     def chosen(self, index: int, count: int) -> bool:
         """Is block `index` of `count` perturbed?"""

@@ -11,11 +11,11 @@ from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.noise import fork_noise
 from samplers.noise_ratio import renoise_coefficients
 from samplers.sample import Solver, State
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 @dataclass(frozen=True)
-class Recurrent(Around):
+class Recurrent(SolverWrapper):
     """Makes each step from s to t of `inner` `times` times; before each repetition x_t is noised back to s,
 
         x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) z.

@@ -59,7 +59,7 @@ class References:
         return F.adaptive_avg_pool2d(self.masks, (site.rows, site.columns)).flatten(1) > 0.5
 
 
-def beside(
+def predict_with_references(
     denoiser: Denoiser,
     references: References,
     x: Tensor,
@@ -83,14 +83,14 @@ def beside(
     return take_prediction(joint, x, level, slice(rows))
 
 
-def stacked(context: Context) -> int:
+def count_branches(context: Context) -> int:
     """How many branches of guidance the batch holds, one after another."""
     return 2 if context.branch[-2:] == ("cond", "null") else 1
 
 
-def conditional(context: Context, rows: int) -> int:
+def count_conditional_rows(context: Context, rows: int) -> int:
     """How many rows of a batch, its first, have a condition: all, those of the conditional branch, or none."""
-    if stacked(context) == 2:
+    if count_branches(context) == 2:
         return rows // 2
     return 0 if context.branch[-1:] == ("null",) else rows
 
@@ -112,7 +112,7 @@ def acts_in(method: str, layers: tuple[int, ...], site: Site) -> bool:
 
 def _conditions(condition: Condition, references: References, context: Context, rows: int) -> Condition:
     """The pictures' condition, then each reference's in the rows that have one; the others are beside rows without."""
-    parts, told_rows = [condition], conditional(context, rows)
+    parts, told_rows = [condition], count_conditional_rows(context, rows)
     for own in references.conditions or [None] * len(references.images):
         if own is None:
             parts.append(condition)

@@ -11,9 +11,9 @@ from samplers.denoiser import Denoiser
 from samplers.guidance.apg import AdaptiveProjected
 from samplers.guidance.autoguidance import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
-from samplers.guidance.cfg_zero import ZeroStar
-from samplers.guidance.cfgpp import PlusPlus
-from samplers.guidance.embedded import Embedded
+from samplers.guidance.cfg_zero import CFGZeroStar
+from samplers.guidance.cfgpp import CFGPlusPlus
+from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.guidance.perturbed import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
@@ -87,7 +87,7 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             "cfg++",
             partial(ClassifierFree, keep_both=True),
             "CFG++: guided image, unguided noise; scale 0 to 1, at most about 2",
-            solver=PlusPlus,
+            solver=CFGPlusPlus,
             off=0.0,
             usual=0.6,
             options=_CFG,
@@ -95,7 +95,7 @@ GUIDANCE: dict[str, GuidanceInfo] = {
         ),
         GuidanceInfo(
             "cfg_zero",
-            ZeroStar,
+            CFGZeroStar,
             "CFG-Zero*: guidance with a fitted unconditional velocity, for flow models",
             aliases=("cfg_zero*", "cfg_zero_star"),
             options=(*_CFG, "optimised", "zero_until"),
@@ -111,7 +111,7 @@ GUIDANCE: dict[str, GuidanceInfo] = {
         ),
         GuidanceInfo(
             "embedded",
-            Embedded,
+            EmbeddedGuidance,
             "a scale that the network reads itself, for models distilled so (Flux.1 dev)",
             evaluations=1,
             always=True,

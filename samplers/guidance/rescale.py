@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import clean, wide
+from samplers.guidance.two_branch import at_least_float32, read_x0
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Guided, Prediction
 
@@ -53,15 +53,15 @@ class Rescale:
             return prediction
         if self.on == "raw":
             return prediction.with_raw(self._rescaled(prediction.raw, cond.read(prediction.row)))
-        return prediction.with_x0(self._rescaled(clean(prediction), clean(cond)))
+        return prediction.with_x0(self._rescaled(read_x0(prediction), read_x0(cond)))
 
     def _rescaled(self, guided: Tensor, cond: Tensor) -> Tensor:
         spread, wanted = (_std(v) for v in (guided, cond))
-        seen = spread > torch.finfo(guided.dtype).eps * wide(guided).abs().flatten(1).amax(1).reshape(spread.shape)
+        seen = spread > torch.finfo(guided.dtype).eps * at_least_float32(guided).abs().flatten(1).amax(1).reshape(spread.shape)
         ratio = torch.where(seen, wanted / spread, 1.0)
         return guided * (self.factor * ratio + (1 - self.factor)).to(guided.dtype)
 
 
 def _std(x: Tensor) -> Tensor:
     """(B, 1, ...)."""
-    return wide(x).flatten(1).std(1).reshape(-1, *[1] * (x.ndim - 1))
+    return at_least_float32(x).flatten(1).std(1).reshape(-1, *[1] * (x.ndim - 1))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import check_places, conditional
+from samplers.guidance.reference_batch import check_places, count_conditional_rows
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
 from samplers.path import NoiseLevel, Path
@@ -26,7 +26,9 @@ from samplers.prediction import Prediction
 METHOD = "Cross-token non-maximum suppression"
 
 
-def corrected(tokens: Tensor, concept: Sequence[int], strength: float = 0.1, window: int = 3, quantile: float = 0.7) -> Tensor:
+def correct_by_similarities(
+    tokens: Tensor, concept: Sequence[int], strength: float = 0.1, window: int = 3, quantile: float = 0.7
+) -> Tensor:
     """Correction by similarities of a prompt's features (L, D), for the tokens at the positions `concept`.
 
     For a token c, over the positions j within `window` of it, S_j = f_c * f_j (element by element), kept where it is above its
@@ -56,7 +58,7 @@ def check_correction(strength: float, window: int, quantile: float) -> None:
             raise ValueError(f"Correction by similarities got {name}={value!r}; give a number from 0 to 1.")
 
 
-def suppressed(maps: Tensor, owners: Tensor, rows: int, columns: int, strength: float = 1.0) -> Tensor:
+def suppress_overlap(maps: Tensor, owners: Tensor, rows: int, columns: int, strength: float = 1.0) -> Tensor:
     """Attention maps with each place left to the concept that claims it most.
 
     maps (B, H, L, T): how much patch l of rows x columns attends to token t, in every head; owners (B, T) integers: the concept
@@ -77,7 +79,7 @@ def suppressed(maps: Tensor, owners: Tensor, rows: int, columns: int, strength: 
 
 @dataclass(frozen=True)
 class ConceptSuppression:
-    """Cross-attention under `suppressed`, for owners (B, T): the concept of each token of each picture's condition.
+    """Cross-attention under `suppress_overlap`, for owners (B, T): the concept of each token of each picture's condition.
 
     Branches without the condition, and pictures of fewer than two concepts, are left alone. strength: 1 is the algorithm; its
     authors' blend of the maps has 0.1. interval: (lowest, highest) log-SNR, by default the noisier half of a flow's run. Put it
@@ -102,7 +104,7 @@ class ConceptSuppression:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval
-        told = conditional(context, len(x))
+        told = count_conditional_rows(context, len(x))
         if isinstance(level.logsnr, Tensor) or not low <= level.logsnr <= high or not told or not self.strength:
             return self.denoiser(x, level, condition, context)
         if told != len(self.owners):
@@ -117,7 +119,7 @@ class ConceptSuppression:
                 scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
             maps = scores.softmax(-1)
             owners = F.pad(self.owners, (0, max(0, k.shape[1] - self.owners.shape[1])), value=-1)[:, : k.shape[1]]
-            maps = suppressed(maps, owners.to(maps.device), site.rows, site.columns, self.strength)
+            maps = suppress_overlap(maps, owners.to(maps.device), site.rows, site.columns, self.strength)
             return torch.cat([torch.einsum("bhlt,bthd->blhd", maps, v[:told]), *others])
 
         inside = with_hook(context, "cross", hook)

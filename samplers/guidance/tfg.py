@@ -18,16 +18,16 @@ from samplers.guidance.energy import (
     check_branch,
     check_count,
     check_numbers,
-    detached,
+    detach_prediction,
     draw_shifts,
-    followed,
     gradients,
-    limited,
-    smoothed,
-    traced,
+    limit_rms,
+    predict_with_gradient,
+    smoothed_energy,
+    x0_with_gradient,
 )
 from samplers.guidance.recurrent import Recurrent
-from samplers.guidance.two_branch import clean
+from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, Path
@@ -45,7 +45,7 @@ Shares = str | Callable[[NoiseLevel, NoiseLevel], float]
 
 
 @dataclass(frozen=True)
-class TrainingFree:
+class TFG:
     """From level s to t of a run, with D the denoiser, all in the variance-preserving x of the same log-SNR,
 
         log f~(z) = log mean over `samples` draws of f(z + gamma sigma_s delta)
@@ -142,16 +142,16 @@ class TrainingFree:
             return self.denoiser(x, level, condition, context)
         shifts = draw_shifts(self.noise, level, self.samples, self.gamma * level.sigma / total)
         if rho:
-            prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
+            prediction = predict_with_gradient(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0, sources = followed(prediction, self.branch), [prediction.x]
+                x0, sources = x0_with_gradient(prediction, self.branch), [prediction.x]
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)
-            x0 = clean(prediction).detach().requires_grad_()
+            x0 = read_x0(prediction).detach().requires_grad_()
             sources = []
         with torch.enable_grad():
-            value = smoothed(self.energy, x0, condition, shifts)
+            value = smoothed_energy(self.energy, x0, condition, shifts)
         found = gradients(value, (*sources, *((x0,) if mu else ())), self.energy)
         x0, move = x0.detach(), torch.zeros_like(x0)
         if mu:
@@ -162,22 +162,22 @@ class TrainingFree:
             move = move / reach
         if rho:  # grad by the variance-preserving x is `total` times that by x, and its alpha is alpha / total
             move = move + rho * total**2 / (level.alpha * reach) * found[0]
-        return detached(prediction, x).with_x0(x0 + limited(move, self.limit))
+        return detach_prediction(prediction, x).with_x0(x0 + limit_rms(move, self.limit))
 
     def _slope(self, z: Tensor, condition: Condition, shifts: list[Tensor]) -> Tensor:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            return gradients(smoothed(self.energy, z, condition, shifts), (z,), self.energy)[0]
+            return gradients(smoothed_energy(self.energy, z, condition, shifts), (z,), self.energy)[0]
 
 
-def dps(denoiser: Denoiser, energy: Energy, levels: Sequence[NoiseLevel], scale: float = 1.0, **options) -> TrainingFree:
+def dps(denoiser: Denoiser, energy: Energy, levels: Sequence[NoiseLevel], scale: float = 1.0, **options) -> TFG:
     """DPS: after each step, x_t += scale grad_x log f(D(x_s)), the same at all levels.
 
     With the energy -|y - A(x0)|, the norm and not its square, scale is the published zeta.
 
     Source: arXiv 2209.14687, Algorithm 1, in the variance-preserving x.
     """
-    return TrainingFree(denoiser, energy, levels, **{"rho": scale, "mu": 0.0, "rho_shares": "step", **options})
+    return TFG(denoiser, energy, levels, **{"rho": scale, "mu": 0.0, "rho_shares": "step", **options})
 
 
 def lgd(
@@ -188,7 +188,7 @@ def lgd(
     gamma: float = 1.0,
     samples: int = 4,
     **options,
-) -> TrainingFree:
+) -> TFG:
     """LGD: DPS with f averaged over Gaussian draws about D(x), of spread gamma sigma (r_t of the paper for gamma 1).
 
     Source: Song et al. 2023, "Loss-guided diffusion models for plug-and-play controllable generation", equation 8.
@@ -196,12 +196,12 @@ def lgd(
     return dps(denoiser, energy, levels, scale, **{"gamma": gamma, "samples": samples, **options})
 
 
-def mpgd(denoiser: Denoiser, energy: Energy, levels: Sequence[NoiseLevel], scale: float = 1.0, **options) -> TrainingFree:
+def mpgd(denoiser: Denoiser, energy: Energy, levels: Sequence[NoiseLevel], scale: float = 1.0, **options) -> TFG:
     """MPGD: a gradient step on D(x) itself, the noise kept; nothing is differentiated through the denoiser.
 
     Source: arXiv 2311.16424, Algorithm 1 without the autoencoder's projection.
     """
-    return TrainingFree(denoiser, energy, levels, **{"rho": 0.0, "mu": scale, "mu_shares": "constant", **options})
+    return TFG(denoiser, energy, levels, **{"rho": 0.0, "mu": scale, "mu_shares": "constant", **options})
 
 
 def freedom(
@@ -213,7 +213,7 @@ def freedom(
     times: int = 2,
     travel: Interval = EVERYWHERE,
     **options,
-) -> tuple[TrainingFree, Recurrent]:
+) -> tuple[TFG, Recurrent]:
     """FreeDoM: (denoiser, solver) of DPS with every step from a log-SNR within `travel` made `times` times.
 
     Source: arXiv 2303.09833, Algorithm 2 with jumps of one step.

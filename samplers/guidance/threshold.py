@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.two_branch import clean, wide
+from samplers.guidance.two_branch import at_least_float32, read_x0
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 
@@ -33,7 +33,7 @@ class Clip:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
-        return prediction.with_x0(clean(prediction).clamp(-self.limit, self.limit))
+        return prediction.with_x0(read_x0(prediction).clamp(-self.limit, self.limit))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DynamicThreshold:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
-        x0 = wide(clean(prediction))
+        x0 = at_least_float32(read_x0(prediction))
         s = _quantile(x0.abs().flatten(1), self.percentile).clamp(min=self.limit)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
         return prediction.with_x0((torch.minimum(torch.maximum(x0, -s), s) * (self.limit / s)).to(prediction.x.dtype))

@@ -22,7 +22,7 @@ from samplers.rows import repeat_level, stack_conditions, take_prediction
 Schedule: TypeAlias = Callable[[NoiseLevel], Scalar]  # a guidance scale for every noise level
 
 
-def guided(base: Prediction, raw: Tensor, cond: Prediction | None = None, null: Prediction | None = None) -> Guided:
+def as_guided(base: Prediction, raw: Tensor, cond: Prediction | None = None, null: Prediction | None = None) -> Guided:
     """`raw` in the reading of `base`, with its learned variance."""
     return Guided(base.x, base.level, raw, base.row, base.variance, cond, null)
 
@@ -77,7 +77,7 @@ class TwoBranch:
 
     def conditional(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         cond = self.denoiser(x, level, condition, context.fork("cond"))
-        return guided(cond, cond.raw, cond)
+        return as_guided(cond, cond.raw, cond)
 
     def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
         raise NotImplementedError
@@ -99,7 +99,7 @@ def check_scale(scale: Any, name: str = "guidance scale") -> None:
         raise ValueError(f"The {name} must be a finite number, got {scale!r}; 1 means no guidance.")
 
 
-def clean(prediction: Prediction) -> Tensor:
+def read_x0(prediction: Prediction) -> Tensor:
     """x0, for rules that act on it. Raises ValueError where the output does not determine it: eps at pure noise."""
     alpha, a = prediction.level.alpha, prediction.row[0]
     if not isinstance(alpha, Tensor) and not isinstance(a, Tensor) and alpha == 0 and a == 0:
@@ -110,12 +110,12 @@ def clean(prediction: Prediction) -> Tensor:
     return prediction.x0
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """At least float32, so that norms of half-precision images do not overflow."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of every sample, (B, 1, ...)."""
     return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
 

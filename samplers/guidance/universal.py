@@ -13,14 +13,14 @@ from samplers.guidance.energy import (
     check_branch,
     check_count,
     check_numbers,
-    detached,
-    followed,
+    detach_prediction,
     gradients,
-    limited,
+    limit_rms,
     log_density,
-    traced,
+    predict_with_gradient,
+    x0_with_gradient,
 )
-from samplers.guidance.two_branch import clean
+from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -36,7 +36,7 @@ class Universal:
     strengths, does not depend on the steps of the run. With more than one iteration it is not a special case of TFG.
 
     scale 0 runs no gradient through the denoiser; both 0, or a log-SNR outside `interval`, is the denoiser itself. At pure
-    noise, of which D is no function, scale adds nothing. checkpoint, limit and branch as in `TrainingFree`. Around the
+    noise, of which D is no function, scale adds nothing. checkpoint, limit and branch as in `TFG`. Around the
     solver, `Recurrent` is the paper's self-recurrence.
 
     Source: arXiv 2302.07121, Algorithm 1: its forward guidance and its backward guidance by gradient descent, on any path.
@@ -70,16 +70,16 @@ class Universal:
         if not (through or descends) or not contains(self.interval, level):
             return self.denoiser(x, level, condition, context)
         if through:
-            prediction = traced(self.denoiser, x, level, condition, context, self.checkpoint)
+            prediction = predict_with_gradient(self.denoiser, x, level, condition, context, self.checkpoint)
             with torch.enable_grad():
-                x0 = followed(prediction, self.branch)
+                x0 = x0_with_gradient(prediction, self.branch)
                 value = log_density(self.energy, x0, condition)
             (slope,) = gradients(value, (prediction.x,), self.energy)
             move = self.scale * level.sigma**2 / level.alpha * slope
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)
-            x0 = clean(prediction)
+            x0 = read_x0(prediction)
             move = torch.zeros_like(x0)
         x0 = x0.detach()
         z = x0
@@ -88,4 +88,4 @@ class Universal:
                 leaf = z.detach().requires_grad_()
                 (slope,) = gradients(log_density(self.energy, leaf, condition), (leaf,), self.energy)
             z = z + self.backward * slope
-        return detached(prediction, x).with_x0(x0 + limited(z - x0 + move, self.limit))
+        return detach_prediction(prediction, x).with_x0(x0 + limit_rms(z - x0 + move, self.limit))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.multi_model.path_adapter import on_path
+from samplers.multi_model.path_adapter import adapt_path
 from samplers.multi_model.unite_and_conquer import with_adapters
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -31,12 +31,12 @@ class Collaborator:
 
 
 @dataclass(frozen=True)
-class Collaborative:
+class CollaborativeDiffusion:
     """raw = sum_i M_i raw_i(x, c_i), with M = softmax over the models of influence_i(x, level, c_i), at every pixel.
 
     The maps sum to one everywhere. Equal logits give the mean of the models, one infinitely larger that model alone. The
-    models may differ in what they predict and in their paths (`OnPath`); the run is on the first one's. Guidance goes around
-    each model, or around the whole.
+    models may differ in what they predict and in their paths (`PathAdapter`); the run is on the first one's. Guidance goes
+    around each model, or around the whole.
 
     Source: arXiv 2304.10530, equations 3 and 4.
     """
@@ -67,7 +67,7 @@ class Collaborative:
         first, raw = None, None
         for i, member in enumerate(self.members):
             here = with_adapters(context.fork("collaborator", i), member.adapters)
-            said = on_path(member.denoiser, self.path)(x, level, merge_condition(member.condition, condition), here)
+            said = adapt_path(member.denoiser, self.path)(x, level, merge_condition(member.condition, condition), here)
             first = said if first is None else first
             part = maps[:, i : i + 1].to(said.raw.dtype) * read_as(said, first.row)
             raw = part if raw is None else raw + part

@@ -12,7 +12,7 @@ from samplers.prediction import Prediction
 
 
 @dataclass(frozen=True)
-class OnPath:
+class PathAdapter:
     """`denoiser` as a denoiser of `path`: it sees the same picture under as much noise, on its own path's scale.
 
     x = alpha x0 + sigma eps at a log-SNR becomes alpha' x0 + sigma' eps at the same one. What a prediction says of x0 and eps
@@ -36,6 +36,6 @@ class OnPath:
         return Prediction(x, level, said.raw, said.row, said.variance)
 
 
-def on_path(denoiser: Denoiser, path: Path) -> Denoiser:
+def adapt_path(denoiser: Denoiser, path: Path) -> Denoiser:
     """The denoiser itself where its path is that one already."""
-    return denoiser if denoiser.path == path else OnPath(denoiser, path)
+    return denoiser if denoiser.path == path else PathAdapter(denoiser, path)

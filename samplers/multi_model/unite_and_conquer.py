@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
 from samplers.guidance.two_branch import both_branches, one_branch
-from samplers.multi_model.path_adapter import on_path
+from samplers.multi_model.path_adapter import adapt_path
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
 from samplers.rows import expand_rows, merge_condition, read_as
@@ -39,14 +39,14 @@ class UniteAndConquer:
     """raw = sum_i a_i raw_i(x, c_i) - (sum_i a_i - 1) sum_i beta_i raw_i(x, nothing).
 
     Equal models with equal conditions are classifier-free guidance of scale sum a_i. The models may predict different things
-    and have different paths (`OnPath`); the run is on `path`, the first one's if None. What is multiplied by 0 is not
+    and have different paths (`PathAdapter`); the run is on `run_path`, the first one's if None. What is multiplied by 0 is not
     evaluated. ValueError unless the reliabilities are at least 0 and sum to 1.
 
     Source: arXiv 2212.00793, equations 5 and 6.
     """
 
     members: tuple[Member, ...]
-    on: Path | None = None
+    run_path: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -63,13 +63,13 @@ class UniteAndConquer:
 
     @property
     def path(self) -> Path:
-        return self.members[0].denoiser.path if self.on is None else self.on
+        return self.members[0].denoiser.path if self.run_path is None else self.run_path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         away = sum(m.scale for m in self.members) - 1
         said: list[tuple[float, Prediction]] = []
         for i, member in enumerate(self.members):
-            denoiser = on_path(member.denoiser, self.path)
+            denoiser = adapt_path(member.denoiser, self.path)
             own = context.memo(
                 f"member {i}", (member, condition), partial(expand_rows, merge_condition(member.condition, condition), len(x))
             )
@@ -82,10 +82,10 @@ class UniteAndConquer:
                 said.append((member.scale, denoiser(x, level, own, here.fork("cond"))))
             elif trusted:
                 said.append((-trusted, one_branch(denoiser, x, level, own, member.negative, here)))
-        return weighted(said)
+        return weighted_sum(said)
 
 
-def weighted(said: Sequence[tuple[float, Prediction]]) -> Prediction:
+def weighted_sum(said: Sequence[tuple[float, Prediction]]) -> Prediction:
     """sum_i w_i prediction_i of one x, in the first one's reading."""
     first = said[0][1]
     raw = torch.zeros_like(first.raw)

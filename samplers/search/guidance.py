@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Strengths(NamedTuple):
-    """The numbers of `TrainingFree` that are searched for; recurrence and iterations are a matter of the time there is."""
+    """The numbers of `TFG` that are searched for; recurrence and iterations are a matter of the time there is."""
 
     rho: float
     mu: float

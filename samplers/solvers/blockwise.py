@@ -14,7 +14,7 @@ from samplers.sample import State
 from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep, adams_weights
-from samplers.solvers.singlestep import advance, read, stage_weights, step_weights
+from samplers.solvers.singlestep import advance, read_prediction, stage_weights, step_weights
 
 
 def block_orders(steps: int, order: int) -> tuple[tuple[int, int], ...]:
@@ -50,15 +50,16 @@ class Blockwise:
     that was changed since the last step (re-noised, repainted) begins a block of its own, and a step of infinite length is
     the first-order one.
 
-    of: "eps" for DPM-Solver, "x0" for DPM-Solver++. rule: see `step_weights`. ending: "full", or "bounded", with which a long
-    step that would amplify errors (`samplers.solvers.ending`) leaves the block and goes on from the last two readings; the next
-    belongs to a block that began with this one.
+    predict: "eps" for DPM-Solver, "x0" for DPM-Solver++.
+    rule: see `step_weights`.
+    ending: "full", or "bounded", with which a long step that would amplify errors (`samplers.solvers.ending`) leaves the block
+    and goes on from the last two readings; the next belongs to a block that began with this one.
 
     Source: arXiv 2206.00927, section 3.3; arXiv 2211.01095, section 4.
     """
 
     order: int = 3
-    of: str = "eps"
+    predict: str = "eps"
     rule: str = "published"
     ending: str = "full"
 
@@ -68,8 +69,8 @@ class Blockwise:
             raise ValueError("Blockwise has lower orders at its end by its blocks: choose ending='full' or 'bounded'.")
         if self.order not in (1, 2, 3) or isinstance(self.order, bool):
             raise ValueError(f"Blockwise got order={self.order!r}; choose 1, 2 or 3.")
-        if self.of not in ("x0", "eps"):
-            raise ValueError(f"Blockwise got of={self.of!r}; choose x0 (DPM-Solver++) or eps (DPM-Solver).")
+        if self.predict not in ("x0", "eps"):
+            raise ValueError(f"Blockwise got predict={self.predict!r}; choose x0 (DPM-Solver++) or eps (DPM-Solver).")
         if self.rule not in ("published", "exact"):
             raise ValueError(f"Blockwise got rule={self.rule!r}; choose published or exact.")
 
@@ -97,28 +98,28 @@ class Blockwise:
         if position == 1 or not isinstance(block, _Block) or block.x is not state.x:
             block = _Block(state.x, (), (), state.x)
         levels = (*block.levels, s)
-        readings = (*block.readings, read(prediction, self.of))
+        readings = (*block.readings, read_prediction(prediction, self.predict))
 
         start = levels[0]
         keep, _, span = Multistep(1).transition(start, t)
         nodes = tuple((level.logsnr - start.logsnr) / span for level in levels)
         if position == length:
-            weights = step_weights(span, nodes, self.of, self.rule)
+            weights = step_weights(span, nodes, self.predict, self.rule)
         else:
-            weights = stage_weights(span, nodes, 1.0, self.of)
+            weights = stage_weights(span, nodes, 1.0, self.predict)
         h = t.logsnr - s.logsnr
-        if self.ending == "bounded" and not is_bounded(weights, h, step_weights(h, (0.0,), self.of, "exact")):
+        if self.ending == "bounded" and not is_bounded(weights, h, step_weights(h, (0.0,), self.predict, "exact")):
             x = self._linear(state.x, levels[-2:], readings[-2:], t)
             return replace(state, x=x, prediction=prediction, carry=_Block(state.x, levels[-1:], readings[-1:], x))
-        x = advance(block.start, start, t, keep, self.of, readings, weights)
+        x = advance(block.start, start, t, keep, self.predict, readings, weights)
         return replace(state, x=x, prediction=prediction, carry=_Block(block.start, levels, readings, x))
 
     def _linear(self, x: Tensor, levels: tuple[NoiseLevel, ...], readings: tuple[Tensor, ...], t: NoiseLevel) -> Tensor:
         """A step from the last of two levels through both readings, or through its own if the step is too long for that."""
         before, s = levels
         keep, _, h = Multistep(1).transition(s, t)
-        signed = h if self.of == "x0" else -h
+        signed = h if self.predict == "x0" else -h
         weights = adams_weights(signed, (0.0, (before.logsnr - s.logsnr) / h))
         if not is_bounded(weights, h):
             weights = adams_weights(signed, (0.0,))
-        return advance(x, s, t, keep, self.of, readings[::-1][: len(weights)], weights)
+        return advance(x, s, t, keep, self.predict, readings[::-1][: len(weights)], weights)

@@ -13,7 +13,7 @@ from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 class Churning(Protocol):
@@ -29,7 +29,7 @@ class Churning(Protocol):
     def s_noise(self) -> float: ...
 
 
-def raise_noise(
+def apply_churn(
     churn: Churning, path: Path, state: State, s: NoiseLevel, context: Context, noise: NoiseSource | None
 ) -> tuple[State, NoiseLevel]:
     """(state, level) with the noise raised from r to r (1 + gamma), or as they were where churn does not act."""
@@ -56,7 +56,7 @@ def _noisiest(path: Path) -> float:
 
 
 @dataclass(frozen=True)
-class Churned(Around):
+class ChurnedSolver(SolverWrapper):
     """Raises the noise from r = sigma / alpha to r (1 + gamma) before each step of `inner`, where s_tmin <= r <= s_tmax.
 
     gamma = min(s_churn / steps, sqrt 2 - 1), the fresh noise has standard deviation s_noise times what the rise calls for. The
@@ -74,10 +74,10 @@ class Churned(Around):
     def __post_init__(self) -> None:
         for name in ("s_churn", "s_noise"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Churned got {name}={getattr(self, name)}; give a finite number of at least 0.")
+                raise ValueError(f"ChurnedSolver got {name}={getattr(self, name)}; give a finite number of at least 0.")
         if not self.s_tmin <= self.s_tmax:
-            raise ValueError(f"Churned got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+            raise ValueError(f"ChurnedSolver got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
 
     def advance(self, step: Step, state: State) -> State:
-        state, s = raise_noise(self, step.denoiser.path, state, step.s, step.context, step.noise)
+        state, s = apply_churn(self, step.denoiser.path, state, step.s, step.context, step.noise)
         return step.by(self.inner, state, s=s)

@@ -13,7 +13,7 @@ from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
-from samplers.solvers.churn import raise_noise
+from samplers.solvers.churn import apply_churn
 from samplers.solvers.evaluate import evaluate
 
 
@@ -54,7 +54,7 @@ class Heun:
         noise: NoiseSource | None = None,
     ) -> State:
         check_falling(s, t)
-        state, s = raise_noise(self, denoiser.path, state, s, context, noise)
+        state, s = apply_churn(self, denoiser.path, state, s, context, noise)
 
         first = evaluate(denoiser, state, s, condition, context)
         if s.alpha == 0 or t.sigma == 0:

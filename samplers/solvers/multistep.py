@@ -111,7 +111,7 @@ def uniform_weights(nodes: tuple[float, ...]) -> tuple[float, ...]:
 class Multistep:
     """Equation (1) or (2) through the `order` latest predictions: one evaluation per step.
 
-    of: what the polynomial interpolates, "x0" (1) or "eps" (2). coordinate: where it lives, "logsnr"; and for eps also
+    predict: what the polynomial interpolates, "x0" (1) or "eps" (2). coordinate: where it lives, "logsnr"; and for eps also
     "ratio", r = sigma / alpha, or "step", the index of the step, as if all steps were equally long.
     eta: noise strength, 0 = the ODE. noise="sde": tau^2 = eta, as in k-diffusion's SDE samplers; noise="ancestral": the eta
     of DDIM and Euler-ancestral (arXiv 2010.02502, equation 16), at most 1, for x0. The two agree at 0 and 1. s_noise scales z.
@@ -130,7 +130,7 @@ class Multistep:
     rule: str = "exact"
     corrector_order: int = 0
     s_noise: float = 1.0
-    of: str = "x0"
+    predict: str = "x0"
     coordinate: str = "logsnr"
     ending: str = "full"
 
@@ -143,17 +143,17 @@ class Multistep:
             raise ValueError(f"Unknown rule {self.rule!r}: choose one of {', '.join(RULES)}.")
         if self.noise not in ("sde", "ancestral"):
             raise ValueError(f"Unknown noise {self.noise!r}: choose sde or ancestral.")
-        if self.of not in ("x0", "eps"):
-            raise ValueError(f"Multistep got of={self.of!r}; choose x0 or eps.")
+        if self.predict not in ("x0", "eps"):
+            raise ValueError(f"Multistep got predict={self.predict!r}; choose x0 or eps.")
         if self.coordinate not in COORDINATES:
             raise ValueError(f"Unknown coordinate {self.coordinate!r}: choose one of {', '.join(COORDINATES)}.")
-        if self.coordinate != "logsnr" and (self.of, self.rule) != ("eps", "exact"):
+        if self.coordinate != "logsnr" and (self.predict, self.rule) != ("eps", "exact"):
             raise ValueError(
-                f"The coordinate {self.coordinate!r} is for of='eps' and rule='exact', not of={self.of!r} and "
+                f"The coordinate {self.coordinate!r} is for predict='eps' and rule='exact', not predict={self.predict!r} and "
                 f"rule={self.rule!r}: choose these, or the coordinate logsnr."
             )
-        if self.of == "eps" and self.eta and self.noise == "ancestral":
-            raise ValueError("Ancestral noise is defined on x0: choose noise='sde' with of='eps'.")
+        if self.predict == "eps" and self.eta and self.noise == "ancestral":
+            raise ValueError("Ancestral noise is defined on x0: choose noise='sde' with predict='eps'.")
         largest = 1.0 if self.noise == "ancestral" else math.inf
         if not (0 <= self.eta <= largest and math.isfinite(self.eta)):
             raise ValueError(f"Multistep got eta={self.eta}; with noise={self.noise!r} give 0 <= eta <= {largest}, finite.")
@@ -179,7 +179,7 @@ class Multistep:
             raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
         prediction = evaluate(denoiser, state, s, condition, context)
         keep_last = max(self.order + (self.corrector_order > 0), self.corrector_order)
-        history = state.remember(s, prediction.x0, keep_last, prediction.eps if self.of == "eps" else None)
+        history = state.remember(s, prediction.x0, keep_last, prediction.eps if self.predict == "eps" else None)
 
         left = max(context.steps - context.step, 1) if context.steps else None
         weights = self.weights(history, s, t, left)
@@ -249,7 +249,7 @@ class Multistep:
     def _interpolates(self, s: NoiseLevel, t: NoiseLevel) -> str:
         """What the polynomial of this step is of: x0 also for a step on which the kernel of equation (2) is infinitely long."""
         endless = s.alpha == 0 or (t.sigma == 0 and (self.coordinate == "logsnr" or self.eta > 0))
-        return "x0" if endless else self.of
+        return "x0" if endless else self.predict
 
     def _read(self, evaluation: Evaluation, s: NoiseLevel, t: NoiseLevel) -> Tensor:
         if self._interpolates(s, t) == "x0":

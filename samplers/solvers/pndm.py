@@ -36,7 +36,7 @@ class PNDM:
     A warm-up step from pure noise or to clean data is a plain step, with one evaluation; so is a very long one, with the ending
     "bounded".
 
-    of="v" averages v instead of eps, and reads the average as eps at the step's own x: diffusers' PNDM on a v-prediction
+    predict="v" averages v instead of eps, and reads the average as eps at the step's own x: diffusers' PNDM on a v-prediction
     model. v at two levels is not one quantity, so this is of first order; eps, of which a step is exact, is the paper's. The
     ending is then full.
 
@@ -44,13 +44,13 @@ class PNDM:
     """
 
     warmup: str = "heun"
-    of: str = "eps"
+    predict: str = "eps"
     ending: str = "full"
 
     def __post_init__(self) -> None:
         check_ending(self.ending, "PNDM")
-        if self.of not in READINGS:
-            raise ValueError(f"PNDM got of={self.of!r}; choose one of {', '.join(READINGS)}.")
+        if self.predict not in READINGS:
+            raise ValueError(f"PNDM got predict={self.predict!r}; choose one of {', '.join(READINGS)}.")
         if self.warmup not in WARMUPS:
             raise ValueError(f"Unknown warmup {self.warmup!r}: choose one of {', '.join(WARMUPS)}.")
 
@@ -67,9 +67,9 @@ class PNDM:
         context: Context,
         noise: NoiseSource | None = None,
     ) -> State:
-        if self.of == "v":
+        if self.predict == "v":
             return self._step_of_v(denoiser, state, s, t, condition, context)
-        linear = Multistep(4, of="eps", coordinate="step", ending=self.ending)
+        linear = Multistep(4, predict="eps", coordinate="step", ending=self.ending)
         done = sum(e.step != state.step for e in state.history)
         too_long = self.ending == "bounded" and t.logsnr - s.logsnr > VERY_LONG
         if done >= (1 if self.warmup == "heun" else 3) or s.alpha == 0 or t.sigma == 0 or too_long:

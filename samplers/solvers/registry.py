@@ -6,7 +6,7 @@ from functools import partial
 
 from samplers.solvers.adaptive import Adaptive
 from samplers.solvers.blockwise import Blockwise
-from samplers.solvers.churn import Churned
+from samplers.solvers.churn import ChurnedSolver
 from samplers.solvers.comfy.rows import ROWS as COMFY
 from samplers.solvers.consistency import TCD, Consistency
 from samplers.solvers.ddpm import DDPM
@@ -31,7 +31,7 @@ SOLVERS: dict[str, SolverInfo] = {
     for info in (
         SolverInfo(
             "euler",
-            partial(Churned, Multistep(1)),
+            partial(ChurnedSolver, Multistep(1)),
             "Euler: one straight step, with churn if asked for",
             1,
             grid="karras",
@@ -58,7 +58,7 @@ SOLVERS: dict[str, SolverInfo] = {
         SolverInfo("heun", Heun, "Heun with churn (EDM, Algorithm 2)", 2, evaluations=2, aliases=("edm",), options=_CHURN),
         SolverInfo(
             "dpm_2",
-            partial(Churned, Singlestep(2, "eps")),
+            partial(ChurnedSolver, Singlestep(2, "eps")),
             "DPM-Solver-2 with churn: midpoint in log sigma",
             2,
             evaluations=2,
@@ -67,7 +67,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_2_a",
-            partial(Singlestep, order=2, of="eps", eta=1.0, noise="ancestral"),
+            partial(Singlestep, order=2, predict="eps", eta=1.0, noise="ancestral"),
             "DPM-Solver-2 ancestral",
             2,
             evaluations=2,
@@ -77,7 +77,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_2",
-            partial(Singlestep, order=2, of="eps"),
+            partial(Singlestep, order=2, predict="eps"),
             "DPM-Solver-2: the noise prediction at two points of each step",
             2,
             evaluations=2,
@@ -86,7 +86,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_3",
-            partial(Singlestep, order=3, of="eps"),
+            partial(Singlestep, order=3, predict="eps"),
             "DPM-Solver-3: the noise prediction at three points of each step",
             3,
             evaluations=3,
@@ -100,7 +100,7 @@ SOLVERS: dict[str, SolverInfo] = {
             2,
             grid="uniform_logsnr",
             aliases=("DPM fast", "dpm_solver_fast"),
-            options=("ending", "order", "of", "rule"),
+            options=("ending", "order", "predict", "rule"),
         ),
         SolverInfo(
             "dpm_adaptive",
@@ -283,21 +283,21 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_2m",
-            partial(Multistep, order=2, of="eps", rule="midpoint", ending=BOUNDED),
+            partial(Multistep, order=2, predict="eps", rule="midpoint", ending=BOUNDED),
             "DPM-Solver(2M): second-order multistep on the noise prediction",
             2,
             options=("ending", "rule", "eta", "s_noise"),
         ),
         SolverInfo(
             "dpm_solver_3m",
-            partial(Multistep, order=3, of="eps", rule="published", ending=BOUNDED),
+            partial(Multistep, order=3, predict="eps", rule="published", ending=BOUNDED),
             "DPM-Solver(3M) on the noise prediction, coefficients as published; rule='exact' is DEIS",
             2,
             options=("ending", "rule", "eta", "s_noise"),
         ),
         SolverInfo(
             "deis",
-            partial(Multistep, order=3, of="eps", ending=BOUNDED),
+            partial(Multistep, order=3, predict="eps", ending=BOUNDED),
             "DEIS in log-rho: exact integrals of the noise prediction",
             2,
             options=("ending", "order"),
@@ -310,7 +310,7 @@ SOLVERS: dict[str, SolverInfo] = {
             options=(
                 "order",
                 "rule",
-                "of",
+                "predict",
                 "coordinate",
                 "noise",
                 "corrector_order",
@@ -323,7 +323,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "lms",
-            partial(Multistep, order=4, of="eps", coordinate="ratio"),
+            partial(Multistep, order=4, predict="eps", coordinate="ratio"),
             "Linear multistep: Adams-Bashforth in sigma",
             2,
             aliases=("LMS", "rho_deis"),
@@ -331,14 +331,14 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "ipndm",
-            partial(Multistep, order=4, of="eps", coordinate="step"),
+            partial(Multistep, order=4, predict="eps", coordinate="step"),
             "iPNDM: Adams-Bashforth as if all steps were equally long; second order where they change smoothly",
             1,
             options=("ending", "order"),
         ),
         SolverInfo(
             "ipndm_v",
-            partial(Multistep, order=4, of="eps", coordinate="ratio"),
+            partial(Multistep, order=4, predict="eps", coordinate="ratio"),
             "iPNDM with variable steps, the same as LMS",
             2,
             options=("ending", "order"),
@@ -351,7 +351,7 @@ SOLVERS: dict[str, SolverInfo] = {
             extra=1,
             grid="trailing",
             aliases=("PLMS",),
-            options=("ending", "warmup", "of"),
+            options=("ending", "warmup", "predict"),
         ),
         SolverInfo(
             "ddpm",

@@ -14,11 +14,11 @@ from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
 from samplers.solvers.heun import Heun
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 @dataclass(frozen=True)
-class Restart(Around):
+class Restart(SolverWrapper):
     """When a step of `inner` reaches sigma_min, add noise up to sigma_max and come back in `steps` steps, `times` over.
 
     Both are in sigma / alpha; the noise erases part of the errors made so far, and steps of an ODE solver make few new ones.

@@ -33,18 +33,18 @@ from samplers.solvers.multistep import Multistep, adams_weights
 NOISES = ("sde", "ancestral", "overlapping")
 
 
-def read(prediction: Prediction, of: str) -> Tensor:
+def read_prediction(prediction: Prediction, predict: str) -> Tensor:
     """What the polynomial goes through: x0 or eps."""
-    return prediction.x0 if of == "x0" else prediction.eps
+    return prediction.x0 if predict == "x0" else prediction.eps
 
 
-def step_weights(span: float, nodes: Sequence[float], of: str, rule: str) -> tuple[float, ...]:
+def step_weights(span: float, nodes: Sequence[float], predict: str, rule: str) -> tuple[float, ...]:
     """Weights of the readings at `nodes` (1 to 3, the first 0) in the integral of (1) or (2) over a whole step.
 
     rule "exact": the polynomial through all nodes. "published": with two nodes its value at the middle of the step stands for
     all of it (DPM-Solver-2, DPM-Solver++(2S)); of three nodes the middle one only serves to reach the last (DPM-Solver-3, 3S).
     """
-    signed = span if of == "x0" else -span
+    signed = span if predict == "x0" else -span
     if rule == "exact" or len(nodes) == 1:
         return adams_weights(signed, tuple(nodes))
     if len(nodes) == 2:
@@ -53,16 +53,16 @@ def step_weights(span: float, nodes: Sequence[float], of: str, rule: str) -> tup
     return first, 0.0, last
 
 
-def stage_weights(span: float, nodes: Sequence[float], node: float, of: str) -> tuple[float, ...]:
+def stage_weights(span: float, nodes: Sequence[float], node: float, predict: str) -> tuple[float, ...]:
     """The exact weights that reach the next `node` through the `nodes` before it; `span` is that of the part step."""
-    return adams_weights(span if of == "x0" else -span, tuple(c / node for c in nodes))
+    return adams_weights(span if predict == "x0" else -span, tuple(c / node for c in nodes))
 
 
 def advance(
-    x: Tensor, s: NoiseLevel, t: NoiseLevel, keep: float, of: str, readings: Sequence[Tensor], weights: Sequence[float]
+    x: Tensor, s: NoiseLevel, t: NoiseLevel, keep: float, predict: str, readings: Sequence[Tensor], weights: Sequence[float]
 ) -> Tensor:
     """Equation (1) or (2) from s to t. `keep` is the factor of x_s in (1): sigma_t / sigma_s, less if noise is to be added."""
-    kept, scale = (keep, t.alpha) if of == "x0" else (t.alpha / s.alpha, keep * s.sigma)
+    kept, scale = (keep, t.alpha) if predict == "x0" else (t.alpha / s.alpha, keep * s.sigma)
     x = kept * x if kept else torch.zeros_like(x)
     for reading, weight in zip(readings, weights, strict=True):
         if weight:
@@ -70,7 +70,7 @@ def advance(
     return x
 
 
-def joined(noise: NoiseSource) -> NoiseSource:
+def join_draws(noise: NoiseSource) -> NoiseSource:
     """Noise for ever longer parts of one step from a source of independent draws.
 
     The first part is drawn; the next is what was there and a draw for the rest, weighted as increments of one Brownian path in
@@ -93,7 +93,7 @@ def joined(noise: NoiseSource) -> NoiseSource:
 
 @dataclass(frozen=True)
 class Singlestep:
-    """DPM-Solver++ 2S and 3S (of="x0"), DPM-Solver 1 to 3 (of="eps"), and their forms with noise: `order` evaluations a step.
+    """DPM-Solver++ 2S and 3S (predict="x0"), DPM-Solver 1 to 3 (predict="eps"), and with noise: `order` evaluations a step.
 
     Nodes r1 and r2 are fractions of the step in log-SNR, by default 1/2 (order 2) or 1/3 and 2/3 (order 3). A step of infinite
     length, from pure noise or to clean data, is the exact first-order one, with one evaluation.
@@ -104,13 +104,13 @@ class Singlestep:
     overlapping  at every node for the whole way from s, with eta as in DDIM: DPM++ SDE. Its draws (s, node) and (s, t) share
                  the way to the node, so it wants `brownian_noise`; with that of clock "snr" and eta = 1 it is "sde". Of
                  `seeded_noise`, whose draws are independent, the longer one is put together from its parts.
-    Noise at the nodes needs of="x0".
+    Noise at the nodes needs predict="x0".
 
     rule: see `step_weights`.
     """
 
     order: int = 2
-    of: str = "x0"
+    predict: str = "x0"
     eta: float = 0.0
     noise: str = "sde"
     rule: str = "published"
@@ -121,14 +121,14 @@ class Singlestep:
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3) or isinstance(self.order, bool):
             raise ValueError(f"Singlestep got order={self.order!r}; choose 1, 2 or 3.")
-        if self.of not in ("x0", "eps"):
-            raise ValueError(f"Singlestep got of={self.of!r}; choose x0 (DPM-Solver++) or eps (DPM-Solver).")
+        if self.predict not in ("x0", "eps"):
+            raise ValueError(f"Singlestep got predict={self.predict!r}; choose x0 (DPM-Solver++) or eps (DPM-Solver).")
         if self.rule not in ("published", "exact"):
             raise ValueError(f"Singlestep got rule={self.rule!r}; choose published or exact.")
         if self.noise not in NOISES:
             raise ValueError(f"Unknown noise {self.noise!r}: choose one of {', '.join(NOISES)}.")
-        if self.eta and self.of == "eps" and self.noise != "ancestral":
-            raise ValueError(f"Singlestep of eps cannot add noise={self.noise!r}: choose noise='ancestral', or of='x0'.")
+        if self.eta and self.predict == "eps" and self.noise != "ancestral":
+            raise ValueError(f"Singlestep of eps cannot add noise={self.noise!r}: choose noise='ancestral', or predict='x0'.")
         unused = (self.r1 is not None and self.order < 2) or (self.r2 is not None and self.order < 3)
         if unused or any(not a < b for a, b in pairwise((*self.nodes, 1.0))):
             raise ValueError(
@@ -170,7 +170,7 @@ class Singlestep:
         if spread and noise is None:
             raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
         if noise is not None and self.noise == "overlapping" and getattr(noise, "independent", False):
-            noise = joined(noise)
+            noise = join_draws(noise)
         first = evaluate(denoiser, state, s, condition, context)
         gathered, last = None, s
         if math.isinf(span):
@@ -179,7 +179,7 @@ class Singlestep:
             inside = noise if spread and self.noise != "ancestral" else None
             length = span if inside is None else t.logsnr - s.logsnr
             readings, gathered, last = self.stages(denoiser, state.x, first, s, length, condition, context, inside)
-            x = advance(state.x, s, t, keep, self.of, readings, step_weights(span, self.nodes, self.of, self.rule))
+            x = advance(state.x, s, t, keep, self.predict, readings, step_weights(span, self.nodes, self.predict, self.rule))
         if spread and noise is not None:
             x = x + self._noise_up_to(t, gathered, last, noise)
         return replace(state, x=x, prediction=first)
@@ -200,18 +200,18 @@ class Singlestep:
         Without noise the nodes are reached along the ODE.
         """
         process = Multistep(1) if noise is None else self.process
-        nodes, readings, last = self.nodes, [read(first, self.of)], s
+        nodes, readings, last = self.nodes, [read_prediction(first, self.predict)], s
         gathered: Tensor | None = None
         for i, node in enumerate(nodes[1:], 1):
             level = denoiser.path.at_logsnr(s.logsnr + node * length)
             keep, _, part = process.transition(s, level)
-            u = advance(x, s, level, keep, self.of, readings, stage_weights(part, nodes[:i], node, self.of))
+            u = advance(x, s, level, keep, self.predict, readings, stage_weights(part, nodes[:i], node, self.predict))
             if noise is not None:
                 added = self._noise_up_to(level, gathered, last, noise)
                 u = u + added
                 if self.noise == "sde":
                     gathered, last = added, level
-            readings.append(read(denoiser(u, level, condition, context), self.of))
+            readings.append(read_prediction(denoiser(u, level, condition, context), self.predict))
         return readings, gathered, last
 
     def _noise_up_to(self, t: NoiseLevel, gathered: Tensor | None, last: NoiseLevel, noise: NoiseSource) -> Tensor:

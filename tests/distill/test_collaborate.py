@@ -11,7 +11,7 @@ from gen.models.folder import write_model
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.nn.registry import build
 from samplers import Condition, Context
-from samplers.multi_model.collaborative_diffusion import Collaborative
+from samplers.multi_model.collaborative_diffusion import CollaborativeDiffusion
 from tests.distill.students import SIZES, model
 from tests.gen.conftest import randomise
 
@@ -93,7 +93,7 @@ def test_the_better_model_gets_the_say(folders, tmp_path):
     save_component(network, tmp_path / "influence")
     again = load_component(tmp_path / "influence", "influence")
     denoisers = [made.opened[f].config.denoiser(made.roles[f"model{i}"].network, torch.float32) for i, f in enumerate(folders)]
-    both = Collaborative(again.members(denoisers, [Condition(label=data.labels), nothing]))
+    both = CollaborativeDiffusion(again.members(denoisers, [Condition(label=data.labels), nothing]))
     with torch.no_grad():
         expected, _ = made.mixture(models(made), x, level, [Condition(label=data.labels), nothing])
         assert torch.allclose(both(x, level, Condition(), Context()).raw, expected.raw, atol=1e-5)

@@ -19,7 +19,7 @@ from gen.pipeline.progress import CountEvaluations
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.tasks import canvas as canvases
 from gen.tasks.canvas import make_canvas
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
 from samplers.canvas.windows import Windows
@@ -52,7 +52,7 @@ def by_hand(tiny, windows, solver, condition, seeds, **options):
     """The canvas built from the samplers' own parts."""
     levels = get_grid("uniform", RectifiedFlow(), 2)
     eps = normal(seeds, (4, *windows.canvas), "latents")
-    field = Tiled(ClassifierFree(tiny.denoiser, 3.0, options.pop("negative", None)), windows, **options)
+    field = MultiDiffusion(ClassifierFree(tiny.denoiser, 3.0, options.pop("negative", None)), windows, **options)
     with torch.no_grad():
         return sample(field, solver, eps, levels, condition, noise=seeded_noise(seeds, eps))
 
@@ -163,7 +163,7 @@ def test_upscaling_is_image_to_image_in_windows(tiny, photo):
     picture = torch.from_numpy(pixels(photo).copy()).permute(2, 0, 1)[None] / 255
     large = F.interpolate(picture, (56, 44), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     latents, eps = tiny.autoencoder.encode(large * 2 - 1).detach(), normal([7], (4, 14, 11), "latents")
-    field = Tiled(ClassifierFree(tiny.denoiser, 3.0), Windows.regular((14, 11), (8, 8), (4, 4), "linear"))
+    field = MultiDiffusion(ClassifierFree(tiny.denoiser, 3.0), Windows.regular((14, 11), (8, 8), (4, 4), "linear"))
     levels = get_grid("uniform", RectifiedFlow(), 4)
     with torch.no_grad():
         expected = image_to_image(field, get_solver("dpmpp_2m"), latents, eps, levels, 0.5, text(tiny, "a cat"))

@@ -11,7 +11,7 @@ from gen.pipeline.recipe import Recipe
 from samplers.cache import FirstBlockCache, Reuse
 from samplers.cache.registry import CACHES
 from samplers.denoiser import Condition, Context
-from samplers.guidance import AdaptiveProjected, ClassifierFree, PerturbedAttention, PlusPlus, Rescale
+from samplers.guidance import AdaptiveProjected, CFGPlusPlus, ClassifierFree, PerturbedAttention, Rescale
 from samplers.noise import normal
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver
@@ -40,7 +40,7 @@ CASES = {
     "apg + rescale": ({"guidance": "apg + rescale", "guidance_options": {"factor": 0.4}},
                       lambda d, s: (Rescale(AdaptiveProjected(d, 2.5), 0.4), s)),
     "rescale alone goes around cfg": ({"guidance": "rescale"}, lambda d, s: (Rescale(ClassifierFree(d, 2.5)), s)),
-    "cfg++": ({"guidance": "cfg++"}, lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), PlusPlus(s))),
+    "cfg++": ({"guidance": "cfg++"}, lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), CFGPlusPlus(s))),
     "a sampler under CFG++": ({"sampler": "euler_cfg_pp"},
                               lambda d, s: (ClassifierFree(d, 2.5, keep_both=True), get_solver("euler_cfg_pp"))),
     "pag": ({"guidance": "pag", "guidance_options": {"layers": [1], "perturbed_scale": 2}},

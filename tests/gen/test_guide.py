@@ -19,7 +19,7 @@ from gen.tasks.energies import EnergyInfo, energy_info, get_energy
 from gen.tasks.energies.simple import Brightness, Colour, Composition
 from gen.tasks.restore import make_restoration
 from samplers.denoiser import Condition, Context
-from samplers.guidance import ClassifierFree, Posterior, Recurrent, TrainingFree
+from samplers.guidance import TFG, ClassifierFree, Posterior, Recurrent
 from samplers.guidance.operators import Composed, downsample
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
@@ -59,7 +59,7 @@ def test_a_guide_is_the_samplers_own_through_the_decoder(tiny):
         return dark(tiny.autoencoder.decode(z / tiny.config.latent_scale) / 2 + 0.5, condition)
 
     def make(field, levels, noise):
-        return TrainingFree(field, energy, levels, rho=0.3, mu=0.2, gamma=0.1, samples=2, noise=noise)
+        return TFG(field, energy, levels, rho=0.3, mu=0.2, gamma=0.1, samples=2, noise=noise)
 
     options = {"mu": 0.2, "gamma": 0.1, "samples": 2, "recurrence": 2}
     made = tiny("a cat", guide=dark, guide_strength=0.3, guide_options=options, output_type="latent", **CALL)

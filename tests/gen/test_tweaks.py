@@ -22,7 +22,7 @@ from samplers.guidance.greedy import Greedy, guidance_scales
 from samplers.guidance.multi_reference import MultiReference
 from samplers.guidance.negtome import NegativeMerging
 from samplers.guidance.reference_batch import References
-from samplers.guidance.t2i_zero import ConceptSuppression, corrected
+from samplers.guidance.t2i_zero import ConceptSuppression, correct_by_similarities
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
 from samplers.registry import get_grid, get_solver
@@ -102,7 +102,7 @@ def test_concepts_are_the_samplers_own(dit):
     owners[0, [3, 6]] = torch.tensor([0, 1])
 
     def read(condition):
-        return replace(condition, tokens=corrected(condition.tokens[0], [3, 6], 0.4, 2, 0.5)[None])
+        return replace(condition, tokens=correct_by_similarities(condition.tokens[0], [3, 6], 0.4, 2, 0.5)[None])
 
     def inside(denoiser, condition):
         return ConceptSuppression(denoiser, owners, 0.8, EVERYWHERE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers import Condition, Context, NoiseLevel
-from samplers.analytic import say
+from samplers.analytic import predict_as
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
 
@@ -33,7 +33,7 @@ class PerPixel:
         context.count(len(x))
         label = 0.0 if condition.label is None else expand(condition.label, x)
         x0 = torch.tanh(2 * unit(x, level) + label / 2)
-        return say(self.kind, self.path, x, level, x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+        return predict_as(self.kind, self.path, x, level, x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,4 @@ class LookAround:
         image = 0 if condition.image is None else condition.image
         label = 0.0 if condition.label is None else expand(condition.label, x)
         x0 = torch.tanh(unit(x, level) + 3 * x.mean((1, 2, 3), keepdim=True) + ramp + image + label)
-        return say(self.kind, self.path, x, level, x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+        return predict_as(self.kind, self.path, x, level, x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving, get_grid, get_solver, sample, trajectory
-from samplers.analytic import Mixture, say
+from samplers.analytic import Mixture, predict_as
 from samplers.cache import EasyCache, Reuse
-from samplers.guidance import ClassifierFree, Rescale, ZeroStar
+from samplers.guidance import CFGZeroStar, ClassifierFree, Rescale
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 
@@ -286,7 +286,7 @@ def test_every_prediction_kind(kind):
     for cache in CACHES.values():
         reference = run(ClassifierFree(cache(mixture("x0")), 2.0))
         assert (run(ClassifierFree(cache(mixture(kind)), 2.0)) - reference).abs().max() < 1e-9
-        for rule in (Rescale(ClassifierFree(cache(mixture(kind)), 3.0)), cache(ZeroStar(mixture(kind), 3.0))):
+        for rule in (Rescale(ClassifierFree(cache(mixture(kind)), 3.0)), cache(CFGZeroStar(mixture(kind), 3.0))):
             assert torch.isfinite(run(rule)).all()
 
 
@@ -297,7 +297,7 @@ def test_half_precision(dtype):
 
         def __call__(self, x, level, condition, context):
             context.count(len(x))
-            return say("flow", FLOW, x, level, 100 * torch.tanh(x), x)
+            return predict_as("flow", FLOW, x, level, 100 * torch.tanh(x), x)
 
     for cache in (Reuse(Loud(), 2, 2), EasyCache(Loud(), 0.3)):
         result = run(cache, x=X.to(dtype))

@@ -7,7 +7,7 @@ import torch
 
 from samplers import Condition
 from samplers.canvas.cube import EDGES, FACES, cube_views, flat_index, net, surface_points
-from samplers.canvas.sync_tweedies import Canonical, Instances, project, unproject
+from samplers.canvas.sync_tweedies import CanonicalDenoiser, SyncTweedies, project, unproject
 from tests.samplers.canvases import LookAround, draw
 from tests.samplers.toy_models import FLOW, run
 
@@ -60,14 +60,14 @@ def test_a_run_on_the_cube_keeps_its_views_together():
     """One x on the surface is one x per view from the same noise; a face is told its own condition."""
     faces = [Condition(label=torch.tensor([k])) for k in range(6)]
     views, x = cube_views(SIDE, faces, Condition(label=torch.tensor([-1]))), draw(1, 3, SIDE, 6 * SIDE)
-    texture = run(Canonical(LookAround(FLOW), views), x, "dpmpp_2m")
-    rows = run(Instances(LookAround(FLOW), views), project(views, x), "dpmpp_2m")
+    texture = run(CanonicalDenoiser(LookAround(FLOW), views), x, "dpmpp_2m")
+    rows = run(SyncTweedies(LookAround(FLOW), views), project(views, x), "dpmpp_2m")
     torch.testing.assert_close(rows, project(views, texture), rtol=0, atol=1e-12)
     other = cube_views(SIDE, [*faces[:5], Condition(label=torch.tensor([-5]))], Condition(label=torch.tensor([-1])))
     changed = (
         (
-            run(Canonical(LookAround(FLOW), other), x, "dpmpp_2m", steps=2)
-            - run(Canonical(LookAround(FLOW), views), x, "dpmpp_2m", steps=2)
+            run(CanonicalDenoiser(LookAround(FLOW), other), x, "dpmpp_2m", steps=2)
+            - run(CanonicalDenoiser(LookAround(FLOW), views), x, "dpmpp_2m", steps=2)
         )
         .abs()
         .amax((0, 1, 2))

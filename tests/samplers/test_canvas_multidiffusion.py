@@ -27,7 +27,7 @@ from samplers import (
     seeded_noise,
 )
 from samplers.anytime import anytime
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.windows import Windows
 from samplers.guidance.universal import Universal
 from tests.distill.processes import on_processes
@@ -45,7 +45,7 @@ def run(denoiser, solver, size, condition=LABELS, steps=5, context=None):
 
 
 def tiled(denoiser, size, window=(16, 8), stride=(9, 3), profile="cosine", wrap=(False, False), **options):
-    return Tiled(denoiser, Windows.regular(size, window, stride, profile, wrap), **options)
+    return MultiDiffusion(denoiser, Windows.regular(size, window, stride, profile, wrap), **options)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_guidance_inside_keeps_its_branches(name, options):
     for modifier in modifiers:
         plain, solver = get_guidance(modifier, plain, solver, **options)
     condition = Condition(label=torch.tensor([1, 2]))
-    whole = run(Tiled(plain, Windows.regular(size, size, size)), solver, size, condition)
+    whole = run(MultiDiffusion(plain, Windows.regular(size, size, size)), solver, size, condition)
     torch.testing.assert_close(whole, run(plain, solver, size, condition), rtol=0, atol=1e-12)
     if rule in ("cfg", "cfgpp") and not modifiers:  # these are per pixel
         parts = run(tiled(plain, size), solver, size, condition)
@@ -196,7 +196,7 @@ def test_every_window_has_its_own_condition_and_crop():
             return super().__call__(x, level, condition, context)
 
     told = Condition(extra={"target_time": torch.tensor([0.1, 0.2])})
-    got = Tiled(Spy(RF), windows, conditions, chosen, batch=4)(x, level, told, Context()).x0
+    got = MultiDiffusion(Spy(RF), windows, conditions, chosen, batch=4)(x, level, told, Context()).x0
     total = torch.zeros_like(x)
     for i, k in enumerate(chosen):
         label = torch.tensor([k, k])
@@ -286,7 +286,7 @@ def _rank(expected, corners):
 def test_windows_over_two_processes_are_those_of_one(count):
     canvas, context = tiled(LookAround(RF), (16, 29)), Context()
     if count == 1:
-        canvas = Tiled(canvas.denoiser, Windows((16, 29), (16, 29), ((0, 0),)))
+        canvas = MultiDiffusion(canvas.denoiser, Windows((16, 29), (16, 29), ((0, 0),)))
     assert len(canvas.windows) == count
     field, solver = get_guidance("cfgpp", canvas.denoiser, get_solver("heun"), scale=0.6)
     got = run(replace(canvas, denoiser=field), solver, (16, 29), context=context)
@@ -297,7 +297,7 @@ def _rank_of_one(expected, corners):
     dist.init_process_group("gloo")
     field, solver = get_guidance("cfgpp", LookAround(RF), get_solver("heun"), scale=0.6)
     context = Context()
-    canvas = Tiled(field, Windows((16, 29), (16, 29), corners), group=dist.group.WORLD)
+    canvas = MultiDiffusion(field, Windows((16, 29), (16, 29), corners), group=dist.group.WORLD)
     torch.testing.assert_close(run(canvas, solver, (16, 29), context=context), expected[0], rtol=0, atol=1e-12)
     assert context.evaluations == 2 * expected[1]  # the idle rank evaluates as well
     with pytest.raises(ValueError, match="have no gradients"), torch.enable_grad():

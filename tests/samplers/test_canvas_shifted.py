@@ -26,8 +26,8 @@ from samplers import (
     sample,
     seeded_noise,
 )
-from samplers.canvas.multidiffusion import Tiled
-from samplers.canvas.shifted import EachImage, ShiftedWindows
+from samplers.canvas.multidiffusion import MultiDiffusion
+from samplers.canvas.shifted import ShiftedWindows, WindowsPerImage
 from samplers.canvas.sync_diffusion import SyncDiffusion
 from samplers.canvas.windows import Windows
 from samplers.sample import State, trajectory
@@ -85,7 +85,7 @@ def test_every_offset_covers_every_pixel_with_equally_many_windows(length, windo
 )
 def test_a_per_pixel_denoiser_is_the_whole_canvas(solver, path, kind, size, window, stride, wrap, batch):
     denoiser = PerPixel(path, kind)
-    parts = run(Tiled(denoiser, shifted(size, window, stride, "cosine", wrap), batch=batch), solver, size)
+    parts = run(MultiDiffusion(denoiser, shifted(size, window, stride, "cosine", wrap), batch=batch), solver, size)
     torch.testing.assert_close(parts, run(denoiser, solver, size), rtol=0, atol=2e-13)
 
 
@@ -93,7 +93,7 @@ def test_a_step_is_the_mean_of_windows_where_they_lie():
     """Windows of 8, every 5 of 21 pixels, by hand: which pixels, at what weight, seen by the network from where."""
     size, levels = (4, 21), get_grid("karras", RF, 5)
     windows = shifted(size, (4, 8), (4, 5), seeds=(4,))
-    canvas, x, found = Tiled(LookAround(RF), windows, batch=3), draw(1, 3, *size), set()
+    canvas, x, found = MultiDiffusion(LookAround(RF), windows, batch=3), draw(1, 3, *size), set()
     for s, t in pairwise(levels):
         offset = windows.offsets(s, 4)[1]
         found.add(offset)
@@ -115,14 +115,16 @@ def test_a_step_is_the_mean_of_windows_where_they_lie():
 def test_a_picture_depends_on_its_own_seed_and_levels_alone(wrap):
     """In any batch, replayed, or resumed in the middle."""
     size = (16, 29)
-    both = run(Tiled(LookAround(RF), shifted(size, wrap=wrap), batch=5), "heun", size, Condition())
+    both = run(MultiDiffusion(LookAround(RF), shifted(size, wrap=wrap), batch=5), "heun", size, Condition())
     for i, seed in enumerate((1, 2)):
-        alone = run(Tiled(LookAround(RF), shifted(size, wrap=wrap, seeds=(seed,))), "heun", size, Condition(), seeds=(seed,))
+        alone = run(
+            MultiDiffusion(LookAround(RF), shifted(size, wrap=wrap, seeds=(seed,))), "heun", size, Condition(), seeds=(seed,)
+        )
         torch.testing.assert_close(both[i : i + 1], alone, rtol=0, atol=1e-13)
-    other = run(Tiled(LookAround(RF), shifted(size, wrap=wrap, seeds=(1, 3))), "heun", size, Condition())
+    other = run(MultiDiffusion(LookAround(RF), shifted(size, wrap=wrap, seeds=(1, 3))), "heun", size, Condition())
     assert torch.allclose(other[0], both[0], atol=1e-12) and (other[1] - both[1]).abs().max() > 1e-3
     levels, x = get_grid("karras", RF, 6), draw(2, 3, *size)
-    canvas = Tiled(LookAround(RF), shifted(size, wrap=wrap))
+    canvas = MultiDiffusion(LookAround(RF), shifted(size, wrap=wrap))
     states = list(trajectory(canvas, get_solver("euler"), x, levels))
     rest = sample(canvas, get_solver("euler"), states[2].x, levels[3:])
     torch.testing.assert_close(rest, states[-1].x, rtol=0, atol=1e-13)
@@ -133,7 +135,7 @@ def test_evaluations_and_what_caches_may_keep():
     size = (16, 29)
     for cached in (None, get_cache("reuse", PerPixel(RF), stride=2)):
         context = Context()
-        canvas = Tiled(cached or PerPixel(RF), shifted(size), batch=4)
+        canvas = MultiDiffusion(cached or PerPixel(RF), shifted(size), batch=4)
         assert len(canvas.windows) == 9 == len(Windows.regular(size, (16, 8), (9, 3))) + 1
         parts = run(canvas, "dpmpp_2m", size, steps=6, context=context)
         assert context.evaluations == 2 * 6 * 9
@@ -152,7 +154,7 @@ def test_windows_are_told_by_where_they_lie():
         return min(int(3 * across), 2)
 
     windows = shifted(size, (16, 8), (16, 3))
-    got = Tiled(LookAround(RF), windows, conditions, third, batch=4)(x, level, Condition(), Context()).x0
+    got = MultiDiffusion(LookAround(RF), windows, conditions, third, batch=4)(x, level, Condition(), Context()).x0
     for i, seed in enumerate((1, 2)):
         still, total = windows.moved_by(windows.offsets(level, seed)), torch.zeros(1, 3, *size, dtype=torch.float64)
         for k, (_, left) in enumerate(still.corners):
@@ -160,9 +162,9 @@ def test_windows_are_told_by_where_they_lie():
             said = LookAround(RF)(x[i : i + 1, :, :, left : left + 8], level, own, Context()).x0
             still.add(total, said * still.weight((k,))[0], k)
         torch.testing.assert_close(got[i : i + 1], total / still.total, rtol=0, atol=1e-14)
-    assert windows.offsets(level, 1) != windows.offsets(level, 2) and isinstance(windows.at(level, 2), EachImage)
+    assert windows.offsets(level, 1) != windows.offsets(level, 2) and isinstance(windows.at(level, 2), WindowsPerImage)
     with pytest.raises(ValueError, match="a function of where they lie"):
-        Tiled(PerPixel(RF), windows, conditions, [0] * len(windows))
+        MultiDiffusion(PerPixel(RF), windows, conditions, [0] * len(windows))
 
 
 def test_no_place_is_a_border():
@@ -177,7 +179,7 @@ def test_no_place_is_a_border():
         ("still", Windows.regular((8, 24), **lattice)),
         ("shifted", ShiftedWindows((8, 24), **lattice, seeds=tuple(range(150)))),
     ):
-        canvas = Tiled(NetworkDenoiser(level_of, RF, prediction="x0"), windows)
+        canvas = MultiDiffusion(NetworkDenoiser(level_of, RF, prediction="x0"), windows)
         step = canvas(x, RF(0.5), Condition(), Context()).x0.diff(dim=-1).abs().mean((0, 1, 2))
         inside = step[4:19]
         found[name] = (step[[7, 11, 15]].mean() / inside.mean()).item()  # into columns 8, 12, 16
@@ -187,7 +189,7 @@ def test_no_place_is_a_border():
 def test_synchronised_windows_are_those_of_the_step():
     """Weight 0 changes nothing; otherwise the windows of that level move, once each, and the anchor stays."""
     size, levels = (8, 20), get_grid("karras", RF, 4)
-    canvas = Tiled(LookAround(RF), shifted(size, (8, 8), (8, 4)))
+    canvas = MultiDiffusion(LookAround(RF), shifted(size, (8, 8), (8, 4)))
     x, plain = draw(2, 3, *size), get_solver("dpmpp_2m")
     whole = sample(canvas, plain, x, levels)
     assert torch.equal(sample(canvas, SyncDiffusion(plain, weight=0.0), x, levels), whole)
@@ -205,12 +207,12 @@ def test_synchronised_windows_are_those_of_the_step():
 
 def _rank(expected):
     dist.init_process_group("gloo")
-    canvas = Tiled(LookAround(RF), shifted((16, 29)), batch=4, group=dist.group.WORLD)
+    canvas = MultiDiffusion(LookAround(RF), shifted((16, 29)), batch=4, group=dist.group.WORLD)
     torch.testing.assert_close(run(canvas, "dpmpp_3m_sde", (16, 29)), expected, rtol=0, atol=1e-12)
 
 
 def test_two_processes_see_the_same_windows():
-    on_processes(2, _rank, run(Tiled(LookAround(RF), shifted((16, 29))), "dpmpp_3m_sde", (16, 29)))
+    on_processes(2, _rank, run(MultiDiffusion(LookAround(RF), shifted((16, 29))), "dpmpp_3m_sde", (16, 29)))
 
 
 def test_errors_are_sentences():
@@ -221,6 +223,8 @@ def test_errors_are_sentences():
     with pytest.raises(ValueError, match="A stride of 9 is not possible with windows of 8"):
         shifted((16, 29), stride=(9, 9))
     with pytest.raises(ValueError, match="levels of single pictures"):
-        Tiled(PerPixel(RF), shifted((16, 29)))(draw(2, 3, 16, 29), NoiseLevel(*(torch.full((2,), 0.5),) * 3), LABELS, Context())
+        MultiDiffusion(PerPixel(RF), shifted((16, 29)))(
+            draw(2, 3, 16, 29), NoiseLevel(*(torch.full((2,), 0.5),) * 3), LABELS, Context()
+        )
     with pytest.raises(ValueError, match="2 windows have 1 origins"):
         Windows((4, 6), (4, 4), ((0, 0), (0, 2)), origins=((0, 0),))

@@ -20,7 +20,7 @@ from samplers import (
     seeded_noise,
 )
 from samplers.analytic import Mixture
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.sync_diffusion import PUBLISHED_FALLOFF, SyncDiffusion, perceptual_distance, style_distance
 from samplers.canvas.windows import Windows
 from samplers.sample import State
@@ -30,7 +30,7 @@ VE, VP, RF = VarianceExploding(0.02, 20.0), VariancePreserving.linear(), Rectifi
 
 
 def canvas(denoiser, width=20, stride=4, **options):
-    return Tiled(denoiser, Windows.regular((8, width), (8, 8), (8, stride)), **options)
+    return MultiDiffusion(denoiser, Windows.regular((8, width), (8, 8), (8, stride)), **options)
 
 
 def half_square(x, anchor):
@@ -177,7 +177,7 @@ def test_errors_are_sentences():
     def step(solver, field):
         return solver.step(field, State(x), VP(0.6), VP(0.5), Condition(), Context())
 
-    with pytest.raises(ValueError, match="must be Tiled itself"):
+    with pytest.raises(ValueError, match="must be MultiDiffusion itself"):
         step(SyncDiffusion(euler), LookAround(VP))
     with pytest.raises(ValueError, match="anchor=9, but the windows are 0 to 3"):
         step(SyncDiffusion(euler, anchor=9), canvas(LookAround(VP)))

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from samplers import Condition, Context, RectifiedFlow
-from samplers.canvas.sync_tweedies import Canonical, Instances, View, cylinder_view, grid_index, index_view, project, unproject
+from samplers.canvas.sync_tweedies import (
+    CanonicalDenoiser,
+    SyncTweedies,
+    View,
+    cylinder_view,
+    grid_index,
+    index_view,
+    project,
+    unproject,
+)
 from samplers.prediction import Prediction
 from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
 
@@ -54,11 +63,11 @@ def test_crops_are_multidiffusion(solver):
     weight = torch.linspace(0.2, 1.7, width, dtype=torch.float64)  # not symmetric
     views, noise = crops(lefts, width, columns, weight), rand(2, 3, SIDE, columns, seed=4)
     expected = run(Windows(Toy(), lefts, width, weight), noise, solver)
-    assert far(run(Canonical(Toy(), views), noise, solver), expected) < 1e-12
-    instances = run(Instances(Toy(), views), project(views, noise), solver)
+    assert far(run(CanonicalDenoiser(Toy(), views), noise, solver), expected) < 1e-12
+    instances = run(SyncTweedies(Toy(), views), project(views, noise), solver)
     assert far(unproject(views, instances), expected) < 1e-12
     assert far(project(views, expected), instances) < 1e-12  # views agree where they overlap
-    backwards = run(Canonical(Toy(), views[::-1]), noise, solver)
+    backwards = run(CanonicalDenoiser(Toy(), views[::-1]), noise, solver)
     assert far(backwards, expected) < 1e-12
 
 
@@ -67,7 +76,7 @@ def test_views_that_move_pixels(name):
     index = INDICES[name]
     views = (index_view(GRID, SIDE, SIDE, prompt(0)), index_view(index, SIDE, SIDE, prompt(1)))
     toy = Toy()
-    x0 = Canonical(toy, views)(X, LEVEL, Condition(), Context()).x0
+    x0 = CanonicalDenoiser(toy, views)(X, LEVEL, Condition(), Context()).x0
     assert [rows for rows, *_ in toy.calls] == [4]
 
     def seen(v):
@@ -82,21 +91,24 @@ def test_views_that_move_pixels(name):
     own = [prompt(i, 2) for i in range(2)]
     expected = (Toy()(X, LEVEL, own[0], Context()).x0 + back(Toy()(seen(X), LEVEL, own[1], Context()).x0)) / 2
     assert far(x0, expected) < 1e-14
-    assert far(run(Canonical(Toy(), views), X), unproject(views, run(Instances(Toy(), views), project(views, X)))) < 1e-12
+    assert (
+        far(run(CanonicalDenoiser(Toy(), views), X), unproject(views, run(SyncTweedies(Toy(), views), project(views, X))))
+        < 1e-12
+    )
 
 
 def test_a_single_view_is_the_network_and_the_runs_condition_is_shared():
     view = (index_view(GRID, SIDE, SIDE),)
     plain = run(Toy(), X, condition=prompt(0, 2))
-    for composed in (Canonical(Toy(), view), Instances(Toy(), view)):
+    for composed in (CanonicalDenoiser(Toy(), view), SyncTweedies(Toy(), view)):
         assert far(run(composed, X, condition=prompt(0, 2)), plain) < 1e-12
     turned = (*view, index_view(INDICES["turned"], SIDE, SIDE))
-    one = run(Canonical(Toy(), turned), X[1:], condition=prompt(0))
-    both = run(Canonical(Toy(), turned), X, condition=prompt(0, 2))
+    one = run(CanonicalDenoiser(Toy(), turned), X[1:], condition=prompt(0))
+    both = run(CanonicalDenoiser(Toy(), turned), X, condition=prompt(0, 2))
     assert far(one, both[1:]) < 1e-12 and far(one, plain[1:]) > 0.01
     # four rows of a stack: each view has its own two
     rows = Condition(tokens=rand(4, 1, 3, seed=8))
-    said = Instances(Toy(), turned)(project(turned, X), LEVEL, rows, Context())
+    said = SyncTweedies(Toy(), turned)(project(turned, X), LEVEL, rows, Context())
     a, b = (Toy()(v, LEVEL, rows[i], Context()).x0 for v, i in zip(project(turned, X).chunk(2), ([0, 1], [2, 3]), strict=True))
     assert far(said.x0[:2], (a + b.flip(2, 3)) / 2) < 1e-14
 
@@ -105,7 +117,7 @@ def test_a_prompt_reaches_only_what_its_view_shows():
     tokens = [rand(1, 1, 3, seed=i).requires_grad_() for i in range(2)]
     index = grid_index(SIDE, 10)
     views = tuple(index_view(index[:, a : a + 6], SIDE, 10, Condition(tokens=t)) for a, t in zip((0, 4), tokens, strict=True))
-    x0 = Canonical(Toy(), views)(rand(1, 3, SIDE, 10), LEVEL, Condition(), Context()).x0
+    x0 = CanonicalDenoiser(Toy(), views)(rand(1, 3, SIDE, 10), LEVEL, Condition(), Context()).x0
     for column, reached in ((0, (True, False)), (5, (True, True)), (9, (False, True))):
         for token, expected in zip(tokens, reached, strict=True):
             [gradient] = torch.autograd.grad(x0[..., column].sum(), token, retain_graph=True)
@@ -126,7 +138,7 @@ def test_functions_of_the_callers_own():
         View(lambda c: channels(back)(c.flip(3)), lambda v: channels(mix)(v).flip(3), one),
     )
     noise = torch.cat([X, rand(2, 3, SIDE, SIDE, seed=7)])
-    said = Instances(Toy(), views)(noise, LEVEL, prompt(0), Context()).x0
+    said = SyncTweedies(Toy(), views)(noise, LEVEL, prompt(0), Context()).x0
     own = Toy()(noise, LEVEL, prompt(0, 4), Context()).x0
     agreed = (channels(mix)(own[:2]) + channels(mix)(own[2:]).flip(3)) / 2
     assert far(said[:2], channels(back)(agreed)) < 1e-12 and far(said[2:], channels(back)(agreed.flip(3))) < 1e-12
@@ -153,8 +165,8 @@ def test_a_cylinder_is_seen_from_all_around():
     middle = views[2].project(texture)[..., side // 2]
     assert torch.equal(middle, texture[..., 16])  # a quarter around
     assert views[0].weight[0, 0, 0].argmax() in (0, 63) and views[0].weight[0, 0, 0, 32] == 0
-    turned = run(Canonical(Toy(), views), texture.roll(8, -1), condition=prompt(0))
-    assert far(turned, run(Canonical(Toy(), views), texture, condition=prompt(0)).roll(8, -1)) < 1e-12
+    turned = run(CanonicalDenoiser(Toy(), views), texture.roll(8, -1), condition=prompt(0))
+    assert far(turned, run(CanonicalDenoiser(Toy(), views), texture, condition=prompt(0)).roll(8, -1)) < 1e-12
     with pytest.raises(ValueError, match="give at most 20"):
         cylinder_view(height, width, 0.0, 21)
 
@@ -162,14 +174,14 @@ def test_a_cylinder_is_seen_from_all_around():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Canonical(Toy(), ()), "There are no views"),
-        (lambda: Canonical(Toy(), (index_view(GRID[:, :4], SIDE, SIDE),)), "12 of 36 canonical pixels are shown by no view"),
-        (lambda: Instances(Toy(), (index_view(GRID, SIDE, SIDE), index_view(GRID, SIDE + 1, SIDE))), "The weight of view 1 is"),
+        (lambda: CanonicalDenoiser(Toy(), ()), "There are no views"),
+        (lambda: CanonicalDenoiser(Toy(), (index_view(GRID[:, :4], SIDE, SIDE),)), "12 of 36 canonical pixels are shown by no"),
+        (lambda: SyncTweedies(Toy(), (index_view(GRID, SIDE, SIDE), index_view(GRID, SIDE + 1, SIDE))), "weight of view 1 is"),
         (lambda: index_view(GRID, SIDE, SIDE - 1), "An index has 0 to 35; pixels are 0 to 29"),
         (lambda: index_view(GRID.double(), SIDE, SIDE), "give whole numbers"),
         (lambda: project((index_view(GRID[:4], SIDE, SIDE), PLAIN), X), "different sizes (3x4x6, 3x6x6)"),
-        (lambda: Instances(Toy(), (PLAIN, PLAIN))(X[:1], LEVEL, prompt(0), Context()), "are not 2 views each"),
-        (lambda: Canonical(Toy(), (View(abs, abs, -torch.ones(1, 1, 1, 1)),)), "finite numbers of at least 0"),
+        (lambda: SyncTweedies(Toy(), (PLAIN, PLAIN))(X[:1], LEVEL, prompt(0), Context()), "are not 2 views each"),
+        (lambda: CanonicalDenoiser(Toy(), (View(abs, abs, -torch.ones(1, 1, 1, 1)),)), "finite numbers of at least 0"),
     ],
 )  # fmt: skip
 def test_refusals(make, message):

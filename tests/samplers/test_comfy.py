@@ -25,7 +25,7 @@ from samplers import (
     solver_info,
 )
 from samplers.analytic import Mixture, reference_ode
-from samplers.guidance.two_branch import guided
+from samplers.guidance.two_branch import as_guided
 from samplers.solvers.comfy.start import at_percent
 
 VE, VP, RF = VarianceExploding(0.03, 15.0), VariancePreserving.scaled_linear(), RectifiedFlow()
@@ -54,7 +54,7 @@ class Both:
 
     def __call__(self, x, level, condition, context):
         cond, null = (model(x, level, condition, context) for model in (self.cond, self.null))
-        return guided(cond, null.raw + self.scale * (cond.raw - null.raw), cond, null)
+        return as_guided(cond, null.raw + self.scale * (cond.raw - null.raw), cond, null)
 
 
 def toy(path, name):

@@ -53,7 +53,7 @@ def test_lms_begun_in_the_middle_takes_weights_that_do_not_sum_to_the_step():
 @pytest.mark.parametrize(("index", "same"), [(0, True), (3, True), (1, False), (2, False), (4, False)])
 def test_singlestep_lays_its_blocks_over_the_whole_schedule(index, same):
     """Begun inside a block it ends that block at a lower order; ours, told the whole run's place, would too."""
-    solver = Blockwise(order=3, of="x0", rule="exact")
+    solver = Blockwise(order=3, predict="x0", rule="exact")
     theirs, levels = begun(diffusers.DPMSolverSinglestepScheduler(**SD, solver_order=3, solver_type="heun"), X, index)
     state = solver.init(X)
     for i in range(index, STEPS):

@@ -8,7 +8,7 @@ import torch
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, get_solver, sample
 from samplers.analytic import Mixture
-from samplers.guidance import AdaptiveProjected, ClassifierFree, PlusPlus
+from samplers.guidance import AdaptiveProjected, CFGPlusPlus, ClassifierFree
 from tests.samplers.references import Replay
 
 VE, VP, FLOW = VarianceExploding(0.05, 20.0), VariancePreserving.linear(), RectifiedFlow()
@@ -20,7 +20,7 @@ def run(path, name, scale, steps=10, kind="v", grid="karras", noise=None, contex
     denoiser = ClassifierFree(Mixture.example(path, kind, labelled=True), scale, interval=interval, keep_both=True)
     levels = get_grid(grid, path, steps)
     x = levels[0].sigma * Z
-    return sample(denoiser, PlusPlus(get_solver(name)), x, levels, LABELS, noise=noise, context=context), levels, x
+    return sample(denoiser, CFGPlusPlus(get_solver(name)), x, levels, LABELS, noise=noise, context=context), levels, x
 
 
 def images(path, x, level, scale):
@@ -113,7 +113,7 @@ def test_around_another_rule():
     """The image may be guided by any rule that keeps its branches."""
     mixture, levels = Mixture.example(VE, "x0", labelled=True), get_grid("karras", VE, 6)
     apg, x = AdaptiveProjected(mixture, 1.8, eta=0.2), levels[0].sigma * Z
-    ours = sample(apg, PlusPlus(get_solver("euler")), x, levels, LABELS)
+    ours = sample(apg, CFGPlusPlus(get_solver("euler")), x, levels, LABELS)
     for s, t in pairwise(levels):
         _, _, eps = images(VE, x, s, 1.8)
         x = apg(x, s, LABELS, Context()).x0 + t.sigma * eps
@@ -122,4 +122,4 @@ def test_around_another_rule():
 
 def test_a_denoiser_that_does_not_guide_is_refused():
     with pytest.raises(ValueError, match="keep_both=True"):
-        sample(Mixture.example(VE), PlusPlus(get_solver("euler")), Z, get_grid("karras", VE, 2))
+        sample(Mixture.example(VE), CFGPlusPlus(get_solver("euler")), Z, get_grid("karras", VE, 2))

@@ -5,7 +5,7 @@ import torch
 
 from samplers import Condition, Context, RectifiedFlow
 from samplers.analytic import Mixture
-from samplers.guidance import AdaptiveProjected, ClassifierFree, Rescale, ZeroStar
+from samplers.guidance import AdaptiveProjected, CFGZeroStar, ClassifierFree, Rescale
 
 apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance", reason="diffusers is not installed")
 zero = pytest.importorskip("diffusers.guiders.classifier_free_zero_star_guidance")
@@ -53,5 +53,5 @@ def test_zero_star(t):
     mixture, cond, null = branches("flow", t)
     s = zero.cfg_zero_star_scale(cond.flatten(1), null.flatten(1)).reshape(-1, 1, 1, 1)
     theirs = null * s + 3.0 * (cond - null * s)
-    ours = ZeroStar(mixture, 3.0)(X, FLOW(t), LABELS, Context()).raw
+    ours = CFGZeroStar(mixture, 3.0)(X, FLOW(t), LABELS, Context()).raw
     assert (ours - theirs).abs().max() < 1e-5

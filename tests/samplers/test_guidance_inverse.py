@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_grid, sample
-from samplers.analytic import say
+from samplers.analytic import predict_as
 from samplers.guidance import ClassifierFree, Posterior, Universal
 from samplers.guidance.inverse import conjugate_gradients
 from samplers.guidance.operators import Composed, LinearOperator, blur, check_adjoint, downsample, grey, keep
@@ -43,7 +43,7 @@ class Correlated:
         context.count(len(x))
         total = level.alpha**2 * self.covariance + level.sigma**2 * eye(4)
         off = torch.linalg.solve(total, (x - level.alpha * self.mean).T).T
-        return say(self.kind, self.path, x, level, self.mean + level.alpha * off @ self.covariance, level.sigma * off)
+        return predict_as(self.kind, self.path, x, level, self.mean + level.alpha * off @ self.covariance, level.sigma * off)
 
 
 def posterior(operator=A, noise=NOISE, y=Y, prior=COVARIANCE):
@@ -266,7 +266,7 @@ class Labelled:
     def __call__(self, x, level, condition, context):
         found = [Correlated(VP)(x, level, condition, context).x0, 4 * level.alpha * x / (4 * level.alpha**2 + level.sigma**2)]
         x0 = torch.where((condition.label >= 0)[:, None], *found)
-        return say("x0", VP, x, level, x0, (x - level.alpha * x0) / level.sigma)
+        return predict_as("x0", VP, x, level, x0, (x - level.alpha * x0) / level.sigma)
 
 
 def test_under_guidance_the_covariance_is_the_conditional_one():

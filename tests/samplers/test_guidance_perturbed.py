@@ -10,12 +10,12 @@ from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_gri
 from samplers.analytic import Mixture
 from samplers.guidance import (
     AdaptiveProjected,
+    CFGZeroStar,
     ClassifierFree,
     PerturbedAttention,
     Rescale,
     SkipLayer,
     SmoothedEnergy,
-    ZeroStar,
     get_guidance,
 )
 from samplers.guidance.perturbed import _blur
@@ -86,7 +86,7 @@ def test_alone_and_with_classifier_free_guidance(name, kind, layers):
 def test_on_top_of_rules_that_speak_x0(name):
     net, rule = denoiser(), RULES[name]
     cond, weak = call(net).x0, perturbed(net, name, (1,)).x0
-    for under in (AdaptiveProjected(net, 4.0, eta=0.1), Rescale(ClassifierFree(net, 4.0)), ZeroStar(net, 4.0)):
+    for under in (AdaptiveProjected(net, 4.0, eta=0.1), Rescale(ClassifierFree(net, 4.0)), CFGZeroStar(net, 4.0)):
         close(call(rule(under, 2.0, (1,), base=net)).x0, call(under).x0 + 2 * (cond - weak))
     outer = call(Rescale(rule(ClassifierFree(net, 4.0), 2.0, (1,), base=net), 1.0)).x0
     close(outer.std((1, 2, 3)), cond.std((1, 2, 3)))
@@ -137,7 +137,7 @@ def test_nothing_runs_in_vain(name):
         (RULES[name](net, 2.0, (1,), interval=(3.0, 4.0)), 1),
         (RULES[name](net, 2.0, (1,)), 2),
         (RULES[name](ClassifierFree(net, 1.0), 2.0, (1,), base=net), 2),
-        (RULES[name](ZeroStar(net, 3.0, zero_until=0.0), 2.0, (1,), base=net), 0),
+        (RULES[name](CFGZeroStar(net, 3.0, zero_until=0.0), 2.0, (1,), base=net), 0),
     ):
         context = Context()
         call(rule, context)

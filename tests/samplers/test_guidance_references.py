@@ -8,7 +8,7 @@ import torch
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
 from samplers.guidance import ClassifierFree
 from samplers.guidance.multi_reference import MultiReference, attend
-from samplers.guidance.negtome import NegativeMerging, pushed_apart
+from samplers.guidance.negtome import NegativeMerging, push_apart
 from samplers.guidance.reference_batch import References
 from samplers.hooks import Site, with_hook
 from tests.gen.test_hooks import tiny
@@ -47,7 +47,7 @@ def test_a_permuted_copy_of_itself_changes_nothing():
     """The nearest token is looked for among the reference's; along the other axis this fails by the size of the tokens."""
     tokens = noise(3, 7, 5)
     shuffled = tokens[:, torch.randperm(7, generator=torch.Generator().manual_seed(0))]
-    close(pushed_apart(tokens, shuffled, 0.9, 0.5), tokens, 1e-12)
+    close(push_apart(tokens, shuffled, 0.9, 0.5), tokens, 1e-12)
     wrong = (tokens @ shuffled.transpose(1, 2)).argmax(-2)
     assert (tokens - shuffled.gather(1, wrong[..., None].expand_as(tokens))).abs().max() > 1
 
@@ -55,7 +55,7 @@ def test_a_permuted_copy_of_itself_changes_nothing():
 def test_merging_is_the_published_formula_token_by_token():
     tokens, reference = noise(2, 6, 4), noise(2, 9, 4, seed=3)
     allowed = torch.arange(9) != 4
-    found, moved = pushed_apart(tokens, reference, 0.8, 0.5, allowed), 0
+    found, moved = push_apart(tokens, reference, 0.8, 0.5, allowed), 0
     for b in range(2):
         for i in range(6):
             cosines = torch.stack([torch.cosine_similarity(tokens[b, i], r, dim=0) for r in reference[b]])
@@ -65,7 +65,7 @@ def test_merging_is_the_published_formula_token_by_token():
             moved += bool(cosines[j] > 0.5)
             close(found[b, i], expected, 1e-12)
     assert 3 < moved < 12
-    assert torch.equal(pushed_apart(tokens, reference, 0.8, 0.5, torch.zeros(9, dtype=torch.bool)), tokens)
+    assert torch.equal(push_apart(tokens, reference, 0.8, 0.5, torch.zeros(9, dtype=torch.bool)), tokens)
 
 
 def by_hand(kind, x, condition, scale, threshold, layers=None):
@@ -83,7 +83,7 @@ def by_hand(kind, x, condition, scale, threshold, layers=None):
         if layers is not None and site.index not in layers:
             return out
         reference = torch.cat([one[site.index][:, e:] for one in kept], dim=1)
-        return torch.cat([out[:, :e], pushed_apart(out[:, e:], reference, scale, threshold)], dim=1)
+        return torch.cat([out[:, :e], push_apart(out[:, e:], reference, scale, threshold)], dim=1)
 
     return call(network, x, condition, with_hook(Context(), "attention", away))
 

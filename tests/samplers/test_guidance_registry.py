@@ -6,7 +6,7 @@ import torch
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_grid, get_solver, sample
 from samplers.analytic import Mixture
 from samplers.cache import CACHES, cache_names, get_cache
-from samplers.guidance import GUIDANCE, ClassifierFree, PlusPlus, Rescale, get_guidance, guidance_info, guidance_names
+from samplers.guidance import GUIDANCE, CFGPlusPlus, ClassifierFree, Rescale, get_guidance, guidance_info, guidance_names
 from tests.gen.test_hooks import tiny
 
 FLOW = RectifiedFlow()
@@ -31,7 +31,7 @@ def test_every_name_runs_at_the_cost_it_states(name):
     denoiser, solver = get_guidance(name, inner, get_solver("euler"), **options)
     assert torch.isfinite(sample(denoiser, solver, X, LEVELS, LABELS, context=context)).all()
     assert context.evaluations == (2 if info.modifier else info.evaluations) * 3 * len(X)
-    assert isinstance(solver, PlusPlus) == (info.solver is not None)
+    assert isinstance(solver, CFGPlusPlus) == (info.solver is not None)
 
 
 @pytest.mark.parametrize("name", CACHES)

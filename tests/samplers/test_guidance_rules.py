@@ -12,6 +12,7 @@ from samplers.analytic import Mixture
 from samplers.guidance import (
     AdaptiveProjected,
     Autoguidance,
+    CFGZeroStar,
     ClassifierFree,
     Clip,
     DynamicThreshold,
@@ -19,7 +20,6 @@ from samplers.guidance import (
     Piecewise,
     PowerCosine,
     Rescale,
-    ZeroStar,
 )
 from samplers.guidance.registry import GUIDANCE, get_guidance
 from samplers.prediction import Prediction, prediction_row
@@ -73,8 +73,8 @@ RULES = {
     "rescale": lambda d: Rescale(ClassifierFree(d, 5.0)),
     "rescale raw": lambda d: Rescale(ClassifierFree(d, 5.0), on="raw"),
     "apg": lambda d: AdaptiveProjected(d, 5.0, eta=0.2, threshold=1.5, momentum=-0.5),
-    "zero": lambda d: ZeroStar(d, 5.0),
-    "zero start": lambda d: ZeroStar(d, 5.0, zero_until=-0.2),
+    "zero": lambda d: CFGZeroStar(d, 5.0),
+    "zero start": lambda d: CFGZeroStar(d, 5.0, zero_until=-0.2),
     "auto": lambda d: Autoguidance(d, replace(d, weights=d.weights.flip(0)), 2.5),
     "clip": lambda d: Clip(ClassifierFree(d, 5.0)),
     "dynamic": lambda d: DynamicThreshold(ClassifierFree(d, 5.0), 0.8),
@@ -172,9 +172,9 @@ def test_zero_star(path, kind):
     cond, null = (p.flow(path) for p in branches(d, level))
     s = (cond * null).sum(PIXELS, keepdim=True) / (null**2).sum(PIXELS, keepdim=True)
     expected = (1 - 3.0) * s * null + 3.0 * cond
-    close(call(ZeroStar(d, 3.0), level).flow(path), expected, 1e-10)
-    close(call(ZeroStar(d, 3.0, optimised=False), level).flow(path), null + 3 * (cond - null), 1e-10)
-    close(call(ZeroStar(d, 1.0), level).flow(path), cond, 1e-12)
+    close(call(CFGZeroStar(d, 3.0), level).flow(path), expected, 1e-10)
+    close(call(CFGZeroStar(d, 3.0, optimised=False), level).flow(path), null + 3 * (cond - null), 1e-10)
+    close(call(CFGZeroStar(d, 1.0), level).flow(path), cond, 1e-12)
 
 
 def test_zero_star_starts_by_standing_still():
@@ -182,12 +182,12 @@ def test_zero_star_starts_by_standing_still():
     d, levels = mixture(), get_grid("uniform", FLOW, 5)
     for until, still in ((-math.inf, 1), (FLOW(0.79).logsnr, 2), (None, 0)):
         context, xs = Context(), [X]
-        denoiser = ZeroStar(d, 3.0, zero_until=until)
+        denoiser = CFGZeroStar(d, 3.0, zero_until=until)
         sample(denoiser, get_solver("euler"), X, levels, LABELS, context=context, on_step=lambda s, xs=xs: xs.append(s.x))
         assert context.evaluations == 2 * len(X) * (5 - still)
         assert [bool((a - b).abs().max() < 1e-12) for a, b in pairwise(xs)] == [i < still for i in range(5)]
     for path in (FLOW, VP, VariancePreserving.linear(zero_terminal_snr=True)):
-        still = call(ZeroStar(mixture(path), 3.0, zero_until=5.0), path(1.0))
+        still = call(CFGZeroStar(mixture(path), 3.0, zero_until=5.0), path(1.0))
         assert not still.flow(path).any() and still.null is None
 
 
@@ -210,8 +210,8 @@ def test_autoguidance(kind):
     [
         (lambda d, w: AdaptiveProjected(d, 1.0), [(("cond",), 4)]),
         (lambda d, w: AdaptiveProjected(d, 2.0), [(("cond", "null"), 8)]),
-        (lambda d, w: ZeroStar(d, 1.0), [(("cond",), 4)]),
-        (lambda d, w: ZeroStar(d, 2.0, interval=(3.0, 4.0)), [(("cond",), 4)]),
+        (lambda d, w: CFGZeroStar(d, 1.0), [(("cond",), 4)]),
+        (lambda d, w: CFGZeroStar(d, 2.0, interval=(3.0, 4.0)), [(("cond",), 4)]),
         (lambda d, w: Rescale(ClassifierFree(d, 0.0)), [(("null",), 4)]),
         (lambda d, w: ClassifierFree(d, 0.0, channels=1), [(("cond", "null"), 8)]),
         (lambda d, w: ClassifierFree(d, 1.0, channels=1), [(("cond",), 4)]),
@@ -360,8 +360,8 @@ def test_eps_at_pure_noise_says_nothing_about_x0(rule):
         (lambda d: AdaptiveProjected(d, 2.0, threshold=0.0), "norm above 0"),
         (lambda d: AdaptiveProjected(d, 2.0, momentum=1.0), "between -1 and 1"),
         (lambda d: AdaptiveProjected(d, 2.0, interval=(1.0, 0.0)), "interval"),
-        (lambda d: ZeroStar(d, math.inf), "finite number"),
-        (lambda d: ZeroStar(d, 2.0, zero_until=math.inf), "zero_until=inf"),
+        (lambda d: CFGZeroStar(d, math.inf), "finite number"),
+        (lambda d: CFGZeroStar(d, 2.0, zero_until=math.inf), "zero_until=inf"),
         (lambda d: Autoguidance(d, d, None), "finite number, got None"),
         (lambda d: ClassifierFree(d, 2.0, channels=0), "at least 1"),
         (lambda d: Clip(d, 0.0), "above 0, got 0.0"),

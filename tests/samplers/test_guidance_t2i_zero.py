@@ -7,7 +7,7 @@ import torch
 
 from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow
 from samplers.guidance import ClassifierFree
-from samplers.guidance.t2i_zero import ConceptSuppression, _smoothed, corrected, suppressed
+from samplers.guidance.t2i_zero import ConceptSuppression, _smoothed, correct_by_similarities, suppress_overlap
 from samplers.hooks import with_hook
 from tests.gen.test_hooks import tiny
 
@@ -25,7 +25,7 @@ def close(a, b, tolerance=1e-12):
 
 def test_correction_is_its_definition():
     f = noise(8, 5)
-    found = corrected(f, [3, 7], strength=0.2, window=2, quantile=0.6)
+    found = correct_by_similarities(f, [3, 7], strength=0.2, window=2, quantile=0.6)
     for c, near in ((3, range(1, 6)), (7, range(5, 8))):
         products = [[float(f[c, d] * f[j, d]) for d in range(5)] for j in near]
         flat = sorted(v for row in products for v in row)
@@ -38,14 +38,17 @@ def test_correction_is_its_definition():
             assert float(found[c, d]) == pytest.approx(0.8 * float(f[c, d]) + 0.2 * gathered, abs=1e-6)
     others = [i for i in range(8) if i not in (3, 7)]
     assert torch.equal(found[others], f[others])
-    assert torch.equal(corrected(f, [3], strength=0.0), f) and torch.equal(corrected(f, []), f)
+    assert torch.equal(correct_by_similarities(f, [3], strength=0.0), f) and torch.equal(correct_by_similarities(f, []), f)
 
 
 def test_suppression_is_its_definition():
     """Maps of two heads over 3 x 4 patches; concept 0 has two tokens, concept 1 one, token 0 none."""
     maps, owners = noise(1, 2, 12, 5).softmax(-1), torch.tensor([[-1, 0, 1, 0, -1]])
     maps[..., 2] *= 2
-    found, kernel = suppressed(maps, owners, 3, 4), torch.tensor([math.exp(-0.5), 1.0, math.exp(-0.5)], dtype=torch.float64)
+    found, kernel = (
+        suppress_overlap(maps, owners, 3, 4),
+        torch.tensor([math.exp(-0.5), 1.0, math.exp(-0.5)], dtype=torch.float64),
+    )
     kernel = kernel / kernel.sum()
     wins = {0: 0, 1: 0}
     for h in range(2):
@@ -68,17 +71,17 @@ def test_suppression_is_its_definition():
             close(found[0, h, place], expected)
     assert min(wins.values()) >= 2
     assert float((found[..., [1, 3]].sum(-1) * found[..., 2]).abs().max()) == 0  # disjoint
-    close(suppressed(maps, owners, 3, 4, 0.3), 0.7 * maps + 0.3 * found)
+    close(suppress_overlap(maps, owners, 3, 4, 0.3), 0.7 * maps + 0.3 * found)
 
 
 def test_suppression_identities():
     maps = noise(2, 1, 6, 4).softmax(-1)
     for owners in ([[-1] * 4] * 2, [[0, 0, -1, -1]] * 2):
-        assert torch.equal(suppressed(maps, torch.tensor(owners), 2, 3), maps)
-    mixed = suppressed(maps, torch.tensor([[0, 1, -1, -1], [-1, 1, -1, -1]]), 2, 3)
+        assert torch.equal(suppress_overlap(maps, torch.tensor(owners), 2, 3), maps)
+    mixed = suppress_overlap(maps, torch.tensor([[0, 1, -1, -1], [-1, 1, -1, -1]]), 2, 3)
     close(mixed[1], maps[1])  # the other picture's concepts are no claim here
     assert (mixed[0] - maps[0]).abs().max() > 0.01
-    assert torch.equal(suppressed(maps, torch.tensor([[0, 1, -1, -1]] * 2), 2, 3, 0.0), maps)
+    assert torch.equal(suppress_overlap(maps, torch.tensor([[0, 1, -1, -1]] * 2), 2, 3, 0.0), maps)
     close(_smoothed(torch.ones(1, 3, 3, dtype=torch.float64)), torch.ones(1, 3, 3, dtype=torch.float64))
 
 
@@ -117,8 +120,8 @@ def test_the_hook_is_cross_attention_and_changes_only_the_condition(packed):
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: corrected(TOKENS[0], [1], strength=2.0), "strength=2.0; give a number from 0 to 1"),
-        (lambda: corrected(TOKENS[0], [1], window=-1), "window=-1"),
+        (lambda: correct_by_similarities(TOKENS[0], [1], strength=2.0), "strength=2.0; give a number from 0 to 1"),
+        (lambda: correct_by_similarities(TOKENS[0], [1], window=-1), "window=-1"),
         (lambda: ConceptSuppression(None, OWNERS, 1.5), "from 0 .off. to 1"),
         (lambda: ConceptSuppression(None, OWNERS.double()), "of integers"),
         (lambda: call(ConceptSuppression(NetworkDenoiser(NET, FLOW, "flow"), OWNERS[:1])), "and 2 came"),

@@ -22,18 +22,7 @@ from samplers import (
     seeded_noise,
 )
 from samplers.analytic import Mixture
-from samplers.guidance import (
-    ClassifierFree,
-    ClassifierGuided,
-    Recurrent,
-    Rescale,
-    TrainingFree,
-    Universal,
-    dps,
-    freedom,
-    lgd,
-    mpgd,
-)
+from samplers.guidance import TFG, ClassifierFree, ClassifierGuided, Recurrent, Rescale, Universal, dps, freedom, lgd, mpgd
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.solvers.edict import EDICT
@@ -134,7 +123,7 @@ def test_first_order_solvers_make_the_published_steps(path, iterations, recur, g
     alphas = [bar / after for bar, after in pairwise(bars)]
     raw = {"increase": alphas, "decrease": [1 - a for a in alphas], "constant": [1.0] * len(alphas)}[shares]
     rho, mu = ([bar * share for share in normalised(raw)] for bar in (0.05, 0.03))
-    field = TrainingFree(
+    field = TFG(
         Mixture.example(path, "v"),
         energy,
         levels,
@@ -245,9 +234,7 @@ def test_universal_guidance_is_the_published_loop(path, iterations):
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 def test_tfg_contains_universal_guidance_for_any_number_of_iterations(path, iterations):
     levels, mixture = grid(path, 5), Mixture.example(path)
-    tfg = TrainingFree(
-        mixture, energy, levels, rho=0.05, mu=0.3 if iterations else 0.0, iterations=max(1, iterations), **AS_UNIVERSAL
-    )
+    tfg = TFG(mixture, energy, levels, rho=0.05, mu=0.3 if iterations else 0.0, iterations=max(1, iterations), **AS_UNIVERSAL)
     runs = [twin(path, get_solver("euler"), levels, f) for f in (tfg, Universal(mixture, energy, 0.05, 0.3, iterations))]
     assert (runs[0] - runs[1]).abs().max() < 1e-12
     moved = twin(path, get_solver("euler"), levels, replace(tfg, mu_on="x", mu=0.3))
@@ -263,7 +250,7 @@ def test_tfg_on_x_contains_universal_guidance_up_to_one_iteration_with_its_own_s
     def reach(s, t):
         return -math.expm1(s.logsnr - t.logsnr)
 
-    tfg = TrainingFree(
+    tfg = TFG(
         Mixture.example(VP),
         energy,
         levels,
@@ -287,10 +274,10 @@ def test_zero_strength_is_the_plain_sampler_to_the_bit(path, name):
     levels, denoiser, solver = grid(path), Mixture.example(path, "v"), get_solver(name)
     plain = twin(path, solver, levels, denoiser, noise=Tape())
     for field in (
-        TrainingFree(denoiser, energy, levels, rho=0.0, mu=0.0),
+        TFG(denoiser, energy, levels, rho=0.0, mu=0.0),
         Universal(denoiser, energy, 0.0, 0.0, iterations=2),
         Universal(denoiser, energy, 0.0, 1.0, iterations=0),
-        TrainingFree(denoiser, energy, levels, interval=(50.0, 60.0)),
+        TFG(denoiser, energy, levels, interval=(50.0, 60.0)),
         ClassifierGuided(denoiser, lambda x, level, c: x.sum(1), 0.0),
     ):
         assert torch.equal(twin(path, solver, levels, field, noise=Tape()), plain)
@@ -303,7 +290,7 @@ def test_guidance_costs_no_evaluation_and_recurrence_a_multiple(name, nfe, check
     levels = grid(VP)
     for times in (1, 2):
         context = Context()
-        field = TrainingFree(Mixture.example(VP), energy, levels, rho=0.02, mu=0.02, checkpoint=checkpoint)
+        field = TFG(Mixture.example(VP), energy, levels, rho=0.02, mu=0.02, checkpoint=checkpoint)
         twin(VP, Recurrent(get_solver(name), times), levels, field, noise=Tape(), context=context)
         assert context.evaluations == 3 * nfe * times
 
@@ -312,10 +299,7 @@ def test_guidance_costs_no_evaluation_and_recurrence_a_multiple(name, nfe, check
 def test_every_solver_goes_where_the_energy_is_higher(name):
     levels, solver = grid(VP, 12), get_solver(name)
     plain = twin(VP, solver, levels, Mixture.example(VP), noise=Tape())
-    for field in (
-        TrainingFree(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05),
-        Universal(Mixture.example(VP), energy, 0.5),
-    ):
+    for field in (TFG(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05), Universal(Mixture.example(VP), energy, 0.5)):
         moved = twin(VP, solver, levels, field, noise=Tape())
         assert (energy(moved, None) > energy(plain, None) + 0.01).all()
 
@@ -333,7 +317,7 @@ class Pair:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda d, **o: TrainingFree(d, energy, grid(VP), rho=0.2, mu=0.1, **AS_UNIVERSAL, **o),
+        lambda d, **o: TFG(d, energy, grid(VP), rho=0.2, mu=0.1, **AS_UNIVERSAL, **o),
         lambda d, **o: Universal(d, energy, 0.2, 0.1, iterations=1, **o),
     ],
     ids=["tfg", "ugd"],
@@ -458,7 +442,7 @@ def test_no_graph_outlives_its_step_and_none_is_made_without_need():
         alive.append(sum(ref() is not None for ref in network.graphs))
         assert not state.x.requires_grad
 
-    field = TrainingFree(ClassifierFree(denoiser, 2.0), energy, levels, rho=0.1, mu=0.1)
+    field = TFG(ClassifierFree(denoiser, 2.0), energy, levels, rho=0.1, mu=0.1)
     sample(Rescale(field, 0.5), get_solver("dpmpp_2m"), Z, levels, LABELS, on_step=watch)
     assert network.graphs and max(alive) == 0 and network.weight.grad is None
     network.asked.clear()
@@ -471,7 +455,7 @@ def test_checkpointing_changes_no_bit_and_recomputes():
     levels, results, calls = grid(VP), [], []
     for checkpoint in (False, True):
         network, context = Counting(), Context()
-        field = TrainingFree(NetworkDenoiser(network, VP, "x0"), energy, levels, rho=0.1, mu=0.1, checkpoint=checkpoint)
+        field = TFG(NetworkDenoiser(network, VP, "x0"), energy, levels, rho=0.1, mu=0.1, checkpoint=checkpoint)
         results.append(sample(field, get_solver("heun"), Z, levels, context=context))
         calls.append(network.calls)
         assert context.evaluations == 15 * 3
@@ -479,11 +463,11 @@ def test_checkpointing_changes_no_bit_and_recomputes():
 
 
 @pytest.mark.parametrize("branch", ["cond", "guided"])
-@pytest.mark.parametrize("make", [TrainingFree, Universal])
+@pytest.mark.parametrize("make", [TFG, Universal])
 def test_checkpointing_changes_nothing_under_guidance(make, branch):
     """The conditional branch is remembered beside the guided prediction, and is recomputed with it."""
-    levels, strength = grid(VP), {"rho": 0.1, "mu": 0.1} if make is TrainingFree else {"scale": 2.0}
-    given = (levels,) if make is TrainingFree else ()
+    levels, strength = grid(VP), {"rho": 0.1, "mu": 0.1} if make is TFG else {"scale": 2.0}
+    given = (levels,) if make is TFG else ()
     results = []
     for checkpoint in (False, True):
         inside = ClassifierFree(NetworkDenoiser(Counting(), VP, "x0"), 3.0)
@@ -494,9 +478,9 @@ def test_checkpointing_changes_nothing_under_guidance(make, branch):
 
 def test_images_do_not_look_at_one_another():
     levels = grid(VP)
-    field = TrainingFree(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05, gamma=0.3, noise=seeded_noise([5, 6, 7], Z))
+    field = TFG(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05, gamma=0.3, noise=seeded_noise([5, 6, 7], Z))
     together = twin(VP, get_solver("dpmpp_2m"), levels, field)
-    alone = TrainingFree(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05, gamma=0.3, noise=seeded_noise([6], Z[1:2]))
+    alone = TFG(Mixture.example(VP), energy, levels, rho=0.05, mu=0.05, gamma=0.3, noise=seeded_noise([6], Z[1:2]))
     scale = math.hypot(levels[0].alpha, levels[0].sigma)
     one = sample(alone, get_solver("dpmpp_2m"), Z[1:2] * scale, levels)
     assert (one[0] - together[1]).abs().max() < 1e-13
@@ -505,7 +489,7 @@ def test_images_do_not_look_at_one_another():
 def test_a_limit_bounds_the_move():
     levels = grid(VP)
     for make in (
-        lambda limit: TrainingFree(Mixture.example(VP), energy, levels, rho=5.0, mu=5.0, limit=limit),
+        lambda limit: TFG(Mixture.example(VP), energy, levels, rho=5.0, mu=5.0, limit=limit),
         lambda limit: Universal(Mixture.example(VP), energy, 50.0, limit=limit),
     ):
         plain = Mixture.example(VP)(Z, levels[2], Condition(), Context()).x0
@@ -533,7 +517,7 @@ def broken(x0, condition):
 )
 def test_a_bad_energy_is_named_in_one_sentence(bad, says):
     levels = grid(VP)
-    for field in (TrainingFree(Mixture.example(VP), bad, levels), Universal(Mixture.example(VP), bad, iterations=1)):
+    for field in (TFG(Mixture.example(VP), bad, levels), Universal(Mixture.example(VP), bad, iterations=1)):
         with pytest.raises(ValueError, match=says) as caught:
             sample(field, get_solver("euler"), Z, levels)
         assert "\n" not in str(caught.value)
@@ -542,13 +526,13 @@ def test_a_bad_energy_is_named_in_one_sentence(bad, says):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda d, g: TrainingFree(d, energy, g, rho=-1.0), "rho=-1.0"),
-        (lambda d, g: TrainingFree(d, energy, g, mu=math.nan), "mu=nan"),
-        (lambda d, g: TrainingFree(d, energy, g, iterations=0), "iterations=0"),
-        (lambda d, g: TrainingFree(d, energy, g, gamma=0.1), "pass noise="),
-        (lambda d, g: TrainingFree(d, energy, g, rho_shares="rising"), "increase, decrease, constant"),
-        (lambda d, g: TrainingFree(d, energy, g[:1]), "two at least"),
-        (lambda d, g: TrainingFree(d, energy, g, interval=(3.0, 1.0)), "is empty"),
+        (lambda d, g: TFG(d, energy, g, rho=-1.0), "rho=-1.0"),
+        (lambda d, g: TFG(d, energy, g, mu=math.nan), "mu=nan"),
+        (lambda d, g: TFG(d, energy, g, iterations=0), "iterations=0"),
+        (lambda d, g: TFG(d, energy, g, gamma=0.1), "pass noise="),
+        (lambda d, g: TFG(d, energy, g, rho_shares="rising"), "increase, decrease, constant"),
+        (lambda d, g: TFG(d, energy, g[:1]), "two at least"),
+        (lambda d, g: TFG(d, energy, g, interval=(3.0, 1.0)), "is empty"),
         (lambda d, g: Universal(d, energy, iterations=-1), "iterations=-1"),
         (lambda d, g: ClassifierGuided(d, energy, math.inf), "finite"),
         (lambda d, g: Recurrent(get_solver("euler"), 0), "times=0"),

@@ -112,7 +112,7 @@ def test_every_prediction_kind_gives_the_same_run(kind, name):
     z = noise_like(4, 2)
     mixture = Mixture.example(VP)
     expected = sample(mixture, get_solver(name), z, levels)
-    assert (sample(mixture.saying(kind), get_solver(name), z, levels) - expected).abs().max() < 1e-10
+    assert (sample(mixture.predicting(kind), get_solver(name), z, levels) - expected).abs().max() < 1e-10
 
 
 def test_there_and_back():

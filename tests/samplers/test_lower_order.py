@@ -13,7 +13,7 @@ from samplers.solvers.multistep import Multistep
 PATH = VariancePreserving.scaled_linear()
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 UNIPC = {"order": 3, "rule": "bh2", "corrector_order": 4}
-DEIS = {"order": 3, "of": "eps"}
+DEIS = {"order": 3, "predict": "eps"}
 
 
 def run(solver, steps: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.windows import Windows
 from samplers.guidance import AdaptiveProjected, ClassifierFree
 from samplers.multi_model.masks import box_mask, rest, soften
@@ -243,9 +243,9 @@ def test_regions_of_a_tiled_canvas(guided):
     """The tiles of every region's canvas, under the regions and their guidance."""
     windows = Windows.regular((H, W), (6, 5), (6, 3))
     guide, scale = (cfg, 3.0) if guided else (None, 1.0)
-    said = Regions(Tiled(Toy(), windows), three(), guide, scale)(X, LEVEL, Condition(), Context())
+    said = Regions(MultiDiffusion(Toy(), windows), three(), guide, scale)(X, LEVEL, Condition(), Context())
     raws = []
     for i in range(3):
-        tiled = Tiled(Toy(), windows)
+        tiled = MultiDiffusion(Toy(), windows)
         raws.append((cfg(tiled, scale, None) if guided else tiled)(X, LEVEL, prompt(i, 2), Context()).raw)
     assert far(said.raw, mean(raws, three())) < 1e-13

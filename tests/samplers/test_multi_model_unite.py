@@ -8,10 +8,10 @@ import torch
 
 from samplers import Condition, Context, RectifiedFlow, Trigonometric, VarianceExploding, VariancePreserving
 from samplers.analytic import Gaussian
-from samplers.canvas.sync_tweedies import Canonical, Instances, grid_index, index_view
+from samplers.canvas.sync_tweedies import CanonicalDenoiser, SyncTweedies, grid_index, index_view
 from samplers.guidance import ClassifierFree
-from samplers.multi_model.collaborative_diffusion import Collaborative, Collaborator
-from samplers.multi_model.path_adapter import OnPath, on_path
+from samplers.multi_model.collaborative_diffusion import CollaborativeDiffusion, Collaborator
+from samplers.multi_model.path_adapter import PathAdapter, adapt_path
 from samplers.multi_model.regions import Region, Regions
 from samplers.multi_model.unite_and_conquer import Member, UniteAndConquer
 from tests.samplers.toy_models import SOLVERS, Toy, far, prompt, rand, run
@@ -75,18 +75,20 @@ def test_a_model_of_another_path_says_the_same(other, kind):
     theirs, own = Gaussian(other, mean, std, kind), Gaussian(FLOW, mean, std)
     for t in (0.05, 0.4, 0.9, 0.99):
         level = FLOW(t)
-        said, expected = (d(X, level, Condition(), Context()) for d in (OnPath(theirs, FLOW), own))
+        said, expected = (d(X, level, Condition(), Context()) for d in (PathAdapter(theirs, FLOW), own))
         assert far(said.x0, expected.x0) < 1e-10 and far(said.eps, expected.eps) < 1e-10
     by_row = FLOW(torch.tensor([0.2, 0.7], dtype=torch.float64))
-    assert far(OnPath(theirs, FLOW)(X, by_row, Condition(), Context()).x0, own(X, by_row, Condition(), Context()).x0) < 1e-7
-    assert on_path(own, RectifiedFlow()) is own and on_path(theirs, FLOW).path == FLOW
+    assert (
+        far(PathAdapter(theirs, FLOW)(X, by_row, Condition(), Context()).x0, own(X, by_row, Condition(), Context()).x0) < 1e-7
+    )
+    assert adapt_path(own, RectifiedFlow()) is own and adapt_path(theirs, FLOW).path == FLOW
 
 
 def test_pure_noise_is_shown_as_the_noisiest_level_that_a_model_knows():
     level, seen = FLOW(1.0), Toy(kind="eps", path=VP, reach=0)
-    said = OnPath(seen, FLOW)(X, level, prompt(1, 2), Context())
+    said = PathAdapter(seen, FLOW)(X, level, prompt(1, 2), Context())
     assert torch.isfinite(said.raw).all() and far(seen.calls[0][2], X) < 1e-12  # unit noise on both
-    two = UniteAndConquer((Member(Toy(), prompt(1), 1.0, 0.5), Member(seen, prompt(1), 1.0, 0.5)), on=FLOW)
+    two = UniteAndConquer((Member(Toy(), prompt(1), 1.0, 0.5), Member(seen, prompt(1), 1.0, 0.5)), run_path=FLOW)
     assert torch.isfinite(run(two, X)).all()
 
 
@@ -117,10 +119,10 @@ def test_what_a_solver_tells_the_network_reaches_every_part(kind):
     ones = torch.ones(1, 1, 4, 5, dtype=torch.float64)
     made = {
         "regions": Regions(Toy(), (Region(ones, own), Region(ones, own)), lambda d, s, n: ClassifierFree(d, s, n), 2.0),
-        "canonical": Canonical(ClassifierFree(Toy(), 2.0), views),
-        "instances": Instances(ClassifierFree(Toy(), 2.0), views),
+        "canonical": CanonicalDenoiser(ClassifierFree(Toy(), 2.0), views),
+        "instances": SyncTweedies(ClassifierFree(Toy(), 2.0), views),
         "unite": UniteAndConquer((Member(Toy(), own, 2.0),)),
-        "collaborate": Collaborative(
+        "collaborate": CollaborativeDiffusion(
             (Collaborator(ClassifierFree(Toy(), 2.0), constant(0), Condition(tokens=prompt(1, 2).tokens)),)
         ),
     }[kind]
@@ -148,7 +150,7 @@ def test_maps_sum_to_one_and_weigh_the_models_pixel_by_pixel():
     parts = tuple(
         Collaborator(Toy(kind=k, seed=i), pointwise, c) for i, (k, c) in enumerate(zip(kinds, conditions, strict=True))
     )
-    both = Collaborative(parts)
+    both = CollaborativeDiffusion(parts)
     maps = both.maps(X, LEVEL, Condition())
     assert maps.shape == (2, 3, 4, 5) and far(maps.sum(1), torch.ones(2, 4, 5)) < 1e-14 and maps.std() > 0.01
     logits = torch.stack([X[:, 0] * c.tokens.mean() for c in conditions], 1)
@@ -162,10 +164,10 @@ def test_equal_influence_is_the_mean_and_its_limits_pick_one():
     own = [m(X, LEVEL, prompt(1, 2), Context()).raw for m in models]
     for values, expected in (((0.7, 0.7), (own[0] + own[1]) / 2), ((0.0, -torch.inf), own[0]), ((-800.0, 0.0), own[1])):
         parts = tuple(Collaborator(m, constant(v)) for m, v in zip(models, values, strict=True))
-        assert far(Collaborative(parts)(X, LEVEL, prompt(1, 2), Context()).raw, expected) < 1e-14
+        assert far(CollaborativeDiffusion(parts)(X, LEVEL, prompt(1, 2), Context()).raw, expected) < 1e-14
 
 
 def test_influence_of_another_size_is_refused():
     wrong = Collaborator(Toy(), lambda x, level, condition: x.mean(1))
     with pytest.raises(ValueError, match=re.escape("The influence of model 0 is (2, 4, 5); it must be one number per pixel")):
-        Collaborative((wrong,))(X, LEVEL, prompt(1, 2), Context())
+        CollaborativeDiffusion((wrong,))(X, LEVEL, prompt(1, 2), Context())

@@ -51,7 +51,7 @@ def test_a_step_integrates_polynomials_of_eps(coordinate, tau2, order):
             now = scalar(0.7)
             prediction = Prediction(now, s, scalar(value(3, s) ** power), (0.0, 1.0))
             state = State(now, s, step=3, prediction=prediction, history=history)
-            solver = Multistep(order, eta=tau2, of="eps", coordinate=coordinate)
+            solver = Multistep(order, eta=tau2, predict="eps", coordinate=coordinate)
             after = solver.step(None, state, s, t, Condition(), Context(), lambda s, t: scalar(0))
             r_s, r_t = noise_ratio(s), noise_ratio(t)
             if coordinate == "logsnr":
@@ -68,7 +68,7 @@ def test_a_step_integrates_polynomials_of_eps(coordinate, tau2, order):
 @pytest.mark.parametrize("points", [2, 3, 4, 5])
 @pytest.mark.parametrize("coordinate", ["logsnr", "ratio", "step"])
 def test_the_corrector_of_eps_integrates_one_degree_more(points, coordinate):
-    solver = Multistep(min(points - 1, 4), corrector_order=points, of="eps", coordinate=coordinate)
+    solver = Multistep(min(points - 1, 4), corrector_order=points, predict="eps", coordinate=coordinate)
     levels = [PATH.at_logsnr(v) for v in (-2.1, -1.4, -1.0, -0.5, 0.4)]
     s, t = levels[-2], levels[-1]
     for power in range(points):
@@ -100,7 +100,7 @@ def test_textbook_weights():
     levels = [ve(5.0 - i) for i in range(5)]
     for coordinate in ("ratio", "step"):
         history = [Evaluation(i, v, scalar(0), scalar(0)) for i, v in enumerate(levels[:4])]
-        weights = Multistep(4, of="eps", coordinate=coordinate).weights(history, levels[3], levels[4])
+        weights = Multistep(4, predict="eps", coordinate=coordinate).weights(history, levels[3], levels[4])
         expected = {3: -55 / 24, 2: 59 / 24, 1: -37 / 24, 0: 9 / 24}
         assert all(math.isclose(weights[i], expected[i], rel_tol=1e-13) for i in range(4))
 
@@ -147,17 +147,17 @@ def graded(steps):
 @pytest.mark.parametrize(
     ("solver", "order", "steps"),
     [
-        (Multistep(1, of="eps"), 1, 64),
-        (Multistep(2, of="eps"), 2, 64),
-        (Multistep(2, of="eps", rule="midpoint"), 2, 64),
-        (Multistep(3, of="eps"), 3, 64),
-        (Multistep(3, of="eps", rule="published"), 2, 128),
-        (Multistep(4, of="eps"), 4, 64),
-        (Multistep(2, of="eps", coordinate="ratio"), 2, 64),
-        (Multistep(3, of="eps", coordinate="ratio"), 3, 64),
-        (Multistep(4, of="eps", coordinate="ratio"), 4, 128),
-        (Multistep(2, of="eps", corrector_order=3, rule="bh1"), 3, 64),
-        (Multistep(3, of="eps", coordinate="ratio", corrector_order=4), 4, 64),
+        (Multistep(1, predict="eps"), 1, 64),
+        (Multistep(2, predict="eps"), 2, 64),
+        (Multistep(2, predict="eps", rule="midpoint"), 2, 64),
+        (Multistep(3, predict="eps"), 3, 64),
+        (Multistep(3, predict="eps", rule="published"), 2, 128),
+        (Multistep(4, predict="eps"), 4, 64),
+        (Multistep(2, predict="eps", coordinate="ratio"), 2, 64),
+        (Multistep(3, predict="eps", coordinate="ratio"), 3, 64),
+        (Multistep(4, predict="eps", coordinate="ratio"), 4, 128),
+        (Multistep(2, predict="eps", corrector_order=3, rule="bh1"), 3, 64),
+        (Multistep(3, predict="eps", coordinate="ratio", corrector_order=4), 4, 64),
     ],
     ids=str,
 )
@@ -191,7 +191,7 @@ def test_noise_on_eps_keeps_the_marginals(coordinate, eta):
     gaussian = Gaussian(path, mean, std, "flow")
     levels = [path(1.0), *(path.at_logsnr(-4 + 9 * i / 120) for i in range(121)), path(0.0)]
     z = torch.randn(count, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    x = sample(gaussian, Multistep(2, eta=eta, of="eps", coordinate=coordinate), z, levels, noise=Replay(z, 3))
+    x = sample(gaussian, Multistep(2, eta=eta, predict="eps", coordinate=coordinate), z, levels, noise=Replay(z, 3))
     assert ((x.mean(0) - mean).abs() < 4 * std / count**0.5).all()
     assert ((x.var(0) / std**2 - 1).abs() < 4 * (2 / count) ** 0.5).all()
 
@@ -199,11 +199,11 @@ def test_noise_on_eps_keeps_the_marginals(coordinate, eta):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"of": "score"}, "choose x0 or eps"),
+        ({"predict": "score"}, "choose x0 or eps"),
         ({"coordinate": "time"}, "choose one of logsnr, ratio, step"),
-        ({"coordinate": "ratio"}, "of='eps' and rule='exact'"),
-        ({"coordinate": "ratio", "of": "eps", "rule": "midpoint"}, "of='eps' and rule='exact'"),
-        ({"of": "eps", "eta": 0.5, "noise": "ancestral"}, "choose noise='sde'"),
+        ({"coordinate": "ratio"}, "predict='eps' and rule='exact'"),
+        ({"coordinate": "ratio", "predict": "eps", "rule": "midpoint"}, "predict='eps' and rule='exact'"),
+        ({"predict": "eps", "eta": 0.5, "noise": "ancestral"}, "choose noise='sde'"),
     ],
 )
 def test_settings_are_checked(options, message):
@@ -216,7 +216,7 @@ def test_histories_of_x0_are_not_read_as_eps():
     mixture, x = Mixture.example(PATH), torch.ones(2, 2, dtype=torch.float64)
     state = Multistep(2).step(mixture, State(x), levels[0], levels[1], Condition(), Context())
     with pytest.raises(ValueError, match="x0 predictions only"):
-        Multistep(2, of="eps").step(mixture, replace(state, step=1), levels[1], levels[2], Condition(), Context())
+        Multistep(2, predict="eps").step(mixture, replace(state, step=1), levels[1], levels[2], Condition(), Context())
 
 
 # diffusers, whose internals are float32
@@ -286,7 +286,7 @@ def test_dpm_solver_multistep(begin, algorithm, order, kind, rule):
     )
     extra = {"variance_noise": Replay(begin)} if noisy else {}
     theirs = run(on_our_levels(scheduler, LEVELS), MIX, begin, LEVELS, **extra)
-    solver = Multistep(order, rule=rule, eta=float(noisy), of="x0" if algorithm.endswith("++") else "eps")
+    solver = Multistep(order, rule=rule, eta=float(noisy), predict="x0" if algorithm.endswith("++") else "eps")
     assert relative(sample(MIX, solver, begin, LEVELS, noise=Replay(begin)), theirs) < 5e-6
 
 
@@ -332,7 +332,7 @@ def test_unipc(begin, order, rule, of):
         final_sigmas_type="sigma_min",
     )
     theirs = run(on_our_levels(scheduler, LEVELS), MIX, begin, LEVELS)
-    ours = sample(MIX, Multistep(order, rule=rule, corrector_order=order + 1, of=of), begin, LEVELS)
+    ours = sample(MIX, Multistep(order, rule=rule, corrector_order=order + 1, predict=of), begin, LEVELS)
     assert relative(ours, theirs) < 5e-6
 
 
@@ -351,7 +351,7 @@ def test_sa_solver(begin, predictor, corrector, tau, of):
     )
     on_our_levels(scheduler, LEVELS)
     theirs = run(scheduler, MIX, begin, LEVELS, generator=torch.Generator().manual_seed(4))
-    solver = Multistep(predictor, eta=tau, corrector_order=corrector, of=of, rule="bh1" if of == "x0" else "exact")
+    solver = Multistep(predictor, eta=tau, corrector_order=corrector, predict=of, rule="bh1" if of == "x0" else "exact")
     ours = sample(MIX, solver, begin, LEVELS, noise=Replay(begin, 4))
     assert relative(ours, theirs) < 5e-6
 

@@ -21,7 +21,7 @@ from samplers import (
     solver_info,
 )
 from samplers.cache import CACHES
-from samplers.canvas.multidiffusion import Tiled
+from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.sync_diffusion import SyncDiffusion
 from samplers.editing import Inpaint, image_to_image, invert, repaint
@@ -153,14 +153,14 @@ def test_editing_by_functions():
 def test_canvases(solver):
     def tiled(seeds, condition):
         windows = ShiftedWindows((4, 4), (3, 3), (1, 2), seeds=tuple(seeds))
-        return run(seeds, condition, Tiled(NETWORK, windows, batch=5), solver, 2)
+        return run(seeds, condition, MultiDiffusion(NETWORK, windows, batch=5), solver, 2)
 
     assert_alone(tiled, 1e-13)
 
 
 def test_windows_brought_together():
     def synced(seeds, condition):
-        canvas = Tiled(NETWORK, ShiftedWindows((4, 4), (3, 3), (1, 1), seeds=(0,)), batch=5)
+        canvas = MultiDiffusion(NETWORK, ShiftedWindows((4, 4), (3, 3), (1, 1), seeds=(0,)), batch=5)
         return run(seeds, condition, canvas, wrap=lambda solver: SyncDiffusion(solver, weight=0.1))
 
     assert_alone(synced, 1e-12)

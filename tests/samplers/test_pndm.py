@@ -37,7 +37,7 @@ def relative(ours, theirs):
 )
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_pndm_is_diffusers(start, steps, warmup, kind):
-    """From a v-prediction theirs mixes the v of several levels and reads eps from the mixture; ours does with of="v"."""
+    """From a v-prediction theirs mixes the v of several levels and reads eps from the mixture; ours does with predict="v"."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     scheduler = diffusers.PNDMScheduler(
         beta_schedule="scaled_linear",
@@ -86,7 +86,7 @@ MIXTURE = replace(Mixture.example(VE), stds=Mixture.example(VE).stds + 0.5)
         (PNDM("runge_kutta"), True, 4),
         (PNDM("heun"), True, 3),  # its Heun step and the second-order step after it leave their mark
         (PNDM("heun"), False, 2),
-        (Multistep(4, of="eps", coordinate="step"), False, 2),
+        (Multistep(4, predict="eps", coordinate="step"), False, 2),
     ],
     ids=str,
 )

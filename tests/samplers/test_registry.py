@@ -186,3 +186,7 @@ def test_a_type_is_named_in_words():
         get_grid("karras", RectifiedFlow(), 8, rho=True)
     with pytest.raises(ValueError, match="Unknown schedule 'nope'"):
         get_grid("nope", RectifiedFlow(), 8)
+
+
+def test_a_former_name_of_an_option_is_understood():
+    assert get_solver("multistep", of="eps") == get_solver("multistep", predict="eps") != get_solver("multistep")

@@ -7,7 +7,7 @@ import torch
 
 from samplers import VariancePreserving, get_grid, get_solver, sample
 from samplers.analytic import Mixture
-from samplers.guidance import TrainingFree
+from samplers.guidance import TFG
 from samplers.search import Beam, Strengths, search_strengths
 
 
@@ -99,7 +99,7 @@ def test_it_finds_strengths_that_serve_a_real_energy():
         return -(x0 - 0.5).square().sum(1)
 
     def score(s):
-        field = TrainingFree(mixture, energy, levels, rho=s.rho, mu=s.mu)
+        field = TFG(mixture, energy, levels, rho=s.rho, mu=s.mu)
         ends = sample(field, get_solver("euler"), x, levels)
         return (energy(ends, None) + 0.3 * mixture.log_density(ends, path(1e-3))).mean().item()
 

@@ -13,7 +13,7 @@ from samplers.brownian import brownian_noise
 from samplers.grids import uniform_time
 from samplers.solvers import Multistep
 from samplers.solvers.blockwise import Blockwise, block_orders
-from samplers.solvers.churn import Churned
+from samplers.solvers.churn import ChurnedSolver
 from samplers.solvers.singlestep import Singlestep
 from tests.samplers.references import Replay, k_diffusion, k_model, k_sigmas
 
@@ -70,7 +70,7 @@ def test_dpm_2_is_k_diffusion(churn):
         torch.manual_seed(5)
         return k_diffusion().sample_dpm_2(model, x, sigmas, disable=True, **churn)
 
-    assert_same(Churned(Singlestep(2, "eps"), **churn), reference, lambda s, t: next(zs))
+    assert_same(ChurnedSolver(Singlestep(2, "eps"), **churn), reference, lambda s, t: next(zs))
 
 
 def fast_blocks(evaluations):
@@ -257,7 +257,9 @@ def test_dpmpp_sde_on_the_exact_clock_is_seeds():
         assert (a - b).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("solver", [Singlestep(3), Singlestep(3, "eps"), Blockwise(), Churned(Singlestep(2, "eps"))], ids=str)
+@pytest.mark.parametrize(
+    "solver", [Singlestep(3), Singlestep(3, "eps"), Blockwise(), ChurnedSolver(Singlestep(2, "eps"))], ids=str
+)
 def test_every_prediction_kind_gives_the_same_run(solver):
     levels, z = get_grid("karras", VP, 9), normals(4, 2)
     expected = sample(Mixture.example(VP), solver, z, levels)
@@ -269,7 +271,7 @@ SOLVERS = [
     *(Singlestep(order, of, eta, noise) for order in (1, 2, 3) for of, noise in KINDS for eta in (0.0, 0.7, 1.0)),
     *(Singlestep(3, of, rule="exact") for of in ("x0", "eps")),
     *(Blockwise(order, of) for order in (1, 2, 3) for of in ("x0", "eps")),
-    Churned(Singlestep(2, "eps"), s_churn=3.0),
+    ChurnedSolver(Singlestep(2, "eps"), s_churn=3.0),
 ]
 
 
@@ -330,8 +332,8 @@ def test_gaussian_flow_from_pure_noise():
         (lambda: Blockwise(0), "choose 1, 2 or 3"),
         (lambda: Blockwise(2, "flow"), "choose x0"),
         (lambda: Blockwise(2, rule="bh2"), "choose published or exact"),
-        (lambda: Churned(Singlestep(), s_churn=-1.0), "s_churn"),
-        (lambda: Churned(Singlestep(), s_tmin=2.0, s_tmax=1.0), "s_tmin <= s_tmax"),
+        (lambda: ChurnedSolver(Singlestep(), s_churn=-1.0), "s_churn"),
+        (lambda: ChurnedSolver(Singlestep(), s_tmin=2.0, s_tmax=1.0), "s_tmin <= s_tmax"),
     ],
 )
 def test_settings_are_checked(make, message):
@@ -339,7 +341,7 @@ def test_settings_are_checked(make, message):
         make()
 
 
-@pytest.mark.parametrize("solver", [Singlestep(2, eta=1.0), TWO_S_A, Churned(Singlestep(2), s_churn=5.0)], ids=str)
+@pytest.mark.parametrize("solver", [Singlestep(2, eta=1.0), TWO_S_A, ChurnedSolver(Singlestep(2), s_churn=5.0)], ids=str)
 def test_missing_noise_is_a_sentence(solver):
     with pytest.raises(ValueError, match="pass noise="):
         sample(Gaussian(VE, MEAN, STD), solver, torch.zeros(1, 2).double(), [VE(4.0), VE(2.0), VE(1.0)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers import Condition, RectifiedFlow, get_grid, get_solver, sample
-from samplers.analytic import say
+from samplers.analytic import predict_as
 from samplers.path import Path, expand
 from samplers.prediction import Prediction
 
@@ -48,7 +48,7 @@ class Toy:
         clock = expand(level.logsnr, x)
         x0 = torch.tanh(mixed * (1 + shift) + told * (1 + 0.1 * torch.tanh(torch.as_tensor(clock))) * (1 + mixed**2))
         eps = (x - expand(level.alpha, x) * x0) / expand(level.sigma, x)
-        return say(self.kind, self.path, x, level, x0, eps)
+        return predict_as(self.kind, self.path, x, level, x0, eps)
 
 
 def _weights(adapters, rows: int) -> Tensor:

@@ -31,7 +31,7 @@ from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config, build, config_of
 from samplers.denoiser import Condition, Context, NetworkDenoiser
-from samplers.guidance.two_branch import both_branches, guided, lerp, scale_at
+from samplers.guidance.two_branch import as_guided, both_branches, lerp, scale_at
 from samplers.interval import EVERYWHERE
 from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
@@ -235,10 +235,10 @@ class StudentObjective(StudentPictures):
         denoiser = self.denoiser(models["teacher"], self.dtype)
         if not isinstance(scale, Tensor) and scale == 1:
             plain = denoiser(x, level, condition, Context())
-            return guided(plain, plain.raw, plain)
+            return as_guided(plain, plain.raw, plain)
         cond, null = both_branches(denoiser, x, level, condition, None, Context())
         inside = scale_at(lambda _: torch.as_tensor(scale), self.config.teacher.guidance_interval or EVERYWHERE, level)
-        return guided(cond, lerp(null.raw, cond.raw, inside), cond, null)
+        return as_guided(cond, lerp(null.raw, cond.raw, inside), cond, null)
 
     @torch.no_grad()
     def teacher_step(

@@ -14,7 +14,7 @@ from gen.io.validators import check_option_values, check_texts
 from gen.pipeline.recipe import TweakRecord
 from gen.tasks.training_free import Tweak, several
 from samplers.denoiser import Condition, Denoiser
-from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, corrected
+from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, correct_by_similarities
 from samplers.lookup import check_options
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Concepts(Tweak):
             if prompt.strip():
                 end = len(tokens) if condition.mask is None else int(condition.mask[len(rows)].nonzero().max()) + 1
                 places = (owners >= 0).nonzero().flatten().tolist()
-                tokens = torch.cat([corrected(tokens[:end], places, **options), tokens[end:]])
+                tokens = torch.cat([correct_by_similarities(tokens[:end], places, **options), tokens[end:]])
             rows.append(tokens)
         return replace(condition, tokens=torch.stack(rows))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.comfy.in_sigma import SigmaSolver
-from samplers.solvers.comfy.null_branch import null_of
+from samplers.solvers.comfy.null_branch import null_branch
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import Step
 
@@ -65,7 +65,7 @@ class Ancestral(SigmaSolver):
             return replace(state, x=first.x0, prediction=first)
         start = s.sigma if s.alpha else math.inf
         down, keep, up = down_and_up(start, t.sigma, self.eta, flow) if s.alpha else (0.0, 1.0, t.sigma)
-        led = null_of(first) if self.cfg_pp else first
+        led = null_branch(first) if self.cfg_pp else first
         x = self._down(step, state, led, down, flow)
         if up and self.s_noise:
             if step.noise is None:
@@ -90,7 +90,7 @@ class Ancestral(SigmaSolver):
             middle = odds / (1 + odds) if odds < math.inf else NEAR_PURE_NOISE
         there = step.denoiser.path(middle)
         second = step.denoiser(state.x + (middle - s.sigma) * led.eps, there, step.condition, step.context)
-        second = null_of(second) if self.cfg_pp else second
+        second = null_branch(second) if self.cfg_pp else second
         if self.kind == "dpm_2":
             return state.x + (down - s.sigma) * second.eps
         kept = down / s.sigma

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from samplers.sample import State
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
-from samplers.solvers.comfy.null_branch import null_of
+from samplers.solvers.comfy.null_branch import null_branch
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 @dataclass(frozen=True)
-class EulerPlusPlus(Around):
+class EulerCFGPlusPlus(SolverWrapper):
     """x_t = alpha_t x0_guided + DDIM's share of eps_null + noise: eta and s_noise as in DDIM; on all paths the same.
 
     From pure noise eta is a share of the noise as anywhere; ComfyUI's code meets 0 / 0 there and adds all of it.
@@ -49,14 +49,14 @@ class EulerPlusPlus(Around):
         guided = evaluate(step.denoiser, state, step.s, step.condition, step.context)
         x = step.t.alpha * guided.x0
         if keep:
-            x = torch.add(x, state.x - step.s.alpha * null_of(guided).x0, alpha=keep)
+            x = torch.add(x, state.x - step.s.alpha * null_branch(guided).x0, alpha=keep)
         if spread and step.noise is not None:
             x = torch.add(x, step.noise(step.s, step.t), alpha=spread)
         return replace(state, x=x, prediction=guided)
 
 
 @dataclass(frozen=True)
-class TwoStepPlusPlus(SigmaSolver):
+class TwoStepCFGPlusPlus(SigmaSolver):
     """x_t = x0_guided + e^{-h} (x_s - x0_null) + (1 - e^{-h}) (x0_guided - x0_null_before) / 2 r: 2M under CFG++.
 
     h is the step in log sigma, r the last one over it. The difference is one of the guided image and of the last unconditional
@@ -70,7 +70,7 @@ class TwoStepPlusPlus(SigmaSolver):
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t
         guided = evaluate(step.denoiser, state, s, step.condition, step.context)
-        null = null_of(guided)
+        null = null_branch(guided)
         history = state.remember(s, null.x0, 2)
         if t.sigma == 0 or s.alpha == 0:
             return replace(state, x=guided.x0 + t.sigma * null.eps, prediction=guided, history=history)

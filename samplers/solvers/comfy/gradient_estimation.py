@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from samplers.sample import State
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
-from samplers.solvers.comfy.null_branch import null_of
+from samplers.solvers.comfy.null_branch import null_branch
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import Step
 
@@ -36,7 +36,7 @@ class GradientEstimation(SigmaSolver):
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t
         prediction = evaluate(step.denoiser, state, s, step.condition, step.context)
-        slope = null_of(prediction) if self.cfg_pp else prediction
+        slope = null_branch(prediction) if self.cfg_pp else prediction
         history = state.remember(s, prediction.x0, 2, slope.eps if s.alpha else None)
         if t.sigma == 0 or s.alpha == 0:
             x = prediction.x0 + t.sigma * slope.eps

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from samplers.path import NoiseLevel
 from samplers.sample import State
-from samplers.solvers.churn import raise_noise
+from samplers.solvers.churn import apply_churn
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import Step
@@ -51,7 +51,7 @@ class HeunPlusPlus(SigmaSolver):
                 "Heun++ looks two levels ahead and was not told the run's levels: use `sample` or `trajectory`, or give "
                 "context=Context(levels=...)."
             )
-        state, s = raise_noise(self, step.denoiser.path, state, step.s, step.context, step.noise)
+        state, s = apply_churn(self, step.denoiser.path, state, step.s, step.context, step.noise)
         ask = (step.condition, step.context)
         first = evaluate(step.denoiser, state, s, *ask)
         dt = step.t.sigma - s.sigma

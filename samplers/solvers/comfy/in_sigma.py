@@ -20,9 +20,9 @@ from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar, VarianceExploding
 from samplers.prediction import Guided, Prediction
 from samplers.sample import Evaluation, Solver, State
-from samplers.solvers.churn import raise_noise
+from samplers.solvers.churn import apply_churn
 from samplers.solvers.evaluate import evaluate
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 PURE_NOISE = NoiseLevel(math.inf, 0.0, 1.0)
 
@@ -107,7 +107,7 @@ class SigmaDenoiser:
         return self.path.read(prediction, x, level)
 
 
-class SigmaSolver(Around):
+class SigmaSolver(SolverWrapper):
     """A solver whose step is written in sigma: all of it is in `in_sigma`."""
 
     def init(self, x: Tensor) -> State:
@@ -159,7 +159,7 @@ class InSigma(SigmaSolver):
             raise ValueError(f"InSigma got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
 
     def in_sigma(self, step: Step, state: State) -> State:
-        state, s = raise_noise(self, step.denoiser.path, state, step.s, step.context, step.noise)
+        state, s = apply_churn(self, step.denoiser.path, state, step.s, step.context, step.noise)
         if self.denoise_last and step.t.sigma == 0:
             prediction = evaluate(step.denoiser, state, s, step.condition, step.context)
             return replace(state, x=prediction.x0, prediction=prediction)

@@ -81,7 +81,7 @@ class OwnFast(SigmaSolver):
 
     @cached_property
     def _blocks(self) -> Blockwise:
-        return Blockwise(order=3, of="eps", rule="published")
+        return Blockwise(order=3, predict="eps", rule="published")
 
     def advance(self, step: Step, state: State) -> State:
         kept = state.carry

@@ -14,10 +14,10 @@ from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.comfy.start import at_percent
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import adams_weights
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
-def past(state: State, s: NoiseLevel) -> list[Evaluation]:
+def earlier_evaluations(state: State, s: NoiseLevel) -> list[Evaluation]:
     """The evaluations before this step's, newest first, as far as each is noisier than the next; none after a jump back."""
     found: list[Evaluation] = []
     last = s.logsnr
@@ -30,14 +30,14 @@ def past(state: State, s: NoiseLevel) -> list[Evaluation]:
     return found
 
 
-def weights(points: list[NoiseLevel], s: NoiseLevel, t: NoiseLevel, tau2: float, rule: str) -> tuple[float, ...]:
+def x0_weights(points: list[NoiseLevel], s: NoiseLevel, t: NoiseLevel, tau2: float, rule: str) -> tuple[float, ...]:
     """Factors of x0 at `points` in equation (1) of `samplers.solvers.multistep` from s to t, alpha_t among them."""
     h = t.logsnr - s.logsnr
     nodes = tuple(0.0 if p is s else 1.0 if p is t else (p.logsnr - s.logsnr) / h for p in points)
     return tuple(t.alpha * w for w in adams_weights((1 + tau2) * h, nodes, rule))
 
 
-def add(x: Tensor, values: list[Tensor], factors: tuple[float, ...], sign: float = 1.0) -> Tensor:
+def add_weighted(x: Tensor, values: list[Tensor], factors: tuple[float, ...], sign: float = 1.0) -> Tensor:
     for value, factor in zip(values, factors, strict=True):
         x = torch.add(x, value, alpha=sign * factor)
     return x
@@ -49,13 +49,13 @@ def correct(
     """x after the corrector of `corrector` points in place of the predictor of `predictor` points, on the last step."""
     s, t = before[0].level, new.level
     old = before[:predictor]
-    x = add(x, [e.x0 for e in old], weights([e.level for e in old], s, t, tau2, rule), -1.0)
+    x = add_weighted(x, [e.x0 for e in old], x0_weights([e.level for e in old], s, t, tau2, rule), -1.0)
     used = [new, *before[: corrector - 1]]
-    return add(x, [e.x0 for e in used], weights([e.level for e in used], s, t, tau2, rule))
+    return add_weighted(x, [e.x0 for e in used], x0_weights([e.level for e in used], s, t, tau2, rule))
 
 
 @dataclass(frozen=True)
-class StochasticAdams(Around):
+class StochasticAdams(SolverWrapper):
     """SA-Solver in log-SNR: predictor of `order` points, corrector of `corrector_order`, noise of strength `tau` between the
     levels at fractions tau_start and tau_end of training time, none elsewhere.
 
@@ -104,7 +104,7 @@ class StochasticAdams(Around):
             s = at_percent(path, 1e-4, self.shift)
         ask = (step.condition, step.context)
         prediction = evaluate(step.denoiser, state, s, *ask)
-        before, x = past(state, s), state.x
+        before, x = earlier_evaluations(state, s), state.x
         fresh = not any(e.step == state.step for e in state.history)  # a repeated step does not start from a predictor's output
         points = len(before) + 1
         if before and before[0].step == state.step - 1 and fresh and (t.sigma > 0 or self.pece):
@@ -122,7 +122,7 @@ class StochasticAdams(Around):
         tau2, h = self._tau2(path, t), t.logsnr - s.logsnr
         known = [Evaluation(state.step, s, prediction.x0), *before[: used - 1]]
         x = t.sigma / s.sigma * math.exp(-tau2 * h) * x
-        x = add(x, [e.x0 for e in known], weights([e.level for e in known], s, t, tau2, "exact"))
+        x = add_weighted(x, [e.x0 for e in known], x0_weights([e.level for e in known], s, t, tau2, "exact"))
         if tau2 and self.s_noise:
             if step.noise is None:
                 raise ValueError(f"This solver adds noise (tau={self.tau}): pass noise=, for instance seeded_noise(seeds, x).")
@@ -166,7 +166,7 @@ class UniPC(SigmaSolver):
         if end == 0:
             return replace(state, x=prediction.x0, prediction=prediction, history=history)
         t = NoiseLevel(end, 1.0, end)
-        before, x = past(state, s), state.x
+        before, x = earlier_evaluations(state, s), state.x
         most = self.order if not step.context.steps else max(min(self.order, step.context.steps - 1), 1)
 
         def at(points: int, later: int | None) -> int:
@@ -179,7 +179,7 @@ class UniPC(SigmaSolver):
             x = correct(x, new, before, order, order + 1, 0.0, self.rule)
         known = [new, *before][: at(len(before) + 1, after)]
         x = t.sigma / s.sigma * x
-        x = add(x, [e.x0 for e in known], weights([e.level for e in known], s, t, 0.0, self.rule))
+        x = add_weighted(x, [e.x0 for e in known], x0_weights([e.level for e in known], s, t, 0.0, self.rule))
         return replace(state, x=x, prediction=prediction, history=history)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from samplers.sample import State
 from samplers.solvers.comfy.ancestral import down_and_up
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
-from samplers.solvers.comfy.null_branch import null_of
+from samplers.solvers.comfy.null_branch import null_branch
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import adams_weights
 from samplers.wrappers import Step
@@ -42,7 +42,7 @@ class RESMultistep(SigmaSolver):
     def in_sigma(self, step: Step, state: State) -> State:
         s, t = step.s, step.t
         guided = evaluate(step.denoiser, state, s, step.condition, step.context)
-        led = null_of(guided) if self.cfg_pp else guided
+        led = null_branch(guided) if self.cfg_pp else guided
         history = state.remember(s, led.x0, 2)
         down, _, up = down_and_up(s.sigma if s.alpha else math.inf, t.sigma, self.eta, False) if s.alpha else (t.sigma, 1, 0.0)
         before = noisier(state, s, 1)

@@ -13,7 +13,7 @@ from typing import Any
 from samplers.sample import Solver
 from samplers.solvers.comfy.adams import PublishedAdams
 from samplers.solvers.comfy.ancestral import Ancestral
-from samplers.solvers.comfy.cfg_pp import EulerPlusPlus, TwoStepPlusPlus
+from samplers.solvers.comfy.cfg_pp import EulerCFGPlusPlus, TwoStepCFGPlusPlus
 from samplers.solvers.comfy.er_sde import SummedERSDE
 from samplers.solvers.comfy.gradient_estimation import GradientEstimation
 from samplers.solvers.comfy.heunpp import HeunPlusPlus
@@ -99,10 +99,10 @@ ROWS: tuple[SolverInfo, ...] = (
         evaluations=2,
         **_sde | {"own_clock": True},
     ),
-    _row("euler_cfg_pp", EulerPlusPlus, "Euler under CFG++", 1, own_clock=False, aliases=("DDIM CFG++",), **_pp),
+    _row("euler_cfg_pp", EulerCFGPlusPlus, "Euler under CFG++", 1, own_clock=False, aliases=("DDIM CFG++",), **_pp),
     _row(
         "euler_ancestral_cfg_pp",
-        partial(EulerPlusPlus, eta=1.0),
+        partial(EulerCFGPlusPlus, eta=1.0),
         "Euler ancestral under CFG++",
         1,
         _SDE,
@@ -122,7 +122,7 @@ ROWS: tuple[SolverInfo, ...] = (
         **_noisy,
         **_pp,
     ),
-    _row("dpmpp_2m_cfg_pp", TwoStepPlusPlus, "DPM-Solver++(2M) under CFG++", 2, **_pp),
+    _row("dpmpp_2m_cfg_pp", TwoStepCFGPlusPlus, "DPM-Solver++(2M) under CFG++", 2, **_pp),
     _row("res_multistep_cfg_pp", partial(RESMultistep, eta=0.0, cfg_pp=True), "RES multistep under CFG++", 2, **_pp),
     _row(
         "res_multistep_ancestral_cfg_pp",
@@ -158,7 +158,7 @@ ROWS: tuple[SolverInfo, ...] = (
     ),
     _form(
         "lms",
-        partial(InSigma, Multistep(4, of="eps", coordinate="ratio"), True),
+        partial(InSigma, Multistep(4, predict="eps", coordinate="ratio"), True),
         "in sigma, the last step to the predicted image",
         2,
     ),
@@ -225,7 +225,7 @@ ROWS: tuple[SolverInfo, ...] = (
     _form("ddpm", partial(InSigma, DDPM()), "in sigma", 1, **_noisy),
     _form(
         "ipndm",
-        partial(InSigma, Multistep(4, of="eps", coordinate="step"), True),
+        partial(InSigma, Multistep(4, predict="eps", coordinate="step"), True),
         "in sigma, the last step to the predicted image; as if steps were equal",
         1,
     ),

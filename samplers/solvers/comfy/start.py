@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.grids.common import check_positive
 from samplers.path import NoiseLevel, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.sample import Solver, State
-from samplers.wrappers import Around, Step
+from samplers.wrappers import SolverWrapper, Step
 
 
 def at_percent(path: Path, percent: float, shift: float = 1.0) -> NoiseLevel:
@@ -35,7 +35,7 @@ def at_percent(path: Path, percent: float, shift: float = 1.0) -> NoiseLevel:
 
 
 @dataclass(frozen=True)
-class StartBelow(Around):
+class StartBelow(SolverWrapper):
     """`inner`, which takes pure noise on a flow as if it stood a ten-thousandth of training time below, as ComfyUI does.
 
     Its exact first step from pure noise is of first order; this one is as long as it comes out. shift: the resolution shift of
