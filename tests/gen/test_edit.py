@@ -286,6 +286,11 @@ def test_every_kind_of_pixels_means_the_same_to_generation_and_training(kind, tm
     assert (np.asarray(contact_sheet([image]))[8:40, 8:40] == ramp[..., None]).all()
 
 
+def test_white_in_16_bits_is_white_in_8():
+    white = np.full((4, 4, 3), 65535, np.uint16)
+    assert read_picture("image", white, "RGB").min() == 1 and read_picture("image", white // 257 * 200, "RGB").max() < 0.8
+
+
 def test_pixels_that_no_scale_explains_are_refused():
     for values, message in (
         (np.float32("nan"), "NaN or infinite"),
