@@ -26,7 +26,19 @@ LAYERS: dict[str, list[list[str]]] = {
         ["guidance", "editing", "composition", "registry"],
         ["canvas", "multi_model", "search"],
         ["__init__"],
-    ]
+    ],
+    "gen": [
+        ["io"],
+        ["nn"],
+        ["models/formats"],
+        ["adapters"],
+        ["models"],
+        ["pipeline"],
+        ["tasks"],
+        ["generator"],
+        ["cli"],
+        ["__main__", "__init__"],
+    ],
 }
 
 

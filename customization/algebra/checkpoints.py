@@ -13,7 +13,7 @@ from gen.adapters.apply import inner
 from gen.adapters.originals import in_files
 from gen.adapters.resolve import Index
 from gen.io.weights import CheckpointError, TensorFile
-from gen.models.formats.files import Source, open_checkpoint
+from gen.models.formats.files import CheckpointFiles, open_checkpoint
 from gen.models.skeleton import skeleton
 
 
@@ -21,7 +21,7 @@ from gen.models.skeleton import skeleton
 class Part:
     """A network's file(s), which of its modules an adapter can change, by module name, and the folder's name in the model."""
 
-    source: Source
+    source: CheckpointFiles
     modules: dict[str, nn.Module]
     network: nn.Module
     place: str
@@ -76,7 +76,7 @@ def open_like(path: Path, like: Weights) -> Weights:
             path, {name: part.at(path / part.place) for name, part in like.parts.items() if (path / part.place).is_dir()}
         )
     own = like.parts["denoiser"]
-    source = Source(path, (TensorFile(path),), None, path.parent / "config.json")
+    source = CheckpointFiles(path, (TensorFile(path),), None, path.parent / "config.json")
     if not source.shapes.keys() & own.shapes.keys():
         raise CheckpointError(
             path, f"has no tensor in common with the denoiser of {like.path} ({min(own.shapes)}, ...); convert it first."

@@ -6,7 +6,7 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.apply import Adapters
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.files import FORMATS, from_tensors, read_adapter, to_tensors, write_adapter
-from gen.adapters.report import Report
+from gen.adapters.report import LoadReport
 from gen.adapters.resolve import renamed
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "AdapterError",
     "Adapters",
     "Delta",
-    "Report",
+    "LoadReport",
     "from_tensors",
     "read_adapter",
     "renamed",

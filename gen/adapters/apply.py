@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
-from gen.adapters.report import Report
+from gen.adapters.report import LoadReport
 from gen.adapters.resolve import Index, resolve
 from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
@@ -83,7 +83,7 @@ class Adapters:
 
     # ---- loading
 
-    def load(self, adapter: Adapter, strict: bool = True) -> Report:
+    def load(self, adapter: Adapter, strict: bool = True) -> LoadReport:
         """Load an adapter under its name. AdapterError if the name is taken, or if it does not fit (see `resolve`)."""
         placed, report = resolve(adapter, {self.part: self.index}, strict)
         self.place(adapter, placed[self.part])

@@ -12,7 +12,7 @@ from torch import nn
 from gen.adapters.adapter import Adapter
 from gen.adapters.apply import Adapters
 from gen.adapters.delta import AdapterError
-from gen.adapters.report import Report
+from gen.adapters.report import LoadReport
 from gen.adapters.resolve import renamed, resolve
 from gen.adapters.words import check_words, teach
 from gen.io.validators import check_float
@@ -47,7 +47,7 @@ class ModelAdapters:
         self.same = other_names({part: one.network for part, one in self.parts.items()})
         self.loaded: dict[str, Adapter] = {}
 
-    def load(self, adapter: Adapter, strict: bool = True) -> Report:
+    def load(self, adapter: Adapter, strict: bool = True) -> LoadReport:
         """AdapterError if its name is taken or no name, or if it does not fit the model (`gen.adapters.resolve`)."""
         if not adapter.name.strip() or len(adapter.name) > MAX_NAME or not adapter.name.isprintable():
             raise AdapterError(f"{adapter.name[:50]!r} is no name for an adapter; give it one with name=.")
@@ -57,7 +57,7 @@ class ModelAdapters:
         if adapter.layers or not adapter.words:
             placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict, self.same)
         else:
-            placed, report = {part: [] for part in self.parts}, Report(adapter, {}, {}, {}, adapter.notes)
+            placed, report = {part: [] for part in self.parts}, LoadReport(adapter, {}, {}, {}, adapter.notes)
         done: list[Adapters] = []
         try:
             for part, one in self.parts.items():

@@ -12,7 +12,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """matched: layer -> modules that it changes. unmatched: layers without a module; the first few with the nearest module's
     name, or why there is none. mismatched: layers that do not fit their module, each with a sentence. notes: what else to know.
     """

@@ -20,7 +20,7 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.join import joined
 from gen.adapters.originals import in_files, originals
-from gen.adapters.report import SHOWN, Report, nearest
+from gen.adapters.report import SHOWN, LoadReport, nearest
 from gen.adapters.targets import Target, stacked
 
 # fused projection -> what its equal parts of rows are called elsewhere
@@ -130,7 +130,7 @@ def _diffusers_name(name: str) -> str:
 
 def resolve(
     adapter: Adapter, indices: Mapping[str, Index], strict: bool = True, same: Mapping[str, str] | None = None
-) -> tuple[dict[str, list[tuple[Target, Delta]]], Report]:
+) -> tuple[dict[str, list[tuple[Target, Delta]]], LoadReport]:
     """(part -> targets with what changes there, report). indices: part of the model -> its modules. same: other names of parts.
 
     AdapterError, with what was not found and the nearest names, if nothing matches, or, when strict, if anything is left over.
@@ -172,7 +172,7 @@ def resolve(
     notes = list(adapter.notes)
     if wide:
         notes.append(f"rank above what the weight can have in {len(wide)} of the layers, {wide[0]} for one")
-    report = Report(adapter, matched, unmatched, mismatched, tuple(notes))
+    report = LoadReport(adapter, matched, unmatched, mismatched, tuple(notes))
     if not matched:
         raise AdapterError(f"{adapter.name} fits nothing in this model: {report.problems()}.")
     if strict and not report.complete:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.output import Target, check_png, save_all, save_free, say
+from gen.cli.output import OutputTarget, check_png, save_all, save_free, say
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
-    target = Target.of(output)
+    target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
     views = views or ["rotate180"]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
-from gen.cli.output import Target, exit_code, save_all, say
+from gen.cli.output import OutputTarget, exit_code, save_all, say
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
 Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP, ...).")]
@@ -196,7 +196,7 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
 
 def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """Generate and save; returns the exit code. given: the arguments of the command."""
-    target, call = Target.of(given["output"]), options_of(given["option"] or [])
+    target, call = OutputTarget.of(given["output"]), options_of(given["option"] or [])
     for name in ("window", "stride"):
         both = sides(f"--{name}", given[name])
         call[name] = None if both is None else (both[1], both[0])  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.choose import choose_model
-from gen.cli.output import Target, check_png, exit_code, save_free, say
+from gen.cli.output import OutputTarget, check_png, exit_code, save_free, say
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def run(
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
-    target = Target.of(output)
+    target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
     call |= {f"{kind}_options": parse_options(pairs) for kind, pairs in options.items() if pairs}
 

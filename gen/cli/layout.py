@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen.cli.output import Target, save_all, say
+from gen.cli.output import OutputTarget, save_all, say
 
 
 def colour_table(pairs: Sequence[str]) -> dict[str, str]:
@@ -37,7 +37,7 @@ def run(
     **call: Any,
 ) -> int:
     """Make the layout's pictures and save them; returns the exit code. Arguments are the command's."""
-    target = Target.of(output)
+    target = OutputTarget.of(output)
     table = colour_table(colours)
     from gen.tasks.layout_file import painted_layout, read_layout
 

@@ -53,14 +53,14 @@ def check_png(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputTarget:
     """Where `-o` says: one file's name, or a folder in which names are made from prompt and seed."""
 
     folder: Path
     name: str | None = None
 
     @classmethod
-    def of(cls, output: Path | None) -> Target:
+    def of(cls, output: Path | None) -> OutputTarget:
         """Checked before anything is generated; None is the current folder."""
         output = Path() if output is None else output
         if output.is_dir():
@@ -93,7 +93,7 @@ def save_free(image, path: Path, recipe=None) -> Path:
     raise ValueError(f"{path}: no free name was found in 100 attempts; choose another with -o.")
 
 
-def save_all(result, target: Target, label: str) -> None:
+def save_all(result, target: OutputTarget, label: str) -> None:
     """Save a call's pictures under a label and their seeds, and print the paths."""
     for image, recipe in zip(result.images, result.recipes, strict=True):
         print(save_free(image, target.path(label, recipe.seed), recipe), flush=True)

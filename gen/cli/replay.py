@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gen.cli.image import model_arguments
-from gen.cli.output import Target, save_free, say
+from gen.cli.output import OutputTarget, save_free, say
 from gen.io.errors import printable
 from gen.io.images import PictureError, flat, open_picture
 from gen.pipeline.png import READ, read_recipe
@@ -43,7 +43,7 @@ def run(
     recipe = read_recipe(path)
     check_work(recipe, max_work)
     own_name = f"{path.stem}-replay.png"
-    place = Target.of(path.with_name(own_name) if output is None else output)
+    place = OutputTarget.of(path.with_name(own_name) if output is None else output)
     target = place.folder / (place.name or own_name)
     before = _pixels(path)
     from gen.models.pretrained import PACKAGED

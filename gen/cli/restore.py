@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.image import parse_options
-from gen.cli.output import Target, check_png, save_all, save_free, say
+from gen.cli.output import OutputTarget, check_png, save_all, save_free, say
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     **call: Any,
 ) -> int:
     """Restore and save; returns the exit code. Arguments are the command's."""
-    target = Target.of(output)
+    target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
     given = parse_options(options) | ({"simulate": True} if simulate else {})
 

@@ -30,7 +30,7 @@ from gen.nn.conditions import join
 from samplers.denoiser import Condition, NetworkDenoiser
 
 if TYPE_CHECKING:
-    from gen.adapters import Adapter, Report
+    from gen.adapters import Adapter, LoadReport
     from gen.adapters.model import ModelAdapters
 
 UNBOUNDED = 4.0  # extent of latents of unit variance without a bound: a normal value is outside once in 16,000
@@ -213,7 +213,7 @@ class Model:
         weight: float = 1.0,
         strict: bool = True,
         allow_nonfinite: bool = False,
-    ) -> Report:
+    ) -> LoadReport:
         """Load a LoRA or a relative of it (`gen.adapters`), or learned words, from a safetensors file or folder, to act with
         `weight`.
 

@@ -20,7 +20,7 @@ from samplers.prediction import Prediction
 
 if TYPE_CHECKING:
     from gen.models.model import Model
-    from gen.pipeline.types import Batch
+    from gen.pipeline.types import SamplingBatch
 
 
 def finite(*tensors: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ class Watched:
         return prediction
 
 
-def check_begin(batch: Batch, x: Tensor) -> None:
+def check_begin(batch: SamplingBatch, x: Tensor) -> None:
     """ValueError where a run would begin with something else than numbers: its texts or its first latents."""
     model = batch.model
     texts = [one for given in (batch.condition, batch.negative) if given is not None for one in (given.tokens, given.pooled)]
@@ -86,7 +86,7 @@ def check_begin(batch: Batch, x: Tensor) -> None:
         )
 
 
-def check_end(batch: Batch, watch: Watch, latents: Tensor, sampler: str) -> None:
+def check_end(batch: SamplingBatch, watch: Watch, latents: Tensor, sampler: str) -> None:
     """ValueError where a run ends in something else than numbers; it names where they were lost."""
     if bool(finite(latents)):
         return
@@ -117,7 +117,7 @@ def _within(network: nn.Module | None, part: str) -> str | None:
     return None
 
 
-def _adapters(model: Model, batch: Batch) -> str | None:
+def _adapters(model: Model, batch: SamplingBatch) -> str | None:
     """The first adapter in force that is not finite, in words."""
     loaded = model.loaded_adapters.loaded if model.loaded_adapters is not None else {}
     for name in batch.settings.adapters:
@@ -128,7 +128,7 @@ def _adapters(model: Model, batch: Batch) -> str | None:
 
 
 @dataclass(frozen=True)
-class Energy:
+class CheckedEnergy:
     """An energy whose values must be numbers; minus infinity, of what cannot be, is one."""
 
     energy: Callable[..., Tensor]

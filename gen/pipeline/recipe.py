@@ -34,14 +34,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Model(_Part):
+class ModelRecord(_Part):
     """name: "default", a hub id or a folder's own name; weights: part -> sha256 of its file (empty: made in memory)."""
 
     name: Name
     weights: dict[Name, Digest] = {}
 
 
-class Batch(_Part):
+class BatchRecord(_Part):
     """How many pictures went through the network together and which one this was: rounding depends on the number."""
 
     size: int = Field(1, ge=1, le=1024)
@@ -204,8 +204,8 @@ class Recipe(_Part):
     )
     unrecorded: tuple[Name, ...] = ()
     nfe: float = Field(ge=0, description="network evaluations for this picture")
-    model: Model
-    batch: Batch = Batch()
+    model: ModelRecord
+    batch: BatchRecord = BatchRecord()
     batch_invariant: bool = Field(False, description="no bit of it depends on the batch")
     machine: Machine
 

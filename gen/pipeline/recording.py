@@ -9,17 +9,17 @@ import torch
 
 from gen.io.user_code import imported
 from gen.nn.attention import choose
-from gen.pipeline.recipe import Batch as BatchRecord
+from gen.pipeline.recipe import BatchRecord as BatchRecord
 from gen.pipeline.recipe import Machine, Recipe
-from gen.pipeline.recipe import Model as ModelRecord
-from gen.pipeline.types import Batch, Settings
+from gen.pipeline.recipe import ModelRecord as ModelRecord
+from gen.pipeline.types import SamplingBatch, Settings
 from samplers.sample import State
 
 if TYPE_CHECKING:
     from gen.models.model import Model
 
 
-def recipes_of(batch: Batch, state: State, edited: bool) -> list[Recipe]:
+def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]:
     """One for each picture, of the last state. edited: a callback changed latents."""
     model, settings, items = batch.model, batch.settings, batch.items
     files = _adapter_files(model, settings)

@@ -21,7 +21,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.progress import CountEvaluations, EvaluationBar
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
-from gen.pipeline.types import Batch, Decode, Item, ReadPrompts, Settings, Task
+from gen.pipeline.types import Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import normal
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
+class FinishedBatch:
     """A finished batch: shown (B, ...), as `gone_from` leaves it."""
 
     shown: Tensor
@@ -124,7 +124,7 @@ def is_guided(item: Item, settings: Settings) -> bool:
 
 def make_batch(
     model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
-) -> Made:
+) -> FinishedBatch:
     """Sample and decode pictures that are all guided or all not."""
     with each_alone(settings.batch_invariant):
         return _make_batch(model, items, settings, output_type, callback, bar)
@@ -132,7 +132,7 @@ def make_batch(
 
 def _make_batch(
     model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
-) -> Made:
+) -> FinishedBatch:
     batch = _batch(model, items, settings)
     watch = Watch()
     denoiser, solver = _denoiser(batch, bar, watch)
@@ -158,10 +158,12 @@ def _make_batch(
     model.in_tiles = False
     shown = latents[: len(items)] if output_type == "latent" else _show(model, latents, settings)
     check_shown(model, shown)
-    return Made(gone_from(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited))
+    return FinishedBatch(
+        gone_from(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited)
+    )
 
 
-def _batch(model: Model, items: Sequence[Item], settings: Settings) -> Batch:
+def _batch(model: Model, items: Sequence[Item], settings: Settings) -> SamplingBatch:
     """The pictures' noise, and what they should and should not be."""
     shape = (model.channels, settings.height // model.factor, settings.width // model.factor)
     if items[0].latent is None:
@@ -169,7 +171,7 @@ def _batch(model: Model, items: Sequence[Item], settings: Settings) -> Batch:
     else:
         noise = torch.stack([item.latent for item in items if item.latent is not None]).to(model.device)
     condition, negative = _conditions(model, items, settings)
-    batch = Batch(model, items, settings, noise, condition, negative, is_guided(items[0], settings))
+    batch = SamplingBatch(model, items, settings, noise, condition, negative, is_guided(items[0], settings))
     for task in settings.tasks.values():
         batch = task.prepare(batch)
     return batch
@@ -213,7 +215,7 @@ def _stage(name: str, task: Task) -> str:
     return f"{name} ({task.label})" if task.label else name
 
 
-def _denoiser(batch: Batch, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
+def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     settings, stack, network = batch.settings, batch.settings.guidance, batch.model.denoiser
     for name, task in settings.tasks.items():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A task in the table.
 
     module, name: its class, imported when it is asked for.
@@ -40,21 +40,23 @@ class Row:
 
 
 # closed, in the order in which they go around the network
-TASKS: dict[str, Row] = {
-    "composition": Row(
+TASKS: dict[str, TaskRow] = {
+    "composition": TaskRow(
         "gen.tasks.lora_composition",
         "Composition",
         ("composition", "composition_options", "regions"),
         ("composition", "composition_options", "regions"),
     ),
-    "layout": Row("gen.tasks.layout", "Layout", ("layout",), ("layout",), ("layout",)),
-    "views": Row("gen.tasks.views", "Views", (), ("views",), ("ambiguous",)),
-    "canvas": Row("gen.tasks.canvas", "Canvas", (), ("canvas",), ("panorama", "outpaint", "upscale"), "gen.tasks.canvas_calls"),
-    "restoration": Row("gen.tasks.restore", "Restoration", (), ("restore",), ("restore",)),
-    "guide": Row(
+    "layout": TaskRow("gen.tasks.layout", "Layout", ("layout",), ("layout",), ("layout",)),
+    "views": TaskRow("gen.tasks.views", "Views", (), ("views",), ("ambiguous",)),
+    "canvas": TaskRow(
+        "gen.tasks.canvas", "Canvas", (), ("canvas",), ("panorama", "outpaint", "upscale"), "gen.tasks.canvas_calls"
+    ),
+    "restoration": TaskRow("gen.tasks.restore", "Restoration", (), ("restore",), ("restore",)),
+    "guide": TaskRow(
         "gen.tasks.energy_guidance", "Guide", ("guide", "guide_strength", "guide_method", "guide_options"), ("guide",)
     ),
-    "tweak": Row(
+    "tweak": TaskRow(
         "gen.tasks.training_free",
         "Tweaks",
         (
@@ -74,7 +76,7 @@ TASKS: dict[str, Row] = {
         ),
         ("tweaks",),
     ),
-    "image": Row("gen.tasks.edit", "Edit", ("image", "mask", "strength"), ("start",)),
+    "image": TaskRow("gen.tasks.edit", "Edit", ("image", "mask", "strength"), ("start",)),
 }
 
 METHODS = {method: row for row in TASKS.values() for method in row.methods}

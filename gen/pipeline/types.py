@@ -48,7 +48,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Batch:
+class SamplingBatch:
     """Pictures that go through the network together.
 
     noise: (B, C, h, w) of unit variance. condition: what the pictures should be. negative: what they should not be, None
@@ -153,19 +153,19 @@ class Task:
         """Text features (B, L, D) of B prompts; `read` is what the text encoder, and tasks further in, make of them."""
         return read(prompts)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: SamplingBatch) -> SamplingBatch:
         """The batch before anything is built around the network."""
         return batch
 
-    def make_denoiser(self, batch: Batch) -> Denoiser | None:
+    def make_denoiser(self, batch: SamplingBatch) -> Denoiser | None:
         """A denoiser in the place of the network, its caches and guidance; None for those."""
         return None
 
-    def wrap_network(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         """Around the network and its caches, under guidance."""
         return denoiser
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         """Around guidance, and around the solver."""
         return denoiser, solver
 

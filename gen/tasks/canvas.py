@@ -18,7 +18,7 @@ from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.types import Batch, Decode, Frame, Item, ReadPrompts, Settings, Task
+from gen.pipeline.types import Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.windows import PROFILES, Windows
@@ -88,11 +88,11 @@ class Canvas(Task):
     def read_prompts(self, model: Model, prompts: list[str], adapters: Mapping[str, float], read: ReadPrompts) -> Condition:
         return read(list(self.canvas.prompts[:1]) * len(prompts) or prompts)  # of several, see `_conditions`
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: SamplingBatch) -> SamplingBatch:
         """With a negative condition of as many tokens as the several prompts have."""
         return replace(batch, negative=self._conditions(batch)[1])
 
-    def _conditions(self, batch: Batch) -> tuple[list[Condition], Condition | None]:
+    def _conditions(self, batch: SamplingBatch) -> tuple[list[Condition], Condition | None]:
         """One condition for each of several prompts, and the negative one."""
         condition, negative = batch.condition, batch.negative
         if not self.canvas.prompts:
@@ -103,7 +103,7 @@ class Canvas(Task):
         rows = [own[k : k + 1] for k in range(len(self.canvas.prompts))]
         return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) of the whole canvas: around guidance and caches."""
         model, windows, record = batch.model, self.windows, self.canvas
         conditions, seeds = self._conditions(batch)[0], tuple(batch.seeds)

@@ -15,7 +15,7 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture, same_shape
 from gen.io.validators import check_float
 from gen.pipeline.recipe import Recipe, RestoreRecord, Start
-from gen.pipeline.types import Batch, Decode, Item, Settings, Task
+from gen.pipeline.types import Decode, Item, SamplingBatch, Settings, Task
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -86,7 +86,7 @@ class Edit(Task):
     def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
         return level.mix(self.latents, noise), source
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         if self.mask is None:
             return denoiser, solver
         from samplers.editing import Inpaint

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen.io.validators import check_float, check_option_values
-from gen.pipeline.finite import Energy
+from gen.pipeline.finite import CheckedEnergy
 from gen.pipeline.recipe import GuideRecord, Recipe
-from gen.pipeline.types import Batch, Item, Settings, Task
+from gen.pipeline.types import Item, SamplingBatch, Settings, Task
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -53,7 +53,7 @@ class Guide(Task):
     def unrecorded(self) -> tuple[str, ...]:
         return () if self.guide.energy else ("energy of the guide",)
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         return self.build(batch.model, denoiser, solver, batch.settings.levels, batch.seeded_noise(), batch.prompts)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def on_latents(model: Model, energy: Callable[..., Tensor], prompts: Sequence[st
     name = name_of(energy)
     if hasattr(energy, "for_prompts"):
         energy = energy.for_prompts(prompts)
-    energy = Energy(energy, name)
+    energy = CheckedEnergy(energy, name)
     return energy if getattr(energy, "space", "pictures") == "latents" else OnPictures(model, energy)
 
 

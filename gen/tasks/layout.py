@@ -26,7 +26,7 @@ from gen.nn.conditions import pad_tokens, with_picture_size
 from gen.nn.registry import describe
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
-from gen.pipeline.types import Batch, Caller, Item, Settings, Task
+from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task
 from samplers.denoiser import Condition
 from samplers.multi_model.masks import Box, rest, soften
 from samplers.multi_model.regions import Bootstrap, Region, Regions
@@ -215,7 +215,7 @@ class Layout(Task):
             raise ValueError(f"{share:.0%} of the picture belongs to no region; give the layout a background, or enlarge them.")
         return masks
 
-    def make_denoiser(self, batch: Batch) -> Denoiser:
+    def make_denoiser(self, batch: SamplingBatch) -> Denoiser:
         """The regions of a batch around the network, guidance inside. Its negative is for regions without their own."""
         model, settings, noise, negative = batch.model, batch.settings, batch.noise, batch.negative
         record, factor = self.layout, model.factor

@@ -10,7 +10,7 @@ import torch
 
 from gen.io.validators import Option, check_float, check_option_values
 from gen.nn.conditions import with_picture_size
-from gen.pipeline.types import Batch, Item, Settings, Task
+from gen.pipeline.types import Item, SamplingBatch, Settings, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Composition(Task):
             if self.digests[name] != digest:
                 raise ValueError(f"The mask of {name!r} is not the one that the picture was made with: its sha256 differs.")
 
-    def wrap_network(self, denoiser: Denoiser, batch: Batch | None = None) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch | None = None) -> Denoiser:
         if self.name == "merge":
             return denoiser
         if self.name == REGIONAL:

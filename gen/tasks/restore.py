@@ -16,7 +16,7 @@ from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_float, check_int, check_option_values
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, RestoreRecord
-from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
+from gen.pipeline.types import Caller, Decode, Item, SamplingBatch, Settings, Task
 from gen.tasks.edit import check_given, check_same, fit_told, own_size, read_mask, slack
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Restoration(Task):
         if recipe is not None:
             check_same(self.begun, recipe.restore)
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         return self.build(batch.model, denoiser), solver
 
     def build(self, model: Model, denoiser: Denoiser) -> Denoiser:

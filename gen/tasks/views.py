@@ -21,7 +21,7 @@ from gen.io.validators import check_float, check_texts
 from gen.nn.conditions import with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
-from gen.pipeline.types import Batch, Caller, Decode, Item, Settings, Task
+from gen.pipeline.types import Caller, Decode, Item, SamplingBatch, Settings, Task
 from gen.tasks.layout import read_prompt
 from samplers.canvas.sync_tweedies import SyncTweedies, View, project
 from samplers.lookup import nearest
@@ -127,7 +127,7 @@ class Views(Task):
     def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
         return self.of_all(noise) * level.sigma, lambda s, t: self.of_all(source(s, t))
 
-    def make_denoiser(self, batch: Batch) -> Denoiser:
+    def make_denoiser(self, batch: SamplingBatch) -> Denoiser:
         """All views around the network, each guided for itself."""
         model, settings, negative = batch.model, batch.settings, batch.negative
         others = [

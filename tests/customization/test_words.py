@@ -11,7 +11,7 @@ from customization.base.objective import CustomizationConfig, CustomizationObjec
 from gen.adapters import Adapter, AdapterError, from_tensors, read_adapter, write_adapter
 from gen.adapters.words import embedding_of
 from gen.generator import Generator
-from gen.models.bridge.prompts import Clip
+from gen.models.bridge.prompts import ClipReader
 from gen.nn.learned_tokens import LearnedTokens
 from tests.gen.conftest import tiny_text_encoder
 from tests.gen.pipelines import clip, clip_tokenizer
@@ -65,7 +65,7 @@ def test_clip_reads_words_and_pools_at_the_end_of_the_text(legacy):
         for module in encoder.modules():
             if hasattr(module, "eos_token_id"):
                 module.eos_token_id = 2
-    reader = Clip(clip_tokenizer(), encoder)
+    reader = ClipReader(clip_tokenizer(), encoder)
     vector = encoder.get_input_embeddings().weight.detach()[reader.tokenizer("x", add_special_tokens=False)["input_ids"]]
     wanted = reader.read("a x (cat:1.2)")
     reader.learn(LearnedTokens({"<New>": vector}, len(reader.tokenizer)))

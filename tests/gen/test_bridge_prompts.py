@@ -7,15 +7,15 @@ import warnings
 import pytest
 import torch
 
-from gen.models.bridge.prompts import Clip, Sentence
+from gen.models.bridge.prompts import ClipReader, Sentence
 from gen.models.prompt_cache import PromptMemory, size_of
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines
 
 
 @pytest.fixture(scope="module")
-def clip() -> Clip:
-    return Clip(pipelines.clip_tokenizer(), pipelines.clip(1))
+def clip() -> ClipReader:
+    return ClipReader(pipelines.clip_tokenizer(), pipelines.clip(1))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def t5() -> Sentence:
     return Sentence(pipelines.t5_tokenizer(), pipelines.t5(3), 12, masked=True)
 
 
-def encoded(clip: Clip, text: str) -> torch.Tensor:
+def encoded(clip: ClipReader, text: str) -> torch.Tensor:
     """transformers' own way for a text that fits."""
     ids = clip.tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     return clip.encoder(ids).last_hidden_state

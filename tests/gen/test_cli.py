@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gen.cli import app as cli
-from gen.cli.output import Target, slug
+from gen.cli.output import OutputTarget, slug
 from gen.io.errors import printable
 from gen.pipeline.png import read_recipe, save_image
 
@@ -431,8 +431,8 @@ def test_slugs(prompt, name):
 
 
 def test_targets(tmp_path):
-    assert Target.of(tmp_path / "new").path("A Cat", 3) == tmp_path / "new" / "a-cat-3.png"
-    assert Target.of(tmp_path / "x.PNG").path("A Cat", 3) == tmp_path / "x.PNG"
+    assert OutputTarget.of(tmp_path / "new").path("A Cat", 3) == tmp_path / "new" / "a-cat-3.png"
+    assert OutputTarget.of(tmp_path / "x.PNG").path("A Cat", 3) == tmp_path / "x.PNG"
     assert not (tmp_path / "new").exists()
     assert printable("a\x1b[0m\u202e\n\tb") == "a\\x1b[0m\\u202e\n\tb"
 

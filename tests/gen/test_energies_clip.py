@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from gen.tasks.energies import energy_info, get_energy
-from gen.tasks.energies.clip import DEVIATION, MEAN, Aesthetic, ClipSimilarity, embed_images, read_head
+from gen.tasks.energies.clip import DEVIATION, MEAN, AestheticScore, ClipSimilarity, embed_images, read_head
 from samplers.denoiser import Condition
 from tests.gen.pipelines import LETTERS, clip_tokenizer
 
@@ -67,7 +67,7 @@ def test_a_head_is_its_layers_one_after_another(folder, tmp_path):
         tensors[f"layers.{number}.weight"] = torch.randn(*shape, generator=g)
         tensors[f"layers.{number}.bias"] = torch.randn(shape[0], generator=g)
     save_file(tensors, tmp_path / "head.safetensors")
-    energy = Aesthetic(str(folder), str(tmp_path / "head.safetensors"), scale=2.0)
+    energy = AestheticScore(str(folder), str(tmp_path / "head.safetensors"), scale=2.0)
     score = embed_images(energy._loaded[0][0], IMAGES)
     for number in sizes:
         score = score @ tensors[f"layers.{number}.weight"].T + tensors[f"layers.{number}.bias"]
@@ -84,7 +84,7 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(folder, tmp_path):
         ClipSimilarity(str(folder)).for_prompts([""])
     save_file({"layers.0.weight": torch.zeros(1, 5)}, tmp_path / "wide.safetensors")
     with pytest.raises(ValueError, match="but 12 numbers come in"):
-        Aesthetic(str(folder), tmp_path / "wide.safetensors")
+        AestheticScore(str(folder), tmp_path / "wide.safetensors")
     save_file({"layers.0.weight": torch.zeros(3, 12)}, tmp_path / "long.safetensors")
     with pytest.raises(ValueError, match="no head that ends in one score"):
-        Aesthetic(str(folder), tmp_path / "long.safetensors")
+        AestheticScore(str(folder), tmp_path / "long.safetensors")

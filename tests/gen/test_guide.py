@@ -16,7 +16,7 @@ from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.tasks.energies import ENERGIES as OURS
 from gen.tasks.energies import EnergyInfo, energy_info, get_energy
-from gen.tasks.energies.simple import Brightness, Colour, Composition
+from gen.tasks.energies.simple import Brightness, Colour, CompositionEnergy
 from gen.tasks.restore import make_restoration
 from samplers.denoiser import Condition, Context
 from samplers.guidance import TFG, ClassifierFree, Posterior, Recurrent
@@ -150,10 +150,10 @@ def test_simple_energies_are_highest_where_they_should_be():
     assert Colour("red", 0.1, match="rgb")(teal, none).item() == pytest.approx(-50 * (1 + 2 * (128 / 255) ** 2), rel=1e-5)
     spot = torch.ones(1, 3, 24, 24)
     spot[..., 4:8, 16:20] = 0.0  # centre at x = 18 / 24, y = 6 / 24
-    assert Composition(0.75, 0.25)(spot, none).item() > -0.02
-    assert Composition(0.25, 0.25)(spot, none).item() == pytest.approx(-0.5 * (0.5 / 0.03) ** 2, rel=0.05)
+    assert CompositionEnergy(0.75, 0.25)(spot, none).item() > -0.02
+    assert CompositionEnergy(0.25, 0.25)(spot, none).item() == pytest.approx(-0.5 * (0.5 / 0.03) ** 2, rel=0.05)
     blank = torch.ones(1, 3, 24, 24, requires_grad=True)
-    assert torch.autograd.grad(Composition()(blank, none).sum(), blank)[0].isfinite().all()
+    assert torch.autograd.grad(CompositionEnergy()(blank, none).sum(), blank)[0].isfinite().all()
 
 
 def test_the_table_is_closed_and_lazy():

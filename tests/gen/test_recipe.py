@@ -18,7 +18,7 @@ from gen.io.errors import RecipeError
 from gen.io.images import open_picture
 from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext, to_infotext
 from gen.pipeline.png import free_name, png_chunks, read_recipe, save_image
-from gen.pipeline.recipe import Batch, Machine, Model, Recipe
+from gen.pipeline.recipe import BatchRecord, Machine, ModelRecord, Recipe
 from samplers.registry import grid_info, parse_sampler, solver_info
 
 MACHINE = Machine(device="cpu", dtype="float32", attention="auto (sdpa)", threads=2, torch="2.13.0", fewstep="0.1.0")
@@ -35,8 +35,8 @@ def make(**changes) -> Recipe:
         "schedule": "karras",
         "guidance_scale": 3.0,
         "nfe": 40.0,
-        "model": Model(name="default", weights={"denoiser": "ab" * 32}),
-        "batch": Batch(size=4, row=1),
+        "model": ModelRecord(name="default", weights={"denoiser": "ab" * 32}),
+        "batch": BatchRecord(size=4, row=1),
         "machine": MACHINE,
     }
     return Recipe(**{**values, **changes})
@@ -74,14 +74,16 @@ plain = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=1
 def test_the_infotext_line_reads_back(prompt, negative, name):
     if prompt.startswith("Negative prompt:"):
         return
-    recipe = make(prompt=prompt, negative_prompt=negative, model=Model(name=name))
+    recipe = make(prompt=prompt, negative_prompt=negative, model=ModelRecord(name=name))
     found = from_infotext(to_infotext(recipe))
     assert (found["Prompt"], found["Negative prompt"], found["Model"]) == (prompt, negative, name)
     assert (found["Steps"], found["Size"], found["Seed"]) == ("20", "128x64", "965400086")
 
 
 def test_the_infotext_line_is_written_as_viewers_know_it():
-    assert to_infotext(make(negative_prompt="blurry, dark", model=Model(name="a, b: c", weights={"denoiser": "0" * 64}))) == (
+    assert to_infotext(
+        make(negative_prompt="blurry, dark", model=ModelRecord(name="a, b: c", weights={"denoiser": "0" * 64}))
+    ) == (
         "a red heart\nNegative prompt: blurry, dark\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.0, "
         'Seed: 965400086, Size: 128x64, Model hash: 0000000000, Model: "a, b: c", Version: fewstep 0.1.0'
     )
@@ -96,7 +98,7 @@ def test_labels_of_other_tools_mean_our_names():
 
 
 def test_values_with_a_colon_are_quoted():
-    assert 'Model: "a: b", ' in to_infotext(make(model=Model(name="a: b")))
+    assert 'Model: "a: b", ' in to_infotext(make(model=ModelRecord(name="a: b")))
     assert from_infotext(to_infotext(make(sampler="comfy:deis", schedule="comfy:beta")))["Sampler"] == "comfy:deis"
 
 

@@ -10,8 +10,8 @@ import torch
 
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.task_table import TASKS, Row, check_keywords
-from gen.pipeline.types import Batch, Frame, Task
+from gen.pipeline.task_table import TASKS, TaskRow, check_keywords
+from gen.pipeline.types import Frame, SamplingBatch, Task
 from gen.tasks.tweak_options import TweakOptions
 from samplers.noise import seeded_noise
 
@@ -58,7 +58,7 @@ class Marks(Idle):
         return _Noted(denoiser, "network", self.calls)
 
     def wrap_guided(self, denoiser, solver, batch):
-        assert isinstance(batch, Batch) and batch.prompts == ["a cat"] and batch.seeds == [3] and batch.guided
+        assert isinstance(batch, SamplingBatch) and batch.prompts == ["a cat"] and batch.seeds == [3] and batch.guided
         ends = batch.settings.levels
         assert torch.equal(batch.seeded_noise()(*ends), seeded_noise([3], batch.noise)(*ends))
         return _Noted(denoiser, "guided", self.calls), solver
@@ -90,8 +90,8 @@ class _Noted:
 @pytest.fixture
 def table(monkeypatch):
     """The closed table with two rows more: one file and one line each."""
-    monkeypatch.setitem(TASKS, "marks", Row(__name__, "Marks", ("marks",)))
-    monkeypatch.setitem(TASKS, "idle", Row(__name__, "Idle", ("idle",)))
+    monkeypatch.setitem(TASKS, "marks", TaskRow(__name__, "Marks", ("marks",)))
+    monkeypatch.setitem(TASKS, "idle", TaskRow(__name__, "Idle", ("idle",)))
 
 
 def test_every_row_is_a_task_with_keywords_of_its_own_and_fields_of_a_recipe():
@@ -152,7 +152,7 @@ def test_tasks_stand_as_in_the_table_and_are_made_from_the_outermost(tiny, monke
                 return _Noted(denoiser, self.own, order), solver
 
         monkeypatch.setitem(globals(), name.title(), One)
-        monkeypatch.setitem(TASKS, name, Row(__name__, name.title(), (name,)))
+        monkeypatch.setitem(TASKS, name, TaskRow(__name__, name.title(), (name,)))
     tiny("a cat", **{**CALL, "num_inference_steps": 1}, first=1, second=1)
     assert order == [("from_call", "second", []), ("from_call", "first", []), "second", "first"]
 
@@ -164,7 +164,7 @@ def test_a_frame_is_what_the_network_sees(tiny, monkeypatch):
             return Frame((32, 32), (20, 30))
 
     monkeypatch.setitem(globals(), "Wide", Wide)
-    monkeypatch.setitem(TASKS, "wide", Row(__name__, "Wide", ("wide",)))
+    monkeypatch.setitem(TASKS, "wide", TaskRow(__name__, "Wide", ("wide",)))
     settings = None
 
     def noted(generator, items, given, *rest):

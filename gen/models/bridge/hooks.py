@@ -23,7 +23,7 @@ PLAIN_ATTENTION = ("AttnProcessor2_0", "AttnProcessor")
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """Where hooks find their places. blocks: in the order they run. joint: a block works on text and image tokens, which it
     takes and returns apart. without: hook -> why the network cannot have it. maps: the levels of a U-Net."""
 
@@ -47,17 +47,19 @@ def _chain(network: Any) -> list[nn.Module]:
 
 
 TOGETHER = "its attention is over text and image together, and returns the two apart"
-LAYOUTS: dict[str, Layout] = {
-    "UNet2DConditionModel": Layout(
+LAYOUTS: dict[str, BlockLayout] = {
+    "UNet2DConditionModel": BlockLayout(
         _unet_blocks,
         without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"},
         maps=_unet_maps,
     ),
-    "DiTTransformer2DModel": Layout(_chain),
-    "PixArtTransformer2DModel": Layout(_chain),
-    "SanaTransformer2DModel": Layout(_chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}),
-    "SD3Transformer2DModel": Layout(_chain, joint=True, without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER)),
-    "FluxTransformer2DModel": Layout(
+    "DiTTransformer2DModel": BlockLayout(_chain),
+    "PixArtTransformer2DModel": BlockLayout(_chain),
+    "SanaTransformer2DModel": BlockLayout(
+        _chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}
+    ),
+    "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER)),
+    "FluxTransformer2DModel": BlockLayout(
         lambda network: [*network.transformer_blocks, *network.single_transformer_blocks],
         joint=True,
         without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER),

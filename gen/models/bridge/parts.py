@@ -16,7 +16,7 @@ from torch import nn
 from gen.io.weights import CheckpointError, system_errors, write_json
 from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import CLASSES, STEMS, digest, find_weights, load_network, load_tokenizer, read_part_config
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.bridge.vae import BridgedAutoencoder
 from samplers.denoiser import Condition
 
@@ -43,7 +43,7 @@ class TextPart(PromptReader):
         super().__init__()
         self.kind, self.length = kind, length
         self.reader = (
-            Sentence(tokenizer, encoder, length, masked=True, lower=True) if kind == "t5" else Clip(tokenizer, encoder)
+            Sentence(tokenizer, encoder, length, masked=True, lower=True) if kind == "t5" else ClipReader(tokenizer, encoder)
         )
 
     @property

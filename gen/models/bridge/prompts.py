@@ -35,7 +35,7 @@ class PromptReader(nn.Module):
         raise NotImplementedError
 
 
-class Clip(nn.Module):
+class ClipReader(nn.Module):
     """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3). learned:
     words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.io.weights import CheckpointError
-from gen.models.bridge.scheduler_config import Config
+from gen.models.bridge.scheduler_config import SchedulerConfig
 from gen.models.bridge.schedulers import KEYS
 from samplers.registry import solver_info
 
@@ -37,7 +37,7 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dic
     if not isinstance(name, str) or name not in KEYS:
         raise CheckpointError(path, f"has scheduler {name!r}; known are {', '.join(KEYS)}.")
     try:
-        read = Config(config)
+        read = SchedulerConfig(config)
         read.check()
         if read.kind.startswith("EDM"):
             found = _edm(read)
@@ -53,14 +53,14 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dic
     return {**found, "defaults": defaults | ({"sampler_options": sampler_options} if sampler_options else {})}
 
 
-def _prediction(config: Config, *known: str) -> str:
+def _prediction(config: SchedulerConfig, *known: str) -> str:
     value = config.get("prediction_type", "flow_prediction")
     if value not in known:
         raise ValueError(f"prediction_type {value!r} is not one of {', '.join(known)}")
     return _PREDICTIONS[value]
 
 
-def _conversion(config: Config) -> str:
+def _conversion(config: SchedulerConfig) -> str:
     """Which sigmas stand in the place of the table's."""
     asked = [kind for key, kind in _CONVERTED.items() if config.flag(key)]
     if config.flag("use_lu_lambdas"):
@@ -75,7 +75,7 @@ def _kept(options: dict[str, Any], **usual: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != usual.get(name)}
 
 
-def _flow(config: Config, own_sigmas: bool) -> dict[str, Any]:
+def _flow(config: SchedulerConfig, own_sigmas: bool) -> dict[str, Any]:
     if config.prediction != "flow_prediction":
         raise ValueError(f"flow noise with prediction_type {config.prediction!r}, which is not flow_prediction")
     matched = config.kind.startswith("FlowMatch")
@@ -125,7 +125,7 @@ def _flow_schedule(options: dict[str, Any]) -> Settings:
     return "scheduler_flow", options
 
 
-def _edm(config: Config) -> dict[str, Any]:
+def _edm(config: SchedulerConfig) -> dict[str, Any]:
     if config.get("prediction_type") != "epsilon":
         raise ValueError(f"prediction_type {config.get('prediction_type')!r} with EDM's scalings, where epsilon is known")
     if config.one("final_sigmas_type", "zero", "sigma_min") != "zero":
@@ -143,7 +143,7 @@ def _edm(config: Config) -> dict[str, Any]:
     }
 
 
-def _table(config: Config) -> dict[str, Any]:
+def _table(config: SchedulerConfig) -> dict[str, Any]:
     kind = config.get("beta_schedule")
     if kind not in _BETAS:
         raise ValueError(f"beta_schedule {kind!r} is not one of {', '.join(_BETAS)}")
@@ -165,7 +165,7 @@ def _table(config: Config) -> dict[str, Any]:
     return {**found, "schedule": _timesteps(config, path)}
 
 
-def _timesteps(config: Config, path: dict[str, Any]) -> Settings:
+def _timesteps(config: SchedulerConfig, path: dict[str, Any]) -> Settings:
     """The grid on a table."""
     if config.kind in ("LCM", "TCD"):
         options: dict[str, Any] = {"original_steps": config.whole("original_inference_steps")}
@@ -198,7 +198,7 @@ def _timesteps(config: Config, path: dict[str, Any]) -> Settings:
     return "scheduler", _kept(options, spacing="linspace", clock="exact", final="zero", **usual)
 
 
-def _converted(config: Config, kind: str, unscaled: bool) -> dict[str, Any]:
+def _converted(config: SchedulerConfig, kind: str, unscaled: bool) -> dict[str, Any]:
     """Options of sigmas that are not the table's: their ends, and the timestep that the network is told."""
     options: dict[str, Any] = {"bounds": "spaced" if unscaled else "table"}
     if not unscaled:
@@ -214,7 +214,7 @@ def _converted(config: Config, kind: str, unscaled: bool) -> dict[str, Any]:
     return options
 
 
-def _final(config: Config) -> str:
+def _final(config: SchedulerConfig) -> str:
     """Where a run ends."""
     if "set_alpha_to_one" in config:
         return "zero" if config.flag("set_alpha_to_one") else "first"
@@ -227,7 +227,7 @@ def _final(config: Config) -> str:
     return "first_unscaled" if config.kind == "Euler" else "first"
 
 
-def _clipped(config: Config, path: dict[str, Any]) -> int:
+def _clipped(config: SchedulerConfig, path: dict[str, Any]) -> int:
     """How many timesteps have a log-SNR below lambda_min_clipped."""
     lowest = config.number("lambda_min_clipped")
     if lowest == -math.inf:
@@ -243,7 +243,7 @@ def _full(name: str) -> dict[str, Any]:
     return {"ending": "full"} if "ending" in solver_info(name).options else {}
 
 
-def _sampler(config: Config, clean_end: bool) -> Settings:
+def _sampler(config: SchedulerConfig, clean_end: bool) -> Settings:
     """clean_end: the run ends in clean data, where the last step is of first order in any case."""
     simple = {
         "DDIM": "ddim",
@@ -285,14 +285,14 @@ def _sampler(config: Config, clean_end: bool) -> Settings:
     return _singlestep(config) if kind == "DPMSolverSinglestep" else _dpm(config, clean_end)
 
 
-def _order(config: Config) -> int:
+def _order(config: SchedulerConfig) -> int:
     order = config.whole("solver_order")
     if not 1 <= order <= 3:
         raise ValueError(f"solver_order is {order}; 1, 2 and 3 are known")
     return order
 
 
-def _unipc(config: Config) -> Settings:
+def _unipc(config: SchedulerConfig) -> Settings:
     order = _order(config)
     rule = config.one("solver_type", "bh1", "bh2", midpoint="bh2", heun="bh2", logrho="bh2")
     ending = "count" if config.flag("lower_order_final") else "full"  # in runs of any length
@@ -300,16 +300,16 @@ def _unipc(config: Config) -> Settings:
     return "unipc", {**options, **({} if rule == "bh2" else {"rule": rule})}
 
 
-def _variance(config: Config) -> None:
+def _variance(config: SchedulerConfig) -> None:
     if config.get("variance_type") is not None:
         raise ValueError(f"variance_type {config.get('variance_type')!r}, which this solver leaves out; set it to null")
 
 
-def _solver_type(config: Config) -> str:
+def _solver_type(config: SchedulerConfig) -> str:
     return config.one("solver_type", "midpoint", "heun", logrho="midpoint", bh1="midpoint", bh2="midpoint")
 
 
-def _dpm(config: Config, clean_end: bool) -> Settings:
+def _dpm(config: SchedulerConfig, clean_end: bool) -> Settings:
     order, solver_type = _order(config), _solver_type(config)
     if "variance_type" in config:
         _variance(config)
@@ -341,7 +341,7 @@ def _dpm(config: Config, clean_end: bool) -> Settings:
     return "multistep", {**_kept(options, rule="exact", lower_below=0, euler_at_final=False), **_full("multistep")}
 
 
-def _singlestep(config: Config) -> Settings:
+def _singlestep(config: SchedulerConfig) -> Settings:
     order, rule = _order(config), "published" if _solver_type(config) == "midpoint" else "exact"
     _variance(config)
     algorithm = config.one("algorithm_type", "dpmsolver++", "dpmsolver", deis="dpmsolver++")

@@ -8,7 +8,7 @@ from typing import Any
 from gen.models.bridge.schedulers import KEYS, NO_EFFECT, ONLY
 
 
-class Config:
+class SchedulerConfig:
     """A scheduler's config with diffusers' values for what it does not say. Reading a key that the class lacks is an error of
     ours; `check` refuses what cannot be followed."""
 

@@ -22,7 +22,7 @@ NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointFiles:
     """path: what was given. config: config.json beside the files, if there is one, and where it lies."""
 
     path: Path
@@ -48,13 +48,13 @@ class Source:
         return next(tensor.clone() for _, tensor in file.tensors([name]))
 
 
-def open_checkpoint(path: Path | str) -> Source:
+def open_checkpoint(path: Path | str) -> CheckpointFiles:
     """Open a safetensors file, an index, or a folder that holds one of them; every header is checked, no tensor is read."""
     path = Path(path)
     found = _inside(path) if path.is_dir() else path
     config = found.parent / "config.json"
     files = _shards(found) if found.name.endswith(INDEX) else (TensorFile(found),)
-    return Source(path, files, read_json(config) if config.exists() else None, config)
+    return CheckpointFiles(path, files, read_json(config) if config.exists() else None, config)
 
 
 def _inside(folder: Path) -> Path:

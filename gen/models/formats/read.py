@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.io.weights import CheckpointError, listed
-from gen.models.formats.files import Source, open_checkpoint
+from gen.models.formats.files import CheckpointFiles, open_checkpoint
 from gen.models.formats.format import Format
 from gen.models.formats.registry import detect, find
 from gen.models.formats.table import Slot, expand, nearest
@@ -69,7 +69,7 @@ def read_checkpoint(
     return network.eval().requires_grad_(False)
 
 
-def configure(source: Source, format: str | None, told: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
+def configure(source: CheckpointFiles, format: str | None, told: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
     """(format, config of the network) of opened files, from names, shapes, the config beside them and what the caller told."""
     kind, shapes = find(format) if format else None, source.shapes
     try:
@@ -97,7 +97,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return {torch.float16: 4e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-4)
 
 
-def _scale(source: Source, name: str, config: Mapping[str, Any]) -> float:
+def _scale(source: CheckpointFiles, name: str, config: Mapping[str, Any]) -> float:
     """The scale that the positions in the file have."""
     from gen.nn.backbones.dit import sincos_positions
 
@@ -110,7 +110,7 @@ def _scale(source: Source, name: str, config: Mapping[str, Any]) -> float:
     raise ValueError(f"has a {name!r} that holds sine-cosine positions at none of the scales {known}")
 
 
-def _build(source: Source, config: Mapping[str, Any]) -> nn.Module:
+def _build(source: CheckpointFiles, config: Mapping[str, Any]) -> nn.Module:
     try:
         with no_larger_than(source.shapes, 4), no_initialisation():
             return build(config)
@@ -135,7 +135,7 @@ def slots_of(kind: Format, network: nn.Module) -> dict[str, Slot]:
     return {theirs: slot for theirs, slot in table.items() if slot.name in own}
 
 
-def _fit(source: Source, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slot]:
+def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slot]:
     """The network's slots, once names, shapes and dtypes of the file are found to be theirs."""
     slots, own, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
     missing = sorted(slots.keys() - shapes.keys() - ({kind.positions} if kind.positions_optional else set()))
@@ -164,7 +164,7 @@ def _fit(source: Source, kind: Format, network: nn.Module, dtype: torch.dtype | 
     return slots
 
 
-def _place(network: nn.Module, slots: Mapping[str, Slot], source: Source, dtype: torch.dtype | None, device) -> None:
+def _place(network: nn.Module, slots: Mapping[str, Slot], source: CheckpointFiles, dtype: torch.dtype | None, device) -> None:
     """Give every tensor of the network its device and dtype. Nothing has been written to them, so no memory is used twice."""
     kept = {slots[name].name: DTYPES[spelled] for name, spelled in source.dtypes.items()}
     usual = dtype or next(iter(kept.values()))
@@ -179,7 +179,7 @@ def _place(network: nn.Module, slots: Mapping[str, Slot], source: Source, dtype:
                 module._parameters[leaf] = nn.Parameter(torch.empty(value.shape, dtype=target, device=device))
 
 
-def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: Source, allow_nonfinite: bool) -> None:
+def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: CheckpointFiles, allow_nonfinite: bool) -> None:
     own, filled = own_tensors(network), dict[Slot, str]()
     for name, tensor in source.tensors(allow_nonfinite):
         slot = slots[name]

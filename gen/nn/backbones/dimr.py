@@ -159,7 +159,7 @@ class GatedMLP(nn.Module):
         return self.w2(F.gelu(self.w0(x)) * self.w1(x))
 
 
-class Block(nn.Module):
+class DiMRBlock(nn.Module):
     """Tokens mix by attention after a norm, or by a depthwise convolution without one; then a gated MLP after a norm."""
 
     def __init__(self, stage: StageConfig, skip: bool):
@@ -229,7 +229,7 @@ class Stage(nn.Module):
             below = config.stages[index - 1]
             ratio = below.patch * below.pool // (stage.patch * stage.pool)
             self.upsample = Upsample(below.dim * (below.blocks + 1), dim, ratio)
-        self.blocks = nn.ModuleList(Block(stage, skip=i > half) for i in range(stage.blocks))
+        self.blocks = nn.ModuleList(DiMRBlock(stage, skip=i > half) for i in range(stage.blocks))
         self.norm = TimeLayerNorm(dim)
         self.head = nn.Conv2d(dim, config.channels, 3, padding=1)
 

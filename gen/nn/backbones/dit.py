@@ -107,7 +107,7 @@ class ReadText:
     pooled: Tensor | None = None
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """Transformer block under adaLN-Zero; cross-attention, where there is text, has neither norm nor gate, as in PixArt."""
 
     def __init__(self, config: DiTConfig):
@@ -170,7 +170,7 @@ class DiT(nn.Module):
             self.text_embed = MLP(config.text_dim, dim, dim, "tanh", fused=False)
             self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.text_dim))
             self.pooled_embed = MLP(config.text_dim, dim, dim, "tanh") if config.pooled_text else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         if config.modulation == "adaln":
             self.final_modulation = nn.Linear(dim, 2 * dim)

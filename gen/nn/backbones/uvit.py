@@ -75,7 +75,7 @@ class UViTConfig(BackboneConfig):
         return bool(self.num_classes) + 1 + self.text_tokens
 
 
-class Block(nn.Module):
+class UViTBlock(nn.Module):
     """Pre-norm transformer block; on the way up it first merges the long skip."""
 
     def __init__(self, config: UViTConfig, skip: bool = False):
@@ -159,9 +159,9 @@ class UViT(nn.Module):
             self.null_tokens = nn.Parameter(torch.empty(config.text_tokens, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, config.extras + config.grid**2, dim))
         half = config.depth // 2
-        self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
-        self.mid_block = Block(config)
-        self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
+        self.in_blocks = nn.ModuleList(UViTBlock(config) for _ in range(half))
+        self.mid_block = UViTBlock(config)
+        self.out_blocks = nn.ModuleList(UViTBlock(config, skip=True) for _ in range(half))
         gates = {"learned": 1, "learned_each": half}.get(config.skip_scaling, 0)
         self.skip_gates = nn.ModuleList(SkipGate(config.extras, config.grid) for _ in range(gates))
         self.norm = nn.LayerNorm(dim)
@@ -187,7 +187,7 @@ class UViT(nn.Module):
                 initialise(nn.init.zeros_, block.mlp.fc2.weight)
 
     @property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[UViTBlock]:
         """All blocks in the order they run."""
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 

@@ -57,7 +57,7 @@ ENERGIES: dict[str, EnergyInfo] = {
         EnergyInfo(
             "composition",
             "gen.tasks.energies.simple",
-            "Composition",
+            "CompositionEnergy",
             "what differs from the border has its centre at x, y (shares of the picture)",
             ("x", "y", "spread"),
             gain=4.0,
@@ -74,7 +74,7 @@ ENERGIES: dict[str, EnergyInfo] = {
         EnergyInfo(
             "aesthetic",
             "gen.tasks.energies.clip",
-            "Aesthetic",
+            "AestheticScore",
             "a head on CLIP's embedding of the picture gives a high score",
             ("model", "head", "scale"),
             ("model", "head"),

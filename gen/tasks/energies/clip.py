@@ -84,7 +84,7 @@ class ClipSimilarity:
 
 
 @dataclass(frozen=True)
-class Aesthetic:
+class AestheticScore:
     """scale * the score of a head on CLIP's unit image embedding: the linear layers of a safetensors file, one after another.
 
     The published heads on CLIP L/14 (a single layer; five without activations between them) are such files once converted

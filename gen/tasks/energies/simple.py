@@ -88,7 +88,7 @@ def _luma_and_chroma(rgb: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Composition:
+class CompositionEnergy:
     """What differs from the border's mean colour has its centre of mass at (x, y), shares of width and height from the top
     left, give or take `spread`."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.recipe import Recipe, TweakRecord
-from gen.pipeline.types import Batch, Item, ReadPrompts, Settings, Task
+from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task
 from gen.tasks.tweak_options import TweakOptions
 from samplers.denoiser import Condition
 
@@ -108,12 +108,12 @@ class Tweaks(Task):
             condition = part.read(model, prompts, condition, adapters)
         return condition
 
-    def wrap_network(self, denoiser: Denoiser, batch: Batch) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         for part in self.parts.values():
             denoiser = part.inside(batch.model, denoiser, batch.seeds, batch.prompts, batch.condition)
         return denoiser
 
-    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: Batch) -> tuple[Denoiser, Solver]:
+    def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         for part in self.parts.values():
             denoiser = part.outside(batch.model, denoiser, batch.seeded_noise(), batch.prompts)
         return denoiser, solver

@@ -156,9 +156,9 @@ def towers(model: Model) -> list[Tower]:
         return [Tower(encoder, lambda text: encoder.pooled([weighted(text)[0]]))]
     found = []
     if encoder is not None and hasattr(encoder, "encoders"):
-        from gen.models.bridge.prompts import Clip
+        from gen.models.bridge.prompts import ClipReader
 
-        found = [Tower(m.encoder, lambda text, m=m: m.read(text)[1]) for m in encoder.modules() if isinstance(m, Clip)]
+        found = [Tower(m.encoder, lambda text, m=m: m.read(text)[1]) for m in encoder.modules() if isinstance(m, ClipReader)]
     if not found:
         raise ValueError(
             f"The model {model.name!r} has no text encoder that makes one vector of a text (CLIP, or ours); "

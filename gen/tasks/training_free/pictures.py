@@ -30,7 +30,7 @@ MAX_REFERENCES = 16
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ReferencePictures:
     """latents (R, C, h, w) as the denoiser sees them; masks (R, 1, H, W) or None."""
 
     latents: Tensor
@@ -39,7 +39,7 @@ class Pictures:
     mask_digests: tuple[str, ...]
 
     @classmethod
-    def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> Pictures:
+    def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> ReferencePictures:
         sources = several(images)
         check_int(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
         whole = [read_picture(name, one, "RGB") for one in sources]
@@ -85,7 +85,7 @@ def _options(name: str, takes: tuple[str, ...], given: Mapping[str, Any]) -> dic
 class NegTome(Tweak):
     """pictures None: the batch's first picture."""
 
-    pictures: Pictures | None
+    pictures: ReferencePictures | None
     record: TweakRecord
 
     @classmethod
@@ -96,7 +96,7 @@ class NegTome(Tweak):
             if given.get("mask") is not None:
                 raise ValueError("negtome='batch' takes no mask; leave negtome_mask out, or give a picture.")
             return cls(None, TweakRecord(options=chosen))
-        pictures = Pictures.read(model, "negtome", given[""], given.get("mask"), height, width)
+        pictures = ReferencePictures.read(model, "negtome", given[""], given.get("mask"), height, width)
         return cls(pictures, TweakRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
 
     @classmethod
@@ -125,13 +125,13 @@ class NegTome(Tweak):
 class Reference(Tweak):
     """Multi-reference self-attention; texts: what each picture shows, () for what the call asks for."""
 
-    pictures: Pictures
+    pictures: ReferencePictures
     record: TweakRecord
 
     @classmethod
     def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Reference:
         chosen = _options("reference", ("weight", "layers", "interval", "null"), given)
-        pictures = Pictures.read(model, "reference", given[""], given.get("mask"), height, width)
+        pictures = ReferencePictures.read(model, "reference", given[""], given.get("mask"), height, width)
         texts = () if given.get("prompt") is None else tuple(check_texts("reference_prompt", given["prompt"]))
         if texts and len(texts) != len(pictures.latents):
             raise ValueError(f"reference has {len(pictures.latents)} pictures, {len(texts)} prompts; give one each, or none.")

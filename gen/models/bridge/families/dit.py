@@ -13,7 +13,7 @@ from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from samplers.denoiser import Condition
 
 
-class DiT(BridgedNetwork):
+class BridgedDiT(BridgedNetwork):
     """Label `num_classes` is the unconditional one."""
 
     def __init__(self, network: Any):
@@ -30,8 +30,8 @@ class DiT(BridgedNetwork):
         return self.network(x, timestep=time, class_labels=label, return_dict=False)[0]
 
 
-def network(parts: Parts, index: Mapping[str, Any]) -> DiT:
-    return DiT(parts["transformer"])
+def network(parts: Parts, index: Mapping[str, Any]) -> BridgedDiT:
+    return BridgedDiT(parts["transformer"])
 
 
 def class_names(index: Mapping[str, Any]) -> tuple[str, ...] | None:

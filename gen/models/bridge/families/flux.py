@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from samplers.denoiser import Condition
 
 T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell
@@ -54,8 +54,8 @@ def _positions(rows: int, columns: int, like: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(like.dtype)
 
 
-class Reader(PromptReader):
-    def __init__(self, clip: Clip, t5: Sentence):
+class FluxReader(PromptReader):
+    def __init__(self, clip: ClipReader, t5: Sentence):
         super().__init__()
         self.clip, self.t5 = clip, t5
 
@@ -69,10 +69,10 @@ def network(parts: Parts, index: Mapping[str, Any]) -> Flux:
     return Flux(parts["transformer"])
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+def reader(parts: Parts, index: Mapping[str, Any]) -> FluxReader:
     length = T5_TOKENS if setting(parts["transformer"], "guidance_embeds") else T5_TOKENS_FAST
     t5 = Sentence(parts["tokenizer_2"], parts["text_encoder_2"], length, masked=False)
-    return Reader(Clip(parts["tokenizer"], parts["text_encoder"]), t5)
+    return FluxReader(ClipReader(parts["tokenizer"], parts["text_encoder"]), t5)
 
 
 def defaults(backbone: nn.Module) -> dict[str, Any]:

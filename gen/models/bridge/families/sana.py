@@ -32,7 +32,7 @@ class Sana(BridgedNetwork):
         )[0]
 
 
-class Reader(PromptReader):
+class SanaReader(PromptReader):
     """Prompts follow the instruction that Sana was trained with; negative and empty ones stand alone."""
 
     def __init__(self, gemma: Sentence, instruction: str):
@@ -49,13 +49,13 @@ def network(parts: Parts, index: Mapping[str, Any]) -> Sana:
     return Sana(parts["transformer"])
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+def reader(parts: Parts, index: Mapping[str, Any]) -> SanaReader:
     from diffusers import SanaPipeline
 
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
     parts["tokenizer"].padding_side = "right"
     gemma = Sentence(parts["tokenizer"], parts["text_encoder"], TOKENS, masked=True, lower=True)
-    return Reader(gemma, "\n".join(lines))
+    return SanaReader(gemma, "\n".join(lines))
 
 
 FAMILY = Family(

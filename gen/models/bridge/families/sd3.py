@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, Sentence, whole_mask
+from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from samplers.denoiser import Condition
 
 T5_TOKENS = 256
@@ -32,10 +32,10 @@ class SD3(BridgedNetwork):
         )[0]
 
 
-class Reader(PromptReader):
+class SD3Reader(PromptReader):
     """CLIP's tokens, padded to T5's width, then T5's (zeros where the pipeline has no T5)."""
 
-    def __init__(self, clip: Clip, clip_2: Clip, t5: Sentence | None, dim: int):
+    def __init__(self, clip: ClipReader, clip_2: ClipReader, t5: Sentence | None, dim: int):
         super().__init__()
         self.clip, self.clip_2, self.t5, self.dim = clip, clip_2, t5, dim
 
@@ -53,12 +53,12 @@ def network(parts: Parts, index: Mapping[str, Any]) -> SD3:
     return SD3(parts["transformer"])
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
-    clips = [Clip(parts[f"tokenizer{n}"], parts[f"text_encoder{n}"], penultimate=True) for n in ("", "_2")]
+def reader(parts: Parts, index: Mapping[str, Any]) -> SD3Reader:
+    clips = [ClipReader(parts[f"tokenizer{n}"], parts[f"text_encoder{n}"], penultimate=True) for n in ("", "_2")]
     t5 = None
     if parts["text_encoder_3"] is not None:
         t5 = Sentence(parts["tokenizer_3"], parts["text_encoder_3"], T5_TOKENS, masked=False)
-    return Reader(*clips, t5, setting(parts["transformer"], "joint_attention_dim"))
+    return SD3Reader(*clips, t5, setting(parts["transformer"], "joint_attention_dim"))
 
 
 FAMILY = Family(

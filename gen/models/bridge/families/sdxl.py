@@ -11,7 +11,7 @@ from torch import Tensor
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.families.stable_diffusion import UNet, defaults
 from gen.models.bridge.network import setting
-from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
 from samplers.denoiser import Condition
 
 
@@ -34,10 +34,10 @@ class SDXLUNet(UNet):
         return {"text_embeds": condition.pooled, "time_ids": ids}
 
 
-class Reader(PromptReader):
+class SDXLReader(PromptReader):
     """Tokens of both encoders side by side, pooled by the second. zeros: an empty prompt gives zeros."""
 
-    def __init__(self, clip: Clip | None, clip_2: Clip, zeros: bool):
+    def __init__(self, clip: ClipReader | None, clip_2: ClipReader, zeros: bool):
         super().__init__()
         self.clip, self.clip_2, self.zeros = clip, clip_2, zeros
 
@@ -56,12 +56,12 @@ def network(parts: Parts, index: Mapping[str, Any]) -> SDXLUNet:
     return SDXLUNet(parts["unet"], config.max_position_embeddings, 2 ** (len(levels) - 1), config.projection_dim)
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
+def reader(parts: Parts, index: Mapping[str, Any]) -> SDXLReader:
     first = None
     if parts["text_encoder"] is not None:
-        first = Clip(parts["tokenizer"], parts["text_encoder"], penultimate=True)
-    second = Clip(parts["tokenizer_2"], parts["text_encoder_2"], penultimate=True)
-    return Reader(first, second, bool(index.get("force_zeros_for_empty_prompt", True)))
+        first = ClipReader(parts["tokenizer"], parts["text_encoder"], penultimate=True)
+    second = ClipReader(parts["tokenizer_2"], parts["text_encoder_2"], penultimate=True)
+    return SDXLReader(first, second, bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
 FAMILY = Family(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
-from gen.models.bridge.prompts import Clip, PromptReader, whole_mask
+from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
 from samplers.denoiser import Condition
 
 LCM_GUIDANCE = 8.5
@@ -59,8 +59,8 @@ def embed_scale(scale: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
-class Reader(PromptReader):
-    def __init__(self, clip: Clip):
+class StableDiffusionReader(PromptReader):
+    def __init__(self, clip: ClipReader):
         super().__init__()
         self.clip = clip
 
@@ -73,8 +73,8 @@ def network(parts: Parts, index: Mapping[str, Any]) -> UNet:
     return UNet(parts["unet"], parts["text_encoder"].config.max_position_embeddings)
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> Reader:
-    return Reader(Clip(parts["tokenizer"], parts["text_encoder"]))
+def reader(parts: Parts, index: Mapping[str, Any]) -> StableDiffusionReader:
+    return StableDiffusionReader(ClipReader(parts["tokenizer"], parts["text_encoder"]))
 
 
 def defaults(scale: float) -> Callable[[nn.Module], dict[str, Any]]:
