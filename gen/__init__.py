@@ -27,6 +27,7 @@ _EXPORTS = {
     "contact_sheet": "gen.io.contact_sheet",
 }
 __project__ = "fewstep"
+__version__ = "0.1.0"  # the one place: the wheel, `fewstep --version` and recipes read it here
 __all__ = [  # noqa: RUF022 (in the order a reader meets them)
     "Generator",
     "Output",
@@ -43,10 +44,6 @@ __all__ = [  # noqa: RUF022 (in the order a reader meets them)
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("fewstep")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

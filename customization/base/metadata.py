@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gen.pipeline.recording import fewstep_version
+from gen import __version__
 
 if TYPE_CHECKING:
     from customization.base.objective import CustomizationConfig
@@ -61,7 +61,7 @@ def describe_training(config: CustomizationConfig, generator: Generator, run: Ma
         "ss_output_name": config.name,
         "ss_base_model_version": version,
         "ss_sd_model_name": generator.name,
-        "ss_training_comment": f"fewstep {fewstep_version()}",
+        "ss_training_comment": f"fewstep {__version__}",
         "ss_resolution": f"({size}, {size})",
         "ss_noise_offset": config.noise_offset or None,
         "ss_prior_loss_weight": config.prior_weight if run.get("class_pictures") else None,

@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from gen import __version__
 from gen.cli import canvas, kinds, pictures
 from gen.cli.energies import ENERGIES
 from gen.cli.options import (
@@ -67,9 +68,7 @@ app.add_typer(loras, name="lora")
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        print(f"fewstep {version('fewstep')}")
+        print(f"fewstep {__version__}")
         raise typer.Exit
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gen import __version__
 from gen.io.user_code import imported
 from gen.nn.attention import choose
 from gen.pipeline.recipe import BatchRecord as BatchRecord
@@ -94,7 +94,7 @@ def machine(model: Model, seen: tuple[int, int]) -> Machine:
         attention=_attention(model, seen),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,
-        fewstep=fewstep_version(),
+        fewstep=__version__,
     )
 
 
@@ -109,13 +109,6 @@ def _attention(model: Model, seen: tuple[int, int]) -> str:
     probe = torch.empty(1, 1, 1, 1, device=model.device, dtype=model.dtype)
     probe = probe.expand(1, length, config.heads, config.dim // config.heads)
     return f"auto ({choose(probe, probe, probe)})"
-
-
-def fewstep_version() -> str:
-    try:
-        return version("fewstep")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def recorded_adapters(model: Model, recipe: Recipe) -> dict[str, float]:
