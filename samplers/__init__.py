@@ -5,9 +5,17 @@ A run is `sample(denoiser, get_solver("dpmpp_2m"), x, get_grid("karras", denoise
 
 from samplers.anytime import anytime
 from samplers.brownian import brownian_noise
-from samplers.cache import CACHES, CacheInfo, cache_names, get_cache
+from samplers.cache import CACHES, CacheInfo, cache_names, get_cache, register_cache
 from samplers.denoiser import CLOCKS, Condition, Context, Denoiser, Network, NetworkDenoiser
-from samplers.guidance import GUIDANCE, ClassifierFree, GuidanceInfo, get_guidance, guidance_info, guidance_names
+from samplers.guidance import (
+    GUIDANCE,
+    ClassifierFree,
+    GuidanceInfo,
+    get_guidance,
+    guidance_info,
+    guidance_names,
+    register_guidance,
+)
 from samplers.noise import NoiseSource, fold, normal, seeded_noise
 from samplers.path import (
     NoiseLevel,
@@ -29,6 +37,8 @@ from samplers.registry import (
     grid_info,
     grid_names,
     parse_sampler,
+    register_grid,
+    register_solver,
     solver_info,
     solver_names,
 )
@@ -89,6 +99,10 @@ __all__ = [
     "normal",
     "parse_sampler",
     "prediction_row",
+    "register_cache",
+    "register_grid",
+    "register_guidance",
+    "register_solver",
     "sample",
     "seeded_noise",
     "solver_info",

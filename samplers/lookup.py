@@ -25,9 +25,9 @@ def spellings(table: dict[str, Any]) -> dict[str, str]:
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The one of the known names that somebody meant who wrote another, spelled as in `known`; None where none is near.
 
-    Every "did you mean" is of this. Names are compared as `normalise_name` spells them. Near is what shares three quarters of its
-    letters, in their order, or all but one: a wrong suggestion sends people astray, and the known
-    names are listed beside it anyway.
+    Every "did you mean" is of this. Names are compared as `normalise_name` spells them. Near is what shares three quarters of
+    its letters, in their order, or all but one: a wrong suggestion sends people astray, and the known names are listed beside
+    it anyway.
     """
     names = dict[str, str]()
     for one in known:
@@ -51,12 +51,27 @@ def find(table: dict[str, Any], name: str, kind: str) -> Any:
 
 def check_free(table: dict[str, Any], info: Any, kind: str) -> None:
     """ValueError where a row of the user's own has a spelling that the table knows already."""
-    spellings = spellings_of(table)
+    names = spellings(table)
     for spelling in (info.name, *info.aliases):
         if not isinstance(spelling, str) or not normalise_name(spelling):
             raise ValueError(f"A {kind} is registered under a name with letters or digits, got {spelling!r}.")
-        if taken := spellings.get(normalise_name(spelling)):
+        if taken := names.get(normalise_name(spelling)):
             raise ValueError(f"The {kind} {spelling!r} exists already, as {taken!r}; choose another name.")
+
+
+def register(table: dict[str, Any], info: Any, kind: str) -> None:
+    """Add a row of the user's own to a table, for this process. The same row once more changes nothing.
+
+    ValueError where its name or an alias is taken, or what it builds with is no function.
+    """
+    if table.get(info.name) == info:
+        return
+    check_free(table, info, kind)
+    if not callable(info.factory):
+        raise ValueError(
+            f"The {kind} {info.name!r} is registered with a function or class that makes it, got {info.factory!r}."
+        )
+    table[info.name] = info
 
 
 def check_options(info: Any, options: dict[str, Any], kind: str) -> None:

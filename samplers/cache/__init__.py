@@ -7,7 +7,7 @@ They belong directly around the network, under guidance: ClassifierFree(TaylorSe
 from samplers.cache.easy_cache import EasyCache
 from samplers.cache.first_block import FirstBlockCache
 from samplers.cache.pyramid_broadcast import PyramidBroadcast
-from samplers.cache.registry import CACHES, CacheInfo, cache_info, cache_names, get_cache
+from samplers.cache.registry import CACHES, CacheInfo, cache_info, cache_names, get_cache, register_cache
 from samplers.cache.reuse import Reuse
 from samplers.cache.taylor_seer import TaylorSeer
 
@@ -22,4 +22,5 @@ __all__ = [
     "cache_info",
     "cache_names",
     "get_cache",
+    "register_cache",
 ]

@@ -12,7 +12,7 @@ from samplers.cache.pyramid_broadcast import PyramidBroadcast
 from samplers.cache.reuse import Reuse
 from samplers.cache.taylor_seer import TaylorSeer
 from samplers.denoiser import Denoiser
-from samplers.lookup import build, check_options, find
+from samplers.lookup import build, check_options, find, register
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,33 @@ def cache_info(name: str) -> CacheInfo:
     return find(CACHES, name, "cache")
 
 
-def get_cache(name: str, denoiser: Denoiser, **options: Any) -> Denoiser:
-    """A cache around a denoiser, by name or alias. Raises ValueError for an unknown name or option."""
+def register_cache(
+    name: str,
+    factory: Callable[..., Denoiser],
+    description: str = "",
+    options: tuple[str, ...] = (),
+    *,
+    saves: str = "evaluations",
+    aliases: tuple[str, ...] = (),
+) -> None:
+    """Make a cache of your own known by name, in this process.
+
+    name: what users type; any spelling of it is found. Files can use it, but never register one.
+    factory: factory(denoiser, **options) -> a denoiser around that one; what it remembers goes into the run's context
+    (`samplers.step_cache`).
+    options: the names of the options that it may be given.
+    Raises ValueError where the name is taken.
+    """
+    register(CACHES, CacheInfo(name, factory, description, saves, tuple(aliases), tuple(options)), "cache")
+
+
+def get_cache(name: str | Callable[..., Denoiser], denoiser: Denoiser, **options: Any) -> Denoiser:
+    """A cache around a denoiser, by name or alias, or by a function (denoiser, **options) -> denoiser.
+
+    Raises ValueError for an unknown name or option.
+    """
+    if callable(name):
+        return name(denoiser, **options)
     info = cache_info(name)
     check_options(info, options, "cache")
     return build(info, "cache", info.factory, denoiser, options=options)

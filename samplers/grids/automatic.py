@@ -26,9 +26,9 @@ def automatic(path: Path, steps: int, sampler: str = "euler", discard: bool | No
     discard = sampler in ONE_LESS if discard is None else discard
     grid: Callable[..., Grid] = karras if sampler in KARRAS else exponential if sampler in EXPONENTIAL else normal
     grid = ddim_uniform if sampler in TIMESTEPS else grid
-    if sampler == "lcm" and isinstance(path, VariancePreserving):
-        grid = _of_original_steps
-    levels = grid(path, steps + 1 if discard else steps)
+    count = steps + 1 if discard else steps
+    lcm = sampler == "lcm" and isinstance(path, VariancePreserving)
+    levels = _of_original_steps(path, count) if lcm else grid(path, count)  # type: ignore[arg-type]
     return finish(path, levels[:-2]) if discard else levels
 
 

@@ -15,10 +15,10 @@ from samplers.grids.gits import gits
 
 @dataclass(frozen=True)
 class GridInfo:
-    """A grid: `function(path, steps, **options)`."""
+    """What the tables say about a grid. `factory(path, steps, **options)` gives its levels."""
 
     name: str
-    function: Callable[..., Grid]
+    factory: Callable[..., Grid]
     description: str
     aliases: tuple[str, ...] = ()
     options: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from samplers.guidance.cfg_zero import CFGZeroStar
 from samplers.guidance.cfgpp import CFGPlusPlus
 from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.guidance.perturbed import PerturbedAttention, SkipLayer, SmoothedEnergy
-from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names
+from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names, register_guidance
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.schedule import Piecewise, PowerCosine
 from samplers.guidance.threshold import Clip, DynamicThreshold
@@ -90,6 +90,7 @@ __all__ = [
     "guidance_names",
     "lgd",
     "mpgd",
+    "register_guidance",
 ]
 
 

@@ -17,7 +17,7 @@ from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.guidance.perturbed import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
-from samplers.lookup import build, check_options, find
+from samplers.lookup import build, check_options, find, register
 from samplers.sample import Solver
 
 
@@ -175,12 +175,31 @@ def guidance_info(name: str) -> GuidanceInfo:
     return find(GUIDANCE, name, "guidance")
 
 
-def get_guidance(name: str, denoiser: Denoiser, solver: Solver, **options: Any) -> tuple[Denoiser, Solver]:
-    """(denoiser, solver) under a guidance method by name or alias; the solver is changed by cfg++ alone.
+def register_guidance(
+    name: str, factory: Callable[..., Denoiser], description: str = "", options: tuple[str, ...] = _CFG, **properties: Any
+) -> None:
+    """Make a guidance rule of your own known by name, in this process.
 
+    name: what users type; any spelling of it is found. Files can use it, but never register one.
+    factory: factory(denoiser, **options) -> a denoiser around that one.
+    options: the names of the options that it may be given, by default those of two-branch rules (scale, negative, interval).
+    properties: the other fields of `GuidanceInfo` (evaluations, aliases, off, needs, ...).
+    Raises ValueError where the name is taken.
+    """
+    register(GUIDANCE, GuidanceInfo(name, factory, description, options=tuple(options), **properties), "guidance")
+
+
+def get_guidance(
+    name: str | Callable[..., Denoiser], denoiser: Denoiser, solver: Solver, **options: Any
+) -> tuple[Denoiser, Solver]:
+    """(denoiser, solver) under a guidance method by name or alias, or by a function (denoiser, **options) -> denoiser.
+
+    The solver is changed by cfg++ alone.
     Modifiers go around what an earlier call returned. Raises ValueError for an unknown name, an option that the method does
     not have, or one that it needs and was not given.
     """
+    if callable(name):
+        return name(denoiser, **options), solver
     info = guidance_info(name)
     check_options(info, options, "guidance")
     if missing := [name for name in info.needs if name not in options]:
