@@ -73,7 +73,8 @@ class EDM(Config):
 
 class Sigmoid(Config):
     """sigmoid(bias - log SNR) on eps, as an integral over log-SNR: the weight is divided by the density of the drawn levels, so
-    that only the noise of the estimate depends on how they are drawn. arXiv 2303.00848, section 3; 2410.19324, section 3.1."""
+    that only the noise of the estimate depends on how they are drawn. arXiv 2303.00848, section 3; arXiv 2410.19324,
+    section 3.1."""
 
     type: Literal["sigmoid"]
     bias: float = 2.0

@@ -1,4 +1,4 @@
-"""GITS: the best subset of a fine grid by dynamic programming over the errors of its Euler steps (arXiv 2405.14326)."""
+"""GITS: the best subset of a fine grid by dynamic programming over the errors of its Euler steps (arXiv 2405.11326)."""
 
 from __future__ import annotations
 

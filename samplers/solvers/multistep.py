@@ -6,7 +6,7 @@ Both the probability-flow ODE and the reverse SDE of noise strength tau have, fr
           + alpha_t integral_s^t (1 + tau^2) e^{-(1 + tau^2)(logsnr_t - l)} x0(l) dl
           + sigma_t sqrt(1 - e^{-2 tau^2 h}) z,        h = logsnr_t - logsnr_s,  z ~ N(0, I)        (1)
 
-(DPM-Solver++, arXiv 2211.01095, equations 9 and 18; SA-Solver, arXiv 2305.18474, equation 14). Replacing x0(l) by the
+(DPM-Solver++, arXiv 2211.01095, equations 9 and 18; SA-Solver, arXiv 2309.05019, equation 14). Replacing x0(l) by the
 polynomial through the remembered predictions (logsnr_j, x0_j) turns the integral into sum_j b_j x0_j. One remembered value
 gives Euler, DDIM and flow Euler; two give DPM-Solver++(2M) and RES; three the 3M; with noise their SDE forms; and the same
 formula with the new prediction among the points is the corrector of UniPC and SA-Solver.

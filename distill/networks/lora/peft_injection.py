@@ -5,7 +5,7 @@ rslora   the same, scaled by alpha / sqrt(r) arXiv 2312.03732
 dora     a LoRA of the direction, and a magnitude per output   arXiv 2402.09353
 loha     (A1 B1) * (A2 B2)                   arXiv 2108.06098
 lokr     W1 (x) W2                           arXiv 2212.10650
-oft      R W, R orthogonal in blocks         arXiv 2306.07280; 2506.19847 for the form that peft trains
+oft      R W, R orthogonal in blocks         arXiv 2306.07280; arXiv 2506.19847 for the form that peft trains
 """
 
 from __future__ import annotations
