@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customization.base.size_sampling import Sizes
+from customization.size_sampling import Sizes
 from distill.agreement import Disagreement, several_sizes
-from distill.objectives.bases.objective import Batch
+from distill.types import Batch
 from gen.models.buckets import LEAST, MOST
 from gen.models.components import component_digest
 

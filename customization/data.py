@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.data.decode import MAX_BYTES, decode, open_picture
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
 from distill.data.images import ImageFolder, ImagesConfig
 from distill.data.latent_files import opened_digest
@@ -94,7 +94,7 @@ FOLDERS, WRAPPERS = ("images", "webdataset", "huggingface"), ("latents", "groupe
 
 OWN_SOURCES: dict[str, tuple[str, str, str]] = {
     "concept": ("customization.data", "ConceptConfig", "ConceptData"),
-    "sizes": ("customization.base.size_sampling", "SizesConfig", "Sizes"),
+    "sizes": ("customization.size_sampling", "SizesConfig", "Sizes"),
 }
 
 

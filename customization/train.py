@@ -39,7 +39,7 @@ def check_method(config: dict[str, Any]) -> tuple[Any, Any]:
 def make_trainer(config: TrainConfig, average: bool = False, make: bool = True):
     """Model, data and method of a run. average: keep averaged parameters. make: the class pictures that are missing."""
     from customization.agreement import check_agreement
-    from customization.base.objective import open_model
+    from customization.base.config import open_model
     from customization.base.textual_inversion import unlearned, used_in
     from customization.data import make_data
     from distill.eval.validation import hold_out
@@ -275,7 +275,7 @@ def check_free(path: Path) -> None:
 
 def place(export: Path, path: Path) -> Path:
     """Copy a finished adapter, a file or peft's folder, to its own name in one piece."""
-    from customization.base.objective import WEIGHTS
+    from customization.base.export import WEIGHTS
     from gen.io.folders import written_folder
     from gen.io.weights import write_bytes
 

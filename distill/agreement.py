@@ -49,7 +49,7 @@ def _check_autoencoder(objective: Any, source: Any) -> None:
     if where is None or getattr(objective, "autoencoder", None) is None:
         return
     path = getattr(objective.config, "autoencoder", None)
-    own = component_digest(path) if isinstance(path, Path) else getattr(objective, "given", None)
+    own = component_digest(path) if isinstance(path, Path) else getattr(objective, "teacher", None)
     own = own if isinstance(own, str) or own is None else own.weights.get("autoencoder")
     if own and component_digest(where) != own:
         what = f"objective.autoencoder ({path})" if isinstance(path, Path) else "the teacher's"
@@ -78,10 +78,9 @@ def _check_text(objective: Any, config: Any, batch: Batch) -> None:
         )
     if dim is not None and dim != wanted:
         raise Disagreement(f"network.text_dim is {wanted}, and the text encoder's features are {dim} wide; set it to {dim}.")
-    if tokens is not None and tokens > config.text_tokens:
-        raise Disagreement(
-            f"network.text_tokens is {config.text_tokens}, and the text encoder gives {tokens} tokens; set it to {tokens}."
-        )
+    most = getattr(config, "text_tokens", None)  # an evaluation network reads any number
+    if tokens is not None and most is not None and tokens > most:
+        raise Disagreement(f"network.text_tokens is {most}, and the text encoder gives {tokens} tokens; set it to {tokens}.")
     if batch.captions is None:
         raise Disagreement("The network reads text, and the data have no captions; give data that have, or set text_dim to 0.")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.optim.optimizer import Muon, Optimizer
 from distill.optim.precision import DTYPES
-from distill.parallel.data_parallel import local
+from distill.parallel.shards import local
 
 if TYPE_CHECKING:
     from distill.trainer import Trainer
@@ -39,15 +39,15 @@ def rows(trainer: Trainer) -> dict[str, dict[str, int]]:
     dtype = DTYPES.get(trainer.config.precision)
     table = {}
     for name, network in trainer.networks.items():
-        trained = name in trainer.optimizers
+        trained = name in trainer.roles.optimizers
         parameters = [local(p) for p in network.parameters()]
         wide = [p for p in parameters if p.ndim > 1 and p.dtype == torch.float32]  # autocast leaves vectors as they are
         table[name] = {
             "weights": _bytes(network.state_dict().values()),
             "low precision": sum(p.numel() for p in wide) * dtype.itemsize if dtype else 0,
-            "gradients": _bytes(trainer.optimizers[name].gradients) if trained else 0,
-            "optimizer": optimizer_bytes(trainer.optimizers[name]) if trained else 0,
-            "averages": sum(_bytes(e.network.state_dict().values()) for e in trainer.emas.get(name, {}).values()),
+            "gradients": _bytes(trainer.roles.optimizers[name].gradients) if trained else 0,
+            "optimizer": optimizer_bytes(trainer.roles.optimizers[name]) if trained else 0,
+            "averages": sum(_bytes(e.network.state_dict().values()) for e in trainer.roles.emas.get(name, {}).values()),
         }
     seen = {id(network) for network in trainer.networks.values()}
     for name, value in vars(trainer.objective).items():

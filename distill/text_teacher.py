@@ -127,16 +127,6 @@ def from_bert(
     return network.eval()
 
 
-def picked_layers(teacher: TextEncoder, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The state of a shallower encoder made of some of the teacher's layers, in order: where a student starts."""
-    state = {name: value for name, value in teacher.state_dict().items() if not name.startswith("layers.")}
-    for target, source in enumerate(layers):
-        if not 0 <= source < len(teacher.layers):
-            raise ValueError(f"The teacher has layers 0 to {len(teacher.layers) - 1}, not {source}.")
-        state |= {f"layers.{target}.{n}": v for n, v in teacher.layers[source].state_dict().items()}
-    return state
-
-
 def emoji_texts(folder: Path) -> list[str]:
     """Every label, name, tag and keyword in the emoji archives of a folder, and the style names."""
     archives = sorted(folder.glob("emoji-*.zip"))

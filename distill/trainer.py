@@ -18,25 +18,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.checkpointing import folder as checkpoints
-from distill.checkpointing import resume as saving
-from distill.config import OptimizerConfig, TrainConfig
+from distill.checkpointing.resume import resume
+from distill.config import TrainConfig
 from distill.data.source import Source
-from distill.ema import Ema, make_averages, write_snapshot
 from distill.eval.during_training import Evaluation
 from distill.eval.validation import Validation
 from distill.logs import Log, check_trackers
 from distill.objectives.bases.objective import Objective
-from distill.optim.nonfinite import Guard
-from distill.optim.optimizer import Optimizer
-from distill.optim.precision import LossScaler, autocast
+from distill.optim.nonfinite import NonFiniteGuard
+from distill.optim.precision import autocast
 from distill.optim.schedule import lr_factor
-from distill.parallel import recompute
-from distill.parallel.data_parallel import Parallel, make_accelerator
+from distill.parallel.data_parallel import Parallel
 from distill.parallel.host_memory import keep_freed_memory
+from distill.parallel.launch import make_accelerator
+from distill.role_networks import RoleNetworks, check_roles
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.types import Batch, Draws, Phase
 from gen.io.folders import written_folder
-from samplers.lookup import nearest
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -54,81 +52,53 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         self.parallel = Parallel(config, self.accelerator)
         self.world, self.rank = self.parallel.world, self.parallel.rank
-        device = self.accelerator.device
-        self._check(device)
-        if device.type == "cpu":
+        check_machine(config, self.accelerator.device, self.world)
+        check_roles(config, objective.roles)
+        if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self.micro = config.batch_size // (self.world * config.accumulate)
-        self.networks = {name: role.network.to(device) for name, role in objective.roles.items()}
-        trained = [name for name, role in objective.roles.items() if role.trains]
-        settings = {name: config.of_role(name) for name in trained}
-        self.schedules = {name: schedule for name, (_, schedule, _, _) in settings.items()}
-        self.every = {name: every for name, (_, _, _, every) in settings.items()}
-        self.emas: dict[str, dict[str, Ema]] = {
-            name: make_averages(self.networks[name], settings[name][2]) for name in trained if objective.roles[name].ema
-        }
-        # the export is written from whole networks: the main process keeps copies where networks are cut into shards
-        self.sharded, main = self.parallel.kind == "fsdp2", self.accelerator.is_main_process
-        self.whole = {name: saving.copy_on_cpu(self.networks[name]) for name in trained if self.sharded and main}
-        for name, role in objective.roles.items():
-            if role.trains or role.follows:
-                for network in (self.networks[name], *(ema.network for ema in self.emas.get(name, {}).values())):
-                    self.parallel.shard(network, whole=role.second_order)
-        if config.gradient_checkpointing and not sum(recompute.enable(self.networks[name]) for name in trained):
-            kinds = ", ".join(sorted({type(self.networks[name]).__name__ for name in trained}))
-            raise TrainingError(
-                f"gradient_checkpointing is for networks of blocks (uvit, dit, dimr, diffusers'), not {kinds}; leave it out."
-            )
-        for name in trained:
-            if config.compile:  # in place and after the copies, so that names and checkpoints stay as they are
-                self.networks[name].compile()
-        self.optimizers = {name: self._optimizer(self.networks[name], settings[name][0]) for name in trained}
-        self.scalers = {name: LossScaler(config.precision == "fp16") for name in trained}
-        # optimisers and data stay ours, so nothing scales the learning rate or reorders samples
-        self.wrapped = {name: self.parallel.replicate(self.networks[name]) for name in trained}
-        self.guard, self.log = Guard(config, self.parallel), Log(config, self.accelerator, self.parallel)
-        self.evaluation: Evaluation | None = None
-        if config.evaluation is not None and (self.accelerator.is_main_process or self.sharded):
-            shown = source if held_out is None else held_out
-            self.evaluation = Evaluation(config, config.evaluation, objective, shown, device)
-        self.validation: Validation | None = None
-        if config.validation is not None:
-            if held_out is None:
-                raise TrainingError("The section validation needs held-out data, which this run was not given.")
-            self.validation = Validation(config, config.validation, objective, held_out, self.parallel, self.micro)
+        self.roles = RoleNetworks(config, objective.roles, self.parallel)
+        self.state = self.roles.state(objective)
+        self.guard, self.log = NonFiniteGuard(config, self.parallel), Log(config, self.accelerator, self.parallel)
+        self.evaluation = self._make_evaluation(held_out)
+        self.validation = self._make_validation(held_out)
         self.step = 0
         self._inputs: dict[str, dict[str, Any]] | None = None
 
-    def _optimizer(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
-        if self.parallel.kind != "zero":
-            return Optimizer(network, config)
-        from distill.optim.zero import ZeroOptimizer
+    def _make_evaluation(self, held_out: Source | None) -> Evaluation | None:
+        config = self.config
+        if config.evaluation is None or not self._takes_part:
+            return None
+        shown = self.source if held_out is None else held_out
+        return Evaluation(config, config.evaluation, self.objective, shown, self.accelerator.device)
 
-        return ZeroOptimizer(network, config, self.parallel.zero)
+    def _make_validation(self, held_out: Source | None) -> Validation | None:
+        config = self.config
+        if config.validation is None:
+            return None
+        if held_out is None:
+            raise TrainingError("The section validation needs held-out data, which this run was not given.")
+        return Validation(config, config.validation, self.objective, held_out, self.parallel, self.micro)
 
-    def _check(self, device: torch.device) -> None:
-        config, shares = self.config, self.world * self.config.accumulate
-        if config.device == "cuda" and device.type != "cuda":
-            raise TrainingError("device: cuda was asked for, but no CUDA device is available; use device=cpu or auto.")
-        if config.precision == "fp16" and device.type != "cuda":
-            raise TrainingError(f"precision: fp16 is for CUDA, and this run is on {device.type}; use precision=bf16 or fp32.")
-        if config.batch_size % shares:
-            raise TrainingError(
-                f"batch_size {config.batch_size} does not split into {self.world} processes x {config.accumulate} "
-                f"micro-batches; use a multiple of {shares}."
-            )
-        known = [name for name, role in self.objective.roles.items() if role.trains]
-        for name in config.roles:
-            if name not in known:
-                near = nearest(name, known)
-                hint = f"did you mean {near!r}? " if near else ""
-                raise TrainingError(f"The section roles names {name!r}: {hint}Roles that train: {', '.join(known)}.")
+    # ---- the networks, by role ----
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Every role's network."""
+        return self.roles.networks
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
         """Every role's network, the (first) averaged copy where there is one."""
-        shown = {name: next(iter(emas.values())).network for name, emas in self.emas.items()}
-        return {name: shown.get(name, network) for name, network in self.networks.items()}
+        return self.roles.averaged
+
+    @property
+    def _takes_part(self) -> bool:
+        """Does this process call networks for previews and measurements? With shards every process must, and the main one
+        writes."""
+        return self.accelerator.is_main_process or self.roles.sharded
+
+    # ---- what the run reads ----
 
     def inputs(self) -> dict[str, dict[str, Any]]:
         """What the run reads, by name, with a hash of each: whether it is the same is told when a run goes on."""
@@ -171,12 +141,12 @@ class Trainer:
 
     def _update(self, phase: Phase, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One optimiser update; returns the logged scalars, averaged over micro-batches."""
-        config, role = self.config, phase.role
-        optimizer, scaler = self.optimizers[role], self.scalers[role]
+        config, roles, role = self.config, self.roles, phase.role
+        optimizer, scaler = roles.optimizers[role], roles.scalers[role]
         # only the phase's own network is called through DDP, whose gradients alone are wanted
-        models, share = {**self.networks, role: self.wrapped[role]}, scaler.scale / len(batches)
+        models, share = {**roles.networks, role: roles.wrapped[role]}, scaler.scale / len(batches)
         # other networks' weights need no gradients; a sharded network has other tensors in its graph than its parameters
-        alone = len(self.optimizers) > 1 and self.parallel.kind != "fsdp2"
+        alone = len(roles.optimizers) > 1 and not roles.sharded
         inputs = optimizer.parameters if alone else None
         optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
@@ -191,8 +161,8 @@ class Trainer:
             losses.append(loss.detach())
             for name, value in {"loss": loss.detach(), **scalars}.items():
                 logged[name] = logged.get(name, 0) + value.float() / len(batches)
-        factor = lr_factor(step, config.max_steps, self.schedules[role])
-        for other in self.optimizers.values():
+        factor = lr_factor(step, config.max_steps, roles.schedules[role])
+        for other in roles.optimizers.values():
             if other is not optimizer:
                 other.zero_grad()
         scaler.unscale(optimizer.parameters)
@@ -207,16 +177,6 @@ class Trainer:
         rate = {"skipped": torch.tensor(float(not allowed))} if may_skip else {}
         return {**(logged if allowed else {}), **rate}
 
-    def _average(self, step: int) -> None:
-        for name, emas in self.emas.items():
-            every = self.config.of_role(name)[2].snapshot_every
-            for suffix, ema in emas.items():
-                ema.update(self.networks[name], step)
-                if every and (step + 1) % every == 0:
-                    whole = saving.whole_state(ema.network, keep=self.accelerator.is_main_process)
-                    if self.accelerator.is_main_process:
-                        write_snapshot(self.run, name, suffix, step + 1, whole)
-
     # ---- the run ----
 
     def train(self) -> None:
@@ -226,7 +186,7 @@ class Trainer:
             checkpoints.clean(self.run) if main else None
             self.accelerator.wait_for_everyone()
             self._check_inputs()
-            self.step = saving.resume(self)
+            self.step = resume(self.state, config, self.inputs)
             if self.evaluation is not None and self.step < config.max_steps:
                 self.evaluation.prepare()
             self.log.start(self.step)
@@ -236,11 +196,11 @@ class Trainer:
                     self._preview(batches[0])
                 scalars: dict[str, Tensor] = {}
                 for phase in self.objective.phases(self.step):
-                    if self.step % self.every[phase.role] == 0:
+                    if self.step % self.roles.every[phase.role] == 0:
                         values = self._update(phase, batches, self.step)
                         prefix = "" if len(self.objective.roles) == 1 else f"{phase.name}/"
                         scalars |= {prefix + name: value for name, value in values.items()}
-                self._average(self.step)
+                self.roles.average(self.run, self.step)
                 self.objective.after_step(self.step)
                 self.step += 1
                 self.log.add(scalars)
@@ -272,12 +232,10 @@ class Trainer:
                 raise SystemExit(128 + (received() or 15))
             self._export(self.run / "export")
 
-    # With shards, every process takes part in every call of a network, and the main one writes.
-
     def _preview(self, batch: Batch) -> None:
         from gen.io.contact_sheet import contact_sheet, to_pictures, write_png
 
-        if not (self.accelerator.is_main_process or self.sharded):
+        if not self._takes_part:
             return
         with torch.no_grad():
             shown = self.objective.preview(self.averaged, batch.to(self.accelerator.device), self.config.seed)
@@ -288,7 +246,7 @@ class Trainer:
             write_png(contact_sheet(to_pictures(images), captions), folder / f"{self.step:08d}.png")
 
     def _measure(self) -> None:
-        if self.accelerator.is_main_process or self.sharded:
+        if self._takes_part:
             self.log.write({"step": self.step, **self.objective.measure(self.averaged)})
 
     def _evaluate(self, evaluation: Evaluation) -> None:
@@ -303,20 +261,30 @@ class Trainer:
 
     def _export(self, target: Path) -> None:
         """Write the averaged networks where they can be used."""
-        models, main = self.averaged, self.accelerator.is_main_process
-        for name in self.optimizers if self.sharded else ():
-            state = saving.whole_state(models[name], keep=main)
-            if name in self.whole:
-                saving.fill(self.whole[name], state)
-        if main:
+        models = self.roles.exported()
+        if self.accelerator.is_main_process:
             with written_folder(target) as folder:
-                self.objective.export({**models, **self.whole}, folder)
+                self.objective.export(models, folder)
 
     def save(self) -> None:
         """Save the step: all processes collect, the main one writes."""
-        tensors = saving.gather(self)
+        tensors = self.state.gather(self.step)
         if self.accelerator.is_main_process:
             state = {"config": self.config.model_dump(mode="json"), "world_size": self.world, "inputs": self.inputs()}
             saved = checkpoints.Checkpoint(self.step, tensors, state)
             checkpoints.save(self.run, saved, self.config.keep, self.config.keep_every)
         self.accelerator.wait_for_everyone()
+
+
+def check_machine(config: TrainConfig, device: torch.device, world: int) -> None:
+    """TrainingError where the config asks for what this device or this number of processes cannot do."""
+    if config.device == "cuda" and device.type != "cuda":
+        raise TrainingError("device: cuda was asked for, but no CUDA device is available; use device=cpu or auto.")
+    if config.precision == "fp16" and device.type != "cuda":
+        raise TrainingError(f"precision: fp16 is for CUDA, and this run is on {device.type}; use precision=bf16 or fp32.")
+    shares = world * config.accumulate
+    if config.batch_size % shares:
+        raise TrainingError(
+            f"batch_size {config.batch_size} does not split into {world} processes x {config.accumulate} "
+            f"micro-batches; use a multiple of {shares}."
+        )

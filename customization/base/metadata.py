@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from customization.base.config import CustomizationConfig
 from gen import __version__
-
-if TYPE_CHECKING:
-    from customization.base.objective import CustomizationConfig
-    from gen.generator import Generator
+from gen.generator import Generator
 
 # class of the pipeline -> (modelspec's architecture, kohya's base model version)
 ARCHITECTURES = {

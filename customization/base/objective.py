@@ -7,7 +7,7 @@ A method subclasses `CustomizationObjective` and overrides what differs:
     error(prediction, x0, eps, step)   the error of a prediction per sample and place, (B, C, h, w)
     to_adapter(values)           what trained values come to, as an `Adapter` to be written
 
-It has one role, "adapter", the network `Trained`, which holds the trained parameters and nothing else. Latents x are
+It has one role, "adapter", the network `TrainableSubset`, which holds the trained parameters and nothing else. Latents x are
 (B, C, h, w); levels hold one value per sample.
 """
 
@@ -16,90 +16,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from customization.base.config import CustomizationConfig
+from customization.base.export import export_adapter, values_of
 from customization.base.metadata import describe_training
-from customization.base.textual_inversion import PREFIX, TokenConfig, collect, file_name, learn_words
-from customization.base.trainable_subset import Trained, frozen
+from customization.base.textual_inversion import PREFIX, collect, learn_words
+from customization.base.trainable_subset import TrainableSubset, frozen
+from distill.checkpointing.digests import digest
 from distill.losses.levels import TimeConfig, draw_levels
-from distill.losses.loss_weighting import Weighting
-from distill.networks.lora.peft_injection import AdapterConfig, inject, peft_settings, peft_state, to_adapter
+from distill.networks.lora.peft_injection import AdapterConfig, inject, to_adapter
 from distill.objectives.bases.objective import Objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.types import Batch, Draws, Phase, Preview, Role
-from gen.adapters import Adapter, write_adapter
+from gen.adapters import Adapter
 from gen.adapters.apply import inner
-from gen.adapters.files import IN_FOLDER
 from gen.adapters.model import parts_of
-from gen.adapters.peft_config import BESIDE
 from gen.generator import Generator
-from gen.io.weights import write_bytes, write_json, write_weights
+from gen.io.weights import write_bytes
 from gen.models.folder import RectifiedFlowPath
-from gen.models.pretrained import find_model
 from gen.nn.conditions import join
 from gen.nn.learned_tokens import LearnedTokens
-from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
-
-Format = Literal["diffusers", "kohya", "peft", "ai-toolkit"]
-FORMATS: tuple[str, ...] = get_args(Format)
-WEIGHTS = "adapter.safetensors"  # in the export of formats that are one file
-
-
-class PreviewConfig(Config):
-    """The sheet made while training; None: as the model does by default."""
-
-    prompts: tuple[str, ...] = ()
-    num_inference_steps: int | None = Field(None, gt=0)
-    guidance_scale: float | None = Field(None, ge=0)
-
-
-class CustomizationConfig(Config):
-    """What every method is told.
-
-    model: "default", a model folder, a diffusers pipeline or a hub id. dtype: of its frozen weights. adapter: what trains in
-    the denoiser, null for nothing; text_adapter: in its text encoders. tokens: new words to learn, name ->
-    `customization.base.textual_inversion.TokenConfig`. text_rate, token_rate: factors on the learning rate there. time: of the
-    noise levels; None: as the model's path is usually trained. loss, weighting: as in the objective `diffusion`. noise_offset:
-    share of noise that is one number per picture and channel. prior_weight: of pictures of the class (`customization.data`).
-    format: of the file. name: of the adapter, for its file and metadata."""
-
-    model: str = "default"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    adapter: AdapterConfig | None = AdapterConfig()
-    text_adapter: AdapterConfig | None = None
-    text_rate: float = Field(1.0, gt=0)
-    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
-    token_rate: float = Field(1.0, gt=0)
-    time: TimeConfig | None = None
-    loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
-    weighting: Weighting | None = None
-    noise_offset: float = Field(0.0, ge=0, le=1)
-    prior_weight: float = Field(1.0, ge=0)
-    format: Format = "diffusers"
-    name: str = Field("adapter", min_length=1, max_length=200)
-    preview: PreviewConfig = PreviewConfig()
-
-    @model_validator(mode="after")
-    def _held(self) -> CustomizationConfig:
-        if self.text_adapter is not None and self.format in ("peft", "ai-toolkit"):  # before hours of training, not after
-            raise ValueError(
-                f"the {self.format} format holds one network and has no place for text_adapter; use kohya or diffusers"
-            )
-        return self
-
-
-def open_model(config: CustomizationConfig, device: str | torch.device | None = None) -> Generator:
-    """The model to be taught. A pipeline of diffusers keeps diffusers' networks, by whose names its adapters are read."""
-    _, folder = find_model(config.model)
-    pipeline = (folder / "model_index.json").is_file() and not (folder / "config.json").exists()
-    return Generator.from_pretrained(config.model, device, config.dtype, native=False if pipeline else None)
 
 
 class CustomizationObjective(Objective):
@@ -123,7 +66,7 @@ class CustomizationObjective(Objective):
         if not self.trains:
             raise ValueError("Nothing is set to train: give an adapter, a text_adapter or tokens.")
         self.reads = any(not name.startswith("denoiser.") for name in self.trains)  # does what a caption gives change
-        self.roles = {"adapter": Role(Trained(self.parts, self.trains, self.rates()), ema=average)}
+        self.roles = {"adapter": Role(TrainableSubset(self.parts, self.trains, self.rates()), ema=average)}
         self._read: dict[str, Condition] = {}
 
     def _diffusion(self) -> DiffusionConfig:
@@ -143,8 +86,6 @@ class CustomizationObjective(Objective):
         )
 
     def inputs(self) -> dict[str, str]:
-        from distill.eval.references import digest
-
         return {"model": digest(sorted(self.generator.weights.items()), self.generator.config.model_dump_json())}
 
     # ---- what a method decides ----
@@ -187,7 +128,7 @@ class CustomizationObjective(Objective):
         layers: dict[str, Any] = {}
         metadata: dict[str, str] = {}
         for part, settings in self.adapted().items():
-            made = to_adapter(self.parts[part], _of(part, values), settings, self.config.name, part)
+            made = to_adapter(self.parts[part], values_of(part, values), settings, self.config.name, part)
             layers, metadata = layers | dict(made.layers), metadata | dict(made.metadata)
         return Adapter(self.config.name, layers, metadata, words=collect(self.words, values))
 
@@ -309,42 +250,19 @@ class CustomizationObjective(Objective):
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """The adapter in the config's format, and in peft's own where no other holds it."""
         network = models["adapter"]
-        assert isinstance(network, Trained)
+        assert isinstance(network, TrainableSubset)
         values = {name: value.detach() for name, value in network.named.items()}
-        adapter = self.to_adapter(values)
-        if adapter.layers or adapter.words:
-            self.write(adapter, folder)
-        for word, parts in adapter.words.items() if adapter.layers else ():  # by themselves as well, as diffusers reads them
-            told = {**describe_training(self.config, self.generator, self.run), "modelspec.trigger_phrase": word}
-            alone = Adapter(word, {}, told, words={word: parts})
-            write_adapter(alone, folder / f"{file_name(word)}.safetensors", "diffusers")
-        oft = [part for part, settings in self.adapted().items() if settings.type == "oft"]
-        for part in oft:
-            beside = folder / f"peft-{part}"
-            beside.mkdir(parents=True, exist_ok=True)
-            write_json(beside / BESIDE, peft_settings(self.parts[part]))
-            write_weights(beside / IN_FOLDER[0], peft_state(_of(part, values)))
+        oft = {part: self.parts[part] for part, settings in self.adapted().items() if settings.type == "oft"}
+        export_adapter(self.to_adapter(values), values, self.config, self.metadata(), oft, folder)
         write_bytes(folder / "README.md", self.card().encode())
 
-    def write(self, adapter: Adapter, folder: Path) -> Path:
-        """The adapter's file, with what its metadata say of the run."""
-        folder.mkdir(parents=True, exist_ok=True)
-        described, format = describe_training(self.config, self.generator, self.run), self.config.format
-        adapter = replace(adapter, metadata={**adapter.metadata, **described})
-        if format == "ai-toolkit":
-            adapter = replace(adapter, layers={layer: delta.folded() for layer, delta in adapter.layers.items()})
-        if format in ("ai-toolkit", "peft"):  # words have no place there
-            adapter, format = (replace(adapter, words={}), format) if adapter.layers else (adapter, "diffusers")
-        return write_adapter(adapter, folder if format == "peft" else folder / WEIGHTS, format)
+    def metadata(self) -> dict[str, str]:
+        """What the adapter's file says of its training."""
+        return describe_training(self.config, self.generator, self.run)
 
     def card(self) -> str:
         """The text of README.md."""
         return f"# {self.config.name}\n\nAn adapter for {self.generator.name!r}.\n"
-
-
-def _of(part: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of one part, by the names inside of it."""
-    return {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
 
 
 def literal(caption: str) -> str:

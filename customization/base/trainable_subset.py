@@ -1,6 +1,6 @@
 """What trains of a frozen model, as a network of its own: a few parameters inside of it, and nothing else.
 
-The model stays one copy in memory. `Trained` holds the parameters alone, so that its state dict, its averages and its
+The model stays one copy in memory. `TrainableSubset` holds the parameters alone, so that its state dict, its averages and its
 checkpoints are small; called with a function, it runs the function while the model has them.
 """
 
@@ -26,7 +26,7 @@ class Parts(nn.Module):
         return run(*args)
 
 
-class Trained(nn.Module):
+class TrainableSubset(nn.Module):
     """parts: the model's networks by part name, frozen. parameters: "<part>.<name inside of it>" -> what trains there; the
     parameter may also be new, taking the place of the network's own. rates: name -> factor on the learning rate, 1 where none
     is given."""
@@ -54,9 +54,9 @@ class Trained(nn.Module):
 
         return recompute.enable(self.parts.get_submodule("denoiser"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Trained:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainableSubset:
         """A copy with parameters of its own in the same model."""
-        twin = Trained.__new__(Trained)
+        twin = TrainableSubset.__new__(TrainableSubset)
         nn.Module.__init__(twin)
         object.__setattr__(twin, "parts", self.parts)
         twin.values, twin.rates = copy.deepcopy(self.values, memo), dict(self.rates)
@@ -72,4 +72,4 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-__all__ = ["Parts", "Trained", "frozen"]
+__all__ = ["Parts", "TrainableSubset", "frozen"]

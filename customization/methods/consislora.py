@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor, nn
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective
+from customization.base.config import CustomizationConfig
+from customization.base.objective import CustomizationObjective
 from samplers.prediction import Prediction
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from customization.base.objective import CustomizationConfig
+from customization.base.config import CustomizationConfig
 from customization.methods.factors import FactorObjective, Factors
 from gen.adapters import Delta
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from customization.base.objective import CustomizationConfig
+from customization.base.config import CustomizationConfig
 from customization.methods.factors import FactorObjective, Factors, generator_of
 from distill.networks.lora.peft_injection import AdapterConfig
 from gen.adapters import Adapter, Delta

@@ -6,7 +6,7 @@ probability
 
     p(x) = |x - s|^2 / sum_i |x_i - s|^2
 
-so that sizes far from the model's own, s, come often, and s itself never (`customization.base.size_sampling`). The file has a
+so that sizes far from the model's own, s, come often, and s itself never (`customization.size_sampling`). The file has a
 LoRA of the resamplers and whole differences of the norms. Networks without resamplers, which the paper does not treat, are
 taught where pictures become tokens and tokens pictures, and at those norms that have weights.
 
@@ -22,7 +22,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective
+from customization.base.config import CustomizationConfig
+from customization.base.objective import CustomizationObjective
 from distill.networks.lora.peft_injection import AdapterConfig
 from gen.adapters import Adapter, Delta
 

@@ -21,11 +21,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective
-from customization.base.trainable_subset import Trained
+from customization.base.config import CustomizationConfig
+from customization.base.objective import CustomizationObjective
+from customization.base.trainable_subset import TrainableSubset
 from customization.methods.sara import MATRICES, METADATA, NUCLEAR, THRESHOLD
 from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
-from distill.parallel.data_parallel import full
+from distill.parallel.shards import full
 from distill.types import Batch, Draws, Role
 from gen.adapters import Adapter, Delta
 from gen.io.weights import write_weights
@@ -64,7 +65,7 @@ class Small:
         return SparseWeight.of(self.base, self.index, self.values(trained))
 
 
-class SparseTrained(Trained):
+class SparseSubset(TrainableSubset):
     """small: weight name -> what its parameter is short for. Shared by copies, as W_0 is."""
 
     def __init__(
@@ -77,8 +78,8 @@ class SparseTrained(Trained):
         given = {name: self.small[name].weight(value) if name in self.small else value for name, value in self.named.items()}
         return functional_call(self.parts, given, (run, *args))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseTrained:
-        twin = SparseTrained.__new__(SparseTrained)
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseSubset:
+        twin = SparseSubset.__new__(SparseSubset)
         nn.Module.__init__(twin)
         object.__setattr__(twin, "parts", self.parts)
         object.__setattr__(twin, "small", self.small)
@@ -93,7 +94,7 @@ class SaraObjective(CustomizationObjective):
 
     def __init__(self, config: Any, generator: Any, seed: int = 0, run: Any = None, average: bool = False):
         super().__init__(config, generator, seed, run, average)
-        self.roles = {"adapter": Role(SparseTrained(self.parts, self.trains, self.rates(), self.small), ema=average)}
+        self.roles = {"adapter": Role(SparseSubset(self.parts, self.trains, self.rates(), self.small), ema=average)}
 
     def attach(self) -> dict[str, nn.Parameter]:
         network, ends = self.parts["denoiser"], self.config.targets
@@ -164,7 +165,7 @@ class SaraObjective(CustomizationObjective):
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         super().export(models, folder)
         network, tensors = models["adapter"], {}
-        assert isinstance(network, SparseTrained)
+        assert isinstance(network, SparseSubset)
         for name, value in network.named.items():
             if name in self.small:
                 small, own = self.small[name], name.partition(".")[2]

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective
+from customization.base.config import CustomizationConfig
+from customization.base.objective import CustomizationObjective
 from customization.methods.sara import MATRICES
 from customization.methods.slug import ROUNDS, LayerScore, best_layer, pareto_front, score_of, unlearn
 from distill.run_folder import TrainingError

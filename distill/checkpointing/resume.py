@@ -1,122 +1,43 @@
-"""A trainer's state as named groups of tensors, and back: whole tensors, whatever the number of processes."""
+"""How a run goes on: which checkpoint it begins from, what has changed since, and logs without what happens again."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.checkpointing import folder as checkpoints
-from distill.checkpointing.folder import Checkpoint
-from distill.parallel.data_parallel import full, is_sharded, laid_out, local
+from distill.checkpointing.state import RunState
+from distill.config import TrainConfig
+from distill.parallel.data_parallel import Parallel
 from distill.run_folder import TrainingError
-from gen.io.weights import finite, listed, write_bytes
-
-if TYPE_CHECKING:
-    from distill.trainer import Trainer
+from gen.io.weights import write_bytes
 
 
-def whole_state(network: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-    """A network's state dict with every shard collected; every process must call this alike, and those that do not `keep` let
-    go of each tensor before the next."""
-    return collected(network.state_dict(), keep)
-
-
-def collected(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Tensors with every shard collected, on the CPU where they were in shards; nothing where they are not to be kept."""
-    whole = {}
-    for name, tensor in state.items():
-        value = full(tensor.detach())  # all processes take part
-        if keep:
-            whole[name] = value.cpu() if is_sharded(tensor) else value
-        del value
-    return whole
-
-
-def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into a network, in place; ValueError where names or shapes are not the network's."""
-    own = network.state_dict()
-    different = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
-    if different:
-        raise ValueError(f"weights and network differ in {', '.join(different[:5])}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            local(tensor.detach()).copy_(local(laid_out(tensors[name], tensor)))
-
-
-def copy_on_cpu(network: nn.Module) -> nn.Module:
-    """A copy to fill and export later."""
-    return copy.deepcopy(network).to("cpu").eval()
-
-
-def gather(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Every group of tensors that the run needs to go on: whole on the main process, and empty on the others, which take part
-    in collecting them. TrainingError, on all of them, where a number is not finite."""
-    keep = trainer.accelerator.is_main_process
-    groups = {name: whole_state(trainer.networks[name], keep) for name in trainer.optimizers}
-    groups |= {
-        f"ema-{name}{s}": whole_state(ema.network, keep) for name, emas in trainer.emas.items() for s, ema in emas.items()
-    }
-    groups |= {f"optim-{name}": optimizer.state_dict(keep) for name, optimizer in trainer.optimizers.items()}
-    groups |= {f"scaler-{name}": state for name, scaler in trainer.scalers.items() if (state := scaler.state_dict())}
-    if own := trainer.objective.state_dict():
-        groups["objective"] = collected(own, keep)
-    bad = [f"{group}/{name}" for group, tensors in groups.items() for name, value in tensors.items() if not finite(value)]
-    if trainer.parallel.any(bool(bad)):
-        raise TrainingError(
-            f"At step {trainer.step} the run holds NaN or infinite values ({listed(bad) or 'found by the main process'}), so "
-            "nothing was saved or exported; earlier checkpoints are as they were. Lower the learning rate, and run again to go "
-            "on from the last of them."
-        )
-    return groups
-
-
-def restore(trainer: Trainer, saved: Checkpoint, folder: Path) -> None:
-    """Put a checkpoint's tensors where they belong."""
-    tensors = saved.tensors
-    try:
-        for name in trainer.optimizers:
-            fill(trainer.networks[name], tensors[name])
-            trainer.optimizers[name].load_state_dict(tensors[f"optim-{name}"])
-            trainer.scalers[name].load_state_dict(tensors.get(f"scaler-{name}", {}))
-        for name, emas in trainer.emas.items():
-            for suffix, ema in emas.items():
-                fill(ema.network, tensors[f"ema-{name}{suffix}"])
-        trainer.objective.load_state_dict(tensors.get("objective", {}))
-    except KeyError as error:
-        raise TrainingError(f"{folder} does not fit this config: it holds no {error}.") from None
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"{folder} does not fit this config: {error}") from None
-
-
-def find(trainer: Trainer) -> Path | None:
+def find(config: TrainConfig, parallel: Parallel) -> Path | None:
     """The checkpoint folder that the config's `resume` means, the same on all processes; None to start anew. An error, on all
     of them, where it cannot be used. Damaged ones that are passed over are set aside."""
-    if not trainer.accelerator.is_main_process:
-        folder, error = trainer.parallel.gather(None)[0]
+    if not parallel.accelerator.is_main_process:
+        folder, error = parallel.gather(None)[0]
         if error:
             raise TrainingError(error)
         return folder
     folder, error = None, None
     try:
-        folder = _find(trainer)
+        folder = _find(Path(config.output), config.resume)
     except (TrainingError, ValueError, OSError) as problem:
         error = str(problem)
         raise
     finally:
-        trainer.parallel.gather((folder, error))
+        parallel.gather((folder, error))
     return folder
 
 
-def _find(trainer: Trainer) -> Path | None:
-    run, wanted = trainer.run, trainer.config.resume
+def _find(run: Path, wanted: str) -> Path | None:
     existing = checkpoints.folders(run)
     if wanted == "never":
         if existing:
@@ -140,29 +61,35 @@ def _find(trainer: Trainer) -> Path | None:
     return folder
 
 
-def resume(trainer: Trainer) -> int:
-    """Restore what there is to go on from; returns the step to go on at."""
-    folder = find(trainer)
+def resume(state: RunState, config: TrainConfig, inputs: Callable[[], Mapping[str, Mapping[str, Any]]]) -> int:
+    """Restore what there is to go on from; returns the step to go on at.
+
+    inputs: what the run reads, by name, with a hash of each (`Trainer.inputs`); asked only where there is a checkpoint.
+    """
+    run = Path(config.output)
+    folder = find(config, state.parallel)
     if folder is None:
         return 0
     saved = checkpoints.load(folder)
-    changes = differences(saved.state.get("config", {}), trainer.config.model_dump(mode="json"))
+    changes = differences(saved.state.get("config", {}), config.model_dump(mode="json"))
     if other := [text for name, text in changes.items() if name.startswith("network.")]:
         raise TrainingError(
             f"{folder} is of another network ({'; '.join(other[:5])}). Give another output, or the network section it was "
             "begun with."
         )
-    restore(trainer, saved, folder)
-    if trainer.accelerator.is_main_process:
+    state.restore(saved, folder)
+    if state.parallel.accelerator.is_main_process:
         # a key that the checkpoint lacks is one that did not exist when it was written
-        told = {name: text for name, text in changes.items() if f": {NOT_GIVEN} ->" not in text}
-        shown = [text for name, text in told.items() if name.partition(".")[0] not in ("output", "resume", "max_steps")]
+        of_known_keys = {name: text for name, text in changes.items() if f": {NOT_GIVEN} ->" not in text}
+        shown = [
+            text for name, text in of_known_keys.items() if name.partition(".")[0] not in ("output", "resume", "max_steps")
+        ]
         note = f" with changes: {'; '.join(shown[:8])}" if shown else ""
-        tqdm.write(f"Resuming {trainer.run} at step {saved.step}{note}.")
-        for text in changed_inputs(saved.state.get("inputs") or {}, trainer.inputs()):
+        tqdm.write(f"Resuming {run} at step {saved.step}{note}.")
+        for text in changed_inputs(saved.state.get("inputs") or {}, inputs()):
             tqdm.write(text)
-        if folder.parent.resolve() == trainer.run.resolve():
-            forget_after(trainer.run, saved.step)
+        if folder.parent.resolve() == run.resolve():
+            forget_after(run, saved.step)
     return saved.step
 
 

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 from distill.data.decode import MAX_BYTES, probe
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.files import sha256_of
 from distill.data.images import clean_caption
 from distill.data.pictures import Item, PictureConfig, PictureSource

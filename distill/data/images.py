@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from distill.data.decode import MAX_BYTES, probe
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
 from distill.data.pictures import Item, PictureConfig, PictureSource
 from distill.data.report import Report, Unusable

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from gen.io.errors import regular_file
 from gen.io.weights import CheckpointError, finite, read_json, write_weights
 from gen.models.components import component_digest

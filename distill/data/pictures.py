@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.data.decode import decode
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.order import Order, bucket_sizes, nearest_bucket
 from distill.data.report import Report, Unusable, shown
 from distill.data.transform import Resize, choose_view, render

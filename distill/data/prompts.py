@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.files import sha256_of
 from distill.data.images import clean_caption
 from distill.data.order import Order

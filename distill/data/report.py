@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 
 EXAMPLES = 5
 OnError = Literal["skip", "raise"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill.data.decode import MAX_BYTES, probe
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
 from distill.data.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
 from distill.data.pictures import Item, PictureConfig, PictureSource

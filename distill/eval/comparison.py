@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distill.eval.references import References, digest, in_8_bits, weights_digest
-from distill.evaluate import (
+from distill.checkpointing.digests import digest, weights_digest
+from distill.eval.model_scores import (
     Made,
     Report,
     Settings,
@@ -28,6 +28,7 @@ from distill.evaluate import (
     subjects,
     training_archive,
 )
+from distill.eval.references import References, in_8_bits
 from distill.networks.evaluator.network import Evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from distill.networks.features import Features

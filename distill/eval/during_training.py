@@ -60,7 +60,8 @@ class Evaluation:
         self.reader = _Reader.of(self)
 
     def _teach(self) -> None:
-        from distill.eval.references import References, digest, in_8_bits
+        from distill.checkpointing.digests import digest
+        from distill.eval.references import References, in_8_bits
 
         teacher = self.objective.teacher_digest()
         if teacher is None:
@@ -73,7 +74,7 @@ class Evaluation:
             found = [kept.read(key) for key in keys]
             if any(image is None for image in found):
                 with autocast(self.device, self.run.precision):
-                    images = self.objective.taught(batch, seeds, self.config.reference_steps)
+                    images = self.objective.teacher_sample(batch, seeds, self.config.reference_steps)
                 found = list(in_8_bits(images.cpu()))
                 for key, image in zip(keys, found, strict=True):
                     kept.write(key, image)
@@ -93,7 +94,7 @@ class Evaluation:
     @torch.no_grad()
     def scores(self) -> dict[int, Numbers]:
         """By the number of steps, what the pictures drawn last are worth."""
-        from distill.evaluate import set_distances
+        from distill.eval.model_scores import set_distances
 
         found = {}
         for steps, parts in self.drawn.items():

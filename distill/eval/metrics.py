@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.networks.feature_moments import root
 from gen.tasks.energies.simple import LUMA
-
-
-def psnr(y: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB between pictures (..., H, W) in [-1, 1], over all of them; y is clamped first."""
-    return -10 * ((y.clamp(-1, 1) - x).square().mean() / 4).clamp_min(1e-12).log10()
-
 
 STRONG = 0.25  # of the range from black to white, from one pixel to the next
 WHITE = 254.5 / 255
@@ -43,12 +38,6 @@ def _features(*sets: Tensor, least: int) -> list[Tensor]:
             shapes = " and ".join(str(tuple(f.shape)) for f in sets)
             raise ValueError(f"Features must be (N, D) with at least {least} rows and one D; given {shapes}.")
     return [features.detach().double() for features in sets]
-
-
-def root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a symmetric positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

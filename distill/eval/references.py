@@ -6,37 +6,21 @@ damaged file is made again too. All pictures pass through 8 bits, kept or new, s
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen.io.contact_sheet import to_pictures
 from gen.io.errors import read_bytes
 from gen.io.weights import write_bytes
 
 LIMIT = 64_000_000  # pixels of a kept picture
-
-
-def digest(*parts: object) -> str:
-    """A hash of values that print as what they are."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def weights_digest(networks: Mapping[str, nn.Module | None]) -> str:
-    """A hash of the names, types and bytes of all weights."""
-    key = hashlib.sha256()
-    for part, network in networks.items():
-        for name, tensor in network.state_dict().items() if network is not None else ():
-            key.update(f"{part} {name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-            key.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return key.hexdigest()
 
 
 def in_8_bits(images: Tensor) -> Tensor:

@@ -55,3 +55,8 @@ def average(error: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def psnr(y: Tensor, x: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB between pictures (..., H, W) in [-1, 1], over all of them; y is clamped first."""
+    return -10 * ((y.clamp(-1, 1) - x).square().mean() / 4).clamp_min(1e-12).log10()

@@ -73,3 +73,14 @@ def log_density(time: TimeConfig, path: Path, level: NoiseLevel) -> Tensor:
 
 def _log_normal(value: Tensor, mean: float, std: float) -> Tensor:
     return -0.5 * ((value - mean) / std) ** 2 - math.log(std) - LOG_ROOT_2PI
+
+
+def draw_index(draws: Draws, purpose: str, count: int, device: torch.device) -> Tensor:
+    """(B,) int64, uniform over 0 ... count - 1."""
+    return (draws.uniform(purpose, device=device).double() * count).long().clamp(max=count - 1)
+
+
+def draw_start_index(draws: Draws, count: int, noisiest_share: float, device: torch.device) -> Tensor:
+    """(B,) int64 as `draw_index`, but the last of them, the noisiest, for a share of the samples besides."""
+    noisiest = draws.uniform("noisiest", device=device) < noisiest_share
+    return torch.where(noisiest, count - 1, draw_index(draws, "step", count, device))

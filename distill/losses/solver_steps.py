@@ -20,7 +20,7 @@ SOLVERS = ("ddim", "euler", "heun")
 
 
 @dataclass(frozen=True)
-class Ladder:
+class LevelTable:
     """Levels of a grid by number, 0 the cleanest: `ladder[index]` is one level per sample for index (B,)."""
 
     t: Tensor
@@ -28,7 +28,7 @@ class Ladder:
     sigma: Tensor
 
     @classmethod
-    def of(cls, levels: Sequence[NoiseLevel], device: torch.device | str = "cpu") -> Ladder:
+    def of(cls, levels: Sequence[NoiseLevel], device: torch.device | str = "cpu") -> LevelTable:
         """From levels in the order that a sampler runs them, noisiest first."""
 
         def column(name: str) -> Tensor:
@@ -43,8 +43,8 @@ class Ladder:
     def steps(self) -> int:
         return len(self.t) - 1
 
-    def to(self, device: torch.device | str) -> Ladder:
-        return Ladder(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
+    def to(self, device: torch.device | str) -> LevelTable:
+        return LevelTable(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
 
     def between(self, path: Path, index: Tensor, share: Tensor) -> NoiseLevel:
         """The level on the clock at `share` (B,) of the way from level `index` up to the next."""

@@ -21,12 +21,14 @@ from samplers.noise import fold
 from samplers.path import NoiseLevel
 
 
-def shown_by(network: Any) -> str:
+def hook_of(network: Any) -> str:
     """The hook by which a network, or the LoRA on one, shows what is inside of it: block or map."""
     return getattr(getattr(network, "base", network), "shows", "block")
 
 
-def keep_blocks(context: Context, blocks: Sequence[int] | None, network: Any, x: Tensor) -> tuple[Context, dict[int, Tensor]]:
+def record_features(
+    context: Context, blocks: Sequence[int] | None, network: Any, x: Tensor
+) -> tuple[Context, dict[int, Tensor]]:
     """(the context of one call on x that keeps the tokens after some blocks, or all, of a network; where they will be, by
     block)."""
     found: dict[int, Tensor] = {}
@@ -45,12 +47,12 @@ def keep_blocks(context: Context, blocks: Sequence[int] | None, network: Any, x:
                 found[index] = (out if length is None else out[:, -length:]).float()  # text comes first
         return out
 
-    hook = shown_by(network)
+    hook = hook_of(network)
     shown = keep if hook == "map" else lambda index, count, tokens, run: keep(index, count, run)
     return with_hook(context, hook, shown), found
 
 
-def judged_blocks(depth: int) -> tuple[int, ...]:
+def quarter_blocks(depth: int) -> tuple[int, ...]:
     """A quarter, half and three quarters of the way through, and the last."""
     return tuple(sorted({depth * k // 4 for k in (1, 2, 3)} | {depth - 1}))
 
@@ -59,21 +61,40 @@ def block_features(
     denoiser: NetworkDenoiser, x: Tensor, level: NoiseLevel, condition: Condition, blocks: Sequence[int]
 ) -> list[Tensor]:
     """The tokens (B, L, D) after some blocks of a network, float32; differentiable in x. ValueError if it has none."""
-    context, found = keep_blocks(Context(), blocks, denoiser.network, x)
+    context, found = record_features(Context(), blocks, denoiser.network, x)
     denoiser(x, level, condition, context)
-    check_reached(context, shown_by(denoiser.network), "The discriminator")
+    check_reached(context, hook_of(denoiser.network), "The discriminator")
     return [found[index] for index in blocks]
 
 
 @torch.no_grad()
-def shown_widths(denoiser: NetworkDenoiser, size: Sequence[int], condition: Condition) -> list[int]:
+def feature_widths(denoiser: NetworkDenoiser, size: Sequence[int], condition: Condition) -> list[int]:
     """How many channels the tokens after each block of a network have, by one call on a picture of a size (C, H, W)."""
     x = torch.zeros(1, *size, device=next(denoiser.network.parameters()).device)  # type: ignore[attr-defined]
     level = denoiser.path(torch.full((1,), 0.5 * denoiser.path.t_noise, dtype=torch.float64, device=x.device))  # type: ignore[attr-defined]
-    context, found = keep_blocks(Context(), None, denoiser.network, x)
+    context, found = record_features(Context(), None, denoiser.network, x)
     denoiser(x, level, condition, context)
-    check_reached(context, shown_by(denoiser.network), "The discriminator")
+    check_reached(context, hook_of(denoiser.network), "The discriminator")
     return [found[index].shape[2] for index in sorted(found)]
+
+
+def choose_blocks(
+    denoiser: NetworkDenoiser,
+    size: Sequence[int],
+    condition: Condition,
+    chosen: Sequence[int],
+    default: Callable[[int], tuple[int, ...]],
+) -> tuple[tuple[int, ...], list[int]]:
+    """(the blocks whose tokens a discriminator reads, the width of each): those chosen, or, none given, those that `default`
+    takes of their number; of a U-Net all levels on the way down and the middle.
+
+    size: (C, H, W) of a small x that the network takes. condition: of one sample. ValueError for a block that is not there.
+    """
+    widths = feature_widths(denoiser, size, condition)
+    blocks = tuple(chosen) or (default(len(widths)) if hook_of(denoiser.network) == "block" else tuple(range(len(widths))))
+    if max(blocks) >= len(widths):
+        raise ValueError(f"The discriminator reads block {max(blocks)}, but the network has {len(widths)}, counted from 0.")
+    return blocks, [widths[block] for block in blocks]
 
 
 class TokenHeads(nn.Module):
@@ -86,7 +107,7 @@ class TokenHeads(nn.Module):
             nn.Sequential(nn.LayerNorm(own), nn.Linear(own, hidden), nn.SiLU(), nn.Linear(hidden, 1))
             for own in each_width(width, blocks)
         )
-        draw_weights(self)
+        start_weights(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(tokens)[..., 0].float() for head, tokens in zip(self.heads, features, strict=True)], dim=1)
@@ -105,7 +126,7 @@ class PooledHeads(nn.Module):
         super().__init__()
         widths = each_width(width, blocks)
         self.heads = nn.ModuleList(nn.Sequential(nn.Linear(2 * own, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for own in widths)
-        draw_weights(self)
+        start_weights(self)
         self.register_buffer("times", torch.linspace(0, 1, knots))
         self.register_buffer("center", torch.zeros(knots, len(widths), 2 * max(widths)))
         self.register_buffer("spread", torch.ones(knots, len(widths), 2 * max(widths)))
@@ -141,7 +162,7 @@ def each_width(width: int | Sequence[int], blocks: int | None) -> tuple[int, ...
     return (width,) * (blocks or 1) if isinstance(width, int) else tuple(width)
 
 
-def draw_weights(heads: nn.Module) -> None:
+def start_weights(heads: nn.Module) -> None:
     """Initial weights of their own, not from the global generator."""
     numbers = itertools.count()
     for module in heads.modules():
@@ -159,11 +180,11 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def hinge_apart(on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def hinge_with_logs(on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The discriminator's own loss, and the mean logits of each to log."""
     return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 
 
-def judge_apart(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """`hinge_apart` on features of both, judged in one call."""
-    return hinge_apart(*heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2))
+def hinge_of_features(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """`hinge_with_logs` on features of both, judged in one call."""
+    return hinge_with_logs(*heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2))

@@ -14,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.eval.metrics import root
+
+def root(matrix: Tensor) -> Tensor:
+    """The symmetric square root of a symmetric positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def transport(cov: Tensor, onto: Tensor) -> Tensor:

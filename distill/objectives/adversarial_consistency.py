@@ -42,7 +42,7 @@ class AdversarialConsistencyObjective(LatentAdversary, LatentConsistencyObjectiv
         t = self.teacher_levels.to(z_t.device)[i + 1]
         if phase.name == "discriminator":
             with torch.no_grad():
-                drawn = self.frozen(models, z_t, t, condition, scale, role="student").x0
+                drawn = self.target_predict(models, z_t, t, condition, scale, role="student").x0
             return self.telling_apart(models, drawn, self.clean(batch), condition, draws)
         if not self.config.consistency_weight:
             x0 = self.predict(models["student"], z_t, t, condition, scale).x0

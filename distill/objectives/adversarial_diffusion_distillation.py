@@ -22,10 +22,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
-from distill.networks.discriminator import draw_weights, hinge_apart
+from distill.networks.discriminator import hinge_with_logs, start_weights
 from distill.networks.feature_maps import load_feature_maps
 from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
-from distill.parallel.data_parallel import bare, fixed
+from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition
 
@@ -58,7 +58,7 @@ class MapHeads(nn.Module):
         self.tails = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in widths)
         self.prompts = nn.ModuleList(nn.Linear(prompt, hidden, bias=False) for _ in widths) if prompt else None
         self.pictures = nn.ModuleList(nn.Linear(picture, hidden, bias=False) for _ in widths) if picture else None
-        draw_weights(self)
+        start_weights(self)
 
     def forward(self, maps: Sequence[Tensor], prompt: Tensor | None = None, picture: Tensor | None = None) -> list[Tensor]:
         found = []
@@ -83,8 +83,8 @@ class AdversarialDiffusionObjective(DrawingObjective):
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
         self.maps = load_feature_maps(config.features)
-        self.check_pictures("adversarial_consistency")
-        prompt = self.prompt(self.blank())
+        self.teacher.check_draws_pictures("adversarial_consistency")
+        prompt = self.prompt(self.teacher.empty_condition())
         # a student that starts from pure noise, or from what it drew itself, was told nothing of the data's picture
         self.shows_picture = config.inputs == "data" and config.steps > 1 and config.noisiest_share < 1
         picture = self.maps.embedding if self.shows_picture else 0
@@ -95,7 +95,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
 
     def features(self, x0: Tensor) -> list[Tensor]:
         """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
-        return self.maps.see(self.seen(x0))
+        return self.maps.see(self.decode(x0))
 
     @staticmethod
     def prompt(condition: Condition) -> Tensor | None:
@@ -117,7 +117,7 @@ class AdversarialDiffusionObjective(DrawingObjective):
         if not self.shows_picture:
             return None
         told = self.start(draws, real.device) < self.levels.steps
-        return self.maps.embed(self.seen(real)) * told[:, None]
+        return self.maps.embed(self.decode(real)) * told[:, None]
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -126,10 +126,10 @@ class AdversarialDiffusionObjective(DrawingObjective):
             return self.discriminator_loss(models, batch, draws)
         x0, real, condition, scale = self.drawn(models["student"], batch, draws)
         told = self.prompt(condition), self.picture(real, draws)
-        adversarial = -over_heads(fixed(models["discriminator"])(self.features(x0), *told))
+        adversarial = -over_heads(detached_weights(models["discriminator"])(self.features(x0), *told))
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
-        error = losses.squared(x0, self.teach(models, x_t, level, condition, scale).x0)
+        error = losses.squared(x0, self.teacher_predict(models, x_t, level, condition, scale).x0)
         distillation = (level.alpha.to(error) * error).mean()
         logged = {"adversarial": adversarial.detach(), "distillation": distillation.detach()}
         return adversarial + self.config.distillation_weight * distillation, logged
@@ -138,12 +138,12 @@ class AdversarialDiffusionObjective(DrawingObjective):
         self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            x0, real, condition, _ = self.drawn(bare(models["student"]), batch, draws)
+            x0, real, condition, _ = self.drawn(unwrap(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
         maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
         told = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
         heads = models["discriminator"](maps, *told)
-        judged = [hinge_apart(logits[:count], logits[count:]) for logits in heads]
+        judged = [hinge_with_logs(logits[:count], logits[count:]) for logits in heads]
         total = torch.stack([loss for loss, _ in judged]).sum()
         logged = {name: torch.stack([values[name] for _, values in judged]).mean() for name in judged[0][1]}
         if self.config.penalty:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from distill.eval.metrics import psnr
+from distill.losses.distances import psnr
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Preview, Role
 from gen.nn.registry import Config

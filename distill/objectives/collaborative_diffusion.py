@@ -90,7 +90,7 @@ class CollaborateObjective(Objective):
         return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.latent_scale  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def told(self, batch: Batch, member: MemberConfig, device: torch.device) -> Condition:
+    def member_condition(self, batch: Batch, member: MemberConfig, device: torch.device) -> Condition:
         """What a member knows of a batch."""
         encoder = self.opened[member.model].parts.get("text_encoder")
         if encoder is not None:
@@ -123,7 +123,7 @@ class CollaborateObjective(Objective):
         batch, x0 = drop_labels(batch, self.config.drop_label, draws), self.clean(batch)
         level = self.levels(draws, x0.device)
         x = level.mix(x0, draws.normal_like("eps", x0))
-        conditions = [self.told(batch, member, x0.device) for member in self.config.models]
+        conditions = [self.member_condition(batch, member, x0.device) for member in self.config.models]
         said, logits = self.mixture(models, x, level, conditions)
         error = losses.squared(said.x0, x0)
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)

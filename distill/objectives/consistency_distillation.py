@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from distill.losses import distances as losses
 from distill.losses.consistency_schedules import Boundary, at_ratio, check_reach, ratios
+from distill.losses.levels import draw_index
 from distill.objectives.bases.perceptual import PerceptualConfig, PerceptualObjective
-from distill.objectives.bases.student import Scale, TeacherConfig
+from distill.objectives.bases.teacher import Scale, TeacherConfig
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import Option
 from samplers.denoiser import Condition
@@ -111,7 +112,7 @@ class DiscreteConsistency(PerceptualObjective):
         said = self.function(self.predict(models["student"], x_t, t, condition, scale))
         with torch.no_grad():
             x_s = self.earlier(models, x0, eps, x_t, t, s, condition, scale)
-            target = self.function(self.frozen(models, x_s, s, condition, scale))
+            target = self.function(self.target_predict(models, x_s, s, condition, scale))
             target = torch.where(expand(low == 0, x0).bool(), x0, target)
         error = self.distance(said, target)
         weight = 1 / (high - low).to(error) if self.config.weighting == "inverse_step" else 1.0
@@ -125,7 +126,7 @@ class ConsistencyDistillationObjective(DiscreteConsistency):
     def pair(self, draws: Draws, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
         grid = ratios(config.levels, config.sigma_min, config.sigma_max, config.rho).to(device)
-        index = self.pick(draws, "level", config.levels - 1, device)
+        index = draw_index(draws, "level", config.levels - 1, device)
         return grid[index + 1], grid[index]
 
     def earlier(self, models, x0, eps, x_t, t, s, condition, scale) -> Tensor:

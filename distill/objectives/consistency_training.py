@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.losses.consistency_schedules import growing_count, growing_decay, ratios
-from distill.objectives.bases.student import move_towards
+from distill.losses.levels import draw_index
+from distill.objectives.bases.frozen_copies import ema_update
 from distill.objectives.consistency_distillation import ConsistencyConfig, DiscreteConsistency
 from distill.types import Draws
 
@@ -44,9 +45,9 @@ class ConsistencyTrainingObjective(DiscreteConsistency):
     def pair(self, draws: Draws, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
         config, count = self.config, self.count(step)
         grid = ratios(count, config.sigma_min, config.sigma_max, config.rho).to(device)
-        index = self.pick(draws, "level", count - 1, device)
+        index = draw_index(draws, "level", count - 1, device)
         return grid[index + 1], grid[index]
 
     def after_step(self, step: int) -> None:
         decay = growing_decay(self.count(step), self.config.first_levels, self.config.target_ema)
-        move_towards(self.roles["target"].network, self.roles["student"].network, decay)
+        ema_update(self.roles["target"].network, self.roles["student"].network, decay)

@@ -26,10 +26,14 @@ from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows
 from gen.models.components import load_component
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
 from gen.nn.registry import Config
+from gen.pipeline.guidance_stack import GuidanceStack
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook
+from samplers.noise import normal, seeded_noise
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import prediction_row
+from samplers.registry import get_grid, get_solver, solver_info
+from samplers.sample import sample
 
 if TYPE_CHECKING:
     from distill.data.source import Source
@@ -130,7 +134,7 @@ class DiffusionObjective(Objective):
             return batch.images
         return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.config.latent_scale
 
-    def told(self, batch: Batch) -> Batch:
+    def known_inputs(self, batch: Batch) -> Batch:
         """The batch with nothing but what the network is told of it: what it is not must not decide which noise is whose."""
         reads = getattr(getattr(self.roles["denoiser"].network, "config", None), "num_classes", 1)
         return replace(
@@ -168,7 +172,7 @@ class DiffusionObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.told(batch)
+        batch = self.known_inputs(batch)
         if knows_no_label(self.roles["denoiser"].network):
             batch = drop_labels(batch, self.config.drop_label, draws)
         x0 = self.clean(batch)
@@ -191,60 +195,51 @@ class DiffusionObjective(Objective):
         return total, {"raw_error": error.detach().mean()}
 
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview | None:
-        from samplers.noise import normal
-
         config, network = self.config.preview, models["denoiser"]
         like = self.clean(batch)
         if self.text_encoder is not None:
             prompts = Batch(index=torch.arange(len(config.prompts)), captions=config.prompts)
             condition = self.condition(prompts, like.device)
         else:
-            condition = self.condition(self.told(batch), like.device).map(lambda v: v[:16])
+            condition = self.condition(self.known_inputs(batch), like.device).map(lambda v: v[:16])
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
         noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
         with torch.autocast(like.device.type, torch.bfloat16):
             steps = config.num_inference_steps or self.config.defaults.num_inference_steps
-            images = self.decode(self.draw(network, noise, condition, steps))
+            images = self.render(self.draw(network, noise, condition, steps))
         return images, config.prompts if self.text_encoder is not None else None
 
     def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
-        from gen.pipeline.guidance_stack import GuidanceStack
-        from samplers.noise import seeded_noise
-        from samplers.registry import get_grid, get_solver, solver_info
-        from samplers.sample import sample
-
-        told, preview = self.config.defaults, self.config.preview
-        rules = GuidanceStack.of(told.guidance, told.guidance_options, None, None)
-        scale = rules.meant(told.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
-        denoiser, solver = rules.build(
+        settings, preview = self.config.defaults, self.config.preview
+        stack = GuidanceStack.of(settings.guidance, settings.guidance_options, None, None)
+        scale = stack.meant(settings.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
+        denoiser, solver = stack.build(
             self.denoiser(network),
-            get_solver(told.sampler, **told.sampler_options),
+            get_solver(settings.sampler, **settings.sampler_options),
             scale,
             None,
-            told.guidance_interval,
-            scale != rules.off,
+            settings.guidance_interval,
+            scale != stack.off,
         )
-        levels = get_grid(told.schedule, self.path, steps, **told.schedule_options)
-        more = seeded_noise(range(len(noise)), noise) if solver_info(told.sampler).stochastic else None
-        return sample(denoiser, solver, noise * levels[0].sigma, levels, condition, noise=more)
+        levels = get_grid(settings.schedule, self.path, steps, **settings.schedule_options)
+        added = seeded_noise(range(len(noise)), noise) if solver_info(settings.sampler).stochastic else None
+        return sample(denoiser, solver, noise * levels[0].sigma, levels, condition, noise=added)
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def render(self, x0: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""
         latents = x0 / self.config.latent_scale
         return (latents if self.autoencoder is None else self.autoencoder.to(x0.device).decode(latents)).float().clamp(-1, 1)
 
     @torch.no_grad()
     def decoded(self, batch: Batch) -> Tensor:
-        return batch.images if batch.images is not None else self.decode(self.clean(batch))
+        return batch.images if batch.images is not None else self.render(self.clean(batch))
 
     @torch.no_grad()
     def pictures(self, models: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
-        from samplers.noise import normal
-
         like = self.clean(batch)
         noise = normal(seeds, like.shape[1:], device=like.device)
-        return self.decode(self.draw(models["denoiser"], noise, self.condition(self.told(batch), like.device), steps))
+        return self.render(self.draw(models["denoiser"], noise, self.condition(self.known_inputs(batch), like.device), steps))
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that `Generator.from_pretrained` opens."""

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from distill.losses import distances as losses
 from distill.losses.levels import TimeConfig, draw_levels
-from distill.networks.discriminator import PooledHeads, block_features, judged_blocks, keep_blocks, shown_by
+from distill.networks.discriminator import PooledHeads, block_features, hook_of, quarter_blocks, record_features
 from distill.networks.lora.overlay import LoraNetwork
-from distill.objectives.bases.student import Scale, copy_weights, freeze_unread
+from distill.objectives.bases.student_network import copy_weights, freeze_unread, like_teacher
 from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
-from distill.parallel.data_parallel import bare, fixed
+from distill.objectives.bases.teacher import Scale
+from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import CLOCKS, Condition, Context
 from samplers.hooks import check_reached
@@ -85,9 +86,9 @@ class Critic(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> tuple[Tensor, Tensor]:
         if self.heads is None:
             return self.network(x, time, condition, context), x.new_zeros(len(x), 0)
-        context, found = keep_blocks(context, self.blocks, self.network, x)
+        context, found = record_features(context, self.blocks, self.network, x)
         raw = self.network(x, time, condition, context)
-        check_reached(context, shown_by(self.network), "The discriminator")
+        check_reached(context, hook_of(self.network), "The discriminator")
         return raw, self.heads([found[index] for index in self.blocks], time)
 
 
@@ -105,17 +106,17 @@ class DistributionMatchingObjective(DrawingObjective):
         self.roles["critic"] = Role(critic, ema=False)
 
     def _critic(self) -> Critic:
-        config, teacher = self.config, self.given.network
+        config, teacher = self.config, self.teacher.network
         if config.lora is not None:
             network: nn.Module = LoraNetwork(teacher, config.lora)
         else:
-            network = self._like_teacher(("guidance",) if config.embed_guidance else ())
+            network = like_teacher(self.teacher, ("guidance",) if config.embed_guidance else ())
             copy_weights(teacher, network)
             freeze_unread(network)
         if not config.adversarial_weight:
             return Critic(network, None, ())
-        unet = shown_by(teacher) == "map"  # of which the middle is read, as published
-        blocks, widths = self.judged_by(teacher, config.blocks, judged_blocks)
+        unet = hook_of(teacher) == "map"  # of which the middle is read, as published
+        blocks, widths = self.judged_blocks(config.blocks, quarter_blocks)
         if unet and not config.blocks:
             blocks, widths = blocks[-1:], widths[-1:]
         return Critic(network, PooledHeads(widths), blocks, config.heads_rate)
@@ -127,7 +128,7 @@ class DistributionMatchingObjective(DrawingObjective):
         draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
         condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
         drawn = self.compared(Draws(0, torch.arange(1024), "heads"), x0.device)
-        knots, denoiser = len(critic.heads.times), self.denoiser(self.given.network, self.dtype)
+        knots, denoiser = len(critic.heads.times), self.teacher.denoiser(self.teacher.network, self.dtype)
         for knot, t in enumerate(drawn.t.quantile(torch.linspace(0, 1, knots, dtype=torch.float64))):
             level = self.path(t.expand(count))
             features = block_features(denoiser, level.mix(x0, noise), level, condition, critic.blocks)
@@ -147,7 +148,7 @@ class DistributionMatchingObjective(DrawingObjective):
             return raw
 
         dtype = self.dtype if self.config.lora is not None else None
-        return self.denoiser(network, dtype)(x, level, self.told(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
+        return self.teacher.denoiser(network, dtype)(x, level, self.with_guidance(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
 
     def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """The levels (B,) at which distributions are compared."""
@@ -162,8 +163,8 @@ class DistributionMatchingObjective(DrawingObjective):
         x0, _, condition, scale = self.drawn(models["student"], batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
-        fake, logits = self.judge(fixed(models["critic"]), x_t, level, condition, scale)
-        real = self.teach(models, x_t.detach(), level, condition, scale)
+        fake, logits = self.judge(detached_weights(models["critic"]), x_t, level, condition, scale)
+        real = self.teacher_predict(models, x_t.detach(), level, condition, scale)
         total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
         logged = {"apart": (fake.x0 - real.x0).detach().abs().mean()}
         if self.config.adversarial_weight:
@@ -175,7 +176,7 @@ class DistributionMatchingObjective(DrawingObjective):
     def critic_loss(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
         with torch.no_grad():
-            x0, data, condition, scale = self.drawn(bare(models["student"]), batch, draws)
+            x0, data, condition, scale = self.drawn(unwrap(models["student"]), batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         if not self.config.adversarial_weight:

@@ -74,7 +74,7 @@ class FrechetObjective(LatentConsistencyObjective):
         given = dict(zip(keys, config.representations, strict=True))
         if TEACHER in kinds:
             chosen = () if config.block is None else (config.block,)
-            self.block = self.judged_by(self.given.network, chosen, lambda depth: (depth // 2,))[0][-1:]
+            self.block = self.judged_blocks(chosen, lambda depth: (depth // 2,))[0][-1:]
         self.of_pictures = {key: self._representation(name) for key, name in given.items() if name != TEACHER}
         self.names = tuple(given)
         self.of = self._populations(source)
@@ -82,7 +82,7 @@ class FrechetObjective(LatentConsistencyObjective):
     # ---- features ----
 
     def _representation(self, name: str) -> Represent:
-        self.check_pictures(f"representations: [{TEACHER}]")
+        self.teacher.check_draws_pictures(f"representations: [{TEACHER}]")
         features = open_named(FEATURES, "representation", name, also=(TEACHER,))
         if features.network is not None:
             features.network.requires_grad_(False)
@@ -91,14 +91,14 @@ class FrechetObjective(LatentConsistencyObjective):
     def tokens(self, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
         """(B, 2 D): the mean and deviation over places of the frozen teacher's tokens."""
         level = self.path.at_logsnr(torch.full((len(x0),), -self.config.judged, dtype=torch.float64, device=x0.device))
-        denoiser = self.denoiser(self.given.network.to(x0.device), self.dtype)
+        denoiser = self.teacher.denoiser(self.teacher.network.to(x0.device), self.dtype)
         return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, self.block))[:, 0]
 
     def features(self, x0: Tensor, condition: Condition, noise: Tensor) -> dict[str, Tensor]:
         """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;
         differentiable in x0."""
         with torch.autocast(x0.device.type, torch.bfloat16):
-            images = in_range(self.seen(x0)) if self.of_pictures else None
+            images = in_range(self.decode(x0)) if self.of_pictures else None
             found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
             return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}
 

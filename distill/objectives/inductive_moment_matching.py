@@ -16,9 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.losses import solver_steps as steps
-from distill.objectives.bases.student import Scale, StudentConfig, StudentObjective
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.objectives.bases.teacher import Scale
 from distill.objectives.mean_flow import aimed, check_map
-from distill.parallel.data_parallel import bare
+from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
@@ -95,7 +97,7 @@ class MomentMatchingObjective(StudentObjective):
         x_t = t.mix(x0, eps)
         from_t = self.jump(models["student"], x_t, t, s, condition, scale)
         with torch.no_grad():
-            from_r = self.jump(bare(models["student"]), steps.ddim(x0, x_t, t, r), r, s, condition, scale)
+            from_r = self.jump(unwrap(models["student"]), steps.ddim(x0, x_t, t, r), r, s, condition, scale)
         bandwidth = (s.alpha * t.sigma - t.alpha * s.sigma)[::count]  # |c_out|, t - s on a rectified flow
         groups = [v.flatten(1).unflatten(0, (-1, count)) for v in (from_t, from_r)]
         compared = alike(batch, count, x0.device)

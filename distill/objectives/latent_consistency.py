@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.distances import Weight
+from distill.losses.levels import draw_start_index
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
-from distill.objectives.bases.student import Scale
+from distill.objectives.bases.teacher import Scale
 from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, VariancePreserving, expand
@@ -62,7 +63,7 @@ class LatentConsistencyObjective(RegressionObjective):
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level to which the teacher's step leads; it starts one level above."""
-        return self.pick_start(draws, self.teacher_levels.steps, self.config.noisiest_share, device)
+        return draw_start_index(draws, self.teacher_levels.steps, self.config.noisiest_share, device)
 
     def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
         """(z (B, C, h, w) where each sample starts, the number of the level below, the condition, the guidance scale)."""
@@ -79,7 +80,7 @@ class LatentConsistencyObjective(RegressionObjective):
         ladder = self.teacher_levels.to(z_t.device)
         t, s = ladder[i + 1], ladder[i]
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
-        target = self.consistent(self.frozen(models, z_s, s, condition, scale))
+        target = self.consistent(self.target_predict(models, z_s, s, condition, scale))
         prediction = self.predict(models["student"], z_t, t, condition, scale)
         return prediction, *self.error(self.consistent(prediction), target, t)
 

@@ -16,8 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.jvp import How, along, prepared
-from distill.objectives.bases.student import Scale, StudentConfig, StudentObjective
-from distill.parallel.data_parallel import bare
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.objectives.bases.teacher import Scale
+from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Phase, unlabelled
 from samplers.denoiser import Condition
 from samplers.path import RectifiedFlow, expand
@@ -75,11 +77,11 @@ class MeanFlowObjective(StudentObjective):
         """v at x_t; null (B,) says which samples have no condition."""
         config = self.config
         if config.mode == "distillation":
-            return self.teach(models, x, self.path(t), condition, scale).flow(self.path)
+            return self.teacher_predict(models, x, self.path(t), condition, scale).flow(self.path)
         v = eps - x0
         if config.omega == 1 and config.kappa == 0:
             return v
-        network = bare(models["student"])
+        network = unwrap(models["student"])
         blank = self.mean_velocity(network, x, t, t, condition.null(), scale)
         guided = config.omega * v + (1 - config.omega - config.kappa) * blank
         if config.kappa:
@@ -109,7 +111,7 @@ class MeanFlowObjective(StudentObjective):
         eps = draws.normal_like("eps", x0)
         x = self.path(t).mix(x0, eps)
         v = self.velocity(models, x0, eps, x, t, condition, scale, null)
-        network = bare(models["student"])
+        network = unwrap(models["student"])
 
         def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
             return self.mean_velocity(network, x, r, t, condition, scale)

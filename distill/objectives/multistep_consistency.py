@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.distances import Weight
+from distill.losses.levels import draw_index
 from distill.losses.solver_steps import adjusted_ddim, ddim, inverse_ddim
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
 from distill.types import Batch, Draws, Phase
@@ -56,7 +57,7 @@ class MultistepConsistencyObjective(RegressionObjective):
         """(x_T, what aDDIM takes for the variance of x0 given z_t, (B,))."""
         if self.config.form == "training":
             return x0, torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
-        said = self.teach(models, z_t, t, condition, scale)
+        said = self.teacher_predict(models, z_t, t, condition, scale)
         plain = said.cond if said.cond is not None else said  # the spread is that of the model without guidance
         return said.x0, self.config.variance_scale * (plain.x0 - x0).square().flatten(1).mean(1)
 
@@ -66,8 +67,8 @@ class MultistepConsistencyObjective(RegressionObjective):
         x0, count = self.clean(batch), self.substeps(step)
         device, levels = x0.device, self.levels.to(x0.device)
         condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
-        segment = self.pick(draws, "segment", levels.steps, device)
-        n = 1 + self.pick(draws, "substep", count, device)
+        segment = draw_index(draws, "segment", levels.steps, device)
+        n = 1 + draw_index(draws, "substep", count, device)
         start = levels[segment]
         t, s = (levels.between(self.path, segment, (n - k).double() / count) for k in (0, 1))
         z_t = t.mix(x0, draws.normal_like("eps", x0))
@@ -77,7 +78,9 @@ class MultistepConsistencyObjective(RegressionObjective):
         z_s = adjusted_ddim(x_teacher, z_t, t, s, variance)
         at_start = expand((n == 1).to(x0), x0) != 0
         asked = NoiseLevel(*(torch.where(n == 1, a, b) for a, b in zip(*map(_scalars, (t, s)), strict=True)))
-        z_ref = torch.where(at_start, z_s, ddim(self.frozen(models, z_s, asked, condition, scale).x0, z_s, asked, start))
+        z_ref = torch.where(
+            at_start, z_s, ddim(self.target_predict(models, z_s, asked, condition, scale).x0, z_s, asked, start)
+        )
         target = inverse_ddim(z_ref, z_t, t, start)
         value, logged = self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
         return value, {**logged, "substeps": torch.tensor(float(count))}

@@ -18,11 +18,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.losses.distances import Weight
-from distill.losses.solver_steps import Ladder, ddim
-from distill.networks.discriminator import TokenHeads, block_features, judge_apart
+from distill.losses.levels import draw_index
+from distill.losses.solver_steps import LevelTable, ddim
+from distill.networks.discriminator import TokenHeads, block_features, hinge_of_features
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
-from distill.objectives.bases.student import Scale
-from distill.parallel.data_parallel import bare, fixed
+from distill.objectives.bases.teacher import Scale
+from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
@@ -60,19 +61,19 @@ class PhasedConsistencyObjective(RegressionObjective):
                 f"teacher's (teacher.schedule {config.teacher.schedule!r}); use uniform for both."
             )
         if config.adversarial_weight:
-            self.blocks, widths = self.judged_by(
-                self.given.network, config.blocks, lambda depth: tuple(sorted({depth * part // 4 for part in (1, 2, 3)}))
+            self.blocks, widths = self.judged_blocks(
+                config.blocks, lambda depth: tuple(sorted({depth * part // 4 for part in (1, 2, 3)}))
             )
             self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
 
     def ends(
         self, models: Mapping[str, nn.Module], student: nn.Module, batch: Batch, draws: Draws
-    ) -> tuple[Tensor, Tensor, Ladder, Tensor, Condition]:
+    ) -> tuple[Tensor, Tensor, LevelTable, Tensor, Condition]:
         """(the student's end of the phase, the target's, the ladder, the number of the phase's first level, the condition)."""
         x0 = self.clean(batch)
         device, ladder = x0.device, self.teacher_levels.to(x0.device)
         condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
-        i = self.pick(draws, "step", ladder.steps, device)
+        i = draw_index(draws, "step", ladder.steps, device)
         start = i // self.length * self.length
         t, end = ladder[i + 1], ladder[start]
         z_t = t.mix(x0, draws.normal_like("eps", x0))
@@ -86,24 +87,24 @@ class PhasedConsistencyObjective(RegressionObjective):
         z_t: Tensor,
         i: Tensor,
         start: Tensor,
-        ladder: Ladder,
+        ladder: LevelTable,
         condition: Condition,
         scale: Scale,
     ) -> Tensor:
         """One step of the teacher from level i + 1 to i, then the student to the end; where i is the end, the step alone."""
         z_s = self.teacher_step(models, z_t, ladder[i + 1], ladder[i], condition, scale)
         asked = torch.where(i == start, i + 1, i)  # a network need not be called at clean data
-        jump = ddim(self.frozen(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], ladder[start])
+        jump = ddim(self.target_predict(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], ladder[start])
         return torch.where(expand((i == start).to(z_s), z_s) != 0, z_s, jump)
 
-    def noised(self, z: Tensor, draws: Draws, name: str, ladder: Ladder, start: Tensor, level: NoiseLevel) -> Tensor:
+    def noised(self, z: Tensor, draws: Draws, name: str, ladder: LevelTable, start: Tensor, level: NoiseLevel) -> Tensor:
         """z at the start of its phase, taken up to a level by the forward process."""
         ratio = level.alpha / ladder.alpha[start]
         spread = (level.sigma**2 - (ratio * ladder.sigma[start]) ** 2).clamp(min=0).sqrt()
         return expand(ratio, z) * z + expand(spread, z) * draws.normal_like(name, z)
 
     def features(self, models: Mapping[str, nn.Module], z: Tensor, level: NoiseLevel, condition: Condition) -> list[Tensor]:
-        return block_features(self.denoiser(models["teacher"], self.dtype), z, level, condition, self.blocks)
+        return block_features(self.teacher.denoiser(models["teacher"], self.dtype), z, level, condition, self.blocks)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -117,19 +118,19 @@ class PhasedConsistencyObjective(RegressionObjective):
             return total, logged
         level = ladder[self.judged(draws, start)]
         fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
-        adversarial = F.relu(1 - fixed(models["discriminator"])(fake)).mean()
+        adversarial = F.relu(1 - detached_weights(models["discriminator"])(fake)).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            mine, target, ladder, start, condition = self.ends(models, bare(models["student"]), batch, draws)
+            mine, target, ladder, start, condition = self.ends(models, unwrap(models["student"]), batch, draws)
             level = ladder[self.judged(draws, start)]
             fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
             real = self.features(models, self.noised(target, draws, "real", ladder, start, level), level, condition)
-        return judge_apart(models["discriminator"], real, fake)
+        return hinge_of_features(models["discriminator"], real, fake)
 
     def judged(self, draws: Draws, start: Tensor) -> Tensor:
         """The level at which the discriminator looks: any of the phase's, its start excepted (there is no noise to add)."""
-        return start + 1 + self.pick(draws, "judged", self.length, start.device)
+        return start + 1 + draw_index(draws, "judged", self.length, start.device)

@@ -12,7 +12,8 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.losses.solver_steps import Ladder, ddim, inverse_ddim
+from distill.losses.levels import draw_index
+from distill.losses.solver_steps import LevelTable, ddim, inverse_ddim
 from distill.objectives.bases.stages import StagedConfig, StagedObjective
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import Defaults
@@ -62,8 +63,8 @@ class ProgressiveObjective(StagedObjective):
                     f"those with {fine.steps}; use uniform."
                 )
 
-    def _grid(self, count: int) -> Ladder:
-        return Ladder.of(get_grid(self.config.schedule, self.path, count, **self.config.schedule_options))
+    def _grid(self, count: int) -> LevelTable:
+        return LevelTable.of(get_grid(self.config.schedule, self.path, count, **self.config.schedule_options))
 
     def lengths(self) -> list[int]:
         config = self.config
@@ -76,11 +77,11 @@ class ProgressiveObjective(StagedObjective):
         device, stage = x0.device, self.stage(step)
         condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         ladder = self.ladders[stage].to(device)
-        i = self.pick(draws, "step", ladder.steps // 2, device)
+        i = draw_index(draws, "step", ladder.steps // 2, device)
         t, middle, s = (ladder[2 * i + k] for k in (2, 1, 0))
         z_t = t.mix(x0, draws.normal_like("eps", x0))
-        z_middle = ddim(self.instruct(models, z_t, t, condition, scale, stage).x0, z_t, t, middle)
-        z_s = ddim(self.instruct(models, z_middle, middle, condition, scale, stage).x0, z_middle, middle, s)
+        z_middle = ddim(self.stage_teacher(models, z_t, t, condition, scale, stage).x0, z_t, t, middle)
+        z_s = ddim(self.stage_teacher(models, z_middle, middle, condition, scale, stage).x0, z_middle, middle, s)
         target = inverse_ddim(z_s, z_t, t, s)
         return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from distill.losses.consistency_schedules import at_ratio, check_reach
 from distill.losses.jvp import How, along, prepared
-from distill.objectives.bases.student import Scale, StudentConfig, StudentObjective
-from distill.parallel.data_parallel import bare
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.objectives.bases.teacher import Scale
+from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Phase, Role
 from gen.models.folder import Option
 from gen.nn.backbones.blocks import TimeMLP, timestep_embedding
@@ -128,10 +130,10 @@ class ContinuousConsistencyObjective(StudentObjective):
         cos, sin = (expand(v, x0) for v in (angle.cos(), angle.sin()))
         x = cos * x0 + sin * self.sd * z
         if config.mode == "distillation":
-            rate = self.field(lambda x, level: self.teach(models, x, level, condition, scale), x, angle)
+            rate = self.field(lambda x, level: self.teacher_predict(models, x, level, condition, scale), x, angle)
         else:
             rate = cos * self.sd * z - sin * x0
-        network = bare(models["target" if "target" in self.roles else "student"])
+        network = unwrap(models["target" if "target" in self.roles else "student"])
 
         def student(x: Tensor, angle: Tensor) -> Tensor:
             return self.field(lambda x, level: self.predict(network, x, level, condition, scale), x, angle)
@@ -170,7 +172,7 @@ class ContinuousConsistencyObjective(StudentObjective):
 
     def velocity(self, models: Mapping[str, nn.Module], points: Points, trains: bool = True) -> Tensor:
         """sd F of the student at its points."""
-        network = models["student"] if trains else bare(models["student"])
+        network = models["student"] if trains else unwrap(models["student"])
 
         def student(x: Tensor, level: NoiseLevel) -> Prediction:
             return self.predict(network, x, level, points.condition, points.scale)
@@ -188,5 +190,5 @@ class ContinuousConsistencyObjective(StudentObjective):
         """The loss of what the student says at its points (`velocity`)."""
         _, target, g = self.tangent(models, *points, step)
         error = ((said - target) / self.sd - g).flatten(1).square().mean(1)
-        weight = bare(models["weight"])(points.angle).detach().exp() if self.config.adaptive else 1.0
+        weight = unwrap(models["weight"])(points.angle).detach().exp() if self.config.adaptive else 1.0
         return (weight * error).mean(), {"tangent": g.flatten(1).norm(dim=1).mean()}

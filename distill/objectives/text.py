@@ -17,7 +17,6 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from distill.objectives.bases.objective import Objective
-from distill.text_teacher import picked_layers
 from distill.types import Batch, Draws, Phase, Role
 from gen.models.components import load_component
 from gen.nn.registry import Config
@@ -50,6 +49,16 @@ class TextObjectiveConfig(Config):
     phrases: float = Field(0.5, ge=0, le=1, description="share of the texts that are made of common words")
     square_weight: NonNegativeFloat = Field(1.0, description="weight of the squared differences, per dimension")
     sentence_weight: NonNegativeFloat = Field(1.0, description="weight of the sentence embedding")
+
+
+def picked_layers(teacher: TextEncoder, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The state of a shallower encoder made of some of the teacher's layers, in order: where a student starts."""
+    state = {name: value for name, value in teacher.state_dict().items() if not name.startswith("layers.")}
+    for target, source in enumerate(layers):
+        if not 0 <= source < len(teacher.layers):
+            raise ValueError(f"The teacher has layers 0 to {len(teacher.layers) - 1}, not {source}.")
+        state |= {f"layers.{target}.{n}": v for n, v in teacher.layers[source].state_dict().items()}
+    return state
 
 
 def common_words(encoder: TextEncoder) -> list[str]:

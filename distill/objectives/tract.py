@@ -16,7 +16,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.losses.solver_steps import Ladder, ddim, inverse_ddim, step
+from distill.losses.levels import draw_index
+from distill.losses.solver_steps import LevelTable, ddim, inverse_ddim, step
 from distill.objectives.bases.stages import StagedConfig, StagedObjective
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import Defaults
@@ -50,7 +51,7 @@ class TractObjective(StagedObjective):
 
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
-        chain = [Ladder.of(get_grid(config.schedule, self.path, count, **config.schedule_options)) for count in
+        chain = [LevelTable.of(get_grid(config.schedule, self.path, count, **config.schedule_options)) for count in
                  (config.teacher.steps, *config.counts)]  # fmt: skip
         for fine, coarse in pairwise(chain):
             if not fine.t[:: fine.steps // coarse.steps].allclose(coarse.t, atol=1e-9, rtol=1e-6):
@@ -71,15 +72,15 @@ class TractObjective(StagedObjective):
         condition, scale = self.condition(batch, device, draws), self.scale(draws, device)
         ladder = self.ladders[stage].to(device)
         length = ladder.steps // self.config.counts[stage]
-        i = self.pick(draws, "step", ladder.steps, device)
+        i = draw_index(draws, "step", ladder.steps, device)
         start = i // length * length
         t, s, end = ladder[i + 1], ladder[i], ladder[start]
         z_t = t.mix(x0, draws.normal_like("eps", x0))
         solver = self.config.teacher.solver if stage == 0 else "ddim"
-        z_s = step(solver, lambda x, level: self.instruct(models, x, level, condition, scale, stage), z_t, t, s)
+        z_s = step(solver, lambda x, level: self.stage_teacher(models, x, level, condition, scale, stage), z_t, t, s)
         # where s is the start of the segment already the self-teacher is not needed, and its level may be clean data
         asked = torch.where(i == start, i + 1, i)
-        jump = ddim(self.frozen(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], end)
+        jump = ddim(self.target_predict(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], end)
         z_end = torch.where(expand((i == start).to(x0), x0) != 0, z_s, jump)
         target = inverse_ddim(z_end, z_t, t, end)
         return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.distances import Weight
+from distill.losses.levels import draw_index
 from distill.losses.solver_steps import ddim
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
 from distill.types import Batch, Draws, Phase
@@ -48,7 +49,7 @@ class TrajectoryConsistencyObjective(RegressionObjective):
 
     def indices(self, draws: Draws, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(the number of level s, which is one below t's; the number of level e, at most s's), both (B,)."""
-        i = self.pick(draws, "step", max(round(self.config.start_at * count), 1), device)
+        i = draw_index(draws, "step", max(round(self.config.start_at * count), 1), device)
         lowest = (i + 1 - max(round(self.config.reach * count), 1)).clamp(min=0)
         share = draws.uniform("end", device=device).double()
         return i, torch.minimum(lowest + (share * (i + 1 - lowest)).long(), i)
@@ -64,7 +65,7 @@ class TrajectoryConsistencyObjective(RegressionObjective):
         z_t = t.mix(x0, draws.normal_like("eps", x0))
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
         asked = ladder[torch.where(i == end, i + 1, i)]  # where s is the end already no network is needed
-        jump = ddim(self.frozen(models, z_s, asked, condition, scale).x0, z_s, asked, e)
+        jump = ddim(self.target_predict(models, z_s, asked, condition, scale).x0, z_s, asked, e)
         target = torch.where(expand((i == end).to(x0), x0) != 0, z_s, jump)
         mine = ddim(self.predict(models["student"], z_t, t, condition, scale).x0, z_t, t, e)
         return self.error(mine, target, t)

@@ -21,7 +21,7 @@ ADVICE = (
 )
 
 
-class Guard:
+class NonFiniteGuard:
     """Decides whether an update may happen. What it finds is a line of run/nonfinite.jsonl, sample numbers included."""
 
     def __init__(self, config: TrainConfig, parallel: Parallel):

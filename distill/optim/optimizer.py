@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
-from distill.parallel.data_parallel import full, is_sharded, laid_out, local
+from distill.parallel.shards import full, is_sharded, local, shard_like
 
 
 def orthogonalize(
@@ -54,7 +54,7 @@ class Muon(torch.optim.Muon):
                 update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], self.dtype)
                 # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
-                updates = [laid_out(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]
+                updates = [shard_like(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-rate)
 
@@ -168,7 +168,7 @@ class Optimizer:
         for parameter, slot, value in self.read(state):
             part = owner[parameter]
             part.state[parameter][slot] = (
-                step_count(value, part, parameter) if slot == "step" else laid_out(value.clone(), parameter)
+                step_count(value, part, parameter) if slot == "step" else shard_like(value.clone(), parameter)
             )
 
 

@@ -1,130 +1,28 @@
 """Several processes: replicas (DDP) or shards (FSDP2) of the trained networks, or replicas whose optimisers are in shards
-(DeepSpeed's ZeRO, in zero.py), and what the processes tell one another.
+(DeepSpeed's ZeRO, distill/optim/zero.py), and what the processes exchange.
 
-Launching is accelerate's (`accelerate launch`, or torchrun); a single process needs none of this, and every function below
-then does nothing. Sharded tensors are DTensors: `full` collects one, `laid_out` cuts one, `local` is this process's part.
+A single process needs none of this, and every method below then does nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, is_deepspeed_available
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import TrainConfig
+from distill.parallel.deepspeed_settings import zero_settings
+from distill.parallel.launch import asked_for_more, parent_environment
+from distill.parallel.shards import in_shards
 from distill.run_folder import TrainingError
-from gen.io.extras import install
 from gen.nn.backbones.blocks import MLP, SelfAttention
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")
-
-
-def in_shards(network: nn.Module) -> bool:
-    """Its parameters are at times whole, in the middle of things."""
-    return hasattr(network, "set_requires_gradient_sync")  # FSDP2's
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part, which shares memory with the whole."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor. Every process must call this alike."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, on the device and with the layout of another of its shape."""
-    value = value.to(like.device)
-    if not is_sharded(like):  # in the same order in memory: fused kernels take that for granted
-        return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network inside a wrapper for data-parallel training, for calls that need no gradients."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
-
-
-def fixed(network: nn.Module) -> Callable[..., Any]:
-    """The bare network's function, differentiable in its arguments alone.
-
-    Of a sharded network in its weights as well, as its own hooks must gather them: whoever trains must clear those gradients.
-    """
-    network = bare(network)
-    if in_shards(network):
-        return network
-    weights = {name: value.detach() for name, value in network.named_parameters()}
-    return lambda *args: functional_call(network, weights, args)
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Launch and devices are accelerate's; precision is ours, as its global state takes one for all runs of a process."""
-    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    handlers = []
-    if zero:
-        if not is_deepspeed_available():
-            raise TrainingError(f"DeepSpeed is not installed; install it: {install('deepspeed')}.")
-        if "LOCAL_RANK" not in os.environ:
-            raise TrainingError(
-                "DeepSpeed wants launched processes, one or more: `accelerate launch` or torch.distributed.run."
-            )
-        if not torch.cuda.is_available():  # accelerate starts DeepSpeed on CPUs only where it is told how they talk
-            handlers = [InitProcessGroupKwargs(backend="gloo")]
-        elif config.device == "cpu":
-            raise TrainingError("DeepSpeed takes the GPUs that it sees; for device=cpu set CUDA_VISIBLE_DEVICES to nothing.")
-    accelerator = Accelerator(
-        cpu=config.device == "cpu" and not zero,
-        mixed_precision="no",
-        log_with=list(config.trackers) or None,
-        project_dir=config.output,
-        kwargs_handlers=handlers,
-    )
-    if zero and accelerator.distributed_type != DistributedType.DEEPSPEED:
-        raise TrainingError(
-            "accelerate leaves DeepSpeed out with use_cpu: true; set it to false, and CUDA_VISIBLE_DEVICES to nothing."
-        )
-    return accelerator
-
-
-RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-
-def asked_for_more(environment: Mapping[str, str], parent: Mapping[str, str] | None) -> str:
-    """ " (to meet at ADDRESS)" where `accelerate launch` on CPUs was asked for several processes and started this one alone.
-
-    Its simple launcher sets the address at which processes meet only where there are to be several, and gives none a rank; ""
-    where that is not so. parent: the environment of the process that launched; an address from there is not accelerate's
-    word. None: not known.
-    """
-    address = environment.get("MASTER_ADDR")
-    if address is None or "ACCELERATE_USE_CPU" not in environment or any(name in environment for name in RANKS):
-        return ""
-    return "" if parent is not None and "MASTER_ADDR" in parent else f" (to meet at {address})"
-
-
-def _parent_environment() -> dict[str, str] | None:
-    """The environment of the process that started this one, where the system tells."""
-    try:
-        with open(f"/proc/{os.getppid()}/environ", "rb") as file:
-            rows = file.read(1 << 20).decode("utf-8", "replace").split("\0")
-    except OSError:
-        return None
-    return dict(row.split("=", 1) for row in rows if "=" in row)
 
 
 class Parallel:
@@ -140,7 +38,7 @@ class Parallel:
                 "started; launch with `accelerate launch --num_processes N -m distill.train`, or on CPUs with "
                 "`python -m torch.distributed.run --nproc_per_node N -m distill.train`."
             )
-        if self.world == 1 and (asked := asked_for_more(os.environ, _parent_environment())):
+        if self.world == 1 and (asked := asked_for_more(os.environ, parent_environment())):
             raise TrainingError(
                 f"accelerate was told to start several processes{asked}, and on CPUs it starts one, which would train "
                 "alone: launch with `python -m torch.distributed.run --standalone --nproc_per_node N -m distill.train`, or "
@@ -156,7 +54,6 @@ class Parallel:
         self.kind = "none" if self.world == 1 else "fsdp2" if sharded else "ddp"
 
     def _zero(self, config: TrainConfig) -> dict[str, Any]:
-        from distill.optim.zero import zero_settings
 
         if config.parallel != "auto":
             raise TrainingError(

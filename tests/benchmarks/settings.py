@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.emoji.captions import read_common
-from distill.evaluate import choose_labels
+from distill.eval.model_scores import choose_labels
 from distill.networks.evaluator.network import load_evaluator
 from gen.cli.show import table
 from gen.generator import Generator

@@ -24,7 +24,7 @@ import torch
 from customization.train import TOKEN_RATE, make_trainer
 from distill.checkpointing import folder as checkpoint
 from distill.config import parse_config
-from distill.evaluate import Settings, drawn_labels, generate, load_text_encoder, recognition, subjects
+from distill.eval.model_scores import Settings, drawn_labels, generate, load_text_encoder, recognition, subjects
 from distill.networks.evaluator.network import load_evaluator
 from gen.generator import Generator
 from gen.io.weights import read_weights, write_bytes, write_json

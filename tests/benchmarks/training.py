@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
-from distill.objectives.bases.objective import Batch, Draws, Phase
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
-from distill.optim import Optimizer
+from distill.optim.optimizer import Optimizer
 from distill.optim.precision import autocast
 from distill.parallel.host_memory import keep_freed_memory
+from distill.types import Batch, Draws, Phase
 from gen.nn.backbones.cost import cost
 from gen.nn.backbones.presets import build_preset
 from gen.nn.backbones.uvit import UViT

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective, open_model
+from customization.base.config import CustomizationConfig, open_model
+from customization.base.objective import CustomizationObjective
 from customization.train import make_trainer
 from distill.config import TrainConfig
 

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from customization.base.objective import FORMATS, CustomizationConfig
+from customization.base.config import FORMATS, CustomizationConfig
+from customization.base.export import write_file
 from distill.networks.lora.peft_injection import AdapterConfig, inject
 from gen.adapters import read_adapter
 from gen.generator import Generator
@@ -56,7 +57,7 @@ def test_every_kind_starts_as_the_model_and_exports_what_it_became(kind, tiny_mo
     folder = tmp_path / "peft-denoiser"
     if kind != "oft":
         made.config = made.config.model_copy(update={"format": "peft"})
-        folder = made.write(made.to_adapter(dict(trained.named)), tmp_path / "peft").parent
+        folder = write_file(made.to_adapter(dict(trained.named)), made.config.format, made.metadata(), tmp_path / "peft").parent
     fresh = Generator.from_pretrained(tiny_model, "cpu", "float32").network
     theirs = peft.PeftModel.from_pretrained(fresh, folder).base_model.model
     assert_close(theirs(X, TIME, condition, Context()), wanted, rtol=1e-4, atol=1e-4)
@@ -75,7 +76,7 @@ def test_every_format_says_the_same(tiny_model, tmp_path):
     for format in FORMATS:
         one = objective(tiny_model, adapter={"rank": 2, "alpha": 3}, format=format, name="style")
         own = {name: value for name, value in values.items() if name.startswith("denoiser")}
-        path = one.write(one.to_adapter(own), tmp_path / format)
+        path = write_file(one.to_adapter(own), one.config.format, one.metadata(), tmp_path / format)
         adapter = read_adapter(path.parent if format == "peft" else path)
         assert adapter.format == format
         if format != "peft":

@@ -47,7 +47,7 @@ def test_a_trained_lora_with_a_word_makes_the_same_picture_in_diffusers(name, tm
     images = pictures(tmp_path / "images", 2)
     run = trainer(tmp_path / "run", images, folder, objective=settings, data={"prompt": "a <new> cat"}, max_steps=3)
     run.train()
-    assert sorted(run.optimizers["adapter"].peaks) == [1e-2, 5e-2]
+    assert sorted(run.roles.optimizers["adapter"].peaks) == [1e-2, 5e-2]
     export = tmp_path / "run" / "export"
     generator = Generator.from_pretrained(folder, "cpu", "float32")
     x = noise(generator, 1)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from customization.base.objective import literal
 from customization.data import make_data
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.types import Batch, Draws
 from gen.generator import Generator
 from gen.pipeline.png import read_recipe, save_image

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from customization.base.objective import open_model
+from customization.base.config import open_model
 from customization.methods.consislora import ConsistentConfig, ConsistentObjective
 from customization.methods.custom_diffusion import key_value_layers
 from customization.methods.factors import PREFIX, Factors, attach, folded

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from customization.base.objective import open_model
-from customization.base.size_sampling import Sizes, SizesConfig, shares
+from customization.base.config import open_model
 from customization.data import ConceptConfig
 from customization.methods.res_adapter import ResAdapterConfig, ResAdapterObjective, norms, resamplers
+from customization.size_sampling import Sizes, SizesConfig, shares
 from customization.train import check_method, make_trainer, read_config
 from distill.config import TrainConfig
 from gen.adapters import read_adapter

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from customization.base.objective import CustomizationConfig, CustomizationObjective
+from customization.base.config import CustomizationConfig
+from customization.base.objective import CustomizationObjective
 from gen.adapters import Adapter, AdapterError, from_tensors, read_adapter, write_adapter
 from gen.adapters.words import embedding_of
 from gen.generator import Generator
@@ -116,7 +117,7 @@ def test_a_word_acts_while_its_adapter_is_in_force(tiny_model, tmp_path):
     generator.set_adapters({"new": 1.0})
     made = generator("a <new> cat", seed=1, output_type="latent", progress=False)
     assert torch.equal(made.images, generator("a red cat", seed=1, output_type="latent", progress=False).images)
-    assert made.recipes[0].adapter_files["new"] == generator._loaded.loaded["new"].sha256
+    assert made.recipes[0].adapter_files["new"] == generator.loaded_adapters.loaded["new"].sha256
     with pytest.raises(AdapterError, match="without fusing"):
         generator.fuse_adapters()
     generator.unload_adapter("new")

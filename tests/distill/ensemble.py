@@ -11,8 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from distill.objectives.bases.frozen_copies import frozen_copy
 from distill.objectives.bases.objective import Objective
-from distill.objectives.bases.student import Teacher, following
+from distill.objectives.bases.teacher import Teacher
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
 from samplers.analytic import Mixture
@@ -127,7 +128,7 @@ def train(
             optimizer.step()
             objective.after_step(step)
             step += 1
-        after.append(following(network).network)
+        after.append(frozen_copy(network).network)
     return after
 
 

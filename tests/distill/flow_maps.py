@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.consistency_schedules import at_ratio
-from distill.objectives.bases.student import Teacher
+from distill.objectives.bases.teacher import Teacher
 from samplers.denoiser import Context
 from samplers.path import NoiseLevel, expand
 from tests.distill.students import FLOW, Exact, exact_teacher

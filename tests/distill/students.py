@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.objectives.bases.student import StudentObjective, Teacher
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.teacher import Teacher
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import ModelConfig
 from gen.nn.registry import build

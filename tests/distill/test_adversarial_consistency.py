@@ -83,10 +83,10 @@ def test_the_judge_sees_the_data_and_the_students_pictures_at_one_level_with_noi
 
     z, i, condition, _ = objective.noised(batch, draws)
     level = objective.judged(draws, CPU)
-    drawn = objective.denoiser(one)(z, objective.teacher_levels[i + 1], condition, Context()).x0
+    drawn = objective.teacher.denoiser(one)(z, objective.teacher_levels[i + 1], condition, Context()).x0
     for rows, x0, name in ((slice(0, 4), batch.latents, "real"), (slice(4, 8), drawn, "fake")):
         x = level.mix(x0, draws.normal(name, (2, 4, 4)))
-        expected = block_features(objective.denoiser(teacher.network), x, level, condition, (0, 2))
+        expected = block_features(objective.teacher.denoiser(teacher.network), x, level, condition, (0, 2))
         for found, wanted in zip(seen, expected, strict=True):
             torch.testing.assert_close(found[rows], wanted, atol=1e-5, rtol=1e-4)
     real, fake = recorder([f[:4] for f in seen]), recorder([f[4:] for f in seen])
@@ -187,7 +187,7 @@ def test_a_judge_can_teach_alone(make, monkeypatch):
     """Then the teacher is asked for features and for nothing else, and nothing but the student and the judge trains."""
     objective = make(tiny_teacher("dit", FLOW, "flow"), student("dit"), consistency_weight=0.0, adversarial_weight=1.0)
     assert {name for name, role in objective.roles.items() if role.trains} == {"student", "discriminator"}
-    monkeypatch.setattr(objective, "teach", lambda *_: pytest.fail("the teacher was asked for a prediction"))
+    monkeypatch.setattr(objective, "teacher_predict", lambda *_: pytest.fail("the teacher was asked for a prediction"))
     batch = latents()
     models = models_of(objective)
     for phase in (STUDENT, JUDGE):

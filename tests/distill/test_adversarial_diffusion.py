@@ -58,14 +58,14 @@ def test_the_students_loss_is_what_the_heads_say_and_how_far_the_teacher_would_m
     draws = Draws(0, batch.index, "student")
     loss, logged = objective.loss(STUDENT, models, batch, draws, 0)
     x0, _, condition, scale = objective.drawn(models["student"], batch, draws)
-    images = objective.given.autoencoder.decode(x0).clamp(-1.2, 1.2)
-    shown = objective.maps.embed(objective.given.autoencoder.decode(batch.latents))
+    images = objective.teacher.autoencoder.decode(x0).clamp(-1.2, 1.2)
+    shown = objective.maps.embed(objective.teacher.autoencoder.decode(batch.latents))
     shown = shown * (objective.start(draws, x0.device) < 4)[:, None]  # not what starts from pure noise
     assert 0 < (shown.abs().sum(1) > 0).sum() < 4
     adversarial = -sum(logits.mean() for logits in models["discriminator"](objective.maps(images), None, shown))
     level = objective.path(draws.uniform("level").double())
     x_t = level.mix(x0, draws.normal("noise", (2, 4, 4)))
-    wanted = objective.teach(models, x_t, level, condition, scale).x0
+    wanted = objective.teacher_predict(models, x_t, level, condition, scale).x0
     distillation = (level.alpha.float() * (x0 - wanted).square().mean((1, 2, 3))).mean()
     assert distillation > 1e-3
     torch.testing.assert_close(loss, adversarial + 0.7 * distillation)
@@ -80,7 +80,7 @@ def test_the_heads_loss_is_the_hinge_and_the_gradient_at_real_features(network, 
     draws = Draws(0, batch.index, "discriminator")
     loss, logged = objective.loss(JUDGE, models, batch, draws, 0)
     x0, real, *_ = objective.drawn(models["student"], batch, draws)
-    decode, heads = objective.given.autoencoder.decode, models["discriminator"]
+    decode, heads = objective.teacher.autoencoder.decode, models["discriminator"]
     maps = [m.detach().requires_grad_(True) for m in objective.maps(decode(real).clamp(-1.2, 1.2))]
     shown = objective.maps.embed(decode(real)) * (objective.start(draws, x0.device) < 4)[:, None]
     on_real, on_fake = heads(maps, None, shown), heads(objective.maps(decode(x0).clamp(-1.2, 1.2)), None, shown)
@@ -181,15 +181,15 @@ def test_a_perceptual_distance_is_that_of_the_features_directions():
     a, b = latents().latents, latents(8).latents[4:]
     a.requires_grad_(True)
     apart = torch.zeros(4)
-    for x, y in zip(both.maps(both.seen(a).clamp(-1.2, 1.2)), both.maps(both.seen(b).clamp(-1.2, 1.2)), strict=True):
+    for x, y in zip(both.maps(both.decode(a).clamp(-1.2, 1.2)), both.maps(both.decode(b).clamp(-1.2, 1.2)), strict=True):
         cosine = torch.nn.functional.cosine_similarity(x, y, dim=1)
         lit = ((x != 0).any(1) & (y != 0).any(1)).float()  # a place where nothing fires has no direction
         dark = (x != 0).any(1).float() + (y != 0).any(1).float() - 2 * lit
         apart = apart + ((2 - 2 * cosine) * lit + dark).mean((1, 2))
     assert apart.min() > 1e-3
     torch.testing.assert_close(both.distance(a, b), plain.distance(a, b) + 0.7 * apart, rtol=1e-4, atol=1e-5)
-    assert torch.equal(both.seen_distance(b, b), torch.zeros(4))
-    (gradient,) = torch.autograd.grad(both.seen_distance(a, b).sum(), a)
+    assert torch.equal(both.perceptual_error(b, b), torch.zeros(4))
+    (gradient,) = torch.autograd.grad(both.perceptual_error(a, b).sum(), a)
     assert gradient.abs().flatten(1).max(1).values.min() > 0
 
 

@@ -12,8 +12,8 @@ from distill.networks.evaluator.augment import NUMBERS, augment, outline, poster
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
 from distill.objectives.autoencoder import AutoencoderObjective, AutoencoderObjectiveConfig, gradient_difference, random_crops
 from distill.objectives.evaluator import EvaluatorObjective, EvaluatorObjectiveConfig, contrastive
-from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases
-from distill.text_teacher import choose_pieces, from_bert, picked_layers, read_wheel
+from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases, picked_layers
+from distill.text_teacher import choose_pieces, from_bert, read_wheel
 from distill.types import Batch, Draws, Phase
 from gen.io.weights import CheckpointError
 from gen.models.components import save_component

@@ -8,10 +8,12 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from distill import evaluate as command
+from distill.checkpointing.digests import weights_digest
 from distill.eval import references as module
 from distill.eval.comparison import Plan, Row, compare, kept_pictures, markdown, picture_keys, sheet
-from distill.eval.references import References, in_8_bits, weights_digest
-from distill.evaluate import Settings, counts, set_distances, subjects
+from distill.eval.model_scores import Settings, set_distances, subjects
+from distill.eval.references import References, in_8_bits
+from distill.evaluate import counts
 from distill.networks.evaluator.pictures import read_pictures
 from distill.networks.features import Features, load_features
 from gen.generator import Generator

@@ -72,7 +72,7 @@ def gaussians(**changes):
 def test_the_gradient_is_that_of_the_divergence_at_the_level():
     """d KL / d mean of Gaussians is alpha^2 (m - m') / (alpha^2 s'^2 + sigma^2); the direction is sigma^2 / alpha^2 of it."""
     objective, one, critic = gaussians()
-    truth, count = objective.given.network.oracle, 20000
+    truth, count = objective.teacher.network.oracle, 20000
     for t in (0.2, 0.5, 0.8):
         level = objective.path(torch.full((count,), t, dtype=torch.float64))
         z, noise = (torch.randn(count, *one.mean.shape, generator=torch.Generator().manual_seed(s)).double() for s in (1, 2))
@@ -101,7 +101,7 @@ def test_a_critic_that_agrees_with_the_teacher_moves_nothing_and_another_does():
         objective.loss(STUDENT, models, batch, Draws(0, batch.index, "student"), 0)[0].backward()
         return max(p.grad.abs().max().item() for p in one.parameters())
 
-    truth = objective.given.network.oracle
+    truth = objective.teacher.network.oracle
     assert gradient() > 0.05
     with torch.no_grad():
         critic.mean.copy_(truth.mean)
@@ -111,7 +111,7 @@ def test_a_critic_that_agrees_with_the_teacher_moves_nothing_and_another_does():
 
 def test_the_critic_comes_to_the_student_and_the_student_to_the_teacher():
     objective, one, critic = gaussians(weight="snr", max_weight=5.0)
-    models, truth = models_of(objective), objective.given.network.oracle
+    models, truth = models_of(objective), objective.teacher.network.oracle
     rates = {"student": 0.02, "critic": 0.05}
     networks = {"student": one, "critic": critic}
     optimizers = {name: torch.optim.Adam(networks[name].parameters(), betas=(0.5, 0.99)) for name in rates}
@@ -212,7 +212,7 @@ def test_the_students_loss_is_the_matching_and_how_real_the_critic_takes_it_for(
         level = objective.compared(draws, CPU)
         x_t = level.mix(x0, draws.normal("noise", (2, 4, 4)))
         fake, logits = objective.judge(models["critic"], x_t, level, condition, scale)
-        real = objective.teach(models, x_t, level, condition, scale)
+        real = objective.teacher_predict(models, x_t, level, condition, scale)
         adversarial = -torch.log(torch.sigmoid(logits)).mean()  # falls as the logits rise, which say "real"
         wanted = matching(x0, fake.x0, real.x0).mean() + 0.5 * adversarial
     torch.testing.assert_close(loss.detach(), wanted, atol=1e-5, rtol=1e-4)
@@ -260,7 +260,7 @@ def test_at_first_the_critic_is_the_teacher_and_trains_alone():
     x, level = latents(2).latents, objective.path(torch.tensor([0.3, 0.7]).double())
     condition = objective.condition(latents(2), CPU)
     critic = objective.judge(objective.roles["critic"].network, x, level, condition, torch.tensor([2.0, 6.0]))[0]
-    torch.testing.assert_close(critic.x0, objective.denoiser(teacher.network)(x, level, condition, Context()).x0)
+    torch.testing.assert_close(critic.x0, objective.teacher.denoiser(teacher.network)(x, level, condition, Context()).x0)
 
 
 @CASES

@@ -20,8 +20,9 @@ from distill.data.emoji.archive import read_archive
 from distill.data.emoji.captions import HELD_OUT, article, held_out_colours, read_common, without_colour
 from distill.data.emoji.concepts import read_concepts
 from distill.data.emoji.data import EmojiConfig, EmojiData, Variant
-from distill.data.emoji.packs import KEYWORDS, NAMES, PACKS, DataError, Pack, read_members
+from distill.data.emoji.packs import KEYWORDS, NAMES, PACKS, Pack, read_members
 from distill.data.emoji.recolor import BACKGROUNDS, COLOURS, hsv_to_rgb, measure, recolour, rgb_to_hsv
+from distill.data.errors import DataError
 
 DISC = '<circle cx="16" cy="16" r="12" fill="#d02020"/>'
 EMOJI = [  # code, character, label, group, subgroup

@@ -9,7 +9,8 @@ from distill import evaluate as module
 from distill.data.emoji.captions import HELD_OUT
 from distill.data.emoji.recolor import BACKGROUNDS
 from distill.eval.colours import object_colours
-from distill.evaluate import Settings, choose_labels, composition, evaluate, main
+from distill.eval.model_scores import Settings, choose_labels, composition, evaluate
+from distill.evaluate import main
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from gen.models.components import save_component
 from tests.distill.evaluation import LABELS, SIZE, VENDORS, archive, picture

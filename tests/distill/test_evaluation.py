@@ -11,7 +11,7 @@ from distill.config import ConfigError, TrainConfig, parse_config
 from distill.eval.during_training import FIRST
 from distill.eval.metrics import frechet_distance, precision_recall
 from distill.objectives import make_objective
-from distill.objectives.bases.student import Teacher
+from distill.objectives.bases.teacher import Teacher
 from distill.run_folder import TrainingError
 from distill.trainer import Trainer
 from distill.types import Batch
@@ -139,7 +139,7 @@ def test_the_teacher_s_pictures_depend_on_the_teacher_only(places, tmp_path):
             trainer(places, tmp_path / "c", objective={**other, "teacher": {**teacher, **changes}}).objective.teacher_digest()
         )
     with torch.no_grad():
-        next(plain.objective.given.network.parameters()).view(-1)[0].add_(1e-3)
+        next(plain.objective.teacher.network.parameters()).view(-1)[0].add_(1e-3)
     keys.add(plain.objective.teacher_digest())
     assert len(keys) == 5
 
@@ -198,4 +198,4 @@ def test_what_cannot_be_evaluated_is_said(places, tmp_path):
 def test_a_config_with_evaluation_comes_back_from_a_checkpoint(places, tmp_path):
     run = trainer(places, tmp_path)
     assert TrainConfig(**run.config.model_dump(mode="json")) == run.config
-    assert isinstance(run.objective.given, Teacher)
+    assert isinstance(run.objective.teacher, Teacher)

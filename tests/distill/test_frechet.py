@@ -241,13 +241,13 @@ def test_the_loss_is_consistency_and_how_far_features_are_from_where_the_map_tak
     torch.testing.assert_close(loss.double(), 0.3 * consistency.double() + 0.7 * total.mean() / 2, atol=1e-6, rtol=1e-5)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in models["student"].parameters())
-    for part in (found.autoencoder, found.given.network):
+    for part in (found.autoencoder, found.teacher.network):
         assert all(p.grad is None for p in part.parameters())
 
 
 def test_without_consistency_no_teacher_is_asked(monkeypatch):
     found = objective(monkeypatch, consistency_weight=0.0, population=4, refresh=1)
-    monkeypatch.setattr(found, "teach", lambda *args: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(found, "teacher_predict", lambda *args: pytest.fail("the teacher was asked"))
     run(found, 4)
     batch, models = latents(8), models_of(found)
     loss, _ = found.loss(STUDENT, models, batch, Draws(1, batch.index, "student"), 4)
@@ -282,7 +282,7 @@ def test_the_datas_features_are_those_of_decoded_latents(monkeypatch):
     found = objective(monkeypatch, reference=40)
     batch = Source().batch(range(40))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = small(None).function(found.seen(found.clean(batch)).clamp(-1.2, 1.2)).double()
+        features = small(None).function(found.decode(found.clean(batch)).clamp(-1.2, 1.2)).double()
     torch.testing.assert_close(found.of["evaluator"].center, features.mean(0), atol=1e-2, rtol=1e-2)
 
 

@@ -80,7 +80,7 @@ def test_counted_bytes_are_those_that_are_there(tmp_path, type):
     assert row["weights"] == 4 * numbers and row["gradients"] == 4 * numbers and row["averages"] == 8 * numbers
     assert row["low precision"] == 0
     trainer.train()
-    state = trainer.optimizers["net"].state_dict()
+    state = trainer.roles.optimizers["net"].state_dict()
     assert row["optimizer"] == sum(value.nbytes for value in state.values())
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import linalg
 
-from distill.eval.metrics import frechet_distance, kernel_distance, near_copies, nearest, precision_recall, psnr, top_k
+from distill.eval.metrics import frechet_distance, kernel_distance, near_copies, nearest, precision_recall, top_k
+from distill.losses.distances import psnr
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ def test_guidance_inside():
     got = objective.velocity(models_of(objective), batch.latents, eps, x, t, condition, 1.0, null)
     level = objective.path(t)
     with_c, without = (
-        objective.teach(models_of(objective), x, level, c).flow(objective.path) for c in (condition, condition.null())
+        objective.teacher_predict(models_of(objective), x, level, c).flow(objective.path) for c in (condition, condition.null())
     )
     expected = (eps - batch.latents) + 0.5 * with_c - 0.5 * without
     torch.testing.assert_close(got[~null], expected[~null])

@@ -14,7 +14,7 @@ from distill.objectives.guidance_distillation import GuidanceConfig, GuidanceObj
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.objectives.phased_consistency import PhasedConsistencyConfig, PhasedConsistencyObjective
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
-from distill.parallel.data_parallel import fixed
+from distill.parallel.shards import detached_weights
 from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
@@ -157,7 +157,7 @@ def test_clean_data_stays_as_it_is(path, kind):
     teacher = exact_teacher(path, kind)
     objective = lcm(teacher, copy.deepcopy(teacher.network))
     x, clean = batch_of(3).latents, objective.teacher_levels[torch.zeros(3, dtype=torch.int64)]
-    prediction = objective.denoiser(teacher.network)(x, clean, Condition(), Context())
+    prediction = objective.teacher.denoiser(teacher.network)(x, clean, Condition(), Context())
     assert torch.equal(objective.consistent(prediction.with_raw(prediction.raw * float("nan"))), x)
     far = objective.boundary(objective.path(torch.tensor([0.25, 1.0]).double()))
     assert far[0].max() < (3e-3 if path is VP else 1e-6) and (far[1] - 1).abs().max() < 2e-3
@@ -268,7 +268,7 @@ def test_the_judge_learns_to_tell_and_the_hinge_is_its_formula():
     assert hinge_discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1.5 + 1) / 3)
     teacher = tiny_teacher()
     objective = pcm(teacher, build({"type": "dit", **SIZES}), start="teacher")
-    denoiser = objective.denoiser(teacher.network)
+    denoiser = objective.teacher.denoiser(teacher.network)
     level = objective.path(torch.full((6,), 0.3))
     x = batch_of(6, shape=(2, 4, 4)).latents.float()
     condition = Condition(label=torch.zeros(6, dtype=torch.int64))
@@ -284,7 +284,7 @@ def test_the_judge_learns_to_tell_and_the_hinge_is_its_formula():
         value.backward()
         optimizer.step()
     assert values[-1] < 0.5 * values[0]
-    torch.testing.assert_close(fixed(heads)(features[0]), heads(features[0]))
+    torch.testing.assert_close(detached_weights(heads)(features[0]), heads(features[0]))
 
 
 def test_features_need_blocks():
@@ -292,10 +292,10 @@ def test_features_need_blocks():
     objective = pcm(teacher, build({"type": "dit", **SIZES}), start="teacher")
     x, level = torch.zeros(1, 2, 4, 4), objective.path(torch.tensor([0.3]))
     with pytest.raises(ValueError, match="reads block 3, but the network has 3"):
-        block_features(objective.denoiser(teacher.network), x, level, Condition(), (3,))
+        block_features(objective.teacher.denoiser(teacher.network), x, level, Condition(), (3,))
     exact = exact_teacher()
     with pytest.raises(ValueError, match="this network has none"):
-        block_features(objective.denoiser(exact.network), torch.zeros(1, 2, 2, 2).double(), level, Condition(), (0,))
+        block_features(objective.teacher.denoiser(exact.network), torch.zeros(1, 2, 2, 2).double(), level, Condition(), (0,))
 
 
 def test_phases_must_divide_the_teachers_steps():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from distill.losses.levels import draw_index
 from distill.losses.solver_steps import adjusted_ddim, ddim
 from distill.objectives import make_objective
 from distill.objectives.multistep_consistency import MultistepConsistencyConfig, MultistepConsistencyObjective
@@ -68,7 +69,7 @@ def test_progressive_weight_is_the_truncated_snr():
     config = ProgressiveConfig(teacher={"steps": 4}, steps=2, start="network")
     objective = ProgressiveObjective(config, copy.deepcopy(teacher.network), None, teacher)
     batch = batch_of(16)
-    i = objective.pick(Draws(0, batch.index, "student"), "step", 2, torch.device("cpu"))
+    i = draw_index(Draws(0, batch.index, "student"), "step", 2, torch.device("cpu"))
     assert set(i.tolist()) == {0, 1}
     student = Jump(teacher.model, teacher.network.oracle, grid(teacher, 4), 2)
 
@@ -217,7 +218,7 @@ def test_one_substep_per_segment_is_the_diffusion_loss():
     objective = multistep(teacher, student, steps=4, substeps=(4, 4), form="training", weight="uniform")
     batch = batch_of(12)
     draws = Draws(0, batch.index, "student")
-    t = objective.levels[objective.pick(draws, "segment", 4, torch.device("cpu")) + 1]
+    t = objective.levels[draw_index(draws, "segment", 4, torch.device("cpu")) + 1]
     x0, eps = batch.latents, draws.normal("eps", batch.latents.shape[1:])
     x = t.alpha.reshape(-1, 1, 1, 1) * x0 + t.sigma.reshape(-1, 1, 1, 1) * eps
     expected = (student.oracle(x, t, Condition(), Context()).x0 - x0).square().mean()
@@ -232,7 +233,7 @@ def test_one_segment_in_training_form_is_consistency_training():
     objective = multistep(teacher, student, steps=1, substeps=(6, 6), form="training", distance="pseudo_huber", huber_c=0.3)
     batch = batch_of(20)
     draws = Draws(0, batch.index, "student")
-    n = 1 + objective.pick(draws, "substep", 6, torch.device("cpu")).double()
+    n = 1 + draw_index(draws, "substep", 6, torch.device("cpu")).double()
     assert n.min() == 1 and n.max() == 6
     x0, eps = batch.latents, draws.normal("eps", batch.latents.shape[1:]).double()
 

@@ -17,12 +17,12 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from torch import nn
 
 from distill.checkpointing import folder as checkpoints
-from distill.checkpointing import resume as saving
-from distill.checkpointing.resume import fill
 from distill.config import TrainConfig
-from distill.objectives.bases.student import following, move_towards
+from distill.objectives.bases.frozen_copies import ema_update, frozen_copy
 from distill.optim.optimizer import Muon, orthogonalize
-from distill.parallel.data_parallel import Parallel, asked_for_more, is_sharded, local
+from distill.parallel.data_parallel import Parallel
+from distill.parallel.launch import asked_for_more
+from distill.parallel.shards import fill, is_sharded, local
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
 from tests.distill.states import close, equals_one, everything, stop_after
@@ -175,7 +175,7 @@ def test_a_skip_on_one_process_is_a_skip_on_all(tmp_path):
 def _gathered(output, kind) -> None:
     trainer = toy_trainer(output, parallel=kind, max_steps=2, optimizer={"lr": 1e-2})
     trainer.train()
-    groups = saving.gather(trainer)
+    groups = trainer.state.gather(trainer.step)
     held = sum(value.numel() for tensors in groups.values() for value in tensors.values())
     assert set(groups) == {"net", "ema-net", "optim-net"}
     if trainer.rank:
@@ -295,7 +295,7 @@ class Scaled(ToyObjective):
 
     def __init__(self, network):
         super().__init__(network)
-        self.roles["average"] = following(network)
+        self.roles["average"] = frozen_copy(network)
 
     def loss(self, phase, models, batch, draws, step):
         error, logged = super().loss(phase, models, batch, draws, step)
@@ -305,9 +305,9 @@ class Scaled(ToyObjective):
 
     def after_step(self, step):
         average, network = self.roles["average"].network, self.roles["net"].network
-        move_towards(average, network, 0.5)
+        ema_update(average, network, 0.5)
         if step == 3:
-            move_towards(network, average, 0.0)
+            ema_update(network, average, 0.0)
 
     def state_dict(self):
         return dict(self.roles["average"].network.state_dict())

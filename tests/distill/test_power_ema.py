@@ -8,7 +8,8 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from distill.ema import Ema, find_snapshots, main, reconstruct
+from distill.ema import main
+from distill.optim.ema import Ema, find_snapshots, reconstruct
 from distill.optim.power_ema import combination, decay, gamma_of, inner
 from gen.io.weights import CheckpointError
 from tests.distill.toy import toy_trainer

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from distill import cache
 from distill.data import make_source
 from distill.data.emoji.archive import Record, write_archive
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.latent_files import content_hash
 from distill.data.order import Order, bucket_sizes, nearest_bucket
 from distill.data.report import Unusable

@@ -17,10 +17,10 @@ import torch
 import yaml
 from PIL import Image
 
-from distill import data
 from distill.data import make_source
+from distill.data.__main__ import main as check
 from distill.data.decode import decode, probe
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from distill.data.report import Unusable
 from gen.models.components import save_component
 
@@ -437,11 +437,11 @@ def test_the_check_command(tmp_path, capsys):
     config = tmp_path / "c.yaml"
     base = {"output": "x", "objective": {"type": "diffusion"}, "network": {}, "max_steps": 1, "batch_size": 2}
     config.write_text(yaml.safe_dump({**base, "data": {"type": "images", "folder": str(root)}}))
-    assert data.main(["check", str(config)]) == 0
+    assert check(["check", str(config)]) == 0
     said = capsys.readouterr().out
     assert "1 kept, 1 dropped" in said and "b.png" in said
     (root / "a.png").unlink()
-    assert data.main(["check", str(config)]) == 2
+    assert check(["check", str(config)]) == 2
     assert "gives no samples" in capsys.readouterr().err
 
 

@@ -12,7 +12,10 @@ from distill.losses import distances as losses
 from distill.losses import solver_steps as steps
 from distill.networks.lora.overlay import LoraConfig, LoraNetwork
 from distill.objectives import make_objective
-from distill.objectives.bases.student import StudentConfig, StudentObjective, Teacher, move_towards
+from distill.objectives.bases.frozen_copies import ema_update
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.objectives.bases.teacher import Teacher
 from distill.types import Draws
 from gen.generator import Generator
 from gen.nn.registry import build
@@ -36,7 +39,7 @@ def models_of(objective):
 
 
 def stacked(*levels) -> NoiseLevel:
-    return steps.Ladder.of(levels)[torch.arange(len(levels) - 1, -1, -1)]
+    return steps.LevelTable.of(levels)[torch.arange(len(levels) - 1, -1, -1)]
 
 
 @pytest.mark.parametrize("path", [FLOW, VP], ids=["flow", "vp"])
@@ -116,7 +119,7 @@ def test_the_teacher_is_under_guidance(scale):
     objective = objective_of(teacher, copy.deepcopy(teacher.network))
     x, labels = batch_of(3).latents, torch.tensor([0, 1, -1])
     level = objective.path(torch.tensor([0.9, 0.5, 0.2]).double())
-    got = objective.teach(models_of(objective), x, level, Condition(label=labels), scale)
+    got = objective.teacher_predict(models_of(objective), x, level, Condition(label=labels), scale)
     oracle = teacher.network.oracle
     for i in range(3):
         one = NoiseLevel(*(v[i].item() for v in (level.t, level.alpha, level.sigma)))
@@ -132,8 +135,8 @@ def test_guidance_stops_outside_its_interval():
     )
     x, level = batch_of(2).latents, objective.path(torch.tensor([0.95, 0.5]).double())  # log-SNR -2.9 and 0
     condition = Condition(label=torch.tensor([0, 1]))
-    plain = objective.teach(models_of(objective), x, level, condition)
-    got = objective.teach(models_of(objective), x, level, condition, 4.0)
+    plain = objective.teacher_predict(models_of(objective), x, level, condition)
+    got = objective.teacher_predict(models_of(objective), x, level, condition, 4.0)
     torch.testing.assert_close(got.x0[0], plain.x0[0], atol=1e-12, rtol=0)
     assert (got.x0[1] - plain.x0[1]).abs().max() > 1e-3
 
@@ -149,7 +152,9 @@ def test_a_student_that_reads_a_scale_starts_as_its_teacher(kind):
     scale = objective.scale(Draws(0, torch.arange(3)), x.device)
     assert scale.shape == (3,) and scale.min() >= 1 and scale.max() <= 5
     mine = objective.predict(network, x, level, condition, scale)
-    torch.testing.assert_close(mine.raw, objective.teach(models_of(objective), x, level, condition).raw, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        mine.raw, objective.teacher_predict(models_of(objective), x, level, condition).raw, atol=1e-5, rtol=1e-5
+    )
     randomise(network.scalar_embeds, 4)
     other = objective.predict(network, x, level, condition, scale + 1)
     assert (other.raw - objective.predict(network, x, level, condition, scale).raw).abs().max() > 1e-3
@@ -170,7 +175,9 @@ def test_without_a_network_section_the_student_is_like_its_teacher(embed):
     x, level = batch_of(2, shape=(2, 4, 4)).latents.float(), objective.path(torch.tensor([0.9, 0.5]))
     condition = Condition(label=torch.tensor([0, 1]))
     mine = objective.predict(student, x, level, condition, 3.0).raw
-    torch.testing.assert_close(mine, objective.teach(models_of(objective), x, level, condition).raw, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        mine, objective.teacher_predict(models_of(objective), x, level, condition).raw, atol=1e-5, rtol=1e-5
+    )
     with pytest.raises(ValueError, match="give its section"):
         make_objective({"type": "diffusion"}, nn.Identity())
 
@@ -194,7 +201,7 @@ def test_a_lora_leaves_its_base_alone_and_is_exported_as_one(tmp_path):
     network = objective.roles["student"].network
     x, level = batch_of(2, shape=(2, 4, 4)).latents.float(), objective.path(torch.tensor([0.9, 0.5]))
     condition = Condition(label=torch.tensor([0, 1]))
-    base = objective.teach(models_of(objective), x, level, condition).raw
+    base = objective.teacher_predict(models_of(objective), x, level, condition).raw
     torch.testing.assert_close(objective.predict(network, x, level, condition).raw, base, atol=2e-6, rtol=1e-5)  # B = 0
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"down", "up"}
     changed_lora(network)
@@ -202,17 +209,17 @@ def test_a_lora_leaves_its_base_alone_and_is_exported_as_one(tmp_path):
     assert (out - base).abs().max() > 1e-2
     out.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
-    torch.testing.assert_close(objective.teach(models_of(objective), x, level, condition).raw, base, atol=0, rtol=0)
+    torch.testing.assert_close(objective.teacher_predict(models_of(objective), x, level, condition).raw, base, atol=0, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
 
     objective.export({"student": network}, tmp_path / "export")
     generator = Generator(teacher.model, copy.deepcopy(teacher.network), device="cpu", dtype="float32")
     report = generator.load_adapter(tmp_path / "export")
-    assert len(generator._loaded.loaded) == 1 and report is not None
+    assert len(generator.loaded_adapters.loaded) == 1 and report is not None
     adapters = generator.adapters
     loaded = generator.denoiser(x, level, condition, Context(adapters=adapters)).raw
     torch.testing.assert_close(loaded, out, atol=2e-5, rtol=1e-5)
-    merged = objective.denoiser(network.merged())(x, level, condition, Context()).raw
+    merged = objective.teacher.denoiser(network.merged())(x, level, condition, Context()).raw
     torch.testing.assert_close(merged, out, atol=1e-5, rtol=1e-5)
 
 
@@ -251,7 +258,7 @@ def test_the_target_is_an_average_and_is_kept():
 
 def test_averaging_with_no_decay_copies():
     a, b = (randomise(build({"type": "dit", **SIZES}), seed) for seed in (1, 2))
-    move_towards(a, b, 0.0)
+    ema_update(a, b, 0.0)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from distill.networks.discriminator import block_features
 from distill.networks.lora.overlay import LowRankWeight
 from distill.objectives import make_objective
-from distill.objectives.bases.student import Teacher, TeacherConfig
+from distill.objectives.bases.teacher import Teacher, TeacherConfig
 from distill.registry import OBJECTIVES
 from distill.types import Batch, Draws, Phase
 from gen.adapters import Adapters, read_adapter
@@ -42,10 +42,10 @@ def test_a_lora_is_trained_on_a_diffusers_pipeline(tmp_path):
     x, level = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), objective.path(torch.tensor([0.5, 0.9]))
     condition = objective.condition(batch, x.device)
     mine = objective.predict(network, x, level, condition).raw
-    loaded = objective.denoiser(teacher.network)(x, level, condition, Context()).raw
+    loaded = objective.teacher.denoiser(teacher.network)(x, level, condition, Context()).raw
     torch.testing.assert_close(loaded, mine, atol=1e-5, rtol=1e-5)
     models = {name: role.network for name, role in objective.roles.items()}
-    assert (mine - objective.teach(models, x, level, condition).raw).abs().max() > 1e-3
+    assert (mine - objective.teacher_predict(models, x, level, condition).raw).abs().max() > 1e-3
     with pytest.raises(ValueError, match="train a LoRA on it"):
         make_objective(config, nn.Identity())
 
@@ -100,8 +100,8 @@ def test_every_method_for_loras_trains_one_on_every_family(family):
 def test_a_discriminator_reads_what_the_network_has(family):
     """Levels of a U-Net, as its own modules return them; of joint attention the tokens of the picture alone."""
     objective = taught(family, "adversarial_consistency")
-    network, denoiser = family.network.network, objective.denoiser(family.network)
-    channels, rows, columns = objective.latent_size()
+    network, denoiser = family.network.network, objective.teacher.denoiser(family.network)
+    channels, rows, columns = objective.teacher.latent_size()
     x = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0)).requires_grad_()
     batch = Captioned().batch(range(2))
     level, condition = objective.path(torch.tensor([0.4, 0.7]).double()), objective.condition(batch, x.device)
@@ -130,11 +130,11 @@ def test_a_lora_makes_no_dense_weights_on_any_family(family, monkeypatch):
     objective = taught(family, "latent_consistency")
     network = objective.roles["student"].network
     randomise(network.up, 0)
-    channels, rows, columns = objective.latent_size()
+    channels, rows, columns = objective.teacher.latent_size()
     x = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0))
     batch = Captioned().batch(range(2))
     level, condition = objective.path(torch.tensor([0.4, 0.7]).double()), objective.condition(batch, x.device)
-    expected = objective.denoiser(network.merged())(x, level, condition, Context()).raw
+    expected = objective.teacher.denoiser(network.merged())(x, level, condition, Context()).raw
     monkeypatch.setattr(LowRankWeight, "whole", lambda self: pytest.fail("a dense weight was made"))
     out = objective.predict(network, x, level, condition).raw
     out.square().mean().backward()

@@ -178,7 +178,7 @@ def test_previews_are_drawn_by_what_the_export_records(workspace):
     levels = get_grid("beta", objective.path, 5)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         guided = ClassifierFree(objective.denoiser(network), 2.5)
-        expected = objective.decode(sample(guided, get_solver("heun"), noise * levels[0].sigma, levels, condition))
+        expected = objective.render(sample(guided, get_solver("heun"), noise * levels[0].sigma, levels, condition))
     assert torch.equal(pictures, expected)
 
 

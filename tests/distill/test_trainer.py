@@ -129,12 +129,12 @@ def test_skipping_ends_after_as_many_in_a_row_as_allowed(tmp_path):
 def test_float16_halves_its_scale_and_tries_again(tmp_path):
     """The scaler by itself; a CPU has no use for it, so it is put into a run in float32."""
     trainer = toy_trainer(tmp_path / "scaled", max_steps=6)
-    trainer.scalers["net"] = LossScaler(True, scale=2.0**140)  # overflows in float32 until halved often enough
+    trainer.roles.scalers["net"] = LossScaler(True, scale=2.0**140)  # overflows in float32 until halved often enough
     trainer.train()
     saved = checkpoints.load_latest(tmp_path / "scaled")
     assert 0 < saved.tensors["scaler-net"]["scale"].item() < 2.0**140
     small, plain = toy_trainer(tmp_path / "small", max_steps=6), toy_trainer(tmp_path / "plain", max_steps=6)
-    small.scalers["net"] = LossScaler(True, scale=2.0**10)
+    small.roles.scalers["net"] = LossScaler(True, scale=2.0**10)
     small.train()
     plain.train()
     a, b = everything(tmp_path / "small"), everything(tmp_path / "plain")
@@ -145,13 +145,13 @@ def test_roles_have_their_own_settings(tmp_path):
     changes = {"critic": {"optimizer": {"lr": 1e-3}, "every": 2, "schedule": {"type": "constant", "warmup": 0}}}
     trainer = duel_trainer(tmp_path, max_steps=5, roles=changes, log_every=5)
     rates = []
-    trainer.objective.after_step = lambda step: rates.append(trainer.optimizers["critic"].parts[0].param_groups[0]["lr"])
+    trainer.objective.after_step = lambda step: rates.append(trainer.roles.optimizers["critic"].parts[0].param_groups[0]["lr"])
     trainer.train()
     assert trainer.objective.updates == [
         (step, role) for step in range(5) for role in ("generator", "critic") if role == "generator" or step % 2 == 0
     ]
     assert set(rates) == {1e-3}
-    assert trainer.optimizers["generator"].peaks == [1e-2]
+    assert trainer.roles.optimizers["generator"].peaks == [1e-2]
     row = json.loads((tmp_path / "log.jsonl").read_text())
     assert row["generator/lr_factor"] < 1 and row["critic/lr_factor"] == 1
 

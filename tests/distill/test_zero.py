@@ -13,8 +13,9 @@ from accelerate.utils import DistributedType
 from distill.checkpointing import folder as checkpoints
 from distill.config import TrainConfig
 from distill.memory import rows
-from distill.optim.zero import zero_settings
-from distill.parallel.data_parallel import Parallel, make_accelerator
+from distill.parallel.data_parallel import Parallel
+from distill.parallel.deepspeed_settings import zero_settings
+from distill.parallel.launch import make_accelerator
 from distill.trainer import Trainer, TrainingError
 from tests.distill.processes import on_processes
 from tests.distill.states import close, equals_one, everything, stop_after
@@ -41,7 +42,7 @@ def launched(stage: int = 2, offload: str = "none") -> None:
 def check_shares(trainer: Trainer, stage: int) -> None:
     """Two runs that share out nothing would agree as well."""
     assert trainer.parallel.kind == "zero"
-    for optimizer in trainer.optimizers.values():
+    for optimizer in trainer.roles.optimizers.values():
         assert optimizer.engine.zero_optimization_stage() == stage
         for group, members in zip(optimizer.part.param_groups, optimizer.members, strict=True):
             (share,) = group["params"]

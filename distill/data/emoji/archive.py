@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from gen.io.errors import CheckpointError, opened
 from gen.io.weights import write_bytes
 from gen.nn.registry import Config, describe

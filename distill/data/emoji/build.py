@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from distill.data.emoji.archive import Record, write_archive
 from distill.data.emoji.concepts import Concept, Matcher, read_concepts
-from distill.data.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, DataError, Pack, fetch, locate, read_members
+from distill.data.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, Pack, fetch, locate, read_members
+from distill.data.errors import DataError
 from gen.cli.parser import Parser
 from gen.io.extras import install
 from gen.io.weights import sha256

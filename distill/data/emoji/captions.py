@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 from gen.io.errors import read_text
 
 COMMON_FILE = Path(__file__).with_name("common.txt")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.emoji.packs import KEYWORDS, NAMES, DataError, locate, read_members
+from distill.data.emoji.packs import KEYWORDS, NAMES, locate, read_members
+from distill.data.errors import DataError
 
 SHORTCODES = ("cldr", "emojibase", "github", "iamcal")
 PEOPLE = {"person-role", "person-activity", "person-sport", "person-gesture", "person", "person-symbol", "person-resting"}

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from distill.data.emoji.archive import Record, read_archive
 from distill.data.emoji.captions import Names, countable, name_concepts, read_common, say_background, short_noun, write_caption
-from distill.data.emoji.packs import DataError
 from distill.data.emoji.recolor import BACKGROUNDS, COLOURS, composite, measure, recolour
 from distill.data.emoji.scenes import (
     RELATIONS,
@@ -40,6 +39,7 @@ from distill.data.emoji.scenes import (
     has_mirror_image,
     scene_caption,
 )
+from distill.data.errors import DataError
 from distill.types import Batch
 from gen.io.weights import sha256
 from gen.nn.registry import Config

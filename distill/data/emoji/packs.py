@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.data.errors import DataError
 from gen.io.errors import opened
 
 MEMBER_LIMIT = 1 << 28  # bytes; the largest member in use is about a third of this
-
-
-class DataError(ValueError):
-    """A package or archive that cannot be used; the message names the file and says why."""
 
 
 @dataclass(frozen=True)

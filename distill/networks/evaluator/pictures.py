@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data.emoji.archive import read_archive
-from distill.data.emoji.packs import DataError
+from distill.data.errors import DataError
 
 
 def read_pictures(path: Path | str, size: int, labels: Collection[str] | None = None) -> tuple[Tensor, list[str]]:

@@ -13,9 +13,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.networks.discriminator import TokenHeads, block_features, judge_apart, judged_blocks
-from distill.objectives.bases.student import StudentConfig, StudentObjective
-from distill.parallel.data_parallel import fixed
+from distill.networks.discriminator import TokenHeads, block_features, hinge_of_features, quarter_blocks
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.parallel.shards import detached_weights
 from distill.types import Draws, Role
 from gen.nn.registry import Config
 from samplers.denoiser import Condition
@@ -50,7 +51,7 @@ class LatentAdversary(StudentObjective):
 
     def __init__(self, config: StudentConfig, network: nn.Module, source: Any = None, teacher: Any = None):
         super().__init__(config, network, source, teacher)
-        self.blocks, widths = self.judged_by(self.given.network, self.config.blocks, judged_blocks)
+        self.blocks, widths = self.judged_blocks(self.config.blocks, quarter_blocks)
         self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
 
     def judged(self, draws: Draws, device: torch.device) -> NoiseLevel:
@@ -63,7 +64,9 @@ class LatentAdversary(StudentObjective):
         self, models: Mapping[str, nn.Module], x0: Tensor, level: NoiseLevel, condition: Condition, noise: Tensor
     ) -> list[Tensor]:
         """The frozen teacher's tokens for x0 with noise added, differentiable in x0."""
-        return block_features(self.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks)
+        return block_features(
+            self.teacher.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks
+        )
 
     def with_adversary(
         self,
@@ -75,7 +78,7 @@ class LatentAdversary(StudentObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss for its clean latents x0, with the loss beside it, and what is logged."""
         fake = self.features(models, x0, self.judged(draws, x0.device), condition, draws.normal_like("fake", x0))
-        adversarial = -fixed(models["discriminator"])(fake).mean()
+        adversarial = -detached_weights(models["discriminator"])(fake).mean()
         total, logged = self.config.adversarial_weight * adversarial, {"adversarial": adversarial.detach()}
         if beside is None:
             return total, logged
@@ -92,4 +95,4 @@ class LatentAdversary(StudentObjective):
                 self.features(models, x0, level, condition, draws.normal_like(name, real))
                 for name, x0 in (("fake", drawn), ("real", real))
             )
-        return judge_apart(models["discriminator"], true, fake)
+        return hinge_of_features(models["discriminator"], true, fake)

@@ -61,14 +61,14 @@ class Objective:
         raise NotImplementedError
 
     def teacher_digest(self) -> str | None:
-        """A hash of everything about the teacher that `taught` depends on; None without a teacher."""
+        """A hash of everything about the teacher that `teacher_sample` depends on; None without a teacher."""
         return None
 
     def inputs(self) -> dict[str, str]:
         """What it reads besides the data, by name ("teacher"), each with a hash: a run that goes on says what has changed."""
         return {}
 
-    def taught(self, batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
+    def teacher_sample(self, batch: Batch, seeds: Sequence[int], steps: int) -> Tensor:
         """As `pictures`, by the teacher."""
         raise NotImplementedError
 

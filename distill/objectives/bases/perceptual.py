@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.networks.feature_maps import load_feature_maps
-from distill.objectives.bases.student import StudentConfig, StudentObjective
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
 from samplers.canvas.sync_diffusion import perceptual_distance
 
 
@@ -34,17 +35,17 @@ class PerceptualObjective(StudentObjective):
     def __init__(self, config: Any, network: nn.Module, source: Any = None, teacher: Any = None):
         super().__init__(config, network, source, teacher)
         if config.perceptual or config.distance == "perceptual":
-            self.check_pictures("leave perceptual out")
+            self.teacher.check_draws_pictures("leave perceptual out")
             self.maps = load_feature_maps(config.features)
 
     def beside(self, found: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """(B,): a distance between clean images a and b with that of features beside it; None: the latter alone."""
         if found is None:
-            return self.seen_distance(a, b)
-        return found + self.config.perceptual * self.seen_distance(a, b) if self.config.perceptual else found
+            return self.perceptual_error(a, b)
+        return found + self.config.perceptual * self.perceptual_error(a, b) if self.config.perceptual else found
 
-    def seen_distance(self, a: Tensor, b: Tensor) -> Tensor:
+    def perceptual_error(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,): how far the pictures of a and b are apart in features."""
         if hasattr(self.maps, "distance"):
-            return self.maps.distance(self.seen(a), self.seen(b))
-        return perceptual_distance(lambda images: [x.float() for x in self.maps.see(images)], self.seen)(a, b)
+            return self.maps.distance(self.decode(a), self.decode(b))
+        return perceptual_distance(lambda images: [x.float() for x in self.maps.see(images)], self.decode)(a, b)

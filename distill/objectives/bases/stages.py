@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill.objectives.bases.frozen_copies import ema_update, frozen_copy
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
-from distill.objectives.bases.student import Scale, Teacher, following, move_towards
+from distill.objectives.bases.teacher import Scale, Teacher
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
@@ -41,7 +42,7 @@ class StagedObjective(RegressionObjective):
         super().__init__(config, network, source, teacher)
         student = self.roles["student"].network
         for role in ("average", "stage"):
-            self.roles[role] = following(student)
+            self.roles[role] = frozen_copy(student)
         self.ends = list(accumulate(self.lengths()))
         self.reached = torch.zeros((), dtype=torch.int64)  # the stage that the last finished step ended in or led to
 
@@ -53,23 +54,23 @@ class StagedObjective(RegressionObjective):
         return min(bisect_right(self.ends, step), len(self.ends) - 1)
 
     @torch.no_grad()
-    def instruct(
+    def stage_teacher(
         self, models: Mapping[str, nn.Module], x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, stage: int
     ) -> Prediction:
         """What the teacher of a stage says: the model itself under guidance, then the student of the stage before."""
         if stage == 0:
-            return self.teach(models, x, level, condition, scale)
-        return self.frozen(models, x, level, condition, scale, "stage")
+            return self.teacher_predict(models, x, level, condition, scale)
+        return self.target_predict(models, x, level, condition, scale, "stage")
 
     def after_step(self, step: int) -> None:
         super().after_step(step)
         stage, roles = self.stage(step), self.roles
         done = step - (self.ends[stage - 1] if stage else 0)
         average, student = roles["average"].network, roles["student"].network
-        move_towards(average, student, min(self.config.stage_ema, (1 + done) / (10 + done)))
+        ema_update(average, student, min(self.config.stage_ema, (1 + done) / (10 + done)))
         if self.stage(step + 1) != stage:
             for network in (roles["stage"].network, student, *([roles["target"].network] if "target" in roles else [])):
-                move_towards(network, average, 0.0)
+                ema_update(network, average, 0.0)
         self.reached.fill_(self.stage(step + 1))
 
     def kept(self) -> dict[str, nn.Module]:

@@ -12,8 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.objectives.bases.student import Scale, StudentConfig, StudentObjective
-from distill.parallel.data_parallel import bare
+from distill.losses.levels import draw_start_index
+from distill.objectives.bases.student import StudentObjective
+from distill.objectives.bases.student_config import StudentConfig
+from distill.objectives.bases.teacher import Scale
+from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws
 from samplers.denoiser import Condition
 from samplers.path import expand
@@ -37,7 +40,7 @@ class DrawingObjective(StudentObjective):
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level where each sample starts, `steps` being the noisiest."""
-        return 1 + self.pick_start(draws, self.levels.steps, self.config.noisiest_share, device)
+        return 1 + draw_start_index(draws, self.levels.steps, self.config.noisiest_share, device)
 
     @torch.no_grad()
     def simulated(
@@ -49,7 +52,7 @@ class DrawingObjective(StudentObjective):
         z = expand(level.sigma, like) * draws.normal_like("eps", like)
         last = ladder.steps if self.config.noisiest_share == 1 else 1  # as often on every process, whatever starts it drew
         for number in range(ladder.steps - 1, last - 1, -1):
-            x0 = self.predict(bare(student), z, level, condition, scale).x0
+            x0 = self.predict(unwrap(student), z, level, condition, scale).x0
             level = ladder[torch.full_like(start, number)]
             ahead = level.mix(x0, draws.normal_like(f"eps {number}", like))
             below = start <= number

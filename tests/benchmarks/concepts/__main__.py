@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distill.data.emoji.data import SHIPPED
-from distill.evaluate import Settings, load_text_encoder
+from distill.eval.model_scores import Settings, load_text_encoder
 from distill.networks.evaluator.network import load_evaluator
 from gen.adapters import read_adapter
 from gen.generator import Generator

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.data.emoji.captions import read_common
 from distill.data.emoji.data import SHIPPED
-from distill.evaluate import Settings, load_text_encoder
+from distill.eval.model_scores import Settings, load_text_encoder
 from distill.networks.evaluator.network import load_evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from gen.generator import Generator

@@ -1,0 +1,70 @@
+"""The settings that every method of customization has, and the model that they name."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from pydantic import Field, model_validator
+
+from customization.base.textual_inversion import TokenConfig
+from distill.losses.levels import TimeConfig
+from distill.losses.loss_weighting import Weighting
+from distill.networks.lora.peft_injection import AdapterConfig
+from gen.generator import Generator
+from gen.models.pretrained import find_model
+from gen.nn.registry import Config
+
+Format = Literal["diffusers", "kohya", "peft", "ai-toolkit"]
+FORMATS: tuple[str, ...] = get_args(Format)
+WEIGHTS = "adapter.safetensors"  # in the export of formats that are one file
+
+
+class PreviewConfig(Config):
+    """The sheet made while training; None: as the model does by default."""
+
+    prompts: tuple[str, ...] = ()
+    num_inference_steps: int | None = Field(None, gt=0)
+    guidance_scale: float | None = Field(None, ge=0)
+
+
+class CustomizationConfig(Config):
+    """What every method is told.
+
+    model: "default", a model folder, a diffusers pipeline or a hub id. dtype: of its frozen weights. adapter: what trains in
+    the denoiser, null for nothing; text_adapter: in its text encoders. tokens: new words to learn, name ->
+    `customization.base.textual_inversion.TokenConfig`. text_rate, token_rate: factors on the learning rate there. time: of the
+    noise levels; None: as the model's path is usually trained. loss, weighting: as in the objective `diffusion`. noise_offset:
+    share of noise that is one number per picture and channel. prior_weight: of pictures of the class (`customization.data`).
+    format: of the file. name: of the adapter, for its file and metadata."""
+
+    model: str = "default"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    adapter: AdapterConfig | None = AdapterConfig()
+    text_adapter: AdapterConfig | None = None
+    text_rate: float = Field(1.0, gt=0)
+    tokens: dict[str, TokenConfig] = Field(default_factory=dict)
+    token_rate: float = Field(1.0, gt=0)
+    time: TimeConfig | None = None
+    loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
+    weighting: Weighting | None = None
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    prior_weight: float = Field(1.0, ge=0)
+    format: Format = "diffusers"
+    name: str = Field("adapter", min_length=1, max_length=200)
+    preview: PreviewConfig = PreviewConfig()
+
+    @model_validator(mode="after")
+    def _held(self) -> CustomizationConfig:
+        if self.text_adapter is not None and self.format in ("peft", "ai-toolkit"):  # before hours of training, not after
+            raise ValueError(
+                f"the {self.format} format holds one network and has no place for text_adapter; use kohya or diffusers"
+            )
+        return self
+
+
+def open_model(config: CustomizationConfig, device: str | torch.device | None = None) -> Generator:
+    """The model to be taught. A pipeline of diffusers keeps diffusers' networks, by whose names its adapters are read."""
+    _, folder = find_model(config.model)
+    pipeline = (folder / "model_index.json").is_file() and not (folder / "config.json").exists()
+    return Generator.from_pretrained(config.model, device, config.dtype, native=False if pipeline else None)
