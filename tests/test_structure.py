@@ -39,6 +39,33 @@ LAYERS: dict[str, list[list[str]]] = {
         ["cli"],
         ["__main__", "__init__"],
     ],
+    "distill": [
+        ["types", "registry", "run_folder", "names"],
+        ["config"],
+        ["losses", "parallel"],
+        ["optim", "data"],
+        ["checkpointing"],
+        ["networks"],
+        ["objectives/bases"],
+        ["objectives"],
+        ["eval"],
+        ["logs", "role_networks", "agreement", "missing_parts"],
+        ["trainer"],
+        ["memory"],
+        ["command"],
+        ["train", "cache", "ema", "evaluate", "text_teacher"],
+        ["__init__"],
+    ],
+    "customization": [
+        ["algebra", "registry"],
+        ["merge", "base"],
+        ["methods", "data"],
+        ["size_sampling"],
+        ["agreement"],
+        ["lora_files", "train"],
+        ["lora"],
+        ["__init__"],
+    ],
 }
 
 
