@@ -1,7 +1,13 @@
-"""The registry of methods that teach a model something: name -> module, config class, objective class. Closed, imported when
-used."""
+"""The methods that teach a model something: name -> (module, config class, objective class).
+
+Closed to files, and imported when used. A method of the user's own is added, for one process, by `register_method`.
+"""
 
 from __future__ import annotations
+
+from pydantic import BaseModel
+
+from gen.nn.registry import register
 
 METHODS: dict[str, tuple[str, str, str]] = {
     "lora": ("customization.base.objective", "CustomizationConfig", "CustomizationObjective"),
@@ -13,3 +19,13 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "sara": ("customization.methods.sara_objective", "SaraConfig", "SaraObjective"),
     "unlearning": ("customization.methods.slug_objective", "UnlearningConfig", "UnlearningObjective"),
 }
+
+
+def register_method(type: str, objective: type, config: type[BaseModel]) -> None:
+    """Make a method of your own known by a type name, for the rest of this process.
+
+    objective: a subclass of `customization.base.objective.CustomizationObjective`.
+    config: a subclass of `customization.base.config.CustomizationConfig`.
+    Both are defined at the top of one module. ValueError for a name that is taken.
+    """
+    register(METHODS, "method", type, objective, config)

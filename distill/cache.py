@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from distill.data.latents import CachedPictures
+from distill.imports import add_imports, run_imports
 from gen.cli.parser import Parser
 
 
@@ -16,12 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m distill.cache", description="Make the latents that a training run needs.")
     parser.add_argument("config", help="a training config with data of type latents or emoji_latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.variants=4")
+    add_imports(parser)
     given = parser.parse_intermixed_args(arguments)
     from distill.config import config_first, load_config
     from distill.data.source import make_source
     from distill.missing_parts import check_folders
 
     try:
+        run_imports(given)
         config_first(given)
         config = load_config(given.config, given.overrides)
         check_folders({"data": config.data}, given.config)

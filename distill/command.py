@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from distill.imports import add_imports, run_imports
 from distill.run_folder import TrainingError
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def add_checks(parser: argparse.ArgumentParser, dry_run: str) -> None:
-    """--dry-run, whose help is given, and --memory."""
+    """--dry-run, whose help is given, --memory and --import."""
+    add_imports(parser)
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
     parser.add_argument("--memory", action="store_true", help="print the bytes of weights, gradients, optimisers and averages")
 
@@ -32,6 +34,7 @@ def run_command(
     Returns 0; 2 for a run that cannot begin and 1 for one that cannot go on, after a sentence on stderr.
     """
     try:
+        run_imports(given)
         config, trainer = make()
         say = print if trainer.rank == 0 else lambda text: None  # all processes would say the same
         if given.dry_run:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distill.checkpointing.folder import load_latest
 from distill.config import parse_config
+from distill.imports import add_imports, run_imports
 from distill.objectives import make_objective
 from distill.optim.ema import find_snapshots, reconstruct
 from gen.cli.parser import Parser
@@ -46,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--width", type=float, required=True, help="relative standard deviation, for example 0.1")
     command.add_argument("--step", type=int, help="as of this step (default: the last snapshot)")
     command.add_argument("--output", type=Path, help="default: RUN/export-WIDTH")
+    add_imports(command)
     given = parser.parse_args(arguments)
     output = given.output or given.run / f"export-{given.width:.3f}"
     try:
+        run_imports(given)
         step = export_reconstructed(given.run, given.width, given.step, output)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"fewstep: {error}", file=sys.stderr)

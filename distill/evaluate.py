@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.eval.model_scores import Settings, composition, evaluate, load_text_encoder
 from distill.eval.report import print_table, write_sheet
+from distill.imports import add_imports, run_imports
 from distill.networks.evaluator.network import load_evaluator
 from gen.cli.parser import Parser
 from gen.io.weights import write_json
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add("--evaluator", help="folder of another evaluation network")
     add("--text-encoder", help="folder of the text encoder that the evaluation network was trained with")
     add("--out", type=Path, default=Path("outputs/evaluation"), help="folder of report.json and sheet.png")
+    add_imports(parser)
     compared = parser.add_argument_group("comparison")
     add = compared.add_argument
     add("--reference-model", help="the model to be near, drawn from the same seeds; its pictures are made once and kept")
@@ -81,11 +83,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = vars(parser().parse_args(arguments))
+    parsed = parser().parse_args(arguments)
+    given = {name: value for name, value in vars(parsed).items() if name != "imports"}
     out, wants_composition, models = given.pop("out"), given.pop("composition"), given.pop("model")
     of_reference = {name: given.pop(name) for name in list(given) if name.startswith("reference_")}
     kept, features, steps = given.pop("references"), given.pop("features"), given.pop("steps")
     try:
+        run_imports(parsed)
         if min(given["repeats"], given["per_label"], given["batch_size"], of_reference["reference_steps"]) < 1:
             raise ValueError("--repeats, --per-label, --batch-size and --reference-steps must be at least 1.")
         many = () if steps is None else counts(steps)

@@ -1,9 +1,14 @@
 """What a training config can name: `type:` of its sections objective and data -> (module, config class, class).
 
-The tables are closed to files, and a row's module is imported when it is used.
+The tables are closed to files, and a row's module is imported when it is used. Methods and data of the user's own are added,
+for one process, by `register_objective` and `register_source`; networks by `gen.nn.registry.register_network`.
 """
 
 from __future__ import annotations
+
+from pydantic import BaseModel
+
+from gen.nn.registry import register
 
 OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
@@ -75,3 +80,23 @@ SOURCES: dict[str, tuple[str, str, str]] = {
     "latents": ("distill.data.latents", "LatentsConfig", "Latents"),
     "grouped": ("distill.data.grouped", "GroupedConfig", "Grouped"),
 }
+
+
+def register_objective(type: str, objective: type, config: type[BaseModel]) -> None:
+    """Make a training method of your own known by a type name, for the rest of this process: `objective: {type: NAME, ...}`.
+
+    objective: a subclass of `distill.objectives.bases.objective.Objective`, called as objective(config, network, source).
+    config: a subclass of `gen.nn.registry.Config`, from which the section's other keys are checked.
+    Both are defined at the top of one module. ValueError for a name that is taken.
+    """
+    register(OBJECTIVES, "objective", type, objective, config)
+
+
+def register_source(type: str, source: type, config: type[BaseModel]) -> None:
+    """Make a data source of your own known by a type name, for the rest of this process: `data: {type: NAME, ...}`.
+
+    source: a class with the methods of `distill.data.Source`, called as source(config, seed).
+    config: a subclass of `gen.nn.registry.Config`, from which the section's other keys are checked.
+    Both are defined at the top of one module. ValueError for a name that is taken.
+    """
+    register(SOURCES, "data source", type, source, config)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from distill.command import add_checks, run_command
 from distill.config import TrainConfig, config_first, load_config
 from distill.missing_parts import check_folders
 from gen.cli.parser import Parser
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def make_trainer(config: TrainConfig):
-    """Build network, objective and data source from a config."""
+    from distill.objectives.bases.objective import Objective
+    from distill.trainer import Trainer
+
+
+def make_trainer(
+    config: TrainConfig, network: nn.Module | None = None, source: Any = None, objective: Callable[..., Objective] | None = None
+) -> Trainer:
+    """Build network, data source and objective from a config, and the trainer that runs them.
+
+    network, source: objects of your own in the place of the config's sections `network` and `data`, which may be empty then.
+    objective: called as objective(network, source), in the place of the section `objective`.
+    """
+
     import torch
+    from torch import nn
 
     import distill.networks.classifier
     import distill.networks.evaluator  # noqa: F401  (these make their network types known)
@@ -25,19 +40,23 @@ def make_trainer(config: TrainConfig):
     from gen.models.components import load_component
     from gen.nn.registry import build
 
-    check_objective(config.objective)  # before the data, which can take minutes to make ready
+    if objective is None:
+        check_objective(config.objective)  # before the data, which can take minutes to make ready
     torch.manual_seed(config.seed)  # initial weights; nothing else reads the global generator
-    given = build(config.network) if config.network else torch.nn.Identity()  # none: the objective makes it
-    network = load_component(config.init_from) if config.init_from else given
-    if config.init_from and config.network:
-        check_start(given, network, config.init_from)
+    if network is None:
+        described = build(config.network) if config.network else nn.Identity()  # none: the objective makes it
+        network = load_component(config.init_from) if config.init_from else described
+        if config.init_from and config.network:
+            check_start(described, network, config.init_from)
     network.train().requires_grad_(True)
-    source = make_source(config.data, config.seed, config.batch_size)
+    if source is None:
+        source = make_source(config.data, config.seed, config.batch_size)
     report = getattr(source, "report", None)
     if report is not None and (report.dropped or report.notes):
         print("\n".join(report.lines()), file=sys.stderr)
     source, held_out = hold_out(config, source, lambda data: make_source(data, config.seed, config.batch_size))
-    return Trainer(config, checked(make_objective(config.objective, network, source), source), source, held_out)
+    made = make_objective(config.objective, network, source) if objective is None else objective(network, source)
+    return Trainer(config, checked(made, source), source, held_out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from distill.role_networks import RoleNetworks, check_roles
 from distill.run_folder import TrainingError, finish_on_signal, run_lock
 from distill.types import Batch, Draws, Phase
 from gen.io.folders import written_folder
+from gen.io.user_code import imported
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -271,6 +272,8 @@ class Trainer:
         tensors = self.state.gather(self.step)
         if self.accelerator.is_main_process:
             state = {"config": self.config.model_dump(mode="json"), "world_size": self.world, "inputs": self.inputs()}
+            if files := imported():
+                state["imported"] = files
             saved = checkpoints.Checkpoint(self.step, tensors, state)
             checkpoints.save(self.run, saved, self.config.keep, self.config.keep_every)
         self.accelerator.wait_for_everyone()

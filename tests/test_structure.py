@@ -40,7 +40,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["__main__", "__init__"],
     ],
     "distill": [
-        ["types", "registry", "run_folder", "names"],
+        ["types", "registry", "run_folder", "names", "imports"],
         ["config"],
         ["losses", "parallel"],
         ["optim", "data"],

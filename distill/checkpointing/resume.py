@@ -15,6 +15,7 @@ from distill.checkpointing.state import RunState
 from distill.config import TrainConfig
 from distill.parallel.data_parallel import Parallel
 from distill.run_folder import TrainingError
+from gen.io.user_code import check_imported
 from gen.io.weights import write_bytes
 
 
@@ -65,12 +66,14 @@ def resume(state: RunState, config: TrainConfig, inputs: Callable[[], Mapping[st
     """Restore what there is to go on from; returns the step to go on at.
 
     inputs: what the run reads, by name, with a hash of each (`Trainer.inputs`); asked only where there is a checkpoint.
+    ValueError where the run was trained with a file of the user's own (`--import`) that is not imported now, or has changed.
     """
     run = Path(config.output)
     folder = find(config, state.parallel)
     if folder is None:
         return 0
     saved = checkpoints.load(folder)
+    check_imported(saved.state.get("imported") or {}, f"{folder} was trained")
     changes = differences(saved.state.get("config", {}), config.model_dump(mode="json"))
     if other := [text for name, text in changes.items() if name.startswith("network.")]:
         raise TrainingError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.config import config_first, load_config
 from distill.data.source import make_source
+from distill.imports import add_imports, run_imports
 from gen.cli.parser import Parser
 
 
@@ -18,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("check", help="say what is kept, what is dropped, and why")
     command.add_argument("config", help="a training config; its data section is read")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.size=512")
+    add_imports(command)
     given = parser.parse_args(arguments)
     try:
+        run_imports(given)
         config_first(given)
         config = load_config(given.config, given.overrides)
         source: Any = make_source(config.data, config.seed, config.batch_size)
