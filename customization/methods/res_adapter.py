@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from customization.base.config import CustomizationConfig
 from customization.base.objective import CustomizationObjective
 from distill.networks.lora.peft_injection import AdapterConfig
+from distill.networks.lora.targets import ends_in
 from gen.adapters import Adapter, Delta
 
 RESAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
@@ -55,7 +56,7 @@ def resamplers(network: nn.Module, ends: tuple[str, ...] = ()) -> tuple[str, ...
     """The layers that get a LoRA. ValueError where a network has none."""
     known = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for wanted in (ends,) if ends else (RESAMPLERS, EDGES):
-        if found := tuple(name for name in known if any(f".{name}".endswith(f".{end}") for end in wanted)):
+        if found := tuple(name for name in known if ends_in(name, wanted)):
             return found
     asked = ", ".join(ends or (*RESAMPLERS, *EDGES))
     raise ValueError(f"The denoiser has no layer that ends in {asked}; name some in adapter.targets.")

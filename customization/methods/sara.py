@@ -22,7 +22,7 @@ from customization.methods.sparse_weight import SparseWeight, nuclear_norm, repl
 from gen.adapters import Adapter, AdapterError, Delta
 from gen.io.weights import CheckpointError, listed, read_weights, write_weights
 
-THRESHOLD, NUCLEAR = 2e-3, 5e-4
+THRESHOLD = 2e-3
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 METADATA = {"fewstep.sparse": "index and value of every changed weight"}
 

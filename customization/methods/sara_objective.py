@@ -24,8 +24,9 @@ from torch.func import functional_call
 from customization.base.config import CustomizationConfig
 from customization.base.objective import CustomizationObjective
 from customization.base.trainable_subset import TrainableSubset
-from customization.methods.sara import MATRICES, METADATA, NUCLEAR, THRESHOLD
+from customization.methods.sara import MATRICES, METADATA, THRESHOLD
 from customization.methods.sparse_weight import SparseWeight, nuclear_norm, replaced
+from distill.networks.lora.targets import ends_in
 from distill.parallel.shards import full
 from distill.types import Batch, Draws, Role
 from gen.adapters import Adapter, Delta
@@ -41,7 +42,7 @@ class SaraConfig(CustomizationConfig):
 
     adapter: None = None
     threshold: float = Field(THRESHOLD, gt=0)
-    nuclear: float = Field(NUCLEAR, ge=0)
+    nuclear: float = Field(5e-4, ge=0)
     reselect_at: int | None = Field(2500, gt=0)
     targets: tuple[str, ...] = ()
 
@@ -100,14 +101,14 @@ class SaraObjective(CustomizationObjective):
         network, ends = self.parts["denoiser"], self.config.targets
         known = {name: module for name, module in network.named_modules() if isinstance(module, MATRICES)}
         for end in ends:
-            if not any(f".{name}".endswith(f".{end}") for name in known):
+            if not any(ends_in(name, [end]) for name in known):
                 raise ValueError(f"targets names {end!r}, but no linear layer or convolution of the denoiser ends in it.")
         self.small: dict[str, Small] = {}
         found: dict[str, nn.Parameter] = {}
         for name, module in known.items():
             weight: Tensor = module.weight.detach()  # type: ignore[assignment]
             index = (weight.abs() < self.config.threshold).flatten().nonzero()[:, 0]
-            if len(index) and (not ends or any(f".{name}".endswith(f".{end}") for end in ends)):
+            if len(index) and (not ends or ends_in(name, ends)):
                 key = f"denoiser.{name}.weight"
                 self.small[key] = Small(weight, index)
                 values = weight.flatten()[index]

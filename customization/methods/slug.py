@@ -9,7 +9,7 @@ The layer is one of those that no other beats in both (the Pareto front); the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,11 +111,3 @@ def unlearn(
             "rounds."
         )
     return Adapter(name, {f"{part}.{score.layer}": Delta({"weight": -high * score.gradient})}), high
-
-
-def best_layer(front: Sequence[LayerScore], results: Mapping[str, float]) -> LayerScore:
-    """Of a front, the layer whose retained quality (by name, more is better) came out best."""
-    tried = [score for score in front if score.layer in results]
-    if not tried:
-        raise AdapterError("None of the layers on the front has a result; run `unlearn` on some of them first.")
-    return max(tried, key=lambda score: results[score.layer])

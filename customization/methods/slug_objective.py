@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from customization.base.config import CustomizationConfig
 from customization.base.objective import CustomizationObjective
 from customization.methods.sara import MATRICES
-from customization.methods.slug import ROUNDS, LayerScore, best_layer, pareto_front, score_of, unlearn
+from customization.methods.slug import ROUNDS, LayerScore, pareto_front, score_of, unlearn
+from distill.networks.lora.targets import ends_in
 from distill.run_folder import TrainingError
 from distill.types import Batch, Draws
 from gen.adapters import Adapter, AdapterError
@@ -54,7 +55,7 @@ class UnlearningObjective(CustomizationObjective):
             raise ValueError("Unlearning changes one layer of the denoiser; leave text_adapter and tokens out.")
         network, ends = self.parts["denoiser"], self.config.targets
         known = [name for name, module in network.named_modules() if isinstance(module, MATRICES)]
-        self.layers = [name for name in known if not ends or any(f".{name}".endswith(f".{end}") for end in ends)]
+        self.layers = [name for name in known if not ends or ends_in(name, ends)]
         if not self.layers:
             raise ValueError(f"No linear layer or convolution of the denoiser ends in {', '.join(ends)}.")
         self.sums: dict[str, dict[str, Tensor]] = {"forget": {}, "retain": {}}
@@ -151,7 +152,7 @@ class UnlearningObjective(CustomizationObjective):
                 f"No step in {', '.join(score.layer for score in front)} makes the loss on the concept {self.config.target:g} "
                 "times what it was; give a lower objective.target, more rounds, or other targets."
             )
-        best = best_layer(front, results).layer
+        best = max(results, key=results.__getitem__)
         return self.layers.index(best), changes[best].float().cpu()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+
+from distill.networks.replaced_weight import ReplacedWeight
 
 OPERATIONS = (F.linear, F.conv1d, F.conv2d)  # (x, weight, bias, ...)
 
 
-class SparseWeight(Tensor):
+class SparseWeight(ReplacedWeight):
     """It shares W_0's memory. Linear layers and convolutions take it as above; anything else sees W, differentiably."""
 
     base: Tensor
@@ -40,25 +41,16 @@ class SparseWeight(Tensor):
         return replaced(self.base, self.index, self.values)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = dict(kwargs or {})
-        if func in OPERATIONS:
-            x, weight, bias, *rest = (*args, *(kwargs.pop(name, None) for name in ("input", "weight", "bias")[len(args) :]))
+    def operation(cls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function in OPERATIONS:
+            names = ("input", "weight", "bias")
+            x, weight, bias, *rest = (*args, *(kwargs.get(name) for name in names[len(args) :]))
+            options = {name: value for name, value in kwargs.items() if name not in names}
             if isinstance(weight, cls):
                 return _Operation.apply(
-                    x, weight.values, bias, weight.base, weight.index, lambda x, w, b: func(x, w, b, *rest, **kwargs)
+                    x, weight.values, bias, weight.base, weight.index, lambda x, w, b: function(x, w, b, *rest, **options)
                 )
-        if func in _ABOUT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs))
-        return func(*args, **kwargs)
-
-
-_ABOUT = {
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout", "is_cuda")
-} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
+        return NotImplemented
 
 
 def replaced(base: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map_only
 
+from distill.networks.lora.targets import find_layers
+from distill.networks.replaced_weight import ReplacedWeight
+from distill.parallel import recompute
 from gen.nn.registry import Config
-from samplers.lookup import nearest
 from samplers.noise import fold
 
 
@@ -32,24 +33,7 @@ class LoraConfig(Config):
     targets: tuple[str, ...] = ()
 
 
-def find_targets(base: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Names of the linear layers of `base` that end in one of `targets`. ValueError for one that no layer ends in."""
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    if not targets:
-        found = [name for name in linear if any(part.isdigit() for part in name.split("."))]
-        if not found:
-            raise ValueError("This network has no linear layers in repeated blocks; name the layers in lora.targets.")
-        return found
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            ends = sorted({end for name in linear for end in (name, name.rpartition(".")[2], ".".join(name.split(".")[-2:]))})
-            near = nearest(target, ends)
-            hint = f"did you mean {near!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
-            raise ValueError(f"lora.targets names {target!r}, but no linear layer of this network ends in it; {hint}")
-    return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)]
-
-
-class LowRankWeight(Tensor):
+class LowRankWeight(ReplacedWeight):
     """A weight W + scale B A (out, in) that a linear layer takes as y = W x + scale B (A x): no dense change is made, and its
     gradient reaches A and B alone, through vectors of the rank's length. Anything else than a linear layer sees the sum.
 
@@ -81,23 +65,12 @@ class LowRankWeight(Tensor):
         return y + (self.scale * F.linear(F.linear(x, self.down), self.up)).to(y.dtype)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        if func is F.linear:
+    def operation(cls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function is F.linear:
             x, weight, *rest = (*args, *(kwargs[name] for name in ("weight", "bias") if name in kwargs))
             if isinstance(weight, cls):
                 return weight.linear(x, rest[0] if rest else None)
-        if func in _ABOUT:  # of what it is like, W tells as much as the sum
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs))
-        return func(*args, **kwargs)
-
-
-_ABOUT = {
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "layout", "is_cuda")
-} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
+        return NotImplemented
 
 
 class LoraNetwork(nn.Module):
@@ -108,7 +81,7 @@ class LoraNetwork(nn.Module):
         self.lora, self.scale = config, (config.alpha or config.rank) / config.rank
         object.__setattr__(self, "base", base)  # not a submodule: neither its parameters nor its weights are ours
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for name in find_targets(base, config.targets):
+        for name in find_layers(base, config.targets, key="lora.targets"):
             weight = base.get_submodule(name).weight
             generator = torch.Generator().manual_seed(fold(0, "lora", name))
             bound = 1 / math.sqrt(weight.shape[1])  # peft's and the paper's code: kaiming_uniform with a = sqrt(5)
@@ -124,8 +97,6 @@ class LoraNetwork(nn.Module):
 
     def enable_recompute(self) -> int:
         """Gradient checkpointing of the base's blocks; returns how many modules have it."""
-        from distill.parallel import recompute
-
         return recompute.enable(self.base)
 
     @property

@@ -21,10 +21,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.networks.lora.targets import find_layers
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
 from gen.nn.registry import Config
-from samplers.lookup import nearest
 from samplers.noise import fold
 
 NAME = "default"  # peft's name for the one adapter
@@ -59,28 +59,7 @@ class AdapterConfig(Config):
 def find_targets(network: nn.Module, config: AdapterConfig, what: str = "denoiser") -> list[str]:
     """The names of the layers that an adapter changes. ValueError where an end fits nothing, or nothing is left."""
     kinds = (nn.Linear, nn.Conv2d) if config.conv else (nn.Linear,)
-    known = {name: module for name, module in network.named_modules() if isinstance(module, kinds) and name}
-    found = list(known) if config.targets else [name for name in known if any(part.isdigit() for part in name.split("."))]
-    for key, ends in (("targets", config.targets), ("exclude", config.exclude)):
-        for end in ends:
-            if not any(_ends(name, end) for name in known):
-                raise ValueError(f"{key} names {end!r}, but no layer of the {what} ends in it; {_near(end, known)}")
-    if config.targets:
-        found = [name for name in found if any(_ends(name, end) for end in config.targets)]
-    found = [name for name in found if not any(_ends(name, end) for end in config.exclude)]
-    if not found:
-        raise ValueError(f"No layer of the {what} is left to train; name some in targets: {_near('', known)}")
-    return found
-
-
-def _ends(name: str, end: str) -> bool:
-    return f".{name}".endswith(f".{end}")
-
-
-def _near(end: str, names: Mapping[str, nn.Module]) -> str:
-    ends = sorted({e for name in names for e in (name, name.rpartition(".")[2], ".".join(name.split(".")[-2:]))}, key=len)
-    near = nearest(end, ends) if end else None
-    return f"did you mean {near!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
+    return find_layers(network, config.targets, config.exclude, kinds, what)
 
 
 def inject(network: nn.Module, config: AdapterConfig, seed: int, what: str = "denoiser") -> dict[str, nn.Parameter]:
