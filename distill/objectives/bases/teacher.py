@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distill.checkpointing.digests import digest, weights_digest
 from distill.types import Batch
 from gen.models.folder import ModelConfig, Option
-from gen.models.pretrained import DTYPES, find_model, load_model
+from gen.models.options import DTYPES
+from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context, Denoiser, NetworkDenoiser
