@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gen.io.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gen.generator import Generator, Output
     from gen.io.contact_sheet import contact_sheet
@@ -27,7 +29,6 @@ _EXPORTS = {
     "contact_sheet": "gen.io.contact_sheet",
 }
 __project__ = "fewstep"
-__version__ = "0.1.0"  # the one place: the wheel, `fewstep --version` and recipes read it here
 __all__ = [  # noqa: RUF022 (in the order a reader meets them)
     "Generator",
     "Output",

@@ -18,7 +18,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gen import __version__
 from gen.cli import canvas, kinds, pictures
 from gen.cli.energies import ENERGIES
 from gen.cli.options import (
@@ -36,6 +35,7 @@ from gen.cli.options import (
     Variant,
     Written,
 )
+from gen.io.version import __version__
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {

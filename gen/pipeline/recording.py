@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gen import __version__
 from gen.io.user_code import imported
+from gen.io.version import __version__
 from gen.nn.attention import choose
 from gen.pipeline.recipe import BatchRecord as BatchRecord
 from gen.pipeline.recipe import Machine, Recipe
