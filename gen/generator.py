@@ -53,6 +53,8 @@ class Generator(Model):
     share a Generator: one works at a time, and `interrupt` is that call's (`gen.io.threads`).
     """
 
+    _colours: Tensor | None = None  # the map of previews, once one was asked for
+
     @exclusive
     def save_pretrained(
         self, folder: Path | str, dtype: torch.dtype | None = None, *, format: str | None = None, overwrite: bool = False
