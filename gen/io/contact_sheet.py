@@ -27,6 +27,9 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels.cpu().numpy()]
 
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
 def write_png(image: Image.Image, path: Path | str) -> None:
     """Write, or replace, a PNG in one piece."""
     buffer = io.BytesIO()
@@ -34,7 +37,7 @@ def write_png(image: Image.Image, path: Path | str) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def drawable(text: str, font: ImageFont.ImageFont) -> str:
+def drawable(text: str, font: Font) -> str:
     """The text with a question mark in the place of every character that the font has no shape for, or its letter without
     accents where it has that; the font would draw a box."""
     known: dict[str, str] = {}
@@ -56,7 +59,7 @@ def drawable(text: str, font: ImageFont.ImageFont) -> str:
     return "".join(known[character] for character in text)
 
 
-def wrap(text: str, font: ImageFont.ImageFont, width: int, lines: int) -> list[str]:
+def wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """The text in at most `lines` lines of at most `width` pixels; what does not fit ends in an ellipsis."""
     wrapped: list[str] = []
     for paragraph in drawable(text[:2000], font).split("\n"):
@@ -74,7 +77,7 @@ def wrap(text: str, font: ImageFont.ImageFont, width: int, lines: int) -> list[s
     return kept
 
 
-def _fit(line: str, font: ImageFont.ImageFont, width: int) -> str:
+def _fit(line: str, font: Font, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     line = line.removesuffix("…")

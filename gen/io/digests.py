@@ -100,7 +100,7 @@ class Reading:
     def add(self, tensor: Tensor) -> None:
         """The next tensor."""
         if self.needed:
-            self.sum.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            self.sum.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def done(self) -> None:
         if self.needed:

@@ -9,8 +9,8 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 SMALL = 1_000_000  # bytes: more than any config has
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -44,7 +44,7 @@ def regular_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[BinaryIO]:
+def opened(path: Path | str) -> Iterator[BufferedReader]:
     """A regular file, open for reading; CheckpointError for anything else, also where a pipe takes its place meanwhile."""
     path = Path(path)
     regular_file(path)

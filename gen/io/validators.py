@@ -59,14 +59,18 @@ def check_option_values(name: str, value: object) -> dict[str, Option]:
 
 
 def _option(name: str, value: object) -> Option:
-    several = isinstance(value, list | tuple)
-    for one in value if several else [value]:
-        if not isinstance(one, int | float if several else bool | int | float | str) or (
-            isinstance(one, int | float) and not abs(one) <= LARGEST
-        ):
-            given = _short(one) if several else _short(value)
-            raise ValueError(f"{name} is {given}; give a finite number, several, True, False or a string.")
-    return tuple(value) if several else value
+    if isinstance(value, list | tuple):
+        for number in value:
+            if not isinstance(number, int | float) or not abs(number) <= LARGEST:
+                raise _refused_option(name, number)
+        return tuple(value)
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, int | float) and not abs(value) <= LARGEST):
+        raise _refused_option(name, value)
+    return value
+
+
+def _refused_option(name: str, value: object) -> ValueError:
+    return ValueError(f"{name} is {_short(value)}; give a finite number, several, True, False or a string.")
 
 
 def check_text(name: str, value: object) -> str:

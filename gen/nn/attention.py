@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,15 +166,17 @@ def xformers_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) ->
 def xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths | None, scale: float) -> Tensor:
     """xFormers: flash where it can, else cutlass, which takes float32 and any bias; packed lengths without padding."""
     fmha, empty = _fmha(), None
+    assert fmha is not None
+    mask: Any = None
     # its kernels read 16 bytes at a time along the last axis, from aligned rows
     q, k, v = (x if x.stride(-1) == 1 and not any(s % 8 for s in x.stride()[:-1]) else x.contiguous() for x in (q, k, v))
     if lengths is not None:
-        bias = _segments(fmha, tuple(lengths[0]), tuple(lengths[1]), q.device)
+        mask = _segments(fmha, tuple(lengths[0]), tuple(lengths[1]), q.device)
     elif bias is not None:
         bias, empty = _additive(bias, q.dtype)
         bias = bias.expand(*bias.shape[:-1], k.shape[1])
-        bias = F.pad(bias, (0, -k.shape[1] % 8))[..., : k.shape[1]].expand(q.shape[0], q.shape[2], q.shape[1], -1)
-    out = fmha.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+        mask = F.pad(bias, (0, -k.shape[1] % 8))[..., : k.shape[1]].expand(q.shape[0], q.shape[2], q.shape[1], -1)
+    out = fmha.memory_efficient_attention(q, k, v, attn_bias=mask, scale=scale)
     return out if empty is None else out.masked_fill(empty.transpose(1, 2), 0.0)
 
 

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from samplers.denoiser import Condition, Context
+
 GRAIN = 1 << 15  # numbers from which PyTorch divides an element-wise function among threads
 VECTOR = 64  # numbers, at most, that it computes at once
 QUESTIONS, ENOUGH = 64, 1 << 14  # at most, and numbers that are answer enough
@@ -265,10 +267,10 @@ class EachRow:
 
     network: Callable[..., Tensor]
 
-    def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> Tensor:
         mode = getattr(_run, "mode", None)
         if mode is None:
-            return self.network(x, *rest)
+            return self.network(x, time, condition, context)
         before, mode.rows = mode.rows, len(x)
         top = torch._C._len_torch_function_stack() - 1
         alone = len(x) == 1 and torch._C._get_function_stack_at(top) is mode
@@ -276,7 +278,7 @@ class EachRow:
             torch._C._pop_torch_function_stack()
             _run.mode = None
         try:
-            return self.network(x, *rest)
+            return self.network(x, time, condition, context)
         finally:
             mode.rows = before
             if alone:

@@ -88,6 +88,7 @@ class One(nn.Module):
         self.scales = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(config.depth))
         self.head = nn.Conv2d(dim, 1, 1)
         nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:

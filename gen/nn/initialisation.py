@@ -41,10 +41,10 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def initialise(rule: Callable[..., Any], tensor: Tensor, **options: Any) -> None:
-    """A first value of a weight, by a function of `torch.nn.init`; nothing inside `no_initialisation`, where not even its
-    memory is touched."""
-    if not getattr(_state, "skipping", False):
+def initialise(rule: Callable[..., Any], tensor: Tensor | None, **options: Any) -> None:
+    """A first value of a weight, by a function of `torch.nn.init`; nothing for None, the bias of a layer without one, and
+    nothing inside `no_initialisation`, where not even the weight's memory is touched."""
+    if tensor is not None and not getattr(_state, "skipping", False):
         rule(tensor, **options)
 
 

@@ -104,4 +104,5 @@ def config_of(network: nn.Module) -> dict[str, Any]:
     kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == own), None)
     if kind is None:
         raise ValueError(f"{own[1]} of {own[0]} is no network that has a type name; give it one with register_network.")
-    return {"type": kind, **network.config.model_dump(mode="json")}
+    config: Any = network.config
+    return {"type": kind, **config.model_dump(mode="json")}

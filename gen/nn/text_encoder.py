@@ -41,12 +41,12 @@ _ENDINGS = ("s", "es", "ed", "ing", "ly", "y", "er")
 class TextEncoderConfig(Config):
     """Sizes; the defaults are those of MiniLM-L6-H384 with half its layers and a vocabulary cut to 8,192 word pieces."""
 
-    vocab_size: int = Field(8192, ge=8, le=1_000_000)
-    dim: int = Field(384, ge=8, le=16384)
-    layers: int = Field(3, ge=1, le=96)
+    vocab_size: int = Field(default=8192, ge=8, le=1_000_000)
+    dim: int = Field(default=384, ge=8, le=16384)
+    layers: int = Field(default=3, ge=1, le=96)
     heads: PositiveInt = 12
-    hidden: int = Field(1536, ge=8, le=65536, description="width of the feed-forward")
-    max_tokens: int = Field(16, ge=3, le=512, description="tokens read of a text, [CLS] and [SEP] included")
+    hidden: int = Field(default=1536, ge=8, le=65536, description="width of the feed-forward")
+    max_tokens: int = Field(default=16, ge=3, le=512, description="tokens read of a text, [CLS] and [SEP] included")
 
     @model_validator(mode="after")
     def _check(self) -> TextEncoderConfig:
@@ -86,6 +86,8 @@ class TextEncoder(nn.Module):
     """`encode` texts to tokens and a mask, `pooled` to sentence embeddings. Needs a vocabulary: see `set_vocabulary`.
 
     learned: words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
+
+    learned: LearnedTokens | None
 
     def __init__(self, config: TextEncoderConfig | None = None):
         super().__init__()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,11 +67,11 @@ class Hooked:
     cross: Callable[..., Tensor] | None = None
 
 
-def hooked(context: Context | None, *site: int) -> Hooked | None:
-    """The attention hooks of a run at a site (index, count, extras, rows, columns); None where there are none."""
+def hooked(context: Context | None, index: int, count: int, extras: int, rows: int, columns: int) -> Hooked | None:
+    """The attention hooks of a run at a site (`samplers.hooks.Site`); None where there are none."""
     hooks = context.hooks if context is not None else {}
-    found = [hooks.get(name) for name in ("attention", "heads", "cross")]
-    return None if found == [None] * 3 else Hooked(Site(*site), *found)
+    functions = [hooks.get(name) for name in ("attention", "heads", "cross")]
+    return None if functions == [None] * 3 else Hooked(Site(index, count, extras, rows, columns), *functions)
 
 
 class BackboneConfig(Config):
@@ -203,6 +203,11 @@ class TimeMLP(nn.Sequential):
     def __init__(self, frequencies: int, dim: int, hidden: int):
         super().__init__(nn.Linear(frequencies, hidden), nn.SiLU(), nn.Linear(hidden, dim))
 
+    @property
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The first and the last layer."""
+        return cast("nn.Linear", self[0]), cast("nn.Linear", self[2])
+
 
 class ExtraScalars(nn.ModuleDict):
     """Numbers beside the time that a network reads, one MLP each, added to the time's embedding: what distilled networks are
@@ -221,14 +226,19 @@ class ExtraScalars(nn.ModuleDict):
         super().__init__({name: TimeMLP(SCALAR_FREQUENCIES, dim, dim) for name in names})
 
     def reset_parameters(self) -> None:
-        for mlp in self.values():
-            initialise(nn.init.normal_, mlp[0].weight, std=0.02)
-            initialise(nn.init.zeros_, mlp[2].weight)
+        for mlp in self.mlps().values():
+            first, last = mlp.linears
+            initialise(nn.init.normal_, first.weight, std=0.02)
+            initialise(nn.init.zeros_, last.weight)
+
+    def mlps(self) -> dict[str, TimeMLP]:
+        """By the name of the number that each reads."""
+        return {name: cast("TimeMLP", mlp) for name, mlp in self.items()}
 
     def forward(self, condition: Condition, batch: int) -> Tensor | float:
         """(B, dim), or 0.0 of no scalars. ValueError, in a sentence, for one that is missing."""
         total: Tensor | float = 0.0
-        for name, mlp in self.items():
+        for name, mlp in self.mlps().items():
             value = condition.extra.get(name)
             if value is None or value.shape != (batch,):
                 hint = {"guidance": " (guidance 'embedded' gives it)", "target_time": " (the sampler flow_map gives it)"}[name]
@@ -237,7 +247,7 @@ class ExtraScalars(nn.ModuleDict):
                     f"{batch} images it is {'missing' if value is None else tuple(value.shape)}."
                 )
             frequencies = timestep_embedding(self.SCALES[name] * value, SCALAR_FREQUENCIES)
-            total = total + mlp(frequencies.to(mlp[0].weight.dtype))
+            total = total + mlp(frequencies.to(mlp.linears[0].weight.dtype))
         return total
 
 
@@ -353,7 +363,7 @@ def run_block(context: Context | None, index: int, count: int, block: Callable[.
     `run()` evaluates the block; a cache returns something else instead. index counts 0 .. count - 1 through the network.
     A block with `recompute` set keeps nothing for the backward pass but its inputs, and is evaluated again there.
     """
-    if getattr(block, "recompute", False) and torch.is_grad_enabled():
+    if isinstance(block, nn.Module) and getattr(block, "recompute", False) and torch.is_grad_enabled():
         block = partial(checkpointed, block)
     hook = context.hooks.get("block") if context is not None else None
     if hook is None:

@@ -7,8 +7,9 @@ a run computes once, the projections of the text, is not in an evaluation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen.nn.backbones.dimr import DiMRConfig
@@ -161,4 +162,4 @@ def _dimr(config: DiMRConfig) -> Cost:
     return total
 
 
-COSTS = {"UViTConfig": _uvit, "DiTConfig": _dit, "DiMRConfig": _dimr}
+COSTS: dict[str, Callable[[Any], Cost]] = {"UViTConfig": _uvit, "DiTConfig": _dit, "DiMRConfig": _dimr}

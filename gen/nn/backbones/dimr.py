@@ -11,7 +11,7 @@ between two learned points. The label is a token of the transformer stages.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,8 @@ class GatedMLP(nn.Module):
 class DiMRBlock(nn.Module):
     """Tokens mix by attention after a norm, or by a depthwise convolution without one; then a gated MLP after a norm."""
 
+    attn: SelfAttention | None
+
     def __init__(self, stage: StageConfig, skip: bool):
         super().__init__()
         dim = stage.dim
@@ -179,6 +181,7 @@ class DiMRBlock(nn.Module):
         self, x: Tensor, skip: Tensor | None, tau: Tensor, grid: tuple[int, int], backend: str, hooks: Hooked | None
     ) -> Tensor:
         if self.skip_linear is not None:
+            assert skip is not None
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         if self.attn is not None:
             x = x + self.attn(self.norm1(x, tau), backend, hooks)
@@ -245,6 +248,10 @@ class DiMR(nn.Module):
         self.stages = nn.ModuleList(Stage(config, i) for i in range(len(config.stages)))
         self.reset_parameters()
 
+    def stage(self, number: int) -> Stage:
+        """Of the stages, the coarsest first."""
+        return cast("Stage", self.stages[number])
+
     def reset_parameters(self) -> None:
         """Truncated normals of 0.02 for linear layers, labels and positions as published; norms start as constants in time."""
         for module in self.modules():
@@ -266,11 +273,13 @@ class DiMR(nn.Module):
         config = self.config
         check_image(x, config.channels, config.patch)
         check_condition(condition, len(x), config)  # type: ignore[arg-type]
-        tau = (2 * time / config.time_range - 1).to(self.stages[0].pos_embed.dtype)  # the published log-SNR / 4
-        index, count, features = 0, sum(stage.blocks for stage in config.stages), None
+        tau = (2 * time / config.time_range - 1).to(self.stage(0).pos_embed.dtype)  # the published log-SNR / 4
+        index, count = 0, sum(stage.blocks for stage in config.stages)
+        features: list[Tensor] = []
         outputs: list[Tensor] = []
         below = (0, 0)
-        for number, net in enumerate(self.stages):
+        for number in range(len(self.stages)):
+            net = self.stage(number)
             stage = net.stage
             pooled = F.avg_pool2d(x, stage.pool) if stage.pool > 1 else x
             image = net.patch_embed(pooled)
@@ -296,11 +305,12 @@ class DiMR(nn.Module):
 
     def unread(self) -> list[nn.Parameter]:
         """The parameters that what the network returns does not depend on: the outputs of all stages but the finest."""
-        return [p for stage in self.stages[:-1] for module in (stage.norm, stage.head) for p in module.parameters()]  # type: ignore[union-attr]
+        unread = [self.stage(number) for number in range(len(self.stages) - 1)]
+        return [p for stage in unread for module in (stage.norm, stage.head) for p in module.parameters()]
 
     def positions(self, number: int, rows: int, columns: int, context: Context | None = None) -> Tensor:
         """(1, rows * columns, dim) of a stage: learned; interpolated for another grid than the trained one."""
-        net = self.stages[number]
+        net = self.stage(number)
         if (rows, columns) == (net.grid, net.grid):
             return net.pos_embed
         name = f"positions {number} {rows} {columns}"

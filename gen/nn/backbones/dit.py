@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +154,7 @@ class DiT(nn.Module):
 
     attention_backend: str = "auto"
     packed_text: bool | None = None
+    pos_embed: Tensor
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -191,27 +192,33 @@ class DiT(nn.Module):
                     initialise(nn.init.zeros_, module.bias)
         initialise(nn.init.xavier_uniform_, self.patch_embed.weight.flatten(1))
         initialise(nn.init.zeros_, self.patch_embed.bias)
-        config, small, zero = self.config, [self.time_embed[0], self.time_embed[2]], [self.head]
-        if config.size_conditions:
-            small += [self.size_embed[0], self.size_embed[2], self.aspect_embed[0], self.aspect_embed[2]]
-        if config.num_classes:
+        config, blocks = self.config, self.typed_blocks()
+        small: list[nn.Linear | nn.Embedding] = [*self.time_embed.linears]
+        zero = [self.head]
+        for embed in (self.size_embed, self.aspect_embed):
+            small += [] if embed is None else embed.linears
+        if self.label_embed is not None:
             small.append(self.label_embed)
         if config.text_dim:
             small += [self.text_embed.fc1, self.text_embed.fc2]
-            zero += [block.cross.proj for block in self.blocks]
-            zero += [self.pooled_embed.fc2] if config.pooled_text else []
+            zero += [block.cross.proj for block in blocks if block.cross is not None]
+            zero += [] if self.pooled_embed is None else [self.pooled_embed.fc2]
             initialise(nn.init.normal_, self.null_text, std=config.text_dim**-0.5)
         if config.modulation == "adaln":
-            zero += [block.modulation for block in self.blocks] + [self.final_modulation]
+            zero += [block.modulation for block in blocks] + [self.final_modulation]
         else:
             small.append(self.shared_modulation)
-            for table in [block.table for block in self.blocks] + [self.final_table]:
+            for table in [block.table for block in blocks] + [self.final_table]:
                 initialise(nn.init.normal_, table, std=config.dim**-0.5)
         self.scalar_embeds.reset_parameters()
         for module in small:
             initialise(nn.init.normal_, module.weight, std=0.02)
         for module in zero:
             initialise(nn.init.zeros_, module.weight)
+
+    def typed_blocks(self) -> list[Block]:
+        """The blocks in the order they run."""
+        return cast("list[Block]", list(self.blocks))
 
     @property
     def embeds(self) -> bool:
@@ -262,7 +269,7 @@ class DiT(nn.Module):
     def embed(self, time: Tensor) -> Tensor:
         """(B,) -> (B, dim)."""
         frequencies = timestep_embedding(time, FREQUENCIES, self.config.freq_shift)
-        return self.time_embed(frequencies.to(self.time_embed[0].weight.dtype))
+        return self.time_embed(frequencies.to(self.time_embed.linears[0].weight.dtype))
 
     def sizes(self, condition: Condition, batch: int) -> Tensor:
         """(B, dim): the embeddings of height, width and aspect ratio, a third of the channels each."""
@@ -275,7 +282,8 @@ class DiT(nn.Module):
                     f"pixels, and condition.extra['aspect'] as (B, 1), height / width. With {batch} images, {name!r} is "
                     f"{'missing' if value is None else tuple(value.shape)}."
                 )
-            frequencies = timestep_embedding(value.flatten(), FREQUENCIES).to(embed[0].weight.dtype)
+            assert embed is not None  # both are there with size_conditions
+            frequencies = timestep_embedding(value.flatten(), FREQUENCIES).to(embed.linears[0].weight.dtype)
             parts.append(embed(frequencies).unflatten(0, (batch, width)).flatten(1))
         return torch.cat(parts, dim=1)
 
@@ -307,7 +315,8 @@ class DiT(nn.Module):
             if self.packs(tokens):
                 visible, tokens = tuple(mask.sum(1).tolist()), tokens[mask][None]
         text = self.text_embed(tokens)
-        return ReadText([block.cross.keys_values(text) for block in self.blocks], visible, pooled)
+        crosses = [block.cross for block in self.typed_blocks() if block.cross is not None]
+        return ReadText([cross.keys_values(text) for cross in crosses], visible, pooled)
 
     def packs(self, tokens: Tensor) -> bool:
         """Whether text of this device and dtype is packed: see the class."""

@@ -49,9 +49,11 @@ def pack(network: nn.Module) -> None:
     For one run: to be called again before the next, as a change of weights through `.data` leaves no trace to go by.
     Changes the class of plain `nn.Linear` layers to `PackedLinear`; names, weights, hooks and training stay as they are.
     """
-    layers = [m for m in network.modules() if type(m) in (nn.Linear, PackedLinear) and m.weight.numel() >= _SMALLEST]
+    linears = [m for m in network.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, PackedLinear)]
+    layers = [m for m in linears if m.weight.numel() >= _SMALLEST]
     for layer in layers:
-        layer.__class__, layer._packed = nn.Linear, None
+        layer.__class__ = nn.Linear
+        vars(layer)["_packed"] = None
     layers = [m for m in layers if m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
     needed = sum(m.weight.nbytes for m in layers)
     if layers and torch.backends.mkldnn.is_available() and needed < _free_memory() / 2:
@@ -68,14 +70,13 @@ def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
     """gelu(layer(x)), approximate "none" or "tanh", in one kernel where that is possible."""
     plain = type(layer) in (nn.Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
     with bare():
-        if plain and _serves(layer, x):
+        if plain and isinstance(layer, nn.Linear) and _serves(layer, x):
             return _kernel(layer, x, "gelu", approximate)
     return F.gelu(layer(x), approximate=approximate)
 
 
 def _kernel(layer: nn.Linear, x: Tensor, activation: str, algorithm: str) -> Tensor:
-    packs = isinstance(layer, PackedLinear) and x.dtype == torch.bfloat16
-    weight = layer.packed() if packs else layer.weight
+    weight = layer.packed() if isinstance(layer, PackedLinear) and x.dtype == torch.bfloat16 else layer.weight
     return called(torch.ops.mkldnn._linear_pointwise, x, weight, layer.bias, activation, [], algorithm)
 
 

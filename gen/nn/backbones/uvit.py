@@ -92,6 +92,7 @@ class UViTBlock(nn.Module):
     ) -> Tensor:
         """active: (B, 1, dim), the channels that the block works on once it has merged the skip."""
         if self.skip_linear is not None:
+            assert skip is not None
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x, rest = route(x, active)
         x = x + self.attn(self.norm1(x), backend, hooks)
