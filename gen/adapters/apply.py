@@ -17,7 +17,7 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.report import LoadReport
 from gen.adapters.resolve import Index, resolve
 from gen.adapters.targets import Target
-from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate
+from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate, weight_and_bias, wide_copies, write_weights
 from samplers.denoiser import AdapterWeights, Context, adapters_key
 from samplers.lookup import nearest
 
@@ -159,8 +159,9 @@ class Adapters:
     def _activate(self, weights: AdapterWeights, batch: int, outer: _Active | None) -> _Active:
         """The adapters of a call; work in their number only, not in the number loaded or the size of the network."""
         active = _Active(weights, batch=batch, outer=outer)
-        if isinstance(weights, Mapping) and all(isinstance(w, int | float) for w in weights.values()):
-            active.uniform = {name: float(w) for name, w in weights.items() if w != 0}
+        numbers = {name: w for name, w in weights.items() if isinstance(w, int | float)} if isinstance(weights, Mapping) else {}
+        if isinstance(weights, Mapping) and len(numbers) == len(weights):
+            active.uniform = {name: float(w) for name, w in numbers.items() if w != 0}
             self._check(list(active.uniform))
         else:
             active.rows = per_sample(weights, batch)
@@ -184,7 +185,7 @@ class Adapters:
         for name, w in weights.items():
             for target, delta in self._placed[name]:
                 module = self.index.modules[target.module]
-                weight, bias = sums.get(target.module) or _wide(module)
+                weight, bias = sums.get(target.module) or wide_copies(module)
                 rows = slice(*target.rows) if target.rows else slice(None)
                 weight[rows] += w * delta.delta(module.weight.detach()[rows])
                 change = delta.bias(weight.dtype)
@@ -195,14 +196,16 @@ class Adapters:
                 sums[target.module] = weight, bias
         for name, (weight, bias) in sums.items():
             module = self.index.modules[name]
-            self._originals[name] = module.weight.detach().clone(), None if bias is None else module.bias.detach().clone()
-            _write(module, weight, bias)
+            original, original_bias = weight_and_bias(module)
+            kept_bias = None if bias is None or original_bias is None else original_bias.detach().clone()
+            self._originals[name] = original.detach().clone(), kept_bias
+            write_weights(module, weight, bias)
         self.fused = dict(weights)
 
     def unfuse(self) -> None:
         """The weights as they were, to the last bit."""
         for name, original in self._originals.items():
-            _write(self.index.modules[name], *original)
+            write_weights(self.index.modules[name], *original)
         self._originals.clear()
         self.fused = {}
 
@@ -228,28 +231,13 @@ class Adapters:
         return down, up
 
     def _original(self, name: str) -> tuple[Tensor, Tensor | None]:
-        module = self.index.modules[name]
-        bias = getattr(module, "bias", None)
-        return self._originals.get(name) or (module.weight.detach(), None if bias is None else bias.detach())
+        weight, bias = weight_and_bias(self.index.modules[name])
+        return self._originals.get(name) or (weight.detach(), None if bias is None else bias.detach())
 
 
 def inner(network: nn.Module) -> nn.Module:
     """The network whose modules adapters name: of a bridged one, that of diffusers."""
-    return network.network if getattr(network, "bridged", False) else network
-
-
-def _wide(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Copies of a module's weight and bias, in float32 or wider."""
-    wide = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
-    bias = getattr(module, "bias", None)
-    return module.weight.detach().to(wide, copy=True), None if bias is None else bias.detach().to(wide, copy=True)
-
-
-@torch.no_grad()
-def _write(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    module.weight.copy_(weight)
-    if bias is not None:
-        module.bias.copy_(bias)
+    return cast("nn.Module", network.network) if getattr(network, "bridged", False) else network
 
 
 def per_sample(weights: AdapterWeights, batch: int) -> Rows:

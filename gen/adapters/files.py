@@ -104,8 +104,8 @@ def from_tensors(
     if unknown and strict:
         raise AdapterError(foreign(unknown) or whole_weights(unknown) or f"it has unknown keys: {_some(unknown)}.")
     configs = read_configs(metadata)
-    if other := foreign_config(configs):
-        raise AdapterError(other)
+    if (message := foreign_config(configs)) is not None:
+        raise AdapterError(message)
     layers = {}
     for layer, factors in groups.items():
         try:

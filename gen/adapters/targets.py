@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -25,7 +26,7 @@ def stacked(names: Sequence[str], modules: Mapping[str, nn.Module]) -> tuple[Tar
         return ()
     targets, stop = [], 0
     for name in names:
-        size = modules[name].out_features
+        size = cast("nn.Linear", modules[name]).out_features
         targets.append(Target(name, None, (stop, stop + size)))
         stop += size
     return tuple(targets)

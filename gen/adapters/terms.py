@@ -7,6 +7,7 @@ x is the module's input and base its output without the module's bias; the first
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,27 @@ def operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = 
         return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, weight, bias, module.eps)
-    return F.embedding(x, weight, module.padding_idx)
+    return F.embedding(x, weight, cast("nn.Embedding", module).padding_idx)
+
+
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """A module's weight, and its bias where it has one."""
+    return cast("Tensor", module.weight), getattr(module, "bias", None)
+
+
+def wide_copies(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Copies of a module's weight and bias, in float32 or wider."""
+    weight, bias = weight_and_bias(module)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return weight.detach().to(wide, copy=True), None if bias is None else bias.detach().to(wide, copy=True)
+
+
+@torch.no_grad()
+def write_weights(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    module_weight, module_bias = weight_and_bias(module)
+    module_weight.copy_(weight)
+    if bias is not None and module_bias is not None:
+        module_bias.copy_(bias)
 
 
 def channel_axis(module: nn.Module) -> int:
@@ -119,6 +140,7 @@ class Dense(Term):
     def __call__(self, module: nn.Module, x: Tensor, base: Tensor | None, weight: float = 1.0) -> Tensor:
         if self.weight is not None:
             return weight * operate(module, x, self.weight, self.bias)
+        assert self.bias is not None
         axis = channel_axis(module)
         return weight * (self.bias.expand(*[1] * (x.ndim - 1), -1) if axis == -1 else along(self.bias[None], x, axis))
 

@@ -22,12 +22,13 @@ def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | 
     one of others writes all of them, through `save_folder(folder, dtype)`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(network, "save_folder"):
-        network.save_folder(folder, dtype)
+    save_folder, save_extra = getattr(network, "save_folder", None), getattr(network, "save_extra", None)
+    if save_folder is not None:
+        save_folder(folder, dtype)
         return
     write_weights(folder / "model.safetensors", network.state_dict(), dtype)
-    if hasattr(network, "save_extra"):
-        network.save_extra(folder)
+    if save_extra is not None:
+        save_extra(folder)
     write_json(folder / "config.json", config_of(network))
 
 
@@ -64,6 +65,7 @@ def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.f
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None
     load_weights(network, folder / "model.safetensors")
-    if hasattr(network, "load_extra"):
-        network.load_extra(folder)
+    load_extra = getattr(network, "load_extra", None)
+    if load_extra is not None:
+        load_extra(folder)
     return network.eval().requires_grad_(False)

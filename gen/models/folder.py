@@ -28,7 +28,7 @@ from gen.io.weights import CheckpointError, read_json, write_bytes, write_json
 from gen.models.components import load_component, save_component
 from gen.nn.registry import describe
 from samplers import path as paths
-from samplers.denoiser import NetworkDenoiser
+from samplers.denoiser import Network, NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("uvit", "dit", "dimr"),
@@ -108,8 +108,8 @@ PathConfig = Annotated[
 class Defaults(Strict):
     """What a call uses where it says nothing."""
 
-    num_inference_steps: int = Field(20, ge=1, le=1000)
-    guidance_scale: float = Field(1.0, ge=0, le=100)
+    num_inference_steps: int = Field(default=20, ge=1, le=1000)
+    guidance_scale: float = Field(default=1.0, ge=0, le=100)
     guidance_interval: tuple[float, float] | None = None
     guidance: str = "cfg"
     guidance_options: dict[str, Option] = {}
@@ -148,7 +148,7 @@ class ModelConfig(Strict):
             raise ValueError("use_resolution_binning needs size_bins, the list of sizes")
         return self
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
+    def denoiser(self, network: Network, dtype: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as a denoiser on this config's path."""
         return NetworkDenoiser(
             network, _built(self.path), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data

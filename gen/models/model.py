@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ class Model:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.network: Any = network.to(self.device, self.dtype).eval()
-        self.autoencoder: Any = autoencoder and autoencoder.to(self.device, memory_format=torch.channels_last).eval()
+        self.autoencoder: Any = (
+            autoencoder and cast("Any", autoencoder).to(self.device, memory_format=torch.channels_last).eval()
+        )
         self.text_encoder: Any = text_encoder and text_encoder.to(self.device).eval()
         self.denoiser: NetworkDenoiser = self.config.denoiser(EachRow(self.network), self.dtype)
         self.adapters: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,8 +19,8 @@ FAST = (
     Path(__file__).parents[1] / "weights" / "fast"
 )  # its student for few steps: a config and a denoiser; the other parts are the default's
 PACKAGED = {"default": DEFAULT, "fast": FAST}
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-WEIGHT_FILES += tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+_SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+WEIGHT_FILES = (*_SINGLE_FILES, *(f"{name}.index.json" for name in _SINGLE_FILES))
 FILES = (".safetensors", ".safetensors.index.json")
 HUB_FILES = ("*.json", "*.safetensors", "*.md")
 
@@ -78,7 +79,7 @@ def _download_pipeline(repository: str, revision: str | None, variant: str | Non
     folder = Path(hf_hub_download(repository, INDEX, revision=revision)).parent
     _, classes, _ = read_index(folder)
     try:
-        info = HfApi().repo_info(repository, revision=revision)
+        info: Any = HfApi().repo_info(repository, revision=revision)
     except GatedRepoError:
         raise
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
@@ -160,6 +161,6 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
             return torch.bfloat16
         return torch.float16 if device.type in ("cuda", "mps") else torch.float32
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES.values():
         raise ValueError(f"Unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}.")
     return chosen

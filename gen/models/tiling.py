@@ -17,12 +17,13 @@ def tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, 
     if not 0 <= overlap < tile or tile % shrink or overlap % shrink:
         raise ValueError(f"A tile of {tile} with an overlap of {overlap} is not possible; give 0 <= overlap < tile.")
     height, width = x.shape[2:]
-    total = weight = None
+    total: Tensor | None = None
+    weight: Tensor | None = None
     for top in _starts(height, tile, overlap, shrink):
         for left in _starts(width, tile, overlap, shrink):
             part = x[..., top : top + tile, left : left + tile]
             out = code(part)
-            if total is None:
+            if total is None or weight is None:
                 total = out.new_zeros(*out.shape[:2], height * grow // shrink, width * grow // shrink)
                 weight = out.new_zeros(1, 1, *total.shape[2:])
             rows, columns = out.shape[2:]
@@ -33,6 +34,7 @@ def tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, 
             )
             total[..., y : y + rows, z : z + columns] += out * mask
             weight[..., y : y + rows, z : z + columns] += mask
+    assert total is not None and weight is not None
     return total / weight
 
 

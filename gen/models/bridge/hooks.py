@@ -258,8 +258,8 @@ class Heads:
             attention_mask = attention_mask.view(len(x), attention.heads, -1, attention_mask.shape[-1])
 
         def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
-            heads = (part.transpose(1, 2) for part in (q, k, v))
-            return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
         given = (q, k, v) if text is None else (q, k, v, attention_mask)
         out = self.hook(self.site(x), *given, run).flatten(2).to(q.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gen.io.weights import CheckpointError
 from gen.models.bridge.load import STEMS, weight_files
@@ -38,7 +39,7 @@ def _fetched(repository: str, part: str, also: Sequence[str]) -> Path:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
         try:
-            info = HfApi().repo_info(repository)
+            info: Any = HfApi().repo_info(repository)
         except GatedRepoError:
             raise
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError):

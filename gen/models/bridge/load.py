@@ -81,7 +81,7 @@ def variants_for(variant: str | None, dtype: torch.dtype) -> tuple[str, ...]:
     half precision anyway, and full weights where it doesn't. ValueError for a name that no file can have."""
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{0,32}", variant):
         raise ValueError(f"The variant is {variant!r}; give fp16, bf16, or another that a repository names its files by.")
-    first = ("",)
+    first: tuple[str, ...] = ("",)
     if variant is not None:
         first = (variant,)
     elif dtype == torch.float16:
@@ -257,10 +257,12 @@ def _installed(module: str) -> bool:
 def library_class(name: str) -> Any:
     """The class of one of CLASSES, its library imported now."""
     if CLASSES[name] == "diffusers":
-        import diffusers as library
-    else:
-        import transformers as library
-    return getattr(library, name)
+        import diffusers
+
+        return getattr(diffusers, name)
+    import transformers
+
+    return getattr(transformers, name)
 
 
 def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:

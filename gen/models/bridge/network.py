@@ -71,18 +71,20 @@ class BridgedNetwork(nn.Module):
             return condition
         length = max(condition.tokens.shape[1], null.tokens.shape[1])
         condition, null = pad_tokens(condition, length), pad_tokens(null, length)
-        real = condition.mask.any(1, keepdim=True)
-        null = null.map(lambda v: v.to(condition.mask.device))
-        pooled = condition.pooled
-        return replace(
-            condition,
-            tokens=torch.where(real[..., None], condition.tokens, null.tokens.to(condition.tokens)),
-            mask=torch.where(real, condition.mask, null.mask),
-            pooled=None if pooled is None else torch.where(real, pooled, null.pooled.to(pooled)),
-        )
+        tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
+        assert tokens is not None and mask is not None
+        real = mask.any(1, keepdim=True)
+        null = null.map(lambda v: v.to(mask.device))
+        assert null.tokens is not None and null.mask is not None
+        if pooled is not None:
+            assert null.pooled is not None
+            pooled = torch.where(real, pooled, null.pooled.to(pooled))
+        tokens = torch.where(real[..., None], tokens, null.tokens.to(tokens))
+        return replace(condition, tokens=tokens, mask=torch.where(real, mask, null.mask), pooled=pooled)
 
 
 def setting(network: nn.Module, name: str, default: Any = None) -> Any:
     """A value of a diffusers network's config; None counts as absent."""
-    value = network.config.get(name)
+    config: Any = network.config
+    value = config.get(name)
     return default if value is None else value

@@ -40,11 +40,13 @@ class ClipReader(nn.Module):
     words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
 
     breaks = True  # it knows the word BREAK
+    encoder: Any  # of transformers
+    learned: LearnedTokens | None
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, penultimate: bool = False):
         super().__init__()
         self.tokenizer, self.encoder, self.penultimate = tokenizer, encoder, penultimate
-        self.length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        self.length = min(tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
         self.learn(None)
 
     def learn(self, learned: LearnedTokens | None) -> None:
@@ -98,6 +100,8 @@ class ClipReader(nn.Module):
 class Sentence(nn.Module):
     """T5 or Gemma: up to `length` tokens, padded. masked: the encoder does not see the padding. lower: PixArt and Sana learned
     from lower-case captions without spaces around them."""
+
+    encoder: Any  # of transformers
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, length: int, masked: bool, lower: bool = False):
         super().__init__()

@@ -27,12 +27,16 @@ class BridgedAutoencoder(nn.Module):
     one another, so that no seam shows. A tile sees nothing beyond its edge: colours of tiles may differ slightly.
     """
 
+    vae: Any  # of diffusers
+    shift: Tensor
+    scale: Tensor
+
     def __init__(
         self, vae: nn.Module, whole: int = WHOLE, tile: int = TILE, overlap: int = OVERLAP, latent_scale: float | None = None
     ):
         super().__init__()
         self.vae, self.whole, self.tile, self.overlap, self.latent_scale = vae, whole, tile, overlap, latent_scale
-        config: Any = vae.config
+        config: Any = self.vae.config
         levels = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         self.factor = 2 ** (len(levels) - 1)
         self.channels = config["latent_channels"]

@@ -49,5 +49,6 @@ T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 
 def latent_size(network: nn.Module, factor: int) -> int:
     """Pixels of a picture by default: the network's sample_size, counted in latent pixels."""
-    size = network.config.get("sample_size") or 64
+    config: Any = network.config
+    size = config.get("sample_size") or 64
     return (size if isinstance(size, int) else max(size)) * factor

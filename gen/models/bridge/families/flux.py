@@ -25,6 +25,7 @@ class Flux(BridgedNetwork):
         self.embeds = bool(setting(network, "guidance_embeds"))
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.tokens is not None
         batch, channels, height, width = x.shape
         rows, columns = height // 2, width // 2
         packed = x.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)

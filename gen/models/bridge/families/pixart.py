@@ -29,6 +29,7 @@ class PixArt(BridgedNetwork):
             height, width = (side * self.factor for side in x.shape[2:])
             added["resolution"] = torch.tensor([height, width], dtype=x.dtype, device=x.device).expand(len(x), 2)
             added["aspect_ratio"] = torch.tensor([height / width], dtype=x.dtype, device=x.device).expand(len(x), 1)
+        assert condition.mask is not None
         return self.network(
             x,
             encoder_hidden_states=condition.tokens,

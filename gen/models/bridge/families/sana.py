@@ -23,6 +23,7 @@ class Sana(BridgedNetwork):
         self.time_scale = setting(network, "timestep_scale", 1.0)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.mask is not None
         return self.network(
             x,
             encoder_hidden_states=condition.tokens,

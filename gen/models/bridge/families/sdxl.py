@@ -26,7 +26,7 @@ class SDXLUNet(UNet):
         if 6 * setting(network, "addition_time_embed_dim", 0) + pooled != expected:
             raise ValueError(f"its U-Net reads {expected} added numbers, not six size ids and {pooled} pooled ones")
 
-    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor]:
+    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None]:
         ids = condition.extra.get("size_ids")
         if ids is None:
             height, width = (side * self.factor for side in x.shape[2:])

@@ -32,6 +32,7 @@ class UNet(BridgedNetwork):
         self.embeds = bool(self.guidance_dim)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.tokens is not None
         mask = condition.mask if condition.tokens.shape[1] > self.chunk else None
         guidance = None
         if self.embeds:
@@ -47,7 +48,7 @@ class UNet(BridgedNetwork):
             return_dict=False,
         )[0]
 
-    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor] | None:
+    def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None] | None:
         return None
 
 
