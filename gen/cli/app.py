@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -304,7 +304,14 @@ def hand_over(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, UserWarning):
         print(f"Note: {message}", file=sys.stderr)
 
@@ -336,8 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help text
-        print(error.format_message() if bare else f"fewstep: {_sentence(error)}", file=sys.stderr)
+        if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "format_message"):
+            print(error.format_message(), file=sys.stderr)  # the help text
+        else:
+            print(f"fewstep: {_sentence(error)}", file=sys.stderr)
         return 2
 
 

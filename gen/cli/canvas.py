@@ -196,10 +196,11 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
 
 def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """Generate and save; returns the exit code. given: the arguments of the command."""
-    target, call = OutputTarget.of(given["output"]), options_of(given["option"] or [])
+    target = OutputTarget.of(given["output"])
+    call: dict[str, Any] = {**options_of(given["option"] or [])}
     for name in ("window", "stride"):
         both = sides(f"--{name}", given[name])
-        call[name] = None if both is None else (both[1], both[0])  # type: ignore[assignment]
+        call[name] = None if both is None else (both[1], both[0])
     for name in ("weights", "shift_from", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
         call[name] = given[name]
     quiet = given["quiet"]

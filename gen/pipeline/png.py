@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import cast
 
 from PIL import Image, PngImagePlugin
 
@@ -68,11 +69,11 @@ def read_chunks(path: Path | str) -> dict[str, str]:
     with open_picture(path, READ) as image:
         if image.format != "PNG":
             return _comments(image)
-        found = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        if CHUNK in found or "parameters" in found:
-            return found
+        texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+        if CHUNK in texts or "parameters" in texts:
+            return texts
         try:
-            return {**found, **{key: str(value) for key, value in image.text.items()}}
+            return {**texts, **{key: str(value) for key, value in cast("PngImagePlugin.PngImageFile", image).text.items()}}
         except (OSError, ValueError, SyntaxError) as error:
             raise RecipeError(f"{path} is damaged ({error}).") from None
 

@@ -23,10 +23,11 @@ def fit(autoencoder: Any, device: torch.device, seed: int = 0) -> Tensor:
     """(C + 1, 3) colours in [-1, 1] of latent channels and of the constant 1, by least squares on random smooth pictures."""
     source = torch.Generator().manual_seed(seed)
     side = CELLS * autoencoder.factor
-    pictures = sum(  # several scales, as in photographs
+    scales = (  # several, as in photographs
         F.interpolate(torch.randn(SAMPLES, 3, cells, cells, generator=source), (side, side), mode="bicubic")
         for cells in (2, 5, 11)
     )
+    pictures = sum(scales, start=torch.zeros(()))
     pictures = torch.tanh(0.8 * pictures).to(device)
     latents = torch.cat([autoencoder.encode(picture[None]).float() for picture in pictures])
     colours = F.avg_pool2d(pictures, autoencoder.factor)

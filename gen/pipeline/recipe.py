@@ -44,8 +44,8 @@ class ModelRecord(_Part):
 class BatchRecord(_Part):
     """How many pictures went through the network together and which one this was: rounding depends on the number."""
 
-    size: int = Field(1, ge=1, le=1024)
-    row: int = Field(0, ge=0, lt=1024)
+    size: int = Field(default=1, ge=1, le=1024)
+    row: int = Field(default=0, ge=0, lt=1024)
 
 
 class Machine(_Part):

@@ -78,7 +78,7 @@ def make_all(
             done |= zip(rows, zip(kept, made.recipes, strict=True), strict=True)
             made = None  # before the next batch needs its memory
     order = sorted(done)
-    images = None if on_images is not None else [done[i][0] for i in order]
+    images = None if on_images is not None else [shown for i in order if (shown := done[i][0]) is not None]
     return Output.of(images, [done[i][1] for i in order], output_type, model.interrupt)
 
 
@@ -217,12 +217,13 @@ def _stage(name: str, task: Task) -> str:
 
 def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
-    settings, stack, network = batch.settings, batch.settings.guidance, batch.model.denoiser
+    settings, stack = batch.settings, batch.settings.guidance
     for name, task in settings.tasks.items():
         if (own := task.make_denoiser(batch)) is not None:
             return watch.stage(f"network or the guidance of {name}", own), settings.solver
-    network = network if settings.frame is None else CountEvaluations(network, bar)
-    network = watch.stage("network", network)
+    network = batch.model.denoiser
+    counted = network if settings.frame is None else CountEvaluations(network, bar)
+    watched = watch.stage("network", counted)
 
     def wrap(denoiser: Denoiser) -> Denoiser:
         for name, task in settings.tasks.items():
@@ -231,7 +232,7 @@ def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, S
         return denoiser
 
     guided, solver = stack.build(
-        network, settings.solver, settings.scale, batch.negative, settings.interval, batch.guided, wrap
+        watched, settings.solver, settings.scale, batch.negative, settings.interval, batch.guided, wrap
     )
     return (watch.stage(f"guidance {stack.name!r}", guided) if batch.guided else guided), solver
 

@@ -65,7 +65,7 @@ class Sampling:
     def of(cls, source: Mapping[str, Any] | Recipe) -> Sampling:
         """Those of all the arguments of a call, or of a recipe."""
         recorded = not isinstance(source, Mapping)
-        named = vars(source) if recorded else source
+        named = source if isinstance(source, Mapping) else vars(source)
         return cls(**{one.name: named[one.name] for one in fields(cls) if one.name != "recorded"}, recorded=recorded)
 
 

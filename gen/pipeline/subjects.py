@@ -68,13 +68,14 @@ def draw_seeds(count: int, seed: object, seeds: object, generator: object) -> li
 
 
 def _seeds_from(generator: object, count: int) -> list[int]:
-    several = list(generator) if isinstance(generator, Sequence) else [generator]
-    if not all(isinstance(one, torch.Generator) for one in several):
+    given = list(generator) if isinstance(generator, Sequence) else [generator]
+    generators = [one for one in given if isinstance(one, torch.Generator)]
+    if len(generators) < len(given):
         raise ValueError("generator must be a torch.Generator or a list of them; for a plain number use seed=.")
-    if len(several) not in (1, count):
-        raise ValueError(f"generator is a list of {len(several)}; give one, or {count}: one per picture.")
-    sources = several * count if len(several) == 1 else several
-    return [torch.randint(SEED_END - 1, (), generator=one, device=one.device).item() for one in sources]
+    if len(generators) not in (1, count):
+        raise ValueError(f"generator is a list of {len(generators)}; give one, or {count}: one per picture.")
+    sources = generators * count if len(generators) == 1 else generators
+    return [int(torch.randint(SEED_END - 1, (), generator=source, device=source.device).item()) for source in sources]
 
 
 def unit_noise(latents: object, count: int, channels: int, factor: int, multiple: int) -> Tensor | None:

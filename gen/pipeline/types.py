@@ -96,16 +96,27 @@ class Task:
 
     A task is a file in `gen.tasks` and a row in `gen.pipeline.task_table`.
 
-    copies: rows of x for one picture. always_guided: guided whatever the call's prompts are. chooses_size: it sees to the size
-    of pictures itself, so that nothing needs to be said of it. label: its name in this run, for messages. unrecorded: what took
-    part and is in no recipe.
+    always_guided: guided whatever the call's prompts are.
+    chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
     """
 
-    copies: int = 1
     always_guided: bool = False
     chooses_size: bool = False
-    label: str = ""
-    unrecorded: tuple[str, ...] = ()
+
+    @property
+    def copies(self) -> int:
+        """Rows of x for one picture."""
+        return 1
+
+    @property
+    def label(self) -> str:
+        """Its name in this run, for messages."""
+        return ""
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        """What took part and is in no recipe."""
+        return ()
 
     # ---- from a call, or from a recipe ----
 

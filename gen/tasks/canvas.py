@@ -18,7 +18,7 @@ from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.types import Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.windows import PROFILES, Windows
@@ -123,7 +123,7 @@ class Canvas(Task):
             return canvas, solver
         from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance
 
-        distance = style_distance
+        distance: Distance = style_distance
         if record.sync_distance != "latent":
             distance = _on_pictures(model, self.own.distance or style_distance)
         return canvas, SyncDiffusion(solver, distance, record.sync)
@@ -183,16 +183,18 @@ def make_canvas(model: Model, record: CanvasRecord, own: Own | None, height: int
             else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function, or weights "
             "of LPIPS as lpips:FILE."
         )
-    sizes = [tuple(n // factor for n in sides) for sides in ((height, width), record.window, record.stride)]
-    lattice = (*sizes, record.weights, record.circular)
+    canvas, window_size, step = (
+        (sides[0] // factor, sides[1] // factor) for sides in ((height, width), record.window, record.stride)
+    )
     if record.shift_from is None:
-        return Canvas(record, Windows.regular(*lattice), own)  # type: ignore[arg-type]
+        return Canvas(record, Windows.regular(canvas, window_size, step, record.weights, record.circular), own)
     start = record.shift_from if record.shift_from > -20 else -math.inf  # pure noise too
-    return Canvas(record, ShiftedWindows(*lattice, interval=(start, math.inf)), own)  # type: ignore[arg-type]
+    shifted = ShiftedWindows(canvas, window_size, step, record.weights, record.circular, interval=(start, math.inf))
+    return Canvas(record, shifted, own)
 
 
 def make_record(
-    model: Model,
+    model: Model | Caller,
     kind: str,
     window: Any,
     stride: Any,
@@ -256,7 +258,7 @@ def check_agreement(group: Any, told: tuple) -> None:
         )
 
 
-def made_size(model: Model, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:
+def made_size(model: Model | Caller, record: CanvasRecord, height: int, width: int) -> tuple[int, int]:
     """The canvas for a picture of any size: whole latents, at least a window."""
     up = (-(-n // model.factor) * model.factor for n in (height, width))
     down, across = (max(n, window) for n, window in zip(up, record.window, strict=True))

@@ -47,8 +47,8 @@ class Edit(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Edit | None, Settings]:
-        given = (args.get(name) for name in ("image", "mask", "strength"))
-        edit = make_edit(model, *given, settings.height, settings.width)
+        image, mask, strength = (args.get(name) for name in ("image", "mask", "strength"))
+        edit = make_edit(model, image, mask, strength, settings.height, settings.width)
         return edit, settings if edit is None else edit._shorten(model, settings)
 
     @classmethod
@@ -87,7 +87,7 @@ class Edit(Task):
         return level.mix(self.latents, noise), source
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
-        if self.mask is None:
+        if self.mask is None or self.latent_mask is None:
             return denoiser, solver
         from samplers.editing import Inpaint
 

@@ -38,15 +38,15 @@ class Guide(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Guide | None, Settings]:
-        given = (args.get(name) for name in ("guide", "guide_strength", "guide_method", "guide_options"))
-        return make_guide(*given, model.energies), settings
+        energy, strength = args.get("guide"), args.get("guide_strength")
+        return make_guide(energy, strength, args.get("guide_method"), args.get("guide_options"), model.energies), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         return replayed_guide(recipe.guide, given.get("guide"), model.energies, given.get("guide_options"))
 
     @property
-    def label(self) -> str:  # type: ignore[override]
+    def label(self) -> str:
         return name_of(self.energy)
 
     @property

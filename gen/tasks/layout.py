@@ -57,15 +57,15 @@ class RegionSpec(_Strict):
     they overlap. guidance_scale, negative_prompt, adapters: its own; None is the picture's.
     """
 
-    prompt: str | None = Field(None, max_length=10_000)
+    prompt: str | None = Field(default=None, max_length=10_000)
     use: str | None = None
     box: tuple[Number, Number, Number, Number] | None = None
     mask: Any = None
     colour: str | None = None
-    soft: float | None = Field(None, ge=0, le=1024)
-    weight: float = Field(1.0, gt=0, le=1e6)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    negative_prompt: str | None = Field(None, max_length=10_000)
+    soft: float | None = Field(default=None, ge=0, le=1024)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    negative_prompt: str | None = Field(default=None, max_length=10_000)
     adapters: dict[str, float] | None = None
 
     @model_validator(mode="after")
@@ -146,9 +146,11 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
                 raise ValueError(f"Region {i} has the colour {region.colour!r}, but the layout has no painting; give one.")
             found = _read_mask(region.mask, i) if region.colour is None else painted[region.colour]  # type: ignore[index]
             mask = pack_mask(_to_latents(found, height, width, factor), i)
+        prompt = region.prompt if region.use is None else spec.prompts[region.use]
+        assert prompt is not None  # a region without one is refused
         records.append(
             RegionRecord(
-                prompt=spec.prompts[region.use] if region.use is not None else region.prompt,
+                prompt=prompt,
                 negative_prompt=region.negative_prompt,
                 box=box,
                 mask=mask,
@@ -183,10 +185,10 @@ class Layout(Task):
         return {"layout": recipe.layout}
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
-        composition = settings.tasks.get("composition")
-        if composition is not None and composition.name != "merge":
+        composition = getattr(settings.tasks.get("composition"), "name", "merge")
+        if composition != "merge":
             raise ValueError(
-                f"A layout says which adapters act where; leave out the composition {composition.name!r}, or the layout."
+                f"A layout says which adapters act where; leave out the composition {composition!r}, or the layout."
             )
         if "tweak" in settings.tasks:
             raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
@@ -295,14 +297,14 @@ def windows(mask: Tensor, side: int) -> list[tuple[Box | None, Tensor]]:
         return [(None, mask)]
     rows = _spans(mask[0, 0].amax(1), min(side, height))
     columns = _spans(mask[0, 0].amax(0), min(side, width))
-    found = []
+    shown: list[tuple[Box | None, Tensor]] = []
     for top, tall in rows:
         for left, wide in columns:
             fade = _taper(top, tall, height, len(rows) > 1)[:, None] * _taper(left, wide, width, len(columns) > 1)[None]
             seen = mask * F.pad(fade, (left, width - left - wide, top, height - top - tall))
             if bool((seen > 0).any()):
-                found.append(((top, left, tall, wide), seen))
-    return found
+                shown.append(((top, left, tall, wide), seen))
+    return shown
 
 
 def _spans(profile: Tensor, side: int) -> list[tuple[int, int]]:

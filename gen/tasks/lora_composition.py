@@ -38,9 +38,9 @@ class Composition(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Composition | None, Settings]:
-        given = (args.get(name) for name in ("composition", "composition_options", "regions"))
-        size = settings.height, settings.width
-        return make_composition(model, *given, settings.adapters, settings.levels, *settings.seen, size), settings
+        name, options, regions = (args.get(key) for key in ("composition", "composition_options", "regions"))
+        adapters, levels, size = settings.adapters, settings.levels, (settings.height, settings.width)
+        return make_composition(model, name, options, regions, adapters, levels, *settings.seen, size), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:

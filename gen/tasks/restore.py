@@ -72,7 +72,7 @@ class Restoration(Task):
         from samplers.guidance.inverse import Posterior
         from samplers.guidance.operators import Composed
 
-        options = {**COMMON, **self.begun.options}
+        options: dict[str, Any] = {**COMMON, **self.begun.options}
         operator = self.operator
         if model.autoencoder is not None:
             scale, decode = model.config.latent_scale, model.autoencoder.decode

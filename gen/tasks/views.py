@@ -169,11 +169,11 @@ class Views(Task):
         def decode(latents: Tensor) -> Tensor:
             return latents if autoencoder is None else autoencoder.decode(latents / scale).float()
 
+        def view(there: Map, back: Map, condition: Condition) -> View:
+            return View(lambda v: encode(there(v)), lambda v: back(decode(v)), one, condition)
+
         maps = [(_same, _same), *((turn.there, turn.back) for turn in self.turns)]
-        return tuple(
-            View(lambda v, there=there: encode(there(v)), lambda v, back=back: back(decode(v)), one, c)
-            for (there, back), c in zip(maps, conditions, strict=True)
-        )
+        return tuple(view(there, back, c) for (there, back), c in zip(maps, conditions, strict=True))
 
 
 @dataclass(frozen=True)

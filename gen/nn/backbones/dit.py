@@ -216,9 +216,9 @@ class DiT(nn.Module):
         for module in zero:
             initialise(nn.init.zeros_, module.weight)
 
-    def typed_blocks(self) -> list[Block]:
+    def typed_blocks(self) -> list[DiTBlock]:
         """The blocks in the order they run."""
-        return cast("list[Block]", list(self.blocks))
+        return cast("list[DiTBlock]", list(self.blocks))
 
     @property
     def embeds(self) -> bool:

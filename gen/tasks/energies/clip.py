@@ -24,7 +24,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 def load_clip(name: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a CLIP folder or hub id, frozen, float32. ValueError says why it cannot be had."""
-    from transformers import CLIPModel, CLIPTokenizerFast
+    from transformers import CLIPModel, CLIPTokenizerFast  # type: ignore[attr-defined]  # made as it is imported
 
     model = open_transformers("a CLIP model", CLIPModel, name, use_safetensors=True)
     return model.eval().requires_grad_(False), open_transformers("a CLIP model", CLIPTokenizerFast, name)

@@ -26,6 +26,9 @@ class Lpips(nn.Module):
     """forward(x, y): (N,) for pictures (N, 3, H, W) in [-1, 1], differentiable; `maps(x)`: the features before they are
     compared."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         channels, parts = 3, []

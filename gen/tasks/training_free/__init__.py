@@ -42,7 +42,11 @@ class Tweak:
     """Base of the rows: each changes what it has to."""
 
     record: TweakRecord
-    unrecorded: tuple[str, ...] = ()
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        """What took part and is in no recipe."""
+        return ()
 
     @classmethod
     def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Tweak:

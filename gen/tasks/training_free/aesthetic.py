@@ -154,17 +154,20 @@ def towers(model: Model) -> list[Tower]:
     encoder: Any = model.text_encoder
     if encoder is not None and hasattr(encoder, "pooled"):
         return [Tower(encoder, lambda text: encoder.pooled([weighted(text)[0]]))]
-    found = []
+    clips: list[Tower] = []
     if encoder is not None and hasattr(encoder, "encoders"):
         from gen.models.bridge.prompts import ClipReader
 
-        found = [Tower(m.encoder, lambda text, m=m: m.read(text)[1]) for m in encoder.modules() if isinstance(m, ClipReader)]
-    if not found:
+        def tower(clip: ClipReader) -> Tower:
+            return Tower(clip.encoder, lambda text: clip.read(text)[1])
+
+        clips = [tower(module) for module in encoder.modules() if isinstance(module, ClipReader)]
+    if not clips:
         raise ValueError(
             f"The model {model.name!r} has no text encoder that makes one vector of a text (CLIP, or ours); "
             "leave aesthetic out."
         )
-    return found
+    return clips
 
 
 def read_embedding(source: str | Path | Tensor) -> Tensor:

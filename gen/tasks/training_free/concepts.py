@@ -44,7 +44,8 @@ class Concepts(Tweak):
             raise ValueError(f"concepts are {words}; give different words of the prompt.")
         chosen = check_option_values("concepts_options", given.get("options") or {})
         check_options(_Row(), chosen, "tweak")
-        check_correction(**{name: chosen.get(name, usual) for name, usual in CORRECTION.items()})
+        correction: dict[str, Any] = {name: chosen.get(name, usual) for name, usual in CORRECTION.items()}
+        check_correction(**correction)
         made = cls(TweakRecord(texts=tuple(words), options=chosen))
         made._suppression(model.denoiser, torch.full((1, 1), -1))  # options are checked here
         return made
@@ -56,8 +57,8 @@ class Concepts(Tweak):
         return {"": list(record.texts)}
 
     def read(self, model, prompts, condition, adapters) -> Condition:
-        options = {name: self.record.options.get(name, usual) for name, usual in CORRECTION.items()}
-        rows = []
+        options: dict[str, Any] = {name: self.record.options.get(name, usual) for name, usual in CORRECTION.items()}
+        rows: list[Tensor] = []
         for prompt, tokens, owners in zip(prompts, condition.tokens, self._owners(model, prompts, condition), strict=True):
             if prompt.strip():
                 end = len(tokens) if condition.mask is None else int(condition.mask[len(rows)].nonzero().max()) + 1

@@ -74,7 +74,7 @@ class _Row:
 
 
 def _options(name: str, takes: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = check_option_values(f"{name}_options", given.get("options") or {})
+    chosen: dict[str, Any] = {**check_option_values(f"{name}_options", given.get("options") or {})}
     check_options(_Row(name, takes), chosen, "tweak")
     if "layers" in chosen and not isinstance(chosen["layers"], tuple):
         chosen["layers"] = (chosen["layers"],)
@@ -150,14 +150,15 @@ class Reference(Tweak):
 
     def read(self, model, prompts, condition, adapters) -> Condition:
         """Padded to the references' prompts, so that one batch can hold all."""
-        for own in self._own(model):
-            condition = pad_tokens(condition, max(condition.tokens.shape[1], own.tokens.shape[1]))
+        for reference in self._conditions(model):
+            assert condition.tokens is not None and reference.tokens is not None  # prompts are for models that read text
+            condition = pad_tokens(condition, max(condition.tokens.shape[1], reference.tokens.shape[1]))
         return condition
 
     def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         conditions: tuple[Condition | None, ...] = ()
         if condition is not None and self.record.texts:
-            padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._own(model)]
+            padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._conditions(model)]
             conditions = tuple(
                 replace(condition[:1], tokens=own.tokens, mask=_mask(own, condition), pooled=own.pooled) for own in padded
             )
@@ -165,7 +166,8 @@ class Reference(Tweak):
         weights = options.pop("weight", 3.0)
         return MultiReference(denoiser, self.pictures.beside(seeds, conditions), weights, **options)  # type: ignore[arg-type]
 
-    def _own(self, model: Model) -> list[Condition]:
+    def _conditions(self, model: Model) -> list[Condition]:
+        """What each reference picture shows, as the text encoder reads it."""
         return [model.encode_prompt([text]) for text in self.record.texts]
 
 

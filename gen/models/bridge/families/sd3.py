@@ -54,9 +54,7 @@ def network(parts: Parts, index: Mapping[str, Any]) -> SD3:
 
 
 def reader(parts: Parts, index: Mapping[str, Any]) -> SD3Reader:
-    clip, clip_2 = (
-        ClipReader(parts[f"tokenizer{n}"], parts[f"text_encoder{n}"], penultimate=True) for n in ("", "_2")
-    )
+    clip, clip_2 = (ClipReader(parts[f"tokenizer{n}"], parts[f"text_encoder{n}"], penultimate=True) for n in ("", "_2"))
     t5 = None
     if parts["text_encoder_3"] is not None:
         t5 = Sentence(parts["tokenizer_3"], parts["text_encoder_3"], T5_TOKENS, masked=False)
