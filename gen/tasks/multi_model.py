@@ -55,7 +55,7 @@ class Part:
             own.read_null(own.adapters)
             condition = own.encode_prompt([check_text("prompt", self.prompt or "")], own.adapters)
         elif own.classes:
-            label = read_labels(-1 if self.prompt is None else self.prompt, own.classes, 1)
+            label = read_labels(-1 if self.prompt is None else self.prompt, own.config.classes, own.classes)
             condition = Condition(label=torch.tensor(label, device=own.device))
         elif self.prompt is not None:
             raise ValueError(f"The model {own.name!r} is unconditional; leave its prompt out.")

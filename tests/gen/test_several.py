@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gen.generator import Generator
 from gen.models.components import save_component
 from gen.nn.influence_networks import InfluenceConfig, Influences
 from gen.tasks.multi_model import Part, collaborate, unite
@@ -25,6 +26,15 @@ def test_equal_models_are_guidance_of_the_summed_scales(tiny):
     close(unite([Part(tiny, "a cat", 2.0, 0.3), Part(tiny, "a cat", 1.0, 0.7)], count=2, **CALL), own)
     other = unite([Part(tiny, "a cat", 2.0, 0.3), Part(tiny, "the moon", 1.0, 0.7)], **CALL)
     assert np.abs(np.asarray(other[0]).astype(int) - np.asarray(own[0])).max() > 8
+
+
+def test_models_of_classes_take_labels_and_names(class_model):
+    generator = Generator.from_pretrained(class_model, device="cpu", dtype="float32")
+    own = generator(class_labels="goldfish", guidance_scale=3.0, progress=False, **CALL).images
+    close(unite([Part(generator, 2, 3.0)], **CALL), own)
+    close(unite([Part(generator, "goldfish", 3.0)], **CALL), own)
+    with pytest.raises(ValueError, match="class_labels is 3; give a whole number from -1 to 2"):
+        unite([Part(generator, 3)], **CALL)
 
 
 def exported(folder, head=0.0):
