@@ -16,8 +16,9 @@ from tests.distill.test_every_objective import WITHOUT_BLOCKS, make_places, plac
 from tests.distill.test_zero import launched
 
 STEPS = 4
-PLAIN = [("ddp", False), ("fsdp2", True), ("zero", False)]  # (how, with checkpointing); the rest of the product is slow
-REST = [("ddp", True), ("fsdp2", False), ("zero", True)]
+# (how, with checkpointing). The rest of the product is slow; ZeRO, which shares out the optimiser alone, has `test_zero` besides
+PLAIN = [("ddp", False), ("fsdp2", True)]
+REST = [("ddp", True), ("fsdp2", False), ("zero", False), ("zero", True)]
 
 
 def case_of(name: str) -> dict:
