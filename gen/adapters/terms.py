@@ -128,7 +128,8 @@ class Kron(Term):
 
     def __call__(self, module: nn.Module, x: Tensor, base: Tensor | None, weight: float = 1.0) -> Tensor:
         inner = F.linear(x.unflatten(-1, (self.w1.shape[1], -1)), self.w2)  # (..., c, b)
-        return self._with_bias(self.scale * weight * (self.w1 @ inner).flatten(-2), module, weight)
+        w1 = self.w1.expand(*inner.shape[:-2], *self.w1.shape)  # the batch comes first in both, as in every product of rows
+        return self._with_bias(self.scale * weight * (w1 @ inner).flatten(-2), module, weight)
 
 
 @dataclass

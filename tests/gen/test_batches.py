@@ -130,6 +130,18 @@ def test_adapters(tiny_model):
     assert torch.equal(generator(WORDS[LAST], seed=1 + LAST, **QUICK).images, many.images[LAST:])
 
 
+def test_a_lokr_whose_first_factor_is_no_batch(tiny_model):
+    """W1 stands on the left of its product, where other functions have the batch."""
+    generator = Generator.from_pretrained(tiny_model, device="cpu", dtype="float32")
+    draw = torch.Generator().manual_seed(2)
+    factors = {"lokr_w1": torch.randn(4, 8, generator=draw) * 0.3, "lokr_w2": torch.randn(8, 4, generator=draw)}
+    generator.load_adapter(Adapter("kron", {"denoiser.mid_block.attn.to_q": Delta(factors)}), weight=0.5)
+    many = generator(WORDS, seed=1, batch_size=4, **QUICK)
+    assert torch.equal(generator(WORDS[LAST], seed=1 + LAST, **QUICK).images, many.images[LAST:])
+    each = generator(WORDS, seed=1, batch_invariant=False, **QUICK)
+    assert torch.allclose(many.images, each.images, atol=1e-5)
+
+
 def test_pictures_of_a_class_model(class_model):
     generator = Generator.from_pretrained(class_model, device="cpu", dtype="bfloat16")
     many = generator(class_labels=[0, 1, 2], seed=1, **QUICK).images
