@@ -16,7 +16,7 @@ from tests.distill.test_every_objective import WITHOUT_BLOCKS, make_places, plac
 from tests.distill.test_zero import launched
 
 STEPS = 4
-# (how, with checkpointing). The rest of the product is slow; ZeRO, which shares out the optimiser alone, has `test_zero` besides
+# (how, with checkpointing). The rest of the product is slow; ZeRO shares out the optimiser alone, and has `test_zero` besides
 PLAIN = [("ddp", False), ("fsdp2", True)]
 REST = [("ddp", True), ("fsdp2", False), ("zero", False), ("zero", True)]
 
