@@ -160,10 +160,17 @@ CLOCKS: dict[str, Callable[[NoiseLevel, Any], Scalar]] = {
 class NetworkDenoiser:
     """A network as a denoiser: its path, what it predicts, its clock, its input scale.
 
-    The network runs in `dtype` (x's own when None) and its output comes back in x's dtype. A network with twice x's channels
-    has a learned variance in the second half. A time that the condition tells beside the level's, extra["target_time"] (B,) on
-    the path's clock, reaches the network on its own. input_scale: "none", or "edm" for
-    c_in = 1 / sqrt(sigma^2 + sigma_data^2).
+    network: the network, (x, time (B,), condition, context) -> as many values as x has.
+    path: the noise path that it was trained on.
+    prediction: what it predicts: eps, x0, v, flow (dx/dt) or edm (F).
+    clock: the time that it reads, a name of `CLOCKS`.
+    input_scale: "none", or "edm" for c_in = 1 / sqrt(sigma^2 + sigma_data^2).
+    dtype: what the network runs in, x's own when None; its output comes back in x's dtype.
+    sigma_data: the standard deviation of the data, for EDM.
+    learned_variance: the network gives twice x's channels, and the second half is a variance (DiT, PixArt).
+
+    A second time in the condition, extra["target_time"] (B,) on the path's clock, reaches the network on the network's own
+    clock. Raises ValueError where the network's output does not fit x.
     """
 
     network: Network
@@ -173,6 +180,7 @@ class NetworkDenoiser:
     input_scale: str = "none"
     dtype: torch.dtype | None = None
     sigma_data: float = 0.5
+    learned_variance: bool = False
 
     def __post_init__(self) -> None:
         if self.clock not in CLOCKS:
@@ -192,10 +200,29 @@ class NetworkDenoiser:
         if self.input_scale == "edm":
             scaled = x * expand((level.sigma**2 + self.sigma_data**2) ** -0.5, x)
         if (target := condition.extra.get("target_time")) is not None:
-            told = CLOCKS[self.clock](self.path(target), self.path)
-            condition = replace(condition, extra={**condition.extra, "target_time": told})
-        raw = self.network(scaled.to(self.dtype or x.dtype), time, condition, context).to(x.dtype)
-        variance = None
-        if raw.shape[1] == 2 * x.shape[1]:
+            target_time = CLOCKS[self.clock](self.path(target), self.path)
+            condition = replace(condition, extra={**condition.extra, "target_time": target_time})
+        raw = self.network(scaled.to(self.dtype or x.dtype), time, condition, context)
+        self._check(raw, x)
+        raw, variance = raw.to(x.dtype), None
+        if self.learned_variance:
             raw, variance = raw.chunk(2, dim=1)
         return Prediction(x, level, raw, prediction_row(self.prediction, level, self.path, self.sigma_data), variance)
+
+    def _check(self, raw: Any, x: Tensor) -> None:
+        """ValueError unless the network's output fits x in type, shape and device."""
+        if not isinstance(raw, Tensor):
+            raise ValueError(
+                f"The network gave a {type(raw).__name__}; it must return a tensor (of a diffusers model, `.sample`)."
+            )
+        if not raw.is_floating_point():
+            raise ValueError(f"The network gave {raw.dtype}; it must return floating-point numbers.")
+        if raw.device != x.device:
+            raise ValueError(f"The network's output is on {raw.device} and x on {x.device}: move the network or x.")
+        channels = x.shape[1] * (2 if self.learned_variance else 1)
+        if raw.shape != (wanted := (x.shape[0], channels, *x.shape[2:])):
+            variance = "twice x's channels, as learned_variance=True says" if self.learned_variance else "x's own shape"
+            hint = ""
+            if not self.learned_variance and raw.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+                hint = " If the second half of its channels is a variance, as in DiT, say learned_variance=True."
+            raise ValueError(f"The network gave {tuple(raw.shape)} for x {tuple(x.shape)}; give {wanted}, {variance}.{hint}")

@@ -68,9 +68,7 @@ def register(table: dict[str, Any], info: Any, kind: str) -> None:
         return
     check_free(table, info, kind)
     if not callable(info.factory):
-        raise ValueError(
-            f"The {kind} {info.name!r} is registered with a function or class that makes it, got {info.factory!r}."
-        )
+        raise ValueError(f"The {kind} {info.name!r} is made by a function or class; {info.factory!r} is none.")
     table[info.name] = info
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -51,7 +52,24 @@ class State:
 
 
 class Solver(Protocol):
-    """Advances a state from level s to level t. Pure: state in, state out."""
+    """Advances a state from level s to level t. Pure: state in, state out.
+
+    `init` makes the state of a run from its first x; `step` returns `replace(state, x=..., prediction=...)` with x at t and the
+    prediction made at s. `trajectory` fills in level, step and evaluations. What a solver must handle:
+
+    s.alpha = 0     pure noise, of which the log-SNR is -infinity and sigma / alpha infinite. The step to t is
+                    x_t = alpha_t x0 + sigma_t eps; an eps prediction says nothing there, and `evaluate` refuses it.
+    t.sigma = 0     clean data, log-SNR +infinity: x_t = x0. A denoiser is never asked there.
+    repeated steps  recurrence and search take a step from s to t again, from another x and the state that they kept. So nothing
+                    is stored on the solver; memory lies in `state.history`, under the number of the step that made it
+                    (`State.remember` replaces an entry of the same step), or in `state.carry`.
+    state.carry     whatever the solver keeps for itself, handed on as it is; None after `init` unless that sets it, and None
+                    where a run goes on from a state of another solver.
+    moved x         a callback or wrapper may change state.x between steps: what was computed from the former x (a handed-over
+                    prediction, a sum in `carry`) counts only where its x is the very tensor `state.x`.
+    noise           z for the step is noise(s, t), a function of the two levels; a stochastic solver without a source raises
+                    ValueError.
+    """
 
     def init(self, x: Tensor) -> State: ...
 
@@ -76,12 +94,19 @@ def trajectory(
     *,
     noise: NoiseSource | None = None,
     context: Context | None = None,
+    grad: bool = False,
 ) -> Iterator[State]:
     """Yield the state after each of the len(levels) - 1 steps.
 
-    x (B, C, H, W) is at levels[0]: unit noise scaled by its sigma. `noise` is needed by stochastic solvers only. Levels must
-    fall in noise (rise in log-SNR) from one to the next for every solver here; at least two are needed. What a denoiser knows
-    of the clean image (`Inpaint`) stands in it as it is, whatever the solver has made of it.
+    x: (B, C, H, W) at levels[0], which is unit noise times its sigma for a new image.
+    levels: at least two, each of less noise (higher log-SNR) than the one before.
+    condition: what the image should be; nothing by default.
+    noise: what stochastic solvers draw from, `seeded_noise(seeds, x)` for instance.
+    context: the run's; a new one by default.
+    grad: whether steps can be differentiated. By default no graph is built, as under torch.no_grad(); guidance by an energy
+    takes its own gradients either way.
+
+    What a denoiser knows of the clean image (`Inpaint`) stands in it as it is, whatever the solver has made of it.
     """
     if len(levels) < 2:
         raise ValueError(f"A run needs at least two noise levels, {len(levels)} given: ask a grid for one step or more.")
@@ -92,7 +117,8 @@ def trajectory(
     _check_range(x, levels)
     state = replace(solver.init(x), level=levels[0])
     for step, (s, t) in enumerate(pairwise(levels)):
-        state = solver.step(denoiser, state, s, t, condition, context.at(step), noise)
+        with nullcontext() if grad else torch.no_grad():
+            state = solver.step(denoiser, state, s, t, condition, context.at(step), noise)
         done = (context.evaluations - before) / x.shape[0]
         state = replace(state, level=t, step=step + 1, evaluations=done)
         if t.sigma == 0 and KNOWN in context.store:
@@ -125,10 +151,11 @@ def sample(
     noise: NoiseSource | None = None,
     context: Context | None = None,
     on_step: Callable[[State], None] | None = None,
+    grad: bool = False,
 ) -> Tensor:
-    """x at the last level. Arguments as in `trajectory`; `on_step` sees every state."""
+    """x at the last level. Arguments as in `trajectory`; `on_step` is called with the state after every step."""
     state = State(x)
-    for state in trajectory(denoiser, solver, x, levels, condition, noise=noise, context=context):
+    for state in trajectory(denoiser, solver, x, levels, condition, noise=noise, context=context, grad=grad):
         if on_step is not None:
             on_step(state)
     return state.x

@@ -24,7 +24,7 @@ from distill.losses.loss_weighting import Weighting
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label
 from gen.models.components import load_component
-from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, write_model
+from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, learns_variance, write_model
 from gen.nn.registry import Config
 from gen.pipeline.guidance_stack import GuidanceStack
 from samplers.denoiser import Condition, Context, NetworkDenoiser
@@ -122,7 +122,13 @@ class DiffusionObjective(Objective):
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
         config = self.config
         return NetworkDenoiser(
-            network, self.path, config.prediction, config.clock, config.input_scale, sigma_data=config.sigma_data
+            network,
+            self.path,
+            config.prediction,
+            config.clock,
+            config.input_scale,
+            sigma_data=config.sigma_data,
+            learned_variance=learns_variance(network),
         )
 
     @torch.no_grad()

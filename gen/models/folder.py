@@ -151,8 +151,29 @@ class ModelConfig(Strict):
     def denoiser(self, network: Network, dtype: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as a denoiser on this config's path."""
         return NetworkDenoiser(
-            network, _built(self.path), self.prediction, self.clock, self.input_scale, dtype, self.sigma_data
+            network,
+            _built(self.path),
+            self.prediction,
+            self.clock,
+            self.input_scale,
+            dtype,
+            self.sigma_data,
+            learns_variance(network),
         )
+
+
+def learns_variance(network: Any) -> bool:
+    """Whether a network, or the one inside a wrapper, says in its config that half of its output is a variance."""
+    while not isinstance(network, nn.Module) and hasattr(network, "network"):
+        network = network.network
+    for part in network.modules() if isinstance(network, nn.Module) else [network]:
+        if (config := getattr(part, "config", None)) is None:
+            continue
+        if hasattr(config, "learned_variance"):
+            return bool(config.learned_variance)
+        if isinstance(config, Mapping) and config.get("in_channels"):  # of diffusers
+            return config.get("out_channels") == 2 * config["in_channels"]
+    return False
 
 
 @dataclass(frozen=True)

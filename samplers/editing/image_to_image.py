@@ -56,7 +56,11 @@ def image_to_image(
     *,
     noise: NoiseSource | None = None,
     context: Context | None = None,
+    grad: bool = False,
 ) -> Tensor:
-    """Mix `image` with unit noise `eps`, both (B, C, H, W), at the level that `strength` starts from, and sample to the end."""
+    """Mix `image` with unit noise `eps`, both (B, C, H, W), at the level that `strength` starts from, and sample to the end.
+
+    Other arguments as in `sample`.
+    """
     cut = start_at(levels, strength)
-    return sample(denoiser, solver, cut[0].mix(image, eps), cut, condition, noise=noise, context=context)
+    return sample(denoiser, solver, cut[0].mix(image, eps), cut, condition, noise=noise, context=context, grad=grad)

@@ -42,8 +42,12 @@ def reno(
     """Ascend reward(generate(z)) + regularisation log_radius(z) over the noise z (B, ...), and keep the best by reward.
 
     Nesterov momentum, with each sample's gradient clipped to the norm `clip`: samples do not look at one another, so B of them
-    go as B alone would. `generate` is differentiable and a function of z alone: one or a few steps of `sample`, any other
-    noise of the run fixed. reward: pictures -> (B,). iterations + 1 pictures are made; with 0 it is the first one.
+    go as B alone would.
+
+    generate: noise -> pictures, differentiable and a function of the noise alone: one or a few steps of
+    `sample(..., grad=True)`, any other noise of the run fixed.
+    reward: pictures -> (B,), higher is better.
+    noise: (B, ...) the start; iterations + 1 pictures are made, with 0 only the first.
 
     Source: arXiv 2406.04312, equations 3 to 6; the defaults are its code's for SD-Turbo.
     """

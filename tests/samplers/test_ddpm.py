@@ -97,7 +97,7 @@ def test_learned_variance_passes_through_guidance(start):
     def network(x, time, condition, context):
         return torch.cat([0.1 * x, torch.where(condition.label >= 0, 0.5, -0.5)[:, None].to(x) * torch.ones_like(x)], 1)
 
-    leaf = NetworkDenoiser(network, VP, "eps", "index")
+    leaf = NetworkDenoiser(network, VP, "eps", "index", learned_variance=True)
     guided, condition = ClassifierFree(leaf, 3.0), Condition(label=torch.zeros(6, dtype=torch.long))
     levels = [VP(0.6), VP(0.3)]
     x = sample(guided, DDPM("learned_range"), start, levels, condition, noise=Replay(start))

@@ -97,3 +97,26 @@ def test_edm_preconditioning_uses_one_sigma_data_throughout(sigma_data):
 def test_the_table_clock_needs_a_table():
     with pytest.raises(ValueError, match="RectifiedFlow has no table"):
         NetworkDenoiser(lambda *_: None, RectifiedFlow(), "eps", "index")
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        (lambda x: torch.cat([x, x], 1), {}, r"gave \(2, 6, 4, 4\) for x \(2, 3, 4, 4\); give .* say learned_var"),
+        (lambda x: x, {"learned_variance": True}, r"give \(2, 6, 4, 4\), twice x's channels, as learned_variance=True says"),
+        (lambda x: x[:1], {}, r"gave \(1, 3, 4, 4\)"),
+        (lambda x: x[..., :2], {}, r"give \(2, 3, 4, 4\), x's own shape.$"),
+        (lambda x: x.long(), {}, "gave torch.int64; it must return floating-point numbers"),
+        (lambda x: x.to("meta"), {}, "output is on meta and x on cpu: move"),
+        (lambda x: (x,), {}, "gave a tuple; it must return a tensor"),
+    ],
+)
+def test_an_output_that_does_not_fit_x_is_refused(output, options, message):
+    denoiser = NetworkDenoiser(lambda x, *_: output(x), RectifiedFlow(), "flow", **options)
+    with pytest.raises(ValueError, match=message):
+        denoiser(torch.ones(2, 3, 4, 4), RectifiedFlow()(0.5), Condition(), Context())
+
+
+def test_an_output_of_lower_precision_comes_back_in_that_of_x():
+    denoiser = NetworkDenoiser(lambda x, *_: x, RectifiedFlow(), "flow", dtype=torch.bfloat16)
+    assert denoiser(torch.ones(2, 3, 4, 4), RectifiedFlow()(0.5), Condition(), Context()).raw.dtype == torch.float32

@@ -111,7 +111,9 @@ def test_network_clocks(clock, path, t, expected):
 def test_network_scaling_precision_and_variance():
     path, context = VarianceExploding(), Context()
     network = Recorder(channels=2)
-    denoiser = NetworkDenoiser(network, path, "edm", "log_sigma/4", input_scale="edm", dtype=torch.float32)
+    denoiser = NetworkDenoiser(
+        network, path, "edm", "log_sigma/4", input_scale="edm", dtype=torch.float32, learned_variance=True
+    )
     p = denoiser(X0, path(3.0), Condition(), context)
     assert network.x.dtype == torch.float32 and p.raw.dtype == torch.float64
     assert torch.allclose(network.x.double(), X0 / math.sqrt(9.25), atol=1e-6)

@@ -69,7 +69,7 @@ def test_a_run_of_a_sampler_can_be_what_generates():
     noise = torch.randn(3, 2, generator=G, dtype=torch.float64)
 
     def run(z):
-        return sample(mixture, get_solver("dpmpp_2m"), levels[0].sigma * z, levels)
+        return sample(mixture, get_solver("dpmpp_2m"), levels[0].sigma * z, levels, grad=True)
 
     def near(images):
         return -(images - 0.5).square().sum(1)

@@ -134,11 +134,19 @@ def test_a_run_needs_two_levels():
 def test_gradients_flow_through_a_run():
     """Reward optimisation differentiates the result by the start; the finite difference agrees."""
     x = X.clone().requires_grad_()
-    sample(MIXTURE, get_solver("unipc"), x, LEVELS).sum().backward()
+    sample(MIXTURE, get_solver("unipc"), x, LEVELS, grad=True).sum().backward()
     bump = torch.zeros_like(X)
     bump[1, 0] = 1e-6
     difference = sum(sign * sample(MIXTURE, get_solver("unipc"), X + sign * bump, LEVELS).sum() for sign in (1, -1)) / 2e-6
     assert abs(x.grad[1, 0] - difference) < 1e-6
+
+
+def test_a_run_builds_no_graph_unless_it_is_asked_to():
+    x = X.clone().requires_grad_()
+    assert not sample(MIXTURE, get_solver("unipc"), x, LEVELS).requires_grad
+    assert not any(state.x.requires_grad for state in trajectory(MIXTURE, get_solver("unipc"), x, LEVELS))
+    with torch.no_grad():
+        assert not sample(MIXTURE, get_solver("unipc"), x, LEVELS, grad=True).requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
