@@ -29,7 +29,7 @@ def shares(sizes: Sequence[int], base: int) -> list[float]:
     squares = [(size - base) ** 2 for size in sizes]
     if not sum(squares):
         raise ValueError(f"All sizes are {base}, the model's own, at which there is nothing to learn; give others.")
-    return [square / sum(squares) for square in squares]
+    return [square / sum(squares) for square in squares]  # arXiv 2403.02084: p(x) = |x - s|^2 / sum_i |x_i - s|^2
 
 
 class Sizes:

@@ -121,6 +121,7 @@ class CustomizationObjective(Objective):
         a, b = (expand(value, x0) for value in prediction.row)
         weight = torch.as_tensor(self.diffusion.weight(prediction.level), device=x0.device)
         squared = (prediction.raw.float() - (a * x0 + b * eps)).square()
+        # w |raw - (a x0 + b eps)|^2, which is arXiv 2208.12242's and 2208.01618's loss where the network predicts eps
         return expand(weight, x0) ** 2 * squared
 
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:
@@ -158,6 +159,7 @@ class CustomizationObjective(Objective):
         prior = prior.to(each.device)
         weight = torch.where(prior, self.config.prior_weight, 1.0)
         own, taught = each.detach(), (~prior).float()
+        # arXiv 2208.12242, equation 2: the prior-preservation loss, lambda = prior_weight
         return (weight * each).mean(), {"taught": (own * taught).sum() / taught.sum().clamp_min(1)}
 
     def levels(self, draws: Draws, device: torch.device, step: int) -> NoiseLevel:

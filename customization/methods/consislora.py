@@ -45,4 +45,4 @@ class ConsistentObjective(CustomizationObjective):
     def error(self, prediction: Prediction, x0: Tensor, eps: Tensor, step: int) -> Tensor:
         if step < self.config.switch:
             return (prediction.eps - eps).square()
-        return (prediction.x0 - x0).square()
+        return (prediction.x0 - x0).square()  # arXiv 2503.10614, section 4.1: the loss on the clean picture

@@ -51,6 +51,7 @@ class CustomDiffusionObjective(FactorObjective):
         return key_value_layers(self.parts["denoiser"], self.config.targets or ENDS)
 
     def factors(self, name: str, module: nn.Linear) -> Factors:
+        # arXiv 2212.04488, section 3.1: W^k and W^v train, from W = W_0 + D with D = 0
         return Factors({"weight": torch.zeros(module.out_features, module.in_features)})
 
     def delta(self, name: str, matrices: Mapping[str, Tensor], factors: Factors) -> Delta:

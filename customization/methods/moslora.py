@@ -63,5 +63,5 @@ class MixtureObjective(FactorObjective):
         return Factors(matrices, scale=(layers.rank if layers.alpha is None else layers.alpha) / layers.rank)
 
     def delta(self, name: str, matrices: Mapping[str, Tensor], factors: Factors) -> Delta:
-        up = folded([matrices["mixer"], matrices["up"]])
+        up = folded([matrices["mixer"], matrices["up"]])  # arXiv 2406.11909: s B M A = s (B M) A
         return Delta({"down": matrices["down"], "up": up}, factors.scale)

@@ -116,6 +116,7 @@ class OrthogonalObjective(FactorObjective):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         scale = (layers.rank if layers.alpha is None else layers.alpha) / layers.rank
+        # arXiv 2312.02432, section 3: D_i = A_i B_i^T with B_i frozen, of one basis for all concepts
         return Factors({"down": down, "up": torch.zeros(module.out_features, layers.rank)}, ("down",), scale)
 
     def delta(self, name: str, matrices: Mapping[str, Tensor], factors: Factors) -> Delta:

@@ -128,6 +128,7 @@ class SaraObjective(CustomizationObjective):
             start = small.base.flatten()[small.index].to(weight.values.dtype)
             norms.append(nuclear_norm(weight.values, start, small.index, small.base.shape))
         low_rank = torch.stack(norms).sum()
+        # arXiv 2409.06633: loss + lambda sum |W - W_0|_*
         return total + self.config.nuclear * low_rank, {**logged, "nuclear": low_rank.detach()}
 
     def after_step(self, step: int) -> None:

@@ -58,6 +58,7 @@ def score_of(name: str, weight: Tensor, f: Tensor, r: Tensor | None) -> LayerSco
     if not float(f.norm()) or not float(weight.detach().norm()):
         return None
     cosine = 0.0 if r is None or not float(r.norm()) else float((f * r).sum() / (f.norm() * r.norm()))
+    # arXiv 2407.11867: importance |g_f| / |W|, alignment |cos(g_f, g_r)|
     return LayerScore(name, f.detach(), float(f.norm() / weight.detach().norm()), abs(cosine))
 
 
@@ -96,6 +97,7 @@ def unlearn(
     try:
         for _ in range(rounds):
             with torch.no_grad():
+                # arXiv 2407.11867: W <- W - strength g_f
                 weight.copy_(original - strength * score.gradient)
             if forgotten():
                 high = strength

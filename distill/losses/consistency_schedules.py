@@ -54,6 +54,7 @@ class Boundary:
         if kind == "edm":
             c_skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
             c_out = self.sigma_data * above / (ratio**2 + self.sigma_data**2) ** 0.5
+            # arXiv 2303.01469, equation 5: f = c_skip x + c_out F
             return expand(c_skip, x) * y + expand(c_out, x) * prediction.raw
         keep = self.width**2 / (above**2 + self.width**2)
         return torch.lerp(prediction.x0, y, expand(keep, x))

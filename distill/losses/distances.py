@@ -23,6 +23,7 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     Source: arXiv 2310.14189, equation 7, which has c = 0.00054 sqrt(d) for images of d numbers.
     """
     total = _wide(a - b).square().flatten(1).sum(1)
+    # arXiv 2310.14189, equation 7
     return total / ((total + c**2).sqrt() + c)  # the same without the difference, which loses digits where |a - b| << c
 
 

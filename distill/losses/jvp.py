@@ -13,7 +13,7 @@ How = Literal["forward", "difference"]
 
 
 @torch.no_grad()
-def along(
+def jvp(
     function: Callable[..., Tensor], at: Sequence[Tensor], direction: Sequence[Tensor], how: How = "forward", step: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """(f(at), d/dh f(at + h direction) at h = 0), both without gradients and outside autocast: a derivative in half precision
@@ -29,7 +29,7 @@ def along(
         return function(*at), (ends[0] - ends[1]) / (2 * step)
 
 
-def prepared(network: nn.Module, how: How, dtype: torch.dtype | None = None) -> How:
+def prepare_jvp(network: nn.Module, how: How, dtype: torch.dtype | None = None) -> How:
     """Have a network, or the one that a LoRA is on, compute attention by plain products, as the fused kernels have no forward
     mode; returns how its derivative is to be taken. A network of another library chooses its own kernels: there it is
     the difference, and a warning says so. ValueError for weights of a dtype in which a difference is rounding."""

@@ -89,6 +89,7 @@ class Population(nn.Module):
         cov = self.second - torch.outer(self.mean, self.mean) + self.floor.to(self.mean)
         self.start.copy_(self.mean)
         self.matrix.copy_(transport(cov, self.cov))
+        # |m - m_r|^2 + tr(S + S_r - 2 (S^1/2 S_r S^1/2)^1/2): arXiv 1706.08500, equation 6
         trace = (cov + self.cov - 2 * cov @ self.matrix).diagonal().sum()
         self.apart.copy_((self.mean.square().sum() + trace).clamp_min(0))
 

@@ -18,18 +18,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.objectives.bases.latent_discriminator import AdversaryConfig, LatentAdversary
+from distill.objectives.bases.latent_discriminator import LatentDiscriminatorConfig, LatentDiscriminatorObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.types import Batch, Draws, Phase
 
 
-class AdversarialConsistencyConfig(LatentConsistencyConfig, AdversaryConfig):
+class AdversarialConsistencyConfig(LatentConsistencyConfig, LatentDiscriminatorConfig):
     """See both."""
 
     noisiest_share: float = Field(0.5, ge=0, le=1)
 
 
-class AdversarialConsistencyObjective(LatentAdversary, LatentConsistencyObjective):
+class AdversarialConsistencyObjective(LatentDiscriminatorObjective, LatentConsistencyObjective):
     """See the module. Role `discriminator` beside those of latent consistency."""
 
     config: AdversarialConsistencyConfig
@@ -43,9 +43,9 @@ class AdversarialConsistencyObjective(LatentAdversary, LatentConsistencyObjectiv
         if phase.name == "discriminator":
             with torch.no_grad():
                 drawn = self.target_predict(models, z_t, t, condition, scale, role="student").x0
-            return self.telling_apart(models, drawn, self.clean(batch), condition, draws)
+            return self.discriminator_loss(models, drawn, self.clean(batch), condition, draws)
         if not self.config.consistency_weight:
             x0 = self.predict(models["student"], z_t, t, condition, scale).x0
-            return self.with_adversary(models, x0, condition, draws, None)
+            return self.with_adversarial_loss(models, x0, condition, draws, None)
         prediction, *beside = self.consistency(models, z_t, i, condition, scale)
-        return self.with_adversary(models, prediction.x0, condition, draws, (beside[0], beside[1]))
+        return self.with_adversarial_loss(models, prediction.x0, condition, draws, (beside[0], beside[1]))

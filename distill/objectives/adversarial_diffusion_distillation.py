@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from distill.losses import distances as losses
 from distill.networks.discriminator import hinge_with_logs, start_weights
 from distill.networks.feature_maps import load_feature_maps
-from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
+from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition
 
 
-class AdversarialDiffusionConfig(DrawingConfig):
+class AdversarialDiffusionConfig(RolloutConfig):
     """features: the network whose feature maps are judged (distill/networks/feature_maps.py). distillation_weight: of the
     teacher's share of the student's loss, beside 1 of the adversarial. penalty: of the squared gradient of the heads at real
     features. hidden: channels of a head."""
@@ -74,7 +74,7 @@ class MapHeads(nn.Module):
         return found
 
 
-class AdversarialDiffusionObjective(DrawingObjective):
+class AdversarialDiffusionObjective(RolloutObjective):
     """See the module. Roles `student` and `discriminator` train."""
 
     config: AdversarialDiffusionConfig
@@ -124,25 +124,29 @@ class AdversarialDiffusionObjective(DrawingObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "discriminator":
             return self.discriminator_loss(models, batch, draws)
-        x0, real, condition, scale = self.drawn(models["student"], batch, draws)
+        x0, real, condition, scale = self.rollout(models["student"], batch, draws)
         told = self.prompt(condition), self.picture(real, draws)
+        # arXiv 2311.17042, equation 2
         adversarial = -over_heads(detached_weights(models["discriminator"])(self.features(x0), *told))
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teacher_predict(models, x_t, level, condition, scale).x0)
+        # equation 4, with c(t) = alpha_t
         distillation = (level.alpha.to(error) * error).mean()
         logged = {"adversarial": adversarial.detach(), "distillation": distillation.detach()}
+        # equation 1
         return adversarial + self.config.distillation_weight * distillation, logged
 
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            x0, real, condition, _ = self.drawn(unwrap(models["student"]), batch, draws)
+            x0, real, condition, _ = self.rollout(unwrap(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
         maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
         told = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
         heads = models["discriminator"](maps, *told)
+        # arXiv 2311.17042, equation 3: the hinge loss of every head, and the penalty on its gradient at real pictures
         judged = [hinge_with_logs(logits[:count], logits[count:]) for logits in heads]
         total = torch.stack([loss for loss, _ in judged]).sum()
         logged = {name: torch.stack([values[name] for _, values in judged]).mean() for name in judged[0][1]}

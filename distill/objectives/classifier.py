@@ -67,6 +67,7 @@ class ClassifierObjective(Objective):
         x = level.mix(x0, draws.normal_like("eps", x0))
         size = torch.hypot(level.alpha, level.sigma)
         logits = models["classifier"](x / size.view(-1, 1, 1, 1), torch.atan2(level.sigma, level.alpha))
+        # arXiv 2105.05233, section 4: log p(y | x_t) at noise of every level
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
         right, seen = (logits.argmax(1) == batch.labels).float(), (level.logsnr > 0).float()
         return loss, {"top1": right.mean(), "top1_clear": (right * seen).sum() / seen.sum().clamp(min=1)}

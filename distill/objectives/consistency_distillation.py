@@ -114,6 +114,7 @@ class DiscreteConsistency(PerceptualObjective):
             x_s = self.earlier(models, x0, eps, x_t, t, s, condition, scale)
             target = self.function(self.target_predict(models, x_s, s, condition, scale))
             target = torch.where(expand(low == 0, x0).bool(), x0, target)
+        # arXiv 2303.01469, equation 7 with a teacher, equation 10 without: lambda(t_n) d(f(x_t, t), f^-(x_s, s))
         error = self.distance(said, target)
         weight = 1 / (high - low).to(error) if self.config.weighting == "inverse_step" else 1.0
         return (weight * error).mean(), {"error": error.detach().mean()}
@@ -130,4 +131,4 @@ class ConsistencyDistillationObjective(DiscreteConsistency):
         return grid[index + 1], grid[index]
 
     def earlier(self, models, x0, eps, x_t, t, s, condition, scale) -> Tensor:
-        return self.teacher_step(models, x_t, t, s, condition, scale)
+        return self.teacher_step(models, x_t, t, s, condition, scale)  # arXiv 2303.01469, equation 6

@@ -24,7 +24,7 @@ from distill.losses.levels import TimeConfig, draw_levels
 from distill.networks.discriminator import PooledHeads, block_features, hook_of, quarter_blocks, record_features
 from distill.networks.lora.overlay import LoraNetwork
 from distill.objectives.bases.student_network import copy_weights, freeze_unread, like_teacher
-from distill.objectives.bases.student_rollout import DrawingConfig, DrawingObjective, twofold
+from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
 from distill.objectives.bases.teacher import Scale
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from distill.data.source import Source
 
 
-class DistributionMatchingConfig(DrawingConfig):
+class DistributionMatchingConfig(RolloutConfig):
     """time, range: the levels at which distributions are compared and real is told from drawn, and (low, high), the shares of
     the clock that they are kept between; little noise judges details, much of it the whole.
     distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
@@ -92,7 +92,7 @@ class Critic(nn.Module):
         return raw, self.heads([found[index] for index in self.blocks], time)
 
 
-class DistributionMatchingObjective(DrawingObjective):
+class DistributionMatchingObjective(RolloutObjective):
     """See the module. Roles `student` and `critic` train, each in its phase."""
 
     config: DistributionMatchingConfig
@@ -160,15 +160,15 @@ class DistributionMatchingObjective(DrawingObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "critic":
             return self.critic_loss(models, batch, draws)
-        x0, _, condition, scale = self.drawn(models["student"], batch, draws)
+        x0, _, condition, scale = self.rollout(models["student"], batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         fake, logits = self.judge(detached_weights(models["critic"]), x_t, level, condition, scale)
         real = self.teacher_predict(models, x_t.detach(), level, condition, scale)
         total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
-        logged = {"apart": (fake.x0 - real.x0).detach().abs().mean()}
+        logged = {"score_gap": (fake.x0 - real.x0).detach().abs().mean()}
         if self.config.adversarial_weight:
-            adversarial = F.softplus(-logits).mean()
+            adversarial = F.softplus(-logits).mean()  # arXiv 2405.14867, section 4.3
             total = total + self.config.adversarial_weight * adversarial
             logged["adversarial"] = adversarial.detach()
         return total, logged
@@ -176,7 +176,7 @@ class DistributionMatchingObjective(DrawingObjective):
     def critic_loss(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
         with torch.no_grad():
-            x0, data, condition, scale = self.drawn(unwrap(models["student"]), batch, draws)
+            x0, data, condition, scale = self.rollout(unwrap(models["student"]), batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         if not self.config.adversarial_weight:
@@ -186,10 +186,10 @@ class DistributionMatchingObjective(DrawingObjective):
         both, told, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
         prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, told, twice)
         on_fake, on_real = logits.chunk(2)
-        telling = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+        loss_disc = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
         total, logged = self.denoising(prediction.x0.chunk(2)[0], x0, level)
-        logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "telling": telling.detach()}
-        return total + self.config.discriminator_weight * telling, logged
+        logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "loss_disc": loss_disc.detach()}
+        return total + self.config.discriminator_weight * loss_disc, logged
 
     def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
@@ -200,6 +200,7 @@ def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     """(B,) whose gradient in x0 (B, ...) is, up to 1 / numel, (fake - real) / mean |x0 - real|: the difference of the two
     distributions' denoised means at a noised x0, over how far the true one is, so that all levels count alike."""
     x0 = x0.float() if x0.dtype != torch.float64 else x0
+    # arXiv 2311.18828, equation 8: the weight; equation 7: the difference of scores, here of denoised means
     far = (x0.detach() - real).abs().flatten(1).mean(1).clamp(min=1e-8)
     direction = (fake - real) / expand(far, x0)
     return 0.5 * losses.squared(x0, (x0 - direction).detach())

@@ -58,6 +58,7 @@ class GuidanceObjective(RegressionObjective):
         condition, scale = self.condition(batch, x0.device, draws), self.scale(draws, x0.device)
         level = self.draw_level(draws, x0.device)
         x = level.mix(x0, draws.normal_like("eps", x0))
+        # arXiv 2210.03142, section 3.1: x^w = (1 + w) x_c - w x, with w = scale - 1
         target = self.teacher_predict(models, x, level, condition, scale).x0
         return self.error(self.predict(models["student"], x, level, condition, scale).x0, target, level)
 

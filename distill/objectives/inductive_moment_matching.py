@@ -19,7 +19,7 @@ from distill.losses import solver_steps as steps
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
 from distill.objectives.bases.teacher import Scale
-from distill.objectives.mean_flow import aimed, check_map
+from distill.objectives.mean_flow import check_flow_map, with_target_time
 from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
@@ -57,7 +57,7 @@ class MomentMatchingObjective(StudentObjective):
 
     def __init__(self, config: MomentMatchingConfig, network: nn.Module, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
-        check_map(self)
+        check_flow_map(self)
 
     def times(self, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(s, r, t), (B,) float64, s <= r < t; one triple per group."""
@@ -72,7 +72,7 @@ class MomentMatchingObjective(StudentObjective):
 
     def jump(self, network: nn.Module, x: Tensor, t: NoiseLevel, s: NoiseLevel, condition: Condition, scale: Scale) -> Tensor:
         """f_{s,t}(x_t)."""
-        return steps.ddim(self.predict(network, x, t, aimed(condition, s.t), scale).x0, x, t, s)
+        return steps.ddim(self.predict(network, x, t, with_target_time(condition, s.t), scale).x0, x, t, s)
 
     def weight(self, t: NoiseLevel) -> Tensor:
         """w = sigmoid(b - lambda) (-d lambda / dt) alpha^a / (alpha^2 + sigma^2) / 2 with lambda the log-SNR. Equation 13."""

@@ -53,6 +53,7 @@ class LatentConsistencyObjective(RegressionObjective):
         else:
             timestep = 1000 * level.t / self.path.t_noise
         u, sigma_data = self.config.timestep_scaling * timestep, self.config.sigma_data
+        # c_skip and c_out of arXiv 2310.04378, section 4.1, of the scaled timestep u
         total = u**2 + sigma_data**2
         return sigma_data**2 / total, u / total.sqrt()
 
@@ -79,6 +80,7 @@ class LatentConsistencyObjective(RegressionObjective):
         """(the student's prediction at z_t, its loss, what to log)."""
         ladder = self.teacher_levels.to(z_t.device)
         t, s = ladder[i + 1], ladder[i]
+        # arXiv 2310.04378, Algorithm 1: one guided DDIM step of the teacher, then d(f(z_t, w, c, t), f^-(z_s, w, c, s))
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
         target = self.consistent(self.target_predict(models, z_s, s, condition, scale))
         prediction = self.predict(models["student"], z_t, t, condition, scale)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses.jvp import How, along, prepared
+from distill.losses.jvp import How, jvp, prepare_jvp
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
 from distill.objectives.bases.teacher import Scale
@@ -57,8 +57,8 @@ class MeanFlowObjective(StudentObjective):
 
     def __init__(self, config: MeanFlowConfig, network: nn.Module, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
-        check_map(self)
-        self.derivative = prepared(self.roles["student"].network, config.derivative)
+        check_flow_map(self)
+        self.derivative = prepare_jvp(self.roles["student"].network, config.derivative)
 
     def times(self, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
         """(r, t), (B,) float64, r <= t."""
@@ -70,7 +70,7 @@ class MeanFlowObjective(StudentObjective):
 
     def mean_velocity(self, network: nn.Module, x: Tensor, r: Tensor, t: Tensor, condition: Condition, scale: Scale) -> Tensor:
         """u(x_t, r, t) (B, C, H, W)."""
-        return self.predict(network, x, self.path(t), aimed(condition, r), scale).flow(self.path)
+        return self.predict(network, x, self.path(t), with_target_time(condition, r), scale).flow(self.path)
 
     @torch.no_grad()
     def velocity(self, models, x0: Tensor, eps: Tensor, x: Tensor, t: Tensor, condition: Condition, scale: Scale, null: Tensor):
@@ -116,15 +116,16 @@ class MeanFlowObjective(StudentObjective):
         def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
             return self.mean_velocity(network, x, r, t, condition, scale)
 
-        _, change = along(mean_velocity, (x, t), (v, torch.ones_like(t)), self.derivative)
+        _, change = jvp(mean_velocity, (x, t), (v, torch.ones_like(t)), self.derivative)
         target = v - expand(t - r, x) * change  # equation 10
         u = self.mean_velocity(models["student"], x, r, t, condition, scale)
+        # arXiv 2505.13447, equation 9
         error = (u - target).flatten(1).square().sum(1)
         weight = (error.detach() + config.floor) ** -config.power  # equation 22
         return (weight * error).mean(), {"error": error.detach().mean() / x0[0].numel()}
 
 
-def aimed(condition: Condition, time: Tensor) -> Condition:
+def with_target_time(condition: Condition, time: Tensor) -> Condition:
     """The condition with the clock of a second level told."""
     return replace(condition, extra={**condition.extra, "target_time": time})
 
@@ -139,7 +140,7 @@ def select(rows: Tensor, yes: Condition, no: Condition) -> Condition:
     return replace(no, **{name: pick(name) for name in ("label", "tokens", "mask", "pooled")})
 
 
-def check_map(objective: StudentObjective) -> None:
+def check_flow_map(objective: StudentObjective) -> None:
     """ValueError unless the path is straight and the student's network is told a second time."""
     if not isinstance(objective.path, RectifiedFlow):
         raise ValueError(

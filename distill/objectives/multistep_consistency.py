@@ -81,6 +81,7 @@ class MultistepConsistencyObjective(RegressionObjective):
         z_ref = torch.where(
             at_start, z_s, ddim(self.target_predict(models, z_s, asked, condition, scale).x0, z_s, asked, start)
         )
+        # arXiv 2403.06807, Algorithm 1: x_hat_ref, from which DDIM leads to z_ref at the start of the segment
         target = inverse_ddim(z_ref, z_t, t, start)
         value, logged = self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
         return value, {**logged, "substeps": torch.tensor(float(count))}

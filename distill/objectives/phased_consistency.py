@@ -113,11 +113,13 @@ class PhasedConsistencyObjective(RegressionObjective):
             return self.discriminator_loss(models, batch, draws)
         mine, target, ladder, start, condition = self.ends(models, models["student"], batch, draws)
         t = ladder[start + 1]
+        # arXiv 2405.18407, section 3.1: the two ends of the phase are drawn together
         total, logged = self.error(mine, target, t)
         if not self.config.adversarial_weight:
             return total, logged
         level = ladder[self.judged(draws, start)]
         fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
+        # section 3.3: the adversarial consistency loss, its student's half
         adversarial = F.relu(1 - detached_weights(models["discriminator"])(fake)).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 

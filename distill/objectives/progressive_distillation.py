@@ -80,8 +80,10 @@ class ProgressiveObjective(StagedObjective):
         i = draw_index(draws, "step", ladder.steps // 2, device)
         t, middle, s = (ladder[2 * i + k] for k in (2, 1, 0))
         z_t = t.mix(x0, draws.normal_like("eps", x0))
+        # arXiv 2202.00512, Algorithm 2: z_t' and z_t'', two DDIM steps of the teacher
         z_middle = ddim(self.stage_teacher(models, z_t, t, condition, scale, stage).x0, z_t, t, middle)
         z_s = ddim(self.stage_teacher(models, z_middle, middle, condition, scale, stage).x0, z_middle, middle, s)
+        # Algorithm 2: x~ = (z_t'' - sigma_t'' / sigma_t z_t) / (alpha_t'' - sigma_t'' / sigma_t alpha_t)
         target = inverse_ddim(z_s, z_t, t, s)
         return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)
 

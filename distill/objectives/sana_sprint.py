@@ -13,16 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.objectives.bases.latent_discriminator import AdversaryConfig, LatentAdversary
+from distill.objectives.bases.latent_discriminator import LatentDiscriminatorConfig, LatentDiscriminatorObjective
 from distill.objectives.scm import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.types import Batch, Draws, Phase
 
 
-class AdversarialContinuousConfig(ContinuousConsistencyConfig, AdversaryConfig):
+class AdversarialContinuousConfig(ContinuousConsistencyConfig, LatentDiscriminatorConfig):
     """See both."""
 
 
-class AdversarialContinuousObjective(LatentAdversary, ContinuousConsistencyObjective):
+class AdversarialContinuousObjective(LatentDiscriminatorObjective, ContinuousConsistencyObjective):
     """See the module. Role `discriminator` beside those of continuous consistency."""
 
     config: AdversarialContinuousConfig
@@ -48,7 +48,7 @@ class AdversarialContinuousObjective(LatentAdversary, ContinuousConsistencyObjec
         if phase.name == "discriminator":
             with torch.no_grad():
                 drawn = self.drawn_from(points, self.velocity(models, points, trains=False))
-            return self.telling_apart(models, drawn, points.x0, points.condition, draws)
+            return self.discriminator_loss(models, drawn, points.x0, points.condition, draws)
         said = self.velocity(models, points)
         beside = self.consistency(models, points, said, step) if self.config.consistency_weight else None
-        return self.with_adversary(models, self.drawn_from(points, said), points.condition, draws, beside)
+        return self.with_adversarial_loss(models, self.drawn_from(points, said), points.condition, draws, beside)

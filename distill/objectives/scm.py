@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.consistency_schedules import at_ratio, check_reach
-from distill.losses.jvp import How, along, prepared
+from distill.losses.jvp import How, jvp, prepare_jvp
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
 from distill.objectives.bases.teacher import Scale
@@ -99,7 +99,7 @@ class ContinuousConsistencyObjective(StudentObjective):
         for role in ("student", "target"):
             if role in self.roles:
                 dtype = self.dtype if config.lora is not None else None
-                self.derivative = prepared(self.roles[role].network, config.derivative, dtype)
+                self.derivative = prepare_jvp(self.roles[role].network, config.derivative, dtype)
         if config.adaptive:
             self.roles["weight"] = Role(LevelWeight(), ema=False)
 
@@ -140,10 +140,12 @@ class ContinuousConsistencyObjective(StudentObjective):
 
         # the derivative times cos(t) sin(t), taken inside: it is large where that factor is small
         both = angle.cos() * angle.sin()
-        said, change = along(student, (x, angle), (expand(both, x) * rate, both), self.derivative)
+        said, change = jvp(student, (x, angle), (expand(both, x) * rate, both), self.derivative)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+        # arXiv 2410.11081, Algorithm 1: g = -cos^2(t) (sd F - dx/dt) - r cos(t) sin(t) (x + sd dF/dt)
         g = -(cos**2) * (said - rate) - warm * (cos * sin * x + change)
         if config.normalisation is not None:
+            # Algorithm 1: tangent normalisation, g / (|g| + c)
             g = g / (expand(g.flatten(1).norm(dim=1), g) + config.normalisation)
         return x, said, g
 
@@ -191,4 +193,5 @@ class ContinuousConsistencyObjective(StudentObjective):
         _, target, g = self.tangent(models, *points, step)
         error = ((said - target) / self.sd - g).flatten(1).square().mean(1)
         weight = unwrap(models["weight"])(points.angle).detach().exp() if self.config.adaptive else 1.0
+        # Algorithm 1: e^w / D |F_theta - F_theta^- - g|^2, and - w in the weight's own phase
         return (weight * error).mean(), {"tangent": g.flatten(1).norm(dim=1).mean()}

@@ -80,6 +80,7 @@ class TractObjective(StagedObjective):
         z_s = step(solver, lambda x, level: self.stage_teacher(models, x, level, condition, scale, stage), z_t, t, s)
         # where s is the start of the segment already the self-teacher is not needed, and its level may be clean data
         asked = torch.where(i == start, i + 1, i)
+        # arXiv 2303.04248, section 3.2: one step of the teacher, the rest of the segment by the self-teacher
         jump = ddim(self.target_predict(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], end)
         z_end = torch.where(expand((i == start).to(x0), x0) != 0, z_s, jump)
         target = inverse_ddim(z_end, z_t, t, end)

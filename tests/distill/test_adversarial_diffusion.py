@@ -57,7 +57,7 @@ def test_the_students_loss_is_what_the_heads_say_and_how_far_the_teacher_would_m
     batch, models = latents(), models_of(objective)
     draws = Draws(0, batch.index, "student")
     loss, logged = objective.loss(STUDENT, models, batch, draws, 0)
-    x0, _, condition, scale = objective.drawn(models["student"], batch, draws)
+    x0, _, condition, scale = objective.rollout(models["student"], batch, draws)
     images = objective.teacher.autoencoder.decode(x0).clamp(-1.2, 1.2)
     shown = objective.maps.embed(objective.teacher.autoencoder.decode(batch.latents))
     shown = shown * (objective.start(draws, x0.device) < 4)[:, None]  # not what starts from pure noise
@@ -79,7 +79,7 @@ def test_the_heads_loss_is_the_hinge_and_the_gradient_at_real_features(network, 
     batch, models = latents(), models_of(objective)
     draws = Draws(0, batch.index, "discriminator")
     loss, logged = objective.loss(JUDGE, models, batch, draws, 0)
-    x0, real, *_ = objective.drawn(models["student"], batch, draws)
+    x0, real, *_ = objective.rollout(models["student"], batch, draws)
     decode, heads = objective.teacher.autoencoder.decode, models["discriminator"]
     maps = [m.detach().requires_grad_(True) for m in objective.maps(decode(real).clamp(-1.2, 1.2))]
     shown = objective.maps.embed(decode(real)) * (objective.start(draws, x0.device) < 4)[:, None]

@@ -137,7 +137,7 @@ def test_simulated_inputs_are_what_the_students_own_sampler_comes_to(network, pa
     draws, shape = Draws(0, batch.index, "student"), (2, 4, 4)
     condition = objective.condition(batch, CPU)
     start = torch.tensor([4, 3, 2, 1, 1, 2, 3, 4])
-    found = objective.simulated(one, start, batch.latents, condition, 3.0, draws)
+    found = objective.simulate(one, start, batch.latents, condition, 3.0, draws)
     levels = get_grid("uniform", objective.path, 4)
     noises = {n: draws.normal("eps" if n == 4 else f"eps {n}", shape) for n in range(4, 0, -1)}
 
@@ -172,7 +172,7 @@ def test_where_samples_start():
         start = dmd(tiny_teacher(), student(), noisiest_share=share).start(draws, CPU)
         assert low <= (start == 4).sum() <= high and start.min() >= 1 and start.max() == 4
     objective = dmd(tiny_teacher(), one := student(), inputs="data", drop_label=0.0)
-    x0, real, *_ = objective.drawn(one, latents(), draws := Draws(0, torch.arange(4), "student"))
+    x0, real, *_ = objective.rollout(one, latents(), draws := Draws(0, torch.arange(4), "student"))
     start = objective.start(draws, CPU)
     z = objective.levels[start].mix(real, draws.normal("eps", (2, 4, 4)))
     expected = objective.predict(one, z, objective.levels[start], objective.condition(latents(), CPU), 3.0).x0
@@ -188,17 +188,17 @@ def test_the_critic_denoises_what_the_student_draws_and_tells_it_from_the_data(n
     loss, logged = objective.loss(CRITIC, models, batch, draws, 0)
     critic = models["critic"]
     with torch.no_grad():
-        x0, data, condition, scale = objective.drawn(one, batch, draws)
+        x0, data, condition, scale = objective.rollout(one, batch, draws)
         seen = {}
         level = objective.compared(draws, CPU)
         for name, picture, noise in (("fake", x0, "noise"), ("real", data, "real noise")):
             x = level.mix(picture, draws.normal(noise, (2, 4, 4)))
             seen[name] = objective.judge(critic, x, level, condition, scale)
         error = (seen["fake"][0].x0 - x0).square().mean()
-        telling = F.softplus(seen["fake"][1]).mean() + F.softplus(-seen["real"][1]).mean()
+        loss_disc = F.softplus(seen["fake"][1]).mean() + F.softplus(-seen["real"][1]).mean()
     assert seen["fake"][1].shape == (4, 2)  # one for each of two blocks
-    torch.testing.assert_close(loss.detach(), error + 0.3 * telling, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(logged["telling"], telling, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss.detach(), error + 0.3 * loss_disc, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logged["loss_disc"], loss_disc, atol=1e-5, rtol=1e-4)
 
 
 @CASES
@@ -208,7 +208,7 @@ def test_the_students_loss_is_the_matching_and_how_real_the_critic_takes_it_for(
     draws = Draws(0, batch.index, "student")
     loss, logged = objective.loss(STUDENT, models, batch, draws, 0)
     with torch.no_grad():
-        x0, _, condition, scale = objective.drawn(models["student"], batch, draws)
+        x0, _, condition, scale = objective.rollout(models["student"], batch, draws)
         level = objective.compared(draws, CPU)
         x_t = level.mix(x0, draws.normal("noise", (2, 4, 4)))
         fake, logits = objective.judge(models["critic"], x_t, level, condition, scale)

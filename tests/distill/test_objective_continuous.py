@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from distill.losses.jvp import along
-from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, aimed, select
+from distill.losses.jvp import jvp
+from distill.objectives.mean_flow import MeanFlowConfig, MeanFlowObjective, select, with_target_time
 from distill.objectives.scm import ContinuousConsistencyConfig, ContinuousConsistencyObjective
 from distill.types import Draws, Phase
 from gen.generator import Generator
@@ -50,8 +50,8 @@ def test_forward_mode_is_the_difference_quotient(kind):
         return network(x, time, condition)
 
     ones = torch.ones(3).double()
-    value, exact = along(function, (x, time), (direction, ones))
-    again, close = along(function, (x, time), (direction, ones), "difference", 1e-4)
+    value, exact = jvp(function, (x, time), (direction, ones))
+    again, close = jvp(function, (x, time), (direction, ones), "difference", 1e-4)
     torch.testing.assert_close(value, again)
     torch.testing.assert_close(exact, close, atol=1e-5 * exact.abs().max().item(), rtol=0)
     assert not exact.requires_grad and exact.abs().max() > 1e-3
@@ -61,7 +61,7 @@ def test_derivatives_are_not_taken_in_half_precision():
     layer = nn.Linear(4, 4)
     x, d = torch.randn(2, 4), torch.randn(2, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        _, change = along(layer, (x,), (d,))
+        _, change = jvp(layer, (x,), (d,))
     torch.testing.assert_close(change, d @ layer.weight.T.detach())
 
 
@@ -271,7 +271,7 @@ def test_conditions_are_dropped_row_by_row():
     condition = Condition(label=torch.tensor([0, 1, 2]), tokens=tokens, mask=mask)
     mixed = select(torch.tensor([True, False, True]), condition.null(), condition)
     assert mixed.label.tolist() == [-1, 1, -1] and mixed.mask.any(1).tolist() == [False, True, False]
-    assert aimed(mixed, torch.zeros(3)).extra["target_time"].tolist() == [0, 0, 0]
+    assert with_target_time(mixed, torch.zeros(3)).extra["target_time"].tolist() == [0, 0, 0]
 
 
 def test_what_it_needs():

@@ -62,6 +62,7 @@ class LowRankWeight(ReplacedWeight):
         y = F.linear(x, self.weight, bias)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.down.dtype)
+        # arXiv 2106.09685, equation 3: h = W x + B A x
         return y + (self.scale * F.linear(F.linear(x, self.down), self.up)).to(y.dtype)
 
     @classmethod

@@ -22,6 +22,7 @@ def ema_update(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) network, over all floating tensors; 0 copies. Both whole, or both in shards."""
     for averaged, current in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if averaged.is_floating_point() and decay:
+            # arXiv 2303.01469, equation 8: theta^- <- mu theta^- + (1 - mu) theta
             averaged.lerp_(current.to(averaged), 1 - decay)
         else:
             averaged.copy_(current)

@@ -23,7 +23,7 @@ from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 
 
-class AdversaryConfig(Config):
+class LatentDiscriminatorConfig(Config):
     """adversarial_weight: of the student's share of the hinge loss, -D. consistency_weight: of the loss beside it; 0 is the
     adversarial loss alone (LADD), which asks the teacher for features and for nothing else. noisiest_share: of the samples
     that start at the noisiest level, in both losses. judged: mean and deviation of the log of sigma / alpha at the levels that
@@ -38,13 +38,13 @@ class AdversaryConfig(Config):
     blocks: tuple[int, ...] = ()
 
     @model_validator(mode="after")
-    def _teaches(self) -> AdversaryConfig:
+    def _teaches(self) -> LatentDiscriminatorConfig:
         if not self.adversarial_weight and not self.consistency_weight:
             raise ValueError("adversarial_weight and consistency_weight are both 0, so nothing is learned; give one of them")
         return self
 
 
-class LatentAdversary(StudentObjective):
+class LatentDiscriminatorObjective(StudentObjective):
     """What a method with such a discriminator adds to its own: the role `discriminator`, and both networks' losses."""
 
     config: Any
@@ -68,7 +68,7 @@ class LatentAdversary(StudentObjective):
             self.teacher.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks
         )
 
-    def with_adversary(
+    def with_adversarial_loss(
         self,
         models: Mapping[str, nn.Module],
         x0: Tensor,
@@ -78,13 +78,14 @@ class LatentAdversary(StudentObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss for its clean latents x0, with the loss beside it, and what is logged."""
         fake = self.features(models, x0, self.judged(draws, x0.device), condition, draws.normal_like("fake", x0))
+        # arXiv 2403.12015, section 3: the generator's half of the hinge loss, on the teacher's features of noised latents
         adversarial = -detached_weights(models["discriminator"])(fake).mean()
         total, logged = self.config.adversarial_weight * adversarial, {"adversarial": adversarial.detach()}
         if beside is None:
             return total, logged
         return self.config.consistency_weight * beside[0] + total, {**beside[1], **logged}
 
-    def telling_apart(
+    def discriminator_loss(
         self, models: Mapping[str, nn.Module], drawn: Tensor, real: Tensor, condition: Condition, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss for the student's clean latents and the data's, at the same levels with noise of their

@@ -22,7 +22,7 @@ from samplers.denoiser import Condition
 from samplers.path import expand
 
 
-class DrawingConfig(StudentConfig):
+class RolloutConfig(StudentConfig):
     """inputs: what the student is given below the noisiest level: what it itself makes from noise, as when it is sampled
     (simulated), or noised data. noisiest_share: of the samples that start at the noisiest level; the others start at any of the
     `steps` levels alike.
@@ -32,7 +32,7 @@ class DrawingConfig(StudentConfig):
     noisiest_share: float = Field(0.0, ge=0, le=1)
 
 
-class DrawingObjective(StudentObjective):
+class RolloutObjective(StudentObjective):
     """See the module."""
 
     config: Any
@@ -43,7 +43,7 @@ class DrawingObjective(StudentObjective):
         return 1 + draw_start_index(draws, self.levels.steps, self.config.noisiest_share, device)
 
     @torch.no_grad()
-    def simulated(
+    def simulate(
         self, student: nn.Module, start: Tensor, like: Tensor, condition: Condition, scale: Scale, draws: Draws
     ) -> Tensor:
         """What the student itself comes to at the levels `start`, sampled from noise with new noise at each step."""
@@ -60,7 +60,7 @@ class DrawingObjective(StudentObjective):
             level = ladder[torch.where(below, number, start)]
         return z
 
-    def drawn(self, student: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
+    def rollout(self, student: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Condition, Scale]:
         """(x0 (B, C, h, w) that the student draws, the data's, the condition, the guidance scale)."""
         real = self.clean(batch)
         condition, scale = self.condition(batch, real.device, draws), self.scale(draws, real.device)
@@ -69,7 +69,7 @@ class DrawingObjective(StudentObjective):
         if self.config.inputs == "data":
             z = level.mix(real, draws.normal_like("eps", real))
         else:
-            z = self.simulated(student, start, real, condition, scale, draws)
+            z = self.simulate(student, start, real, condition, scale, draws)
         return self.predict(student, z, level, condition, scale).x0, real, condition, scale
 
 
