@@ -202,6 +202,9 @@ class Recipe(_Part):
     imports: dict[Name, Digest] | None = Field(
         None, description="the maker's own Python files that were imported: name -> sha256"
     )
+    own_tasks: dict[Name, dict[Name, Option]] | None = Field(
+        None, description="tasks that the maker registered: name -> their keywords"
+    )
     unrecorded: tuple[Name, ...] = ()
     nfe: float = Field(ge=0, description="network evaluations for this picture")
     model: ModelRecord

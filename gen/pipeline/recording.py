@@ -12,6 +12,7 @@ from gen.nn.attention import choose
 from gen.pipeline.recipe import BatchRecord as BatchRecord
 from gen.pipeline.recipe import Machine, Recipe
 from gen.pipeline.recipe import ModelRecord as ModelRecord
+from gen.pipeline.task_table import record_of
 from gen.pipeline.types import SamplingBatch, Settings
 from samplers.sample import State
 
@@ -27,9 +28,12 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
     changed = (*changed, "tiles for want of memory") if model.in_tiles else changed
     changed = (*changed, *_unrecorded_adapters(model, settings, files))
     fields: dict[str, Any] = {}
-    for task in reversed(settings.tasks.values()):
+    for name, task in reversed(settings.tasks.items()):
         changed = (*changed, *task.unrecorded)
-        fields |= task.record(items)
+        record = record_of(name, task, items)
+        if "own_tasks" in record:
+            record = {"own_tasks": {**fields.get("own_tasks", {}), **record["own_tasks"]}}
+        fields |= record
     together = getattr(settings.solver, "together", False)
     beside = ("pictures beside it",) if together and len(items) > 1 else ()
     computed_with = machine(model, settings.seen)

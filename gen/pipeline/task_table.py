@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gen.pipeline.types import Frame, Settings, Task
+from gen.pipeline.types import Frame, Item, Settings, Task
 from samplers.lookup import nearest
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class TaskRow:
     keywords: those of a call that are its own. A task that only a method of `Generator` makes has none.
     fields: of a recipe.
     methods: functions that become methods of `Generator`, in `methods_module` where they are not in `module`.
+    task: the class itself, of a task that the user registered.
     """
 
     module: str
@@ -31,9 +32,10 @@ class TaskRow:
     fields: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     methods_module: str = ""
+    task: type[Task] | None = None
 
     def load(self) -> type[Task]:
-        return getattr(importlib.import_module(self.module), self.name)
+        return self.task or getattr(importlib.import_module(self.module), self.name)
 
     def load_method(self, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(self.methods_module or self.module), name)
@@ -81,12 +83,40 @@ TASKS: dict[str, TaskRow] = {
 
 METHODS = {method: row for row in TASKS.values() for method in row.methods}
 
+
+def register_task(name: str, task: type[Task], keywords: Sequence[str]) -> None:
+    """Make a task of your own known, for the rest of this process. It goes around all tasks that were there before.
+
+    name: of the task in recipes, an identifier.
+    task: a subclass of `Task` with `from_call` and the methods that it needs. Its `record` returns the keywords that make the
+        picture again (numbers, texts, booleans or tuples of numbers). Recipes keep them; a replay hands them to `from_call`.
+    keywords: the keywords of a call that belong to it.
+    Raises ValueError for a name or keyword that is taken.
+    """
+    taken = {keyword: other for other, row in TASKS.items() for keyword in row.keywords if other != name}
+    if not name.isidentifier() or (name in TASKS and TASKS[name].task is not task):
+        raise ValueError(f"A task is registered under an identifier that no other task has, got {name!r}; choose another name.")
+    if not keywords or (clash := next((keyword for keyword in keywords if keyword in taken), None)):
+        problem = f"{clash!r} belongs to the task {taken[clash]!r} already" if keywords else "it has none"
+        raise ValueError(f"The task {name!r} needs keywords of its own: {problem}.")
+    TASKS[name] = TaskRow(task.__module__, task.__qualname__, tuple(keywords), task=task)
+
+
+def record_of(name: str, task: Task, items: Sequence[Item]) -> Mapping[str, Any]:
+    """The fields of the recipes of a batch that a task fills in."""
+    record = task.record(items)
+    return {"own_tasks": {name: dict(record)}} if TASKS[name].task is not None and record else record
+
+
 TaskArgs = dict[str, Mapping[str, Any]]  # task -> its keywords, those that are not None
 
 
 def check_keywords(given: Iterable[str], others: Iterable[str]) -> None:
     """TypeError, as of any function, for a keyword that is no task's. others: the rest of what the function takes."""
     known = [name for row in TASKS.values() for name in row.keywords]
+    others = list(others)
+    if taken := next((name for name in known if name in others), None):
+        raise TypeError(f"The keyword {taken!r} of a registered task is one of every call; register the task with another one.")
     for name in given:
         if name not in known:
             near = nearest(name, [*known, *others])
@@ -110,8 +140,16 @@ def args_from_recipe(model: Model, recipe: Recipe, given: Mapping[str, Any]) -> 
     given: keywords of the replay, for what the recipe does not hold; ValueError for what it does hold, or what was not there.
     """
     args = args_of_call(given)
+    for name, record in (recipe.own_tasks or {}).items():
+        if name not in TASKS or TASKS[name].task is None:
+            raise ValueError(
+                f"The picture was made with the task {name!r}, which is not registered here: import the file that registers it."
+            )
+        if name in args:
+            raise ValueError(f"The recipe says {', '.join(record)} already; leave {', '.join(args[name])} out.")
+        args[name] = dict(record)
     for name, row in reversed(TASKS.items()):
-        if name in args or any(getattr(recipe, field) for field in row.fields):
+        if row.task is None and (name in args or any(getattr(recipe, field) for field in row.fields)):
             own = row.load().args_from_recipe(model, recipe, given)
             args[name] = {keyword: value for keyword, value in own.items() if value is not None}
     return {name: own for name, own in args.items() if own}

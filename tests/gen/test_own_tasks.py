@@ -1,0 +1,89 @@
+"""A task of the user's own: registered, recorded, replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from gen.pipeline.recipe import Recipe, RecipeError
+from gen.pipeline.task_table import TASKS, register_task
+from gen.pipeline.types import Task
+
+CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}
+
+
+@dataclass(frozen=True)
+class Darker(Task):
+    share: float
+
+    @classmethod
+    def from_call(cls, model, args, settings):
+        return cls(args["darker"]), settings
+
+    def decode(self, model, latents, decode):
+        return (1 - self.share) * decode(latents)
+
+    def record(self, items):
+        return {"darker": self.share}
+
+
+class Again(Darker):
+    @classmethod
+    def from_call(cls, model, args, settings):
+        return cls(args["again"]), settings
+
+    def record(self, items):
+        return {"again": self.share}
+
+
+@pytest.fixture
+def tables():
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_a_task_of_ones_own_is_recorded_and_replayed(tables, tiny):
+    register_task("darker", Darker, ["darker"])
+    register_task("darker", Darker, ["darker"])  # once more is no clash
+    register_task("again", Again, ["again"])
+    plain, made = tiny("a cat", **CALL), tiny("a cat", **CALL, darker=0.25, again=0.5)
+    torch.testing.assert_close(made.images, 0.375 * plain.images)
+    assert plain.recipes[0].own_tasks is None and "own_tasks" not in plain.recipes[0].to_json()
+    recipe = Recipe.from_json(made.recipes[0].to_json())
+    assert recipe.own_tasks == {"darker": {"darker": 0.25}, "again": {"again": 0.5}} and not recipe.unrecorded
+    assert torch.equal(tiny.replay(recipe, "pt", progress=False).images, made.images)
+    with pytest.raises(ValueError, match="The recipe says darker already; leave darker out"):
+        tiny.replay(recipe, "pt", progress=False, darker=0.5)
+    del TASKS["darker"]
+    with pytest.raises(ValueError, match="the task 'darker', which is not registered here: import the file"):
+        tiny.replay(recipe, "pt", progress=False)
+
+
+def test_a_recipe_can_name_no_task_of_the_table_as_ones_own(tiny):
+    recipe = tiny("a cat", **CALL).recipes[0]
+    forged = Recipe.from_json(recipe.model_copy(update={"own_tasks": {"image": {"strength": 0.5}}}).to_json())
+    with pytest.raises(ValueError, match="the task 'image', which is not registered here"):
+        tiny.replay(forged, "pt", progress=False)
+    with pytest.raises(RecipeError, match="own_tasks"):
+        Recipe.from_json(forged.to_json().replace("0.5", '{"c": 1}'))
+
+
+@pytest.mark.parametrize(("name", "keywords", "message"), [
+    ("image", ["brighter"], "an identifier that no other task has, got 'image'"),
+    ("my task", ["brighter"], "an identifier that no other task has, got 'my task'"),
+    ("mine", ["strength"], "'strength' belongs to the task 'image' already"),
+    ("mine", [], "needs keywords of its own: it has none"),
+])  # fmt: skip
+def test_names_and_keywords_that_are_taken(tables, name, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        register_task(name, Darker, keywords)
+
+
+def test_a_keyword_of_every_call_is_refused_at_the_call(tables, tiny):
+    register_task("darker", Darker, ["seed"])
+    with pytest.raises(TypeError, match="'seed' of a registered task is one of every call"):
+        tiny("a cat", **CALL)
