@@ -26,7 +26,7 @@ from torch import nn
 from gen.io.folders import recover, written_folder
 from gen.io.weights import CheckpointError, read_json, write_bytes, write_json
 from gen.models.components import load_component, save_component
-from gen.nn.registry import describe
+from gen.nn.registry import OWN_NETWORKS, describe
 from samplers import path as paths
 from samplers.denoiser import Network, NetworkDenoiser
 
@@ -35,6 +35,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "autoencoder": ("autoencoder", "diffusers_autoencoder"),
     "text_encoder": ("text_encoder", "t5", "clip"),
 }
+
+
+def types_of(part: str) -> tuple[str, ...]:
+    """The network types that may be this part of a model."""
+    return (*PARTS[part], *sorted(OWN_NETWORKS))
+
+
 OWN_FILES = {"config.json", "README.md", "LICENSE", "NOTICE", ".gitattributes", *PARTS}
 
 Option = bool | int | FiniteFloat | str | tuple[int | FiniteFloat, ...]
@@ -248,7 +255,7 @@ def part_folders(folder: Path | str, lender: Path | None = None) -> dict[str, Pa
 
 def read_parts(folders: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """The networks of `part_folders` by part name. dtype: as of `load_component`."""
-    return {name: load_component(where, *PARTS[name], dtype=dtype) for name, where in folders.items()}
+    return {name: load_component(where, *types_of(name), dtype=dtype) for name, where in folders.items()}
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ def skeleton(folder: Path) -> dict[str, nn.Module]:
     """The parts that adapters change, on the meta device, of a model folder or a diffusers pipeline; by adapters' names."""
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         return _pipeline(folder)
-    from gen.models.folder import PARTS, read_model_config
+    from gen.models.folder import read_model_config, types_of
     from gen.nn.initialisation import no_initialisation
     from gen.nn.registry import build
 
@@ -24,7 +24,7 @@ def skeleton(folder: Path) -> dict[str, nn.Module]:
     for part in ("denoiser", "text_encoder"):
         if (folder / part).is_dir():
             config = read_json(folder / part / "config.json")
-            if config.get("type") not in PARTS[part]:
+            if config.get("type") not in types_of(part):
                 raise CheckpointError(folder / part / "config.json", f"has type {config.get('type')!r}; that is no {part}.")
             with torch.device("meta"), no_initialisation():
                 parts[part] = build(config)

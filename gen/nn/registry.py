@@ -35,6 +35,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),
 }
+OWN_NETWORKS: set[str] = set()  # types that `register_network` made known; each may be any part of a model
 
 
 def register_network(type: str, network: type[nn.Module], config: type[BaseModel]) -> None:
@@ -44,6 +45,7 @@ def register_network(type: str, network: type[nn.Module], config: type[BaseModel
     Both must be importable, defined at the top of a module. Raises ValueError for a name that is taken.
     """
     register(COMPONENTS, "network type", type, network, config)
+    OWN_NETWORKS.add(type)
 
 
 def register(table: dict[str, Row], what: str, name: str, built: type, config: type[BaseModel]) -> None:

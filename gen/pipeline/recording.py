@@ -103,11 +103,16 @@ def machine(model: Model, seen: tuple[int, int]) -> Machine:
 
 
 def _attention(model: Model, seen: tuple[int, int]) -> str:
-    """The backend, and for "auto" the one it comes to on this device at this length: "auto (sdpa)"."""
+    """The backend, and for "auto" the one it comes to on this device at this length: "auto (sdpa)".
+
+    Nothing for a network of the user's own, which has no attention heads in its config.
+    """
     network, config = model.network, model.network.config
     asked = getattr(network, "attention_backend", "auto")
     if asked != "auto":
         return asked
+    if not hasattr(config, "heads"):
+        return ""
     latents = (seen[0] // model.factor) * (seen[1] // model.factor)
     length = latents // config.patch**2 + getattr(config, "extras", 0)
     probe = torch.empty(1, 1, 1, 1, device=model.device, dtype=model.dtype)
