@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gen.pipeline.recipe import Recipe, RecipeError
+from gen.io.errors import RecipeError
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.task_table import TASKS, register_task
 from gen.pipeline.types import Task
 
