@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.io.images import cut_to
 from gen.models.decoding import free, gone_from, is_out_of_memory
 from gen.nn.backbones.fused import pack
 from gen.nn.batch_invariance import each_alone
@@ -21,7 +20,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.progress import CountEvaluations, EvaluationBar
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
-from gen.pipeline.types import Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.types import Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import normal
@@ -238,17 +237,15 @@ def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, S
 
 
 def _show(model: Model, latents: Tensor, settings: Settings) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] as the tasks decode them, cut to the size asked for."""
+    """Pictures (B, 3, H, W) in [0, 1] as the tasks decode them, brought to the size asked for."""
+
+    def plain(z: Tensor, crop: Crop | None) -> Tensor:
+        return model.decode(z, None if crop is None else crop.size)
 
     def around(task: Task, inner: Decode) -> Decode:
-        return lambda z: task.decode(model, z, inner)
+        return lambda z, crop: task.decode(model, z, crop, inner)
 
-    decode: Decode = model.decode
+    decode: Decode = plain
     for task in settings.tasks.values():
         decode = around(task, decode)
-    images = decode(latents)
-    if settings.shown is None:
-        return images
-    if settings.frame is not None:  # a canvas is cut from its top left
-        return images[..., : settings.shown[0], : settings.shown[1]]
-    return cut_to(images, settings.shown)
+    return decode(latents, None if settings.shown is None else Crop(settings.shown, corner=settings.frame is not None))

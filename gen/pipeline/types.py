@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from gen.io.images import cut_to
 from gen.pipeline.guidance_stack import GuidanceStack
 from samplers.denoiser import Condition, Denoiser
 from samplers.noise import NoiseSource, seeded_noise
@@ -23,8 +24,24 @@ if TYPE_CHECKING:
     from gen.pipeline.output import Output
     from gen.pipeline.recipe import Recipe
 
-Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1]
 ReadPrompts = Callable[[list[str]], Condition]  # B prompts -> their text features
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What decoded pictures are brought to.
+
+    size: height and width in pixels. corner: cut from the top left, as a canvas is; else scaled and cut about the middle.
+    """
+
+    size: tuple[int, int]
+    corner: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images[..., : self.size[0], : self.size[1]] if self.corner else cut_to(images, self.size)
+
+
+Decode = Callable[[Tensor, Crop | None], Tensor]  # latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -184,9 +201,9 @@ class Task:
         """What the first level begins with, and the noise of stochastic steps. x: the unit `noise`, scaled to `level`."""
         return x, source
 
-    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
-        """Pictures (B, 3, H, W) of latents; `decode` is what the model, and tasks before this one, make of them."""
-        return decode(latents)
+    def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
+        """Pictures (B, 3, H, W) of latents, cropped; `decode` is what the model, and tasks before this one, make of them."""
+        return decode(latents, crop)
 
     def record(self, items: Sequence[Item]) -> Mapping[str, Any]:
         """Fields of the batch's recipes (`gen.pipeline.recipe.Recipe`)."""

@@ -18,7 +18,7 @@ from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import alike
 from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.types import Caller, Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.windows import PROFILES, Windows
@@ -131,9 +131,12 @@ class Canvas(Task):
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"canvas": self.canvas}
 
-    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
-        """Large canvases in parts that fade into one another, circular ones with their other end beside
-        them."""
+    def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
+        """Large canvases in parts that fade into one another, circular ones with their other end beside them."""
+        images = self._decode(model, latents, lambda part: decode(part, None))
+        return images if crop is None else crop(images)
+
+    def _decode(self, model: Model, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
         factor = model.factor
         if model.autoencoder is None:
             return decode(latents)

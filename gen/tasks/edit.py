@@ -15,7 +15,7 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture, same_shape
 from gen.io.validators import check_float
 from gen.pipeline.recipe import Recipe, RestoreRecord, Start
-from gen.pipeline.types import Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -93,10 +93,12 @@ class Edit(Task):
 
         return Inpaint(denoiser, self.latents, self.latent_mask, batch.noise), solver
 
-    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+    def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """With what the mask keeps put back, to the pixel."""
-        images = decode(latents)
-        return images if self.mask is None else torch.lerp(self.picture.expand_as(images), images, self.mask)
+        images = decode(latents, None)
+        if self.mask is not None:
+            images = torch.lerp(self.picture.expand_as(images), images, self.mask)
+        return images if crop is None else crop(images)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"start": self.begun}

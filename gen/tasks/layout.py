@@ -173,6 +173,7 @@ class Layout(Task):
     height: int
     width: int
     always_guided = True
+    chooses_size = True
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Layout, Settings]:

@@ -16,7 +16,7 @@ from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_float, check_int, check_option_values
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, RestoreRecord
-from gen.pipeline.types import Caller, Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
 from gen.tasks.edit import check_given, check_same, fit_told, own_size, read_mask, slack
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ class Restoration(Task):
             iterations=options["iterations"],
         )
 
-    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+    def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """With what the mask keeps put back, to the pixel."""
-        images = decode(latents)
-        if self.mask is None:
-            return images
-        return torch.lerp(self.given.to(images).expand_as(images), images, self.mask.to(images))
+        images = decode(latents, None)
+        if self.mask is not None:
+            images = torch.lerp(self.given.to(images).expand_as(images), images, self.mask.to(images))
+        return images if crop is None else crop(images)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"restore": self.begun}

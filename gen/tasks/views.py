@@ -21,7 +21,7 @@ from gen.io.validators import check_float, check_texts
 from gen.nn.conditions import with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
-from gen.pipeline.types import Caller, Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
 from gen.tasks.layout import read_prompt
 from samplers.canvas.sync_tweedies import SyncTweedies, View, project
 from samplers.lookup import nearest
@@ -144,11 +144,12 @@ class Views(Task):
             return pictures
         return _Early(SyncTweedies(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
 
-    def decode(self, model: Model, latents: Tensor, decode: Decode) -> Tensor:
+    def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """The mean of what the views show."""
-        decoded = decode(latents) * 2 - 1
+        decoded = decode(latents, None) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
         mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
+        mean = mean if crop is None else crop(mean)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:

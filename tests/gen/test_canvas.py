@@ -247,9 +247,11 @@ def test_less_memory_means_fewer_windows_at_once(tiny, monkeypatch):
 def test_a_circular_canvas_is_decoded_as_a_circle(tiny):
     record = CanvasRecord(kind="panorama", window=(32, 32), stride=(16, 16), circular=(False, True))
     canvas, latents = make_canvas(tiny, record, None, 32, 96), normal([3], (4, 8, 24), "x")
-    images = canvas.decode(tiny, latents)
+    images = canvas.decode(tiny, latents, None, tiny.decode)
     assert images.shape == (1, 3, 32, 96)
-    torch.testing.assert_close(canvas.decode(tiny, latents.roll(5, 3)), images.roll(20, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        canvas.decode(tiny, latents.roll(5, 3), None, tiny.decode), images.roll(20, 3), rtol=0, atol=1e-5
+    )
     assert (tiny.decode(latents) - images).abs().max() > 1e-3
 
 
@@ -263,7 +265,7 @@ def test_large_canvases_are_decoded_in_parts(tiny, monkeypatch):
 
     record = CanvasRecord(kind="panorama", window=(32, 32), stride=(16, 16))
     canvas, latents = make_canvas(tiny, record, None, 40, 96), normal([3, 4], (4, 10, 24), "x")
-    shown = canvas.decode(SimpleNamespace(decode=decode, factor=4, autoencoder=1), latents)
+    shown = canvas.decode(SimpleNamespace(factor=4, autoencoder=1), latents, None, lambda z, crop: decode(z))
     torch.testing.assert_close(shown, F.interpolate(latents[:, :3], scale_factor=4), rtol=0, atol=1e-6)
     assert max(sizes) <= 64 and len(sizes) > 4
 

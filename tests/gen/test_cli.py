@@ -511,10 +511,10 @@ def test_errors_speak_in_the_words_of_the_option(fewstep):
 
 STOPPED = """
 import os, signal, sys
-import gen.pipeline.recipe as recipe
+import gen.pipeline.png as png
 from gen.__main__ import program
 
-save, done = recipe.save_image, []
+save, done = png.save_image, []
 
 def saving(image, path, *rest, **more):
     if done:
@@ -522,7 +522,7 @@ def saving(image, path, *rest, **more):
     done.append(path)
     return save(image, path, *rest, **more)
 
-recipe.save_image, sys.argv = saving, ["fewstep", *sys.argv[1:]]
+png.save_image, sys.argv = saving, ["fewstep", *sys.argv[1:]]
 program()
 """
 

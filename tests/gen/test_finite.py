@@ -127,10 +127,10 @@ def test_guidance(generator, monkeypatch, guidance):
 
 
 def test_what_is_around_guidance(generator, monkeypatch):
-    """A kind of run that spoils the field is named, by its name in the table."""
+    """A task that spoils the prediction is named, by its name in the table."""
     from gen.tasks.edit import Edit
 
-    monkeypatch.setattr(Edit, "around", lambda self, denoiser, solver, batch: (Spoiling(denoiser), solver))
+    monkeypatch.setattr(Edit, "wrap_guided", lambda self, denoiser, solver, batch: (Spoiling(denoiser), solver))
     with pytest.raises(ValueError, match="in the image or the sampler 'dpmpp_2m';"):
         generator("a cat", image=torch.rand(3, 32, 32), **CALL)
 

@@ -23,7 +23,7 @@ MEASURE = """
 import json, sys, torch
 from gen.io.weights import TensorFile
 import gen.nn.backbones.uvit
-from gen.nn.registry import load_component
+from gen.models.components import load_component
 from gen.models.formats import read_checkpoint
 
 def status(name):

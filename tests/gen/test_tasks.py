@@ -68,8 +68,8 @@ class Marks(Idle):
         self.calls.append("start")
         return x, source
 
-    def decode(self, model, latents, decode):
-        return torch.zeros_like(decode(latents))
+    def decode(self, model, latents, crop, decode):
+        return torch.zeros_like(decode(latents, crop))
 
 
 @dataclass(frozen=True)
