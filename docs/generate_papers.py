@@ -64,7 +64,7 @@ def registered() -> dict[str, list[str]]:
     from distill.registry import OBJECTIVES
     from gen.pipeline.task_table import TASKS
     from gen.tasks.energies import ENERGIES
-    from gen.tasks.training_free import TWEAKS
+    from gen.tasks.training_free import TRAINING_FREE
     from samplers.cache.registry import CACHES
     from samplers.composition.registry import COMPOSITIONS
     from samplers.guidance.energy_methods import METHODS as ENERGY_METHODS
@@ -80,7 +80,7 @@ def registered() -> dict[str, list[str]]:
         "energy guidance": ENERGY_METHODS,
         "energy": ENERGIES,
         "task": TASKS,
-        "training-free change": TWEAKS,
+        "training-free change": TRAINING_FREE,
         "objective": OBJECTIVES,
         "customization": CUSTOMIZATIONS,
         "merge": ("sum", *MERGES),

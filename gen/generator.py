@@ -24,15 +24,15 @@ from torch import Tensor
 from gen.io.threads import exclusive
 from gen.io.user_code import check_imported
 from gen.io.validators import MAX_IMAGES, check_int
-from gen.models.buckets import made_at, remark_on_size
+from gen.models.buckets import made_at, warn_size
 from gen.models.model import Model
 from gen.pipeline.callback import check_inputs
-from gen.pipeline.guidance_stack import GuidanceRule, remark_on_layers
+from gen.pipeline.guidance_stack import GuidanceRule, warn_layers
 from gen.pipeline.output import TYPES, Output, to_pil
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recorded_adapters
 from gen.pipeline.run import make_all, make_batch, progress_bar
-from gen.pipeline.settings import Sampling, make_settings, remark_on_sampler
+from gen.pipeline.settings import Sampling, make_settings, warn_sampler
 from gen.pipeline.subjects import draw_seeds, make_items, read_subjects, unit_noise
 from gen.pipeline.task_table import METHODS, TaskArgs, args_from_recipe, args_of_call, check_keywords, frame_of, with_own_size
 from gen.pipeline.work import check_work
@@ -138,7 +138,8 @@ class Generator(Model):
         (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
         guide_options: how, how strongly, and options of method and energy (`samplers.guidance.energy_methods`).
         layout: prompts by region (`gen.tasks.layout`); `Generator.layout` takes its size from it, and reads files.
-        tweaks: negtome, reference, concepts, aesthetic, greedy and their options (`gen.tasks.training_free.TweakOptions`).
+        Training-free changes: negtome, reference, concepts, aesthetic, greedy and their options
+        (`gen.tasks.training_free.TrainingFreeOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out. batch_invariant: no bit of a picture
         depends on it (docs/recipes.md); None: as the Generator was made, else on a CPU.
         callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
@@ -185,14 +186,14 @@ class Generator(Model):
         height, width, shown = made_at(self.config, self.name, height, width, binned)
         settings = make_settings(self, sampling, height, width, frame.shown if frame else shown, task_args)
         if frame is None and not any(task.chooses_size for task in settings.tasks.values()):
-            remark_on_size(self.config, self.name, settings.height, settings.width)
-        remark_on_layers(self.network, settings.guidance)
-        remark_on_sampler(settings.sampler, settings.steps)
-        if any(negatives) and not settings.guidance.negatives:
+            warn_size(self.config, self.name, settings.height, settings.width)
+        warn_layers(self.network, settings.guidance)
+        warn_sampler(settings.sampler, settings.steps)
+        if any(negatives) and not settings.guidance.reads_negatives:
             warnings.warn(
                 f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use cfg for it.", stacklevel=3
             )
-        elif settings.scale == settings.guidance.off and any(negatives):
+        elif settings.scale == settings.guidance.neutral_scale and any(negatives):
             warnings.warn(
                 f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=3
             )

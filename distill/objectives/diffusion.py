@@ -219,14 +219,14 @@ class DiffusionObjective(Objective):
         """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
         settings, preview = self.config.defaults, self.config.preview
         stack = GuidanceStack.of(settings.guidance, settings.guidance_options, None, None)
-        scale = stack.meant(settings.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
+        scale = stack.effective_scale(settings.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
         denoiser, solver = stack.build(
             self.denoiser(network),
             get_solver(settings.sampler, **settings.sampler_options),
             scale,
             None,
             settings.guidance_interval,
-            scale != stack.off,
+            scale != stack.neutral_scale,
         )
         levels = get_grid(settings.schedule, self.path, steps, **settings.schedule_options)
         added = seeded_noise(range(len(noise)), noise) if solver_info(settings.sampler).stochastic else None

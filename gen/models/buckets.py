@@ -64,7 +64,7 @@ def made_at(
     return *made, asked if made != asked else None
 
 
-def remark_on_size(config: ModelConfig, name: str, height: int, width: int) -> None:
+def warn_size(config: ModelConfig, name: str, height: int, width: int) -> None:
     """A warning, with the way out, where a picture has so many more or fewer pixels than those that the model was trained on
     that it repeats things or loses them."""
     side = config.sample_size

@@ -67,7 +67,7 @@ def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], factor: int, ti
     return decode(latents)
 
 
-def gone_from(shown: Tensor, output_type: str) -> Any:
+def to_output_type(shown: Tensor, output_type: str) -> Any:
     """A finished batch (B, ...) as it is kept, off its device: PIL pictures as bytes (B, H, W, 3), else float32 on the CPU."""
     if output_type in ("latent", "pt"):
         return shown.cpu()

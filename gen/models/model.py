@@ -22,10 +22,10 @@ from gen.models.decoding import decoded
 from gen.models.folder import ModelConfig, Pipeline, model_config
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
-from gen.models.prompt_cache import PromptMemory, fingerprint
+from gen.models.prompt_cache import PromptCache, fingerprint
 from gen.models.prompt_syntax import warn_foreign
 from gen.models.prompt_words import warn_words
-from gen.nn.batch_invariance import EachRow
+from gen.nn.batch_invariance import BatchInvariantNetwork
 from gen.nn.conditions import join
 from samplers.denoiser import Condition, NetworkDenoiser
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gen.adapters.model import ModelAdapters
 
 UNBOUNDED = 4.0  # extent of latents of unit variance without a bound: a normal value is outside once in 16,000
-PROMPT_MEMORY = 256 << 20  # bytes of text features that a model keeps
+PROMPT_CACHE_BYTES = 256 << 20  # bytes of text features that a model keeps
 
 
 class Model:
@@ -68,14 +68,14 @@ class Model:
             autoencoder and cast("Any", autoencoder).to(self.device, memory_format=torch.channels_last).eval()
         )
         self.text_encoder: Any = text_encoder and text_encoder.to(self.device).eval()
-        self.denoiser: NetworkDenoiser = self.config.denoiser(EachRow(self.network), self.dtype)
+        self.denoiser: NetworkDenoiser = self.config.denoiser(BatchInvariantNetwork(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, Any] = {}
         self.interrupt = False
         self.in_tiles = False
         self.pipeline: Pipeline | None = None
         self.weights = dict(weights or {})
-        self._encoded = PromptMemory(PROMPT_MEMORY)
+        self._encoded = PromptCache(PROMPT_CACHE_BYTES)
         self._text_weights: tuple | None = None
         self.loaded_adapters: ModelAdapters | None = None
         self.read_null({})

@@ -7,13 +7,13 @@ from collections.abc import Collection, Hashable
 import torch
 from torch import Tensor, nn
 
-from gen.nn.batch_invariance import bare
+from gen.nn.batch_invariance import without_mode
 from samplers.denoiser import Condition
 
 PROBES = 16  # values of each tensor that are looked at
 
 
-class PromptMemory:
+class PromptCache:
     """Conditions by key. What was not asked for the longest goes first when they come to more than `limit` bytes."""
 
     def __init__(self, limit: int):
@@ -57,7 +57,7 @@ def fingerprint(network: nn.Module) -> tuple:
     """What changes when the weights of a network do: where they lie, how often they were written to, and a few values of each,
     as writing through `.data` is not counted."""
     tensors = [*network.parameters(), *network.buffers()]
-    with bare():
+    with without_mode():
         return tuple((v.data_ptr(), _version(v)) for v in tensors), _probes([v for v in tensors if v.is_floating_point()])
 
 

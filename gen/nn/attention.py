@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen.io.extras import install
-from gen.nn.batch_invariance import bare, called
+from gen.nn.batch_invariance import call_in_mode, without_mode
 from samplers.lookup import nearest
 
 Lengths = tuple[Sequence[int], Sequence[int]]
@@ -42,7 +42,7 @@ def attention(
     lengths: (query lengths, key lengths) of sequences packed one after another into B = 1; each sees only its own keys.
     scale: D ** -0.5 unless given. backend: auto (see `choose`), math, sdpa, xformers or flex. Raises ValueError with a reason.
     """
-    with bare():
+    with without_mode():
         _check(q, k, v, bias, lengths)
         if backend == "auto":
             backend = choose(q, k, v, bias, lengths)
@@ -119,11 +119,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
     """PyTorch's fused kernels."""
     if lengths is not None:
         return _each_segment(sdpa, q, k, v, lengths, scale)
-    with bare():
+    with without_mode():
         if bias is not None:
             bias = bias[(None,) * (4 - bias.ndim)].to(torch.bool if bias.dtype == torch.bool else q.dtype)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        return called(F.scaled_dot_product_attention, q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+        return call_in_mode(F.scaled_dot_product_attention, q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
 
 
 def _additive(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ POINTWISE: set[Any] = {F.silu, F.gelu, F.mish, F.softplus, F.sigmoid, F.tanh, Te
 SUMS: set[Any] = {torch.sum, Tensor.sum, torch.mean, Tensor.mean}
 
 
-class EachAlone(TorchFunctionMode):
+class BatchInvariantMode(TorchFunctionMode):
     """Functions of a batch give every row what it would get alone. rows: of the network that runs, None outside of one."""
 
     def __init__(self) -> None:
@@ -237,12 +237,12 @@ def _packed(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def each_alone(wanted: bool) -> Iterator[None]:
+def batch_invariance(wanted: bool) -> Iterator[None]:
     """Inside, what this thread computes of a batch is what it computes of each of its rows, where `wanted`."""
     if not wanted or getattr(_run, "mode", None) is not None:
         yield
         return
-    _run.mode = EachAlone()
+    _run.mode = BatchInvariantMode()
     try:
         with _run.mode:
             yield
@@ -250,19 +250,19 @@ def each_alone(wanted: bool) -> Iterator[None]:
         _run.mode = None
 
 
-def bare() -> Any:
+def without_mode() -> Any:
     """A context without the mode, for code that only looks at tensors: every look would go through it."""
     return nullcontext() if getattr(_run, "mode", None) is None else torch._C.DisableTorchFunction()
 
 
-def called(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """func(*args, **kwargs) as the mode would call it, from within `bare`."""
+def call_in_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """func(*args, **kwargs) as the mode would call it, from within `without_mode`."""
     mode = getattr(_run, "mode", None)
     return func(*args, **kwargs) if mode is None else mode.run(func, PRODUCTS.get(func, (0,)), args, kwargs)
 
 
 @dataclass(frozen=True)
-class EachRow:
+class BatchInvariantNetwork:
     """A network that says how many rows it was given; a single one is left alone."""
 
     network: Callable[..., Tensor]

@@ -32,15 +32,14 @@ def pad_tokens(condition: Condition, length: int) -> Condition:
 
 def join(conditions: Sequence[Condition]) -> Condition:
     """Conditions as one batch; shorter texts get tokens that the mask hides."""
-    length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
-    padded = [pad_tokens(condition, length) for condition in conditions]
+    padded = pad_to_longest(conditions)
     return padded[0].cat(padded[1:])
 
 
-def alike(a: Condition, b: Condition) -> tuple[Condition, Condition]:
-    """Two conditions with the same number of tokens, so that a batch can hold both."""
-    length = max((c.tokens.shape[1] for c in (a, b) if c.tokens is not None), default=0)
-    return pad_tokens(a, length), pad_tokens(b, length)
+def pad_to_longest(conditions: Sequence[Condition]) -> list[Condition]:
+    """Conditions with the same number of tokens, so that a batch can hold them all."""
+    length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
+    return [pad_tokens(condition, length) for condition in conditions]
 
 
 def with_picture_size(condition: Condition, model: Sized, count: int, sides: tuple[int, int]) -> Condition:

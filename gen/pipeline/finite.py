@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gen.nn.batch_invariance import bare
+from gen.nn.batch_invariance import without_mode
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.path import NoiseLevel, Path
 from samplers.prediction import Prediction
@@ -42,7 +42,7 @@ class Watch:
         return Watched(denoiser, name, self)
 
     def note(self, name: str, given: Tensor, made: Tensor) -> None:
-        with bare():
+        with without_mode():
             broken = finite(given) & ~finite(made)
             before = self.flags.get(name)
             self.flags[name] = broken if before is None else before | broken

@@ -39,21 +39,29 @@ def name_of(function: Any) -> str:
 
 @dataclass(frozen=True)
 class GuidanceStack:
-    """Names of guidance rules and caches, innermost first, and options by name. off: the guidance scale at which the rule does
-    nothing; usual: the rule's own usual scale (None: the model's).
+    """Guidance rules and caches by name, with their options: what `build` puts around a network.
+
+    names: of the guidance rule and its modifiers, innermost first.
+    guidance_options: option -> value; each rule takes those that it has.
+    cache: names of caches, innermost first.
+    cache_options: option -> value, likewise.
+    neutral_scale: the guidance scale at which the rule does nothing.
+    usual_scale: the rule's own usual guidance scale; None: the model's.
+    reads_negatives: the rule reads negative prompts.
+    acts_always: the rule acts at every guidance scale, with or without a prompt.
+    keeps_both: the sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture.
     own_rule, own_cache: functions of the caller's own in the place of names, which no recipe holds.
-    negatives: the rule reads negative prompts. always: the rule acts at every scale, with or without a prompt. both: the
-    sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture."""
+    """
 
     names: tuple[str, ...] = ("cfg",)
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
     cache: tuple[str, ...] = ()
     cache_options: Mapping[str, Any] = field(default_factory=dict)
-    off: float = 1.0
-    usual: float | None = None
-    negatives: bool = True
-    always: bool = False
-    both: bool = False
+    neutral_scale: float = 1.0
+    usual_scale: float | None = None
+    reads_negatives: bool = True
+    acts_always: bool = False
+    keeps_both: bool = False
     own_rule: GuidanceRule | None = None
     own_cache: Callable[[Denoiser], Denoiser] | None = None
 
@@ -68,7 +76,7 @@ class GuidanceStack:
                 f"A sampler under CFG++ guides by itself, from the branches of plain guidance; with guidance={self.name!r} "
                 "choose another sampler."
             )
-        return replace(self, both=True, off=0.0, usual=0.6)
+        return replace(self, keeps_both=True, neutral_scale=0.0, usual_scale=0.6)
 
     @classmethod
     def of(
@@ -114,10 +122,10 @@ class GuidanceStack:
             guidance_options=options,
             cache=tuple(info.name for info in caches),
             cache_options=cached,
-            off=rules[0].off,
-            usual=rules[0].usual,
-            negatives="negative" in rules[0].options,
-            always=rules[0].always,
+            neutral_scale=rules[0].off,
+            usual_scale=rules[0].usual,
+            reads_negatives="negative" in rules[0].options,
+            acts_always=rules[0].always,
         )
 
     @classmethod
@@ -140,10 +148,10 @@ class GuidanceStack:
         """What no recipe can hold."""
         return ("guidance",) * (self.own_rule is not None) + ("cache",) * (self.own_cache is not None)
 
-    def meant(self, scale: float) -> float:
+    def effective_scale(self, scale: float) -> float:
         """A guidance scale as callers mean it: 0 is none, as in diffusers, not the unconditional picture; but rules that act at
         every scale tell the network 0."""
-        return self.off if scale == 0 and not self.always else scale
+        return self.neutral_scale if scale == 0 and not self.acts_always else scale
 
     @property
     def name(self) -> str:
@@ -180,7 +188,9 @@ class GuidanceStack:
                 return denoiser, solver
             from samplers.guidance.cfg import ClassifierFree
 
-            return ClassifierFree(denoiser, scale, negative, interval or (-math.inf, math.inf), keep_both=self.both), solver
+            return ClassifierFree(
+                denoiser, scale, negative, interval or (-math.inf, math.inf), keep_both=self.keeps_both
+            ), solver
 
         from samplers.guidance.registry import get_guidance, guidance_info
 
@@ -195,7 +205,7 @@ class GuidanceStack:
                     continue
                 own |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}
                 own |= {} if interval is None else {"interval": interval}
-                own |= {"keep_both": True} if self.both and name == "cfg" else {}
+                own |= {"keep_both": True} if self.keeps_both and name == "cfg" else {}
                 acts = True
             elif info.compares and not acts:
                 continue
@@ -203,7 +213,7 @@ class GuidanceStack:
         return denoiser, solver
 
 
-def remark_on_layers(network: Any, stack: GuidanceStack) -> None:
+def warn_layers(network: Any, stack: GuidanceStack) -> None:
     """A warning where skip-layer guidance leaves out a block without which a network draws nothing."""
     layers = stack.guidance_options.get("layers", ()) if "slg" in stack.names else ()
     count = len(getattr(network, "blocks", ())) or 2 * len(getattr(network, "in_blocks", ())) + 1

@@ -36,7 +36,7 @@ class Output:
     def of(
         cls, shown: Iterable[Tensor] | None, recipes: Sequence[Recipe], output_type: str, interrupted: bool = False
     ) -> Output:
-        """shown: a tensor for each picture, as `gen.models.decoding.gone_from` leaves it; None if none are kept."""
+        """shown: a tensor for each picture, as `gen.models.decoding.to_output_type` leaves it; None if none are kept."""
         nfe = sum(recipe.nfe for recipe in recipes) / len(recipes)
         return cls(
             None if shown is None else _as_type(shown, output_type),

@@ -117,7 +117,7 @@ class First(_Part):
     seed: int = Field(ge=0, lt=1 << 63)
 
 
-class TweakRecord(_Part):
+class TrainingFreeRecord(_Part):
     """A change of the run beside guidance (`gen.tasks.training_free`): sha256 of its pictures or embedding and of their masks,
     its texts, an
     energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch began with."""
@@ -190,7 +190,7 @@ class Recipe(_Part):
     guide: GuideRecord | None = None
     restore: RestoreRecord | None = None
     layout: LayoutRecord | None = None
-    tweaks: dict[Name, TweakRecord] = {}
+    tweaks: dict[Name, TrainingFreeRecord] = {}
     canvas: CanvasRecord | None = None
     views: ViewsRecord | None = None
     adapters: dict[Name, float] = {}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.models.decoding import free, gone_from, is_out_of_memory
+from gen.models.decoding import free, is_out_of_memory, to_output_type
 from gen.nn.backbones.fused import pack
-from gen.nn.batch_invariance import each_alone
-from gen.nn.conditions import alike, with_picture_size
+from gen.nn.batch_invariance import batch_invariance
+from gen.nn.conditions import pad_to_longest, with_picture_size
 from gen.pipeline.callback import WithCallback, clean
 from gen.pipeline.finite import Watch, check_begin, check_end, check_shown
 from gen.pipeline.output import Output
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """A finished batch: shown (B, ...), as `gone_from` leaves it."""
+    """A finished batch: shown (B, ...), as `to_output_type` leaves it."""
 
     shown: Tensor
     recipes: list[Recipe]
@@ -118,14 +118,14 @@ def is_guided(item: Item, settings: Settings) -> bool:
     """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
     subject = item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
     subject = subject or any(task.always_guided for task in settings.tasks.values())
-    return settings.scale != settings.guidance.off and bool(subject)
+    return settings.scale != settings.guidance.neutral_scale and bool(subject)
 
 
 def make_batch(
     model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
 ) -> FinishedBatch:
     """Sample and decode pictures that are all guided or all not."""
-    with each_alone(settings.batch_invariant):
+    with batch_invariance(settings.batch_invariant):
         return _make_batch(model, items, settings, output_type, callback, bar)
 
 
@@ -158,7 +158,7 @@ def _make_batch(
     shown = latents[: len(items)] if output_type == "latent" else _show(model, latents, settings)
     check_shown(model, shown)
     return FinishedBatch(
-        gone_from(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited)
+        to_output_type(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited)
     )
 
 
@@ -185,7 +185,7 @@ def _conditions(model: Model, items: Sequence[Item], settings: Settings) -> tupl
         negatives = [item.negative_prompt for item in items]
         if any(text.strip() for text in negatives):
             refused = model.encode_prompt(negatives, settings.adapters, negative=True)
-            condition, negative = alike(condition, refused)
+            condition, negative = pad_to_longest([condition, refused])
     if model.classes:
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=model.device))
         if negative is not None:

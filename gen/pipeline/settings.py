@@ -31,7 +31,7 @@ ASTRAY = {
 ENOUGH = 30  # steps from which nothing is said
 
 
-def remark_on_sampler(sampler: str, steps: int) -> None:
+def warn_sampler(sampler: str, steps: int) -> None:
     """A warning where a sampler is known to spoil pictures at so few steps."""
     if sampler in ASTRAY and steps < ENOUGH:
         warnings.warn(
@@ -84,7 +84,7 @@ def make_settings(
     patch = model.factor * model.network.config.patch
     height, width = check_size(height, width, model.config.sample_size, model.factor if frame else patch)
     seen = frame.window if frame else (height, width)
-    if stack.always and not getattr(model.network, "embeds", False):
+    if stack.acts_always and not getattr(model.network, "embeds", False):
         raise ValueError(f"The model {model.name!r} reads no guidance scale; choose other guidance than {stack.name!r}.")
     steps = _steps(model, sampling, seen[0] * seen[1] // patch**2)
     stack = stack.under(steps["solver"])
@@ -101,7 +101,7 @@ def make_settings(
         adapters=model.active_adapters(model.adapters if adapters is None else adapters),
         **{**steps, "unrecorded": (*steps["unrecorded"], *stack.unrecorded)},
     )
-    guided = settings.scale != stack.off
+    guided = settings.scale != stack.neutral_scale
     stack.build(model.denoiser, settings.solver, settings.scale, None, settings.interval, guided)  # options are checked here
     return with_tasks(model, task_args, settings)
 
@@ -125,12 +125,12 @@ def make_guidance(model: Model, sampling: Sampling) -> GuidanceStack:
 def _scale(model: Model, sampling: Sampling, stack: GuidanceStack) -> float:
     unconditional = model.text_encoder is None and not model.classes
     if sampling.guidance_scale is None:
-        usual = model.config.defaults.guidance_scale if stack.usual is None else stack.usual
-        return stack.off if unconditional else stack.meant(usual)
+        usual = model.config.defaults.guidance_scale if stack.usual_scale is None else stack.usual_scale
+        return stack.neutral_scale if unconditional else stack.effective_scale(usual)
     scale = check_float("guidance_scale", sampling.guidance_scale, 0, MAX_SCALE)
     if not sampling.recorded:  # a recipe's 0 is a picture without its prompt, as it was made then
-        scale = stack.meant(scale)
-    if unconditional and scale != stack.off:
+        scale = stack.effective_scale(scale)
+    if unconditional and scale != stack.neutral_scale:
         raise ValueError(f"The model {model.name!r} is unconditional and cannot be guided; leave guidance_scale out.")
     return scale
 

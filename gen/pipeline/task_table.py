@@ -60,7 +60,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "tweak": TaskRow(
         "gen.tasks.training_free",
-        "Tweaks",
+        "TrainingFree",
         (
             "negtome",
             "negtome_mask",

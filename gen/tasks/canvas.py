@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
-from gen.nn.conditions import alike
+from gen.nn.conditions import pad_to_longest
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.pipeline.types import Caller, Crop, Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.canvas.multidiffusion import MultiDiffusion
@@ -38,7 +38,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures (N, 3, H, W) in [0,
 
 
 @dataclass(frozen=True)
-class Own:
+class RuntimeObjects:
     """What a caller brings that no recipe holds. distance: of SyncDiffusion, on pictures; group: of torch.distributed, over
     whose processes windows are spread."""
 
@@ -52,7 +52,7 @@ class Canvas(Task):
 
     canvas: CanvasRecord
     windows: Windows | ShiftedWindows
-    own: Own = Own()
+    runtime: RuntimeObjects = RuntimeObjects()
 
     @classmethod
     def frame(cls, args: Mapping[str, Any]) -> Frame:
@@ -60,7 +60,7 @@ class Canvas(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Canvas, Settings]:
-        return make_canvas(model, args["record"], args.get("own"), settings.height, settings.width), settings
+        return make_canvas(model, args["record"], args.get("runtime"), settings.height, settings.width), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,13 +72,13 @@ class Canvas(Task):
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        return ("distance of SyncDiffusion",) if self.canvas.sync and self.own.distance is not None else ()
+        return ("distance of SyncDiffusion",) if self.canvas.sync and self.runtime.distance is not None else ()
 
     def halve(self) -> Canvas:
         """With half as many windows at once."""
         if self.canvas.batch == 1:
             return self
-        if self.own.group is not None:
+        if self.runtime.group is not None:
             raise ValueError(
                 f"{self.canvas.batch} windows at once do not fit in the memory of one of the processes; give a smaller "
                 "window_batch."
@@ -97,10 +97,10 @@ class Canvas(Task):
         condition, negative = batch.condition, batch.negative
         if not self.canvas.prompts:
             return [], negative
-        own = batch.model.encode_prompt(self.canvas.prompts, batch.settings.adapters)
+        texts = batch.model.encode_prompt(self.canvas.prompts, batch.settings.adapters)
         if negative is not None:
-            own, negative = alike(own, negative)
-        rows = [own[k : k + 1] for k in range(len(self.canvas.prompts))]
+            texts, negative = pad_to_longest([texts, negative])
+        rows = [texts[k : k + 1] for k in range(len(self.canvas.prompts))]
         return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
@@ -109,12 +109,12 @@ class Canvas(Task):
         conditions, seeds = self._conditions(batch)[0], tuple(batch.seeds)
         if isinstance(windows, ShiftedWindows):
             windows = replace(windows, seeds=seeds)
-        check_agreement(self.own.group, (record.model_dump_json(), seeds))
+        check_agreement(self.runtime.group, (record.model_dump_json(), seeds))
 
         def chosen(down: float, across: float) -> int:  # each prompt has an equal part of the width
             return min(int(across * len(conditions)), len(conditions) - 1)
 
-        canvas = MultiDiffusion(denoiser, windows, conditions, chosen if conditions else (), record.batch, self.own.group)
+        canvas = MultiDiffusion(denoiser, windows, conditions, chosen if conditions else (), record.batch, self.runtime.group)
         if record.recurrence > 1:
             from samplers.guidance.recurrent import Recurrent
 
@@ -125,7 +125,7 @@ class Canvas(Task):
 
         distance: Distance = style_distance
         if record.sync_distance != "latent":
-            distance = _on_pictures(model, self.own.distance or style_distance)
+            distance = _on_pictures(model, self.runtime.distance or style_distance)
         return canvas, SyncDiffusion(solver, distance, record.sync)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -157,9 +157,9 @@ class Canvas(Task):
         return images[..., top : images.shape[2] - top, left : images.shape[3] - left]
 
 
-def make_canvas(model: Model, record: CanvasRecord, own: Own | None, height: int, width: int) -> Canvas:
+def make_canvas(model: Model, record: CanvasRecord, runtime: RuntimeObjects | None, height: int, width: int) -> Canvas:
     """ValueError for windows that do not fit the canvas or the model."""
-    own = own or Own()
+    runtime = runtime or RuntimeObjects()
     multiple, factor = model.factor * model.network.config.patch, model.factor
     for name, sides, unit in (("window", record.window, multiple), ("stride", record.stride, factor)):
         for value in sides:
@@ -177,9 +177,9 @@ def make_canvas(model: Model, record: CanvasRecord, own: Own | None, height: int
         raise ValueError(f"The canvas would have some {down * across} windows, more than {MAX_WINDOWS}; give a larger stride.")
     if record.weights not in PROFILES:
         raise ValueError(f"Unknown window weights {record.weights!r}: choose one of {', '.join(PROFILES)}.")
-    if record.sync and own.group is not None:
+    if record.sync and runtime.group is not None:
         raise ValueError("SyncDiffusion needs all windows in one process; leave sync out, or group.")
-    if record.sync and own.distance is None and record.sync_distance not in DISTANCES:
+    if record.sync and runtime.distance is None and record.sync_distance not in DISTANCES:
         raise ValueError(
             "The distance of SyncDiffusion is its maker's own function, which no recipe can hold."
             if not record.sync_distance
@@ -190,10 +190,10 @@ def make_canvas(model: Model, record: CanvasRecord, own: Own | None, height: int
         (sides[0] // factor, sides[1] // factor) for sides in ((height, width), record.window, record.stride)
     )
     if record.shift_from is None:
-        return Canvas(record, Windows.regular(canvas, window_size, step, record.weights, record.circular), own)
+        return Canvas(record, Windows.regular(canvas, window_size, step, record.weights, record.circular), runtime)
     start = record.shift_from if record.shift_from > -20 else -math.inf  # pure noise too
     shifted = ShiftedWindows(canvas, window_size, step, record.weights, record.circular, interval=(start, math.inf))
-    return Canvas(record, shifted, own)
+    return Canvas(record, shifted, runtime)
 
 
 def make_record(
@@ -212,7 +212,7 @@ def make_record(
     shift_from: Any = None,
     group: Any = None,
     cache: Any = None,
-) -> tuple[CanvasRecord, Own]:
+) -> tuple[CanvasRecord, RuntimeObjects]:
     """(what a recipe holds, what it does not), with defaults filled in; ValueError says what cannot be.
 
     window: the model's own size; stride: half of it.
@@ -223,13 +223,13 @@ def make_record(
     name = "horizontal" if circular is True else "none" if circular is False else circular
     if not isinstance(name, str) or name not in CIRCULAR:
         raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
-    own = sync_distance if callable(sync_distance) else _lpips(sync_distance)
+    distance = sync_distance if callable(sync_distance) else _lpips(sync_distance)
     if shift_from is not None and cache:
         raise ValueError("A cache repeats what a window showed a step before, and windows that shift are elsewhere then; leave "
                          "cache or shift_from out.")  # fmt: skip
     if len(prompts) > 100:
         raise ValueError(f"{len(prompts)} prompts were given; at most 100 are spread along a canvas.")
-    if not isinstance(weights, str) or not (own or isinstance(sync_distance, str)):
+    if not isinstance(weights, str) or not (distance or isinstance(sync_distance, str)):
         raise ValueError("Window weights are given by name, and sync_distance by name or as a function.")
     record = CanvasRecord(
         kind=kind,  # type: ignore[arg-type]
@@ -240,12 +240,12 @@ def make_record(
         batch=check_int("window_batch", window_batch, 1, 1024),
         prompts=tuple(prompts),
         sync=check_float("sync", sync, 0, 1e6),
-        sync_distance="" if own else sync_distance,
+        sync_distance="" if distance else sync_distance,
         recurrence=check_int("recurrence", recurrence, 1, 100),
         extend=extend,
         shift_from=None if shift_from is None else check_float("shift_from", shift_from, -20, 20),
     )
-    return record, Own(own, group)
+    return record, RuntimeObjects(distance, group)
 
 
 def check_agreement(group: Any, told: tuple) -> None:

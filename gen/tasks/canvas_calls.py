@@ -23,7 +23,7 @@ from gen.io.validators import check_float, check_int, check_size, check_texts
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import CanvasRecord
 from gen.pipeline.types import Caller
-from gen.tasks.canvas import Own, made_size, make_record, starting_pictures
+from gen.tasks.canvas import RuntimeObjects, made_size, make_record, starting_pictures
 
 Sides = int | tuple[int, int]
 
@@ -57,7 +57,7 @@ def panorama(
     if len(prompts) == 1:
         prompt = prompts.pop()
     size = generator.config.sample_size if call.get("latents") is None else None  # which have one of their own
-    record, own = make_record(
+    record, runtime = make_record(
         generator, "panorama", window, stride, weights, circular, window_batch, prompts, sync, sync_distance,
         shift_from=shift_from, group=group, cache=call.get("cache"),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def panorama(
         width=4 * size if size and width is None else width,
         height=size if height is None else height,
         **call,
-        _task_args={"canvas": {"record": record, "own": own}},
+        _task_args={"canvas": {"record": record, "runtime": runtime}},
     )
 
 
@@ -134,7 +134,13 @@ def upscale(
 
 
 def _around(
-    generator: Caller, picture: Tensor, prompt: str | None, record: CanvasRecord, own: Own, shown: tuple[int, int], call: dict
+    generator: Caller,
+    picture: Tensor,
+    prompt: str | None,
+    record: CanvasRecord,
+    runtime: RuntimeObjects,
+    shown: tuple[int, int],
+    call: dict,
 ) -> Output:
     for name in ("height", "width", "mask", "latents"):
         if call.get(name) is not None:
@@ -143,5 +149,5 @@ def _around(
     made = made_size(generator, record, *shown)
     image, mask = starting_pictures(record, picture, shown, made)
     call |= {"height": made[0], "width": made[1], "image": image, "mask": mask}
-    canvas = {"record": record, "own": own, "shown": shown if shown != made else None}
+    canvas = {"record": record, "runtime": runtime, "shown": shown if shown != made else None}
     return generator(prompt, **call, _task_args={"canvas": canvas})

@@ -77,7 +77,7 @@ class Edit(Task):
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is not None:
             check_same(self.begun, recipe.start)
-        if self.mask is not None and (settings.guidance.names[0] == "cfg++" or settings.guidance.both):
+        if self.mask is not None and (settings.guidance.names[0] == "cfg++" or settings.guidance.keeps_both):
             raise ValueError(
                 "cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting, and a sampler "
                 "other than *_cfg_pp."
@@ -115,7 +115,7 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     amount = check_float("strength", usual if strength is None else strength, 0, 1)
     whole = read_picture("image", image, "RGB")
     known = None if mask is None else read_mask("mask", mask, whole, "image")
-    picture = fit_told("image", whole, height, width, slack(model))
+    picture = fit_and_warn("image", whole, height, width, size_tolerance(model))
     known = None if known is None else fit(known, height, width)
     start = Start(image=digest(picture), mask=None if known is None else digest(known), strength=amount)
 
@@ -167,11 +167,11 @@ def check_shape(name: str, mask: Tensor, size: tuple[int, int], of: str) -> None
         )
 
 
-def fit_told(name: str, picture: Tensor, height: int, width: int, slack: int) -> Tensor:
-    """`fit`, with a warning where more than `slack` pixels of the result are cut away, which rounding asks for."""
+def fit_and_warn(name: str, picture: Tensor, height: int, width: int, tolerance: int) -> Tensor:
+    """`fit`, with a warning where more than `tolerance` pixels of the result are cut away, which rounding asks for."""
     rows, columns = picture.shape[-2:]
     scale = max(height / rows, width / columns)
-    if max(rows * scale - height, columns * scale - width) > slack:
+    if max(rows * scale - height, columns * scale - width) > tolerance:
         warnings.warn(
             f"{name} is {columns} x {rows}, another shape than the {width} x {height} of the picture: what lies beside its "
             "middle is cut away.",
@@ -180,7 +180,7 @@ def fit_told(name: str, picture: Tensor, height: int, width: int, slack: int) ->
     return fit(picture, height, width)
 
 
-def slack(model: Model) -> int:
+def size_tolerance(model: Model) -> int:
     """The pixels by which a picture's side may differ from its shape because the networks take multiples."""
     return model.factor * model.network.config.patch // 2 + 1
 

@@ -269,13 +269,15 @@ def make_layout(layout: Any, height: int, width: int, model: Model, rules: Any) 
             )
         record = place(spec, height, width, model.factor)
         regions = tuple(
-            one if one.guidance_scale is None else one.model_copy(update={"guidance_scale": rules.meant(one.guidance_scale)})
+            one
+            if one.guidance_scale is None
+            else one.model_copy(update={"guidance_scale": rules.effective_scale(one.guidance_scale)})
             for one in record.regions
         )
         record = record.model_copy(update={"regions": regions})
     if rules.names[0] in ("cfg++", "embedded"):
         raise ValueError(f"A layout guides every region by itself, which {rules.names[0]} cannot; choose other guidance.")
-    if rules.both:
+    if rules.keeps_both:
         raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
     made = Layout(record, height, width)
     made.masks(model.factor)

@@ -17,7 +17,7 @@ from gen.io.validators import check_float, check_int, check_option_values
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, RestoreRecord
 from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
-from gen.tasks.edit import check_given, check_same, fit_told, own_size, read_mask, slack
+from gen.tasks.edit import check_given, check_same, fit_and_warn, own_size, read_mask, size_tolerance
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -50,7 +50,7 @@ class Restoration(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Restoration, Settings]:
-        made = make_restoration(**args, height=settings.height, width=settings.width, slack=slack(model))
+        made = make_restoration(**args, height=settings.height, width=settings.width, tolerance=size_tolerance(model))
         made.build(model, model.denoiser)  # options are checked here
         return made, settings
 
@@ -124,12 +124,12 @@ def make_restoration(
     options: Mapping[str, Any] | None = None,
     height: int = 0,
     width: int = 0,
-    slack: int = 1,
+    tolerance: int = 1,
 ) -> Restoration:
     """ValueError for a task, picture, mask or option that cannot be used.
 
     The picture is cut and scaled to height x width, or for superres to a `factor`-th of it. simulate: it is whole, and is first
-    made what the task starts from. slack: pixels of it that may be cut away without a warning.
+    made what the task starts from. tolerance: pixels of it that may be cut away without a warning.
     """
     from samplers.guidance import operators
 
@@ -162,7 +162,7 @@ def make_restoration(
         operator = operators.grey()
     else:
         operator = operators.blur(check_float("radius", asked["radius"], 0.1, 1000))
-    picture = fit_told("image", whole, height // small, width // small, slack)
+    picture = fit_and_warn("image", whole, height // small, width // small, tolerance)
     signal = picture * 2 - 1
     measured = operator(signal) if asked["simulate"] or name in ("inpaint", "colorize") else signal
     given = picture if name == "inpaint" else (measured.expand(-1, 3, -1, -1) / 2 + 0.5).clamp(0, 1)

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 
-class TweakOptions(TypedDict, total=False):
+class TrainingFreeOptions(TypedDict, total=False):
     """The keywords of a call. Pictures are files, PIL pictures, arrays or tensors, one or a list.
 
     negtome: pictures to stay away from, or "batch", the batch's first picture; negtome_mask: white where each counts. Options:

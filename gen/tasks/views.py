@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gen.io.validators import check_float, check_texts
-from gen.nn.conditions import with_picture_size
+from gen.nn.conditions import pad_to_longest, with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe, ViewsRecord
 from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
@@ -89,7 +89,7 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
             raise ValueError(f"The view {name!r} is for square pictures, and this one is {width} x {height}; choose another.")
     if rules.names[0] == "cfg++":
         raise ValueError("cfg++ needs the two branches of one picture, which views do not have; choose other guidance.")
-    if rules.both:
+    if rules.keeps_both:
         raise ValueError("CFG++ needs the two branches of one picture, which views do not have; choose another sampler.")
     return Views(views, tuple(view_of(name) for name in views.views))
 
@@ -134,7 +134,7 @@ class Views(Task):
             with_picture_size(read_prompt(model, text, settings.adapters), model, 1, settings.seen)
             for text in self.views.prompts
         ]
-        conditions = alike([batch.condition, *others])
+        conditions = pad_to_longest([batch.condition, *others])
         refused = None if negative is None else stack_conditions([negative] * self.copies)
         inner, _ = settings.guidance.build(
             model.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
@@ -142,7 +142,7 @@ class Views(Task):
         pictures = SyncTweedies(inner, self._picture_views(model, conditions))
         if model.autoencoder is None or not all(turn.latent for turn in self.turns):
             return pictures
-        return _Early(SyncTweedies(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
+        return _DenoiserSwitch(SyncTweedies(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
 
     def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """The mean of what the views show."""
@@ -178,7 +178,7 @@ class Views(Task):
 
 
 @dataclass(frozen=True)
-class _Early:
+class _DenoiserSwitch:
     """One denoiser below a log-SNR, another from there on."""
 
     early: Denoiser
@@ -191,14 +191,6 @@ class _Early:
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         return (self.early if level.logsnr < self.until else self.late)(x, level, condition, context)
-
-
-def alike(conditions: Sequence[Condition]) -> list[Condition]:
-    """With equally many tokens."""
-    from gen.nn.conditions import pad_tokens
-
-    length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
-    return [pad_tokens(condition, length) for condition in conditions]
 
 
 def check_pixels_from(value: object) -> float:

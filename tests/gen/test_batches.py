@@ -173,7 +173,7 @@ def test_a_function_is_called_in_the_largest_blocks_that_round_alike(monkeypatch
     monkeypatch.setitem(rounding.PRODUCTS, counted, (0,))
     monkeypatch.setattr(rounding, "LINEAR", (*rounding.LINEAR, counted))
     x, weight = torch.randn(8, 3, 16), torch.randn(5, 16)
-    with rounding.each_alone(True):
+    with rounding.batch_invariance(True):
         rounding.called(counted, x, weight)
         sizes.clear()
         found = rounding.called(counted, x, weight)
@@ -195,7 +195,7 @@ def test_every_function_gives_each_row_what_it_gets_alone(shape, dtype, threads)
         x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1)).to(dtype) + 0.1
         weight = torch.randn(24, shape[-1], generator=torch.Generator().manual_seed(2)).to(dtype)
         for function in functions[:-1]:
-            with rounding.each_alone(True):
+            with rounding.batch_invariance(True):
                 together = function(x)
                 threes = function(x[:3].clone())
                 alone = torch.cat([function(row[None].clone()) for row in x])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gen.models.bridge.prompts import ClipReader, Sentence
-from gen.models.prompt_cache import PromptMemory, size_of
+from gen.models.prompt_cache import PromptCache, size_of
 from samplers.denoiser import Condition, Context
 from tests.gen import pipelines
 
@@ -124,7 +124,7 @@ def test_prompts_are_read_once_and_forgotten_when_there_are_too_many(bridged, mo
     monkeypatch.setattr(
         generator.text_encoder, "condition", lambda prompt, negative=False: calls.append(prompt) or read(prompt, negative)
     )
-    monkeypatch.setattr(generator, "_encoded", PromptMemory(1 << 30))
+    monkeypatch.setattr(generator, "_encoded", PromptCache(1 << 30))
     generator.encode_prompt(["one", "two", "one"])
     generator.encode_prompt(["two"])
     assert calls == ["one", "two"]

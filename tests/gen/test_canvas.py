@@ -14,7 +14,7 @@ from PIL import Image
 
 from gen.generator import Generator
 from gen.io.errors import RecipeError
-from gen.nn.conditions import alike
+from gen.nn.conditions import pad_to_longest
 from gen.pipeline.progress import CountEvaluations
 from gen.pipeline.recipe import CanvasRecord, Recipe
 from gen.tasks import canvas as canvases
@@ -113,7 +113,7 @@ def test_prompts_are_spread_along_the_width_and_synchronised(tiny):
     tokens = text(tiny, *prompts)
     conditions = [tokens[:1], tokens[1:]]
     solver = SyncDiffusion(get_solver("dpmpp_2m"), style_distance, 0.05)
-    tokens, negative = alike(tokens, text(tiny, "blurry"))
+    tokens, negative = pad_to_longest([tokens, text(tiny, "blurry")])
     hand = {"negative": negative, "conditions": conditions, "chosen": [0, 1, 1]}
     expected = by_hand(tiny, windows, solver, tokens[:1], [7], **hand)
     call = {"weights": "flat", "sync": 0.05, "negative_prompt": "blurry", "output_type": "latent", **QUICK}

@@ -70,8 +70,12 @@ def test_a_recipe_with_0_is_made_as_it_was(tiny):
 
 
 def test_a_model_that_reads_its_scale_is_told_0():
-    assert GuidanceStack.of("embedded", None, None, None).meant(0.0) == 0.0
-    assert [GuidanceStack.of(name, None, None, None).meant(0.0) for name in ("cfg", "apg", "cfg++")] == [1.0, 1.0, 0.0]
+    assert GuidanceStack.of("embedded", None, None, None).effective_scale(0.0) == 0.0
+    assert [GuidanceStack.of(name, None, None, None).effective_scale(0.0) for name in ("cfg", "apg", "cfg++")] == [
+        1.0,
+        1.0,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -106,7 +106,9 @@ def test_a_picture_too_large_to_decode_is_decoded_in_tiles(generator, monkeypatc
 
 def test_finished_pictures_take_a_byte_per_channel_and_leave_the_device(generator, monkeypatch):
     kept = []
-    monkeypatch.setattr("gen.pipeline.run.gone_from", lambda *given: kept.append(fitting.gone_from(*given)) or kept[-1])
+    monkeypatch.setattr(
+        "gen.pipeline.run.to_output_type", lambda *given: kept.append(fitting.to_output_type(*given)) or kept[-1]
+    )
     made = generator(PROMPTS, seed=1, num_inference_steps=1, batch_size=2, progress=False)
     assert [(part.dtype, part.shape) for part in kept] == [(torch.uint8, (2, 32, 32, 3))] * 2
     floats = generator(PROMPTS, seed=1, num_inference_steps=1, batch_size=2, output_type="np", progress=False).images

@@ -12,7 +12,7 @@ from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.task_table import TASKS, TaskRow, check_keywords
 from gen.pipeline.types import Frame, SamplingBatch, Task
-from gen.tasks.tweak_options import TweakOptions
+from gen.tasks.tweak_options import TrainingFreeOptions
 from samplers.noise import seeded_noise
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}
@@ -107,7 +107,7 @@ def test_every_row_is_a_task_with_keywords_of_its_own_and_fields_of_a_recipe():
         assert task.args_from_recipe.__func__ is not Task.args_from_recipe.__func__, name
         assert task.record is not Task.record, name
         for keyword in row.keywords:  # where a user looks for them
-            assert keyword in Generator.__call__.__doc__ or keyword in TweakOptions.__annotations__, keyword
+            assert keyword in Generator.__call__.__doc__ or keyword in TrainingFreeOptions.__annotations__, keyword
 
 
 def test_methods_of_tasks_are_methods_of_a_generator(tiny):

@@ -1,4 +1,4 @@
-"""Tweaks through `Generator` and the command line: against the samplers' own, recipes that replay, and what is refused."""
+"""Training-free changes by `Generator` and the command line: against the samplers', recipes that replay, what is refused."""
 
 from __future__ import annotations
 

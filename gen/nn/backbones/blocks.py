@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gen.nn.attention import attention
 from gen.nn.backbones.fused import linear_gelu
 from gen.nn.backbones.recompute import checkpointed
-from gen.nn.batch_invariance import bare, called
+from gen.nn.batch_invariance import call_in_mode, without_mode
 from gen.nn.initialisation import initialise
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
@@ -50,10 +50,10 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
     there, attention included. "layer" (the mean is removed as well) has one and is the fastest.
     """
     if kind == "rms":
-        with bare():
+        with without_mode():
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             norm = norm if norm.dtype == torch.float64 else norm.float()
-            return x * called(torch.rsqrt, norm.square() / x.shape[-1] + QK_NORM_EPS).to(x.dtype)
+            return x * call_in_mode(torch.rsqrt, norm.square() / x.shape[-1] + QK_NORM_EPS).to(x.dtype)
     return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) if kind == "layer" else x
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gen.nn.batch_invariance import bare, called
+from gen.nn.batch_invariance import call_in_mode, without_mode
 
 ROWS = 512
 _SMALLEST = 1 << 14  # numbers in a weight; below, a call costs more than its product
@@ -34,7 +34,7 @@ class PackedLinear(nn.Linear):
         return self._packed[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        with bare():
+        with without_mode():
             if _serves(self, x) and x.dtype == torch.bfloat16:
                 return _kernel(self, x, "none", "")
         return super().forward(x)
@@ -69,7 +69,7 @@ def reordered(weight: Tensor) -> Tensor:
 def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
     """gelu(layer(x)), approximate "none" or "tanh", in one kernel where that is possible."""
     plain = type(layer) in (nn.Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
-    with bare():
+    with without_mode():
         if plain and isinstance(layer, nn.Linear) and _serves(layer, x):
             return _kernel(layer, x, "gelu", approximate)
     return F.gelu(layer(x), approximate=approximate)
@@ -77,7 +77,7 @@ def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
 
 def _kernel(layer: nn.Linear, x: Tensor, activation: str, algorithm: str) -> Tensor:
     weight = layer.packed() if isinstance(layer, PackedLinear) and x.dtype == torch.bfloat16 else layer.weight
-    return called(torch.ops.mkldnn._linear_pointwise, x, weight, layer.bias, activation, [], algorithm)
+    return call_in_mode(torch.ops.mkldnn._linear_pointwise, x, weight, layer.bias, activation, [], algorithm)
 
 
 def _serves(layer: nn.Linear, x: Tensor) -> bool:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gen.pipeline.recipe import Recipe, TweakRecord
+from gen.pipeline.recipe import Recipe, TrainingFreeRecord
 from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task
-from gen.tasks.tweak_options import TweakOptions
+from gen.tasks.tweak_options import TrainingFreeOptions
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 # name -> (module, class), in the order in which they go around the network
-TWEAKS: dict[str, tuple[str, str]] = {
+TRAINING_FREE: dict[str, tuple[str, str]] = {
     "reference": ("gen.tasks.training_free.pictures", "Reference"),
     "negtome": ("gen.tasks.training_free.pictures", "NegTome"),
     "aesthetic": ("gen.tasks.training_free.aesthetic", "Aesthetic"),
@@ -38,10 +38,13 @@ TWEAKS: dict[str, tuple[str, str]] = {
 }
 
 
-class Tweak:
-    """Base of the rows: each changes what it has to."""
+class TrainingFreeMethod:
+    """One change of a run, such as negtome; this base changes nothing, and a method overrides what it needs.
 
-    record: TweakRecord
+    record: what recipes say of it.
+    """
+
+    record: TrainingFreeRecord
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
@@ -49,54 +52,73 @@ class Tweak:
         return ()
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Tweak:
-        """From the keywords of a call that begin with its name; ValueError says what cannot be used."""
+    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> TrainingFreeMethod:
+        """The method as a call asks for it; ValueError says what cannot be used.
+
+        model: the model of the call.
+        given: the call's keywords that begin with the method's name, without it: "" is the method's own keyword, "options" its
+            options.
+        height, width: of the picture (pixels).
+        """
         raise NotImplementedError
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords for a replay: those of the record, and what the caller gave where it holds no more than a digest."""
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a replay, named as in `make`: those of the record, and of `given` what the record holds only a digest
+        of."""
         raise NotImplementedError
 
-    def read(self, model: Model, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]) -> Condition:
-        """The prompts' condition, changed."""
+    def map_condition(
+        self, model: Model, prompts: Sequence[str], condition: Condition, adapters: Mapping[str, float]
+    ) -> Condition:
+        """The prompts' condition, changed.
+
+        prompts: B texts.
+        condition: what the text encoder made of them (B, ...).
+        adapters: name -> weight of the adapters that act.
+        """
         return condition
 
-    def inside(self, model: Model, denoiser: Denoiser, seeds: Sequence[int], prompts: Sequence[str], condition: Condition):
-        """Around the network and its caches."""
+    def wrap_network(
+        self, model: Model, denoiser: Denoiser, seeds: Sequence[int], prompts: Sequence[str], condition: Condition
+    ) -> Denoiser:
+        """A denoiser around the network and its caches, inside of guidance."""
         return denoiser
 
-    def outside(self, model: Model, denoiser: Denoiser, noise: NoiseSource, prompts: Sequence[str]) -> Denoiser:
-        """Around all guidance."""
+    def wrap_guided(self, model: Model, denoiser: Denoiser, noise: NoiseSource, prompts: Sequence[str]) -> Denoiser:
+        """A denoiser around all guidance. noise: of stochastic methods, by the pictures' seeds."""
         return denoiser
 
-    def recorded(self, items: Sequence[Item]) -> TweakRecord:
-        """What recipes of this batch say of it."""
+    def record_of(self, items: Sequence[Item]) -> TrainingFreeRecord:
+        """What the recipes of this batch say of it."""
         return self.record
 
 
 @dataclass(frozen=True)
-class Tweaks(Task):
-    """Those of one call, by name."""
+class TrainingFree(Task):
+    """The training-free methods of one call.
 
-    parts: Mapping[str, Tweak]
+    methods: name -> method, in the order in which they go around the network.
+    """
+
+    methods: Mapping[str, TrainingFreeMethod]
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Tweaks | None, Settings]:
-        named = said(args)
-        return (make_tweaks(model, named, settings.height, settings.width) if named else None), settings
+    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[TrainingFree | None, Settings]:
+        named = nonempty(args)
+        return (make_training_free(model, named, settings.height, settings.width) if named else None), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in given.items() if name in TweakOptions.__annotations__}
-        return replayed_tweaks(recipe.tweaks, said(own))
+        own = {name: value for name, value in given.items() if name in TrainingFreeOptions.__annotations__}
+        return keywords_from_records(recipe.tweaks, nonempty(own))
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is None:
             return
-        for name, part in self.parts.items():
+        for name, method in self.methods.items():
             record = recipe.tweaks[name]
-            if (part.record.digests, part.record.masks) != (record.digests, record.masks):
+            if (method.record.digests, method.record.masks) != (record.digests, record.masks):
                 raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
 
     def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
@@ -108,77 +130,94 @@ class Tweaks(Task):
 
     def read_prompts(self, model: Model, prompts: list[str], adapters: Mapping[str, float], read: ReadPrompts) -> Condition:
         condition = read(prompts)
-        for part in self.parts.values():
-            condition = part.read(model, prompts, condition, adapters)
+        for method in self.methods.values():
+            condition = method.map_condition(model, prompts, condition, adapters)
         return condition
 
     def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
-        for part in self.parts.values():
-            denoiser = part.inside(batch.model, denoiser, batch.seeds, batch.prompts, batch.condition)
+        for method in self.methods.values():
+            denoiser = method.wrap_network(batch.model, denoiser, batch.seeds, batch.prompts, batch.condition)
         return denoiser
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
-        for part in self.parts.values():
-            denoiser = part.outside(batch.model, denoiser, batch.seeded_noise(), batch.prompts)
+        for method in self.methods.values():
+            denoiser = method.wrap_guided(batch.model, denoiser, batch.seeded_noise(), batch.prompts)
         return denoiser, solver
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"tweaks": {name: part.recorded(items) for name, part in self.parts.items()}}
+        return {"tweaks": {name: method.record_of(items) for name, method in self.methods.items()}}
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        return tuple(what for part in self.parts.values() for what in part.unrecorded)
+        return tuple(what for method in self.methods.values() for what in method.unrecorded)
 
 
-def said(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that say something."""
+def nonempty(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that are neither None nor empty lists, tuples or dicts."""
     return {
         name: value
-        for name, value in given.items()
+        for name, value in keywords.items()
         if value is not None and not (isinstance(value, list | tuple | dict) and not value)  # an array has no truth value
     }
 
 
-def make_tweaks(model: Model, given: Mapping[str, Any], height: int, width: int) -> Tweaks:
-    """ValueError for options without the thing that they are of, and for what cannot go together."""
-    for name in given:
-        base = next(row for row in TWEAKS if name.startswith(row))
-        if base not in given:
-            raise ValueError(f"{name} was given without {base}; give {base} too.")
-    if "negtome" in given and "reference" in given:
+def _method_of(keyword: str) -> str:
+    """The name of the method that a keyword such as negtome_mask belongs to."""
+    return next(name for name in TRAINING_FREE if keyword.startswith(name))
+
+
+def _keywords_of(method: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a method, without its name: "" is its own."""
+    return {name.removeprefix(method).lstrip("_"): value for name, value in keywords.items() if name.startswith(method)}
+
+
+def _method_class(name: str) -> type[TrainingFreeMethod]:
+    module, class_name = TRAINING_FREE[name]
+    return getattr(importlib.import_module(module), class_name)
+
+
+def make_training_free(model: Model, keywords: Mapping[str, Any], height: int, width: int) -> TrainingFree:
+    """The methods that a call's keywords ask for. ValueError for options without the method that they are of, and for methods
+    that cannot go together."""
+    for keyword in keywords:
+        if (method := _method_of(keyword)) not in keywords:
+            raise ValueError(f"{keyword} was given without {method}; give {method} too.")
+    if "negtome" in keywords and "reference" in keywords:
         raise ValueError("negtome and reference both put pictures beside the batch; give one of them.")
-    parts = {}
-    for name, (module, row) in TWEAKS.items():
-        if name in given:
-            own = {key.removeprefix(name).lstrip("_"): value for key, value in given.items() if key.startswith(name)}
-            parts[name] = getattr(importlib.import_module(module), row).make(model, own, height, width)
-    return Tweaks(parts)
-
-
-def replayed_tweaks(records: Mapping[str, TweakRecord], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a recipe's; `given` are the pictures, files and functions that it does not hold. ValueError where one is
-    missing, or not wanted."""
-    keywords: dict[str, Any] = {}
-    for name in given:
-        base = next(row for row in TWEAKS if name.startswith(row))
-        if base not in records:
-            raise ValueError(f"The picture was made without {base}; leave {name} out.")
-    for name, record in records.items():
-        if name not in TWEAKS:
-            raise ValueError(f"The recipe has a tweak {name!r:.40}, which this fewstep does not know; use a newer one.")
-        module, row = TWEAKS[name]
-        own = {key.removeprefix(name).lstrip("_"): value for key, value in given.items() if key.startswith(name)}
-        again = getattr(importlib.import_module(module), row).again(record, own)
-        keywords |= {
-            f"{name}_{key}" if key else name: value for key, value in {**again, "options": dict(record.options)}.items()
+    return TrainingFree(
+        {
+            name: _method_class(name).make(model, _keywords_of(name, keywords), height, width)
+            for name in TRAINING_FREE
+            if name in keywords
         }
-    return keywords
+    )
 
 
-def wanted(name: str, again: str) -> ValueError:
-    return ValueError(f"The picture was made with {name}, which its recipe does not hold; give it again ({again}).")
+def keywords_from_records(records: Mapping[str, TrainingFreeRecord], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a replay.
+
+    records: name -> what the recipe says of the method.
+    keywords: of the caller: the pictures, files and functions that no recipe holds. ValueError where one is missing, or not
+        wanted.
+    """
+    replayed: dict[str, Any] = {}
+    for keyword in keywords:
+        if (method := _method_of(keyword)) not in records:
+            raise ValueError(f"The picture was made without {method}; leave {keyword} out.")
+    for name, record in records.items():
+        if name not in TRAINING_FREE:
+            raise ValueError(f"The recipe has a tweak {name!r:.40}, which this fewstep does not know; use a newer one.")
+        from_record = _method_class(name).keywords_from_record(record, _keywords_of(name, keywords))
+        for key, value in {**from_record, "options": dict(record.options)}.items():
+            replayed[f"{name}_{key}" if key else name] = value
+    return replayed
 
 
-def several(value: Any) -> list[Any]:
+def not_in_recipe(name: str, keyword: str) -> ValueError:
+    """The error for a replay that lacks what its recipe does not hold."""
+    return ValueError(f"The picture was made with {name}, which its recipe does not hold; give it again ({keyword}).")
+
+
+def as_list(value: Any) -> list[Any]:
     """One or a list, as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]

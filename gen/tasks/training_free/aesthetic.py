@@ -20,8 +20,8 @@ from gen.io.validators import check_float, check_int, check_option_values, check
 from gen.io.weights import read_weights
 from gen.nn.conditions import join
 from gen.nn.prompt_weights import weighted
-from gen.pipeline.recipe import TweakRecord
-from gen.tasks.training_free import Tweak, several, wanted
+from gen.pipeline.recipe import TrainingFreeRecord
+from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Condition
 from samplers.lookup import check_options
 
@@ -46,10 +46,10 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Aesthetic(Tweak):
+class Aesthetic(TrainingFreeMethod):
     """embedding (D,): of a file; None: that of record.texts."""
 
-    record: TweakRecord
+    record: TrainingFreeRecord
     embedding: Tensor | None = None
 
     @classmethod
@@ -63,18 +63,18 @@ class Aesthetic(Tweak):
         if isinstance(source, Path | Tensor) or (isinstance(source, str) and source.endswith(".safetensors")):
             embedding = read_embedding(source)
             digest = hashlib.sha256(embedding.numpy().tobytes()).hexdigest()
-            return cls(TweakRecord(digests=(digest,), options=chosen), embedding)
-        return cls(TweakRecord(texts=tuple(check_texts("aesthetic", several(source))), options=chosen))
+            return cls(TrainingFreeRecord(digests=(digest,), options=chosen), embedding)
+        return cls(TrainingFreeRecord(texts=tuple(check_texts("aesthetic", as_list(source))), options=chosen))
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if record.digests and not given:
-            raise wanted("an aesthetic embedding", "aesthetic, --aesthetic FILE.safetensors")
+            raise not_in_recipe("an aesthetic embedding", "aesthetic, --aesthetic FILE.safetensors")
         if given and not record.digests:
             raise ValueError("The recipe holds its aesthetic's text; leave aesthetic out.")
         return dict(given) or {"": list(record.texts)}
 
-    def read(self, model, prompts, condition, adapters) -> Condition:
+    def map_condition(self, model, prompts, condition, adapters) -> Condition:
         """Every prompt read by its own moved encoder; an empty one as it is."""
         loaded = model.loaded_adapters
         active = {} if loaded is None else loaded.on_text(adapters)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.io.validators import check_option_values, check_texts
-from gen.pipeline.recipe import TweakRecord
-from gen.tasks.training_free import Tweak, several
+from gen.pipeline.recipe import TrainingFreeRecord
+from gen.tasks.training_free import TrainingFreeMethod, as_list
 from samplers.denoiser import Condition, Denoiser
 from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, correct_by_similarities
 from samplers.lookup import check_options
@@ -30,14 +30,14 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Concepts(Tweak):
+class Concepts(TrainingFreeMethod):
     """record.texts: the words."""
 
-    record: TweakRecord
+    record: TrainingFreeRecord
 
     @classmethod
     def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Concepts:
-        words = check_texts("concepts", several(given[""]))
+        words = check_texts("concepts", as_list(given[""]))
         if model.text_encoder is None:
             raise ValueError(f"The model {model.name!r} reads no text, so there are no concepts; leave concepts out.")
         if not all(word.strip() for word in words) or len({word.lower() for word in words}) < len(words):
@@ -46,17 +46,17 @@ class Concepts(Tweak):
         check_options(_Row(), chosen, "tweak")
         correction: dict[str, Any] = {name: chosen.get(name, usual) for name, usual in CORRECTION.items()}
         check_correction(**correction)
-        made = cls(TweakRecord(texts=tuple(words), options=chosen))
+        made = cls(TrainingFreeRecord(texts=tuple(words), options=chosen))
         made._suppression(model.denoiser, torch.full((1, 1), -1))  # options are checked here
         return made
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if given:
             raise ValueError("The recipe names its concepts; leave concepts out.")
         return {"": list(record.texts)}
 
-    def read(self, model, prompts, condition, adapters) -> Condition:
+    def map_condition(self, model, prompts, condition, adapters) -> Condition:
         options: dict[str, Any] = {name: self.record.options.get(name, usual) for name, usual in CORRECTION.items()}
         rows: list[Tensor] = []
         for prompt, tokens, owners in zip(prompts, condition.tokens, self._owners(model, prompts, condition), strict=True):
@@ -67,7 +67,7 @@ class Concepts(Tweak):
             rows.append(tokens)
         return replace(condition, tokens=torch.stack(rows))
 
-    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
+    def wrap_network(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         return self._suppression(denoiser, self._owners(model, prompts, condition))
 
     def _suppression(self, denoiser: Denoiser, owners: Tensor) -> Denoiser:

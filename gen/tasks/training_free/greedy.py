@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen.io.validators import check_option_values
-from gen.pipeline.recipe import TweakRecord
+from gen.pipeline.recipe import TrainingFreeRecord
 from gen.tasks.energies import energy_info, get_energy
 from gen.tasks.energy_guidance import on_latents
-from gen.tasks.training_free import Tweak, several, wanted
+from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Denoiser
 from samplers.guidance.greedy import Greedy, draws, guidance_scales, interpolations, together
 
@@ -25,9 +25,9 @@ ITERATIONS, RATE, SPREAD = 5, 0.05, 0.3  # where nothing is said
 
 
 @dataclass(frozen=True)
-class GreedyChoice(Tweak):
+class GreedyChoice(TrainingFreeMethod):
     energy: Callable[..., Tensor]
-    record: TweakRecord
+    record: TrainingFreeRecord
     unrecorded: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)
 
@@ -45,27 +45,27 @@ class GreedyChoice(Tweak):
         own = {name: value for name, value in chosen.items() if name in (*OWN, *CANDIDATES)}
         energy = source if info is None else get_energy(info, **{n: v for n, v in chosen.items() if n in info.options})
         known = info is not None and not info.external
-        record = TweakRecord(energy=info.name if info is not None and known else "", options=chosen if known else own)
+        record = TrainingFreeRecord(energy=info.name if info is not None and known else "", options=chosen if known else own)
         made = cls(energy, record, () if known else ("heuristic of greedy",), own)
         made._choose(model.denoiser, energy, lambda s, t: None)  # options are checked here
         return made
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if record.energy and given:
             raise ValueError(f"The picture was chosen by {record.energy!r}, which its recipe names; leave greedy out.")
         if not record.energy and not given:
-            raise wanted("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
+            raise not_in_recipe("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
         return dict(given) or {"": record.energy}
 
-    def outside(self, model, denoiser, noise, prompts) -> Denoiser:
+    def wrap_guided(self, model, denoiser, noise, prompts) -> Denoiser:
         return self._choose(denoiser, on_latents(model, self.energy, prompts), noise)
 
     def _choose(self, denoiser: Denoiser, heuristic: Callable[..., Tensor], noise: Any) -> Denoiser:
         own, sources = dict(self.own), []
         spread = own.pop("spread", SPREAD)
         if (scales := own.pop("scales", None)) is not None:
-            sources.append(guidance_scales(several(scales)))
+            sources.append(guidance_scales(as_list(scales)))
         if (count := own.pop("interpolations", None)) is not None:
             sources.append(interpolations(count))
         if (count := own.pop("draws", None)) is not None:

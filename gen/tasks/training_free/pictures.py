@@ -12,9 +12,9 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_int, check_option_values, check_texts
 from gen.nn.conditions import pad_tokens
-from gen.pipeline.recipe import First, TweakRecord
-from gen.tasks.edit import fit_told, read_mask, slack
-from gen.tasks.training_free import Tweak, several, wanted
+from gen.pipeline.recipe import First, TrainingFreeRecord
+from gen.tasks.edit import fit_and_warn, read_mask, size_tolerance
+from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Condition, Denoiser
 from samplers.guidance.multi_reference import MultiReference
 from samplers.guidance.negtome import NegativeMerging
@@ -40,17 +40,17 @@ class ReferencePictures:
 
     @classmethod
     def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> ReferencePictures:
-        sources = several(images)
+        sources = as_list(images)
         check_int(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
         whole = [read_picture(name, one, "RGB") for one in sources]
         known = None
         if masks is not None:
-            given = several(masks)
+            given = as_list(masks)
             if len(given) != len(sources):
                 raise ValueError(f"{name} has {len(sources)} pictures and {len(given)} masks; give one mask each, or none.")
             masks = [read_mask(f"{name}_mask", one, picture, "picture") for one, picture in zip(given, whole, strict=True)]
             known = torch.cat([fit(one, height, width) for one in masks])
-        pictures = torch.cat([fit_told(name, one, height, width, slack(model)) for one in whole])
+        pictures = torch.cat([fit_and_warn(name, one, height, width, size_tolerance(model)) for one in whole])
         digests = tuple(digest(one) for one in pictures[:, None])
         mask_digests = () if known is None else tuple(digest(one) for one in known[:, None])
         latents = pictures.to(model.device) * 2 - 1
@@ -82,11 +82,11 @@ def _options(name: str, takes: tuple[str, ...], given: Mapping[str, Any]) -> dic
 
 
 @dataclass(frozen=True)
-class NegTome(Tweak):
+class NegTome(TrainingFreeMethod):
     """pictures None: the batch's first picture."""
 
     pictures: ReferencePictures | None
-    record: TweakRecord
+    record: TrainingFreeRecord
 
     @classmethod
     def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> NegTome:
@@ -95,25 +95,25 @@ class NegTome(Tweak):
         if isinstance(given[""], str) and given[""] == "batch":
             if given.get("mask") is not None:
                 raise ValueError("negtome='batch' takes no mask; leave negtome_mask out, or give a picture.")
-            return cls(None, TweakRecord(options=chosen))
+            return cls(None, TrainingFreeRecord(options=chosen))
         pictures = ReferencePictures.read(model, "negtome", given[""], given.get("mask"), height, width)
-        return cls(pictures, TweakRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
+        return cls(pictures, TrainingFreeRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if not record.digests:
             if given:
                 raise ValueError("The picture was made with negtome='batch'; leave negtome out.")
             return {"": "batch"}
         if "" not in given:
-            raise wanted("negtome pictures", "negtome, --negtome FILE")
+            raise not_in_recipe("negtome pictures", "negtome, --negtome FILE")
         return dict(given)
 
-    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
+    def wrap_network(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         references = None if self.pictures is None else self.pictures.beside(seeds)
         return NegativeMerging(denoiser, references, **self.record.options)  # type: ignore[arg-type]
 
-    def recorded(self, items: Sequence[Item]) -> TweakRecord:
+    def record_of(self, items: Sequence[Item]) -> TrainingFreeRecord:
         if self.pictures is not None:
             return self.record
         one = items[0]
@@ -122,11 +122,11 @@ class NegTome(Tweak):
 
 
 @dataclass(frozen=True)
-class Reference(Tweak):
+class Reference(TrainingFreeMethod):
     """Multi-reference self-attention; texts: what each picture shows, () for what the call asks for."""
 
     pictures: ReferencePictures
-    record: TweakRecord
+    record: TrainingFreeRecord
 
     @classmethod
     def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Reference:
@@ -137,25 +137,25 @@ class Reference(Tweak):
             raise ValueError(f"reference has {len(pictures.latents)} pictures, {len(texts)} prompts; give one each, or none.")
         if texts and model.text_encoder is None:
             raise ValueError(f"The model {model.name!r} reads no text; leave reference_prompt out.")
-        record = TweakRecord(digests=pictures.digests, masks=pictures.mask_digests, texts=texts, options=chosen)
+        record = TrainingFreeRecord(digests=pictures.digests, masks=pictures.mask_digests, texts=texts, options=chosen)
         made = cls(pictures, record)
-        made.inside(model, model.denoiser, [0], [""], None)  # options are checked here
+        made.wrap_network(model, model.denoiser, [0], [""], None)  # options are checked here
         return made
 
     @classmethod
-    def again(cls, record: TweakRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if "" not in given:
-            raise wanted("reference pictures", "reference, --reference FILE")
+            raise not_in_recipe("reference pictures", "reference, --reference FILE")
         return {**given, "prompt": list(record.texts) or None}
 
-    def read(self, model, prompts, condition, adapters) -> Condition:
+    def map_condition(self, model, prompts, condition, adapters) -> Condition:
         """Padded to the references' prompts, so that one batch can hold all."""
         for reference in self._conditions(model):
             assert condition.tokens is not None and reference.tokens is not None  # prompts are for models that read text
             condition = pad_tokens(condition, max(condition.tokens.shape[1], reference.tokens.shape[1]))
         return condition
 
-    def inside(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
+    def wrap_network(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         conditions: tuple[Condition | None, ...] = ()
         if condition is not None and self.record.texts:
             padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._conditions(model)]
