@@ -6,21 +6,37 @@ from functools import partial
 
 from samplers.solvers.adaptive import Adaptive
 from samplers.solvers.blockwise import Blockwise
-from samplers.solvers.churn import ChurnedSolver
 from samplers.solvers.comfy.rows import ROWS as COMFY
 from samplers.solvers.consistency import TCD, Consistency
+from samplers.solvers.ddim import ddim, euler, euler_ancestral
 from samplers.solvers.ddpm import DDPM
+from samplers.solvers.deis import deis, ipndm, lms
+from samplers.solvers.dpm_solver import dpm_2, dpm_2_ancestral, dpm_solver_2, dpm_solver_2m, dpm_solver_3, dpm_solver_3m
+from samplers.solvers.dpm_solver_pp import (
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2m_sde_heun,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_3s,
+    dpmpp_sde,
+)
 from samplers.solvers.edict import EDICT
 from samplers.solvers.er_sde import ERSDE
 from samplers.solvers.flow_map import FlowMap
 from samplers.solvers.heun import Heun
 from samplers.solvers.info import SolverInfo
+from samplers.solvers.lcm import lcm
 from samplers.solvers.lower_order import LowerOrderFinal
-from samplers.solvers.multistep import Multistep
 from samplers.solvers.pndm import PNDM
+from samplers.solvers.res import res_multistep
 from samplers.solvers.restart import Restart
 from samplers.solvers.runge_kutta import RungeKutta
-from samplers.solvers.singlestep import Singlestep
+from samplers.solvers.sa_solver import sa_solver
+from samplers.solvers.seeds import seeds_2, seeds_3
+from samplers.solvers.unipc import unipc
 
 BOUNDED = "bounded"  # the ending that the solvers with memory have here: docs/samplers.md has the table that chose it
 _SDE = ("eta", "s_noise")
@@ -31,7 +47,7 @@ SOLVERS: dict[str, SolverInfo] = {
     for info in (
         SolverInfo(
             "euler",
-            partial(ChurnedSolver, Multistep(1)),
+            euler,
             "Euler: one straight step, with churn if asked for",
             1,
             grid="karras",
@@ -40,25 +56,18 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "euler_a",
-            partial(Multistep, 1, eta=1.0, noise="ancestral"),
+            euler_ancestral,
             "Euler ancestral: Euler with fresh noise at every step",
             1,
             stochastic=True,
             aliases=("Euler a", "euler_ancestral"),
             options=_SDE,
         ),
-        SolverInfo(
-            "ddim",
-            partial(Multistep, 1, noise="ancestral"),
-            "DDIM; eta = 0 is deterministic, eta = 1 is DDPM sampling",
-            1,
-            grid="trailing",
-            options=_SDE,
-        ),
+        SolverInfo("ddim", ddim, "DDIM; eta = 0 is deterministic, eta = 1 is DDPM sampling", 1, grid="trailing", options=_SDE),
         SolverInfo("heun", Heun, "Heun with churn (EDM, Algorithm 2)", 2, evaluations=2, aliases=("edm",), options=_CHURN),
         SolverInfo(
             "dpm_2",
-            partial(ChurnedSolver, Singlestep(2, "eps")),
+            dpm_2,
             "DPM-Solver-2 with churn: midpoint in log sigma",
             2,
             evaluations=2,
@@ -67,7 +76,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_2_a",
-            partial(Singlestep, order=2, predict="eps", eta=1.0, noise="ancestral"),
+            dpm_2_ancestral,
             "DPM-Solver-2 ancestral",
             2,
             evaluations=2,
@@ -77,7 +86,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_2",
-            partial(Singlestep, order=2, predict="eps"),
+            dpm_solver_2,
             "DPM-Solver-2: the noise prediction at two points of each step",
             2,
             evaluations=2,
@@ -86,7 +95,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_3",
-            partial(Singlestep, order=3, predict="eps"),
+            dpm_solver_3,
             "DPM-Solver-3: the noise prediction at three points of each step",
             3,
             evaluations=3,
@@ -115,7 +124,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_2s",
-            partial(Singlestep, order=2),
+            dpmpp_2s,
             "DPM-Solver++(2S): x0 at two points of each step",
             2,
             evaluations=2,
@@ -124,7 +133,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_3s",
-            partial(Singlestep, order=3),
+            dpmpp_3s,
             "DPM-Solver++(3S): x0 at three points of each step",
             3,
             evaluations=3,
@@ -133,7 +142,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_2s_a",
-            partial(Singlestep, order=2, eta=1.0, noise="ancestral"),
+            dpmpp_2s_ancestral,
             "DPM-Solver++(2S) ancestral",
             2,
             evaluations=2,
@@ -143,7 +152,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_sde",
-            partial(Singlestep, order=2, eta=1.0, noise="overlapping"),
+            dpmpp_sde,
             "DPM-Solver++ with noise at both points of each step; wants Brownian noise",
             2,
             evaluations=2,
@@ -154,7 +163,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "seeds_2",
-            partial(Singlestep, order=2, eta=1.0),
+            seeds_2,
             "SEEDS-2: the reverse SDE through two points of each step",
             2,
             evaluations=2,
@@ -165,7 +174,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "seeds_3",
-            partial(Singlestep, order=3, eta=1.0),
+            seeds_3,
             "SEEDS-3: the reverse SDE through three points of each step",
             3,
             evaluations=3,
@@ -208,7 +217,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_2m",
-            partial(Multistep, 2, rule="midpoint", ending=BOUNDED),
+            dpmpp_2m,
             "DPM-Solver++(2M): the usual choice for 10 to 30 steps",
             2,
             aliases=("DPM++ 2M",),
@@ -216,7 +225,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_2m_sde",
-            partial(Multistep, 2, eta=1.0, rule="midpoint", ending=BOUNDED),
+            dpmpp_2m_sde,
             "DPM-Solver++(2M) with noise",
             2,
             stochastic=True,
@@ -226,7 +235,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_2m_sde_heun",
-            partial(Multistep, 2, eta=1.0, rule="exact", ending=BOUNDED),
+            dpmpp_2m_sde_heun,
             "DPM-Solver++(2M) with noise, exact coefficients",
             2,
             stochastic=True,
@@ -236,7 +245,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_3m",
-            partial(Multistep, 3, rule="published", ending=BOUNDED),
+            dpmpp_3m,
             "DPM-Solver++(3M), coefficients as published",
             2,
             aliases=("DPM++ 3M",),
@@ -244,7 +253,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpmpp_3m_sde",
-            partial(Multistep, 3, eta=1.0, rule="published", ending=BOUNDED),
+            dpmpp_3m_sde,
             "DPM-Solver++(3M) with noise; for 30 steps and more",
             2,
             stochastic=True,
@@ -255,7 +264,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "unipc",
-            partial(Multistep, order=3, rule="bh2", corrector_order=4, ending=BOUNDED),
+            unipc,
             "UniPC-3: third-order predictor and free corrector",
             3,
             grid="uniform_logsnr",
@@ -264,7 +273,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "res_multistep",
-            partial(Multistep, 2, ending=BOUNDED),
+            res_multistep,
             "RES: second-order multistep, exact coefficients",
             2,
             aliases=("res_2m",),
@@ -272,7 +281,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "sa_solver",
-            partial(Multistep, order=3, eta=1.0, corrector_order=4, ending=BOUNDED),
+            sa_solver,
             "SA-Solver: stochastic Adams predictor and corrector, tau^2 = eta throughout",
             3,
             stochastic=True,
@@ -283,25 +292,19 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "dpm_solver_2m",
-            partial(Multistep, order=2, predict="eps", rule="midpoint", ending=BOUNDED),
+            dpm_solver_2m,
             "DPM-Solver(2M): second-order multistep on the noise prediction",
             2,
             options=("ending", "rule", "eta", "s_noise"),
         ),
         SolverInfo(
             "dpm_solver_3m",
-            partial(Multistep, order=3, predict="eps", rule="published", ending=BOUNDED),
+            dpm_solver_3m,
             "DPM-Solver(3M) on the noise prediction, coefficients as published; rule='exact' is DEIS",
             2,
             options=("ending", "rule", "eta", "s_noise"),
         ),
-        SolverInfo(
-            "deis",
-            partial(Multistep, order=3, predict="eps", ending=BOUNDED),
-            "DEIS in log-rho: exact integrals of the noise prediction",
-            2,
-            options=("ending", "order"),
-        ),
+        SolverInfo("deis", deis, "DEIS in log-rho: exact integrals of the noise prediction", 2, options=("ending", "order")),
         SolverInfo(
             "multistep",
             partial(LowerOrderFinal, ending=BOUNDED),
@@ -323,7 +326,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "lms",
-            partial(Multistep, order=4, predict="eps", coordinate="ratio"),
+            lms,
             "Linear multistep: Adams-Bashforth in sigma",
             2,
             aliases=("LMS", "rho_deis"),
@@ -331,18 +334,12 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "ipndm",
-            partial(Multistep, order=4, predict="eps", coordinate="step"),
+            ipndm,
             "iPNDM: Adams-Bashforth as if all steps were equally long; second order where they change smoothly",
             1,
             options=("ending", "order"),
         ),
-        SolverInfo(
-            "ipndm_v",
-            partial(Multistep, order=4, predict="eps", coordinate="ratio"),
-            "iPNDM with variable steps, the same as LMS",
-            2,
-            options=("ending", "order"),
-        ),
+        SolverInfo("ipndm_v", lms, "iPNDM with variable steps, the same as LMS", 2, options=("ending", "order")),
         SolverInfo(
             "pndm",
             partial(PNDM, ending=BOUNDED),
@@ -392,7 +389,7 @@ SOLVERS: dict[str, SolverInfo] = {
         ),
         SolverInfo(
             "lcm",
-            Consistency,
+            lcm,
             "Latent consistency models: 2 to 8 steps",
             1,
             stochastic=True,
