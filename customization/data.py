@@ -51,10 +51,10 @@ class PriorConfig(Config):
         Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     )
     folder: Path | None = None
-    count: int = Field(50, gt=0, le=100_000)
-    num_inference_steps: int | None = Field(None, gt=0)
-    guidance_scale: float | None = Field(None, ge=0)
-    batch_size: int = Field(8, gt=0)
+    count: int = Field(default=50, gt=0, le=100_000)
+    num_inference_steps: int | None = Field(default=None, gt=0)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=8, gt=0)
 
     def prompt_of(self, number: int) -> str:
         """The prompt of a picture that the model makes."""
@@ -72,14 +72,14 @@ class ConceptConfig(Config):
     captions: Literal["auto", "metadata", "txt", "folder", "none"] = "auto"
     prior: PriorConfig | None = None
     masks: Path | Literal["alpha"] | None = None
-    size: int | None = Field(None, ge=8, le=4096)
+    size: int | None = Field(default=None, ge=8, le=4096)
     buckets: BucketConfig | None = None
     resize: Resize = "crop"
     random_crop: bool = False
-    flip: float = Field(0.0, ge=0, le=1)
-    drop_caption: float = Field(0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    drop_caption: float = Field(default=0.0, ge=0, le=1)
     background: tuple[int, int, int] = (255, 255, 255)
-    variants: int | None = Field(None, ge=1, le=1024)
+    variants: int | None = Field(default=None, ge=1, le=1024)
     latents: Path | None = None
     on_error: Literal["skip", "raise"] = "raise"
 

@@ -21,7 +21,7 @@ class SizesConfig(Config):
 
     of: ConceptConfig
     sizes: tuple[int, ...] = Field(min_length=1)
-    base: int | None = Field(None, ge=8)
+    base: int | None = Field(default=None, ge=8)
 
 
 def shares(sizes: Sequence[int], base: int) -> list[float]:

@@ -38,12 +38,12 @@ class OptimizerConfig(Config):
     """AdamW or RAdam for every weight; or Muon (orthogonalised momentum) for the matrices inside blocks, AdamW for the rest."""
 
     type: Literal["adamw", "radam", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0)
-    muon_lr: float = Field(2e-3, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    muon_lr: float = Field(default=2e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)  # of the global gradient norm
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)  # of the global gradient norm
 
     @field_validator("betas")
     @classmethod
@@ -63,10 +63,10 @@ class ScheduleConfig(Config):
     """
 
     type: Literal["linear", "constant", "cosine", "inverse_sqrt"] = "linear"
-    warmup: int = Field(100, ge=0)  # steps
-    cooldown: float = Field(0.2, ge=0, le=1)  # share of max_steps
-    final: float = Field(0.02, ge=0, le=1)
-    reference: int = Field(1000, gt=0)  # steps
+    warmup: int = Field(default=100, ge=0)  # steps
+    cooldown: float = Field(default=0.2, ge=0, le=1)  # share of max_steps
+    final: float = Field(default=0.02, ge=0, le=1)
+    reference: int = Field(default=1000, gt=0)  # steps
     drops: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
 
@@ -97,10 +97,10 @@ class EmaConfig(Config):
     """
 
     type: Literal["constant", "power"] = "constant"
-    decay: float = Field(0.999, ge=0, lt=1)
+    decay: float = Field(default=0.999, ge=0, lt=1)
     warmup: bool = True
-    widths: tuple[float, ...] = Field((0.05, 0.10), min_length=1)
-    snapshot_every: int = Field(0, ge=0)  # 0: never
+    widths: tuple[float, ...] = Field(default=(0.05, 0.10), min_length=1)
+    snapshot_every: int = Field(default=0, ge=0)  # 0: never
 
     @model_validator(mode="after")
     def _sensible(self) -> EmaConfig:
@@ -121,7 +121,7 @@ class RoleConfig(Config):
     optimizer: dict[str, Any] = Field(default_factory=dict)
     schedule: dict[str, Any] = Field(default_factory=dict)
     ema: dict[str, Any] = Field(default_factory=dict)
-    every: int = Field(1, gt=0, strict=True)
+    every: int = Field(default=1, gt=0, strict=True)
 
 
 class EvaluationConfig(Config):
@@ -133,12 +133,12 @@ class EvaluationConfig(Config):
     pictures are made once and kept in `references`, by a hash of what they depend on; none: they are made at every start."""
 
     every: int = Field(gt=0)
-    steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1)
-    pictures: int = Field(64, ge=4)
-    batch_size: int = Field(16, gt=0)
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    steps: tuple[int, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    pictures: int = Field(default=64, ge=4)
+    batch_size: int = Field(default=16, gt=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     features: str = "evaluator"
-    reference_steps: int = Field(50, gt=0, le=1000)
+    reference_steps: int = Field(default=50, gt=0, le=1000)
     references: Path | None = Path("outputs/references")
 
     @field_validator("steps")
@@ -156,9 +156,9 @@ class ValidationConfig(Config):
     section of other pictures, in place of a share. batches: how many of batch_size samples."""
 
     every: int = Field(gt=0)
-    share: float = Field(0.1, gt=0, lt=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
     data: dict[str, Any] | None = None
-    batches: int = Field(4, gt=0)
+    batches: int = Field(default=4, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> ValidationConfig:
@@ -176,32 +176,32 @@ class TrainConfig(Config):
     data: dict[str, Any]
     max_steps: int = Field(gt=0, strict=True)
     batch_size: int = Field(gt=0, strict=True)
-    accumulate: int = Field(1, gt=0, strict=True)
-    seed: int = Field(0, ge=0, lt=1 << 64, strict=True)
+    accumulate: int = Field(default=1, gt=0, strict=True)
+    seed: int = Field(default=0, ge=0, lt=1 << 64, strict=True)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
     roles: dict[str, RoleConfig] = Field(default_factory=dict)  # by the objective's role names
     precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # weights are float32; fp16 scales the loss, and is for CUDA
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_skips: int = Field(10, gt=0)  # updates skipped in a row before a run with on_nonfinite: skip stops too
+    max_skips: int = Field(default=10, gt=0)  # updates skipped in a row before a run with on_nonfinite: skip stops too
     device: Literal["auto", "cpu", "cuda"] = "auto"
     parallel: Literal["auto", "ddp", "fsdp2"] = "auto"  # auto: as accelerate was launched
-    world_size: int | None = Field(None, gt=0)  # how many processes there must be; none: any number
+    world_size: int | None = Field(default=None, gt=0)  # how many processes there must be; none: any number
     compile: bool = False  # torch.compile the trained networks: a minute at the start for a tenth or more in speed
     gradient_checkpointing: bool = False  # compute blocks again in the backward pass instead of keeping what is inside
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(default=None, gt=0)
     prefetch: bool = False  # make the next batch in a second thread while this one trains
     init_from: Path | None = None  # a component folder whose weights the run starts from
     resume: str = "auto"  # auto: from the run's newest good checkpoint; never; or the path of a checkpoint folder
-    log_every: int = Field(50, gt=0)
+    log_every: int = Field(default=50, gt=0)
     trackers: tuple[str, ...] = ()  # beside log.jsonl: tensorboard, wandb and others that accelerate knows
-    checkpoint_every: int = Field(1000, gt=0)
-    keep: int = Field(2, gt=0)  # newest checkpoints kept
-    keep_every: int = Field(0, ge=0)  # checkpoints of steps that this divides are kept for good; 0: none
-    preview_every: int = Field(0, ge=0)  # sheets in samples/, one before the first step too; 0: never
-    export_every: int = Field(0, ge=0)  # exports/step-N, as the final export, and a sheet in samples/; 0: never
-    measure_every: int = Field(0, ge=0)
+    checkpoint_every: int = Field(default=1000, gt=0)
+    keep: int = Field(default=2, gt=0)  # newest checkpoints kept
+    keep_every: int = Field(default=0, ge=0)  # checkpoints of steps that this divides are kept for good; 0: none
+    preview_every: int = Field(default=0, ge=0)  # sheets in samples/, one before the first step too; 0: never
+    export_every: int = Field(default=0, ge=0)  # exports/step-N, as the final export, and a sheet in samples/; 0: never
+    measure_every: int = Field(default=0, ge=0)
     evaluation: EvaluationConfig | None = None  # none: never
     validation: ValidationConfig | None = None  # none: never
 

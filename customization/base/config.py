@@ -24,8 +24,8 @@ class PreviewConfig(Config):
     """The sheet made while training; None: as the model does by default."""
 
     prompts: tuple[str, ...] = ()
-    num_inference_steps: int | None = Field(None, gt=0)
-    guidance_scale: float | None = Field(None, ge=0)
+    num_inference_steps: int | None = Field(default=None, gt=0)
+    guidance_scale: float | None = Field(default=None, ge=0)
 
 
 class CustomizationConfig(Config):
@@ -42,16 +42,16 @@ class CustomizationConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     adapter: AdapterConfig | None = AdapterConfig()
     text_adapter: AdapterConfig | None = None
-    text_rate: float = Field(1.0, gt=0)
+    text_rate: float = Field(default=1.0, gt=0)
     tokens: dict[str, TokenConfig] = Field(default_factory=dict)
-    token_rate: float = Field(1.0, gt=0)
+    token_rate: float = Field(default=1.0, gt=0)
     time: TimeConfig | None = None
     loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
     weighting: Weighting | None = None
-    noise_offset: float = Field(0.0, ge=0, le=1)
-    prior_weight: float = Field(1.0, ge=0)
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    prior_weight: float = Field(default=1.0, ge=0)
     format: Format = "diffusers"
-    name: str = Field("adapter", min_length=1, max_length=200)
+    name: str = Field(default="adapter", min_length=1, max_length=200)
     preview: PreviewConfig = PreviewConfig()
 
     @model_validator(mode="after")

@@ -27,8 +27,8 @@ class TokenConfig(Config):
     """init: known words that its vectors start as, one vector per word piece, over again where there are more vectors; None:
     near the mean of all. vectors: how many tokens it takes; None: as many as init has word pieces, or 1."""
 
-    init: str | None = Field(None, min_length=1)
-    vectors: int | None = Field(None, ge=1, le=MAX_VECTORS)
+    init: str | None = Field(default=None, min_length=1)
+    vectors: int | None = Field(default=None, ge=1, le=MAX_VECTORS)
 
 
 def learn_words(

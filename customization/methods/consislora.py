@@ -28,9 +28,9 @@ class ConsistentConfig(CustomizationConfig):
     """switch: the step from which the loss is of x0 (0: always). frozen: a LoRA that acts in training and does not change, at
     frozen_weight."""
 
-    switch: int = Field(500, ge=0)
+    switch: int = Field(default=500, ge=0)
     frozen: Path | None = None
-    frozen_weight: float = Field(1.0, ge=-10, le=10)
+    frozen_weight: float = Field(default=1.0, ge=-10, le=10)
 
 
 class ConsistentObjective(CustomizationObjective):

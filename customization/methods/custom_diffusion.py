@@ -26,7 +26,7 @@ class CustomDiffusionConfig(CustomizationConfig):
     """adapter must stay null: whole matrices are trained. targets: ends of module names instead of those of cross-attention."""
 
     adapter: None = None
-    targets: tuple[str, ...] = Field(())
+    targets: tuple[str, ...] = Field(default=())
 
 
 def key_value_layers(network: nn.Module, ends: tuple[str, ...] = ENDS) -> list[str]:

@@ -34,9 +34,9 @@ class OrthogonalLayers(AdapterConfig):
     """As a LoRA's. bins: which columns of the basis a concept has. basis: the seed of the basis, the same for all concepts
     that are to be merged."""
 
-    rank: int = Field(20, gt=0, le=4096)
+    rank: int = Field(default=20, gt=0, le=4096)
     bins: Bins = "disjoint"
-    basis: int = Field(0, ge=0)
+    basis: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _plain(self) -> OrthogonalLayers:

@@ -41,9 +41,9 @@ class SaraConfig(CustomizationConfig):
     writes: ClassVar[str] = "full"
 
     adapter: None = None
-    threshold: float = Field(THRESHOLD, gt=0)
-    nuclear: float = Field(5e-4, ge=0)
-    reselect_at: int | None = Field(2500, gt=0)
+    threshold: float = Field(default=THRESHOLD, gt=0)
+    nuclear: float = Field(default=5e-4, ge=0)
+    reselect_at: int | None = Field(default=2500, gt=0)
     targets: tuple[str, ...] = ()
 
 

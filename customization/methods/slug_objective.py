@@ -39,9 +39,9 @@ class UnlearningConfig(CustomizationConfig):
     writes: ClassVar[str] = "full"
 
     adapter: None = None
-    target: float = Field(1.1, gt=1)
-    rounds: int = Field(ROUNDS, ge=1, le=40)
-    tried: int = Field(4, ge=1)
+    target: float = Field(default=1.1, gt=1)
+    rounds: int = Field(default=ROUNDS, ge=1, le=40)
+    tried: int = Field(default=4, ge=1)
     targets: tuple[str, ...] = ()
 
 

@@ -28,9 +28,9 @@ class EmojiLatentsConfig(Config):
 
     emoji: EmojiConfig = EmojiConfig()
     autoencoder: Path
-    variants: int = Field(16, gt=0)
+    variants: int = Field(default=16, gt=0)
     folder: Path = Path("data/latents")
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(default=64, gt=0)
 
 
 class EmojiLatents(CachedPictures):

@@ -27,7 +27,7 @@ class GroupedConfig(Config):
     """source: the settings of a data source, its type included. size: M, samples of a group."""
 
     source: dict[str, Any]
-    size: int = Field(4, ge=1)
+    size: int = Field(default=4, ge=1)
 
 
 class Grouped:

@@ -72,7 +72,7 @@ class LatentsConfig(Config):
 
     source: dict[str, Any]
     autoencoder: Path
-    variants: int = Field(1, gt=0)
+    variants: int = Field(default=1, gt=0)
     folder: Path = Path("data/latents")
     device: str = "cpu"  # where what is missing is encoded
 

@@ -30,8 +30,8 @@ from samplers.noise import fold
 class BucketConfig(Config):
     """Pictures of several shapes: every batch has one (height, width), multiples of `step` with an area of about size^2."""
 
-    step: int = Field(64, ge=8)
-    max_ratio: float = Field(2.0, ge=1, le=8)
+    step: int = Field(default=64, ge=8)
+    max_ratio: float = Field(default=2.0, ge=1, le=8)
 
 
 class PictureConfig(Config):
@@ -40,17 +40,17 @@ class PictureConfig(Config):
     drop_caption: share of empty captions, which guidance needs (a tenth, as published). min_side: smaller pictures are dropped.
     on_error: skip and count what cannot be used, or raise. threads: that decode."""
 
-    size: int = Field(256, ge=8, le=4096)
+    size: int = Field(default=256, ge=8, le=4096)
     buckets: BucketConfig | None = None
     resize: Resize = "crop"
     random_crop: bool = False
-    flip: float = Field(0.0, ge=0, le=1)
-    variants: int | None = Field(None, ge=1)
-    drop_caption: float = Field(0.1, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    variants: int | None = Field(default=None, ge=1)
+    drop_caption: float = Field(default=0.1, ge=0, le=1)
     background: tuple[int, int, int] = (255, 255, 255)
-    min_side: int = Field(16, ge=1)
+    min_side: int = Field(default=16, ge=1)
     on_error: Literal["skip", "raise"] = "skip"
-    threads: int = Field(4, ge=1, le=64)
+    threads: int = Field(default=4, ge=1, le=64)
 
 
 @dataclass(frozen=True, slots=True)

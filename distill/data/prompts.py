@@ -30,7 +30,7 @@ class PromptsConfig(Config):
     """file: UTF-8 text; empty lines are left out. drop_caption: share of empty prompts."""
 
     file: Path
-    drop_caption: float = Field(0.0, ge=0, le=1)
+    drop_caption: float = Field(default=0.0, ge=0, le=1)
     on_error: Literal["skip", "raise"] = "skip"
 
 

@@ -28,8 +28,8 @@ class CouplingConfig(Config):
     for unconditional models."""
 
     type: Literal["independent", "exact", "sinkhorn", "stable"] = "independent"
-    epsilon: float = Field(0.05, gt=0)
-    iterations: int = Field(100, gt=0)
+    epsilon: float = Field(default=0.05, gt=0)
+    iterations: int = Field(default=100, gt=0)
     within: Literal["condition", "batch"] = "condition"
 
 

@@ -30,9 +30,9 @@ class TimeConfig(Config):
 
     type: Literal["uniform", "logit_normal", "log_normal", "uniform_logsnr"] = "logit_normal"
     mean: float = 0.0
-    std: float = Field(1.0, gt=0)
-    low: float = Field(0.002, gt=0, description="of sigma / alpha, for uniform_logsnr")
-    high: float = Field(80.0, gt=0)
+    std: float = Field(default=1.0, gt=0)
+    low: float = Field(default=0.002, gt=0, description="of sigma / alpha, for uniform_logsnr")
+    high: float = Field(default=80.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> TimeConfig:

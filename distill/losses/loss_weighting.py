@@ -24,7 +24,7 @@ class MinSNR(Config):
     """min(SNR, gamma): min(SNR, gamma) / SNR on eps, min(SNR, gamma) / (SNR + 1) on v. arXiv 2303.09556, section 3.4."""
 
     type: Literal["min_snr"]
-    gamma: float = Field(5.0, gt=0)
+    gamma: float = Field(default=5.0, gt=0)
 
     def on_x0(self, snr: Tensor, density: Density) -> Tensor:
         return snr.clamp(max=self.gamma)
@@ -34,7 +34,7 @@ class SoftMinSNR(Config):
     """gamma SNR / (SNR + gamma), a smooth min(SNR, gamma). arXiv 2401.11605, section 3.4."""
 
     type: Literal["soft_min_snr"]
-    gamma: float = Field(4.0, gt=0)
+    gamma: float = Field(default=4.0, gt=0)
 
     def on_x0(self, snr: Tensor, density: Density) -> Tensor:
         return self.gamma * snr / (snr + self.gamma)
@@ -44,8 +44,8 @@ class P2(Config):
     """1 / (k + SNR)^gamma on eps. arXiv 2204.00227, equation 8."""
 
     type: Literal["p2"]
-    gamma: float = Field(1.0, ge=0)
-    k: float = Field(1.0, gt=0)
+    gamma: float = Field(default=1.0, ge=0)
+    k: float = Field(default=1.0, gt=0)
 
     def on_x0(self, snr: Tensor, density: Density) -> Tensor:
         return snr / (self.k + snr) ** self.gamma
@@ -55,7 +55,7 @@ class TruncatedSNR(Config):
     """max(SNR, low): the larger of the errors of x0 and eps where low is 1. arXiv 2202.00512, section 4."""
 
     type: Literal["truncated_snr"]
-    low: float = Field(1.0, gt=0)
+    low: float = Field(default=1.0, gt=0)
 
     def on_x0(self, snr: Tensor, density: Density) -> Tensor:
         return snr.clamp(min=self.low)
@@ -65,7 +65,7 @@ class EDM(Config):
     """(r^2 + sigma_data^2) / (r sigma_data)^2 with r = sigma / alpha, which is 1 on EDM's F. arXiv 2206.00364, Table 1."""
 
     type: Literal["edm"]
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
 
     def on_x0(self, snr: Tensor, density: Density) -> Tensor:
         return snr + self.sigma_data**-2

@@ -26,7 +26,7 @@ from distill.types import Batch, Draws, Phase
 class AdversarialConsistencyConfig(LatentConsistencyConfig, LatentDiscriminatorConfig):
     """See both."""
 
-    noisiest_share: float = Field(0.5, ge=0, le=1)
+    noisiest_share: float = Field(default=0.5, ge=0, le=1)
 
 
 class AdversarialConsistencyObjective(LatentDiscriminatorObjective, LatentConsistencyObjective):

@@ -36,9 +36,9 @@ class AdversarialDiffusionConfig(RolloutConfig):
     features. hidden: channels of a head."""
 
     features: str = "evaluator"
-    distillation_weight: float = Field(2.5, ge=0)
-    penalty: float = Field(1e-5, ge=0)
-    hidden: int = Field(64, gt=0)
+    distillation_weight: float = Field(default=2.5, ge=0)
+    penalty: float = Field(default=1e-5, ge=0)
+    hidden: int = Field(default=64, gt=0)
 
 
 class MapHeads(nn.Module):

@@ -28,11 +28,13 @@ MEASURED = 64  # pictures
 class AutoencoderObjectiveConfig(Config):
     """Weights of the loss, and the crop schedule."""
 
-    gradient_weight: NonNegativeFloat = Field(1.0, description="weight of the image-gradient term")
-    latent_weight: NonNegativeFloat = Field(1e-3, description="weight of the mean square of the latents")
-    noise: NonNegativeFloat = Field(0.1, description="standard deviation of the noise on the latents")
-    crop: NonNegativeInt = Field(64, description="side of the random crops in pixels; 0 trains on whole pictures throughout")
-    crop_steps: NonNegativeInt = Field(0, description="steps that train on crops; whole pictures from this step on")
+    gradient_weight: NonNegativeFloat = Field(default=1.0, description="weight of the image-gradient term")
+    latent_weight: NonNegativeFloat = Field(default=1e-3, description="weight of the mean square of the latents")
+    noise: NonNegativeFloat = Field(default=0.1, description="standard deviation of the noise on the latents")
+    crop: NonNegativeInt = Field(
+        default=64, description="side of the random crops in pixels; 0 trains on whole pictures throughout"
+    )
+    crop_steps: NonNegativeInt = Field(default=0, description="steps that train on crops; whole pictures from this step on")
 
 
 def gradient_difference(y: Tensor, x: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ class ClassifierConfig(Config):
 
     path: PathConfig = RectifiedFlowPath(type="rectified_flow")
     time: TimeConfig = TimeConfig(type="uniform")
-    latent_scale: float = Field(1.0, gt=0)
+    latent_scale: float = Field(default=1.0, gt=0)
     autoencoder: Path | None = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ClassifierObjective(Objective):

@@ -48,8 +48,8 @@ class CollaborateConfig(Config):
     models: tuple[MemberConfig, ...] = Field(min_length=1, max_length=16)
     time: TimeConfig = TimeConfig()
     weight: losses.Weight = "truncated_snr"
-    max_weight: float = Field(25.0, gt=0)
-    drop_label: float = Field(0.1, ge=0, le=1)
+    max_weight: float = Field(default=25.0, gt=0)
+    drop_label: float = Field(default=0.1, ge=0, le=1)
 
 
 class CollaborateObjective(Objective):

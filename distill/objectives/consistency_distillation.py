@@ -33,15 +33,15 @@ class ConsistencyConfig(PerceptualConfig):
     pseudo_huber with c = huber sqrt(d) for images of d numbers, or perceptual (`distill.objectives.bases.perceptual`, which any
     may have beside it). weighting: inverse_step is 1 / (t - s)."""
 
-    sigma_min: float = Field(0.002, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
-    rho: float = Field(7.0, gt=0)
-    boundary_width: float = Field(0.05, gt=0)
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
+    boundary_width: float = Field(default=0.05, gt=0)
     distance: Literal["squared", "absolute", "pseudo_huber", "perceptual"] = "pseudo_huber"
-    huber: float = Field(0.00054, gt=0)
+    huber: float = Field(default=0.00054, gt=0)
     weighting: Literal["uniform", "inverse_step"] = "uniform"
     schedule: str = "karras"
-    schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
+    schedule_options: dict[str, Option] = Field(default={"sigma_min": 0.5, "sigma_max": 80.0})
 
     @model_validator(mode="after")
     def _ordered(self) -> ConsistencyConfig:
@@ -54,8 +54,8 @@ class ConsistencyDistillationConfig(ConsistencyConfig):
     """levels: N, how many noise ratios the trajectory is cut into."""
 
     teacher: TeacherConfig = TeacherConfig(solver="heun")
-    target_ema: float | None = Field(0.95, ge=0, lt=1)
-    levels: int = Field(18, ge=2)
+    target_ema: float | None = Field(default=0.95, ge=0, lt=1)
+    levels: int = Field(default=18, ge=2)
 
 
 class DiscreteConsistency(PerceptualObjective):

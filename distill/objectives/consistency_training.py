@@ -22,9 +22,9 @@ class ConsistencyTrainingConfig(ConsistencyConfig):
     target_ema is the target's decay at first_levels levels, and nears 1 as they get denser."""
 
     total_steps: int = Field(gt=0)
-    first_levels: int = Field(2, ge=2)
-    last_levels: int = Field(150, ge=2)
-    target_ema: float = Field(0.95, gt=0, lt=1)
+    first_levels: int = Field(default=2, ge=2)
+    last_levels: int = Field(default=150, ge=2)
+    target_ema: float = Field(default=0.95, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _grows(self) -> ConsistencyTrainingConfig:

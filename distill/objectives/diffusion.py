@@ -47,7 +47,7 @@ class PreviewConfig(Config):
     with; its steps and guidance scale, too, where none are given here."""
 
     prompts: tuple[str, ...] = ("a red heart",)
-    num_inference_steps: int | None = Field(None, gt=0)
+    num_inference_steps: int | None = Field(default=None, gt=0)
     guidance_scale: float | None = None
 
 
@@ -86,15 +86,15 @@ class DiffusionConfig(Config):
     prediction: Kind = "flow"
     loss: Kind | None = None  # the reading whose error is measured; the predicted one if not given
     weighting: Weighting | None = None
-    min_sigma: float = Field(0.05, gt=0)
+    min_sigma: float = Field(default=0.05, gt=0)
     time: TimeConfig = TimeConfig()
     coupling: CouplingConfig = CouplingConfig()
-    drop_label: float = Field(0.1, ge=0, le=1)
-    stage_weight: float = Field(0.25, gt=0)
+    drop_label: float = Field(default=0.1, ge=0, le=1)
+    stage_weight: float = Field(default=0.25, gt=0)
     clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
     input_scale: Literal["none", "edm"] = "none"
-    sigma_data: float = Field(0.5, gt=0)
-    latent_scale: float = Field(1.0, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
+    latent_scale: float = Field(default=1.0, gt=0)
     autoencoder: Path | None = None
     text_encoder: Path | None = None
     preview: PreviewConfig = PreviewConfig()

@@ -49,14 +49,14 @@ class DistributionMatchingConfig(RolloutConfig):
 
     time: TimeConfig = TimeConfig(type="uniform")
     range: tuple[float, float] = (0.02, 0.98)
-    distribution_weight: float = Field(1.0, ge=0)
-    adversarial_weight: float = Field(5e-3, ge=0)
-    discriminator_weight: float = Field(1e-2, ge=0)
+    distribution_weight: float = Field(default=1.0, ge=0)
+    adversarial_weight: float = Field(default=5e-3, ge=0)
+    discriminator_weight: float = Field(default=1e-2, ge=0)
     blocks: tuple[int, ...] = ()
     weight: losses.Weight = "snr"
-    max_weight: float = Field(5.0, gt=0)
-    heads_rate: float = Field(1.0, gt=0)
-    critic_warmup: int = Field(0, ge=0)
+    max_weight: float = Field(default=5.0, gt=0)
+    heads_rate: float = Field(default=1.0, gt=0)
+    critic_warmup: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> DistributionMatchingConfig:

@@ -22,11 +22,11 @@ class EasyConsistencyConfig(ConsistencyConfig):
     mean, std: of log(sigma / alpha). The student is its own target."""
 
     stage_steps: int = Field(gt=0)
-    k: float = Field(8.0, ge=0)
-    b: float = Field(1.0, gt=0)
-    q: float = Field(2.0, gt=1)
+    k: float = Field(default=8.0, ge=0)
+    b: float = Field(default=1.0, gt=0)
+    q: float = Field(default=2.0, gt=1)
     mean: float = -1.1
-    std: float = Field(2.0, gt=0)
+    std: float = Field(default=2.0, gt=0)
     weighting: Literal["uniform", "inverse_step"] = "inverse_step"
     target_ema: None = None
 

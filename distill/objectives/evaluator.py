@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 class EvaluatorObjectiveConfig(Config):
     """Where the text encoder and the held-out pictures are, and the weights of the loss."""
 
-    text_encoder: str = Field("gen/weights/default/text_encoder", description="component folder of the frozen text encoder")
-    held_out: str | None = Field("data/emoji/emoji-test.zip", description="archive of a vendor that training does not see")
-    label_smoothing: float = Field(0.05, ge=0, lt=1)
-    caption_weight: NonNegativeFloat = Field(0.3, description="weight of the contrastive loss with captions")
+    text_encoder: str = Field(
+        default="gen/weights/default/text_encoder", description="component folder of the frozen text encoder"
+    )
+    held_out: str | None = Field(
+        default="data/emoji/emoji-test.zip", description="archive of a vendor that training does not see"
+    )
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    caption_weight: NonNegativeFloat = Field(default=0.3, description="weight of the contrastive loss with captions")
 
 
 def contrastive(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:

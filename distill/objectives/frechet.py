@@ -47,16 +47,16 @@ class FrechetConfig(LatentConsistencyConfig):
     are looked at, once. refresh: steps between maps. shrinkage: see `Population`. noisiest_share: of the samples that start at
     the noisiest level."""
 
-    representations: tuple[str, ...] = Field(("evaluator",), min_length=1)
-    frechet_weight: float = Field(1.0, gt=0)
-    consistency_weight: float = Field(1.0, ge=0)
-    population: int = Field(2048, gt=1)
-    reference: int = Field(4096, gt=1)
-    refresh: int = Field(8, gt=0)
-    shrinkage: float = Field(0.01, ge=0)
-    judged: float = Field(-2.0, ge=-10, le=10)
-    block: int | None = Field(None, ge=0)
-    noisiest_share: float = Field(0.5, ge=0, le=1)
+    representations: tuple[str, ...] = Field(default=("evaluator",), min_length=1)
+    frechet_weight: float = Field(default=1.0, gt=0)
+    consistency_weight: float = Field(default=1.0, ge=0)
+    population: int = Field(default=2048, gt=1)
+    reference: int = Field(default=4096, gt=1)
+    refresh: int = Field(default=8, gt=0)
+    shrinkage: float = Field(default=0.01, ge=0)
+    judged: float = Field(default=-2.0, ge=-10, le=10)
+    block: int | None = Field(default=None, ge=0)
+    noisiest_share: float = Field(default=0.5, ge=0, le=1)
 
 
 class FrechetObjective(LatentConsistencyObjective):

@@ -22,10 +22,10 @@ class ImprovedConsistencyConfig(ConsistencyConfig):
     last_levels. mean, std: of log(sigma / alpha)."""
 
     total_steps: int = Field(gt=0)
-    first_levels: int = Field(10, ge=1)
-    last_levels: int = Field(1280, ge=1)
+    first_levels: int = Field(default=10, ge=1)
+    last_levels: int = Field(default=1280, ge=1)
     mean: float = -1.1
-    std: float = Field(2.0, gt=0)
+    std: float = Field(default=2.0, gt=0)
     weighting: Literal["uniform", "inverse_step"] = "inverse_step"
     target_ema: None = None
 

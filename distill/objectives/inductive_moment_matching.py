@@ -35,11 +35,11 @@ class MomentMatchingConfig(StudentConfig):
     condition; `compared`, which is logged, is the share of a group's pairs that are.
     """
 
-    particles: int = Field(4, gt=0)
-    latest: float = Field(0.994, gt=0, lt=1)
-    earliest: float = Field(0.001, gt=0, lt=1)
-    gap: int = Field(12, ge=1, le=30)
-    power: int = Field(1, ge=1, le=2)
+    particles: int = Field(default=4, gt=0)
+    latest: float = Field(default=0.994, gt=0, lt=1)
+    earliest: float = Field(default=0.001, gt=0, lt=1)
+    gap: int = Field(default=12, ge=1, le=30)
+    power: int = Field(default=1, ge=1, le=2)
     bias: float = 5.0
 
     @model_validator(mode="after")

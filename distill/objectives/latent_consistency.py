@@ -33,10 +33,10 @@ class LatentConsistencyConfig(RegressionConfig):
 
     distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
-    target_ema: float | None = Field(0.95, ge=0, lt=1)
-    timestep_scaling: float = Field(10.0, gt=0)
-    sigma_data: float = Field(0.5, gt=0)
-    noisiest_share: float = Field(0.0, ge=0, le=1)
+    target_ema: float | None = Field(default=0.95, ge=0, lt=1)
+    timestep_scaling: float = Field(default=10.0, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
+    noisiest_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class LatentConsistencyObjective(RegressionObjective):

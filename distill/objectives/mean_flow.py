@@ -37,16 +37,16 @@ class MeanFlowConfig(StudentConfig):
 
     mode: Literal["training", "distillation"] = "training"
     mean: float = -0.4
-    std: float = Field(1.0, gt=0)
-    different: float = Field(0.25, ge=0, le=1)
-    power: float = Field(1.0, ge=0)
-    floor: float = Field(1e-3, gt=0)
-    omega: float = Field(1.0, gt=0)
-    kappa: float = Field(0.0, ge=0, lt=1)
+    std: float = Field(default=1.0, gt=0)
+    different: float = Field(default=0.25, ge=0, le=1)
+    power: float = Field(default=1.0, ge=0)
+    floor: float = Field(default=1e-3, gt=0)
+    omega: float = Field(default=1.0, gt=0)
+    kappa: float = Field(default=0.0, ge=0, lt=1)
     guided: tuple[float, float] = (0.0, 1.0)
-    min_time: float = Field(0.001, ge=0, lt=1)
+    min_time: float = Field(default=0.001, ge=0, lt=1)
     derivative: How = "forward"
-    steps: int = Field(1, gt=0)
+    steps: int = Field(default=1, gt=0)
 
 
 class MeanFlowObjective(StudentObjective):

@@ -32,10 +32,10 @@ class MultistepConsistencyConfig(RegressionConfig):
 
     form: Literal["distillation", "training"] = "distillation"
     substeps: tuple[int, int] = (64, 1280)
-    anneal: int = Field(100_000, gt=0)
-    variance_scale: float = Field(0.75, ge=0)
+    anneal: int = Field(default=100_000, gt=0)
+    variance_scale: float = Field(default=0.75, ge=0)
     distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "pseudo_huber"
-    huber_c: float = Field(1e-4, gt=0)
+    huber_c: float = Field(default=1e-4, gt=0)
     weight: Weight = "snr_plus_one"
 
 

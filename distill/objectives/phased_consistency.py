@@ -36,7 +36,7 @@ class PhasedConsistencyConfig(RegressionConfig):
 
     distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
-    adversarial_weight: float = Field(0.1, ge=0)
+    adversarial_weight: float = Field(default=0.1, ge=0)
     blocks: tuple[int, ...] = ()
 
     @model_validator(mode="after")

@@ -24,8 +24,8 @@ class ProgressiveConfig(StagedConfig):
     """teacher.steps is halved until `steps` are left, with stage_steps of training for each halving; last_stage_steps for those
     to 2 steps and to 1 (the paper: twice as many). The schedule is one whose levels with N steps are among those with 2 N."""
 
-    stage_steps: int = Field(50_000, gt=0)
-    last_stage_steps: int | None = Field(None, gt=0)
+    stage_steps: int = Field(default=50_000, gt=0)
+    last_stage_steps: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveConfig:

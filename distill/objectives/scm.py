@@ -42,16 +42,16 @@ class ContinuousConsistencyConfig(StudentConfig):
 
     mode: Literal["distillation", "training"] = "distillation"
     mean: float = -0.8
-    std: float = Field(1.6, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
-    sigma_data: float | None = Field(None, gt=0)
-    warmup: int = Field(10_000, ge=0)
-    normalisation: float | None = Field(0.1, gt=0)
+    std: float = Field(default=1.6, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+    sigma_data: float | None = Field(default=None, gt=0)
+    warmup: int = Field(default=10_000, ge=0)
+    normalisation: float | None = Field(default=0.1, gt=0)
     adaptive: bool = True
-    share: float = Field(0.25, gt=0, le=1)
+    share: float = Field(default=0.25, gt=0, le=1)
     derivative: How = "forward"
     schedule: str = "karras"
-    schedule_options: dict[str, Option] = Field({"sigma_min": 0.5, "sigma_max": 80.0})
+    schedule_options: dict[str, Option] = Field(default={"sigma_min": 0.5, "sigma_max": 80.0})
 
 
 class Points(NamedTuple):

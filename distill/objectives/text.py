@@ -44,11 +44,11 @@ HELD_OUT_SEED = 20_201_225
 class TextObjectiveConfig(Config):
     """Where the teacher is, which of its layers the student starts from, and the weights of the loss."""
 
-    teacher: str = Field("data/text-teacher", description="component folder of the teacher")
-    layers: tuple[int, ...] = Field((0, 2, 5), description="the teacher's layers that the student starts from")
-    phrases: float = Field(0.5, ge=0, le=1, description="share of the texts that are made of common words")
-    square_weight: NonNegativeFloat = Field(1.0, description="weight of the squared differences, per dimension")
-    sentence_weight: NonNegativeFloat = Field(1.0, description="weight of the sentence embedding")
+    teacher: str = Field(default="data/text-teacher", description="component folder of the teacher")
+    layers: tuple[int, ...] = Field(default=(0, 2, 5), description="the teacher's layers that the student starts from")
+    phrases: float = Field(default=0.5, ge=0, le=1, description="share of the texts that are made of common words")
+    square_weight: NonNegativeFloat = Field(default=1.0, description="weight of the squared differences, per dimension")
+    sentence_weight: NonNegativeFloat = Field(default=1.0, description="weight of the sentence embedding")
 
 
 def picked_layers(teacher: TextEncoder, layers: Sequence[int]) -> dict[str, Tensor]:

@@ -30,8 +30,8 @@ class TractConfig(StagedConfig):
     training. target_ema: of the self-teacher."""
 
     counts: tuple[int, ...] = (32, 4)
-    stage_steps: int = Field(100_000, gt=0)
-    target_ema: float | None = Field(0.5, ge=0, lt=1)
+    stage_steps: int = Field(default=100_000, gt=0)
+    target_ema: float | None = Field(default=0.5, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _divides(self) -> TractConfig:

@@ -30,10 +30,10 @@ class TrajectoryConsistencyConfig(RegressionConfig):
 
     distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "huber"
     weight: Weight = "uniform"
-    target_ema: float | None = Field(0.95, ge=0, lt=1)
-    reach: float = Field(1.0, gt=0, le=1)
-    start_at: float = Field(1.0, gt=0, le=1)
-    eta: float = Field(0.3, ge=0, le=1)
+    target_ema: float | None = Field(default=0.95, ge=0, lt=1)
+    reach: float = Field(default=1.0, gt=0, le=1)
+    start_at: float = Field(default=1.0, gt=0, le=1)
+    eta: float = Field(default=0.3, ge=0, le=1)
 
 
 class TrajectoryConsistencyObjective(RegressionObjective):

@@ -58,13 +58,13 @@ class EmojiConfig(Config):
     held_out is one in ten, by a hash of the file's name, and train the others."""
 
     archives: tuple[str, ...] = ()
-    size: int = Field(128, ge=8, le=1024)
-    common_weight: float = Field(0.6, ge=0, le=1)
-    variants: int | None = Field(None, ge=1)
-    recolor: float = Field(0.35, ge=0, le=1)
-    background: float = Field(0.15, ge=0, le=1)
-    drop_caption: float = Field(0.1, ge=0, le=1)
-    style: float = Field(0.5, ge=0, le=1)
+    size: int = Field(default=128, ge=8, le=1024)
+    common_weight: float = Field(default=0.6, ge=0, le=1)
+    variants: int | None = Field(default=None, ge=1)
+    recolor: float = Field(default=0.35, ge=0, le=1)
+    background: float = Field(default=0.15, ge=0, le=1)
+    drop_caption: float = Field(default=0.1, ge=0, le=1)
+    style: float = Field(default=0.5, ge=0, le=1)
     scenes: SceneConfig | None = None
     split: Literal["all", "train", "held_out"] = "all"
 

@@ -47,14 +47,14 @@ class SceneConfig(Config):
     shows one thing as drawn. flip: share of drawings mirrored, where they have a mirror image. shift: of single things, in
     sides of the picture. shrink: how much smaller, at most. turn: share of single things turned, by up to `degrees`."""
 
-    pairs: float = Field(0.15, ge=0, le=1)
-    counts: float = Field(0.10, ge=0, le=1)
-    sizes: float = Field(0.05, ge=0, le=1)
-    flip: float = Field(0.5, ge=0, le=1)
-    shift: float = Field(0.03, ge=0, le=0.5)
-    shrink: float = Field(0.1, ge=0, lt=1)
-    turn: float = Field(0.3, ge=0, le=1)
-    degrees: float = Field(6.0, ge=0, le=180)
+    pairs: float = Field(default=0.15, ge=0, le=1)
+    counts: float = Field(default=0.10, ge=0, le=1)
+    sizes: float = Field(default=0.05, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    shift: float = Field(default=0.03, ge=0, le=0.5)
+    shrink: float = Field(default=0.1, ge=0, lt=1)
+    turn: float = Field(default=0.3, ge=0, le=1)
+    degrees: float = Field(default=6.0, ge=0, le=180)
 
     @model_validator(mode="after")
     def _shares(self) -> SceneConfig:

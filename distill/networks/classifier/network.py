@@ -29,10 +29,10 @@ class NoisyClassifierConfig(Config):
 
     channels: PositiveInt = 16
     num_classes: int = Field(ge=2)
-    patch: PositiveInt = Field(2, description="side of the squares that the first convolution reads, one each")
-    widths: tuple[PositiveInt, ...] = Field((96, 192), min_length=1, max_length=7)
-    blocks: PositiveInt = Field(1, description="residual blocks at every resolution")
-    groups: PositiveInt = Field(16, description="of the normalisations; they divide every width")
+    patch: PositiveInt = Field(default=2, description="side of the squares that the first convolution reads, one each")
+    widths: tuple[PositiveInt, ...] = Field(default=(96, 192), min_length=1, max_length=7)
+    blocks: PositiveInt = Field(default=1, description="residual blocks at every resolution")
+    groups: PositiveInt = Field(default=16, description="of the normalisations; they divide every width")
     time_dim: PositiveInt = 256
 
 

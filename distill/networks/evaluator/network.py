@@ -26,10 +26,10 @@ FORMAT = "labels are numbered by their place in this list; labels.safetensors ha
 class EvaluatorConfig(Config):
     """Sizes. Pictures of any size are brought to `size` by averaging; every width halves the resolution once more."""
 
-    size: int = Field(64, ge=16, le=512)
-    widths: tuple[PositiveInt, ...] = Field((48, 96, 192, 288), min_length=2, max_length=6)
-    dim: PositiveInt = Field(384, description="of the shared embedding")
-    text_dim: PositiveInt = Field(384, description="of the text encoder's sentence embeddings")
+    size: int = Field(default=64, ge=16, le=512)
+    widths: tuple[PositiveInt, ...] = Field(default=(48, 96, 192, 288), min_length=2, max_length=6)
+    dim: PositiveInt = Field(default=384, description="of the shared embedding")
+    text_dim: PositiveInt = Field(default=384, description="of the text encoder's sentence embeddings")
 
 
 class Block(nn.Module):

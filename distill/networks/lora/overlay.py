@@ -28,8 +28,8 @@ class LoraConfig(Config):
     """scale = alpha / rank; alpha is the rank where it is not given. targets: ends of module names ("attn.qkv"); none: every
     linear layer inside the repeated blocks."""
 
-    rank: int = Field(16, gt=0)
-    alpha: float | None = Field(None, gt=0)
+    rank: int = Field(default=16, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     targets: tuple[str, ...] = ()
 
 

@@ -37,13 +37,13 @@ class AdapterConfig(Config):
     cut, -1 for as square as possible. block_size: of OFT's blocks."""
 
     type: Kind = "lora"
-    rank: int = Field(16, gt=0, le=4096)
-    alpha: float | None = Field(None, gt=0, le=1e4)
+    rank: int = Field(default=16, gt=0, le=4096)
+    alpha: float | None = Field(default=None, gt=0, le=1e4)
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     conv: bool = False
-    factor: int = Field(-1, ge=-1)
-    block_size: int = Field(32, gt=1)
+    factor: int = Field(default=-1, ge=-1)
+    block_size: int = Field(default=32, gt=1)
 
     @model_validator(mode="after")
     def _read(self) -> AdapterConfig:

@@ -31,9 +31,9 @@ class LatentDiscriminatorConfig(Config):
     tokens are judged (none given: a quarter, half and three quarters of the way through, and the last; of a U-Net the levels
     on the way down and the middle)."""
 
-    adversarial_weight: float = Field(0.5, ge=0)
-    consistency_weight: float = Field(1.0, ge=0)
-    noisiest_share: float = Field(0.5, ge=0, le=1)
+    adversarial_weight: float = Field(default=0.5, ge=0)
+    consistency_weight: float = Field(default=1.0, ge=0)
+    noisiest_share: float = Field(default=0.5, ge=0, le=1)
     judged: tuple[float, float] = (0.0, 1.0)
     blocks: tuple[int, ...] = ()
 

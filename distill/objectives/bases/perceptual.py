@@ -23,7 +23,7 @@ class PerceptualConfig(StudentConfig):
     features counts beside another. features: by which network (distill/networks/feature_maps.py)."""
 
     distance: str = "perceptual"
-    perceptual: float = Field(0.0, ge=0)
+    perceptual: float = Field(default=0.0, ge=0)
     features: str = "evaluator"
 
 

@@ -20,9 +20,9 @@ class RegressionConfig(PerceptualConfig):
     root, so that snr_plus_one is the distance between predictions of v whatever the distance is."""
 
     distance: Literal["l2", "pseudo_huber", "huber", "perceptual"] = "l2"
-    huber_c: float = Field(1e-3, gt=0)
+    huber_c: float = Field(default=1e-3, gt=0)
     weight: losses.Weight = "truncated_snr"
-    max_weight: float | None = Field(None, gt=0)
+    max_weight: float | None = Field(default=None, gt=0)
 
 
 class RegressionObjective(PerceptualObjective):

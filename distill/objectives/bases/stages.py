@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class StagedConfig(RegressionConfig):
     """stage_ema: decay of the average that a stage ends with, min(stage_ema, (1 + k) / (10 + k)) after k of its steps."""
 
-    stage_ema: float = Field(0.999, ge=0, lt=1)
+    stage_ema: float = Field(default=0.999, ge=0, lt=1)
 
 
 class StagedObjective(RegressionObjective):

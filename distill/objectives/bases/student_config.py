@@ -33,16 +33,16 @@ class StudentConfig(Config):
     """
 
     teacher: TeacherConfig = TeacherConfig()
-    steps: int = Field(4, gt=0)
+    steps: int = Field(default=4, gt=0)
     schedule: str = "uniform"
     schedule_options: dict[str, Option] = Field(default_factory=dict)
     embed_guidance: bool = False
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    target_ema: float | None = Field(None, ge=0, lt=1)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    target_ema: float | None = Field(default=None, ge=0, lt=1)
     lora: LoraConfig | None = None
     merge: bool = False
     start: Literal["teacher", "network"] = "teacher"
-    drop_label: float = Field(0.1, ge=0, le=1)
+    drop_label: float = Field(default=0.1, ge=0, le=1)
     preview: StudentPreviewConfig = StudentPreviewConfig()
 
     @model_validator(mode="after")

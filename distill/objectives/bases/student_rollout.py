@@ -29,7 +29,7 @@ class RolloutConfig(StudentConfig):
     """
 
     inputs: Literal["simulated", "data"] = "simulated"
-    noisiest_share: float = Field(0.0, ge=0, le=1)
+    noisiest_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class RolloutObjective(StudentObjective):

@@ -44,7 +44,7 @@ class TeacherConfig(Config):
     guidance_scale: float | tuple[float, float] = 1.0
     guidance_interval: tuple[float, float] | None = None
     solver: Literal["ddim", "euler", "heun"] = "ddim"
-    steps: int = Field(64, gt=0)
+    steps: int = Field(default=64, gt=0)
     schedule: str = "uniform"
     schedule_options: dict[str, Option] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
