@@ -268,7 +268,8 @@ class ConceptData:
         if isinstance(masks, Path) and masks.resolve().is_relative_to(self.config.images.resolve()):
             raise DataError(f"{masks} lies inside of {self.config.images}, whose pictures are all learned; move it out.")
         for index in range(len(self)):
-            if not self._mask_image(index).getextrema()[0][1]:
+            extremes: Any = self._mask_image(index).getextrema()
+            if not extremes[0][1]:
                 raise DataError(f"The mask of {self.taught.items[index].name} is black everywhere, so it would teach nothing.")
 
     def __len__(self) -> int:

@@ -70,7 +70,7 @@ def resize(given: argparse.Namespace) -> int:
 
 def extract(given: argparse.Namespace) -> int:
     _check_output(given)
-    keep = _keep(given)
+    keep: Any = _keep(given)
     base = find_model(given.base)[1]
     tuned = Path(given.tuned) if Path(given.tuned).is_file() else find_model(given.tuned)[1]
     found = extract_layers(

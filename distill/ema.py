@@ -36,7 +36,7 @@ def export_reconstructed(run: Path, width: float, step: int | None, output: Path
             role.network.load_state_dict(reconstruct(files[name], width, step))
     with written_folder(output) as folder:
         objective.export(models, folder)
-    return step or max(p[0] for profiles in files.values() for p in profiles)
+    return step or max(int(p[0]) for profiles in files.values() for p in profiles)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

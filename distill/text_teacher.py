@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -72,7 +72,7 @@ def read_wheel(path: Path) -> tuple[dict, list[str], dict[str, Tensor]]:
     return json.loads(content["config.json"]), pieces, load_safetensors(content["model.safetensors"])
 
 
-def choose_pieces(pieces: Sequence[str], texts: Iterable[str], size: int) -> list[int]:
+def choose_pieces(pieces: Sequence[str], texts: Sequence[str], size: int) -> list[int]:
     """Which of the full vocabulary's ids to keep: the special ones, the texts', the single characters of ASCII, then the
     most common lower-case words until there are `size`. In the order of the smaller vocabulary: special ones first, then
     ascending, which keeps frequent words first. ValueError if `size` is too small for what must stay."""

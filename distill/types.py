@@ -116,3 +116,20 @@ class Phase:
 
     name: str
     role: str
+
+
+def encoded(images: Tensor | None, autoencoder: Any, latent_scale: float) -> Tensor:
+    """What is denoised (B, C, h, w) of pictures: their scaled latents in float32, or, without an autoencoder, the pictures
+    themselves. ValueError for a batch that has none."""
+    if images is None:
+        raise ValueError("The data have neither latents nor pictures; give data of pictures.")
+    if autoencoder is None:
+        return images
+    return autoencoder.to(images.device).encode(images).float() * latent_scale
+
+
+def pictures_of(batch: Batch) -> Tensor:
+    """The pictures (B, 3, H, W) of a batch. ValueError where it has none."""
+    if batch.images is None:
+        raise ValueError("The data have no pictures; give data of pictures, not of latents.")
+    return batch.images

@@ -61,7 +61,7 @@ def open_model(folder: Path) -> Weights:
     for part, network in skeleton(folder).items():
         place = folder / (_backbone(folder) if pipeline and part == "denoiser" else part)
         bare = inner(network)
-        weights.parts[part] = Part(open_checkpoint(place), Index(bare).modules, bare, place.name)
+        weights.parts[part] = Part(open_checkpoint(place), dict(Index(bare).modules), bare, place.name)
     if "denoiser" not in weights.parts:
         raise CheckpointError(folder, "has no denoiser; give a model folder of fewstep or a pipeline of diffusers.")
     return weights

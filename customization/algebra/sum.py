@@ -73,7 +73,7 @@ def weighted_sum(
             reports.append(report)
     if not layers:
         raise AdapterError("Every layer has weight 0; there is nothing left to write.")
-    how = {"method": "sum", "weights": list(weights)}
+    how: dict[str, Any] = {"method": "sum", "weights": list(weights)}
     how |= {"blocks": dict(blocks)} if blocks else {}
     how |= {"keep": keep.values()} if keep else {}
     return assembled(adapters, layers, name, how, weights), reports

@@ -31,7 +31,7 @@ from distill.losses.levels import TimeConfig, draw_levels
 from distill.networks.lora.peft_injection import AdapterConfig, inject, to_adapter
 from distill.objectives.bases.objective import Objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
-from distill.types import Batch, Draws, Phase, Preview, Role
+from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.adapters import Adapter
 from gen.adapters.apply import inner
 from gen.adapters.model import parts_of
@@ -181,16 +181,18 @@ class CustomizationObjective(Objective):
         """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""
         if batch.latents is not None:
             return batch.latents.float() * self.generator.config.latent_scale
+        images = pictures_of(batch)
         if self.generator.autoencoder is None:
-            return batch.images
-        with torch.autocast(batch.images.device.type, enabled=False):
-            return self.generator.autoencoder.encode(batch.images).float() * self.generator.config.latent_scale
+            return images
+        with torch.autocast(images.device.type, enabled=False):
+            return self.generator.autoencoder.encode(images).float() * self.generator.config.latent_scale
 
     def condition(self, batch: Batch, x0: Tensor) -> Condition:
         """What the captions of a batch say, or its labels."""
         generator = self.generator
         if generator.text_encoder is None:
-            return Condition(label=batch.labels.to(x0.device) if generator.classes else None)
+            labels = batch.labels if generator.classes else None
+            return Condition(label=None if labels is None else labels.to(x0.device))
         if batch.captions is None:
             raise ValueError("The data have no captions, and this model reads text; give a prompt for all pictures.")
         return self._sized(join(self.read(batch.captions)), x0)

@@ -31,6 +31,8 @@ class TrainableSubset(nn.Module):
     parameter may also be new, taking the place of the network's own. rates: name -> factor on the learning rate, 1 where none
     is given."""
 
+    parts: Parts
+
     def __init__(
         self, parts: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float] | None = None
     ):

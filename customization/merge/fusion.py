@@ -13,6 +13,7 @@ pseudo-inverse: directions that no concept has seen are left as they are in the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ def _layer(
     # a concept without this layer still says by its inputs that W_0 is right for them
     inverse = pseudo_inverse(sum(m for m in moments if m is not None), ridge)  # type: ignore[arg-type]
     if any(is_dense(delta) for delta, _ in parts):
-        change = sum(dense_of(delta, entry.layer) @ moment for delta, moment in parts) @ inverse
+        total: Any = sum(dense_of(delta, entry.layer) @ moment for delta, moment in parts)
+        change = total @ inverse
         made, up, down = full(change, entry.shape, dtype, bias), change, torch.eye(change.shape[1], dtype=WIDE)
     else:
         halves = [(delta.scale, *factors_of(delta), moment) for delta, moment in parts]

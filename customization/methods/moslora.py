@@ -35,7 +35,7 @@ class MixtureLayers(AdapterConfig):
 
 
 class MixtureConfig(CustomizationConfig):
-    adapter: MixtureLayers | None = Field(default_factory=MixtureLayers)
+    adapter: MixtureLayers | None = Field(default_factory=lambda: MixtureLayers())
 
 
 def start_mixer(kind: str, rank: int, generator: torch.Generator) -> Tensor:

@@ -48,7 +48,7 @@ class OrthogonalLayers(AdapterConfig):
 class OrthogonalConfig(CustomizationConfig):
     """concept: its number, 0, 1, 2, ...; every concept that is to be merged needs its own."""
 
-    adapter: OrthogonalLayers | None = Field(default_factory=OrthogonalLayers)
+    adapter: OrthogonalLayers | None = Field(default_factory=lambda: OrthogonalLayers())
     concept: int = Field(ge=0)
 
 

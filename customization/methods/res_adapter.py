@@ -48,7 +48,7 @@ class ResAdapterLayers(AdapterConfig):
 class ResAdapterConfig(CustomizationConfig):
     """norms: train them too."""
 
-    adapter: ResAdapterLayers | None = Field(default_factory=ResAdapterLayers)
+    adapter: ResAdapterLayers | None = Field(default_factory=lambda: ResAdapterLayers())
     norms: bool = True
 
 

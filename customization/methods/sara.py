@@ -71,7 +71,7 @@ class SparseUpdate(nn.Module):
         return {name: replaced(base, self.index[name], self.values[name.replace(".", "_")]) for name, base in self.base.items()}
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        sparse = {
+        sparse: dict[str, Tensor] = {
             name: SparseWeight.of(base, self.index[name], self.values[name.replace(".", "_")])
             for name, base in self.base.items()
         }

@@ -69,6 +69,8 @@ class Small:
 class SparseSubset(TrainableSubset):
     """small: weight name -> what its parameter is short for. Shared by copies, as W_0 is."""
 
+    small: dict[str, Small]
+
     def __init__(
         self, parts: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter], rates: Any, small: dict[str, Small]
     ):

@@ -26,8 +26,8 @@ class SparseWeight(ReplacedWeight):
     """It shares W_0's memory. Linear layers and convolutions take it as above; anything else sees W, differentiably."""
 
     base: Tensor
-    index: Tensor
-    values: Tensor
+    index: Tensor  # type: ignore[assignment]  # of entries; a tensor's methods of these names are not called
+    values: Tensor  # type: ignore[assignment]
 
     @staticmethod
     def of(base: Tensor, index: Tensor, values: Tensor) -> SparseWeight:
@@ -44,7 +44,8 @@ class SparseWeight(ReplacedWeight):
     def operation(cls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function in OPERATIONS:
             names = ("input", "weight", "bias")
-            x, weight, bias, *rest = (*args, *(kwargs.get(name) for name in names[len(args) :]))
+            given: list[Any] = [*args, *(kwargs.get(name) for name in names[len(args) :])]
+            x, weight, bias, *rest = given
             options = {name: value for name, value in kwargs.items() if name not in names}
             if isinstance(weight, cls):
                 return _Operation.apply(

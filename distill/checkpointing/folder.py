@@ -101,7 +101,8 @@ def load(folder: Path) -> Checkpoint:
 def newest_good(run: Path) -> tuple[Path | None, Checkpoint | None, list[Path]]:
     """(the newest folder of a run that verifies, what it holds, the newer ones that do not); None and None for a run without
     any step. A warning for each damaged one; CheckpointError where all are, or where the step that `latest` names is gone."""
-    found, damaged = folders(run), []
+    found = folders(run)
+    damaged: list[Path] = []
     for folder in found:
         try:
             return folder, load(folder), damaged

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import trange
 
 from distill.data.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
@@ -60,7 +61,7 @@ class EmojiLatents(CachedPictures):
 
     @torch.no_grad()
     def _make(self, config: EmojiLatentsConfig, variants: list[Variant]) -> Tensor:
-        autoencoder: nn.Module = load_component(config.autoencoder, "autoencoder")
+        autoencoder: Any = load_component(config.autoencoder, "autoencoder")
         parts = []
         for start in trange(0, len(variants), config.batch_size, desc="encoding", unit="batch"):
             pictures = self.emoji.render(variants[start : start + config.batch_size])

@@ -76,7 +76,7 @@ class ImageFolder(PictureSource):
         beside = _beside(names, pictures)
         kind = config.captions if config.captions != "auto" else _found(names, pictures, beside)
         if kind == "metadata":
-            rows = list(_metadata(config.folder, report, set(names)))
+            rows: list[tuple[str, str | None, int]] = list(_metadata(config.folder, report, set(names)))
         else:
             classes = sorted({name.partition("/")[0] for name in pictures if "/" in name})
             numbers = {name: i for i, name in enumerate(classes)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,7 +59,7 @@ def autoencoder_digest(folder: Path) -> str:
 
 def opened_digest(autoencoder: nn.Module, weights: str) -> str:
     """The same of one that is open, the hash of whose weights is known; "" where it is not."""
-    config = getattr(autoencoder, "config", None)
+    config: Any = getattr(autoencoder, "config", None)
     settings = config.model_dump() if hasattr(config, "model_dump") else getattr(config, "__dict__", config)
     told = _sorted(settings) if isinstance(settings, dict) else repr(settings)
     text = f"{weights} {type(autoencoder).__name__} {told} {getattr(autoencoder, 'latent_scale', None)}"

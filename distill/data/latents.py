@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from distill.data.emoji.data import EmojiData
@@ -64,7 +64,8 @@ class EmojiPictures:
         variants = [self.emoji.variant(index, k) for index, k in chosen]
         captions = [self.emoji.caption(v, counter) for v, counter in zip(variants, counters, strict=True)]
         labels = self.emoji.labels[[index for index, _ in chosen]]
-        return Batch(index=torch.tensor(list(counters)), captions=captions, labels=labels, **tensors)
+        images, latents = tensors.get("images"), tensors.get("latents")
+        return Batch(torch.tensor(list(counters)), images, latents, captions=captions, labels=labels)
 
 
 class LatentsConfig(Config):
@@ -122,7 +123,7 @@ class Latents(CachedPictures):
         super().__init__(source)
         self.autoencoder_folder: Path | None = config.autoencoder
         self.weights = autoencoder_digest(config.autoencoder)
-        self._autoencoder: nn.Module | None = None
+        self._autoencoder: Any = None
         self._full = False
         self._paths: dict[int, Path] = {}
 

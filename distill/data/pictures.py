@@ -91,9 +91,10 @@ class PictureSource:
         self.items = items
         self.labels = torch.tensor([item.label for item in items])
         size = config.size
-        sizes = [(size, size)] if config.buckets is None else bucket_sizes(size, config.buckets.step, config.buckets.max_ratio)
-        if not sizes:
-            raise DataError(f"size {size} is smaller than a bucket's step; use a smaller step than {config.buckets.step}.")
+        buckets = config.buckets
+        sizes = [(size, size)] if buckets is None else bucket_sizes(size, buckets.step, buckets.max_ratio)
+        if buckets is not None and not sizes:
+            raise DataError(f"size {size} is smaller than a bucket's step; use a smaller step than {buckets.step}.")
         members: list[list[int]] = [[] for _ in sizes]
         for index, item in enumerate(items):
             members[nearest_bucket(item.width, item.height, sizes)].append(index)
@@ -209,7 +210,8 @@ class PictureSource:
             index=torch.tensor(list(counters)),
             captions=[self.caption(index, counter) for index, counter in zip(indices, counters, strict=True)],
             labels=self.labels[indices] if bool((self.labels >= 0).any()) else None,
-            **tensors,
+            images=tensors.get("images"),
+            latents=tensors.get("latents"),
         )
 
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:

@@ -58,8 +58,13 @@ class Plan:
                 yield model, replace(settings, model=model, steps=steps)
 
     def of_reference(self, settings: Settings) -> Settings:
-        how = {"guidance_scale": self.reference_guidance_scale, "sampler": self.reference_sampler}
-        return replace(settings, model=self.reference or "", steps=self.reference_steps, **how)
+        return replace(
+            settings,
+            model=self.reference or "",
+            steps=self.reference_steps,
+            guidance_scale=self.reference_guidance_scale,
+            sampler=self.reference_sampler,
+        )
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ class Evaluation:
         for batch, seeds in tqdm(self.batches, desc="the teacher's pictures", unit="batch", leave=False):
             shape = tuple(self.objective.clean(batch).shape[1:])
             keys = [digest(*shared, *_subject(batch, row), shape, seed) for row, seed in enumerate(seeds)]
-            found = [kept.read(key) for key in keys]
-            if any(image is None for image in found):
+            stored = [kept.read(key) for key in keys]
+            found = [image for image in stored if image is not None]
+            if len(found) < len(keys):
                 with autocast(self.device, self.run.precision):
                     images = self.objective.teacher_sample(batch, seeds, self.config.reference_steps)
                 found = list(in_8_bits(images.cpu()))
@@ -140,19 +141,20 @@ class _Reader:
         """None for other features, and where neither captions nor labels can be read."""
         from distill.networks.evaluator.network import Evaluator
 
-        network, encoder = evaluation.features.network, getattr(evaluation.objective, "text_encoder", None)
+        network = evaluation.features.network
+        encoder: Any = getattr(evaluation.objective, "text_encoder", None)
         if not isinstance(network, Evaluator):
             return None
         batches = [batch for batch, _ in evaluation.batches]
         told = [torch.tensor([bool(c) for c in batch.captions or [""] * len(batch)]) for batch in batches]
         texts, targets = None, None
         if any(part.any() for part in told) and hasattr(encoder, "pooled"):
-            pooled = [encoder.pooled(list(batch.captions)) for batch in batches]
+            pooled = [encoder.pooled(list(batch.captions or ())) for batch in batches]
             if pooled[0].shape[1] == network.config.text_dim:
                 texts = [network.embed_texts(part.to(evaluation.device).float()) for part in pooled]
         names, place = concepts(evaluation.source), {label: i for i, label in enumerate(network.labels)}
         if names is not None and all(name in place for name in names) and all(batch.labels is not None for batch in batches):
-            targets = [torch.tensor([place[names[int(i)]] for i in batch.labels]) for batch in batches]
+            targets = [torch.tensor([place[names[int(i)]] for i in batch.labels]) for batch in batches]  # type: ignore[union-attr]
         return None if texts is None and targets is None else cls(network, texts, told, targets)
 
     def read(self, parts: list[Tensor]) -> Numbers:

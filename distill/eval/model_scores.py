@@ -123,7 +123,9 @@ def load_text_encoder(settings: Settings) -> TextEncoder:
     """The text encoder whose sentence embeddings the evaluation network reads."""
 
     folder = settings.text_encoder or Path(gen.__file__).parent / "weights" / "default" / "text_encoder"
-    return load_component(folder, "text_encoder")
+    encoder = load_component(folder, "text_encoder")
+    assert isinstance(encoder, TextEncoder)
+    return encoder
 
 
 def _by_parts(function, images: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def by_split(
 
     pictures (N, 3, H, W) and labels: of `records`, in their order. As many drawings of each split, evenly chosen.
     """
-    rows = {"train": [], "held_out": []}
+    rows: dict[str, list[int]] = {"train": [], "held_out": []}
     for row, record in enumerate(records):
         rows[split_of(record)].append(row)
     count = min(MOST, *(len(members) for members in rows.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ def jvp(
     """
     with torch.autocast(at[0].device.type, enabled=False):
         if how == "forward":
-            return torch.func.jvp(function, tuple(at), tuple(direction))
+            result: Any = torch.func.jvp(function, tuple(at), tuple(direction))
+            return result
         ends = [function(*(a + sign * step * d for a, d in zip(at, direction, strict=True))) for sign in (1, -1)]
         return function(*at), (ends[0] - ends[1]) / (2 * step)
 

@@ -122,6 +122,10 @@ class PooledHeads(nn.Module):
     each.
     """
 
+    times: Tensor
+    center: Tensor
+    spread: Tensor
+
     def __init__(self, width: int | Sequence[int], blocks: int | None = None, hidden: int = 64, knots: int = 8):
         super().__init__()
         widths = each_width(width, blocks)
@@ -153,7 +157,8 @@ class PooledHeads(nn.Module):
         share = ((time - low) / (high - low)).clamp(0, 1)[:, None, None]
         center, spread = (torch.lerp(v[above - 1], v[above], share) for v in (self.center, self.spread))
         numbers = ((self.pooled(features) - center) / spread).unbind(1)
-        judged = zip(self.heads, numbers, strict=True)
+        heads: Any = self.heads
+        judged = zip(heads, numbers, strict=True)
         return torch.cat([head(part[:, : head[0].in_features]).float() for head, part in judged], dim=1)
 
 

@@ -20,6 +20,8 @@ from gen.tasks.energies.lpips import WIDTHS, load_lpips
 class FeatureMaps(nn.Module):
     """`network` frozen; `widths`: the channels of each map that forward returns."""
 
+    network: Any
+
     def __init__(self, network: nn.Module, widths: Sequence[int]):
         super().__init__()
         self.network, self.widths = network.eval().requires_grad_(False), tuple(widths)
@@ -63,6 +65,8 @@ class EvaluatorMaps(FeatureMaps):
 class Dinov2Maps(FeatureMaps):
     """A quarter, half, three quarters and all of the way through DINOv2, as ADD has it: a folder or hub id of transformers."""
 
+    mean: Tensor
+    std: Tensor
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, model: str | None, network: Any = None):

@@ -39,6 +39,16 @@ class Population(nn.Module):
     `drawn` is told vectors at any time, `learn` puts them to use, on all processes alike. State is in float64.
     """
 
+    spread: Tensor
+    center: Tensor
+    cov: Tensor
+    seen: Tensor
+    mean: Tensor
+    second: Tensor
+    start: Tensor
+    matrix: Tensor
+    apart: Tensor
+
     def __init__(self, data: Tensor, memory: int = 2048, shrinkage: float = 0.01, unit: bool = False):
         super().__init__()
         data, width = data.double(), data.shape[1]
@@ -63,7 +73,8 @@ class Population(nn.Module):
         """Remember vectors (B, D) until `learn`. Those that are not finite are left out."""
         rows = (features.detach().double() / self.spread - self.center).cpu()
         rows = rows[rows.isfinite().all(1)]
-        for total, part in zip(self.pending, (len(rows), rows.sum(0), rows.T @ rows), strict=True):
+        count = torch.tensor(len(rows), dtype=torch.float64)
+        for total, part in zip(self.pending, (count, rows.sum(0), rows.T @ rows), strict=True):
             total += part
 
     @torch.no_grad()

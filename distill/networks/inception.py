@@ -7,7 +7,9 @@ Weights are not shipped: give a safetensors file of them under their usual names
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ class Mixed(nn.Module):
     """Branches side by side. Each is a chain of layers: (name, width, kernel), or "average", "maximum" for a pool; a chain may
     end in two layers that both read what comes before. stride: of every branch's last layer, which then has no padding."""
 
-    def __init__(self, inputs: int, *branches: tuple, stride: int = 1):
+    def __init__(self, inputs: int, *branches: Sequence[Any], stride: int = 1):
         super().__init__()
         self.branches, self.stride, self.width = [], stride, 0
         for branch in branches:

@@ -47,5 +47,5 @@ class AdversarialConsistencyObjective(LatentDiscriminatorObjective, LatentConsis
         if not self.config.consistency_weight:
             x0 = self.predict(models["student"], z_t, t, condition, scale).x0
             return self.with_adversarial_loss(models, x0, condition, draws, None)
-        prediction, *beside = self.consistency(models, z_t, i, condition, scale)
-        return self.with_adversarial_loss(models, prediction.x0, condition, draws, (beside[0], beside[1]))
+        prediction, consistency, logged = self.consistency(models, z_t, i, condition, scale)
+        return self.with_adversarial_loss(models, prediction.x0, condition, draws, (consistency, logged))

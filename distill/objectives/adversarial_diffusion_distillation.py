@@ -14,7 +14,7 @@ camera's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
         if self.config.penalty:
             on_real = sum(logits[:count].mean(1) for logits in heads)
             gradients = torch.autograd.grad(on_real.sum(), maps, create_graph=True)
-            penalty = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
+            penalty: Any = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
             total = total + self.config.penalty * penalty
             logged["penalty"] = penalty.detach()
         return total, logged

@@ -8,7 +8,7 @@ learns the same from a quarter of the pixels); the end sees whole pictures, bord
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.losses.distances import psnr
 from distill.objectives.bases.objective import Objective
-from distill.types import Batch, Draws, Phase, Preview, Role
+from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.nn.registry import Config
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class AutoencoderObjective(Objective):
     """Role "autoencoder" trains, with an average of its weights."""
 
     def __init__(self, config: AutoencoderObjectiveConfig, network: nn.Module, source: Source | None = None):
-        if config.crop % network.factor:
-            raise ValueError(f"crop is {config.crop}; it must be divisible by the autoencoder's factor, {network.factor}.")
-        self.config, self.factor = config, network.factor
+        autoencoder: Any = network
+        if config.crop % autoencoder.factor:
+            raise ValueError(f"crop is {config.crop}; it must be divisible by the autoencoder's factor, {autoencoder.factor}.")
+        self.config, self.factor = config, autoencoder.factor
         self.roles = {"autoencoder": Role(network)}
         self.source = source
 
@@ -67,12 +68,12 @@ class AutoencoderObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        images = batch.images
+        images = pictures_of(batch)
         size = self.crop_size(step, min(images.shape[-2:]))
         if size < max(images.shape[-2:]):
             images = random_crops(images, size, draws.uniform("crop", (2,)))
         images = images.contiguous(memory_format=torch.channels_last)
-        network = self.roles["autoencoder"].network
+        network: Any = self.roles["autoencoder"].network
         shape = (network.channels, images.shape[2] // self.factor, images.shape[3] // self.factor)
         noise = self.config.noise * draws.normal("noise", shape, images.device)
         y, z = models["autoencoder"](images, noise)
@@ -86,7 +87,8 @@ class AutoencoderObjective(Objective):
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """Originals, then their reconstructions."""
-        images = torch.cat([batch.images, models["autoencoder"](batch.images)[0].float().clamp(-1, 1)])
+        images = pictures_of(batch)
+        images = torch.cat([images, models["autoencoder"](images)[0].float().clamp(-1, 1)])
         return images, ["original"] * len(batch) + ["decoded"] * len(batch)
 
     @torch.no_grad()
@@ -95,6 +97,6 @@ class AutoencoderObjective(Objective):
         if self.source is None:
             return {}
         network = models["autoencoder"]
-        images = self.source.batch(range(MEASURED)).images.to(next(network.parameters()).device)
+        images = pictures_of(self.source.batch(range(MEASURED))).to(next(network.parameters()).device)
         y, z = network(images)
         return {"psnr": psnr(y.float(), images).item(), "latent_std": z.float().std().item()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.objectives.bases.objective import Objective
-from distill.types import Batch, Draws, Phase, Role
+from distill.types import Batch, Draws, Phase, Role, encoded
 from gen.models.components import load_component
 from gen.models.folder import PathConfig, RectifiedFlowPath
 from gen.nn.registry import Config
@@ -43,8 +43,9 @@ class ClassifierObjective(Objective):
     def __init__(self, config: ClassifierConfig, network: nn.Module, source: Source | None = None):
         self.config, self.path = config, config.path.build()
         names = getattr(source, "concepts", None) or getattr(getattr(source, "source", None), "concepts", None)
-        count = network.config.num_classes
-        network.set_labels(names if names is not None else [str(label) for label in range(count)])
+        classifier: Any = network
+        count = classifier.config.num_classes
+        classifier.set_labels(names if names is not None else [str(label) for label in range(count)])
         self.autoencoder = load_component(config.autoencoder, "autoencoder") if config.autoencoder else None
         self.roles = {"classifier": Role(network)}
 
@@ -53,9 +54,7 @@ class ClassifierObjective(Objective):
         """The x0 of a batch (B, C, h, w): scaled latents, or the pictures themselves."""
         if batch.latents is not None:
             return batch.latents.float() * self.config.latent_scale
-        if self.autoencoder is None:
-            return batch.images
-        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.config.latent_scale
+        return encoded(batch.images, self.autoencoder, self.config.latent_scale)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

@@ -8,8 +8,9 @@ equations).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from distill.losses import distances as losses
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.objectives.bases.objective import Objective
-from distill.types import Batch, Draws, Phase, Role, drop_labels
+from distill.types import Batch, Draws, Phase, Role, drop_labels, encoded
 from gen.models.components import save_component
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
@@ -50,6 +51,16 @@ class CollaborateConfig(Config):
     weight: losses.Weight = "truncated_snr"
     max_weight: float = Field(default=25.0, gt=0)
     drop_label: float = Field(default=0.1, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The influence of a member, which is known already."""
+
+    logits: Tensor
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
+        return self.logits
 
 
 class CollaborateObjective(Objective):
@@ -85,14 +96,12 @@ class CollaborateObjective(Objective):
         """The x0 of a batch (B, C, h, w), float32."""
         if batch.latents is not None:
             return batch.latents.float() * self.latent_scale
-        if self.autoencoder is None:
-            return batch.images  # type: ignore[return-value]
-        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.latent_scale  # type: ignore[union-attr]
+        return encoded(batch.images, self.autoencoder, self.latent_scale)
 
     @torch.no_grad()
     def member_condition(self, batch: Batch, member: MemberConfig, device: torch.device) -> Condition:
         """What a member knows of a batch."""
-        encoder = self.opened[member.model].parts.get("text_encoder")
+        encoder: Any = self.opened[member.model].parts.get("text_encoder")
         if encoder is not None:
             captions = list(batch.captions or [""] * len(batch)) if member.reads == "caption" else [""] * len(batch)
             read = {text: encoder.to(device).condition(text) for text in dict.fromkeys(captions)}
@@ -114,7 +123,7 @@ class CollaborateObjective(Objective):
         for i, (member, condition) in enumerate(zip(self.config.models, conditions, strict=True)):
             network = models[self.role_of[member.model]]
             denoiser = self.opened[member.model].config.denoiser(network, torch.float32)
-            members.append(Collaborator(denoiser, lambda x, level, told, i=i: logits[:, i : i + 1], condition))
+            members.append(Collaborator(denoiser, _Share(logits[:, i : i + 1]), condition))
         return CollaborativeDiffusion(tuple(members))(x, level, Condition(), Context()), logits
 
     def loss(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from distill.losses.coupling import CouplingConfig, couple
 from distill.losses.levels import TimeConfig, draw_levels, log_density
 from distill.losses.loss_weighting import Weighting
 from distill.objectives.bases.objective import Objective
-from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label
+from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, encoded, knows_no_label
 from gen.models.components import load_component
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, learns_variance, write_model
 from gen.nn.registry import Config
@@ -116,8 +116,8 @@ class DiffusionObjective(Objective):
         self.config = config
         self.path = config.path.build()
         self.roles = {"denoiser": Role(network)}
-        self.autoencoder = load_component(config.autoencoder, "autoencoder") if config.autoencoder else None
-        self.text_encoder = load_component(config.text_encoder, "text_encoder") if config.text_encoder else None
+        self.autoencoder: Any = load_component(config.autoencoder, "autoencoder") if config.autoencoder else None
+        self.text_encoder: Any = load_component(config.text_encoder, "text_encoder") if config.text_encoder else None
 
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
         config = self.config
@@ -136,9 +136,7 @@ class DiffusionObjective(Objective):
         """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""
         if batch.latents is not None:
             return batch.latents.float() * self.config.latent_scale
-        if self.autoencoder is None:
-            return batch.images
-        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.config.latent_scale
+        return encoded(batch.images, self.autoencoder, self.config.latent_scale)
 
     def known_inputs(self, batch: Batch) -> Batch:
         """The batch with nothing but what the network is told of it: what it is not must not decide which noise is whose."""
@@ -171,7 +169,7 @@ class DiffusionObjective(Objective):
             return p - q * ratio
 
         if config.weighting is None:
-            return on_x0(config.loss) / on_x0(config.prediction)
+            return on_x0(config.loss or config.prediction) / on_x0(config.prediction)
         weight = config.weighting.on_x0(ratio**2, lambda: log_density(config.time, self.path, level))
         return weight.sqrt() / on_x0(config.prediction)
 
@@ -249,7 +247,7 @@ class DiffusionObjective(Objective):
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """A model folder that `Generator.from_pretrained` opens."""
-        network = models["denoiser"]
+        network: Any = models["denoiser"]
         config = ModelConfig(
             path=self.config.path,
             prediction=self.config.prediction,

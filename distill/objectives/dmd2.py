@@ -124,6 +124,7 @@ class DistributionMatchingObjective(RolloutObjective):
     @torch.no_grad()
     def _standardize(self, critic: Critic, source: Source, count: int = 64) -> None:
         """Show the heads the first samples of the data as they will see them, at rising levels."""
+        assert critic.heads is not None
         batch = source.batch(range(count))
         draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
         condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)

@@ -9,7 +9,7 @@ vendors never seen are recognised as well; those of the held-out archive are onl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +54,11 @@ class EvaluatorObjective(Objective):
     def __init__(self, config: EvaluatorObjectiveConfig, network: nn.Module, source: Source | None = None):
         if source is None or not getattr(source, "concepts", None):
             raise ValueError("The evaluation network learns a data source's labels; give data of type emoji.")
-        text_encoder = load_component(config.text_encoder, "text_encoder")
+        text_encoder: Any = load_component(config.text_encoder, "text_encoder")
         with torch.no_grad():
-            network.set_labels(source.concepts, text_encoder.pooled(source.concepts))
+            concepts: Any = getattr(source, "concepts", None)
+            evaluator: Any = network
+            evaluator.set_labels(concepts, text_encoder.pooled(concepts))
         self.config, self.text_encoder = config, text_encoder
         self.roles = {"evaluator": Role(network), "text_encoder": Role(text_encoder, trains=False, ema=False)}
         self._held_out: tuple[Tensor, Tensor] | None = None
@@ -64,7 +66,7 @@ class EvaluatorObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        network = self.roles["evaluator"].network
+        network: Any = self.roles["evaluator"].network
         images = network.resize(batch.images)
         with torch.autocast(images.device.type, enabled=False):
             noise = draws.normal_like("noise", images)
@@ -76,9 +78,10 @@ class EvaluatorObjective(Objective):
         embedded, labels, texts = embedded.float(), texts[:count].float(), texts[count:].float()
 
         logits = scale * embedded @ labels.T
-        classification = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
-        said = [i for i, caption in enumerate(batch.captions) if caption.strip()]
-        same = torch.tensor([[batch.captions[i] == batch.captions[j] for j in said] for i in said], device=logits.device)
+        classification = F.cross_entropy(logits, torch.as_tensor(batch.labels), label_smoothing=self.config.label_smoothing)
+        texts_given = batch.captions or ()
+        said = [i for i, caption in enumerate(texts_given) if caption.strip()]
+        same = torch.tensor([[texts_given[i] == texts_given[j] for j in said] for i in said], device=logits.device)
         matching = contrastive(embedded[said], texts[said], scale, same) if len(said) > 1 else logits.new_zeros(())
         top1 = (logits.argmax(1) == batch.labels).float().mean()
         loss = classification + self.config.caption_weight * matching
@@ -89,7 +92,7 @@ class EvaluatorObjective(Objective):
         """Top-1 and top-5 accuracy, among all labels, on the held-out archive's pictures on white."""
         if self.config.held_out is None:
             return {}
-        network = models["evaluator"]
+        network: Any = models["evaluator"]
         if self._held_out is None:
             pictures, labels = read_pictures(self.config.held_out, network.config.size)
             known = {label: index for index, label in enumerate(network.labels)}

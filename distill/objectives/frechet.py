@@ -98,13 +98,14 @@ class FrechetObjective(LatentConsistencyObjective):
         """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;
         differentiable in x0."""
         with torch.autocast(x0.device.type, torch.bfloat16):
-            images = in_range(self.decode(x0)) if self.of_pictures else None
+            images = in_range(self.decode(x0)) if self.of_pictures else x0
             found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
             return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}
 
     @torch.no_grad()
     def _populations(self, source: Any, size: int = 32) -> dict[str, Population]:
-        config, found = self.config, {name: [] for name in self.names}  # type: dict[str, list[Tensor]]
+        config = self.config
+        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for start in tqdm(range(0, config.reference, size), desc="features of the data", unit="batch"):
             batch = source.batch(range(start, min(start + size, config.reference)))
             draws, x0 = Draws(0, batch.index, "reference"), self.clean(batch)
@@ -133,7 +134,8 @@ class FrechetObjective(LatentConsistencyObjective):
 
     def frechet(self, x0: Tensor, drawn: Tensor, condition: Condition, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """(the loss of those rows (B,) that are drawn from pure noise, what to log)."""
-        noise, logged = draws.normal_like("noise", x0), {}
+        noise = draws.normal_like("noise", x0)
+        logged: dict[str, Tensor] = {}
         if not drawn.any():
             return 0 * x0.sum(), logged  # with a gradient: nothing else may have one
         errors = []

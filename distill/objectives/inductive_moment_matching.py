@@ -99,9 +99,9 @@ class MomentMatchingObjective(StudentObjective):
         with torch.no_grad():
             from_r = self.jump(unwrap(models["student"]), steps.ddim(x0, x_t, t, r), r, s, condition, scale)
         bandwidth = (s.alpha * t.sigma - t.alpha * s.sigma)[::count]  # |c_out|, t - s on a rectified flow
-        groups = [v.flatten(1).unflatten(0, (-1, count)) for v in (from_t, from_r)]
+        groups_t, groups_r = (v.flatten(1).unflatten(0, (-1, count)) for v in (from_t, from_r))
         compared = alike(batch, count, x0.device)
-        discrepancy = mmd(*groups, bandwidth, compared)
+        discrepancy = mmd(groups_t, groups_r, bandwidth, compared)
         logged = {"mmd": discrepancy.detach().mean(), "compared": compared.float().mean()}
         return (self.weight(t)[::count].to(discrepancy) * discrepancy).mean(), logged
 

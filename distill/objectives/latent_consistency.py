@@ -43,7 +43,7 @@ class LatentConsistencyObjective(RegressionObjective):
     """See the module."""
 
     config: LatentConsistencyConfig
-    sampler: ClassVar[str] = "lcm"
+    sampler = "lcm"
     source: ClassVar[str] = "arXiv 2310.04378"
 
     def boundary(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:

@@ -94,8 +94,9 @@ class MeanFlowObjective(StudentObjective):
         """(the condition, which samples (B,) have none), by the data or by drop_label."""
         condition = self.condition(batch, device, draws)
         if condition.tokens is None:
-            none = condition.label is None
-            return condition, torch.ones(len(batch), dtype=torch.bool, device=device) if none else condition.label < 0
+            if condition.label is None:
+                return condition, torch.ones(len(batch), dtype=torch.bool, device=device)
+            return condition, condition.label < 0
         null = torch.tensor([not caption for caption in batch.captions or ()], device=device)
         if self.config.mode == "training":
             dropped = unlabelled(batch, self.config.drop_label, draws).to(device)

@@ -65,7 +65,8 @@ class Points(NamedTuple):
 
     def first(self, count: int) -> Points:
         """The first so many of them."""
-        return Points(*(part if isinstance(part, float | int) else part[:count] for part in self))
+        scale = self.scale if isinstance(self.scale, float | int) else self.scale[:count]
+        return Points(self.x0[:count], self.z[:count], self.angle[:count], self.condition[:count], scale)
 
 
 class LevelWeight(nn.Module):
@@ -74,16 +75,19 @@ class LevelWeight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mlp = TimeMLP(FREQUENCIES, 1, FREQUENCIES)
+        first, last = self.mlp[0], self.mlp[2]
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         g = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            self.mlp[0].weight.copy_(torch.randn(self.mlp[0].weight.shape, generator=g) / FREQUENCIES**0.5)
-            self.mlp[0].bias.zero_()
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+            first.weight.copy_(torch.randn(first.weight.shape, generator=g) / FREQUENCIES**0.5)
+            first.bias.zero_()
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, angle: Tensor) -> Tensor:
         """(B,) -> (B,)."""
-        features = timestep_embedding(1000 * angle, FREQUENCIES).to(self.mlp[0].weight.dtype)
+        weight = self.mlp.get_parameter("0.weight")
+        features = timestep_embedding(1000 * angle, FREQUENCIES).to(weight.dtype)
         return self.mlp(features)[:, 0].float()
 
 

@@ -9,7 +9,7 @@ The student starts from some of the teacher's own layers (Sanh et al. 2019, arXi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,7 @@ def picked_layers(teacher: TextEncoder, layers: Sequence[int]) -> dict[str, Tens
 
 def common_words(encoder: TextEncoder) -> list[str]:
     """The whole lower-case words of an encoder's vocabulary, the most frequent first."""
+    assert encoder.word_pieces is not None
     return [piece for piece in encoder.word_pieces.pieces if piece.isascii() and piece.isalpha() and len(piece) > 2]
 
 
@@ -84,17 +85,18 @@ class TextObjective(Objective):
     """Role "text_encoder" trains, with an average; role "teacher" is fixed."""
 
     def __init__(self, config: TextObjectiveConfig, network: nn.Module, source: Source | None = None):
-        teacher = load_component(config.teacher, "text_encoder")
-        if len(config.layers) != network.config.layers:
+        teacher: Any = load_component(config.teacher, "text_encoder")
+        student: Any = network
+        if len(config.layers) != student.config.layers:
             raise ValueError(
-                f"layers names {len(config.layers)} layers of the teacher; the student has {network.config.layers}."
+                f"layers names {len(config.layers)} layers of the teacher; the student has {student.config.layers}."
             )
         try:
             network.load_state_dict(picked_layers(teacher, config.layers))
         except RuntimeError as error:
             raise ValueError(f"The student's sizes are not those of the teacher in {config.teacher}: {error}") from None
-        network.set_vocabulary(teacher.word_pieces.pieces)
-        self.config, self.encoder, self.words = config, network, common_words(teacher)
+        student.set_vocabulary(teacher.word_pieces.pieces)
+        self.config, self.encoder, self.words = config, student, common_words(teacher)
         self.roles = {"text_encoder": Role(network), "teacher": Role(teacher, trains=False, ema=False)}
 
     def loss(
@@ -102,7 +104,7 @@ class TextObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         made = phrases(self.words, draws.uniform("phrase", (4,)))
         use = draws.uniform("source") < self.config.phrases
-        texts = [p if u or not c else c for p, c, u in zip(made, batch.captions, use.tolist(), strict=True)]
+        texts = [p if u or not c else c for p, c, u in zip(made, batch.captions or (), use.tolist(), strict=True)]
         ids, mask = self.encoder.tokenize(texts)
         with torch.no_grad():
             target = models["teacher"](ids, mask).float()

@@ -40,12 +40,12 @@ class TrajectoryConsistencyObjective(RegressionObjective):
     """See the module."""
 
     config: TrajectoryConsistencyConfig
-    sampler: ClassVar[str] = "tcd"
+    sampler = "tcd"
     source: ClassVar[str] = "arXiv 2402.19159"
 
     def __init__(self, config: Any, network: nn.Module, source: Any = None, teacher: Any = None):
         super().__init__(config, network, source, teacher)
-        self.sampler_options = {"eta": config.eta}  # type: ignore[misc]
+        self.sampler_options = {"eta": config.eta}
 
     def indices(self, draws: Draws, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(the number of level s, which is one below t's; the number of level e, at most s's), both (B,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,15 +38,16 @@ class Muon(torch.optim.Muon):
     dtype = torch.bfloat16
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in alike.items():
-                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad)) for p in parameters]
-                grads = [p.grad for p in parameters]
+                grads = [p.grad for p in parameters if p.grad is not None]
+                states = [self.state[p] for p in parameters]
+                buffers = [s.setdefault("momentum_buffer", torch.zeros_like(g)) for s, g in zip(states, grads, strict=True)]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 wanted = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
                 # a shard of a matrix has another SVD, so every process orthogonalises whole ones
@@ -55,8 +56,9 @@ class Muon(torch.optim.Muon):
                 # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 updates = [shard_like(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, updates, alpha=-rate)
+                weights: list[Tensor] = list(parameters)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, updates, alpha=-rate)
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -77,7 +79,12 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
-        shared = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "eps": config.eps}
+        shared: dict[str, Any] = {
+            "lr": config.lr,
+            "betas": config.betas,
+            "weight_decay": config.weight_decay,
+            "eps": config.eps,
+        }
         groups = self._by_rate(rest, getattr(network, "rates", {}), config.lr)
         if rest and config.type == "radam":
             self.parts.append(torch.optim.RAdam(groups, **shared, decoupled_weight_decay=True, foreach=True))
@@ -85,27 +92,27 @@ class Optimizer:
             self.parts.append(torch.optim.AdamW(groups, **shared, fused=True))
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
 
-    def _by_rate(self, parameters: list[Tensor], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:
+    def _by_rate(self, parameters: list[nn.Parameter], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:
         """Groups of one learning rate: `lr` times what a network's `rates` say of a parameter, 1 where they say nothing.
 
         Sharded ones are in groups of their own, as a fused update takes one kind of tensor.
         """
-        groups: dict[tuple[float, bool], list[Tensor]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in parameters:
             groups.setdefault((rates.get(self.names[parameter], 1.0), is_sharded(parameter)), []).append(parameter)
         return [{"params": members, "lr": lr * rate} for (rate, _), members in groups.items()]
 
     @property
-    def copies(self) -> list[Tensor]:
+    def copies(self) -> Sequence[Tensor]:
         """What it updates besides the parameters."""
         return []
 
     @property
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> Sequence[Tensor]:
         """What takes as much memory as the gradients of an update."""
         return self.parameters
 
-    def backward(self, loss: Tensor, last: bool, inputs: list[Tensor] | None = None) -> None:
+    def backward(self, loss: Tensor, last: bool, inputs: Sequence[Tensor] | None = None) -> None:
         """Add a loss's gradients to those of `inputs` (none: all that it depends on). last: of the update's micro-batches."""
         loss.backward(inputs=inputs)
 
@@ -144,7 +151,8 @@ class Optimizer:
         `keep` let go of each tensor before the next."""
         state = {}
         for part in self.parts:
-            for parameter, slots in part.state.items():
+            slots_of: Any = part.state
+            for parameter, slots in slots_of.items():
                 for slot, value in slots.items():
                     whole = full(torch.as_tensor(value))
                     if keep:

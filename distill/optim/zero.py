@@ -9,7 +9,7 @@ its own. What is saved is whole and by parameter, so that a run goes on with any
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,14 +65,14 @@ class ZeroOptimizer(Optimizer):
         self.engine = Engine(None, LossGate(network), self.part, config=told, config_class=DeepSpeedConfig(told))
 
     @property
-    def copies(self) -> list[Tensor]:
+    def copies(self) -> Sequence[Tensor]:
         return [share for share, _ in self._shares()]
 
     @property
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> Sequence[Tensor]:
         return self.copies if self.engine.zero_optimization_stage() == 2 else self.parameters
 
-    def backward(self, loss: Tensor, last: bool, inputs: list[Tensor] | None = None) -> None:
+    def backward(self, loss: Tensor, last: bool, inputs: Sequence[Tensor] | None = None) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         super().backward(self.engine(loss), last, inputs)
 
@@ -128,7 +128,7 @@ class ZeroOptimizer(Optimizer):
 
 def _places(parameter: nn.Parameter) -> tuple[slice, slice] | None:
     """Which part of a parameter lies in this process's share, and where; None for no part of it."""
-    mapping = parameter._hp_mapping
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's
     if mapping is None:
         return None
     own, there = mapping.lp_fragment_address, mapping.hp_fragment_address

@@ -33,5 +33,5 @@ def enable(network: nn.Module) -> int:
     ]
     blocks += [module for name, module in network.named_modules() if name.rpartition(".")[2] == "mid_block"]
     for block in blocks:
-        block.recompute = True
+        block.recompute = True  # type: ignore[assignment]
     return len(blocks)

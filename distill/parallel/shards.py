@@ -27,12 +27,14 @@ def in_shards(network: nn.Module) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, which shares memory with the whole."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor. Every process must call this alike."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
@@ -42,7 +44,8 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
         return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    layout: Any = like
+    return distribute_tensor(value, layout.device_mesh, layout.placements, src_data_rank=None)
 
 
 def unwrap(network: nn.Module) -> nn.Module:

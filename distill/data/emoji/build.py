@@ -101,7 +101,8 @@ def plan(
     matcher = Matcher(concepts, [content["chars"] for content in contents.values()])
     jobs, dropped = [], {}
     for pack in packs:
-        content, reasons = contents[pack.slug], Counter()
+        content = contents[pack.slug]
+        reasons: Counter[str] = Counter()
         visible = [name for name, icon in content["icons"].items() if not icon.get("hidden")]
         reasons["hidden alias"] = len(content["icons"]) - len(visible)
         if pack.numbered:
@@ -112,7 +113,8 @@ def plan(
         for name, code, number in matched:
             concept = concepts.get(code)
             if concept is None or concept.excluded:
-                reasons[concept.excluded if concept else "skin tone, alternative or unknown"] += 1
+                reason = concept.excluded if concept else None
+                reasons[reason or "skin tone, alternative or unknown"] += 1
                 continue
             svg = svg_document(content["icons"][name], content.get("width", 16), content.get("height", 16))
             if svg is None:
@@ -147,8 +149,8 @@ def build(folder: Path, out: Path, families: Sequence[str] = FAMILIES, size: int
     jobs = [job for job in jobs if job.record.label in known and job.record.family in families]
 
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(_render_job, [(job.svg, size) for job in jobs], chunksize=32)
-        results = list(tqdm(results, total=len(jobs), desc="Rendering", unit="picture"))
+        rendering = pool.map(_render_job, [(job.svg, size) for job in jobs], chunksize=32)
+        results = list(tqdm(rendering, total=len(jobs), desc="Rendering", unit="picture"))
     pictures: dict[str, bytes] = {}
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, str):

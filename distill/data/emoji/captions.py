@@ -258,7 +258,7 @@ def write_caption(
 
 def _noun(names: Names, dominant: str | None, colour: str | None, rng: random.Random) -> tuple[str, bool]:
     """(what the object is called, whether it stands without an article)."""
-    kind = rng.choices(list(KINDS), KINDS.values())[0]
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     # a label that names a colour knows better than the pixels: a black cat may be drawn in dark blue
     own_colour = names.base_label != names.label
     if colour is None and kind == "coloured" and dominant and not own_colour and dominant not in names.held_out:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.data.emoji.packs import KEYWORDS, NAMES, locate, read_members
 from distill.data.errors import DataError
@@ -73,7 +74,8 @@ def read_concepts(folder: Path) -> dict[str, Concept]:
     shortcode_files = [f"en/shortcodes/{name}.json" for name in SHORTCODES]
     base = read_members(locate(NAMES, folder), ["en/data.json", "meta/groups.json", *shortcode_files])
     library = read_members(locate(KEYWORDS, folder), ["dist/emoji-en-US.json"])["dist/emoji-en-US.json"]
-    groups, shortcodes = base["meta/groups.json"], {}
+    groups = base["meta/groups.json"]
+    shortcodes: dict[str, Any] = {}
     for file in shortcode_files:
         for code, names in base[file].items():
             shortcodes.setdefault(normalise(code), []).extend([names] if isinstance(names, str) else names)

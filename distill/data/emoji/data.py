@@ -205,7 +205,8 @@ class EmojiData:
             return Variant(index)
         rng = random.Random(fold(0, "variant", self.records[index].file_name, k))
         wants_colour, wants_background = rng.random() < self.config.recolor, rng.random() < self.config.background
-        color, background = rng.choice(_COLOUR_NAMES), rng.choice(_BACKGROUND_NAMES)
+        color: str | None = rng.choice(_COLOUR_NAMES)
+        background: str | None = rng.choice(_BACKGROUND_NAMES)
         if not (wants_colour and self.recolourable[index]) or color in self.names[index].held_out:
             color = None
         # an object of the background's colour could not be seen, and white is the background by default
@@ -243,6 +244,7 @@ class EmojiData:
     def scene(self, counter: int) -> tuple[Scene, str]:
         """What sample `counter` shows when drawings are placed anew, and its caption."""
         config = self.config.scenes
+        assert config is not None
         rng = random.Random(fold(self.seed, "scene", counter))
         ((index, k),) = self.choose([counter])
         variant = self.variant(index, k)
@@ -262,7 +264,7 @@ class EmojiData:
         return Scene((thing,), variant.background), self.caption(variant, counter)
 
     def _flip(self, index: int, rng: random.Random) -> bool:
-        return rng.random() < self.config.scenes.flip and self.mirrored[index]
+        return self.config.scenes is not None and rng.random() < self.config.scenes.flip and self.mirrored[index]
 
     def _pair(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
         """The thing of a variant and another of the same style."""
@@ -303,9 +305,9 @@ class EmojiData:
         """The drawings of things, in their colours: (M, 4, size, size) in [0, 1]."""
         index = torch.tensor([thing.index for thing in things])
         rgba = self.pictures[index].float().div_(255)
-        rows = [i for i, thing in enumerate(things) if thing.color is not None]
-        if rows:
-            colours = [things[i].color for i in rows]
+        coloured = {i: thing.color for i, thing in enumerate(things) if thing.color is not None}
+        if coloured:
+            rows, colours = list(coloured), list(coloured.values())
             rgba[rows, :3] = recolour(rgba[rows, :3], self.palette, index[rows], colours)
         return rgba
 

@@ -201,7 +201,7 @@ def read_members(path: Path, members: Sequence[str], optional: Sequence[str] = (
                     raise DataError(f"{path}: {member.name} is a link or appears twice, which no published package does.")
                 if member.size > MEMBER_LIMIT:
                     raise DataError(f"{path}: {member.name} is larger than {MEMBER_LIMIT >> 20} MiB.")
-                found[name] = json.loads(tar.extractfile(member).read())
+                found[name] = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]  # a regular file has contents
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise

@@ -81,7 +81,7 @@ class NoisyClassifier(nn.Module):
         self.head = nn.Linear(inputs, config.num_classes)
         nn.init.zeros_(self.head.weight)
         self.labels: tuple[str, ...] = ()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, angle: Tensor) -> Tensor:
         """Logits (B, N), float32 or wider, of variance-preserving x (B, C, H, W) at angles atan(sigma / alpha) (B,)."""

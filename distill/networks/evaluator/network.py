@@ -65,7 +65,7 @@ class Evaluator(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(3.0))
         self.labels: tuple[str, ...] = ()
         self.register_buffer("label_sentences", torch.zeros(0, config.text_dim), persistent=False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def resize(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) brought to the network's own size."""
@@ -140,4 +140,6 @@ def load_evaluator(folder: Path | str | None = None) -> Evaluator:
             "This installation has no evaluation network. Train one with "
             "python -m distill.train configs/default/evaluator.yaml, and give its folder."
         )
-    return load_component(SHIPPED if folder is None else folder, "evaluator")
+    network = load_component(SHIPPED if folder is None else folder, "evaluator")
+    assert isinstance(network, Evaluator)
+    return network

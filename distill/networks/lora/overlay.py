@@ -77,13 +77,15 @@ class LowRankWeight(ReplacedWeight):
 class LoraNetwork(nn.Module):
     """`base` with trainable low-rank changes. Called as the base is; the same function as the base at the start (B = 0)."""
 
+    base: nn.Module
+
     def __init__(self, base: nn.Module, config: LoraConfig):
         super().__init__()
         self.lora, self.scale = config, (config.alpha or config.rank) / config.rank
         object.__setattr__(self, "base", base)  # not a submodule: neither its parameters nor its weights are ours
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name in find_layers(base, config.targets, key="lora.targets"):
-            weight = base.get_submodule(name).weight
+            weight = base.get_parameter(f"{name}.weight")
             generator = torch.Generator().manual_seed(fold(0, "lora", name))
             bound = 1 / math.sqrt(weight.shape[1])  # peft's and the paper's code: kaiming_uniform with a = sqrt(5)
             down = (2 * torch.rand(config.rank, weight.shape[1], generator=generator) - 1) * bound
@@ -109,7 +111,7 @@ class LoraNetwork(nn.Module):
 
     def changed(self, name: str) -> LowRankWeight:
         """W + scale B A of a layer, kept as its three parts."""
-        weight = self.base.get_submodule(name).weight.detach()
+        weight = self.base.get_parameter(f"{name}.weight").detach()
         return LowRankWeight.of(weight, self.down[_key(name)], self.up[_key(name)], self.scale)
 
     @torch.no_grad()

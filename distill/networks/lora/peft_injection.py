@@ -85,12 +85,13 @@ def widened(parameter: nn.Parameter) -> nn.Parameter:
     """The parameter itself, in float32 or wider: small updates vanish in bfloat16."""
     if parameter.dtype != torch.float64:
         parameter.data = parameter.data.float()
-    return parameter.requires_grad_(True)
+    parameter.requires_grad_(True)
+    return parameter
 
 
 def _check_ranks(network: nn.Module, config: AdapterConfig, names: list[str]) -> None:
     for name in names if config.type != "oft" else ():
-        shape = network.get_submodule(name).weight.shape
+        shape = network.get_parameter(f"{name}.weight").shape
         highest = min(shape[0], math.prod(shape[1:]))
         if config.rank > highest and config.type in ("lora", "rslora", "dora"):
             raise ValueError(
@@ -103,7 +104,7 @@ def peft_config(config: AdapterConfig, names: list[str]) -> Any:
     """The same settings in peft's words."""
     import peft
 
-    alpha = config.rank if config.alpha is None else config.alpha
+    alpha: Any = config.rank if config.alpha is None else config.alpha
     alpha = int(alpha) if float(alpha).is_integer() else alpha
     if config.type == "loha":
         return peft.LoHaConfig(r=config.rank, alpha=alpha, target_modules=names, use_effective_conv2d=config.conv)
@@ -192,7 +193,7 @@ class _Weight(nn.Module):
 
 def _rotated(base: nn.Module, rotation: Tensor) -> Tensor:
     """The weight that a layer has when its input is rotated: W R^T, as peft merges it."""
-    weight = base.weight.float()
+    weight = base.get_parameter("weight").float()
     flat = (rotation.float() @ weight.flatten(1).T).T
     return flat.reshape(weight.shape).contiguous()
 

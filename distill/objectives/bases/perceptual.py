@@ -36,7 +36,7 @@ class PerceptualObjective(StudentObjective):
         super().__init__(config, network, source, teacher)
         if config.perceptual or config.distance == "perceptual":
             self.teacher.check_draws_pictures("leave perceptual out")
-            self.maps = load_feature_maps(config.features)
+            self.maps: Any = load_feature_maps(config.features)
 
     def beside(self, found: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """(B,): a distance between clean images a and b with that of features beside it; None: the latter alone."""

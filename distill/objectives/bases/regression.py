@@ -53,6 +53,6 @@ class RegressionObjective(PerceptualObjective):
         if self.config.distance in ("l2", "perceptual"):
             return losses.average(self.distance(a, b), weight)
         root = expand(weight.sqrt().to(a), a)
-        apart = self._apart(root * a, root * b)
+        apart: Any = self._apart(root * a, root * b)
         seen = self.config.perceptual * self.perceptual_error(a, b) if self.config.perceptual else 0.0
         return (apart + weight.to(apart) * seen).mean(), {"error": apart.detach().mean()}

@@ -6,7 +6,7 @@ the others what it itself would have come to, or noised data.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +36,7 @@ class RolloutObjective(StudentObjective):
     """See the module."""
 
     config: Any
-    sampler: ClassVar[str] = "lcm"
+    sampler = "lcm"
 
     def start(self, draws: Draws, device: torch.device) -> Tensor:
         """(B,) int64: the number of the level where each sample starts, `steps` being the noisiest."""

@@ -5,7 +5,7 @@ Images or latents x are (B, C, H, W); levels hold one value per sample, (B,).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.checkpointing.digests import digest, weights_digest
-from distill.types import Batch
+from distill.types import Batch, encoded
 from gen.models.folder import ModelConfig, Option
 from gen.models.options import DTYPES
 from gen.models.pretrained import find_model, load_model
@@ -65,9 +65,9 @@ class Teacher:
     """
 
     model: ModelConfig
-    network: nn.Module
-    autoencoder: nn.Module | None = None
-    text_encoder: nn.Module | None = None
+    network: Any
+    autoencoder: Any = None
+    text_encoder: Any = None
     name: str = "unnamed"
     weights: Mapping[str, str] = field(default_factory=dict)
 
@@ -107,9 +107,7 @@ class Teacher:
         """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""
         if batch.latents is not None:
             return batch.latents * self.model.latent_scale
-        if self.autoencoder is None:
-            return batch.images
-        return self.autoencoder.to(batch.images.device).encode(batch.images).float() * self.model.latent_scale
+        return encoded(batch.images, self.autoencoder, self.model.latent_scale)
 
     @torch.no_grad()
     def condition(self, batch: Batch, device: torch.device) -> Condition:
@@ -173,7 +171,7 @@ def predict_guided(
     level: NoiseLevel,
     condition: Condition,
     scale: Scale = 1.0,
-    interval: Sequence[float] | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Guided:
     """The prediction under classifier-free guidance (arXiv 2207.12598, equation 6, whose w is scale - 1); `cond` is the one
     without.
