@@ -18,7 +18,8 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from gen.cli import canvas, kinds, pictures
+from gen.cli import canvas, pictures
+from gen.cli import tasks as kinds
 from gen.cli.energies import ENERGIES
 from gen.cli.options import (
     Device,

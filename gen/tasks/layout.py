@@ -477,7 +477,7 @@ def unpack_mask(text: str | None, size: tuple[int, int], region: int) -> Tensor:
 
 
 def layout(generator: Caller, layout: Any, **call: Any) -> Output:
-    """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout.LayoutSpec`), or the path of a
+    """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout_spec.LayoutSpec`), or the path of a
     YAML or
     JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from the
     layout where it has them, and what no region covers from its background."""

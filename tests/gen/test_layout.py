@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from gen.tasks.layout_masks import pack_mask, unpack_mask
+from gen.tasks.layout_spec import read_spec
 from PIL import Image
 
 from gen.adapters import Adapter, Delta
@@ -14,7 +16,7 @@ from gen.generator import Generator
 from gen.io.errors import RecipeError
 from gen.nn.conditions import join
 from gen.pipeline.png import read_recipe
-from gen.tasks.layout import Layout, pack_mask, place, read_spec, unpack_mask, windows
+from gen.tasks.layout import Layout, place, windows
 from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
 from samplers.guidance import ClassifierFree
 from samplers.multi_model.masks import rest, soften
