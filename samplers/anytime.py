@@ -70,7 +70,7 @@ def anytime(
         image = sample(denoiser, solver, x, inner, condition, noise=fork_noise(noise, "anytime", step), context=context)
         yield State(image, inner[-1], step + 1, evaluations=(context.evaluations - before) / x.shape[0])
         if t.sigma:
-            x = _outer(x, image, s, t, noise(s, t), transition)
+            x = _outer(x, image, s, t, noise(s, t), transition)  # Algorithm 1 (arXiv 2305.19066): the outer step
 
 
 def _outer(x: Tensor, x0: Tensor, s: NoiseLevel, t: NoiseLevel, z: Tensor, transition: str) -> Tensor:

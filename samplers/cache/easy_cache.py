@@ -68,7 +68,7 @@ class EasyCache:
             return first
 
         moved = _size(x - before.x)
-        change = before.change + before.rate * moved / _size(before.v)
+        change = before.change + before.rate * moved / _size(before.v)  # arXiv 2507.02860: the accumulated estimate
         due = ~(change < self.threshold) if contains(self.interval, level) else torch.ones_like(change, dtype=torch.bool)
         mask = due.reshape(-1, *[1] * (x.ndim - 1))
         v, variance = x + before.offset, before.variance

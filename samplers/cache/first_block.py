@@ -81,4 +81,4 @@ class FirstBlockCache:
     def _same(self, added: Tensor, last: Tensor) -> Tensor:
         """(B,) bool: the first block adds much what it added when all blocks ran."""
         change, size = ((v.abs().flatten(1).float().mean(1)) for v in (added - last, last))
-        return change < self.threshold * size
+        return change < self.threshold * size  # the relative change of TeaCache (arXiv 2411.19108), of one block

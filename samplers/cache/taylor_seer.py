@@ -78,12 +78,12 @@ def _differences(added: Tensor, logsnr: float, before: tuple[float, list[Tensor]
     result = [added]
     if before is not None and math.isfinite(logsnr - before[0]) and logsnr != before[0]:
         for previous in before[1][:order]:
-            result.append((result[-1] - previous) / (logsnr - before[0]))
+            result.append((result[-1] - previous) / (logsnr - before[0]))  # its finite differences
     return result
 
 
 def _forecast(differences: list[Tensor], distance: float) -> Tensor:
     result = differences[0]
     for i, difference in enumerate(differences[1:], start=1):
-        result = result.add(difference, alpha=distance**i / math.factorial(i))
+        result = result.add(difference, alpha=distance**i / math.factorial(i))  # the Taylor series of arXiv 2503.06923
     return result

@@ -165,6 +165,7 @@ class Blend:
         """Of the canvas x, or of the mean of the rows that were given."""
         if self.canvas.group is not None:
             self._share(self.canvas.group)
+        # equation 5 (arXiv 2302.08113)
         mean, row, level = {name: total / self.total for name, total in self.sums.items()}, self.row, self.level
         assert row is not None
         x = mean.get("x", x)

@@ -119,6 +119,7 @@ class SyncDiffusion(SolverWrapper):
         target = read_x0(still).detach()
         for chunk in canvas.chunks(len(x), [i for i in range(count) if i != anchor]):
             rows = canvas.placed.crop(x, chunk)
+            # Algorithm 1 (arXiv 2306.05178): the move of a window
             rows = rows - weight * self._slope(canvas, rows, target, chunk, level, condition, context)
             blend.add(chunk, canvas.evaluate(rows, chunk, level, condition, context), rows)
         return blend

@@ -65,7 +65,7 @@ class SyncTweedies:
             raise ValueError(f"{len(x)} rows are not {len(self.views)} views each; start from project(views, noise).")
         own = context.memo("view conditions", (self.views, condition), lambda: conditions(self.views, condition, len(x)))
         said = self.denoiser(x, level, own, context.fork("views"))
-        return said.with_x0(project(self.views, unproject(self.views, said.x0)))
+        return said.with_x0(project(self.views, unproject(self.views, said.x0)))  # equation 8 (arXiv 2403.14370)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def shares(count: int, turn: int = 0, decay: float = DECAY) -> tuple[float, floa
     """
     c = (count - 0.5) * decay**turn if count > 1 else 1.0
     other = count / (c + count - 1)
-    return c * other, other
+    return c * other, other  # arXiv 2502.04923: the dominant adapter's weight
 
 
 @dataclass(frozen=True)

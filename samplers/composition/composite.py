@@ -48,4 +48,4 @@ class Composite:
         if len(names) == 1:
             return predictions[0]
         total = sum(shares.get(name, 1.0) for name in names)
-        return weighted_sum(predictions, [shares.get(name, 1.0) / total for name in names])
+        return weighted_sum(predictions, [shares.get(name, 1.0) / total for name in names])  # LoRA composite (arXiv 2402.16843)

@@ -138,7 +138,7 @@ def _implicit_step(
     guess = kept
     for _ in range(iterations):
         eps = denoiser(guess, s, condition, context).eps
-        new = torch.add(kept, eps, alpha=s.sigma - keep * t.sigma)
+        new = torch.add(kept, eps, alpha=s.sigma - keep * t.sigma)  # the fixed-point equation of arXiv 2309.04907
         if tolerance is not None:
             change = (new - guess).abs().max().item()
         guess = new

@@ -75,7 +75,7 @@ def repaint(
             state = solver.step(known, replace(state, step=i), here, there, condition, context.at(i), draw)
             state = replace(state, level=there)
             continue
-        keep, spread = renoise_coefficients(here, there)
+        keep, spread = renoise_coefficients(here, there)  # Algorithm 1 (arXiv 2201.09865): the jump back
         z = draw(here, there)
         eps = torch.add(keep * here.sigma / there.sigma * eps, z, alpha=spread / there.sigma)
         known = replace(known, eps=eps)

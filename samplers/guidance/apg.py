@@ -44,12 +44,12 @@ class AdaptiveProjected(TwoBranch):
             name = ("apg", network_id(self.denoiser))
             past = recall(context, name)
             if past and past[-1][1].shape == d.shape:
-                d = d + self.momentum * past[-1][1]
+                d = d + self.momentum * past[-1][1]  # Algorithm 1 (arXiv 2410.02416): momentum
             remember(context, name, d)
         if self.threshold < math.inf:
-            d = d * (self.threshold / inner_product(d, d).sqrt()).clamp(max=1)
-        along = x0 * (inner_product(d, x0) / inner_product(x0, x0).clamp(min=1e-12))
+            d = d * (self.threshold / inner_product(d, d).sqrt()).clamp(max=1)  # its cap on the norm
+        along = x0 * (inner_product(d, x0) / inner_product(x0, x0).clamp(min=1e-12))  # its projection on the conditional image
         update = (d - along) + self.eta * along
-        result = (x0 + expand(scale - 1, x0) * update).to(cond.x.dtype)
+        result = (x0 + expand(scale - 1, x0) * update).to(cond.x.dtype)  # its guided image
         base = cond.with_x0(result)
         return as_guided(base, result, cond, null)

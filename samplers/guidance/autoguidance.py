@@ -53,5 +53,5 @@ class Autoguidance:
         if single and scale == 1:
             return strong if isinstance(strong, Guided) else as_guided(strong, strong.raw, strong)
         weak = self.weak(x, level, condition, context.fork("weak"))
-        raw = lerp(weak.read(strong.row), strong.raw, scale)
+        raw = lerp(weak.read(strong.row), strong.raw, scale)  # arXiv 2406.02507, section 3: D_0 + w (D_1 - D_0)
         return strong.with_raw(raw) if isinstance(strong, Guided) else as_guided(strong, raw, strong, weak)

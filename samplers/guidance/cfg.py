@@ -47,7 +47,7 @@ class ClassifierFree(TwoBranch):
         return as_guided(null, null.raw, None, null)
 
     def combine(self, cond: Prediction, null: Prediction, scale: Scalar, context: Context) -> Prediction:
-        raw = lerp(null.raw, cond.raw, scale)
+        raw = lerp(null.raw, cond.raw, scale)  # equation 6 with scale = 1 + w (arXiv 2207.12598)
         if self.channels is not None:
             raw = torch.cat([raw[:, : self.channels], cond.raw[:, self.channels :]], dim=1)
         return as_guided(cond, raw, cond, null)

@@ -50,6 +50,7 @@ class CFGZeroStar(TwoBranch):
         row = self.path.rate(cond.level)
         v_cond, v_null = at_least_float32(cond.read(row)), at_least_float32(null.read(row))
         if self.optimised:
+            # Algorithm 1 (arXiv 2503.18886): s*
             v_null = v_null * (inner_product(v_cond, v_null) / inner_product(v_null, v_null).clamp(min=1e-12))
-        v = lerp(v_null, v_cond, scale).to(cond.x.dtype)
+        v = lerp(v_null, v_cond, scale).to(cond.x.dtype)  # its guided velocity
         return Guided(cond.x, cond.level, v, row, cond.variance, cond, null)

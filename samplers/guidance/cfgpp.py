@@ -44,6 +44,7 @@ class CFGPlusPlus(SolverWrapper):
         result = step.by(self.inner, replace(state, prediction=null), denoiser=last)
         final = last.guided[-1]
         move = final.x0 - (_null(final) or final).x0
+        # Algorithm 2 (arXiv 2406.08070): only the image is guided
         return replace(result, x=torch.add(result.x, move, alpha=step.t.alpha), prediction=guided)
 
 

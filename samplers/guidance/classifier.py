@@ -69,5 +69,5 @@ class ClassifierGuided:
         # raw = a x0 + b eps with x kept: a move of eps by -sigma g moves x0 by (sigma^2 / alpha) g
         a, b = prediction.row
         alpha = level.alpha if not isinstance(level.alpha, Tensor) else torch.where(level.alpha > 0, level.alpha, 1.0)
-        weight = scale * level.sigma * (a * level.sigma / alpha - b)
+        weight = scale * level.sigma * (a * level.sigma / alpha - b)  # equation 14 (arXiv 2105.05233) on raw
         return prediction.with_raw(prediction.raw + expand(weight, x) * gradient)

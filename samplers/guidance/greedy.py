@@ -93,7 +93,7 @@ class Greedy:
                 value = log_density(self.heuristic, leaf, condition, what="heuristic")
             best.offer(z, value.detach())
             (slope,) = gradients(value, (leaf,), self.heuristic, what="heuristic")
-            z = z + ascent(slope)
+            z = z + ascent(slope)  # Algorithm 2 (arXiv 2404.06025)
             z = x0 + limit_rms(z - x0, self.limit)
         best.offer(z, self._score(z, condition))
 

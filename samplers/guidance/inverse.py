@@ -115,7 +115,7 @@ class Posterior:
         residual = wanted - linear.value
         solution = conjugate_gradients(system, residual.expand_as(linear.value), self.iterations)
         back = linear.adjoint(solution)
-        move = covariance(back) if through else variance * back
+        move = covariance(back) if through else variance * back  # C A^T (A C A^T + noise_std^2)^-1 (y - A D(x)), as above
         return detach_prediction(prediction, x).with_x0(x0.detach() + limit_rms(self.weight * move, self.limit))
 
     def log_likelihood(self, x0: Tensor, condition: Condition) -> Tensor:

@@ -32,6 +32,7 @@ def push_apart(tokens: Tensor, reference: Tensor, scale: float, threshold: float
     best, which = likeness.max(dim=-1)  # over the reference's tokens
     rows = torch.arange(len(reference), device=tokens.device)[:, None].expand(-1, which.shape[1])
     nearest = reference[rows.expand_as(which), which]
+    # section 3 (arXiv 2412.01339): push away
     return torch.where((best > threshold)[..., None], torch.lerp(tokens, nearest, -scale), tokens)
 
 

@@ -73,6 +73,7 @@ class Perturbed(ABC):
         weak = (self.base or self.denoiser)(x, level, condition, changed)
         check_reached(changed, self.hook_name, self.method)
         away = cond.read(strong.row) - weak.read(strong.row)
+        # arXiv 2403.17377, section 4: away from the perturbed network
         raw = strong.raw + expand(self.scale * inside, away) * away
         return strong.with_raw(raw) if isinstance(strong, Guided) else as_guided(strong, raw, strong, weak)
 

@@ -45,7 +45,7 @@ class Recurrent(SolverWrapper):
         for k in range(1, passes):
             if noise is None:
                 raise ValueError("Recurrence adds noise: pass noise=, for instance seeded_noise(seeds, x).")
-            keep, spread = renoise_coefficients(step.t, step.s)
+            keep, spread = renoise_coefficients(step.t, step.s)  # Algorithm 2 (arXiv 2303.09833): time travel
             x = torch.add(keep * after.x, fork_noise(noise, "recurrence", k, "up")(step.s, step.t), alpha=spread)
             again = replace(state, x=x, history=())
             after = step.by(self.inner, again, noise=fork_noise(noise, "recurrence", k))

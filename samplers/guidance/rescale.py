@@ -59,7 +59,7 @@ class Rescale:
         spread, wanted = (_std(v) for v in (guided, cond))
         seen = spread > torch.finfo(guided.dtype).eps * at_least_float32(guided).abs().flatten(1).amax(1).reshape(spread.shape)
         ratio = torch.where(seen, wanted / spread, 1.0)
-        return guided * (self.factor * ratio + (1 - self.factor)).to(guided.dtype)
+        return guided * (self.factor * ratio + (1 - self.factor)).to(guided.dtype)  # equations 15 and 16 (arXiv 2305.08891)
 
 
 def _std(x: Tensor) -> Tensor:

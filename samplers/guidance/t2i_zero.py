@@ -46,7 +46,7 @@ def correct_by_similarities(
         kept = torch.where(likeness > likeness.float().quantile(quantile), likeness, 0.0)
         top = kept.max()
         if top > 0:
-            out[c] = (1 - strength) * tokens[c] + strength * (kept / top * near).sum(0)
+            out[c] = (1 - strength) * tokens[c] + strength * (kept / top * near).sum(0)  # Algorithm 1 (arXiv 2310.07419)
     return out
 
 
@@ -74,7 +74,7 @@ def suppress_overlap(maps: Tensor, owners: Tensor, rows: int, columns: int, stre
     claims = claims.masked_fill((belongs.sum(-1) == 0)[:, None, :, None], -1.0)
     wins = F.one_hot(claims.argmax(2), len(names)).to(maps)  # (B, H, L, C)
     keep = torch.einsum("bhlc,bct->bhlt", wins, belongs) + (1 - belongs.sum(1))[:, None, None]
-    return maps * (1 - strength * (1 - keep))
+    return maps * (1 - strength * (1 - keep))  # Algorithm 2 (arXiv 2310.07419)
 
 
 @dataclass(frozen=True)

@@ -155,13 +155,13 @@ class TFG:
         found = gradients(value, (*sources, *((x0,) if mu else ())), self.energy)
         x0, move = x0.detach(), torch.zeros_like(x0)
         if mu:
-            move = mu * found[-1]
+            move = mu * found[-1]  # Algorithm 1 (arXiv 2409.15761): mean guidance, Delta_0
             for _ in range(self.iterations - 1):
                 move = move + mu * self._slope(x0 + move, condition, shifts)
         if self.mu_on == "x":
             move = move / reach
         if rho:  # grad by the variance-preserving x is `total` times that by x, and its alpha is alpha / total
-            move = move + rho * total**2 / (level.alpha * reach) * found[0]
+            move = move + rho * total**2 / (level.alpha * reach) * found[0]  # its variance guidance, Delta_t
         return detach_prediction(prediction, x).with_x0(x0 + limit_rms(move, self.limit))
 
     def _slope(self, z: Tensor, condition: Condition, shifts: list[Tensor]) -> Tensor:

@@ -75,7 +75,7 @@ class Universal:
                 x0 = x0_with_gradient(prediction, self.branch)
                 value = log_density(self.energy, x0, condition)
             (slope,) = gradients(value, (prediction.x,), self.energy)
-            move = self.scale * level.sigma**2 / level.alpha * slope
+            move = self.scale * level.sigma**2 / level.alpha * slope  # Algorithm 1 (arXiv 2302.07121): forward guidance
         else:
             with torch.no_grad():
                 prediction = self.denoiser(x, level, condition, context)
@@ -87,5 +87,5 @@ class Universal:
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 (slope,) = gradients(log_density(self.energy, leaf, condition), (leaf,), self.energy)
-            z = z + self.backward * slope
+            z = z + self.backward * slope  # its backward guidance
         return detach_prediction(prediction, x).with_x0(x0 + limit_rms(z - x0 + move, self.limit))

@@ -60,7 +60,7 @@ class CollaborativeDiffusion:
                     f"The influence of model {i} is {tuple(one.shape)}; it must be one number per pixel, "
                     f"{(len(x), 1, *x.shape[2:])}."
                 )
-        return torch.cat(logits, dim=1).softmax(1)
+        return torch.cat(logits, dim=1).softmax(1)  # equation 3 (arXiv 2304.10530)
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         maps = self.maps(x, level, condition)
@@ -69,7 +69,7 @@ class CollaborativeDiffusion:
             here = with_adapters(context.fork("collaborator", i), member.adapters)
             said = adapt_path(member.denoiser, self.path)(x, level, merge_condition(member.condition, condition), here)
             first = said if first is None else first
-            part = maps[:, i : i + 1].to(said.raw.dtype) * read_as(said, first.row)
+            part = maps[:, i : i + 1].to(said.raw.dtype) * read_as(said, first.row)  # equation 4 (arXiv 2304.10530)
             raw = part if raw is None else raw + part
         assert first is not None and raw is not None
         return first.with_raw(raw)

@@ -173,7 +173,7 @@ class Regions:
                 raw = x.new_zeros(len(x), said.shape[1], *x.shape[2:])
                 variance = None if stacked.variance is None else torch.zeros_like(raw)
             for i, part in zip(group, said.chunk(len(group)), strict=True):
-                _crop(raw, self.regions[i].window).add_(shares[i] * part)
+                _crop(raw, self.regions[i].window).add_(shares[i] * part)  # equation 5 (arXiv 2302.08113)
             if variance is not None and stacked.variance is not None:
                 for i, part in zip(group, stacked.variance.chunk(len(group)), strict=True):
                     _crop(variance, self.regions[i].window).add_(shares[i] * part)

@@ -77,7 +77,7 @@ class UniteAndConquer:
             trusted = away * member.reliability
             if member.scale and trusted:
                 cond, null = both_branches(denoiser, x, level, own, member.negative, here)
-                said += [(member.scale, cond), (-trusted, null)]
+                said += [(member.scale, cond), (-trusted, null)]  # equations 5 and 6 (arXiv 2212.00793)
             elif member.scale:
                 said.append((member.scale, denoiser(x, level, own, here.fork("cond"))))
             elif trusted:

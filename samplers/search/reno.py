@@ -68,7 +68,7 @@ def reno(
             leaf = z.detach().requires_grad_(i < iterations)
             images = generate(leaf)
             rewards = log_density(reward, images)
-            objective = rewards + regularisation * log_radius(leaf).to(rewards)
+            objective = rewards + regularisation * log_radius(leaf).to(rewards)  # equations 3 to 6 (arXiv 2406.04312)
         tried.append(rewards.detach())
         best = _better(best, (z, images.detach(), rewards.detach()))
         if i < iterations:

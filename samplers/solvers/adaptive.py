@@ -197,7 +197,7 @@ class Adaptive:
             )
             tried = lower / there.alpha
             scale = (self.rtol * torch.maximum(tried.abs(), low.abs())).clamp(min=self.atol)
-            off = (tried - higher / there.alpha) / scale
+            off = (tried - higher / there.alpha) / scale  # Algorithm 3 (arXiv 2206.00927): the error of a trial
             error = (off if row is None else off[row]).square().mean().sqrt().item()
             pace, accepted = self._control(pace, error, here)
             if accepted:
@@ -230,7 +230,7 @@ class Adaptive:
             * newest ** (-(self.pcoeff + 2 * self.dcoeff) / unit)
             * oldest ** (self.dcoeff / unit)
         )
-        factor = 1 + math.atan(f - 1)
+        factor = 1 + math.atan(f - 1)  # the PID controller of k-diffusion
         accepted = factor >= self.accept_safety
         return (
             replace(

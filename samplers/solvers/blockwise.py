@@ -111,7 +111,7 @@ class Blockwise:
         if self.ending == "bounded" and not is_bounded(weights, h, step_weights(h, (0.0,), self.predict, "exact")):
             x = self._linear(state.x, levels[-2:], readings[-2:], t)
             return replace(state, x=x, prediction=prediction, carry=_Block(state.x, levels[-1:], readings[-1:], x))
-        x = advance(block.start, start, t, keep, self.predict, readings, weights)
+        x = advance(block.start, start, t, keep, self.predict, readings, weights)  # (3.4) or (9), see `singlestep`
         return replace(state, x=x, prediction=prediction, carry=_Block(block.start, levels, readings, x))
 
     def _linear(self, x: Tensor, levels: tuple[NoiseLevel, ...], readings: tuple[Tensor, ...], t: NoiseLevel) -> Tensor:

@@ -59,7 +59,7 @@ class Consistency:
         spread = self.s_noise * t.alpha * math.sqrt(excess)
         z = _need(noise)(s, t) if spread else None
         prediction = evaluate(denoiser, state, s, condition, context)
-        x = t.alpha * prediction.x0
+        x = t.alpha * prediction.x0  # Algorithm 1 (arXiv 2303.01469)
         return replace(state, x=x if z is None else torch.add(x, z, alpha=spread), prediction=prediction)
 
 
@@ -101,9 +101,9 @@ class TCD:
         spread = t.alpha * math.sqrt(max(noise_ratio(t) ** 2 - noise_ratio(below) ** 2, 0.0)) if below is not t else 0.0
         z = _need(noise)(s, t) if spread else None
         prediction = evaluate(denoiser, state, s, condition, context)
-        x = below.mix(prediction.x0, prediction.eps)
+        x = below.mix(prediction.x0, prediction.eps)  # Algorithm 4 (arXiv 2402.19159): down to s'
         if z is not None:
-            x = torch.add(t.alpha / below.alpha * x, z, alpha=spread)
+            x = torch.add(t.alpha / below.alpha * x, z, alpha=spread)  # and up to t
         return replace(state, x=x, prediction=prediction)
 
     def below(self, path: Path, t: NoiseLevel) -> NoiseLevel:
@@ -158,4 +158,4 @@ class BoundaryScaled:
         u = self.timestep_scaling * (len(self.denoiser.path.table) * level.t - 1)  # type: ignore[attr-defined]
         total = u**2 + self.sigma_data**2
         c_skip, c_out = self.sigma_data**2 / total, u / total**0.5
-        return prediction.with_x0(expand(c_skip, x) * x + expand(c_out, x) * prediction.x0)
+        return prediction.with_x0(expand(c_skip, x) * x + expand(c_out, x) * prediction.x0)  # equation 9 (arXiv 2310.04378)

@@ -60,6 +60,7 @@ class DDPM:
             forget = -math.expm1(2 * (s.logsnr - t.logsnr))  # 1 - (r_t / r_s)^2, the share of x0 in the mean
             x = forget * x
             if s.alpha:
+                # equation 7 (arXiv 2006.11239): the posterior mean
                 x = torch.add(x, state.x, alpha=(t.sigma / s.sigma) ** 2 * s.alpha / t.alpha)
             if noise is not None and self.s_noise:
                 x = x + self.s_noise * self._std(prediction.variance, s, t, forget) * noise(s, t)
@@ -80,4 +81,4 @@ class DDPM:
                 "variance='learned_range' needs a network with a variance output (twice x's channels) and this one has none: "
                 "choose fixed_small or fixed_large."
             )
-        return math.sqrt(small * large) * (0.5 * math.log(large / small) * learned).exp()
+        return math.sqrt(small * large) * (0.5 * math.log(large / small) * learned).exp()  # equation 15 (arXiv 2102.09672)

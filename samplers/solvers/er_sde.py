@@ -122,7 +122,7 @@ class ERSDE:
         prediction = evaluate(denoiser, state, s, condition, context)
         history = state.remember(s, prediction.x0, self.order)
 
-        x = keep * state.x if keep else torch.zeros_like(state.x)
+        x = keep * state.x if keep else torch.zeros_like(state.x)  # equation (1), term by term
         r_s, r_t, nodes = noise_ratio(s), noise_ratio(t), [0.0]
         points = [history[-1]]
         for e in reversed(history[:-1]):

@@ -62,5 +62,5 @@ class ExponentialHeun:
         x = arrive([first.x0], (-math.expm1(-span),))
         if not math.isinf(span):
             second = denoiser(x, t, condition, context)
-            x = arrive([first.x0, second.x0], adams_weights(span, (0.0, 1.0)))
+            x = arrive([first.x0, second.x0], adams_weights(span, (0.0, 1.0)))  # equation (1) of `Multistep`, x0 linear
         return replace(state, x=x, prediction=first)

@@ -40,4 +40,4 @@ class FlowMap:
         end = torch.full((len(state.x),), float(t.t), device=state.x.device)
         told = replace(condition, extra={**condition.extra, "target_time": end})
         prediction = evaluate(denoiser, state, s, told, context)
-        return replace(state, x=t.mix(prediction.x0, prediction.eps), prediction=prediction)
+        return replace(state, x=t.mix(prediction.x0, prediction.eps), prediction=prediction)  # equation 12 (arXiv 2505.13447)

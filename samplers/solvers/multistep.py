@@ -187,7 +187,7 @@ class Multistep:
             for step, change in self.correction(history, left and left + 1).items():
                 weights[step] = weights.get(step, 0.0) + keep * change
 
-        x = keep * state.x if keep else torch.zeros_like(state.x)
+        x = keep * state.x if keep else torch.zeros_like(state.x)  # equation (1) or (2), term by term
         for evaluation in history:
             if weight := weights.get(evaluation.step):
                 x = torch.add(x, self._read(evaluation, s, t), alpha=weight)
@@ -240,6 +240,7 @@ class Multistep:
         s, t = past[-1].level, new.level
         if math.isinf(t.logsnr - s.logsnr):
             return {}
+        # the corrector: the same integral through one point more
         points, nodes = self._behind(past, s, t, self.corrector_order - 1, left)
         change = self._weigh([*points, new], [*nodes, 1.0], s, t)
         for step, weight in self.weights(past, s, t, left).items():

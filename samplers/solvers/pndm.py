@@ -87,7 +87,7 @@ class PNDM:
             middle = denoiser.path((s.t + t.t) / 2)
             second = eps_at(first.eps, middle)
             third = eps_at(second, middle)
-            eps = (first.eps + 2 * (second + third) + eps_at(third, t)) / 6
+            eps = (first.eps + 2 * (second + third) + eps_at(third, t)) / 6  # equation 13 (arXiv 2202.09778)
         history = state.remember(s, first.x0, 4, first.eps)
         return replace(state, x=transfer(state.x, eps, s, t), prediction=first, history=history)
 
@@ -110,7 +110,7 @@ class PNDM:
             return denoiser(to(v, level), level, condition, context).v
 
         if warm:
-            weights = uniform_weights(tuple(-float(i) for i in range(len(kept))))
+            weights = uniform_weights(tuple(-float(i) for i in range(len(kept))))  # the weights of equation 12
             mean = sum((w * v for w, (_, v) in zip(weights, reversed(kept), strict=True)), torch.zeros_like(state.x))
         elif self.warmup == "heun":
             mean = (first.v + v_at(first.v, t)) / 2

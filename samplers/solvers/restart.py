@@ -60,6 +60,7 @@ class Restart(SolverWrapper):
             assert noise is not None
             source, upward, top = fork_noise(noise, "restart", k), fork_noise(noise, "restart", k, "up"), levels[0]
             spread = top.alpha * math.sqrt(noise_ratio(top) ** 2 - noise_ratio(t) ** 2)
+            # Algorithm 1 (arXiv 2306.14878): up to sigma_max
             x = torch.add(top.alpha / t.alpha * state.x, upward(t, top), alpha=spread)
             # numbered so that the last one is this step: what it leaves in the history is what the next step goes on from
             run = replace(self.inner.init(x), level=top, step=now + 1 - self.steps)

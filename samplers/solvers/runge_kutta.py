@@ -68,7 +68,7 @@ class RungeKutta:
         first = evaluate(denoiser, state, s, condition, context)
         if t.sigma == 0:
             return replace(state, x=t.mix(first.x0, first.eps), prediction=first)
-        slopes = [first.flow(path)]
+        slopes = [first.flow(path)]  # equation 1 (arXiv 2210.02747): dx/dt = flow
         for node, row in zip(tableau.nodes[1:], tableau.rows[1:], strict=True):
             level = t if node == 1 else path(s.t + node * dt)
             slopes.append(denoiser(_along(state.x, dt, slopes, row), level, condition, context).flow(path))

@@ -63,7 +63,7 @@ def advance(
 ) -> Tensor:
     """Equation (1) or (2) from s to t. `keep` is the factor of x_s in (1): sigma_t / sigma_s, less if noise is to be added."""
     kept, scale = (keep, t.alpha) if predict == "x0" else (t.alpha / s.alpha, keep * s.sigma)
-    x = kept * x if kept else torch.zeros_like(x)
+    x = kept * x if kept else torch.zeros_like(x)  # equation (1) or (2), term by term
     for reading, weight in zip(readings, weights, strict=True):
         if weight:
             x = torch.add(x, reading, alpha=scale * weight)

@@ -49,7 +49,7 @@ class EulerCFGPlusPlus(SolverWrapper):
         guided = evaluate(step.denoiser, state, step.s, step.condition, step.context)
         x = step.t.alpha * guided.x0
         if keep:
-            x = torch.add(x, state.x - step.s.alpha * null_branch(guided).x0, alpha=keep)
+            x = torch.add(x, state.x - step.s.alpha * null_branch(guided).x0, alpha=keep)  # Algorithm 2 (arXiv 2406.08070)
         if spread and step.noise is not None:
             x = torch.add(x, step.noise(step.s, step.t), alpha=spread)
         return replace(state, x=x, prediction=guided)

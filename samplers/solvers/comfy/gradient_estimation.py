@@ -44,5 +44,5 @@ class GradientEstimation(SigmaSolver):
             dt = t.sigma - s.sigma
             x = prediction.x0 + t.sigma * slope.eps if self.cfg_pp else state.x + dt * slope.eps
             for before in (e.eps for e in noisier(state, s, 1) if e.eps is not None):
-                x = x + (self.gamma - 1) * dt * (slope.eps - before)
+                x = x + (self.gamma - 1) * dt * (slope.eps - before)  # equation 15 (arXiv 2306.04848)
         return replace(state, x=x, prediction=prediction, history=history)

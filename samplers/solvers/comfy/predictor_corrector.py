@@ -121,7 +121,7 @@ class StochasticAdams(SolverWrapper):
         used = min(self.order, points) if left is None else min(self.order, points, max(left, 1))
         tau2, h = self._tau2(path, t), t.logsnr - s.logsnr
         known = [Evaluation(state.step, s, prediction.x0), *before[: used - 1]]
-        x = t.sigma / s.sigma * math.exp(-tau2 * h) * x
+        x = t.sigma / s.sigma * math.exp(-tau2 * h) * x  # equation 14 (arXiv 2309.05019)
         x = add_weighted(x, [e.x0 for e in known], x0_weights([e.level for e in known], s, t, tau2, "exact"))
         if tau2 and self.s_noise:
             if step.noise is None:

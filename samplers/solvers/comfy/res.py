@@ -54,7 +54,7 @@ class RESMultistep(SigmaSolver):
             node = (math.log(was) - math.log(before[0].level.sigma)) / h if was else -math.inf
             new, old = adams_weights(h, (0.0, node)) if node > -math.inf else (-math.expm1(-h), 0.0)
             x = state.x + (guided.x0 - led.x0) if self.cfg_pp else state.x
-            x = math.exp(-h) * x + new * led.x0 + old * before[0].x0
+            x = math.exp(-h) * x + new * led.x0 + old * before[0].x0  # equation 8 (arXiv 2308.02157)
         if up and self.s_noise:
             if step.noise is None:
                 raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
