@@ -18,8 +18,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from gen.cli import canvas, pictures
-from gen.cli import tasks as kinds
+from gen.cli import canvas, pictures, tasks
 from gen.cli.energies import ENERGIES
 from gen.cli.options import (
     Device,
@@ -80,7 +79,7 @@ def _common(
 
 
 pictures.add(app)  # image, replay
-kinds.add(app)  # restore, layout, ambiguous
+tasks.add(app)  # restore, layout, ambiguous
 
 
 @app.command()

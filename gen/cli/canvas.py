@@ -6,11 +6,13 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from gen.cli.groups import grouped
 from gen.cli.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
 from gen.cli.output import OutputTarget, exit_code, save_all, say
 
@@ -35,6 +37,34 @@ Option = Annotated[
 Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative; repeatable.")]
 Model = Annotated[str, typer.Option(help="default, a model folder of ours or diffusers', or a hub id (owner/name).")]
 
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """What all three commands take."""
+
+    window: Window = None
+    stride: Stride = None
+    weights: Weights = "linear"
+    shift_from: ShiftFrom = None
+    window_batch: WindowBatch = 8
+    number: Number = 1
+    seed: Seed = None
+    steps: Steps = None
+    sampler: Sampler = None
+    schedule: Schedule = None
+    guidance_scale: GuidanceScale = None
+    negative: Negative = None
+    guidance: Guidance = None
+    cache: Cache = None
+    option: Option = None
+    lora: Lora = None
+    model: Model = "default"
+    output: Output = None
+    device: Device = None
+    dtype: Dtype = None
+    quiet: Quiet = False
+
+
 KINDS = ("sampler", "schedule", "guidance", "cache")
 
 
@@ -44,6 +74,7 @@ def add(app: typer.Typer) -> None:
         app.command()(command)
 
 
+@grouped
 def panorama(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One, or several along the width.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. [default: four windows wide, one tall]")] = None,
@@ -52,34 +83,15 @@ def panorama(
     ] = "none",
     sync: Annotated[float, typer.Option(help="SyncDiffusion: how strongly windows are brought together; 0 is not.")] = 0.0,
     sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures, lpips:FILE.")] = "latent",
-    window: Window = None,
-    stride: Stride = None,
-    weights: Weights = "linear",
-    shift_from: ShiftFrom = None,
-    window_batch: WindowBatch = 8,
-    number: Number = 1,
-    seed: Seed = None,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    guidance_scale: GuidanceScale = None,
-    negative: Negative = None,
-    guidance: Guidance = None,
-    cache: Cache = None,
-    option: Option = None,
-    lora: Lora = None,
-    model: Model = "default",
-    output: Output = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
+    run: WindowOptions = WindowOptions(),
 ) -> int:
     """Make a picture of any size: windows denoised together, which flow into one another."""
     width, height = sides("--size", size) or (None, None)
     own = {"width": width, "height": height, "circular": circular, "sync": sync, "sync_distance": sync_distance}
-    return _run("panorama", (), list(prompts or []) or None, " ".join(prompts or []), own, locals())
+    return _run("panorama", (), list(prompts or []) or None, " ".join(prompts or []), own, run)
 
 
+@grouped
 def outpaint(
     picture: Picture,
     prompt: Prompt = None,
@@ -88,62 +100,23 @@ def outpaint(
     top: Annotated[int, typer.Option(help="Likewise.")] = 0,
     bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
     recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
-    window: Window = None,
-    stride: Stride = None,
-    weights: Weights = "linear",
-    shift_from: ShiftFrom = None,
-    window_batch: WindowBatch = 8,
-    number: Number = 1,
-    seed: Seed = None,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    guidance_scale: GuidanceScale = None,
-    negative: Negative = None,
-    guidance: Guidance = None,
-    cache: Cache = None,
-    option: Option = None,
-    lora: Lora = None,
-    model: Model = "default",
-    output: Output = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
+    run: WindowOptions = WindowOptions(),
 ) -> int:
     """Paint around a picture, which stays as it is to the pixel."""
     own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
-    return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, locals())
+    return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, run)
 
 
+@grouped
 def upscale(
     picture: Picture,
     prompt: Prompt = None,
     scale: Annotated[float, typer.Option(help="How many times as wide and tall.")] = 2.0,
     strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
-    window: Window = None,
-    stride: Stride = None,
-    weights: Weights = "linear",
-    shift_from: ShiftFrom = None,
-    window_batch: WindowBatch = 8,
-    number: Number = 1,
-    seed: Seed = None,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    guidance_scale: GuidanceScale = None,
-    negative: Negative = None,
-    guidance: Guidance = None,
-    cache: Cache = None,
-    option: Option = None,
-    lora: Lora = None,
-    model: Model = "default",
-    output: Output = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
+    run: WindowOptions = WindowOptions(),
 ) -> int:
     """Make a picture larger: enlarged, partly noised, denoised in windows."""
-    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, locals())
+    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, run)
 
 
 def sides(name: str, text: str | None) -> tuple[int, int] | None:
@@ -194,22 +167,22 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
     return torch.distributed.group.WORLD, torch.distributed.get_rank() == 0, one[0]
 
 
-def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> int:
-    """Generate and save; returns the exit code. given: the arguments of the command."""
-    target = OutputTarget.of(given["output"])
-    call: dict[str, Any] = {**options_of(given["option"] or [])}
+def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], run: WindowOptions) -> int:
+    """Generate and save; returns the exit code. own: the arguments that are the command's own."""
+    target = OutputTarget.of(run.output)
+    call: dict[str, Any] = {**options_of(run.option or [])}
     for name in ("window", "stride"):
-        both = sides(f"--{name}", given[name])
+        both = sides(f"--{name}", getattr(run, name))
         call[name] = None if both is None else (both[1], both[0])
     for name in ("weights", "shift_from", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
-        call[name] = given[name]
-    quiet = given["quiet"]
+        call[name] = getattr(run, name)
+    quiet = run.quiet
 
     from gen.cli.lora import open_with
 
     group, first_process, call["seed"] = _processes(call["seed"])
     quiet = quiet or not first_process
-    generator = open_with(given["lora"] or [], given["model"], given["device"], given["dtype"], quiet)
+    generator = open_with(run.lora or [], run.model, run.device, run.dtype, quiet)
     call |= _subject(generator, method, prompt) | {"group": group}
     start = time.perf_counter()
 
@@ -218,9 +191,9 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
             *pictures,
             **own,
             **call,
-            num_inference_steps=given["steps"],
-            negative_prompt=given["negative"],
-            num_images_per_prompt=given["number"],
+            num_inference_steps=run.steps,
+            negative_prompt=run.negative,
+            num_images_per_prompt=run.number,
             progress=not quiet,
             on_images=(lambda batch: save_all(batch, target, label)) if first_process else None,
         )

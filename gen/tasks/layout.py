@@ -9,24 +9,22 @@ so that a replay needs no file. Boxes are (left, top, width, height); masks lie 
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from gen.nn.conditions import pad_tokens, with_picture_size
-from gen.nn.registry import describe
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
 from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task
+from gen.tasks.layout_masks import box_in_pixels, box_mask, mask_on_latents, pack_mask, read_region_mask, unpack_mask
+from gen.tasks.layout_spec import LayoutSpec, UnknownPrompt, read_spec
 from samplers.denoiser import Condition
 from samplers.multi_model.masks import Box, rest, soften
 from samplers.multi_model.regions import Bootstrap, Region, Regions
@@ -35,96 +33,10 @@ if TYPE_CHECKING:
     from gen.models.model import Model
     from samplers.denoiser import Denoiser
 
-MAX_REGIONS = 64
-MAX_MASK = 100_000  # characters
 BACKGROUND = "background"
 LEAST = 1 / 512  # of a background that is worth evaluating
 # grey levels and colours that regions begin on: (red, green, blue) in [-1, 1]
 COLOURS = ((1.0, 1.0, 1.0), (0.6, 0.6, 0.6), (0.7, 0.85, 1.0), (0.8, 1.0, 0.8), (1.0, 0.9, 0.7), (1.0, 0.8, 0.8))
-Number = Annotated[float, Field(ge=0, le=16_384)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-
-
-class RegionSpec(_Strict):
-    """One region of a layout.
-
-    prompt: its text, or use: the name of one in the layout's prompts. box: left, top, width, height, in pixels, or as shares of
-    the picture where all four are at most 1; mask: an array (h, w) or tensor in [0, 1] instead, or a file in a layout file;
-    colour: the colour that it has in the layout's painting. soft: how far its edge fades, pixels. weight: against others where
-    they overlap. guidance_scale, negative_prompt, adapters: its own; None is the picture's.
-    """
-
-    prompt: str | None = Field(default=None, max_length=10_000)
-    use: str | None = None
-    box: tuple[Number, Number, Number, Number] | None = None
-    mask: Any = None
-    colour: str | None = None
-    soft: float | None = Field(default=None, ge=0, le=1024)
-    weight: float = Field(default=1.0, gt=0, le=1e6)
-    guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    negative_prompt: str | None = Field(default=None, max_length=10_000)
-    adapters: dict[str, float] | None = None
-
-    @model_validator(mode="after")
-    def _one_place(self) -> RegionSpec:
-        places = [name for name in ("box", "mask", "colour") if getattr(self, name) is not None]
-        if len(places) != 1:
-            given = " and ".join(places) or "no place"
-            raise ValueError(f"the region has {given}; give one of box, mask and colour")
-        if (self.prompt is None) == (self.use is None):
-            raise ValueError("give the region a prompt, or use: the name of one of the layout's prompts")
-        return self
-
-
-class LayoutSpec(_Strict):
-    """A whole layout, before it is brought to a picture's size.
-
-    height, width: pixels, None for the model's. background: the prompt of what no region covers (None: regions cover all).
-    prompts: texts by name, for `use`. painting: a picture whose colours say where regions are. soft: of regions without their
-    own. bootstrap: the log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of
-    what the network sees at once, None for what it was trained at. at_once: how many regions go through the network together.
-    """
-
-    height: int | None = Field(None, ge=1, le=16_384)
-    width: int | None = Field(None, ge=1, le=16_384)
-    background: str | None = Field(None, max_length=10_000)
-    prompts: dict[str, str] = {}
-    painting: Any = None
-    regions: tuple[RegionSpec, ...] = Field(min_length=1, max_length=MAX_REGIONS)
-    soft: float = Field(0.0, ge=0, le=1024)
-    bootstrap: float | None = Field(None, ge=-20, le=20)
-    window: int | None = Field(None, ge=1, le=16_384)
-    at_once: int | None = Field(None, ge=1, le=MAX_REGIONS)
-
-
-class UnknownPrompt(ValueError):
-    """A region uses a prompt that the layout lacks; `region` is its number."""
-
-    def __init__(self, region: int, name: str, known: Sequence[str]):
-        from samplers.lookup import nearest
-
-        near = nearest(name, known)
-        hint = f" Did you mean {near!r}?" if near else ""
-        there = f"it has {', '.join(known)}" if known else "it has none"
-        super().__init__(f"region {region} uses the prompt {name!r}, which the layout's prompts lack ({there}).{hint}")
-        self.region = region
-
-
-def read_spec(layout: Any) -> LayoutSpec:
-    """A layout from a mapping; ValueError says which key is wrong."""
-    if isinstance(layout, LayoutSpec):
-        return layout
-    if not isinstance(layout, Mapping):
-        raise ValueError(
-            f"layout is {type(layout).__name__}; give a dict, or read a file with gen.tasks.layout_file.read_layout."
-        )
-    try:
-        return LayoutSpec(**layout)
-    except ValidationError as error:
-        raise ValueError(f"The layout is not valid: {describe(error)}.") from None
 
 
 def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecord:
@@ -140,12 +52,12 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
             raise UnknownPrompt(i, region.use, list(spec.prompts))
         box = mask = None
         if region.box is not None:
-            box = _pixels(region.box, height, width, i)
+            box = box_in_pixels(region.box, height, width, i)
         else:
             if region.colour is not None and painted is None:
                 raise ValueError(f"Region {i} has the colour {region.colour!r}, but the layout has no painting; give one.")
-            found = _read_mask(region.mask, i) if region.colour is None else painted[region.colour]  # type: ignore[index]
-            mask = pack_mask(_to_latents(found, height, width, factor), i)
+            found = read_region_mask(region.mask, i) if region.colour is None else painted[region.colour]  # type: ignore[index]
+            mask = pack_mask(mask_on_latents(found, height, width, factor), i)
         prompt = region.prompt if region.use is None else spec.prompts[region.use]
         assert prompt is not None  # a region without one is refused
         records.append(
@@ -207,7 +119,7 @@ class Layout(Task):
         record, size = self.layout, (self.height // factor, self.width // factor)
         masks = []
         for i, region in enumerate(record.regions):
-            own = _box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
+            own = box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
             masks.append(soften(own, region.soft / factor))
         left = rest(masks)
         left = torch.where(left < LEAST, 0.0, left)  # what rounding leaves between soft edges needs no network
@@ -396,81 +308,6 @@ def plain_latents(model: Model) -> Tensor:
     side = 8 * model.factor
     latents = model.autoencoder.encode(colours.expand(-1, -1, side, side)).float() * model.config.latent_scale
     return latents[..., 2:-2, 2:-2].mean((2, 3), keepdim=True)
-
-
-# ---- masks ----
-
-
-def _pixels(box: tuple[float, float, float, float], height: int, width: int, region: int) -> tuple[float, float, float, float]:
-    """(left, top, width, height) in pixels, inside the picture."""
-    left, top, wide, tall = box
-    if max(box) <= 1:
-        left, top, wide, tall = left * width, top * height, wide * width, tall * height
-    if wide <= 0 or tall <= 0:
-        raise ValueError(f"The box {list(box)} of region {region} is empty; give [left, top, width, height].")
-    if left + wide > width + 1e-6 or top + tall > height + 1e-6:
-        raise ValueError(
-            f"The box {list(box)} of region {region} reaches outside the picture of {width} x {height}; "
-            "[left, top, width, height] are pixels, or shares of the picture where all are at most 1."
-        )
-    return left, top, wide, tall
-
-
-def _box_mask(box: tuple[float, float, float, float], height: int, width: int, factor: int) -> Tensor:
-    """How much of each latent cell a box of pixels covers."""
-
-    def covered(start: float, length: float, cells: int) -> Tensor:
-        edge = torch.arange(cells + 1, dtype=torch.float64) * factor
-        inside = (torch.clamp(edge[1:], max=start + length) - torch.clamp(edge[:-1], min=start)).clamp(min=0)
-        return (inside / factor).clamp(max=1)
-
-    left, top, wide, tall = box
-    mask = covered(top, tall, height // factor)[:, None] * covered(left, wide, width // factor)[None]
-    mask = torch.where(mask < 1e-6, 0.0, mask)
-    return mask[None, None].float()
-
-
-def _read_mask(mask: Any, region: int) -> Tensor:
-    """(1, 1, H, W) in [0, 1]."""
-    from gen.io.images import read_picture
-
-    return read_picture(f"The mask of region {region}", mask, "L")
-
-
-def _to_latents(mask: Tensor, height: int, width: int, factor: int) -> Tensor:
-    """A picture's mask on the grid of latents; ValueError unless it has the picture's size or that of its latents."""
-    size = tuple(mask.shape[-2:])
-    if size == (height, width):
-        return F.avg_pool2d(mask, factor)
-    if size == (height // factor, width // factor):
-        return mask
-    raise ValueError(
-        f"A mask is {size[1]} x {size[0]} pixels, but the picture {width} x {height}; scale one of them so that they agree."
-    )
-
-
-def pack_mask(mask: Tensor, region: int) -> str:
-    """A mask as text: its bytes, compressed."""
-    values = (mask * 255).round().to(torch.uint8)
-    if not bool(values.any()):
-        raise ValueError(f"The mask of region {region} is empty; paint where it is to be, or leave it out.")
-    text = base64.b64encode(zlib.compress(values.contiguous().numpy().tobytes(), 9)).decode()
-    if len(text) > MAX_MASK:
-        raise ValueError(f"The mask of region {region} is too intricate to be kept in a recipe; smooth it, or use fewer greys.")
-    return text
-
-
-def unpack_mask(text: str | None, size: tuple[int, int], region: int) -> Tensor:
-    """(1, 1, h, w) floats in [0, 1]; ValueError for text that is not a mask of this size."""
-    count = size[0] * size[1]
-    try:
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(base64.b64decode(text or "", validate=True), count + 1)  # never more than is needed
-    except (ValueError, zlib.error):
-        raise ValueError(f"The mask of region {region} is damaged; make the picture anew from its layout.") from None
-    if len(raw) != count:
-        raise ValueError(f"The mask of region {region} is not of {size[0]} x {size[1]} cells; its recipe is damaged.")
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(1, 1, *size).float() / 255
 
 
 # ---- the method of `Generator` ----

@@ -1,0 +1,46 @@
+"""Options that commands share, in groups: a dataclass of options becomes those options in every command that takes one.
+
+@dataclass(frozen=True)
+class Run:
+    steps: Steps = None
+
+@grouped
+def layout(file: File, run: Run = Run()) -> int: ...      # fewstep layout FILE --steps N
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+
+def grouped(command: Callable[..., int]) -> Callable[..., int]:
+    """A command whose parameters that are dataclasses stand as their fields in its signature, in their place and order."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        group = groups[parameter.name]
+        own = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=own[field.name]
+            )
+            for field in fields(group)
+        ]
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> int:
+        packed = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        return command(**given, **packed)
+
+    flat.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
+    del flat.__wrapped__  # type: ignore[attr-defined]  # whose signature inspect would follow
+    return flat

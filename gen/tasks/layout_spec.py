@@ -1,0 +1,95 @@
+"""What a layout says: prompts by region, checked, before it is brought to a picture's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gen.nn.registry import describe
+from samplers.lookup import nearest
+
+MAX_REGIONS = 64
+Number = Annotated[float, Field(ge=0, le=16_384)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class RegionSpec(_Strict):
+    """One region of a layout.
+
+    prompt: its text, or use: the name of one in the layout's prompts. box: left, top, width, height, in pixels, or as shares of
+    the picture where all four are at most 1; mask: an array (h, w) or tensor in [0, 1] instead, or a file in a layout file;
+    colour: the colour that it has in the layout's painting. soft: how far its edge fades, pixels. weight: against others where
+    they overlap. guidance_scale, negative_prompt, adapters: its own; None is the picture's.
+    """
+
+    prompt: str | None = Field(default=None, max_length=10_000)
+    use: str | None = None
+    box: tuple[Number, Number, Number, Number] | None = None
+    mask: Any = None
+    colour: str | None = None
+    soft: float | None = Field(default=None, ge=0, le=1024)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    negative_prompt: str | None = Field(default=None, max_length=10_000)
+    adapters: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> RegionSpec:
+        places = [name for name in ("box", "mask", "colour") if getattr(self, name) is not None]
+        if len(places) != 1:
+            given = " and ".join(places) or "no place"
+            raise ValueError(f"the region has {given}; give one of box, mask and colour")
+        if (self.prompt is None) == (self.use is None):
+            raise ValueError("give the region a prompt, or use: the name of one of the layout's prompts")
+        return self
+
+
+class LayoutSpec(_Strict):
+    """A whole layout, before it is brought to a picture's size.
+
+    height, width: pixels, None for the model's. background: the prompt of what no region covers (None: regions cover all).
+    prompts: texts by name, for `use`. painting: a picture whose colours say where regions are. soft: of regions without their
+    own. bootstrap: the log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of
+    what the network sees at once, None for what it was trained at. at_once: how many regions go through the network together.
+    """
+
+    height: int | None = Field(None, ge=1, le=16_384)
+    width: int | None = Field(None, ge=1, le=16_384)
+    background: str | None = Field(None, max_length=10_000)
+    prompts: dict[str, str] = {}
+    painting: Any = None
+    regions: tuple[RegionSpec, ...] = Field(min_length=1, max_length=MAX_REGIONS)
+    soft: float = Field(0.0, ge=0, le=1024)
+    bootstrap: float | None = Field(None, ge=-20, le=20)
+    window: int | None = Field(None, ge=1, le=16_384)
+    at_once: int | None = Field(None, ge=1, le=MAX_REGIONS)
+
+
+class UnknownPrompt(ValueError):
+    """A region uses a prompt that the layout lacks; `region` is its number."""
+
+    def __init__(self, region: int, name: str, known: Sequence[str]):
+        near = nearest(name, known)
+        hint = f" Did you mean {near!r}?" if near else ""
+        there = f"it has {', '.join(known)}" if known else "it has none"
+        super().__init__(f"region {region} uses the prompt {name!r}, which the layout's prompts lack ({there}).{hint}")
+        self.region = region
+
+
+def read_spec(layout: Any) -> LayoutSpec:
+    """A layout from a mapping; ValueError says which key is wrong."""
+    if isinstance(layout, LayoutSpec):
+        return layout
+    if not isinstance(layout, Mapping):
+        raise ValueError(
+            f"layout is {type(layout).__name__}; give a dict, or read a file with gen.tasks.layout_file.read_layout."
+        )
+    try:
+        return LayoutSpec(**layout)
+    except ValidationError as error:
+        raise ValueError(f"The layout is not valid: {describe(error)}.") from None
