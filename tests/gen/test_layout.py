@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from gen.tasks.layout_masks import pack_mask, unpack_mask
-from gen.tasks.layout_spec import read_spec
 from PIL import Image
 
 from gen.adapters import Adapter, Delta
