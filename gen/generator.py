@@ -13,9 +13,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -34,7 +33,16 @@ from gen.pipeline.recording import recorded_adapters
 from gen.pipeline.run import make_all, make_batch, progress_bar
 from gen.pipeline.settings import Sampling, make_settings, warn_sampler
 from gen.pipeline.subjects import draw_seeds, make_items, read_subjects, unit_noise
-from gen.pipeline.task_table import METHODS, TaskArgs, args_from_recipe, args_of_call, check_keywords, frame_of, with_own_size
+from gen.pipeline.task_table import (
+    METHODS,
+    TaskArgs,
+    TaskMethod,
+    args_from_recipe,
+    args_of_call,
+    check_keywords,
+    frame_of,
+    with_own_size,
+)
 from gen.pipeline.work import check_work
 from samplers.denoiser import Denoiser
 from samplers.path import NoiseLevel
@@ -52,6 +60,10 @@ class Generator(Model):
     arithmetic and the other networks stay float32. `interrupt = True`, set from a callback, ends the call early. Threads may
     share a Generator: one works at a time, and `interrupt` is that call's (`gen.io.threads`).
     """
+
+    if TYPE_CHECKING:  # the methods of tasks, set below
+
+        def __getattr__(self, name: str) -> Any: ...
 
     _colours: Tensor | None = None  # the map of previews, once one was asked for
 
@@ -235,14 +247,8 @@ class Generator(Model):
             done = make_batch(self, batch, settings, output_type, None, bar)
         return Output.of(done.shown[row : row + 1], [done.recipes[row]], output_type)
 
-    def __getattr__(self, name: str) -> Any:
-        """The calls that tasks add: `panorama`, `restore` and the rest of `gen.pipeline.task_table.METHODS`."""
-        if name in METHODS:
-            return partial(METHODS[name].load_method(name), self)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __dir__(self) -> list[str]:
-        return sorted([*super().__dir__(), *METHODS])
-
+for _name, _row in METHODS.items():  # panorama, restore and the like
+    setattr(Generator, _name, TaskMethod(_row, _name))
 
 _KEYWORDS = inspect.signature(Generator.__call__).parameters  # for "did you mean"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.types import Frame, Item, Settings, Task
@@ -80,6 +81,18 @@ TASKS: dict[str, TaskRow] = {
     ),
     "image": TaskRow("gen.tasks.edit", "Edit", ("image", "mask", "strength"), ("start",)),
 }
+
+
+class TaskMethod:
+    """A function of a task as a method of `Generator`; its module is imported when the method is looked at."""
+
+    def __init__(self, row: TaskRow, name: str):
+        self.row, self.name = row, name
+
+    def __get__(self, generator: Any, owner: type | None = None) -> Callable[..., Any]:
+        function = self.row.load_method(self.name)
+        return function if generator is None else MethodType(function, generator)
+
 
 METHODS = {method: row for row in TASKS.values() for method in row.methods}
 
