@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.eval.model_scores import Settings, composition, evaluate, load_text_encoder
+from distill.eval.model_scores import ScoreSettings, composition, evaluate, load_text_encoder
 from distill.eval.report import print_table, write_sheet
 from distill.imports import add_imports, run_imports
 from distill.networks.evaluator.network import load_evaluator
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(given["repeats"], given["per_label"], given["batch_size"], of_reference["reference_steps"]) < 1:
             raise ValueError("--repeats, --per-label, --batch-size and --reference-steps must be at least 1.")
         many = () if steps is None else counts(steps)
-        settings = Settings(**given, model=models[0], steps=many[0] if len(many) == 1 else None)
+        settings = ScoreSettings(**given, model=models[0], steps=many[0] if len(many) == 1 else None)
         if of_reference["reference_model"] is not None or len(models) > 1 or len(many) > 1:
             if wants_composition:
                 raise ValueError("--composition looks at one model at one number of steps, without a reference.")
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compared(
     models: Sequence[str],
     steps: Sequence[int],
-    settings: Settings,
+    settings: ScoreSettings,
     of_reference: dict[str, Any],
     features: str,
     kept: Path,
@@ -123,15 +123,17 @@ def compared(
 ) -> int:
     """Several rows: the table on stdout and in table.md, all numbers in report.json, a line of pictures each in sheet.png."""
     from distill.eval import comparison as compare
-    from distill.eval.references import References
+    from distill.eval.references import ReferencePictures
     from distill.networks.features import load_features
 
-    plan = compare.Plan(tuple(models), tuple(steps), of_reference.pop("reference_model"), **of_reference)
+    plan = compare.ComparisonPlan(tuple(models), tuple(steps), of_reference.pop("reference_model"), **of_reference)
     evaluator, text_encoder = load_evaluator(settings.evaluator), load_text_encoder(settings)
     measured_by = load_features(
         features if features != "evaluator" or not settings.evaluator else f"evaluator:{settings.evaluator}"
     )
-    rows, common, labels = compare.compare(plan, settings, open_model, evaluator, text_encoder, measured_by, References(kept))
+    rows, common, labels = compare.compare(
+        plan, settings, open_model, evaluator, text_encoder, measured_by, ReferencePictures(kept)
+    )
     out.mkdir(parents=True, exist_ok=True)
     lines = [{"model": row.model, **row.numbers} for row in rows]
     write_json(out / "report.json", {"settings": asdict(settings), "plan": asdict(plan), **common, "rows": lines})

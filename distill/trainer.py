@@ -21,7 +21,7 @@ from distill.checkpointing import folder as checkpoints
 from distill.checkpointing.resume import resume
 from distill.config import TrainConfig
 from distill.data.source import Source
-from distill.eval.during_training import Evaluation
+from distill.eval.during_training import TrainingEvaluation
 from distill.eval.validation import Validation
 from distill.logs import Log, check_trackers
 from distill.objectives.bases.objective import Objective
@@ -66,12 +66,12 @@ class Trainer:
         self.step = 0
         self._inputs: dict[str, dict[str, Any]] | None = None
 
-    def _make_evaluation(self, held_out: Source | None) -> Evaluation | None:
+    def _make_evaluation(self, held_out: Source | None) -> TrainingEvaluation | None:
         config = self.config
         if config.evaluation is None or not self._takes_part:
             return None
         shown = self.source if held_out is None else held_out
-        return Evaluation(config, config.evaluation, self.objective, shown, self.accelerator.device)
+        return TrainingEvaluation(config, config.evaluation, self.objective, shown, self.accelerator.device)
 
     def _make_validation(self, held_out: Source | None) -> Validation | None:
         config = self.config
@@ -250,7 +250,7 @@ class Trainer:
         if self._takes_part:
             self.log.write({"step": self.step, **self.objective.measure(self.averaged)})
 
-    def _evaluate(self, evaluation: Evaluation) -> None:
+    def _evaluate(self, evaluation: TrainingEvaluation) -> None:
         from gen.io.contact_sheet import write_png
 
         evaluation.draw(self.averaged)

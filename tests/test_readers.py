@@ -19,7 +19,7 @@ from distill.data import make_source
 from distill.data.emoji.archive import read_archive
 from distill.data.files import read_below
 from distill.data.tar import members
-from distill.eval.references import References
+from distill.eval.references import ReferencePictures
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
 from gen.io import weights as checkpoints
 from gen.io.errors import CheckpointError, opened, read_bytes, read_text
@@ -98,7 +98,7 @@ def test_folders_with_pipes_for_configs(tmp_path):
         with within(5), pytest.raises(CheckpointError, match="not a regular file"):
             read(tmp_path / place)
     key = "ab" * 32
-    kept = References(tmp_path / "kept")
+    kept = ReferencePictures(tmp_path / "kept")
     kept.path(key).parent.mkdir(parents=True)
     os.mkfifo(kept.path(key))
     with within(5):

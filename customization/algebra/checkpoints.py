@@ -18,7 +18,7 @@ from gen.models.skeleton import skeleton
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointPart:
     """A network's file(s), which of its modules an adapter can change, by module name, and the folder's name in the model."""
 
     source: CheckpointFiles
@@ -30,7 +30,7 @@ class Part:
         """A module's name in adapter files."""
         return in_files(self.network, module)
 
-    def at(self, folder: Path) -> Part:
+    def at(self, folder: Path) -> CheckpointPart:
         """The same network with the weights in another folder."""
         return replace(self, source=open_checkpoint(folder))
 
@@ -49,7 +49,7 @@ class Weights:
     """parts: "denoiser" -> its file; tensors are read when they are asked for."""
 
     path: Path
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, CheckpointPart] = field(default_factory=dict)
 
 
 def open_model(folder: Path) -> Weights:
@@ -61,7 +61,7 @@ def open_model(folder: Path) -> Weights:
     for part, network in skeleton(folder).items():
         place = folder / (_backbone(folder) if pipeline and part == "denoiser" else part)
         bare = inner(network)
-        weights.parts[part] = Part(open_checkpoint(place), dict(Index(bare).modules), bare, place.name)
+        weights.parts[part] = CheckpointPart(open_checkpoint(place), dict(Index(bare).modules), bare, place.name)
     if "denoiser" not in weights.parts:
         raise CheckpointError(folder, "has no denoiser; give a model folder of fewstep or a pipeline of diffusers.")
     return weights
@@ -90,7 +90,7 @@ def _backbone(folder: Path) -> str:
     return read_index(folder)[0].backbone
 
 
-def pairs(tuned: Weights, base: Weights) -> Iterator[tuple[str, str, nn.Module, Part, Part]]:
+def pairs(tuned: Weights, base: Weights) -> Iterator[tuple[str, str, nn.Module, CheckpointPart, CheckpointPart]]:
     """(part, module name, module, tuned part, base part) of every layer that both have, part by part.
 
     CheckpointError where the networks have other layers or shapes.
@@ -118,7 +118,7 @@ def pairs(tuned: Weights, base: Weights) -> Iterator[tuple[str, str, nn.Module, 
             raise CheckpointError(base.path, f"names the layers of its {part.replace('_', ' ')} in a way that is not known.")
 
 
-def read_tensor(part: Part, module: str, leaf: str) -> Tensor | None:
+def read_tensor(part: CheckpointPart, module: str, leaf: str) -> Tensor | None:
     """A copy of a module's weight or bias, None where the file has none."""
     key = part.key(module, leaf)
     return None if key is None else part.source.tensor(key)

@@ -20,7 +20,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 WEIGHTS = "adapter.safetensors"  # in the export of formats that are one file
 
 
-class PreviewConfig(Config):
+class AdapterPreviewConfig(Config):
     """The sheet made while training; None: as the model does by default."""
 
     prompts: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class CustomizationConfig(Config):
     prior_weight: float = Field(default=1.0, ge=0)
     format: Format = "diffusers"
     name: str = Field(default="adapter", min_length=1, max_length=200)
-    preview: PreviewConfig = PreviewConfig()
+    preview: AdapterPreviewConfig = AdapterPreviewConfig()
 
     @model_validator(mode="after")
     def _held(self) -> CustomizationConfig:

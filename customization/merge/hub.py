@@ -27,7 +27,7 @@ Loss = Callable[[dict[str, float]], float]
 
 
 @dataclass(frozen=True)
-class Search:
+class HubSearch:
     """weights: the best that were seen, and their loss (without the l1 term). start: the loss at w = 0. history: what was
     evaluated, in order, as (weights, loss)."""
 
@@ -39,7 +39,7 @@ class Search:
 
 def search_weights(
     loss: Loss, names: Sequence[str], *, evaluations: int = 60, bound: float = 1.5, l1: float = 0.05, seed: int = 0
-) -> Search:
+) -> HubSearch:
     """Weights in [-bound, bound] for adapters of these names.
 
     loss: weights by name -> a number that is to be small, such as the loss of a few examples, or minus a reward, of pictures
@@ -67,7 +67,7 @@ def search_weights(
     evaluate(torch.zeros(len(names), dtype=WIDE))
     evolve(evaluate, torch.zeros(len(names), dtype=WIDE), bound, evaluations - 1, seed)
     best = min(range(len(priced)), key=lambda i: priced[i])
-    return Search(*history[best], history[0][1], history)
+    return HubSearch(*history[best], history[0][1], history)
 
 
 def evolve(objective: Callable[[Tensor], float], mean: Tensor, bound: float, evaluations: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from distill.data.decode import MAX_BYTES, probe
 from distill.data.errors import DataError
 from distill.data.files import sha256_of
 from distill.data.images import clean_caption
-from distill.data.pictures import Item, PictureConfig, PictureSource
+from distill.data.pictures import PictureConfig, PictureItem, PictureSource
 from distill.data.report import Report, Unusable
 
 BUILDERS = ("parquet", "arrow")
@@ -38,7 +38,7 @@ class HuggingFace(PictureSource):
     def __init__(self, config: HuggingFaceConfig, seed: int):
         self.rows = open_rows(config)
         report = Report(config.path, config.on_error)
-        items: list[Item] = []
+        items: list[PictureItem] = []
         count = len(self.rows) if config.limit is None else min(config.limit, len(self.rows))
         for index in range(count):
             try:
@@ -47,7 +47,7 @@ class HuggingFace(PictureSource):
                 width, height = probe(data, config.min_side)
                 caption = clean_caption(_text(row, config.text))
                 label = _label(row, config.label)
-                items.append(Item(f"row {index}", caption, label, width, height, index, sha256_of(data)))
+                items.append(PictureItem(f"row {index}", caption, label, width, height, index, sha256_of(data)))
                 if config.text and not caption:
                     report.note("kept with an empty caption")
             except Unusable as error:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from distill.data.decode import MAX_BYTES, probe
 from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
-from distill.data.pictures import Item, PictureConfig, PictureSource
+from distill.data.pictures import PictureConfig, PictureItem, PictureSource
 from distill.data.report import Report, Unusable
 from gen.io.errors import decode_text
 
@@ -85,7 +85,7 @@ class ImageFolder(PictureSource):
             made = pool.map(lambda row: _item(config, kind, beside.get(row[0]), *row), rows)
             items = []
             for row, item in zip(rows, made, strict=True):
-                if isinstance(item, Item):
+                if isinstance(item, PictureItem):
                     items.append(item)
                     ending = Path(beside.get(row[0], "")).suffix if kind == "txt" else ""
                     if ending not in ("", ".txt"):
@@ -121,7 +121,7 @@ def _found(names: list[str], pictures: list[str], beside: dict[str, str]) -> str
     return "folder" if any("/" in name for name in pictures) else "none"
 
 
-def _item(config: ImagesConfig, kind: str, beside: str | None, name: str, text: str | None, label: int) -> Item | str:
+def _item(config: ImagesConfig, kind: str, beside: str | None, name: str, text: str | None, label: int) -> PictureItem | str:
     """The item, or why it cannot be one. beside: the file with its caption."""
     try:
         data = read_below(config.folder, name, MAX_BYTES)
@@ -135,7 +135,7 @@ def _item(config: ImagesConfig, kind: str, beside: str | None, name: str, text: 
         return str(error)
     if not text and kind != "none" and config.missing_caption == "drop":
         return "has no caption"
-    return Item(name, text, label, width, height, digest=sha256_of(data))
+    return PictureItem(name, text, label, width, height, digest=sha256_of(data))
 
 
 def _text(root: Path, name: str) -> str:

@@ -54,7 +54,7 @@ class PictureConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class PictureItem:
     """One picture: its name, caption, class (-1: none), size as shown, where the source finds it, and a hash of its bytes."""
 
     name: str
@@ -79,13 +79,20 @@ def split_by(share: float, names: Sequence[str]) -> tuple[list[int], list[int]]:
 class PictureSource:
     """A data source (see distill.data.Source) over items; `read` gives an item's bytes, or raises Unusable."""
 
-    def __init__(self, items: Sequence[Item], read: Callable[[Item], bytes], config: PictureConfig, seed: int, report: Report):
+    def __init__(
+        self,
+        items: Sequence[PictureItem],
+        read: Callable[[PictureItem], bytes],
+        config: PictureConfig,
+        seed: int,
+        report: Report,
+    ):
         report.kept = len(items)
         report.require_some()
         self.read, self.config, self.seed, self.report, self.group = read, config, seed, report, 1
         self._arrange(items)
 
-    def _arrange(self, items: Sequence[Item]) -> None:
+    def _arrange(self, items: Sequence[PictureItem]) -> None:
         """Sort the items into buckets, and make an order of them."""
         config = self.config
         self.items = items

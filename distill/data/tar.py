@@ -28,7 +28,7 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """A regular file in a tar file, or why an entry is not one."""
 
     name: str
@@ -37,7 +37,7 @@ class Member:
     problem: str | None = None
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path) -> Iterator[TarMember]:
     """The entries of a tar file in order. Unusable where the file is not one; folders are passed over."""
     with opened(path) as file:
         end = file.seek(0, 2)
@@ -50,18 +50,18 @@ def members(path: Path) -> Iterator[Member]:
             if header.strip(b"\0") == b"":
                 return
             if len(header) < BLOCK:
-                yield Member("(end)", position, 0, "is where the shard is cut short")
+                yield TarMember("(end)", position, 0, "is where the shard is cut short")
                 return
             if not _sound(header):
                 if position == 0:
                     raise Unusable("is not an uncompressed tar file")
-                yield Member("(header)", position, 0, "is where a header is damaged, and the rest of the shard is not read")
+                yield TarMember("(header)", position, 0, "is where a header is damaged, and the rest of the shard is not read")
                 return
             size, kind = _number(header[124:136]), header[156:157]
             start = position + BLOCK
             position = start + -(-size // BLOCK) * BLOCK
             if start + size > end:
-                yield Member(_name(header) if long_name is None else long_name, start, 0, "is cut short")
+                yield TarMember(_name(header) if long_name is None else long_name, start, 0, "is cut short")
                 return
             if kind in (b"x", b"L"):
                 if size > RECORD_LIMIT:
@@ -72,7 +72,7 @@ def members(path: Path) -> Iterator[Member]:
             name, long_name = (_name(header) if long_name is None else long_name), None
             if kind in (b"5", b"g"):
                 continue
-            yield Member(name, start, size, _problem(name, kind))
+            yield TarMember(name, start, size, _problem(name, kind))
 
 
 def _problem(name: str, kind: bytes) -> str | None:

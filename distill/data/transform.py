@@ -15,7 +15,7 @@ Resize = Literal["crop", "pad", "stretch"]
 
 
 @dataclass(frozen=True)
-class View:
+class PictureView:
     """A part of a picture, in its own pixels, and whether it is mirrored."""
 
     box: tuple[float, float, float, float]  # left, top, right, bottom
@@ -24,21 +24,23 @@ class View:
 
 def choose_view(
     size: tuple[int, int], target: tuple[int, int], resize: Resize, rng: random.Random | None, random_crop: bool, flip: float
-) -> View:
+) -> PictureView:
     """What a variant shows of a picture of `size` (width, height) for a target (height, width). Without rng: the middle, not
     mirrored."""
     width, height = size
     mirrored = rng is not None and rng.random() < flip
     if resize != "crop":
-        return View((0, 0, width, height), mirrored)
+        return PictureView((0, 0, width, height), mirrored)
     scale = max(target[1] / width, target[0] / height)
     across, down = width - target[1] / scale, height - target[0] / scale  # room
     u, v = (rng.random(), rng.random()) if rng is not None and random_crop else (0.5, 0.5)
     left, top = max(0.0, across * u), max(0.0, down * v)
-    return View((left, top, min(width, left + target[1] / scale), min(height, top + target[0] / scale)), mirrored)
+    return PictureView((left, top, min(width, left + target[1] / scale), min(height, top + target[0] / scale)), mirrored)
 
 
-def render(image: Image.Image, view: View, target: tuple[int, int], resize: Resize, background: tuple[int, int, int]) -> Tensor:
+def render(
+    image: Image.Image, view: PictureView, target: tuple[int, int], resize: Resize, background: tuple[int, int, int]
+) -> Tensor:
     """(3, height, width) float32 in [-1, 1]."""
     height, width = target
     if resize == "pad":

@@ -17,9 +17,9 @@ from distill.data.decode import MAX_BYTES, probe
 from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
 from distill.data.images import CAPTION_LIMIT, LINE_LIMIT, clean_caption
-from distill.data.pictures import Item, PictureConfig, PictureSource
+from distill.data.pictures import PictureConfig, PictureItem, PictureSource
 from distill.data.report import Report, Unusable
-from distill.data.tar import Member, members
+from distill.data.tar import TarMember, members
 from gen.io.errors import decode_text
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
@@ -43,7 +43,7 @@ class WebDataset(PictureSource):
         patterns = (config.shards,) if isinstance(config.shards, str) else config.shards
         shards = [path for pattern in patterns for path in find_shards(pattern)]
         report = Report(" ".join(patterns), config.on_error)
-        items: list[Item] = []
+        items: list[PictureItem] = []
         for shard in shards:
             try:
                 for key, parts in samples(shard, report):
@@ -53,7 +53,13 @@ class WebDataset(PictureSource):
         super().__init__(items, _read, config, seed, report)
 
     def _add(
-        self, items: list[Item], config: WebDatasetConfig, report: Report, shard: Path, key: str, parts: dict[str, Member]
+        self,
+        items: list[PictureItem],
+        config: WebDatasetConfig,
+        report: Report,
+        shard: Path,
+        key: str,
+        parts: dict[str, TarMember],
     ) -> None:
         name = f"{shard.name}/{key}"
         try:
@@ -66,7 +72,7 @@ class WebDataset(PictureSource):
             caption, label = _described(shard, parts)
             if not caption and config.missing_caption == "drop":
                 raise Unusable("has no caption")
-            items.append(Item(name, caption, label, width, height, place, sha256_of(data)))
+            items.append(PictureItem(name, caption, label, width, height, place, sha256_of(data)))
             if not caption:
                 report.note("kept with an empty caption")
         except Unusable as error:
@@ -94,9 +100,9 @@ def find_shards(pattern: str) -> list[Path]:
     return found
 
 
-def samples(shard: Path, report: Report) -> Iterator[tuple[str, dict[str, Member]]]:
+def samples(shard: Path, report: Report) -> Iterator[tuple[str, dict[str, TarMember]]]:
     """(key, its members by kind) of a shard's samples, in order."""
-    grouped: dict[str, dict[str, Member]] = {}
+    grouped: dict[str, dict[str, TarMember]] = {}
     for member in members(shard):
         if member.problem:
             report.drop(f"{shard.name}/{member.name}", member.problem)
@@ -115,16 +121,16 @@ def samples(shard: Path, report: Report) -> Iterator[tuple[str, dict[str, Member
     yield from grouped.items()
 
 
-def _bytes(shard: Path, member: Member, limit: int) -> bytes:
+def _bytes(shard: Path, member: TarMember, limit: int) -> bytes:
     return read_below(shard.parent, shard.name, limit, member.offset, member.size)
 
 
-def _read(item: Item) -> bytes:
+def _read(item: PictureItem) -> bytes:
     shard, offset, size = item.place
     return read_below(shard.parent, shard.name, MAX_BYTES, offset, size)
 
 
-def _described(shard: Path, parts: dict[str, Member]) -> tuple[str, int]:
+def _described(shard: Path, parts: dict[str, TarMember]) -> tuple[str, int]:
     """(caption, class or -1) of a sample."""
     caption, label = "", -1
     try:

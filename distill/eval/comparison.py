@@ -19,7 +19,7 @@ from distill.checkpointing.digests import digest, weights_digest
 from distill.eval.model_scores import (
     Made,
     Report,
-    Settings,
+    ScoreSettings,
     draw,
     drawn_labels,
     generate,
@@ -28,7 +28,7 @@ from distill.eval.model_scores import (
     subjects,
     training_archive,
 )
-from distill.eval.references import References, in_8_bits
+from distill.eval.references import ReferencePictures, in_8_bits
 from distill.networks.evaluator.network import Evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from distill.networks.features import Features
@@ -41,7 +41,7 @@ AGREES = 0.05  # root-mean-square difference, over [-1, 1], between a kept pictu
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """Models by name, each at these numbers of steps (none: its own), and the model that they are held against."""
 
     models: tuple[str, ...]
@@ -51,13 +51,13 @@ class Plan:
     reference_guidance_scale: float | None = None
     reference_sampler: str | None = None
 
-    def runs(self, settings: Settings) -> Iterator[tuple[str, Settings]]:
+    def runs(self, settings: ScoreSettings) -> Iterator[tuple[str, ScoreSettings]]:
         """(model, how it draws) of every row but the reference's."""
         for model in self.models:
             for steps in self.steps or (settings.steps,):
                 yield model, replace(settings, model=model, steps=steps)
 
-    def of_reference(self, settings: Settings) -> Settings:
+    def of_reference(self, settings: ScoreSettings) -> ScoreSettings:
         return replace(
             settings,
             model=self.reference or "",
@@ -78,13 +78,13 @@ class Row:
 
 @torch.no_grad()
 def compare(
-    plan: Plan,
-    settings: Settings,
+    plan: ComparisonPlan,
+    settings: ScoreSettings,
     open_model: Callable[[str], Generator],
     evaluator: Evaluator,
     text_encoder: TextEncoder,
     features: Features,
-    references: References,
+    references: ReferencePictures,
 ) -> tuple[list[Row], Report, list[str]]:
     """(rows, the reference's first; the scores of real pictures; the labels drawn)."""
     once = drawn_labels(settings, evaluator)
@@ -96,7 +96,7 @@ def compare(
     rows: list[Row] = []
     opened: tuple[str, Generator] | None = None
 
-    def score(model: str, how: Settings, made: Made, shape: tuple[int, ...]) -> Row:
+    def score(model: str, how: ScoreSettings, made: Made, shape: tuple[int, ...]) -> Row:
         size = made.images.shape[-1]
         if size not in real:
             pictures, real_labels = read_pictures(training_archive(settings.data), size, set(once))
@@ -141,7 +141,7 @@ def noise_shape(generator: Generator) -> tuple[int, ...]:
     return generator.channels, generator.factor, generator.config.sample_size
 
 
-def picture_keys(generator: Generator, labels: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[str]:
+def picture_keys(generator: Generator, labels: Sequence[str], seeds: Sequence[int], settings: ScoreSettings) -> list[str]:
     """A key for each picture: a hash of the weights, the model's config, how it is sampled, the prompt and the seed."""
     networks = {"denoiser": generator.network, "autoencoder": generator.autoencoder, "text_encoder": generator.text_encoder}
     model = generator.weights or weights_digest(networks)
@@ -151,7 +151,7 @@ def picture_keys(generator: Generator, labels: Sequence[str], seeds: Sequence[in
 
 
 def kept_pictures(
-    generator: Generator, labels: Sequence[str], seeds: Sequence[int], settings: Settings, references: References
+    generator: Generator, labels: Sequence[str], seeds: Sequence[int], settings: ScoreSettings, references: ReferencePictures
 ) -> Made:
     """The reference's pictures, from disk where they are there."""
     seconds, evaluations = [], []

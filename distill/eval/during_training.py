@@ -29,7 +29,7 @@ FIRST = 1 << 40  # sample counters from here on are for evaluation
 Numbers = dict[str, float]
 
 
-class Evaluation:
+class TrainingEvaluation:
     """`measure` draws and scores; `sheet` shows what was drawn last. `prepare` reads the data and the teacher's pictures."""
 
     def __init__(self, run: TrainConfig, config: EvaluationConfig, objective: Objective, source: Source, device: torch.device):
@@ -61,12 +61,12 @@ class Evaluation:
 
     def _teach(self) -> None:
         from distill.checkpointing.digests import digest
-        from distill.eval.references import References, in_8_bits
+        from distill.eval.references import ReferencePictures, in_8_bits
 
         teacher = self.objective.teacher_digest()
         if teacher is None:
             return
-        kept = References(self.config.references)
+        kept = ReferencePictures(self.config.references)
         shared = (1, teacher, self.config.reference_steps, self.run.precision, self.device.type)
         for batch, seeds in tqdm(self.batches, desc="the teacher's pictures", unit="batch", leave=False):
             shape = tuple(self.objective.clean(batch).shape[1:])
@@ -137,7 +137,7 @@ class _Reader:
         self.labels = None if targets is None else network.embed_texts(network.label_sentences)
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> _Reader | None:
+    def of(cls, evaluation: TrainingEvaluation) -> _Reader | None:
         """None for other features, and where neither captions nor labels can be read."""
         from distill.networks.evaluator.network import Evaluator
 

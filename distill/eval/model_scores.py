@@ -35,7 +35,7 @@ HELD_OUT_ARCHIVE = "emoji-test.zip"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoreSettings:
     """What is generated and what it is compared with."""
 
     model: str = "default"
@@ -82,7 +82,7 @@ def choose_labels(which: str, known: Sequence[str], common: Sequence[str]) -> li
 
 
 def draw(
-    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: ScoreSettings
 ) -> Iterator[tuple[Tensor, float, float]]:
     """(pictures (B, 3, H, W) in [-1, 1], seconds, evaluations) of each batch in turn, with a progress bar."""
     from tqdm import tqdm
@@ -105,21 +105,21 @@ def draw(
             bar.update(len(images))
 
 
-def generate(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Made:
+def generate(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], settings: ScoreSettings) -> Made:
     """One picture per prompt. The time of each is the median over batches, so that a slow first one does not count."""
     parts, seconds, evaluations = zip(*draw(generator, prompts, seeds, settings), strict=True)
     each = sorted(time / len(part) for time, part in zip(seconds, parts, strict=True))
     return Made(torch.cat(parts), each[len(each) // 2], sum(evaluations) / len(prompts))
 
 
-def subjects(settings: Settings, labels: Sequence[str]) -> tuple[list[str], list[int]]:
+def subjects(settings: ScoreSettings, labels: Sequence[str]) -> tuple[list[str], list[int]]:
     """(labels, each `per_label` times; a seed for each, which depends on nothing but the label and which one it is)."""
     jobs = [(label, number) for number in range(settings.per_label) for label in labels]
     seeds = [fold(settings.seed, label, *([number] if number else [])) % 2**53 for label, number in jobs]
     return [label for label, _ in jobs], seeds
 
 
-def load_text_encoder(settings: Settings) -> TextEncoder:
+def load_text_encoder(settings: ScoreSettings) -> TextEncoder:
     """The text encoder whose sentence embeddings the evaluation network reads."""
 
     folder = settings.text_encoder or Path(gen.__file__).parent / "weights" / "default" / "text_encoder"
@@ -159,7 +159,7 @@ def recognition(
     }
 
 
-def drawn_labels(settings: Settings, evaluator: Evaluator) -> list[str]:
+def drawn_labels(settings: ScoreSettings, evaluator: Evaluator) -> list[str]:
     """The labels that the settings ask for, of those that training pictures show and the evaluation network knows."""
     records, _, concepts = read_archive(training_archive(settings.data))
     drawn = {record.label for record in records}
@@ -178,7 +178,7 @@ def set_distances(made: Tensor, real: Tensor) -> Report:
 
 @torch.no_grad()
 def evaluate(
-    generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: Settings
+    generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: ScoreSettings
 ) -> tuple[Report, Made, list[str]]:
     """(report, pictures, their labels) for one picture per label."""
     archive = training_archive(settings.data)
@@ -219,7 +219,7 @@ def evaluate(
 
 @torch.no_grad()
 def composition(
-    generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: Settings
+    generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: ScoreSettings
 ) -> tuple[Report, Made, list[str]]:
     """(report, pictures, their prompts) for coloured things that training never shows in that colour."""
     pairs = [pair for pair in HELD_OUT for _ in range(settings.repeats)]

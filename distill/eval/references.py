@@ -28,7 +28,7 @@ def in_8_bits(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-class References:
+class ReferencePictures:
     """Kept pictures (3, H, W) in [-1, 1] below a folder; None keeps nothing."""
 
     def __init__(self, folder: Path | str | None):

@@ -42,7 +42,7 @@ MIN_ALPHA = 1e-4  # below it a level counts as this one: the weight of pure nois
 Kind = Literal["eps", "x0", "v", "flow", "edm"]
 
 
-class PreviewConfig(Config):
+class DiffusionPreviewConfig(Config):
     """The contact sheet made while training, by the sampler, grid and guidance of `defaults`, which the exported model draws
     with; its steps and guidance scale, too, where none are given here."""
 
@@ -97,7 +97,7 @@ class DiffusionConfig(Config):
     latent_scale: float = Field(default=1.0, gt=0)
     autoencoder: Path | None = None
     text_encoder: Path | None = None
-    preview: PreviewConfig = PreviewConfig()
+    preview: DiffusionPreviewConfig = DiffusionPreviewConfig()
     defaults: Defaults = Defaults()  # of the exported model
 
     @model_validator(mode="after")

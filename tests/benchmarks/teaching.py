@@ -24,7 +24,7 @@ import torch
 from customization.train import TOKEN_RATE, make_trainer
 from distill.checkpointing import folder as checkpoint
 from distill.config import parse_config
-from distill.eval.model_scores import Settings, drawn_labels, generate, load_text_encoder, recognition, subjects
+from distill.eval.model_scores import ScoreSettings, drawn_labels, generate, load_text_encoder, recognition, subjects
 from distill.networks.evaluator.network import load_evaluator
 from gen.generator import Generator
 from gen.io.weights import read_weights, write_bytes, write_json
@@ -83,7 +83,7 @@ class Bench:
     def __init__(self, folder: Path, out: Path, labels: int, steps: int):
         self.generator = Generator.from_pretrained("default")
         self.judge = load_evaluator(None).eval().requires_grad_(False)
-        self.settings = Settings(labels=str(labels), steps=steps, batch_size=10)
+        self.settings = ScoreSettings(labels=str(labels), steps=steps, batch_size=10)
         self.texts = load_text_encoder(self.settings)
         size = self.generator.config.sample_size
         folders = [folder / name for name in ("held_out", "look_alikes")]

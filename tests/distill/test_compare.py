@@ -10,9 +10,9 @@ from scipy.linalg import sqrtm
 from distill import evaluate as command
 from distill.checkpointing.digests import weights_digest
 from distill.eval import references as module
-from distill.eval.comparison import Plan, Row, compare, kept_pictures, markdown, picture_keys, sheet
-from distill.eval.model_scores import Settings, set_distances, subjects
-from distill.eval.references import References, in_8_bits
+from distill.eval.comparison import ComparisonPlan, Row, compare, kept_pictures, markdown, picture_keys, sheet
+from distill.eval.model_scores import ScoreSettings, set_distances, subjects
+from distill.eval.references import ReferencePictures, in_8_bits
 from distill.evaluate import counts
 from distill.networks.evaluator.pictures import read_pictures
 from distill.networks.features import Features, load_features
@@ -56,7 +56,7 @@ def opened(models):
 
 
 def settings(data, **changes):
-    return Settings(**{"labels": "4", "data": str(data), "batch_size": 3, **changes})
+    return ScoreSettings(**{"labels": "4", "data": str(data), "batch_size": 3, **changes})
 
 
 def flat(images):
@@ -66,7 +66,7 @@ def flat(images):
 
 def run(plan, emoji_data, opened, evaluator, text_encoder, folder=None, **changes):
     given = settings(emoji_data, **changes)
-    return compare(plan, given, opened, evaluator, text_encoder, Features("flat", flat), References(folder))
+    return compare(plan, given, opened, evaluator, text_encoder, Features("flat", flat), ReferencePictures(folder))
 
 
 def frechet(a, b):
@@ -76,7 +76,7 @@ def frechet(a, b):
 
 
 def test_a_row_for_every_model_and_number_of_steps(emoji_data, opened, models, evaluator, text_encoder):
-    plan = Plan(("teacher", "student"), (1, 2), "teacher", reference_steps=4)
+    plan = ComparisonPlan(("teacher", "student"), (1, 2), "teacher", reference_steps=4)
     rows, common, labels = run(plan, emoji_data, opened, evaluator, text_encoder)
     shown = [(row.model, row.numbers["steps"]) for row in rows]
     assert shown == [("teacher", 4), ("teacher", 1), ("teacher", 2), ("student", 1), ("student", 2)]
@@ -121,31 +121,31 @@ def covered(points, manifold):
 
 
 def test_a_model_at_the_reference_s_own_settings_is_the_reference(emoji_data, opened, evaluator, text_encoder):
-    plan = Plan(("teacher",), (3,), "teacher", reference_steps=3)
+    plan = ComparisonPlan(("teacher",), (3,), "teacher", reference_steps=3)
     (reference, same), _, _ = run(plan, emoji_data, opened, evaluator, text_encoder)
     assert same.numbers["distance_to_reference"] == 0 and abs(same.numbers["reference_frechet_distance"]) < 1e-6
     assert same.numbers["reference_precision"] == same.numbers["reference_recall"] == 1
     assert reference.numbers["frechet_distance"] == same.numbers["frechet_distance"] > 1e-3
-    other = Plan(("teacher",), (3,), "teacher", reference_steps=3, reference_guidance_scale=1.0)
+    other = ComparisonPlan(("teacher",), (3,), "teacher", reference_steps=3, reference_guidance_scale=1.0)
     (_, same), _, _ = run(other, emoji_data, opened, evaluator, text_encoder)
     assert same.numbers["distance_to_reference"] > 0.01
 
 
 def test_the_reference_has_a_sampler_of_its_own(emoji_data, opened, evaluator, text_encoder):
     for given, own, evaluations in ((None, "heun", [8, 6]), ("heun", None, [6, 8])):
-        plan = Plan(("student",), (3,), "teacher", 3, reference_sampler=own)
+        plan = ComparisonPlan(("student",), (3,), "teacher", 3, reference_sampler=own)
         rows, _, _ = run(plan, emoji_data, opened, evaluator, text_encoder, sampler=given)
         assert [row.numbers["evaluations_per_image"] for row in rows] == evaluations
 
 
 def test_other_noise_is_not_held_against_the_reference(emoji_data, evaluator, text_encoder, models):
     made = {"teacher": models["teacher"], "larger": model(text_encoder, 1, sample_size=2 * SIZE)}
-    rows, _, _ = run(Plan(("larger",), (1,), "teacher", 1), emoji_data, made.__getitem__, evaluator, text_encoder)
+    rows, _, _ = run(ComparisonPlan(("larger",), (1,), "teacher", 1), emoji_data, made.__getitem__, evaluator, text_encoder)
     assert "reference_frechet_distance" in rows[1].numbers and "distance_to_reference" not in rows[1].numbers
 
 
 def test_without_steps_every_model_takes_its_own(emoji_data, opened, evaluator, text_encoder):
-    rows, _, _ = run(Plan(("teacher", "student")), emoji_data, opened, evaluator, text_encoder, per_label=2)
+    rows, _, _ = run(ComparisonPlan(("teacher", "student")), emoji_data, opened, evaluator, text_encoder, per_label=2)
     assert [row.numbers["steps"] for row in rows] == [3, 3] and len(rows[0].images) == 8
     assert rows[0].images[:4].sub(rows[0].images[4:]).abs().flatten(1).mean(1).min() > 1e-3  # other seeds
 
@@ -155,7 +155,7 @@ def test_the_reference_is_drawn_once_and_kept(emoji_data, opened, models, evalua
     real = Generator.__call__
     counted = lambda self, prompt, **k: drawn.extend(prompt) or real(self, prompt=prompt, **k)  # noqa: E731
     monkeypatch.setattr(Generator, "__call__", counted)
-    plan = Plan(("student",), (1,), "teacher", 2)
+    plan = ComparisonPlan(("student",), (1,), "teacher", 2)
     first, _, labels = run(plan, emoji_data, opened, evaluator, text_encoder, tmp_path)
     assert len(drawn) == 8 and len(list(tmp_path.rglob("*.png"))) == 4
     drawn.clear()
@@ -174,7 +174,7 @@ def test_the_reference_is_drawn_once_and_kept(emoji_data, opened, models, evalua
 
 
 def test_a_kept_picture_that_is_no_longer_drawn_is_told(emoji_data, opened, evaluator, text_encoder, tmp_path):
-    plan = Plan(("student",), (1,), "teacher", 1)
+    plan = ComparisonPlan(("student",), (1,), "teacher", 1)
     run(plan, emoji_data, opened, evaluator, text_encoder, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -215,14 +215,14 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_bytes", full)
-    images, kept = torch.rand(3, 3, 4, 4) * 2 - 1, References(tmp_path)
+    images, kept = torch.rand(3, 3, 4, 4) * 2 - 1, ReferencePictures(tmp_path)
     with pytest.warns(UserWarning, match="No space left") as told:
         made, count = kept.all(["aa", "bb", "cc"], lambda missing: ((i, images[i]) for i in missing))
     assert len(told) == 1 and count == 3 and torch.equal(made, in_8_bits(images))
 
 
 def test_what_was_drawn_before_an_interruption_stays(models, emoji_data, tmp_path):
-    own, kept = settings(emoji_data, batch_size=1, steps=1), References(tmp_path)
+    own, kept = settings(emoji_data, batch_size=1, steps=1), ReferencePictures(tmp_path)
     calls = []
 
     def failing(prompt, **options):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from distill.networks.evaluator.augment import views
 from distill.networks.evaluator.energy import LabelEnergy, StyleEnergy, TextEnergy, grams
-from distill.networks.evaluator.network import Block, Evaluator, EvaluatorConfig
+from distill.networks.evaluator.network import Evaluator, EvaluatorBlock, EvaluatorConfig
 from gen.cli.app import ENERGIES
 from gen.tasks.energies import EnergyInfo, get_energy
 from samplers.denoiser import Condition
@@ -62,7 +62,7 @@ def test_style_is_the_distance_of_gram_matrices(network):
         for i, layer in enumerate(network.trunk[3:]):
             x = layer(x)
             following = network.trunk[4 + i] if 4 + i < len(network.trunk) else None
-            if isinstance(following, Block) and following.shortcut is not None:
+            if isinstance(following, EvaluatorBlock) and following.shortcut is not None:
                 found.append(torch.einsum("chw,dhw->cd", x[0], x[0]) / x[0, 0].numel())
         return found
 

@@ -9,7 +9,7 @@ from distill import evaluate as module
 from distill.data.emoji.captions import HELD_OUT
 from distill.data.emoji.recolor import BACKGROUNDS
 from distill.eval.colours import object_colours
-from distill.eval.model_scores import Settings, choose_labels, composition, evaluate
+from distill.eval.model_scores import ScoreSettings, choose_labels, composition, evaluate
 from distill.evaluate import main
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from gen.models.components import save_component
@@ -37,7 +37,7 @@ def noise(prompt, seed):
 
 
 def settings(data, **changes):
-    return Settings(**{"labels": "5", "data": str(data), "batch_size": 2, "steps": 3, **changes})
+    return ScoreSettings(**{"labels": "5", "data": str(data), "batch_size": 2, "steps": 3, **changes})
 
 
 def test_a_model_that_copies_scores_full_marks_and_is_found_out(emoji_data, text_encoder, evaluator):
@@ -108,7 +108,7 @@ def test_composition_measures_colour_and_object_apart(text_encoder, evaluator):
         rgb = torch.tensor(BACKGROUNDS[colour or by_prompt[prompt].colour]).float() / 255
         return torch.where(x**2 + y**2 < 0.5, rgb[:, None, None], 1.0)
 
-    wanted = Settings(repeats=2)
+    wanted = ScoreSettings(repeats=2)
     report, made, prompts = composition(Drawing(disc), evaluator, text_encoder, wanted)
     assert len(prompts) == 2 * len(HELD_OUT) == report["pictures"] == len(made.images)
     assert report["colour"] == 1.0 and report["both"] == report["object_top5"] < 1

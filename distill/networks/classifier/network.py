@@ -36,7 +36,7 @@ class NoisyClassifierConfig(Config):
     time_dim: PositiveInt = 256
 
 
-class Block(nn.Module):
+class ClassifierBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut, the second scaled and shifted by the level (arXiv 2105.05233, eq. 3).
     stride 2 halves the resolution."""
 
@@ -73,7 +73,7 @@ class NoisyClassifier(nn.Module):
         blocks, inputs = [], config.widths[0]
         for number, width in enumerate(config.widths):
             for block in range(config.blocks):
-                blocks.append(Block(inputs, width, 2 if number and not block else 1, config))
+                blocks.append(ClassifierBlock(inputs, width, 2 if number and not block else 1, config))
                 inputs = width
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(config.groups, inputs)

@@ -32,7 +32,7 @@ class EvaluatorConfig(Config):
     text_dim: PositiveInt = Field(default=384, description="of the text encoder's sentence embeddings")
 
 
-class Block(nn.Module):
+class EvaluatorBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut (He et al. 2016, arXiv 1512.03385, figure 2)."""
 
     def __init__(self, inputs: int, width: int, stride: int):
@@ -56,9 +56,9 @@ class Evaluator(nn.Module):
         self.config = config = config or EvaluatorConfig()
         first = config.widths[0]
         layers: list[nn.Module] = [nn.Conv2d(3, first, 5, 2, 2, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
-        layers.append(Block(first, first, 1))
+        layers.append(EvaluatorBlock(first, first, 1))
         for inputs, width in zip(config.widths, config.widths[1:], strict=False):
-            layers += [Block(inputs, width, 2), Block(width, width, 1)]
+            layers += [EvaluatorBlock(inputs, width, 2), EvaluatorBlock(width, width, 1)]
         self.trunk = nn.Sequential(*layers)
         self.image_head = nn.Linear(2 * config.widths[-1], config.dim)
         self.text_head = nn.Linear(config.text_dim, config.dim)
@@ -86,7 +86,7 @@ class Evaluator(nn.Module):
         x, found = self.resize(images).contiguous(memory_format=torch.channels_last), []
         for layer in self.trunk:
             before, x = x, layer(x)
-            if isinstance(layer, Block) and before.shape[-1] != x.shape[-1]:
+            if isinstance(layer, EvaluatorBlock) and before.shape[-1] != x.shape[-1]:
                 found.append(before)
         return [*found, x]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distill.data.emoji.data import SHIPPED
-from distill.eval.model_scores import Settings, load_text_encoder
+from distill.eval.model_scores import ScoreSettings, load_text_encoder
 from distill.networks.evaluator.network import load_evaluator
 from gen.adapters import read_adapter
 from gen.generator import Generator
@@ -174,7 +174,7 @@ def run(given: argparse.Namespace) -> None:
         raise ValueError(f"{missing[0]} needs --orthogonal STYLE SUBJECT.")
     style, subject = likenesses(given, generator, judge)
     ceilings = {"style": style.ceiling, "subject": subject.ceiling}
-    scorer = Scorer(judge, load_text_encoder(Settings(text_encoder=given.text_encoder)), style, subject, wording)
+    scorer = Scorer(judge, load_text_encoder(ScoreSettings(text_encoder=given.text_encoder)), style, subject, wording)
     table, shown = [], {}
     for name in methods:
         cells = {template: bench.pictures(name, template, given.samples) for template in prompts}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.data.emoji.captions import read_common
 from distill.data.emoji.data import SHIPPED
-from distill.eval.model_scores import Settings, load_text_encoder
+from distill.eval.model_scores import ScoreSettings, load_text_encoder
 from distill.networks.evaluator.network import load_evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from gen.generator import Generator
@@ -34,7 +34,7 @@ def make_world(judge: str | None, data: str | None) -> World:
     return World(
         evaluator.requires_grad_(False),
         load_evaluator(judge).requires_grad_(False) if judge else evaluator,
-        load_text_encoder(Settings()),
+        load_text_encoder(ScoreSettings()),
         SHIPPED,
         held_out if held_out is not None and held_out.is_file() else SHIPPED,
     )
