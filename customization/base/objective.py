@@ -160,7 +160,7 @@ class CustomizationObjective(Objective):
         weight = torch.where(prior, self.config.prior_weight, 1.0)
         own, taught = each.detach(), (~prior).float()
         # arXiv 2208.12242, equation 2: the prior-preservation loss, lambda = prior_weight
-        return (weight * each).mean(), {"taught": (own * taught).sum() / taught.sum().clamp_min(1)}
+        return (weight * each).mean(), {"loss_instance": (own * taught).sum() / taught.sum().clamp_min(1)}
 
     def levels(self, draws: Draws, device: torch.device, step: int) -> NoiseLevel:
         """One level per sample, (B,)."""

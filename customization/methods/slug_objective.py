@@ -90,7 +90,7 @@ class UnlearningObjective(CustomizationObjective):
             finally:
                 for weight in weights:
                     weight.requires_grad_(False)
-        return nothing, {"concept": -both["forget"].detach(), "kept": both["retain"].detach()}
+        return nothing, {"loss_forget": -both["forget"].detach(), "loss_retain": both["retain"].detach()}
 
     def losses(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         """forget: minus the mean loss on the concept's pictures, which falls as it is forgotten; retain: that on the others."""

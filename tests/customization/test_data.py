@@ -136,7 +136,7 @@ def test_the_loss_is_that_of_both_kinds_and_inside_masks_alone(tiny_model):
     wrong = error.square()[:, :, :3].flatten(1).mean(1)
     loss, logged = losses(made, batch)
     assert_close(loss, (wrong * torch.tensor([1, 0.5, 1, 0.5])).mean(), rtol=1e-4, atol=1e-5)
-    assert_close(logged["taught"], wrong[[0, 2]].mean(), rtol=1e-4, atol=1e-5)
+    assert_close(logged["loss_instance"], wrong[[0, 2]].mean(), rtol=1e-4, atol=1e-5)
     outside = latents.clone()
     outside[:, :, 5:] += 1
     prediction_sees = losses(made, Batch(**{**vars(batch), "latents": outside}))[0]
