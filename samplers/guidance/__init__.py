@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 # guidance by an energy or a measurement: loaded when it is used, because every start of a program passes here
 _LATER = {
     "ClassifierGuided": "classifier",
-    "ConceptSuppression": "concepts",
+    "ConceptSuppression": "t2i_zero",
     "Greedy": "greedy",
-    "MultiReference": "mrsa",
+    "MultiReference": "multi_reference",
     "NegativeMerging": "negtome",
     "Posterior": "inverse",
     "Recurrent": "recurrent",
-    "References": "beside",
+    "References": "reference_batch",
     "TFG": "tfg",
     "Universal": "universal",
     "dps": "tfg",
