@@ -54,8 +54,8 @@ class _Active:
         """(indices (n,), weights (n,)) on the device of `like`."""
         key = (tuple(rows), tuple(weights), like.device, like.dtype)
         if key not in self.tensors:
-            made = torch.tensor(rows, device=like.device), torch.tensor(weights, device=like.device, dtype=like.dtype)
-            self.tensors[key] = made
+            pair = torch.tensor(rows, device=like.device), torch.tensor(weights, device=like.device, dtype=like.dtype)
+            self.tensors[key] = pair
         return self.tensors[key]
 
 
@@ -153,7 +153,7 @@ class Adapters:
         before = _ACTIVE.get({})
         active = before.get(self)
         if active is not None and active.batch >= 0:
-            others = {owner: one for owner, one in before.items() if owner is not self}
+            others = {owner: active_call for owner, active_call in before.items() if owner is not self}
             _ACTIVE.set(others if active.outer is None else {**others, self: active.outer})
 
     def _activate(self, weights: AdapterWeights, batch: int, outer: _Active | None) -> _Active:
@@ -244,25 +244,25 @@ def per_sample(weights: AdapterWeights, batch: int) -> Rows:
     """adapter -> (samples that have it, their weights), zeros left out. A batch of several times as many samples, as guidance
     makes, has them over and over. AdapterError where the numbers do not agree."""
     if isinstance(weights, Mapping):
-        given = {name: adapters_key({name: w})[0][1] for name, w in weights.items()}
-        lengths = {len(w) for w in given.values() if isinstance(w, tuple)}
+        numbers = {name: adapters_key({name: w})[0][1] for name, w in weights.items()}
+        lengths = {len(w) for w in numbers.values() if isinstance(w, tuple)}
         count = next(iter(lengths), 1)
-        table = {name: list(w) if isinstance(w, tuple) else [w] * count for name, w in given.items()}
+        table = {name: list(w) if isinstance(w, tuple) else [w] * count for name, w in numbers.items()}
         if len(lengths) > 1:
             raise AdapterError(
                 f"The adapters have {' and '.join(map(str, sorted(lengths)))} weights; give one per sample to each."
             )
     else:
         count = len(weights)
-        names = dict.fromkeys(name for one in weights for name in one)
-        table = {name: [float(one.get(name, 0.0)) for one in weights] for name in names}
+        names = dict.fromkeys(name for sample in weights for name in sample)
+        table = {name: [float(sample.get(name, 0.0)) for sample in weights] for name in names}
     if not count or batch % count:
         raise AdapterError(f"The adapters are given for {count} samples, and the network was given {batch}; give one for each.")
     rows: Rows = {}
-    for name, own in table.items():
-        found = [(i, own[i % count]) for i in range(batch) if own[i % count] != 0]
-        if found:
-            rows[name] = [i for i, _ in found], [w for _, w in found]
+    for name, sample_weights in table.items():
+        nonzero = [(i, sample_weights[i % count]) for i in range(batch) if sample_weights[i % count] != 0]
+        if nonzero:
+            rows[name] = [i for i, _ in nonzero], [w for _, w in nonzero]
     return rows
 
 
@@ -270,18 +270,18 @@ def blocks_of(rows: Rows, batch: int) -> Blocks | None:
     """(adapters, weights, samples) where neighbouring samples, as many for each, have one adapter each, as in a composite;
     else None. Samples before the first and after the last may have none."""
     owner: list[tuple[str, float] | None] = [None] * batch
-    for name, (own, weights) in rows.items():
-        for row, weight in zip(own, weights, strict=True):
+    for name, (samples, weights) in rows.items():
+        for row, weight in zip(samples, weights, strict=True):
             if owner[row] is not None:
                 return None
             owner[row] = name, weight
-    taken = [row for row, one in enumerate(owner) if one is not None]
-    if not taken or taken[-1] - taken[0] + 1 != len(taken):
+    owned_rows = [row for row, name_of_row in enumerate(owner) if name_of_row is not None]
+    if not owned_rows or owned_rows[-1] - owned_rows[0] + 1 != len(owned_rows):
         return None
-    inside = [one for one in owner if one is not None]
+    inside = [name_of_row for name_of_row in owner if name_of_row is not None]
     length = math.gcd(*(len(list(run)) for _, run in itertools.groupby(inside)))
     names, each = zip(*inside[::length], strict=True)
-    return names, each, slice(taken[0], taken[-1] + 1)
+    return names, each, slice(owned_rows[0], owned_rows[-1] + 1)
 
 
 @dataclass(eq=False)
@@ -334,10 +334,10 @@ class _Hook:
         names, weights, samples = active.blocks
         terms: list[LowRank] = []
         for name in names:
-            own = self.terms.get(name, ())
-            if len(own) != 1 or not isinstance(own[0], LowRank) or not own[0].plain or own[0].rows is not None:
+            bound = self.terms.get(name, ())
+            if len(bound) != 1 or not isinstance(bound[0], LowRank) or not bound[0].plain or bound[0].rows is not None:
                 return None
-            terms.append(own[0])
+            terms.append(bound[0])
         if len({len(term.down) for term in terms}) > 1:
             return None
         down, up = self.adapters.stacked(self.name, terms)

@@ -103,8 +103,8 @@ class Delta:
         if kind == "loha" and names & allowed:
             needed |= allowed
         if kind == "lokr":
-            for whole, pair in (("lokr_w1", {"lokr_w1_a", "lokr_w1_b"}), ("lokr_w2", {"lokr_w2_a", "lokr_w2_b"})):
-                needed |= {whole} if whole in names else pair
+            for product, pair in (("lokr_w1", {"lokr_w1_a", "lokr_w1_b"}), ("lokr_w2", {"lokr_w2_a", "lokr_w2_b"})):
+                needed |= {product} if product in names else pair
             allowed = {"lokr_t2"} if "lokr_w2" not in names else set()
         if missing := needed - names:
             raise AdapterError(f"it has {' and '.join(sorted(names))} but lacks {' and '.join(sorted(missing))}.")
@@ -157,14 +157,14 @@ class Delta:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Does it fit a weight of this shape? 1 x 1 and flattened convolutions count as what they are."""
-        own = self.dims
+        dims = self.dims
         if self.kind == "bias":
-            return own == shape[:1]
-        if own == shape:
+            return dims == shape[:1]
+        if dims == shape:
             return True
-        flat = len(own) == 2 or all(k == 1 for k in own[2:])
-        in_flat = own[0] == shape[0] and math.prod(own[1:]) == math.prod(shape[1:])
-        padded = own[: len(shape)] == shape and all(k == 1 for k in own[len(shape) :])  # 1-d kernels stored as (k, 1)
+        flat = len(dims) == 2 or all(k == 1 for k in dims[2:])
+        in_flat = dims[0] == shape[0] and math.prod(dims[1:]) == math.prod(shape[1:])
+        padded = dims[: len(shape)] == shape and all(k == 1 for k in dims[len(shape) :])  # 1-d kernels stored as (k, 1)
         return (in_flat and flat) or padded
 
     def _linear(self, dtype: torch.dtype) -> Tensor:
@@ -259,12 +259,12 @@ class Delta:
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The dtype that holds the numbers of all of these; 8-bit formats count as bfloat16, which holds all of theirs."""
-    found: torch.dtype | None = None
+    common: torch.dtype | None = None
     for dtype in dtypes:
         dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
-        found = dtype if found is None else torch.promote_types(found, dtype)
-    assert found is not None
-    return found
+        common = dtype if common is None else torch.promote_types(common, dtype)
+    assert common is not None
+    return common
 
 
 def replace_factors(delta: Delta, factors: Mapping[str, Tensor]) -> Delta:

@@ -45,13 +45,13 @@ def read_adapter(path: Path | str, name: str | None = None, strict: bool = True,
     path = Path(path)
     name = path.stem if name is None else name
     if _is_folder(path):
-        found = [path / file for file in IN_FOLDER if (path / file).is_file()]
-        if not found:
+        files = [path / file for file in IN_FOLDER if (path / file).is_file()]
+        if not files:
             pickled = [name for name in ("adapter_model.bin", "pytorch_lora_weights.bin") if (path / name).exists()]
             if pickled:
                 raise CheckpointError(path, f"has only {pickled[0]}, {PICKLE.removeprefix('is ')}")
             raise CheckpointError(path, f"is a folder without {' or '.join(IN_FOLDER)}; give the adapter's file.")
-        path = found[0]
+        path = files[0]
     tensors, metadata = read_weights(path, allow_nonfinite), read_metadata(path)
     if path.name == IN_FOLDER[0] and (path.parent / BESIDE).exists():
         metadata = {**metadata, BESIDE: json.dumps(read_json(path.parent / BESIDE))}
@@ -169,8 +169,8 @@ def to_tensors(adapter: Adapter, format: str | None = None) -> tuple[dict[str, T
     format = (adapter.format or "diffusers") if format is None else format
     if format not in FORMATS:
         raise AdapterError(f"Unknown adapter format {format!r}: choose one of {', '.join(FORMATS)}.")
-    own = format == adapter.format
-    if adapter.format == "kohya" and not own:
+    same_format = format == adapter.format
+    if adapter.format == "kohya" and not same_format:
         raise AdapterError(
             f"{adapter.name} is named as kohya names layers, with underscores; give it the names of its network first "
             "(gen.adapters.renamed), then write it."
@@ -179,13 +179,13 @@ def to_tensors(adapter: Adapter, format: str | None = None) -> tuple[dict[str, T
     of = backbone(adapter.layers)
     for layer, delta in adapter.layers.items():
         for factor, value in _factors(adapter, layer, delta, format).items():
-            key = adapter.keys.get((layer, factor), "") if own else ""
+            key = adapter.keys.get((layer, factor), "") if same_format else ""
             key = key or spell(format, layer, factor, of)
             if key in tensors:
                 raise AdapterError(f"Two layers of {adapter.name} would both be written as {key!r}; {format} cannot hold them.")
             tensors[key] = value
-    words, told = words_to_tensors(adapter, format)
-    return tensors | words, (_metadata(adapter, format) if adapter.layers else dict(adapter.metadata)) | told
+    words, word_notes = words_to_tensors(adapter, format)
+    return tensors | words, (_metadata(adapter, format) if adapter.layers else dict(adapter.metadata)) | word_notes
 
 
 def _factors(adapter: Adapter, layer: str, delta: Delta, format: str) -> dict[str, Tensor]:
@@ -273,14 +273,14 @@ def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None,
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> None:
     alphas = {key for key in tensors if key.endswith(".alpha")}
-    kept: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     places: set[int] = set()
     for key, value in tensors.items():
         value = value if dtype is None or key in alphas else value.to(dtype)
         place = value.untyped_storage().data_ptr()
-        kept[key] = value.clone() if place in places else value  # layers that were cut from one have the same A
+        converted[key] = value.clone() if place in places else value  # layers that were cut from one have the same A
         places.add(place)
-    write_weights(path, kept, metadata={name: text for name, text in metadata.items() if name != "format"})
+    write_weights(path, converted, metadata={name: text for name, text in metadata.items() if name != "format"})
 
 
 __all__ = ["FORMATS", "Key", "from_tensors", "read_adapter", "to_tensors", "write_adapter"]

@@ -106,14 +106,14 @@ def foreign(keys: Iterable[str], by_shape: bool = False) -> str | None:
 
 def whole_weights(keys: Iterable[str]) -> str | None:
     """The same for a weight that replaces the model's, as peft's `modules_to_save` and control LoRAs have beside factors."""
-    found = next(
+    full_weight = next(
         (key for key in keys if _WHOLE.fullmatch(key) and "lora" not in key.rpartition(".")[0].rpartition(".")[2]), None
     )
-    if found is None:
+    if full_weight is None:
         return None
     return (
-        f"it has {found[:200]!r}, a weight that replaces the model's (peft's modules_to_save, control LoRAs), which is not "
-        "applied here."
+        f"it has {full_weight[:200]!r}, a weight that replaces the model's (peft's modules_to_save, control LoRAs), which is "
+        "not applied here."
     )
 
 

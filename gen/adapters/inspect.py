@@ -45,7 +45,7 @@ def describe(adapter: Adapter, path: Path | None = None) -> dict[str, Any]:
     names = ("part", "kind", "rank", "alpha", "scale")
     numbers = [f for d in adapter.layers.values() for name, f in d.factors.items() if name != "alpha"]
     dtypes = {str(f.dtype).removeprefix("torch.") for f in numbers}
-    told = _metadata(adapter.metadata)
+    metadata = _metadata(adapter.metadata)
     return {
         "name": adapter.name,
         "format": adapter.format,
@@ -55,8 +55,8 @@ def describe(adapter: Adapter, path: Path | None = None) -> dict[str, Any]:
         "dtypes": sorted(dtypes),
         "layers": len(adapter.layers),
         "groups": [dict(zip(names, group, strict=True)) | {"layers": count} for group, count in groups.items()],
-        **{name: told.get(name) for name in METADATA},
-        "trained_words": told["trained_words"],
+        **{name: metadata.get(name) for name in METADATA},
+        "trained_words": metadata["trained_words"],
         "learned_words": {word: len(next(iter(parts.values()))) for word, parts in adapter.words.items()},
         "notes": list(adapter.notes),
     }
@@ -70,7 +70,7 @@ def match(adapter: Adapter, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
         problems = misfits(adapter.words, parts)
         return {"complete": not problems, "matched": {}, "unmatched": {}, "mismatched": {}, "problems": "; ".join(problems)}
     try:
-        _, report = resolve(adapter, {part: Index(one) for part, one in parts.items()}, False, other_names(parts))
+        _, report = resolve(adapter, {part: Index(network) for part, network in parts.items()}, False, other_names(parts))
     except AdapterError as error:
         return {"complete": False, "matched": {}, "unmatched": {}, "mismatched": {}, "problems": str(error)}
     return {
@@ -87,21 +87,21 @@ def _round(number: float) -> float:
 
 
 def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    told: dict[str, str] = dict(metadata)
+    values: dict[str, str] = dict(metadata)
     for source in (IN_FILE, BESIDE):  # peft's config names the base model
-        told |= {str(k).rpartition(".")[2]: v for k, v in _object(metadata.get(source)).items() if isinstance(v, str)}
-    found: dict[str, Any] = {}
+        values |= {str(k).rpartition(".")[2]: v for k, v in _object(metadata.get(source)).items() if isinstance(v, str)}
+    selected: dict[str, Any] = {}
     for name, keys in METADATA.items():
-        value = next((told[key] for key in keys if isinstance(told.get(key), str) and told[key].strip()), None)
-        found[name] = None if value in (None, "None", "null") else str(value)[:300]
-    return found | {"trained_words": _words(metadata)}
+        value = next((values[key] for key in keys if isinstance(values.get(key), str) and values[key].strip()), None)
+        selected[name] = None if value in (None, "None", "null") else str(value)[:300]
+    return selected | {"trained_words": _words(metadata)}
 
 
 def _words(metadata: Mapping[str, str]) -> list[str]:
     """The trigger phrase, then the most frequent words of the captions; where there are none, the names of the folders
     ("10_sks dog")."""
     phrase = metadata.get("modelspec.trigger_phrase") or metadata.get("trigger_word") or ""
-    found = [word.strip() for word in phrase.split(",") if word.strip()]
+    triggers = [word.strip() for word in phrase.split(",") if word.strip()]
     counts: Counter[str] = Counter()
     for folder, tags in _object(metadata.get("ss_tag_frequency")).items():
         for word, count in tags.items() if isinstance(tags, Mapping) else ():
@@ -109,8 +109,8 @@ def _words(metadata: Mapping[str, str]) -> list[str]:
                 counts[word.strip()] += int(min(max(count, 0), 10**9))
         if not tags and folder.partition("_")[2]:
             counts[folder.partition("_")[2]] += 1
-    found += [word for word, _ in counts.most_common(WORDS)]
-    return [word[:100] for word in dict.fromkeys(found)][:WORDS]
+    triggers += [word for word, _ in counts.most_common(WORDS)]
+    return [word[:100] for word in dict.fromkeys(triggers)][:WORDS]
 
 
 def _object(text: str | None) -> dict[str, Any]:

@@ -64,15 +64,15 @@ def _rows(
     spans: Sequence[tuple[int, int]], deltas: Sequence[Delta], size: int, names: tuple[str, ...] = ("weight", "bias")
 ) -> dict[str, Tensor]:
     """The factors of these names that have a row per output, where any piece has them."""
-    found = {}
+    stacked = {}
     for name in names:
-        own = [delta.factors[name] for delta in deltas if name in delta.factors]
-        if own:
-            found[name] = whole = torch.zeros(size, *own[0].shape[1:], dtype=_widest(own))
+        factors = [delta.factors[name] for delta in deltas if name in delta.factors]
+        if factors:
+            stacked[name] = rows = torch.zeros(size, *factors[0].shape[1:], dtype=_widest(factors))
             for (start, stop), delta in zip(spans, deltas, strict=True):
                 if name in delta.factors:
-                    whole[start:stop] = delta.factors[name]
-    return found
+                    rows[start:stop] = delta.factors[name]
+    return stacked
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:

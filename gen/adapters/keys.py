@@ -131,9 +131,9 @@ def parse(key: str) -> Key | None:
         return Key(f"{part}.{old[1]}.{name}", old[3], dialect)
     if xlabs := _XLABS.fullmatch(rest):
         return Key(f"{part}.{xlabs[1]}", xlabs[2], dialect)
-    if (found := _ending(rest)) is None:
+    if (ending := _ending(rest)) is None:
         return None
-    path, factor, adapter = found
+    path, factor, adapter = ending
     if dialect == "kohya":  # some converters leave dots in the name of the layer, or an underscore after it
         path = path.replace(".", "_").rstrip("_")
     return Key(f"{part}.{path}", factor, dialect, adapter)

@@ -44,7 +44,7 @@ class ModelAdapters:
     def __init__(self, parts: Mapping[str, nn.Module | None], readers: Mapping[str, Any] | None = None):
         self.readers = dict(readers or {})
         self.parts = {part: Adapters(network, part) for part, network in parts.items() if network is not None}
-        self.same = other_names({part: one.network for part, one in self.parts.items()})
+        self.same = other_names({part: adapters.network for part, adapters in self.parts.items()})
         self.loaded: dict[str, Adapter] = {}
 
     def load(self, adapter: Adapter, strict: bool = True) -> LoadReport:
@@ -55,17 +55,19 @@ class ModelAdapters:
             raise AdapterError(f"An adapter named {adapter.name!r} is loaded already; give this one another name with name=.")
         self._check_words(adapter)
         if adapter.layers or not adapter.words:
-            placed, report = resolve(adapter, {part: one.index for part, one in self.parts.items()}, strict, self.same)
+            placed, report = resolve(
+                adapter, {part: adapters.index for part, adapters in self.parts.items()}, strict, self.same
+            )
         else:
             placed, report = {part: [] for part in self.parts}, LoadReport(adapter, {}, {}, {}, adapter.notes)
         done: list[Adapters] = []
         try:
-            for part, one in self.parts.items():
-                one.place(adapter, placed[part])
-                done.append(one)
+            for part, adapters in self.parts.items():
+                adapters.place(adapter, placed[part])
+                done.append(adapters)
         except BaseException:
-            for one in done:
-                one.remove(adapter.name)
+            for adapters in done:
+                adapters.remove(adapter.name)
             raise
         self.loaded[adapter.name] = adapter
         return report
@@ -84,11 +86,11 @@ class ModelAdapters:
 
     def remove(self, name: str) -> None:
         self.check({name: 1.0})
-        for one in self.parts.values():
-            if name in one.fused:
+        for adapters in self.parts.values():
+            if name in adapters.fused:
                 raise AdapterError(f"The adapter {name!r} is fused into the weights; unfuse it before unloading it.")
-        for one in self.parts.values():
-            one.remove(name)
+        for adapters in self.parts.values():
+            adapters.remove(name)
         del self.loaded[name]
 
     def check(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -105,20 +107,20 @@ class ModelAdapters:
     def on_text(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Of these, those that change a text encoder and do not have weight 0."""
         self.parts["denoiser"]._check(list(weights))
-        text = [one for part, one in self.parts.items() if part != "denoiser"]
+        text = [adapters for part, adapters in self.parts.items() if part != "denoiser"]
         return {
             name: w
             for name, w in weights.items()
-            if w != 0 and (self.loaded[name].words or any(one.changes(name) for one in text))
+            if w != 0 and (self.loaded[name].words or any(adapters.changes(name) for adapters in text))
         }
 
     @contextmanager
     def reading_with(self, weights: Mapping[str, float]) -> Iterator[None]:
         """Inside, the text encoders have these."""
         with ExitStack() as stack:
-            for part, one in self.parts.items():
+            for part, adapters in self.parts.items():
                 if part != "denoiser" and weights:
-                    stack.enter_context(one.using(weights))
+                    stack.enter_context(adapters.using(weights))
             words = {word: parts for name in weights for word, parts in self.loaded[name].words.items()}
             if words:
                 stack.callback(teach, self.readers, {})
@@ -134,16 +136,16 @@ class ModelAdapters:
         if self.fused:
             raise AdapterError(f"{', '.join(self.fused)} are fused into the weights already; unfuse them first.")
         try:
-            for one in self.parts.values():
-                one.fuse(weights)
+            for adapters in self.parts.values():
+                adapters.fuse(weights)
         except BaseException:
             self.unfuse()
             raise
 
     def unfuse(self) -> None:
         """The weights as they were, to the last bit."""
-        for one in self.parts.values():
-            one.unfuse()
+        for adapters in self.parts.values():
+            adapters.unfuse()
 
     @property
     def fused(self) -> dict[str, float]:
@@ -153,5 +155,5 @@ class ModelAdapters:
     def renamed(self, name: str) -> Adapter:
         """A loaded adapter by the model's own module names; what fits nothing is left out."""
         self.check({name: 1.0})
-        indices = {part: one.index for part, one in self.parts.items()}
+        indices = {part: adapters.index for part, adapters in self.parts.items()}
         return renamed(self.loaded[name], indices, self.same, strict=False)

@@ -195,16 +195,16 @@ def _unet(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Name
             places[f"up_blocks.{level}.attentions.{j}"] = f"output_blocks.{number}.1"
             number += 1
         places[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{1 + attends}.conv"
-    own = {ours: theirs for theirs, ours in (_UNET | _RESNET).items()}
+    theirs_of = {ours: theirs for theirs, ours in (_UNET | _RESNET).items()}
     for name in modules:
-        if name in own:
-            yield own[name], (name,)
+        if name in theirs_of:
+            yield theirs_of[name], (name,)
             continue
         parts = name.split(".")
         cut = next((n for n in (3, 4, 5) if ".".join(parts[:n]) in places), None)
         if cut is not None:
             inside = ".".join(parts[cut:])
-            inside = own.get(inside, inside) if "resnets" in parts else inside
+            inside = theirs_of.get(inside, inside) if "resnets" in parts else inside
             yield ".".join(filter(None, (places[".".join(parts[:cut])], inside))), (name,)
 
 

@@ -36,7 +36,7 @@ class Patterns(dict):
         """The key that is for a module, None for none. ValueError (a clause) for patterns that are not read."""
         plain, others = self._sorted
         ends = (path[i:] for i in (0, *(i + 1 for i, c in enumerate(path) if c == ".")))
-        first, found = min(((plain[end], end) for end in ends if end in plain), default=(len(self), None))
+        first, end_of_match = min(((plain[end], end) for end in ends if end in plain), default=(len(self), None))
         for place, pattern in others:
             if place > first:
                 break
@@ -48,7 +48,7 @@ class Patterns(dict):
                     return pattern
             except ValueError as error:
                 raise ValueError(f"the pattern {pattern[:60]!r} with {error}") from None
-        return found
+        return end_of_match
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -77,9 +77,9 @@ class _Parser:
         return self.pattern[self.at : self.at + 1]
 
     def take(self, text: str) -> bool:
-        found = self.pattern.startswith(text, self.at)
-        self.at += len(text) * found
-        return found
+        matches = self.pattern.startswith(text, self.at)
+        self.at += len(text) * matches
+        return matches
 
     def alternatives(self) -> Node:
         options = [self.sequence()]
@@ -109,38 +109,38 @@ class _Parser:
         node = self.atom()
         least, most = self.bounds()
         repeats = (least, most) != (1, 1)
-        own = self.depth + (repeats and most != 1)
-        self.depth = max(inner_depth, own)
-        if own > MAX_DEPTH:
+        depth = self.depth + (repeats and most != 1)
+        self.depth = max(inner_depth, depth)
+        if depth > MAX_DEPTH:
             raise ValueError(f"repetitions inside repetitions in {self.pattern[start : self.at]!r}")
         return _repeat(node, least, most) if repeats else node
 
     def bounds(self) -> tuple[int, int | None]:
         """(least, most) of a repetition, (1, 1) where none stands here."""
-        found: tuple[int, int | None] = (1, 1)
+        limits: tuple[int, int | None] = (1, 1)
         if self.take("*"):
-            found = 0, None
+            limits = 0, None
         elif self.take("+"):
-            found = 1, None
+            limits = 1, None
         elif self.take("?"):
-            found = 0, 1
+            limits = 0, 1
         elif counted := re.compile(r"\{(\d{0,4})(,?)(\d{0,4})\}").match(self.pattern, self.at):
             low, comma, high = counted.groups()
             if not low and not high:
-                return found  # a brace that counts nothing is a character
+                return limits  # a brace that counts nothing is a character
             self.at = counted.end()
-            found = int(low or 0), (int(high) if high else None) if comma else int(low)
-            if max(found[0], found[1] or 0) > MAX_REPEATS:
+            limits = int(low or 0), (int(high) if high else None) if comma else int(low)
+            if max(limits[0], limits[1] or 0) > MAX_REPEATS:
                 raise ValueError(f"more than {MAX_REPEATS} repetitions")
-            if found[1] is not None and found[1] < found[0]:
-                raise ValueError(f"{counted[0]!r}, which asks for at least {found[0]} and at most {found[1]}")
+            if limits[1] is not None and limits[1] < limits[0]:
+                raise ValueError(f"{counted[0]!r}, which asks for at least {limits[0]} and at most {limits[1]}")
         else:
-            return found
+            return limits
         if self.take("?"):  # not greedy: the same set of ends
-            return found
+            return limits
         if self.peek() in ("*", "+"):
             raise ValueError("a repetition of a repetition")
-        return found
+        return limits
 
     def atom(self) -> Node:
         if self.take("("):
@@ -173,8 +173,8 @@ class _Parser:
             raise ValueError("a ( without its )")
         if not look:
             return node
-        wanted = look == "?="
-        return lambda text, places: frozenset(p for p in places if bool(node(text, frozenset({p}))) == wanted)
+        positive = look == "?="
+        return lambda text, places: frozenset(p for p in places if bool(node(text, frozenset({p}))) == positive)
 
     def escape_node(self) -> Node:
         if self.take("b"):
@@ -227,12 +227,12 @@ def _repeat(node: Node, least: int, most: int | None) -> Node:
     def run(text: str, places: Places) -> Places:
         for _ in range(least):
             places = node(text, places)
-        found, new, left = places, places, most
+        reached, new, left = places, places, most
         while new and (left is None or left > least):
-            new = node(text, new) - found
-            found |= new
+            new = node(text, new) - reached
+            reached |= new
             left = None if left is None else left - 1
-        return found
+        return reached
 
     return run
 

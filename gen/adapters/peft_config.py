@@ -27,14 +27,14 @@ _KINDS = {"lora": "LORA", "loha": "LOHA", "lokr": "LOKR"}
 
 def read_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """part -> config, from a file's metadata. AdapterError where a config is not one."""
-    found: dict[str, dict[str, Any]] = {}
+    configs: dict[str, dict[str, Any]] = {}
     for source in (IN_FILE, BESIDE):
         for name, value in _json(source, metadata[source]).items() if source in metadata else ():
             prefix, dot, key = name.partition(".")
             part, key = (PARTS[prefix], key) if dot and prefix in PARTS else ("denoiser", name)
             table = key in ("rank_pattern", "alpha_pattern") and isinstance(value, dict)
-            found.setdefault(part, {})[key] = Patterns(value) if table else value
-    return found
+            configs.setdefault(part, {})[key] = Patterns(value) if table else value
+    return configs
 
 
 def _json(source: str, text: str) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def _by_pattern(config: Mapping[str, Any], name: str, path: str, default: Any) -
     if not isinstance(patterns, Mapping) or not all(isinstance(key, str) for key in patterns):
         raise AdapterError(f"its config's {name} is not a table of module names.")
     try:
-        found = (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).find(path)
+        matched = (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).find(path)
     except ValueError as error:
         raise AdapterError(f"its config has, in {name}, {error}; spell the names of the modules out.") from None
-    return default if found is None else patterns[found]
+    return default if matched is None else patterns[matched]
 
 
 def make_config(layers: Mapping[str, Delta], known: Mapping[str, Any]) -> dict[str, Any]:

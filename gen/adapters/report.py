@@ -69,8 +69,8 @@ def nearest(path: str, names: Sequence[str]) -> str:
     return f"nearest: {near}" if near else ""
 
 
-def _count(lines: Sequence[str], one: str, several: str) -> str:
-    return f"1 layer {one}" if len(lines) == 1 else f"{len(lines)} layers {several}"
+def _count(lines: Sequence[str], singular: str, plural: str) -> str:
+    return f"1 layer {singular}" if len(lines) == 1 else f"{len(lines)} layers {plural}"
 
 
 def _some(lines: Sequence[str]) -> str:

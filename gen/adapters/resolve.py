@@ -115,11 +115,11 @@ class Index:
         """
         if path in self.targets and (not underscored or "." in path):
             return self.targets[path]
-        found = self.underscored.get(path, set())
-        if len(found) > 1:
-            several = " and ".join(sorted(targets[0].module for targets in found))
-            raise AdapterError(f"could be any of {several}: with underscores their names are the same")
-        return next(iter(found), ())
+        candidates = self.underscored.get(path, set())
+        if len(candidates) > 1:
+            names = " and ".join(sorted(targets[0].module for targets in candidates))
+            raise AdapterError(f"could be any of {names}: with underscores their names are the same")
+        return next(iter(candidates), ())
 
 
 def _diffusers_name(name: str) -> str:
@@ -139,7 +139,7 @@ def resolve(
     matched: dict[str, tuple[str, ...]] = {}
     unmatched: dict[str, str] = {}
     mismatched: dict[str, str] = {}
-    taken: dict[str, dict[str, list[tuple[int, int, str]]]] = {}  # part -> module -> (first row, end, layer)
+    claimed: dict[str, dict[str, list[tuple[int, int, str]]]] = {}  # part -> module -> (first row, end, layer)
     wide = []
     for layer, delta in adapter.layers.items():
         part, _, path = layer.partition(".")
@@ -153,14 +153,14 @@ def resolve(
             if not targets:
                 unmatched[layer] = nearest(path, list(index.targets)) if len(unmatched) < SHOWN else ""
                 continue
-            whole = sum(target.cut[1] - target.cut[0] for target in targets if target.cut)
-            if whole and delta.dims[0] != whole:
-                raise AdapterError(f"changes {delta.dims[0]} rows where the model has {whole}")
-            of = (whole, *index.modules[targets[0].module].weight.shape[1:])
-            if whole and delta.kind != "bias" and not delta.fits(of):
+            cut_rows = sum(target.cut[1] - target.cut[0] for target in targets if target.cut)
+            if cut_rows and delta.dims[0] != cut_rows:
+                raise AdapterError(f"changes {delta.dims[0]} rows where the model has {cut_rows}")
+            of = (cut_rows, *index.modules[targets[0].module].weight.shape[1:])
+            if cut_rows and delta.kind != "bias" and not delta.fits(of):
                 raise AdapterError(f"is {delta.dims} where the model has {of}")
             pieces = [(t, _fitted(delta if t.cut is None else delta.select(*t.cut), t, index)) for t in targets]
-            if other := _overlap(targets, taken.setdefault(part, {}), layer):
+            if other := _overlap(targets, claimed.setdefault(part, {}), layer):
                 raise AdapterError(f"changes the same weights of {targets[0].module} as {other}")
         except AdapterError as error:
             mismatched[layer] = str(error).rstrip(".")
@@ -183,15 +183,15 @@ def resolve(
     return placed, report
 
 
-def _overlap(targets: tuple[Target, ...], taken: dict[str, list[tuple[int, int, str]]], layer: str) -> str | None:
+def _overlap(targets: tuple[Target, ...], claimed: dict[str, list[tuple[int, int, str]]], layer: str) -> str | None:
     """An earlier layer of the same adapter that changes some of the same rows; if there is none, these are noted as taken."""
     for target in targets:
         start, stop = target.rows or (0, 1 << 62)
-        for other_start, other_stop, other in taken.get(target.module, ()):
+        for other_start, other_stop, other in claimed.get(target.module, ()):
             if start < other_stop and other_start < stop:
                 return other
     for target in targets:
-        taken.setdefault(target.module, []).append((*(target.rows or (0, 1 << 62)), layer))
+        claimed.setdefault(target.module, []).append((*(target.rows or (0, 1 << 62)), layer))
     return None
 
 
@@ -238,18 +238,18 @@ def renamed(
     """
     if adapter.words and not adapter.layers:
         return replace(adapter, format="", keys={})
-    indices = {part: one if isinstance(one, Index) else Index(one) for part, one in networks.items()}
+    indices = {part: network if isinstance(network, Index) else Index(network) for part, network in networks.items()}
     _, report = resolve(adapter, indices, strict, same)
-    whole: dict[tuple[str, str], list[tuple[Target, Delta]]] = {}
+    full_layers: dict[tuple[str, str], list[tuple[Target, Delta]]] = {}
     for layer in report.matched:
         part, _, path = layer.partition(".")
         part = (same or {}).get(part, part)
         for target in indices[part].find(path, adapter.format == "kohya"):
             delta = adapter.layers[layer]
             piece = delta if target.cut is None else delta.select(*target.cut)
-            whole.setdefault((part, target.module), []).append((target, piece))
+            full_layers.setdefault((part, target.module), []).append((target, piece))
     layers: dict[str, Delta] = {}
-    for (part, module), pieces in whole.items():
+    for (part, module), pieces in full_layers.items():
         index = indices[part]
         try:
             delta = joined([(t.rows, delta) for t, delta in pieces], len(index.modules[module].weight))

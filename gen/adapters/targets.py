@@ -37,5 +37,5 @@ def swapped(name: str, modules: Mapping[str, nn.Module]) -> tuple[Target, ...]:
     module = modules.get(name)
     if not isinstance(module, nn.Linear) or module.out_features % 2:
         return ()
-    half, whole = module.out_features // 2, module.out_features
-    return Target(name, (0, half), (half, whole)), Target(name, (half, whole), (0, half))
+    half, size = module.out_features // 2, module.out_features
+    return Target(name, (0, half), (half, size)), Target(name, (half, size), (0, half))

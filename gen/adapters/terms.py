@@ -112,9 +112,9 @@ class LowRank(Term):
                 inner = operate(module, one_by_one(x, self.down), self.mid)
             y = one_by_one(inner * scale, self.up)
         if self.gain is not None and base is not None:
-            own = base if self.rows is None else base.narrow(axis, self.rows[0], self.rows[1] - self.rows[0])
+            base_rows = base if self.rows is None else base.narrow(axis, self.rows[0], self.rows[1] - self.rows[0])
             gain = along(self.gain, y, axis)
-            y = gain * y + weight * (gain - 1) * own
+            y = gain * y + weight * (gain - 1) * base_rows
         return self._with_bias(y, module, weight)
 
 

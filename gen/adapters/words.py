@@ -40,9 +40,9 @@ def take_words(
     keys: dict[tuple[str, str], str] = {}
     alone = all(key in (WHOLE, "clip_l", "clip_g") for key in tensors)
     for key, tensor in tensors.items():
-        found = _parse(key, metadata.get("token") or name, alone)
+        parsed = _parse(key, metadata.get("token") or name, alone)
         if (
-            found is None
+            parsed is None
             and len(tensors) <= MAX_WORDS
             and "." not in key
             and tensor.ndim in (1, 2)
@@ -50,11 +50,11 @@ def take_words(
             and not foreign([key], by_shape=True)
             and not known(key)
         ):
-            found = key, "text_encoder"
-        if found is None:
+            parsed = key, "text_encoder"
+        if parsed is None:
             rest[key] = tensor
             continue
-        word, part = found
+        word, part = parsed
         vectors = tensor.reshape(1, -1) if tensor.ndim == 1 else tensor
         try:
             check_name(word)
@@ -87,26 +87,26 @@ def _parse(key: str, name: str, alone: bool) -> tuple[str, str] | None:
 
 def words_to_tensors(adapter: Adapter, format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors by key, metadata) of an adapter's words in a format; as they were read in its own."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if adapter.words and format not in ("kohya", "diffusers"):
         raise AdapterError(
             f"The {format} format has no place for learned words ({', '.join(adapter.words)}); use kohya or diffusers."
         )
-    several = any(set(parts) != {"text_encoder"} for parts in adapter.words.values())
+    many_encoders = any(set(parts) != {"text_encoder"} for parts in adapter.words.values())
     metadata: dict[str, str] = {}
     for word, parts in adapter.words.items():
         for part, vectors in parts.items():
             key = adapter.keys.get((f"{KEY}.{word}", part), "") if format == adapter.format else ""
             encoder = "clip_g" if part == "text_encoder_2" else "clip_l"
-            if not key and not adapter.layers and not several:
+            if not key and not adapter.layers and not many_encoders:
                 key = word
             elif not key and not adapter.layers and len(adapter.words) == 1:
                 key, metadata = encoder, {"token": word}
             elif not key:
-                end = encoder if several or format == "diffusers" else "string_to_param.*"
+                end = encoder if many_encoders or format == "diffusers" else "string_to_param.*"
                 key = f"{BUNDLES[format == 'diffusers']}{word}.{end}"
-            found[key] = vectors
-    return found, metadata
+            tensors[key] = vectors
+    return tensors, metadata
 
 
 def rename_words(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
@@ -136,15 +136,15 @@ def rename_words(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
 def words_apart(adapter: Adapter, others: Iterable[Adapter]) -> tuple[Adapter, dict[str, str]]:
     """(the adapter, what of its words is called otherwise): those that another has too get a number, as <cat-2>, so that both
     can be in one prompt."""
-    taken = {word.lower() for other in others for word in other.words}
+    other_words = {word.lower() for other in others for word in other.words}
     names: dict[str, str] = {}
     for word in adapter.words:
         body, end = (word[:-1], word[-1]) if word[-1:] in [">", "]", ")"] else (word, "")
         new, n = word, 1
-        while new.lower() in taken:
+        while new.lower() in other_words:
             n += 1
             new = f"{body}-{n}{end}"
-        taken.add(new.lower())
+        other_words.add(new.lower())
         if new != word:
             names[word] = new
     return (rename_words(adapter, names) if names else adapter), names
@@ -155,12 +155,12 @@ def words_apart(adapter: Adapter, others: Iterable[Adapter]) -> tuple[Adapter, d
 
 def readers_of(text_encoder: nn.Module | None, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     """part -> what reads its prompts and can learn words."""
-    found: dict[str, Any] = {}
+    readers: dict[str, Any] = {}
     for module in text_encoder.modules() if text_encoder is not None else ():
         if hasattr(module, "learn"):
             network = getattr(module, "encoder", module)
-            found |= {part: module for part, own in parts.items() if own is network}
-    return found
+            readers |= {part: module for part, part_network in parts.items() if part_network is network}
+    return readers
 
 
 def embedding_of(reader: Any) -> nn.Embedding:
@@ -191,34 +191,34 @@ def check_words(words: Mapping[str, Mapping[str, Tensor]], readers: Mapping[str,
 
 def misfits(words: Mapping[str, Mapping[str, Tensor]], parts: Mapping[str, nn.Module]) -> list[str]:
     """Why networks, which need no weights, cannot read these words; empty where they can."""
-    found = []
+    problems = []
     for word, vectors in words.items():
         for part, value in vectors.items():
             place = part.replace("_", " ")
             if part not in parts:
-                found.append(f"the word {word!r} is for the {place}, which this model does not have")
+                problems.append(f"the word {word!r} is for the {place}, which this model does not have")
                 continue
             network: Any = parts[part]
             table = (
                 network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else getattr(network, "word", None)
             )
             if table is not None and table.weight.shape[1] != value.shape[1]:
-                found.append(
+                problems.append(
                     f"the word {word!r} has vectors of width {value.shape[1]}, and the {place} of this model has "
                     f"{table.weight.shape[1]}"
                 )
-    return found
+    return problems
 
 
 def teach(readers: Mapping[str, Any], words: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LearnedTokens]:
     """Let readers know words, part by part; {} lets them forget. part -> what they learned."""
-    made = {}
+    learned = {}
     for part, reader in readers.items():
-        own = {word: parts[part] for word, parts in words.items() if part in parts}
-        if own:
+        vectors = {word: parts[part] for word, parts in words.items() if part in parts}
+        if vectors:
             # above the tokenizer's ids too, which may be more than there are embeddings
             tokenizer = getattr(reader, "tokenizer", None)
             first = max(embedding_of(reader).weight.shape[0], 0 if tokenizer is None else len(tokenizer))
-            made[part] = LearnedTokens(own, first)
-        reader.learn(made.get(part))
-    return made
+            learned[part] = LearnedTokens(vectors, first)
+        reader.learn(learned.get(part))
+    return learned

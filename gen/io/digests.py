@@ -38,19 +38,19 @@ def file_key(path: Path | str) -> str:
     """What tells this state of a file from others."""
     path = Path(path)
     regular_file(path)
-    found = path.stat()
-    return f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}"
+    status = path.stat()
+    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
 
 
 def file_digest(path: Path | str) -> str:
     """sha256 of a file, from memory where it did not change."""
     key = file_key(path)
     with _lock:
-        found = _read().get(key)
-    if found is None:
-        found = sha256(path)
-        remember(path, key, found)
-    return found
+        digest = _read().get(key)
+    if digest is None:
+        digest = sha256(path)
+        remember(path, key, digest)
+    return digest
 
 
 def remember(path: Path | str, key: str, digest: str) -> None:

@@ -71,8 +71,8 @@ def orientation(image: Image.Image) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = image.getexif().get(_ORIENTATION, 1)
-        return found if isinstance(found, int) and found in _TURNS else 1
+            value = image.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) and value in _TURNS else 1
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, struct.error, OverflowError):
         return 1
 
@@ -251,8 +251,8 @@ def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bo
         image = open_header(path, formats)
         if decode:
             image.load()
-        found, image = image, None
-        return found
+        opened_image, image = image, None
+        return opened_image
     except RecipeError:
         raise
     except OSError as error:

@@ -18,12 +18,12 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
 
 def dotted_keys(model: type[BaseModel], prefix: str = "", depth: int = 4) -> list[str]:
     """All keys of a config and of the configs inside of it, as "section.key"."""
-    found = []
+    keys = []
     for name, field in model.model_fields.items():
-        found.append(prefix + name)
+        keys.append(prefix + name)
         if depth > 1:
-            found += [key for inner in sections(field.annotation) for key in dotted_keys(inner, f"{prefix}{name}.", depth - 1)]
-    return list(dict.fromkeys(found))
+            keys += [key for inner in sections(field.annotation) for key in dotted_keys(inner, f"{prefix}{name}.", depth - 1)]
+    return list(dict.fromkeys(keys))
 
 
 def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
@@ -35,11 +35,11 @@ def nearest_keys(unknown: str, known: Sequence[str]) -> list[str]:
     beside = [leaf for start, _, leaf in (key.rpartition(".") for key in known) if start == section]
 
     same = [key for key in known if key.rpartition(".")[2] == name]
-    found = [min(same, key=lambda key: (key.count("."), known.index(key)))] if same else []
+    suggestions = [min(same, key=lambda key: (key.count("."), known.index(key)))] if same else []
     if near := nearest(name, beside):
-        found.append(f"{section}{dot}{near}")
-    if found:
-        return found
+        suggestions.append(f"{section}{dot}{near}")
+    if suggestions:
+        return suggestions
     by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
     return [by_name[near]] if (near := nearest(name, by_name)) else []
 

@@ -55,7 +55,7 @@ def check_option_values(name: str, value: object) -> dict[str, Option]:
     """Plain named values, as a recipe can hold them; a list of numbers becomes a tuple."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} is {value!r}; give a dict of names and values.")
-    return {key: _option(f"{name}[{key!r}]", one) for key, one in value.items()}
+    return {key: _option(f"{name}[{key!r}]", option) for key, option in value.items()}
 
 
 def _option(name: str, value: object) -> Option:
@@ -90,7 +90,7 @@ def check_texts(name: str, value: object) -> list[str]:
         return [check_text(name, value)]
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one string.")
-    return [check_text(f"{name}[{i}]", one) for i, one in enumerate(value)]
+    return [check_text(f"{name}[{i}]", text) for i, text in enumerate(value)]
 
 
 def check_side(name: str, value: object, default: int, multiple: int) -> int:

@@ -173,12 +173,12 @@ def listed(names: Sequence[str]) -> str:
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Fill a module from a file: every parameter and buffer present, nothing left over, every shape equal."""
-    file, own = TensorFile(path), module.state_dict()
-    missing, unknown = sorted(own.keys() - file.shapes.keys()), sorted(file.shapes.keys() - own.keys())
+    file, state = TensorFile(path), module.state_dict()
+    missing, unknown = sorted(state.keys() - file.shapes.keys()), sorted(file.shapes.keys() - state.keys())
     shapes = [
-        f"{name} is {file.shapes[name]}, the model needs {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & file.shapes.keys())
-        if own[name].shape != file.shapes[name]
+        f"{name} is {file.shapes[name]}, the model needs {tuple(state[name].shape)}"
+        for name in sorted(state.keys() & file.shapes.keys())
+        if state[name].shape != file.shapes[name]
     ]
     problems = [f"lacks {listed(missing)}"] * bool(missing) + [f"has unknown {listed(unknown)}"] * bool(unknown)
     problems += [listed(shapes)] * bool(shapes)
@@ -186,7 +186,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         raise CheckpointError(path, f"does not fit {type(module).__name__}: {'; '.join(problems)}.")
     with torch.no_grad():
         for name, tensor in file.tensors(digest=True):  # who opens a model asks for its digest too
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
 
 
 _umask_read = threading.Lock()  # two threads in between each other would leave the process without its umask
@@ -248,11 +248,11 @@ def system_errors(path: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        found = re.search(r"os error (\d+)|code: (\d+), kind", str(error))
-        if found is None and not isinstance(error, SafetensorError):
+        match = re.search(r"os error (\d+)|code: (\d+), kind", str(error))
+        if match is None and not isinstance(error, SafetensorError):
             raise
-        number = int(found[1] or found[2]) if found else errno.EIO
-        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
+        number = int(match[1] or match[2]) if match else errno.EIO
+        raise OSError(number, os.strerror(number) if match else str(error), str(path)) from None
 
 
 def sha256(path: Path | str) -> str:

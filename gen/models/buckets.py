@@ -59,9 +59,9 @@ def made_at(
         raise ValueError(
             f"The model {name!r} has no list of sizes that it was trained at; leave use_resolution_binning (--bins) out."
         )
-    asked = check_size(height, width, config.sample_size, 1)
-    made = nearest(*asked, table)
-    return *made, asked if made != asked else None
+    requested = check_size(height, width, config.sample_size, 1)
+    bucket = nearest(*requested, table)
+    return *bucket, requested if bucket != requested else None
 
 
 def warn_size(config: ModelConfig, name: str, height: int, width: int) -> None:

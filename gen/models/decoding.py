@@ -49,7 +49,7 @@ def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], factor: int, ti
             raise
     free(latents.device)  # after the traceback has let go of what it held
     if len(latents) > 1:
-        return torch.cat([decoded(one[None], decode, factor, tiled) for one in latents])
+        return torch.cat([decoded(latent[None], decode, factor, tiled) for latent in latents])
     from gen.models.tiling import tiled as in_tiles
 
     side = max(latents.shape[2:])

@@ -249,8 +249,8 @@ def part_folders(folder: Path | str, lender: Path | None = None) -> dict[str, Pa
     if not (folder / "denoiser").is_dir():
         raise CheckpointError(folder, "has no denoiser/ folder; the model is incomplete.")
     places = [folder] if lender is None else [folder, lender]
-    found = {name: next((where / name for where in places if (where / name).is_dir()), None) for name in PARTS}
-    return {name: where for name, where in found.items() if where is not None}
+    folders = {name: next((where / name for where in places if (where / name).is_dir()), None) for name in PARTS}
+    return {name: where for name, where in folders.items() if where is not None}
 
 
 def read_parts(folders: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
@@ -268,12 +268,12 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         return
     if "config.json" in inside:
         read_model_config(folder)
-        own = OWN_FILES
+        our_files = OWN_FILES
     elif "model_index.json" in inside:
-        own = {*OWN_FILES - {*PARTS, "config.json"}, "model_index.json", *read_json(folder / "model_index.json")}
+        our_files = {*OWN_FILES - {*PARTS, "config.json"}, "model_index.json", *read_json(folder / "model_index.json")}
     else:
         raise ValueError(f"{folder} exists and is not a model; nothing was written. Choose a new or empty folder.")
-    if foreign := sorted(inside - own):
+    if foreign := sorted(inside - our_files):
         raise ValueError(f"{folder} also holds {foreign[0]!r}, which saving would delete; move it or choose another folder.")
     if not overwrite:
         raise ValueError(f"{folder} holds a model already; choose another folder, or pass overwrite=True to replace it.")

@@ -27,21 +27,21 @@ _BREAK = re.compile(r"(?<!\w)BREAK(?!\w)")
 
 def foreign_syntax(prompt: str, breaks: bool = False) -> list[str]:
     """What of a prompt other tools read as more than words, each as a phrase. breaks: the text encoder knows BREAK."""
-    found = []
+    kinds = []
     for meaning, form in _FORMS.items():
         if (match := form.search(prompt)) is not None:
-            found.append(meaning.format(*match.groups()))
+            kinds.append(meaning.format(*match.groups()))
     if not breaks and _BREAK.search(prompt):
-        found.append("BREAK begins a new part of 75 tokens for CLIP; this model's text encoder reads it as a word")
-    return found
+        kinds.append("BREAK begins a new part of 75 tokens for CLIP; this model's text encoder reads it as a word")
+    return kinds
 
 
 def warn_foreign(prompts: Sequence[str], breaks: bool = False) -> None:
     """One warning for all prompts of a call."""
-    seen: dict[str, None] = {}
+    kinds: dict[str, None] = {}
     for prompt in dict.fromkeys(prompts):
-        seen |= dict.fromkeys(foreign_syntax(prompt, breaks))
-    if seen:
+        kinds |= dict.fromkeys(foreign_syntax(prompt, breaks))
+    if kinds:
         warnings.warn(
-            f"Of the prompt some is read as plain words that other tools read as more: {'; '.join(seen)}.", stacklevel=3
+            f"Of the prompt some is read as plain words that other tools read as more: {'; '.join(kinds)}.", stacklevel=3
         )

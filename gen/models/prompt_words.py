@@ -27,19 +27,19 @@ def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, floa
     unseen: dict[str, None] = {}
     if not adapters and hasattr(encoder, "unseen_words"):
         unseen = dict.fromkeys(word for prompt in prompts for word in encoder.unseen_words(_IN_BRACKETS.sub(" ", prompt)))
-    said = []
+    notes = []
     if names:
-        said.append(
+        notes.append(
             f"No adapter in force has taught the model {_listed(names)}; load the one that has (--lora FILE, load_adapter), or "
             "write ordinary words"
         )
     if unseen:
-        said.append(
+        notes.append(
             f"{_listed(unseen)} stood in no caption that the model learned from, so it draws what the letters suggest; use "
             "other words, or teach it (docs/lora.md)"
         )
-    if said:
-        warnings.warn(f"{'. '.join(said)}.", stacklevel=3)
+    if notes:
+        warnings.warn(f"{'. '.join(notes)}.", stacklevel=3)
 
 
 def _listed(words: Iterable[str]) -> str:

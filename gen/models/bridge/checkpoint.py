@@ -61,11 +61,11 @@ def _sampled(path: dict[str, Any], clock: str, steps: int, scale: float, schedul
 
 def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     """A checkpoint and what belongs to it, opened as a model. Sizes and parts are checked before any weights are read."""
-    told = _checked(options)
-    own = path.is_dir() and "type" in _config(path)
-    if own and told.keys() - {"latent_scale"}:
-        raise ValueError(f"{path} says all of its sizes itself; leave {', '.join(sorted(told))} out of model_options.")
-    config = _sizes(path, own, told)
+    overrides = _checked(options)
+    our_folder = path.is_dir() and "type" in _config(path)
+    if our_folder and overrides.keys() - {"latent_scale"}:
+        raise ValueError(f"{path} says all of its sizes itself; leave {', '.join(sorted(overrides))} out of model_options.")
+    config = _sizes(path, our_folder, overrides)
     _check_parts(path, config, options)
     if options.native is False:
         raise ValueError(f"{path} is opened in our own network only; diffusers' needs a pipeline's folder. Leave native out.")
@@ -93,9 +93,9 @@ def open_network(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opene
         usual = COCO_SCALE if type(config).__name__ == "UViTConfig" and config.text_dim else None
         assert options.vae is not None
         parts["autoencoder"], weights["autoencoder"] = open_autoencoder(
-            options.vae, config.channels, told.pop("latent_scale", usual)
+            options.vae, config.channels, overrides.pop("latent_scale", usual)
         )
-    parts["denoiser"], weights["denoiser"] = _network(path, own, told, text, dtype)
+    parts["denoiser"], weights["denoiser"] = _network(path, our_folder, overrides, text, dtype)
     factor: Any = parts["autoencoder"].factor if "autoencoder" in parts else 1
     classes = None
     if config.num_classes == 1000:
@@ -117,8 +117,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _checked(options: ModelOptions) -> dict[str, Any]:
-    told = dict(options.model_options)
-    for name in told:
+    overrides = dict(options.model_options)
+    for name in overrides:
         if name not in OPTIONS:
             raise ValueError(f"model_options has no {name!r}{nearest(name, OPTIONS)}; it takes {', '.join(OPTIONS)}.")
     for name, kinds, what in (
@@ -130,27 +130,27 @@ def _checked(options: ModelOptions) -> dict[str, Any]:
         ("null_label", bool, "True or False"),
         ("format", str, "a name from `gen.models.formats.FORMATS`"),
     ):
-        value = told.get(name)
+        value = overrides.get(name)
         if value is None:
             continue
         wrong = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         if wrong or (isinstance(value, int | float) and kinds is not bool and not 0 < value < 1e6):
             raise ValueError(f"model_options has {name} = {value!r}; give {what}{'' if kinds in (bool, str) else ' above 0'}.")
-    return told
+    return overrides
 
 
-def _sizes(path: Path, own: bool, told: dict[str, Any]) -> Any:
+def _sizes(path: Path, our_folder: bool, overrides: dict[str, Any]) -> Any:
     """The config of the network, from headers."""
     from gen.models.bridge.single_file import refuse
     from gen.nn.registry import COMPONENTS, from_registry
 
-    if own:
+    if our_folder:
         values = _config(path)
     else:
-        given = {name: value for name, value in told.items() if name in TOLD and name != "format"}
+        sizes = {name: value for name, value in overrides.items() if name in TOLD and name != "format"}
         source = open_checkpoint(path)
         refuse(path, source.shapes)
-        _, values = configure(source, told.get("format"), given)
+        _, values = configure(source, overrides.get("format"), sizes)
     try:
         return from_registry({name: COMPONENTS[name] for name in ("uvit", "dit")}, "network type", values)[1]
     except ValueError as error:
@@ -161,26 +161,28 @@ def _check_parts(path: Path, config: Any, options: ModelOptions) -> None:
     """ValueError for a part that is missing, or that has nothing to do here."""
     latent, text = config.channels != 3, bool(config.text_dim)
     encoder = "CLIP ViT-L/14" if type(config).__name__ == "UViTConfig" else "T5 v1.1 XXL, as in a PixArt pipeline"
-    for given, needed, name, what in (
+    for value, needed, name, what in (
         (options.vae, latent, "vae", "autoencoder: a diffusers folder or hub id (Stable Diffusion's for published networks)"),
         (options.text_encoder, text, "text_encoder", f"text encoder: a transformers folder or hub id ({encoder})"),
     ):
         option = f"{name}= (--{name.replace('_', '-')})"
-        if needed and given is None:
+        if needed and value is None:
             raise ValueError(f"{path} is a network alone; give {option}, its {what}.")
-        if not needed and given is not None:
+        if not needed and value is not None:
             reads = "works on pixels" if name == "vae" else "reads no text"
             raise ValueError(f"{path} {reads}; leave {option} out.")
 
 
-def _network(path: Path, own: bool, told: dict[str, Any], text: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, str]:
-    if own:
+def _network(
+    path: Path, our_folder: bool, overrides: dict[str, Any], text: dict[str, Any], dtype: torch.dtype
+) -> tuple[nn.Module, str]:
+    if our_folder:
         return load_component(path, "uvit", "dit"), component_digest(path)
     files = open_checkpoint(path)
-    kind, _ = configure(files, told.get("format"), {name: value for name, value in told.items() if name in TOLD[1:]})
+    kind, _ = configure(files, overrides.get("format"), {name: value for name, value in overrides.items() if name in TOLD[1:]})
     if not kind.absent:  # the file has its own features of no text
         text = {}
     elif "null_text" in text and kind.kind == "uvit":
         text.pop("null_length", None)
-    given = {**told, **text}
-    return read_checkpoint(path, dtype=dtype, **given), digest(file.path for file in files.files)
+    sizes_and_text = {**overrides, **text}
+    return read_checkpoint(path, dtype=dtype, **sizes_and_text), digest(file.path for file in files.files)

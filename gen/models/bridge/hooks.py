@@ -126,8 +126,10 @@ class _Places:
         self.undo: list[Callable[[], None]] = []
 
     def forward(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        own = vars(module).get("forward")  # offloading sets one too
-        self.undo.append(lambda: delattr(module, "forward") if own is None else setattr(module, "forward", own))
+        instance_forward = vars(module).get("forward")  # offloading sets one too
+        self.undo.append(
+            lambda: delattr(module, "forward") if instance_forward is None else setattr(module, "forward", instance_forward)
+        )
         setattr(module, "forward", function)  # noqa: B010 (a type checker forbids to assign a method)
 
     def processor(self, module: Any, processor: Any) -> None:
@@ -185,12 +187,12 @@ def _joint_block(run: Callable[..., Any], hook: Callable[..., Tensor], index: in
 
 def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
     """(kind, module) of the block's attentions."""
-    found = []
+    attentions = []
     for name in ("attn1", "attn2"):
         module = getattr(block, name, None)
         if module is not None:
-            found.append(("cross" if module.is_cross_attention else "self", module))
-    return found
+            attentions.append(("cross" if module.is_cross_attention else "self", module))
+    return attentions
 
 
 def _hook_attention(
@@ -246,23 +248,23 @@ class Heads:
         x, text = hidden_states, encoder_hidden_states
         if text is not None and attention.norm_cross:
             text = attention.norm_encoder_hidden_states(text)
-        seen = x if text is None else text
+        context_tokens = x if text is None else text
         q, k, v = (
             project(tokens).unflatten(-1, (attention.heads, -1))
-            for project, tokens in ((attention.to_q, x), (attention.to_k, seen), (attention.to_v, seen))
+            for project, tokens in ((attention.to_q, x), (attention.to_k, context_tokens), (attention.to_v, context_tokens))
         )
         q = q if attention.norm_q is None else attention.norm_q(q)
         k = k if attention.norm_k is None else attention.norm_k(k)
         if attention_mask is not None:
-            attention_mask = attention.prepare_attention_mask(attention_mask, seen.shape[1], len(x))
+            attention_mask = attention.prepare_attention_mask(attention_mask, context_tokens.shape[1], len(x))
             attention_mask = attention_mask.view(len(x), attention.heads, -1, attention_mask.shape[-1])
 
         def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
             q, k, v = (part.transpose(1, 2) for part in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-        given = (q, k, v) if text is None else (q, k, v, attention_mask)
-        out = self.hook(self.site(x), *given, run).flatten(2).to(q.dtype)
+        arguments = (q, k, v) if text is None else (q, k, v, attention_mask)
+        out = self.hook(self.site(x), *arguments, run).flatten(2).to(q.dtype)
         out = attention.to_out[1](attention.to_out[0](out))
         out = out + x if attention.residual_connection else out
         return out / attention.rescale_output_factor

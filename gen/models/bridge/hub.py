@@ -54,9 +54,11 @@ def needed_files(names: Sequence[str], part: str, also: Sequence[str] = ()) -> l
     CheckpointError for a part that is not there, or not as safetensors.
     """
     prefix = f"{part}/" if f"{part}/config.json" in names else ""
-    own = {name.removeprefix(prefix) for name in names if name.startswith(prefix) and name.count("/") == prefix.count("/")}
-    _, files, listing = weight_files(own, STEMS["diffusers" if part == "vae" else "transformers"])
-    if "config.json" not in own or not files:
+    part_files = {
+        name.removeprefix(prefix) for name in names if name.startswith(prefix) and name.count("/") == prefix.count("/")
+    }
+    _, files, listing = weight_files(part_files, STEMS["diffusers" if part == "vae" else "transformers"])
+    if "config.json" not in part_files or not files:
         raise CheckpointError(part, "has no config.json and safetensors in this repository, and other formats are not read.")
     folders = {prefix, *(f"{name}/" for name in also)} if also else set()
     words = [

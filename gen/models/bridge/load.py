@@ -63,12 +63,12 @@ def check_config(path: Path, value: Any) -> None:
     """CheckpointError for a config (nested as it may be) with anything that chooses code, or absurd depths."""
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        if not isinstance(one, Mapping):
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        if not isinstance(node, Mapping):
             continue
-        for key, inner in one.items():
+        for key, inner in node.items():
             if key in FORBIDDEN or (key == "_attn_implementation" and inner not in _ATTENTION):
                 raise CheckpointError(path, f"has {key!r}, which chooses code to run; remove it if you trust the file.")
             if "layers" in key and isinstance(inner, int) and inner > 1000:
@@ -231,18 +231,18 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 def _check_vocabulary(folder: Path, name: str) -> None:
     names = {entry.name for entry in folder.iterdir()}
-    whole = [files for files in VOCABULARIES[name] if names.issuperset(files)]
-    if not whole:
+    complete = [files for files in VOCABULARIES[name] if names.issuperset(files)]
+    if not complete:
         begun = next((files for files in VOCABULARIES[name] if names & set(files)), None)
         ways = " or ".join(" and ".join(files) for files in VOCABULARIES[name])
         lacks = f"lacks {', '.join(sorted(set(begun) - names))}" if begun else "has no vocabulary"
         raise CheckpointError(folder, f"{lacks}: a {name} needs {ways}. The download is incomplete; download it again.")
-    if any(file.endswith(".model") for file in whole[0]):
+    if any(file.endswith(".model") for file in complete[0]):
         needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
         if missing := [package for package, module in needed.items() if not _installed(module)]:
             raise CheckpointError(
                 folder,
-                f"has its vocabulary as {whole[0][0]} only, which the packages sentencepiece and protobuf read; "
+                f"has its vocabulary as {complete[0][0]} only, which the packages sentencepiece and protobuf read; "
                 f"missing here: {' and '.join(missing)}. Run pip install sentencepiece protobuf.",
             )
 

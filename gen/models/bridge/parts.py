@@ -82,11 +82,11 @@ def open_autoencoder(source: str | Path, channels: int | None = None, scale: flo
     kind = config.get("_class_name")
     if kind not in VAE_CLASSES:
         raise CheckpointError(folder, f"is a {kind!r}; an autoencoder is one of {', '.join(VAE_CLASSES)}.")
-    network, found = load_network(folder, kind, torch.float32)
+    network, files = load_network(folder, kind, torch.float32)
     autoencoder = BridgedAutoencoder(network, latent_scale=scale)
     if channels not in (None, autoencoder.channels):
         raise CheckpointError(folder, f"makes {autoencoder.channels} channels, and the network takes {channels}.")
-    return autoencoder, found
+    return autoencoder, files
 
 
 def open_text_encoder(source: str | Path, kind: str, length: int, dim: int, dtype: torch.dtype) -> tuple[TextPart, str]:
@@ -96,14 +96,16 @@ def open_text_encoder(source: str | Path, kind: str, length: int, dim: int, dtyp
     config = read_part_config(folder)
     if config.get("model_type") not in model_types:
         raise CheckpointError(folder, f"is a {config.get('model_type')!r} model; this network reads features of {READ[kind]}.")
-    encoder, found = load_network(folder, encoder_class, dtype, besides)
+    encoder, files = load_network(folder, encoder_class, dtype, besides)
     beside = folder.parent / "tokenizer"
-    own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json"))
-    tokenizer = load_tokenizer(beside if beside.is_dir() and not own else folder, tokenizer_class)
+    has_tokenizer = any(
+        (folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
+    )
+    tokenizer = load_tokenizer(beside if beside.is_dir() and not has_tokenizer else folder, tokenizer_class)
     part = TextPart(kind, tokenizer, encoder, length)
     if part.dim != dim:
         raise CheckpointError(folder, f"gives features of width {part.dim}, and the network reads {dim}.")
-    return part, found
+    return part, files
 
 
 def open_saved(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -52,22 +52,22 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
     index = read_json(path)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
-        short = {one.removesuffix("Pipeline"): one for one in PIPELINES}  # all end alike, which makes none near
+        short = {pipeline.removesuffix("Pipeline"): pipeline for pipeline in PIPELINES}  # all end alike, which makes none near
         near = nearest(str(name).removesuffix("Pipeline"), short)
         hint = f"did you mean {short[near]}? " if near else ""
         raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(PIPELINES)}.")
     family = PIPELINES[name]
     parts = {}
     for part, allowed in family.classes.items():
-        library, given = _entry(path, part, index.get(part))
-        if given is None:
+        library, class_name = _entry(path, part, index.get(part))
+        if class_name is None:
             if part not in family.optional:
                 raise CheckpointError(path, f"has no {part}, which {family.name} needs ({' or '.join(allowed)}).")
             continue
-        if given not in allowed or library not in ("diffusers", "transformers"):
-            shown = f"{library}.{given}"
+        if class_name not in allowed or library not in ("diffusers", "transformers"):
+            shown = f"{library}.{class_name}"
             raise CheckpointError(path, f"gives {part} as {shown}; {family.name} has {' or '.join(allowed)} there.")
-        parts[part] = given if given in VAE_CLASSES else allowed[0]
+        parts[part] = class_name if class_name in VAE_CLASSES else allowed[0]
     return family, parts, index
 
 
@@ -98,7 +98,7 @@ def open_pipeline(
     """
     family, classes, index = read_index(folder)
     _check_variant(folder, classes, variant)
-    wanted = choose_native(folder, family, native)
+    use_native = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
     settings = sampling(scheduler, noise, family.own_sigmas)
@@ -111,13 +111,13 @@ def open_pipeline(
         elif part == "vae" and vae is not None:
             swapped, weights[part] = open_autoencoder(vae)
             loaded[part] = swapped.vae
-        elif not (wanted and part == family.backbone):
+        elif not (use_native and part == family.backbone):
             loaded[part], weights[part] = _load(folder / part, name, dtype, variant)
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
         reader = None if family.reader is None else family.reader(loaded, index)
         network = None
-        if family.native and wanted:
+        if family.native and use_native:
             variants = variants_for(variant, dtype)
             network, weights[family.backbone] = _native(
                 folder / family.backbone, family.native, reader, dtype, native, variants
@@ -126,7 +126,7 @@ def open_pipeline(
             loaded[family.backbone] = network
             size = network.config.size * autoencoder.factor
         else:
-            if wanted:
+            if use_native:
                 part = family.backbone
                 loaded[part], weights[part] = _load(folder / part, classes[part], dtype, variant)
             network = family.network(loaded, index)
@@ -163,7 +163,7 @@ def few_steps(
 ) -> dict[str, Any]:
     """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them or a config says where
     the weights are from, as in `"_name_or_path": "stabilityai/sdxl-turbo"`. A network that embeds its scale has its own."""
-    names = " ".join(str(one.get("_name_or_path", "")) for one in (index, backbone)).lower()
+    names = " ".join(str(config.get("_name_or_path", "")) for config in (index, backbone)).lower()
     words = re.split(r"[^a-z]+", names)
     steps = next((steps for word, steps in FEW.items() if word in words), None)
     if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
@@ -180,7 +180,7 @@ def binned(size: int, default: bool | None) -> dict[str, Any]:
 
 
 def _native(
-    folder: Path, format: str, reader: Any, dtype: torch.dtype, asked: bool | None, variants: tuple[str, ...]
+    folder: Path, format: str, reader: Any, dtype: torch.dtype, native: bool | None, variants: tuple[str, ...]
 ) -> tuple[nn.Module | None, str]:
     """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
     asked for."""
@@ -190,7 +190,7 @@ def _native(
     try:
         return native_network(folder, format, reader, dtype, variants)
     except UnequalRepeats:
-        if asked:
+        if native:
             raise
         return None, ""
 
@@ -200,7 +200,7 @@ def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     if native is False or (native is None and family.native is None):
         return False
     if family.native is None:
-        with_one = ", ".join(name for name, one in PIPELINES.items() if one.native)
+        with_one = ", ".join(name for name, family_row in PIPELINES.items() if family_row.native)
         raise ValueError(f"There is no network of our own for {family.name}; leave native out ({with_one} have one).")
     from gen.models.bridge.native import why_not
 
@@ -244,15 +244,15 @@ def needed_files(
 
     CheckpointError for a part without safetensors.
     """
-    wanted = [name for name in (INDEX, "scheduler/scheduler_config.json", "README.md") if name in names]
+    needed = [name for name in (INDEX, "scheduler/scheduler_config.json", "README.md") if name in names]
     for part, kind in classes.items():
-        own = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/") and name.count("/") == 1}
+        part_files = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/") and name.count("/") == 1}
         if "Tokenizer" in kind:
-            wanted += sorted(f"{part}/{name}" for name in own if name.endswith((".json", ".txt", ".model")))
+            needed += sorted(f"{part}/{name}" for name in part_files if name.endswith((".json", ".txt", ".model")))
             continue
         variants = variants_for(variant, torch.float32 if kind in VAE_CLASSES else dtype)
-        _, files, listing = weight_files(own, STEMS[CLASSES[kind]], variants)
+        _, files, listing = weight_files(part_files, STEMS[CLASSES[kind]], variants)
         if not files:
             raise CheckpointError(part, "has no safetensors in this repository, and other formats are not read.")
-        wanted += [f"{part}/{name}" for name in ("config.json", *files, *([listing] if listing else []))]
-    return wanted
+        needed += [f"{part}/{name}" for name in ("config.json", *files, *([listing] if listing else []))]
+    return needed

@@ -130,8 +130,8 @@ class Sentence(nn.Module):
         if any(weight != 1 for weight in scale):
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
         if instruction:
-            kept = [0, *range(room - self.length + 1, room)]
-            tokens, mask = tokens[:, kept], mask[:, kept]
+            positions = [0, *range(room - self.length + 1, room)]
+            tokens, mask = tokens[:, positions], mask[:, positions]
         return tokens, mask.bool()
 
 
@@ -144,8 +144,8 @@ def _tokens(
     tokenizer: Any, plain: str, weights: list[float], learned: LearnedTokens | None = None
 ) -> tuple[list[int], list[float]]:
     def read(text: str) -> Read:
-        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return made["input_ids"], made["offset_mapping"]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["input_ids"], encoded["offset_mapping"]
 
     ids, offsets = read(plain) if learned is None else learned.read(plain, read)
     return ids, token_weights(plain, weights, offsets)

@@ -40,17 +40,17 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dic
         read = SchedulerConfig(config)
         read.check()
         if read.kind.startswith("EDM"):
-            found = _edm(read)
+            fields = _edm(read)
         elif read.kind.startswith("FlowMatch") or read.flag("use_flow_sigmas"):
-            found = _flow(read, own_sigmas)
+            fields = _flow(read, own_sigmas)
         else:
-            found = _table(read)
-        schedule, schedule_options = found.pop("schedule")
+            fields = _table(read)
+        schedule, schedule_options = fields.pop("schedule")
         sampler, sampler_options = _sampler(read, clean_end=schedule_options.get("final", "zero") == "zero")
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(path, f"cannot be understood: {error}.") from None
     defaults = {"schedule": schedule, "schedule_options": schedule_options, "sampler": sampler}
-    return {**found, "defaults": defaults | ({"sampler_options": sampler_options} if sampler_options else {})}
+    return {**fields, "defaults": defaults | ({"sampler_options": sampler_options} if sampler_options else {})}
 
 
 def _prediction(config: SchedulerConfig, *known: str) -> str:
@@ -62,12 +62,12 @@ def _prediction(config: SchedulerConfig, *known: str) -> str:
 
 def _conversion(config: SchedulerConfig) -> str:
     """Which sigmas stand in the place of the table's."""
-    asked = [kind for key, kind in _CONVERTED.items() if config.flag(key)]
+    kinds = [kind for key, kind in _CONVERTED.items() if config.flag(key)]
     if config.flag("use_lu_lambdas"):
-        asked.append("lu")
-    if len(asked) > 1:
-        raise ValueError(f"sigmas are asked to be {' and '.join(asked)}, of which only one can be")
-    return asked[0] if asked else "table"
+        kinds.append("lu")
+    if len(kinds) > 1:
+        raise ValueError(f"sigmas are asked to be {' and '.join(kinds)}, of which only one can be")
+    return kinds[0] if kinds else "table"
 
 
 def _kept(options: dict[str, Any], **usual: Any) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _flow(config: SchedulerConfig, own_sigmas: bool) -> dict[str, Any]:
             ("base_shift", "base_shift", 0.5),
             ("max_shift", "max_shift", 1.15),
         ):
-            given = config.get(theirs) is not None
-            value = (config.whole if ours.endswith("tokens") else config.number)(theirs) if given else usual
+            configured = config.get(theirs) is not None
+            value = (config.whole if ours.endswith("tokens") else config.number)(theirs) if configured else usual
             options[ours] = value
     else:
         options["shift"] = config.number("shift" if matched else "flow_shift")
@@ -157,12 +157,12 @@ def _table(config: SchedulerConfig) -> dict[str, Any]:
         path["zero_terminal_snr"] = config.flag("rescale_betas_zero_snr")
     elif config.flag("rescale_betas_zero_snr"):
         raise ValueError("rescale_betas_zero_snr with the cosine betas, which end near zero SNR by themselves")
-    found: dict[str, Any] = {"path": path, "prediction": prediction}
+    fields: dict[str, Any] = {"path": path, "prediction": prediction}
     if config.get("timestep_type", "discrete") != "discrete":
         config.one("timestep_type", "discrete", "continuous")
         if prediction == "v":  # for others diffusers keeps to timesteps
-            found["clock"] = "log_sigma/4"
-    return {**found, "schedule": _timesteps(config, path)}
+            fields["clock"] = "log_sigma/4"
+    return {**fields, "schedule": _timesteps(config, path)}
 
 
 def _timesteps(config: SchedulerConfig, path: dict[str, Any]) -> Settings:
@@ -202,9 +202,9 @@ def _converted(config: SchedulerConfig, kind: str, unscaled: bool) -> dict[str, 
     """Options of sigmas that are not the table's: their ends, and the timestep that the network is told."""
     options: dict[str, Any] = {"bounds": "spaced" if unscaled else "table"}
     if not unscaled:
-        whole = kind in ("karras", "lu") and (config.kind == "UniPC" or config.get("beta_schedule") != "squaredcos_cap_v2")
-        whole = whole or (kind == "karras" and config.kind in ("DEIS", "DPMSolverSinglestep"))
-        options["clock"] = "round" if whole else "floor"
+        rounds = kind in ("karras", "lu") and (config.kind == "UniPC" or config.get("beta_schedule") != "squaredcos_cap_v2")
+        rounds = rounds or (kind == "karras" and config.kind in ("DEIS", "DPMSolverSinglestep"))
+        options["clock"] = "round" if rounds else "floor"
     elif kind == "karras" and config.kind.startswith("KDPM2"):
         options["clock"] = "round"
     if kind == "lu":
@@ -268,10 +268,10 @@ def _sampler(config: SchedulerConfig, clean_end: bool) -> Settings:
     if kind == "LMS":
         return "lms", _full("lms")
     if kind == "PNDM":
-        own = {} if config.flag("skip_prk_steps") else {"warmup": "runge_kutta"}
+        options = {} if config.flag("skip_prk_steps") else {"warmup": "runge_kutta"}
         if config.prediction == "v_prediction":
-            own["of"] = "v"  # it averages what the network says
-        return "pndm", {**_full("pndm"), **own}
+            options["of"] = "v"  # it averages what the network says
+        return "pndm", {**_full("pndm"), **options}
     if kind in ("DDPM", "DDPMParallel"):
         variance = config.one("variance_type", "fixed_small", "fixed_large", fixed_small_log="fixed_small")
         return "ddpm", {} if variance == "fixed_small" else {"variance": variance}

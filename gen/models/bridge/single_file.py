@@ -32,12 +32,12 @@ def kind_of(names: Collection[str]) -> tuple[str, str] | None:
 
 def refuse(path: Path, names: Collection[str]) -> None:
     """CheckpointError that says what the file is and how to open it, where it is one of KINDS."""
-    found = kind_of(names)
-    if found is None:
+    kind = kind_of(names)
+    if kind is None:
         return
-    what, pipeline = found
-    whole = any(name.startswith(BESIDE) for name in names)
-    if not whole:
+    what, pipeline = kind
+    has_parts = any(name.startswith(BESIDE) for name in names)
+    if not has_parts:
         raise CheckpointError(
             path,
             f"is the network of {what} alone, in its authors' format; download the diffusers folder of the model from the hub, "

@@ -88,5 +88,5 @@ class BridgedAutoencoder(nn.Module):
         pixels."""
         pixels = x.shape[2] * x.shape[3] * grow**2
         if pixels > self.whole:
-            return torch.cat([tiled(one[None], code, tile, overlap, grow, shrink) for one in x])
+            return torch.cat([tiled(picture[None], code, tile, overlap, grow, shrink) for picture in x])
         return torch.cat([code(part) for part in x.split(max(1, self.whole // pixels))])

@@ -56,15 +56,15 @@ def read_config(value: Mapping[str, Any], norm_type: str, norm_eps: float) -> di
     for key, allowed in NEEDED.items():
         if key in value and value[key] not in allowed:
             raise ValueError(f"has {key} {value[key]!r}; only {allowed[0]!r} can be read")
-    given = value.get("norm_type", CLASSES[kind][0])
-    if given != norm_type or given not in CLASSES[kind]:
-        raise ValueError(f"has norm_type {given!r}, and the tensors are those of {norm_type!r}")
+    named = value.get("norm_type", CLASSES[kind][0])
+    if named != norm_type or named not in CLASSES[kind]:
+        raise ValueError(f"has norm_type {named!r}, and the tensors are those of {norm_type!r}")
     activation = value.get("activation_fn", "gelu-approximate")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"has activation_fn {activation!r}; {' or '.join(ACTIVATIONS)} can be read")
     settings: dict[str, Any] = {"gelu": ACTIVATIONS[activation]}
-    whole = (("heads", "num_attention_heads", 16), ("head_dim", "attention_head_dim", 72), ("size", "sample_size", None))
-    for ours, theirs, default in whole:
+    sizes = (("heads", "num_attention_heads", 16), ("head_dim", "attention_head_dim", 72), ("size", "sample_size", None))
+    for ours, theirs, default in sizes:
         number = value.get(theirs, default)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"has {theirs} {number!r}, where a whole number from 1 is needed")

@@ -51,18 +51,18 @@ class CheckpointFiles:
 def open_checkpoint(path: Path | str) -> CheckpointFiles:
     """Open a safetensors file, an index, or a folder that holds one of them; every header is checked, no tensor is read."""
     path = Path(path)
-    found = _inside(path) if path.is_dir() else path
-    config = found.parent / "config.json"
-    files = _shards(found) if found.name.endswith(INDEX) else (TensorFile(found),)
+    file = _inside(path) if path.is_dir() else path
+    config = file.parent / "config.json"
+    files = _shards(file) if file.name.endswith(INDEX) else (TensorFile(file),)
     return CheckpointFiles(path, files, read_json(config) if config.exists() else None, config)
 
 
 def _inside(folder: Path) -> Path:
-    found = [folder / name for name in (*NAMES, *(name + INDEX for name in NAMES)) if (folder / name).exists()]
-    if len(found) > 1:
-        raise CheckpointError(folder, f"holds both {found[0].name} and {found[1].name}; give the path of one of them.")
-    if found:
-        return found[0]
+    files = [folder / name for name in (*NAMES, *(name + INDEX for name in NAMES)) if (folder / name).exists()]
+    if len(files) > 1:
+        raise CheckpointError(folder, f"holds both {files[0].name} and {files[1].name}; give the path of one of them.")
+    if files:
+        return files[0]
     if (folder / "model_index.json").exists():
         raise CheckpointError(folder, "is a diffusers pipeline; give its folder of the network, transformer/.")
     if pickles := sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES):
@@ -97,10 +97,10 @@ def _shards(index: Path) -> tuple[TensorFile, ...]:
         if place.is_symlink() and place.resolve().parent not in homes:
             raise CheckpointError(place, "is a link out of its folder; put the file itself there.")
         file = TensorFile(place)
-        wanted = {name for name, where in table.items() if where == shard}
-        if missing := sorted(wanted - file.shapes.keys()):
+        names = {name for name, where in table.items() if where == shard}
+        if missing := sorted(names - file.shapes.keys()):
             raise CheckpointError(place, f"lacks {listed(missing)}, which {index.name} puts there.")
-        if extra := sorted(file.shapes.keys() - wanted):
+        if extra := sorted(file.shapes.keys() - names):
             raise CheckpointError(place, f"holds {listed(extra)}, which {index.name} does not put there.")
         files.append(file)
     return tuple(files)

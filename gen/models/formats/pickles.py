@@ -37,7 +37,7 @@ def convert_pickle(source: Path | str, target: Path | str, key: str | None = Non
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists, and nothing is overwritten; give another name.")
     limit = int(BUDGET * _check(source)) + SLACK
-    tensors, taken = _weights(source, _load(source), key)
+    tensors, keys = _weights(source, _load(source), key)
     size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     if size > limit:
         raise CheckpointError(
@@ -45,7 +45,7 @@ def convert_pickle(source: Path | str, target: Path | str, key: str | None = Non
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_weights(target, _apart(tensors))
-    return taken
+    return keys
 
 
 def _check(source: Path) -> int:
@@ -97,13 +97,13 @@ def _bare(source: Path) -> bool:
 
 
 def _weights(source: Path, value: Any, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
-    taken: list[str] = []
-    while isinstance(value, Mapping) and len(taken) < 3 and not _is_weights(value):
-        inner = key if key is not None and not taken else next((name for name in NESTINGS if name in value), None)
+    keys: list[str] = []
+    while isinstance(value, Mapping) and len(keys) < 3 and not _is_weights(value):
+        inner = key if key is not None and not keys else next((name for name in NESTINGS if name in value), None)
         if inner not in value:
             break
-        value, taken = value[inner], [*taken, str(inner)]
-    if key is not None and taken[:1] != [key]:
+        value, keys = value[inner], [*keys, str(inner)]
+    if key is not None and keys[:1] != [key]:
         known = listed([str(name) for name in value]) if isinstance(value, Mapping) else "none"
         raise CheckpointError(source, f"has no entry {key!r} of weights; its entries are {known}.")
     if not isinstance(value, Mapping) or not _is_weights(value):
@@ -115,7 +115,7 @@ def _weights(source: Path, value: Any, key: str | None) -> tuple[dict[str, Tenso
     for name, tensor in value.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise CheckpointError(source, f"holds {name!r} as a tensor that safetensors cannot hold.")
-    return {name: tensor.detach() for name, tensor in value.items()}, taken
+    return {name: tensor.detach() for name, tensor in value.items()}, keys
 
 
 def _is_weights(value: Mapping[Any, Any]) -> bool:
@@ -124,9 +124,9 @@ def _is_weights(value: Mapping[Any, Any]) -> bool:
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """No two of them in one piece of memory, which safetensors does not write."""
-    seen, apart = set[int](), dict[str, Tensor]()
+    storages, apart = set[int](), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        shared = tensor.untyped_storage().data_ptr() in seen
+        shared = tensor.untyped_storage().data_ptr() in storages
         apart[name] = tensor.clone() if shared else tensor
-        seen.add(tensor.untyped_storage().data_ptr())
+        storages.add(tensor.untyped_storage().data_ptr())
     return apart

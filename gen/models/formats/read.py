@@ -55,10 +55,10 @@ def read_checkpoint(
     one tensor and at most `TensorFile.WINDOW` bytes of mapped file.
     """
     source = open_checkpoint(path)
-    told = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
-    told = {**told, "text_tokens": text_tokens, "null_length": null_length}
-    told = {name: value for name, value in told.items() if value is not None}
-    kind, config = configure(source, format, told)
+    options = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
+    options = {**options, "text_tokens": text_tokens, "null_length": null_length}
+    options = {name: value for name, value in options.items() if value is not None}
+    kind, config = configure(source, format, options)
     device = torch.device(device)
     network = _build(source, config)
     slots = _fit(source, kind, network, dtype)
@@ -69,7 +69,7 @@ def read_checkpoint(
     return network.eval().requires_grad_(False)
 
 
-def configure(source: CheckpointFiles, format: str | None, told: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
+def configure(source: CheckpointFiles, format: str | None, options: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
     """(format, config of the network) of opened files, from names, shapes, the config beside them and what the caller told."""
     kind, shapes = find(format) if format else None, source.shapes
     try:
@@ -82,10 +82,10 @@ def configure(source: CheckpointFiles, format: str | None, told: Mapping[str, An
             settings = {name: value for name, value in kind.config_in(source.config).items() if value is not None}
         except ValueError as error:
             raise CheckpointError(source.config_path, f"{error}.") from None
-    settings |= told
+    settings |= options
     try:
         config = kind.infer(shapes, settings)
-        if kind.positions in shapes and "position_scale" in config and "position_scale" not in told:
+        if kind.positions in shapes and "position_scale" in config and "position_scale" not in options:
             config["position_scale"] = _scale(source, str(kind.positions), config)
     except ValueError as error:
         reason = f"is not a {kind.name} checkpoint that can be read: it {error}."
@@ -130,14 +130,14 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
 def slots_of(kind: Format, network: nn.Module) -> dict[str, Slot]:
     """Every name that a file of this network has in this format."""
     config: Any = network.config
-    own, depth = own_tensors(network), config.depth
+    tensors, depth = own_tensors(network), config.depth
     table = expand(kind.table, depth // 2 if kind.kind == "uvit" else depth)
-    return {theirs: slot for theirs, slot in table.items() if slot.name in own}
+    return {theirs: slot for theirs, slot in table.items() if slot.name in tensors}
 
 
 def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slot]:
     """The network's slots, once names, shapes and dtypes of the file are found to be theirs."""
-    slots, own, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
+    slots, tensors, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
     missing = sorted(slots.keys() - shapes.keys() - ({kind.positions} if kind.positions_optional else set()))
     unknown = sorted(shapes.keys() - slots.keys())
     problems = [f"lacks {listed(missing)}"] * bool(missing)
@@ -146,7 +146,7 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
     wrong, odd = [], []
     for name in sorted(slots.keys() & shapes.keys()):
         slot = slots[name]
-        first, *rest = own[slot.name].shape
+        first, *rest = tensors[slot.name].shape
         needed = (first // slot.parts, *rest)
         if shapes[name] != needed:
             wrong.append(f"{name} is {shapes[name]}, the model needs {needed}")
@@ -157,22 +157,22 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
     if problems:
         raise CheckpointError(source.path, f"does not fit the format {kind.name}: {'; '.join(problems)}.")
     if dtype is None:
-        kept: dict[str, str] = {}
+        names_of_slots: dict[str, str] = {}
         for name in sorted(slots.keys() & shapes.keys()):
-            if kept.setdefault(slots[name].name, dtypes[name]) != dtypes[name]:
+            if names_of_slots.setdefault(slots[name].name, dtypes[name]) != dtypes[name]:
                 raise CheckpointError(source.path, f"mixes dtypes in what is one tensor here, with {name!r}; give a dtype.")
     return slots
 
 
 def _place(network: nn.Module, slots: Mapping[str, Slot], source: CheckpointFiles, dtype: torch.dtype | None, device) -> None:
     """Give every tensor of the network its device and dtype. Nothing has been written to them, so no memory is used twice."""
-    kept = {slots[name].name: DTYPES[spelled] for name, spelled in source.dtypes.items()}
-    usual = dtype or next(iter(kept.values()))
+    dtypes = {slots[name].name: DTYPES[spelled] for name, spelled in source.dtypes.items()}
+    usual = dtype or next(iter(dtypes.values()))
     for prefix, module in network.named_modules():
         for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is None:
                 continue
-            target = dtype or kept.get(f"{prefix}.{leaf}".lstrip("."), usual)
+            target = dtype or dtypes.get(f"{prefix}.{leaf}".lstrip("."), usual)
             if leaf in module._buffers:
                 module._buffers[leaf] = value.to(device, target)
             elif (value.dtype, value.device) != (target, device):
@@ -180,10 +180,10 @@ def _place(network: nn.Module, slots: Mapping[str, Slot], source: CheckpointFile
 
 
 def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: CheckpointFiles, allow_nonfinite: bool) -> None:
-    own, filled = own_tensors(network), dict[Slot, str]()
+    tensors, filled = own_tensors(network), dict[Slot, str]()
     for name, tensor in source.tensors(allow_nonfinite):
         slot = slots[name]
-        target = own[slot.name].chunk(slot.parts)[slot.part]
+        target = tensors[slot.name].chunk(slot.parts)[slot.part]
         if name == kind.positions:
             tolerance = max(_tolerance(tensor.dtype), _tolerance(target.dtype))
             if not (tensor.to(target) - target).abs().max() < tolerance:
@@ -200,24 +200,24 @@ def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: C
 
 def default_null(network: nn.Module, kind: Format, features: Tensor | None = None) -> dict[str, Tensor]:
     """What the tensors that a format lacks are for these features of "no text"; for zeros where there are none."""
-    own = own_tensors(network)
+    tensors = own_tensors(network)
     config: Any = network.config
-    if not any(name in own for name in kind.absent):
+    if not any(name in tensors for name in kind.absent):
         return {}
     weight = network.get_submodule("text_embed")
     first = next(weight.parameters())
     if features is None:
         features = torch.zeros(config.text_tokens, config.text_dim)
     features = features.to(first)
-    return {"null_tokens": weight(features)} if "null_tokens" in own else {"null_text": features}
+    return {"null_tokens": weight(features)} if "null_tokens" in tensors else {"null_text": features}
 
 
 def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, path: Path | str) -> None:
     config: Any = network.config
-    wanted = (config.text_tokens, config.text_dim)
+    shape = (config.text_tokens, config.text_dim)
     needed = any(name in own_tensors(network) for name in kind.absent)
-    if features is not None and (not needed or features.shape != wanted):
-        why = f"is {tuple(features.shape)}; this network needs {wanted}" if needed else "is not needed: the file tells it"
+    if features is not None and (not needed or features.shape != shape):
+        why = f"is {tuple(features.shape)}; this network needs {shape}" if needed else "is not needed: the file tells it"
         raise ValueError(f"null_text {why}.")
     if needed and features is None:
         warnings.warn(

@@ -22,8 +22,8 @@ def find(name: str) -> Format:
 
 def detect(names: Collection[str]) -> str:
     """The format that has tensors of these names; ValueError where none, or more than one, has."""
-    found = [format.name for format in FORMATS.values() if all(name in names for name in format.signature)]
-    if len(found) == 1:
-        return found[0]
-    what = f"fits {' and '.join(found)}" if found else f"is of no format that is known ({', '.join(FORMATS)})"
+    matching = [format.name for format in FORMATS.values() if all(name in names for name in format.signature)]
+    if len(matching) == 1:
+        return matching[0]
+    what = f"fits {' and '.join(matching)}" if matching else f"is of no format that is known ({', '.join(FORMATS)})"
     raise ValueError(f"{what}; its first tensors are {listed(sorted(names)) or 'none'}")

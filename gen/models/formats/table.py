@@ -41,8 +41,8 @@ def expand(table: Table, blocks: int) -> dict[str, Slot]:
         rows = list(_leaves((theirs,) if isinstance(theirs, str) else theirs, ours))
         for names, name in rows:
             for i in range(blocks) if "{i}" in names[0] else (0,):
-                for part, given in enumerate(names):
-                    key = given.replace("{i}", str(i))
+                for part, names_of_part in enumerate(names):
+                    key = names_of_part.replace("{i}", str(i))
                     assert key not in slots, f"the table has {key} twice"
                     slots[key] = Slot(name.replace("{i}", str(i)), part, len(names))
     return slots

@@ -50,8 +50,8 @@ def check(network: nn.Module, kind: Format) -> None:
     config = config_of(network)
     if config["type"] != kind.kind:
         raise ValueError(f"The format {kind.name} holds networks of type {kind.kind}; this one is of type {config['type']}.")
-    own: Any = network.config
-    usual = {name: field.default for name, field in type(own).model_fields.items()} | dict(kind.fixed)
+    network_config: Any = network.config
+    usual = {name: field.default for name, field in type(network_config).model_fields.items()} | dict(kind.fixed)
     usual = {name: list(value) if isinstance(value, tuple) else value for name, value in usual.items()}  # as in JSON
     for name, value in config.items():
         if name == "type" or name in kind.stored or value == usual[name]:
@@ -67,18 +67,25 @@ def check(network: nn.Module, kind: Format) -> None:
 
 def named_tensors(network: nn.Module, kind: Format) -> dict[str, Tensor]:
     """The network's tensors under the format's names."""
-    own, slots, seen, tensors = own_tensors(network), slots_of(kind, network), set[Slot](), dict[str, Tensor]()
+    network_tensors, slots, written_slots, tensors = (
+        own_tensors(network),
+        slots_of(kind, network),
+        set[Slot](),
+        dict[str, Tensor](),
+    )
     for name, slot in slots.items():
-        part = own[slot.name].detach().chunk(slot.parts)[slot.part]
-        tensors[name] = part.clone() if slot in seen else part
-        seen.add(slot)
-    if lost := sorted({slot for slot in own if slot not in {s.name for s in slots.values()}} - {*kind.absent, "pos_embed"}):
+        part = network_tensors[slot.name].detach().chunk(slot.parts)[slot.part]
+        tensors[name] = part.clone() if slot in written_slots else part
+        written_slots.add(slot)
+    if lost := sorted(
+        {slot for slot in network_tensors if slot not in {s.name for s in slots.values()}} - {*kind.absent, "pos_embed"}
+    ):
         raise ValueError(f"The format {kind.name} has no place for {listed(lost)}.")
     if lacking := [name for name in kind.signature if name not in tensors]:
         raise ValueError(f"The format {kind.name} needs {lacking[0]}, which this network has nothing for.")
     with torch.no_grad():
         for name, plain in default_null(network, kind).items():
-            if not torch.equal(own[name], plain):
+            if not torch.equal(network_tensors[name], plain):
                 warnings.warn(
                     f"The format {kind.name} has no place for {name}, what the network reads where there is no text: it is "
                     "lost.",

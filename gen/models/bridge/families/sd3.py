@@ -40,9 +40,9 @@ class SD3Reader(PromptReader):
         self.clip, self.clip_2, self.t5, self.dim = clip, clip_2, t5, dim
 
     def condition(self, prompt: str, negative: bool = False) -> Condition:
-        one, pooled = self.clip.read(prompt, chunks=1)
-        two, pooled_2 = self.clip_2.read(prompt, chunks=1)
-        clip = torch.cat([one, two], dim=-1)
+        first, pooled = self.clip.read(prompt, chunks=1)
+        second, pooled_2 = self.clip_2.read(prompt, chunks=1)
+        clip = torch.cat([first, second], dim=-1)
         sentence = clip.new_zeros(1, T5_TOKENS, self.dim) if self.t5 is None else self.t5.read(prompt)[0]
         clip = F.pad(clip, (0, sentence.shape[-1] - clip.shape[-1]))
         tokens = torch.cat([clip, sentence.to(clip)], dim=1)
