@@ -188,10 +188,12 @@ class Generator(Model):
         multiple = self.factor * (1 if frame else self.network.config.patch)
         noise = unit_noise(latents, total, self.channels, self.factor, multiple)
         if noise is not None:
-            own = tuple(side * self.factor for side in noise.shape[2:])
-            if (height or own[0], width or own[1]) != own:
-                raise ValueError(f"latents are for {own[1]} x {own[0]} pixels, but {width} x {height} is asked for; give one.")
-            height, width = own
+            noise_size = tuple(side * self.factor for side in noise.shape[2:])
+            if (height or noise_size[0], width or noise_size[1]) != noise_size:
+                raise ValueError(
+                    f"latents are for {noise_size[1]} x {noise_size[0]} pixels, but {width} x {height} is asked for; give one."
+                )
+            height, width = noise_size
         if noise is None and frame is None:
             task_args, height, width = with_own_size(self, task_args, height, width, multiple)
         binned = use_resolution_binning if noise is None and frame is None else False

@@ -37,11 +37,13 @@ _answers: dict[tuple, int] = {}
 
 def _products() -> dict[Any, tuple[int, ...]]:
     """function -> its arguments that have the batch first."""
-    one: list[Any] = [F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d]
-    one.append(torch.ops.mkldnn._linear_pointwise)
-    two: list[Any] = [torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm]
-    three: list[Any] = [torch.baddbmm, Tensor.baddbmm]
-    return dict.fromkeys(one, (0,)) | dict.fromkeys(two, (0, 1)) | dict.fromkeys(three, (0, 1, 2))
+    first_argument: list[Any] = [F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d]
+    first_argument.append(torch.ops.mkldnn._linear_pointwise)
+    two_arguments: list[Any] = [torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm]
+    three_arguments: list[Any] = [torch.baddbmm, Tensor.baddbmm]
+    return (
+        dict.fromkeys(first_argument, (0,)) | dict.fromkeys(two_arguments, (0, 1)) | dict.fromkeys(three_arguments, (0, 1, 2))
+    )
 
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d)
@@ -85,7 +87,7 @@ class BatchInvariantMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in POINTWISE and _cut_at_vectors(first):
             return func(*args, **kwargs)
-        if torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in args):
+        if torch.is_grad_enabled() and any(isinstance(argument, Tensor) and argument.requires_grad for argument in args):
             return _Call.of(func, places, args, kwargs, count).in_blocks(unit)  # gradients round by block too
         if func in POINTWISE:
             return _Call.of(func, places, args, kwargs, count).in_blocks(unit)
@@ -161,26 +163,26 @@ class _Call:
     def largest(self, unit: int) -> int:
         """How many rows may go together. Small products are asked often, as few numbers show little."""
         sizes = [self.count, *reversed([unit << k for k in range(10) if unit < unit << k < self.count])]
-        asked = 0
+        compared = 0
         for seed in range(QUESTIONS):
             args = _stand_ins(self, seed, cancel=seed % 2 == 0)
             alone = self.in_blocks(unit, args)
             sizes = [size for size in sizes if torch.equal(self.in_blocks(size, args), alone)]
-            asked += alone.numel()
-            if not sizes or (seed and asked > ENOUGH):
+            compared += alone.numel()
+            if not sizes or (seed and compared > ENOUGH):
                 break
         return sizes[0] if sizes else unit
 
 
 def _key(func: Any, unit: int, args: tuple, kwargs: Mapping[str, Any]) -> tuple:
     """All that a kernel is chosen by."""
-    found = [func, unit, torch.get_num_threads(), args[0].device]
+    parts = [func, unit, torch.get_num_threads(), args[0].device]
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
-            found += (value.shape, value.dtype, () if value.is_mkldnn else value.stride())
+            parts += (value.shape, value.dtype, () if value.is_mkldnn else value.stride())
         else:
-            found.append(tuple(value) if isinstance(value, list) else value)
-    return tuple(found)
+            parts.append(tuple(value) if isinstance(value, list) else value)
+    return tuple(parts)
 
 
 def _stand_ins(call: _Call, seed: int, cancel: bool) -> tuple:
@@ -221,13 +223,13 @@ def _stand_ins(call: _Call, seed: int, cancel: bool) -> tuple:
 
 def _cancel(x: Tensor, y: Tensor, axis: int, other: int, draw: torch.Generator) -> None:
     """Make pairs along an axis of x equal, and those of y opposite: sums of their products are what rounding leaves."""
-    if any(side > 1 and step == 0 for one in (x, y) for side, step in zip(one.shape, one.stride(), strict=True)):
+    if any(side > 1 and step == 0 for first in (x, y) for side, step in zip(first.shape, first.stride(), strict=True)):
         return  # expanded, and written to more than once
     order = torch.randperm(x.shape[axis], generator=draw).to(x.device)
     half = len(order) // 2
-    one, two = order[:half], order[half : 2 * half]
-    x.index_copy_(axis, two, x.index_select(axis, one))
-    y.index_copy_(other, two, -y.index_select(other, one))
+    first, second = order[:half], order[half : 2 * half]
+    x.index_copy_(axis, second, x.index_select(axis, first))
+    y.index_copy_(other, second, -y.index_select(other, first))
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -237,9 +239,10 @@ def _packed(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def batch_invariance(wanted: bool) -> Iterator[None]:
-    """Inside, what this thread computes of a batch is what it computes of each of its rows, where `wanted`."""
-    if not wanted or getattr(_run, "mode", None) is not None:
+def batch_invariance(enabled: bool) -> Iterator[None]:
+    """Inside, what this thread computes of a batch is what it computes of each of its rows; not `enabled`: as
+    ever."""
+    if not enabled or getattr(_run, "mode", None) is not None:
         yield
         return
     _run.mode = BatchInvariantMode()

@@ -58,7 +58,9 @@ class Influences(nn.Module):
         """(B, N, H, W) logits; logsnr (B,), one condition per model."""
         if len(conditions) != len(self.models):
             raise ValueError(f"{len(conditions)} conditions are given for {len(self.models)} models; give one for each.")
-        return torch.cat([one(x, logsnr, told) for one, told in zip(self.models, conditions, strict=True)], dim=1)
+        return torch.cat(
+            [network(x, logsnr, condition) for network, condition in zip(self.models, conditions, strict=True)], dim=1
+        )
 
     def members(self, denoisers: Sequence, conditions: Sequence[Condition | None]) -> tuple[Collaborator, ...]:
         """The members of a `CollaborativeDiffusion`; a condition of None is the run's own."""
@@ -68,8 +70,8 @@ class Influences(nn.Module):
                 "give one of each for every model."
             )
         return tuple(
-            Collaborator(denoiser, _influence(one), told)
-            for denoiser, one, told in zip(denoisers, self.models, conditions, strict=True)
+            Collaborator(denoiser, _influence(network), condition)
+            for denoiser, network, condition in zip(denoisers, self.models, conditions, strict=True)
         )
 
 
@@ -94,16 +96,16 @@ class One(nn.Module):
     def forward(self, x: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         """(B, 1, H, W)."""
         clock = 100 * logsnr.to(x).clamp(-MAX_LOGSNR, MAX_LOGSNR)
-        told = self.time(timestep_embedding(clock, FREQUENCIES).to(x))
+        embedding = self.time(timestep_embedding(clock, FREQUENCIES).to(x))
         if self.text is not None and condition.tokens is not None:
-            told = told + self.text(_mean(condition).to(x))
+            embedding = embedding + self.text(_mean(condition).to(x))
         if self.label is not None and condition.label is not None:
             labels = condition.label
-            told = told + self.label(torch.where(labels < 0, self.label.num_embeddings - 1, labels))
-        told = F.silu(told)
+            embedding = embedding + self.label(torch.where(labels < 0, self.label.num_embeddings - 1, labels))
+        embedding = F.silu(embedding)
         h = self.stem(x)
         for conv, norm, scales in zip(self.convs, self.norms, self.scales, strict=True):
-            scale, shift = scales(told)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = scales(embedding)[:, :, None, None].chunk(2, dim=1)
             h = h + conv(F.silu(norm(h) * (1 + scale) + shift))
         return self.head(F.silu(h))
 
@@ -117,9 +119,9 @@ def _mean(condition: Condition) -> Tensor:
     return (condition.tokens * real).sum(1) / real.sum(1).clamp(min=1)
 
 
-def _influence(one: nn.Module) -> Influence:
+def _influence(network: nn.Module) -> Influence:
     def of(x: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
         logsnr = level.logsnr if isinstance(level.logsnr, Tensor) else torch.full((len(x),), level.logsnr)
-        return one(x, logsnr.to(x.device), condition.map(lambda v: v.expand(len(x), *v.shape[1:]) if len(v) == 1 else v))
+        return network(x, logsnr.to(x.device), condition.map(lambda v: v.expand(len(x), *v.shape[1:]) if len(v) == 1 else v))
 
     return of

@@ -56,10 +56,10 @@ class LearnedTokens(nn.Module):
         """A text's tokens: those of `tokenize` for what lies between the learned words."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for start, end, own in self._pieces(text):
-            if own is not None:
-                ids += own
-                offsets += [(start, end)] * len(own)
+        for start, end, learned_ids in self._pieces(text):
+            if learned_ids is not None:
+                ids += learned_ids
+                offsets += [(start, end)] * len(learned_ids)
             elif text[start:end].strip():
                 more, places = tokenize(text[start:end])
                 ids += more

@@ -56,8 +56,8 @@ def weighted(text: str) -> tuple[str, list[float]]:
 def token_weights(plain: str, weights: list[float], offsets: list[tuple[int, int]]) -> list[float]:
     """The weight of each token from the characters (start, end) of `plain` it was read from: that of the first that is no
     space, 1 for a token that no character made."""
-    found = []
+    weights_of_tokens = []
     for start, end in offsets:
         at = next((i for i in range(start, min(end, len(plain))) if not plain[i].isspace()), None)
-        found.append(1.0 if at is None else weights[at])
-    return found
+        weights_of_tokens.append(1.0 if at is None else weights[at])
+    return weights_of_tokens

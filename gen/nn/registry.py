@@ -102,9 +102,9 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 def config_of(network: nn.Module) -> dict[str, Any]:
     """The config that `build` makes this network from."""
-    own = type(network).__module__, type(network).__qualname__
-    kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == own), None)
+    path = type(network).__module__, type(network).__qualname__
+    kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == path), None)
     if kind is None:
-        raise ValueError(f"{own[1]} of {own[0]} is no network that has a type name; give it one with register_network.")
+        raise ValueError(f"{path[1]} of {path[0]} is no network that has a type name; give it one with register_network.")
     config: Any = network.config
     return {"type": kind, **config.model_dump(mode="json")}

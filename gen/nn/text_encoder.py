@@ -162,9 +162,9 @@ class TextEncoder(nn.Module):
         text = cleaned(text)
         places = self.word_pieces.offsets(text, len(pieces), self.learned)
         unknown = dict.fromkeys(text[a:b] for piece, (a, b) in zip(pieces, places, strict=False) if piece == UNK)
-        said = ", ".join(map(repr, unknown))
+        listed = ", ".join(map(repr, unknown))
         warnings.warn(
-            f"The text encoder does not know {said[:200]}{'…' * (len(said) > 200)}, of which a prompt keeps only that "
+            f"The text encoder does not know {listed[:200]}{'…' * (len(listed) > 200)}, of which a prompt keeps only that "
             "something stands there; use other words.",
             stacklevel=4,
         )
@@ -204,8 +204,8 @@ class TextEncoder(nn.Module):
                     at += 1
                 at += 1
             spread.append(weights[at - 1])
-        found = token_weights(text, spread, self.word_pieces.offsets(text, self.max_tokens - 2, self.learned))
-        return torch.tensor([1.0, *found, *[1.0] * (self.max_tokens - 1 - len(found))])
+        token_scales = token_weights(text, spread, self.word_pieces.offsets(text, self.max_tokens - 2, self.learned))
+        return torch.tensor([1.0, *token_scales, *[1.0] * (self.max_tokens - 1 - len(token_scales))])
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """Sentence embeddings (B, D): the mean of each text's tokens, zero for an empty text."""

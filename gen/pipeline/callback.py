@@ -30,9 +30,9 @@ class WithCallback(SolverWrapper):
     def advance(self, step: Step, state: State) -> State:
         after = step.by(self.inner, state)
         tensors = {"latents": after.x, "denoised": clean(after)}
-        given = {name: tensors[name] for name in self.inputs}
+        requested = {name: tensors[name] for name in self.inputs}
         version, before = after.x._version, after.x.clone()  # which a callback may write into
-        returned = self.callback(self.model, step.context.step, step.t.t, dict(given))
+        returned = self.callback(self.model, step.context.step, step.t.t, dict(requested))
         if returned is None:
             returned = {}
         if not isinstance(returned, Mapping) or not set(returned) <= set(TENSORS):

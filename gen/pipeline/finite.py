@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def finite(*tensors: Tensor | None) -> Tensor:
     """One bool on the device: is everything a number?"""
-    found = [one.detach().isfinite().all() for one in tensors if one is not None and one.is_floating_point()]
-    return torch.stack(found).all() if found else torch.tensor(True)
+    checks = [tensor.detach().isfinite().all() for tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    return torch.stack(checks).all() if checks else torch.tensor(True)
 
 
 @dataclass
@@ -41,9 +41,9 @@ class Watch:
         """The denoiser, watched."""
         return Watched(denoiser, name, self)
 
-    def note(self, name: str, given: Tensor, made: Tensor) -> None:
+    def note(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
         with without_mode():
-            broken = finite(given) & ~finite(made)
+            broken = finite(inputs) & ~finite(outputs)
             before = self.flags.get(name)
             self.flags[name] = broken if before is None else before | broken
 
@@ -73,7 +73,12 @@ class Watched:
 def check_begin(batch: SamplingBatch, x: Tensor) -> None:
     """ValueError where a run would begin with something else than numbers: its texts or its first latents."""
     model = batch.model
-    texts = [one for given in (batch.condition, batch.negative) if given is not None for one in (given.tokens, given.pooled)]
+    texts = [
+        text
+        for condition in (batch.condition, batch.negative)
+        if condition is not None
+        for text in (condition.tokens, condition.pooled)
+    ]
     if not bool(finite(*texts)):
         raise ValueError(
             "The text encoder makes NaN or infinite features of the prompt"
@@ -91,7 +96,7 @@ def check_end(batch: SamplingBatch, watch: Watch, latents: Tensor, sampler: str)
     if bool(finite(latents)):
         return
     model, culprits = batch.model, watch.culprits()
-    seeds = [item.seed for item, one in zip(batch.items, latents, strict=False) if not bool(finite(one))]
+    seeds = [item.seed for item, latent in zip(batch.items, latents, strict=False) if not bool(finite(latent))]
     which = f"The picture of seed {seeds[0]}" if seeds else "The picture"
     cause = _adapters(model, batch) or _within(model.network, "denoiser")
     where = culprits[0] if culprits else " or the ".join([*watch.outside, f"sampler {sampler!r}"])

@@ -96,9 +96,9 @@ class GuidanceStack:
         from samplers.cache.registry import cache_info
         from samplers.guidance.registry import guidance_info
 
-        given = [guidance_info(name) for name in _names("guidance", guidance)]
-        rules = [info for info in given if not info.modifier] or [guidance_info("cfg")]
-        if len(rules) > 1 or (given and given[0].modifier and rules[0] in given):
+        named = [guidance_info(name) for name in _names("guidance", guidance)]
+        rules = [info for info in named if not info.modifier] or [guidance_info("cfg")]
+        if len(rules) > 1 or (named and named[0].modifier and rules[0] in named):
             raise ValueError(
                 f"guidance is {guidance!r}; name one rule, then modifiers that go around it: 'apg + rescale', for example."
             )
@@ -107,10 +107,10 @@ class GuidanceStack:
                 "Autoguidance needs a weaker model, which no name can give; build samplers.guidance.Autoguidance around "
                 "generator.denoiser in Python."
             )
-        stack = (*rules, *[info for info in given if info.modifier])
+        stack = (*rules, *[info for info in named if info.modifier])
         caches = [cache_info(name) for name in _names("cache", cache)]
-        taken = {name for info in stack for name in info.options}
-        options = {name: value for name, value in (usual or {}).items() if name in taken}
+        known_options = {name for info in stack for name in info.options}
+        options = {name: value for name, value in (usual or {}).items() if name in known_options}
         options |= check_option_values("guidance_options", guidance_options or {})
         if "layers" in options and not isinstance(options["layers"], tuple):
             options["layers"] = (options["layers"],)
@@ -197,19 +197,19 @@ class GuidanceStack:
         acts = False
         for name in self.names:
             info = guidance_info(name)
-            own = _of(info, self.guidance_options)
+            arguments = _of(info, self.guidance_options)
             if info.always:
-                own["scale"] = scale
+                arguments["scale"] = scale
             elif not info.modifier:
                 if not guided and "perturbed_scale" not in info.options:
                     continue
-                own |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}
-                own |= {} if interval is None else {"interval": interval}
-                own |= {"keep_both": True} if self.keeps_both and name == "cfg" else {}
+                arguments |= {"scale": scale if guided else 1.0, "negative": negative if guided else None}
+                arguments |= {} if interval is None else {"interval": interval}
+                arguments |= {"keep_both": True} if self.keeps_both and name == "cfg" else {}
                 acts = True
             elif info.compares and not acts:
                 continue
-            denoiser, solver = get_guidance(name, denoiser, solver, **own)
+            denoiser, solver = get_guidance(name, denoiser, solver, **arguments)
         return denoiser, solver
 
 
@@ -230,9 +230,9 @@ def _names(what: str, value: object) -> list[str]:
         return []
     if isinstance(value, str):
         value = value.replace("cfg++", "cfgpp").split("+")
-    if not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{what} is {value!r}; give a name, or several with + between.")
-    return [one.strip() for one in value if one.strip()]
+    return [name.strip() for name in value if name.strip()]
 
 
 def _of(info: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,8 +244,8 @@ def _check(what: str, options: Mapping[str, Any], rules: Sequence[Any], reserved
     stack = " + ".join(rule.name for rule in rules)
     for name in options:
         if name in reserved:
-            own = {"scale": "guidance_scale", "negative": "negative_prompt", "interval": "guidance_interval"}[name]
-            raise ValueError(f"{what} has {name!r}, which is given by {own} itself.")
+            keyword = {"scale": "guidance_scale", "negative": "negative_prompt", "interval": "guidance_interval"}[name]
+            raise ValueError(f"{what} has {name!r}, which is given by {keyword} itself.")
         if name not in known:
             takes = f"{stack} takes {', '.join(known)}" if known else f"{stack or 'no cache'} takes none"
             raise ValueError(f"{what} has no {name!r}: {takes}.")

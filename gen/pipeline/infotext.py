@@ -122,11 +122,11 @@ def _lines(text: str) -> str:
 def from_infotext(text: str) -> dict[str, str]:
     """Names and values of such a text, whoever wrote it; "Prompt" and "Negative prompt" among them."""
     text = _lines(text.removeprefix("\ufeff")).strip()
-    prompts, found = text, []
+    prompts, fields = text, []
     for start in _beginnings(text):
         pairs = _pairs(text[start:])
         if len(pairs) >= 3:  # fewer are a prompt without settings
-            prompts, found = text[:start].removesuffix("\n"), pairs
+            prompts, fields = text[:start].removesuffix("\n"), pairs
             break
     prompt: list[str] = []
     negative: list[str] = []
@@ -137,7 +137,7 @@ def from_infotext(text: str) -> dict[str, str]:
         if (escaped := _ESCAPED.match(line)) and escaped[1]:
             line = escaped[1][:-1] + line[escaped.start(2) :]
         part.append(line)
-    return {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)} | dict(found)
+    return {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)} | dict(fields)
 
 
 def _beginnings(text: str) -> list[int]:
@@ -195,8 +195,8 @@ def _name(text: str) -> str:
     begin = len(text := text.strip())
     while begin and (text[begin - 1].isalnum() or text[begin - 1] in "_ -/"):
         begin -= 1
-    found = text[begin:].lstrip(" -/")
-    return found if _NAME.fullmatch(found) else ""
+    rest = text[begin:].lstrip(" -/")
+    return rest if _NAME.fullmatch(rest) else ""
 
 
 def _closed(text: str, start: int) -> int | None:

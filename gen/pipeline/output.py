@@ -54,7 +54,7 @@ class Output:
             raise ValueError('Only PIL pictures are saved with their recipes; call with output_type="pil".')
         path = Path(path)
         names = [path] if len(self.images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.images))]
-        return [save_image(*one, overwrite) for one in zip(self.images, names, self.recipes, strict=True)]
+        return [save_image(*entry, overwrite) for entry in zip(self.images, names, self.recipes, strict=True)]
 
 
 def _as_type(shown: Iterable[Tensor], output_type: str) -> Any:

@@ -80,13 +80,13 @@ def read_chunks(path: Path | str) -> dict[str, str]:
 
 def _comments(image: Image.Image) -> dict[str, str]:
     """`parameters`, or a recipe of ours, from the comments of a picture that is no PNG; of several the first with a text."""
-    found: list[object] = []
+    values: list[object] = []
     try:
         exif = image.getexif()
-        found = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
+        values = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
         pass  # damaged EXIF holds no recipe
-    for value in (*found, image.info.get("comment")):
+    for value in (*values, image.info.get("comment")):
         text = _comment(value) if isinstance(value, bytes) else value
         if isinstance(text, str) and text.strip("\0 \n"):
             text = text.strip("\0 \n")[:MAX_TEXT]

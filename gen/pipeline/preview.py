@@ -56,4 +56,4 @@ def _with_one(latents: Tensor) -> Tensor:
 def pictures(rgb: Tensor) -> list[Image]:
     from PIL import Image
 
-    return [Image.fromarray(one) for one in (rgb.movedim(1, -1).cpu().numpy() * 255).round().astype("uint8")]
+    return [Image.fromarray(pixels) for pixels in (rgb.movedim(1, -1).cpu().numpy() * 255).round().astype("uint8")]

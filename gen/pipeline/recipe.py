@@ -16,8 +16,8 @@ MAX_WHOLE = 10**300  # larger whole numbers have no floating-point value
 
 
 def _has_float(value: object) -> object:
-    for one in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(one, int) and abs(one) > MAX_WHOLE:
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, int) and abs(number) > MAX_WHOLE:
             raise ValueError("a whole number is larger than any that is used")
     return value
 

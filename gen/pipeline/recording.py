@@ -84,36 +84,36 @@ def _adapter_files(model: Model, settings: Settings) -> dict[str, str]:
 def _unrecorded_adapters(model: Model, settings: Settings, files: dict[str, str]) -> list[str]:
     if model.loaded_adapters is None:
         return []
-    made = [f"adapter {name}"[:300] for name in settings.adapters if name not in files]
-    return made + ["fused adapters"] * bool(model.loaded_adapters.fused)
+    unnamed = [f"adapter {name}"[:300] for name in settings.adapters if name not in files]
+    return unnamed + ["fused adapters"] * bool(model.loaded_adapters.fused)
 
 
-def machine(model: Model, seen: tuple[int, int]) -> Machine:
+def machine(model: Model, network_size: tuple[int, int]) -> Machine:
     """What a model computes pictures of (height, width) with, as its recipes record it."""
     device = model.device
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     return Machine(
         device=name,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention=_attention(model, seen),
+        attention=_attention(model, network_size),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,
         fewstep=__version__,
     )
 
 
-def _attention(model: Model, seen: tuple[int, int]) -> str:
+def _attention(model: Model, network_size: tuple[int, int]) -> str:
     """The backend, and for "auto" the one it comes to on this device at this length: "auto (sdpa)".
 
     Nothing for a network of the user's own, which has no attention heads in its config.
     """
     network, config = model.network, model.network.config
-    asked = getattr(network, "attention_backend", "auto")
-    if asked != "auto":
-        return asked
+    backend = getattr(network, "attention_backend", "auto")
+    if backend != "auto":
+        return backend
     if not hasattr(config, "heads"):
         return ""
-    latents = (seen[0] // model.factor) * (seen[1] // model.factor)
+    latents = (network_size[0] // model.factor) * (network_size[1] // model.factor)
     length = latents // config.patch**2 + getattr(config, "extras", 0)
     probe = torch.empty(1, 1, 1, 1, device=model.device, dtype=model.dtype)
     probe = probe.expand(1, length, config.heads, config.dim // config.heads)

@@ -62,20 +62,20 @@ def make_all(
         while queue and not model.interrupt:
             rows = queue.pop(0)
             try:
-                made = make_batch(model, [items[i] for i in rows], settings, output_type, callback, bar)
+                finished = make_batch(model, [items[i] for i in rows], settings, output_type, callback, bar)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                made = None  # halved below, once the traceback has let go of the batch's memory
-            if made is None:
+                finished = None  # halved below, once the traceback has let go of the batch's memory
+            if finished is None:
                 queue[:0], settings = _halved(model, rows, settings)
                 continue
-            kept: Sequence[Tensor | None] = list(made.shown)
+            kept: Sequence[Tensor | None] = list(finished.shown)
             if on_images is not None:
-                on_images(Output.of(made.shown, made.recipes, output_type, model.interrupt))
+                on_images(Output.of(finished.shown, finished.recipes, output_type, model.interrupt))
                 kept = [None] * len(rows)
-            done |= zip(rows, zip(kept, made.recipes, strict=True), strict=True)
-            made = None  # before the next batch needs its memory
+            done |= zip(rows, zip(kept, finished.recipes, strict=True), strict=True)
+            finished = None  # before the next batch needs its memory
     order = sorted(done)
     images = None if on_images is not None else [shown for i in order if (shown := done[i][0]) is not None]
     return Output.of(images, [done[i][1] for i in order], output_type, model.interrupt)

@@ -66,7 +66,9 @@ class Sampling:
         """Those of all the arguments of a call, or of a recipe."""
         recorded = not isinstance(source, Mapping)
         named = source if isinstance(source, Mapping) else vars(source)
-        return cls(**{one.name: named[one.name] for one in fields(cls) if one.name != "recorded"}, recorded=recorded)
+        return cls(
+            **{option.name: named[option.name] for option in fields(cls) if option.name != "recorded"}, recorded=recorded
+        )
 
 
 def make_settings(
@@ -106,12 +108,12 @@ def make_settings(
     return with_tasks(model, task_args, settings)
 
 
-def _invariant(model: Model, wanted: object) -> bool:
+def _invariant(model: Model, choice: object) -> bool:
     """As asked for, or as the model was opened; else on a CPU, where it costs little."""
-    wanted = model.batch_invariant if wanted is None else wanted
-    if wanted is not None and not isinstance(wanted, bool):
-        raise ValueError(f"batch_invariant is {wanted!r}; give True, False, or None for the device's usual.")
-    return model.device.type == "cpu" if wanted is None else wanted
+    choice = model.batch_invariant if choice is None else choice
+    if choice is not None and not isinstance(choice, bool):
+        raise ValueError(f"batch_invariant is {choice!r}; give True, False, or None for the device's usual.")
+    return model.device.type == "cpu" if choice is None else choice
 
 
 def make_guidance(model: Model, sampling: Sampling) -> GuidanceStack:
@@ -155,11 +157,13 @@ def _steps(model: Model, sampling: Sampling, tokens: int) -> dict[str, Any]:
     schedule_options = sampling.schedule_options
     steps = sampling.num_inference_steps
     if steps is None:
-        own = schedule_options if schedule == "table" and isinstance(schedule_options, Mapping) else {}
-        values, pure = own.get("values", ()), bool(own.get("pure_noise"))
+        table = schedule_options if schedule == "table" and isinstance(schedule_options, Mapping) else {}
+        values, pure = table.get("values", ()), bool(table.get("pure_noise"))
         steps = len(values) + pure if values and isinstance(values, Sequence) else defaults.num_inference_steps
     steps = check_int("num_inference_steps", steps, 1, MAX_STEPS)
-    unrecorded = [name for name, own in (("sampler", sampler), ("schedule", schedule)) if own and not isinstance(own, str)]
+    unrecorded = [
+        name for name, choice in (("sampler", sampler), ("schedule", schedule)) if choice and not isinstance(choice, str)
+    ]
     sampler_options = sampling.sampler_options
     if sampler_options is None:
         sampler_options = defaults.sampler_options if sampler is None else {}

@@ -22,7 +22,7 @@ def read_labels(value: object, classes: Sequence[str] | None, count: int) -> lis
         values = value.reshape(-1).tolist()
     if not values:
         raise ValueError("class_labels is an empty list; give at least one label.")
-    return [_label(one, classes or (), count) for one in values]
+    return [_label(label, classes or (), count) for label in values]
 
 
 def _label(value: object, classes: Sequence[str], count: int) -> int:
@@ -34,15 +34,15 @@ def _label(value: object, classes: Sequence[str], count: int) -> int:
         return check_int("class_labels", int(value), -1, count - 1)
     lowered = [name.lower() for name in classes]
     if lowered.count(value.lower()) > 1:
-        several = " and ".join(str(i) for i, name in enumerate(lowered) if name == value.lower())
-        raise ValueError(f"{value!r} is the name of the labels {several}; give the number.")
+        numbers = " and ".join(str(i) for i, name in enumerate(lowered) if name == value.lower())
+        raise ValueError(f"{value!r} is the name of the labels {numbers}; give the number.")
     if value.lower() in lowered:
         return lowered.index(value.lower())
     if count == 1000 and re.fullmatch(r"[nN]\d{8}", value):
         from gen.models import imagenet
 
-        if (found := imagenet.label(value)) is not None:
-            return found
+        if (number := imagenet.label(value)) is not None:
+            return number
     near = nearest(value.lower(), lowered)
     hint = f" Did you mean {near!r}?" if near else ""
     named = "one of its class names or " if classes else ""
@@ -51,9 +51,9 @@ def _label(value: object, classes: Sequence[str], count: int) -> int:
 
 def draw_seeds(count: int, seed: object, seeds: object, generator: object) -> list[int]:
     """One seed per picture: seed, seed + 1, ...; or the given seeds; or drawn from torch generators; or at random."""
-    given = [name for name, value in (("seed", seed), ("seeds", seeds), ("generator", generator)) if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are both given; give one of them.")
+    sources = [name for name, value in (("seed", seed), ("seeds", seeds), ("generator", generator)) if value is not None]
+    if len(sources) > 1:
+        raise ValueError(f"{' and '.join(sources)} are both given; give one of them.")
     if seeds is not None:
         if isinstance(seeds, str) or not isinstance(seeds, Sequence) or len(seeds) != count:
             have = f"{len(seeds)} given" if isinstance(seeds, Sequence) and not isinstance(seeds, str) else repr(seeds)
@@ -68,9 +68,9 @@ def draw_seeds(count: int, seed: object, seeds: object, generator: object) -> li
 
 
 def _seeds_from(generator: object, count: int) -> list[int]:
-    given = list(generator) if isinstance(generator, Sequence) else [generator]
-    generators = [one for one in given if isinstance(one, torch.Generator)]
-    if len(generators) < len(given):
+    values = list(generator) if isinstance(generator, Sequence) else [generator]
+    generators = [value for value in values if isinstance(value, torch.Generator)]
+    if len(generators) < len(values):
         raise ValueError("generator must be a torch.Generator or a list of them; for a plain number use seed=.")
     if len(generators) not in (1, count):
         raise ValueError(f"generator is a list of {len(generators)}; give one, or {count}: one per picture.")
@@ -105,19 +105,19 @@ def make_items(
 
 def read_subjects(model: Model, prompt: object, negative: object, class_labels: object) -> tuple[list, list, list]:
     """(prompts, negative prompts, labels) of equal length."""
-    prompts, given, name = [""] if prompt is None else check_texts("prompt", prompt), [-1], model.name
+    prompts, labels, name = [""] if prompt is None else check_texts("prompt", prompt), [-1], model.name
     if class_labels is not None:
         if not model.classes:
             raise ValueError(f"The model {name!r} takes no class_labels; leave them out.")
-        given = read_labels(class_labels, model.config.classes, model.classes)
+        labels = read_labels(class_labels, model.config.classes, model.classes)
     if model.text_encoder is None and any(prompts):
         raise ValueError(no_text(model))
-    count = max(len(prompts), len(given))
+    count = max(len(prompts), len(labels))
     negatives = [""] if negative is None else check_texts("negative_prompt", negative)
     if model.text_encoder is None and any(negatives):
         raise ValueError(f"The model {name!r} reads no text; leave negative_prompt out.")
-    for what, values in (("prompt", prompts), ("class_labels", given), ("negative_prompt", negatives)):
+    for what, values in (("prompt", prompts), ("class_labels", labels), ("negative_prompt", negatives)):
         if len(values) not in (1, count):
             raise ValueError(f"{what} has {len(values)} entries where {count} are asked for; give one for all, or {count}.")
-    equal = [values * count if len(values) == 1 else values for values in (prompts, negatives, given)]
+    equal = [values * count if len(values) == 1 else values for values in (prompts, negatives, labels)]
     return equal[0], equal[1], equal[2]

@@ -109,8 +109,9 @@ def register_task(name: str, task: type[Task], keywords: Sequence[str]) -> None:
     taken = {keyword: other for other, row in TASKS.items() for keyword in row.keywords if other != name}
     if not name.isidentifier() or (name in TASKS and TASKS[name].task is not task):
         raise ValueError(f"A task is registered under an identifier that no other task has, got {name!r}; choose another name.")
-    if not keywords or (clash := next((keyword for keyword in keywords if keyword in taken), None)):
-        problem = f"{clash!r} belongs to the task {taken[clash]!r} already" if keywords else "it has none"
+    clash = next((keyword for keyword in keywords if keyword in taken), None)
+    if not keywords or clash is not None:
+        problem = "it has none" if clash is None else f"{clash!r} belongs to the task {taken[clash]!r} already"
         raise ValueError(f"The task {name!r} needs keywords of its own: {problem}.")
     TASKS[name] = TaskRow(task.__module__, task.__qualname__, tuple(keywords), task=task)
 
@@ -124,35 +125,35 @@ def record_of(name: str, task: Task, items: Sequence[Item]) -> Mapping[str, Any]
 TaskArgs = dict[str, Mapping[str, Any]]  # task -> its keywords, those that are not None
 
 
-def check_keywords(given: Iterable[str], others: Iterable[str]) -> None:
+def check_keywords(keywords: Iterable[str], others: Iterable[str]) -> None:
     """TypeError, as of any function, for a keyword that is no task's. others: the rest of what the function takes."""
     known = [name for row in TASKS.values() for name in row.keywords]
     others = list(others)
-    if taken := next((name for name in known if name in others), None):
-        raise TypeError(f"The keyword {taken!r} of a registered task is one of every call; register the task with another one.")
-    for name in given:
+    if clash := next((name for name in known if name in others), None):
+        raise TypeError(f"The keyword {clash!r} of a registered task is one of every call; register the task with another one.")
+    for name in keywords:
         if name not in known:
             near = nearest(name, [*known, *others])
             hint = f"; did you mean {near!r}?" if near else "."
             raise TypeError(f"A call takes no {name!r}{hint}")
 
 
-def args_of_call(given: Mapping[str, Any]) -> TaskArgs:
+def args_of_call(keywords: Mapping[str, Any]) -> TaskArgs:
     """The keywords of every task that a call asks for, out of all keywords of the call."""
     args: TaskArgs = {}
     for name, row in TASKS.items():
-        own = {keyword: given[keyword] for keyword in row.keywords if given.get(keyword) is not None}
-        if own:
-            args[name] = own
+        task_args = {keyword: keywords[keyword] for keyword in row.keywords if keywords.get(keyword) is not None}
+        if task_args:
+            args[name] = task_args
     return args
 
 
-def args_from_recipe(model: Model, recipe: Recipe, given: Mapping[str, Any]) -> TaskArgs:
+def args_from_recipe(model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> TaskArgs:
     """The keywords of every task that the picture of a recipe was made with.
 
-    given: keywords of the replay, for what the recipe does not hold; ValueError for what it does hold, or what was not there.
+    keywords: of the replay, for what the recipe does not hold; ValueError for what it does hold, or what was not there.
     """
-    args = args_of_call(given)
+    args = args_of_call(keywords)
     for name, record in (recipe.own_tasks or {}).items():
         if name not in TASKS or TASKS[name].task is None:
             raise ValueError(
@@ -163,14 +164,14 @@ def args_from_recipe(model: Model, recipe: Recipe, given: Mapping[str, Any]) -> 
         args[name] = dict(record)
     for name, row in reversed(TASKS.items()):
         if row.task is None and (name in args or any(getattr(recipe, field) for field in row.fields)):
-            own = row.load().args_from_recipe(model, recipe, given)
-            args[name] = {keyword: value for keyword, value in own.items() if value is not None}
-    return {name: own for name, own in args.items() if own}
+            task_args = row.load().args_from_recipe(model, recipe, keywords)
+            args[name] = {keyword: value for keyword, value in task_args.items() if value is not None}
+    return {name: task_args for name, task_args in args.items() if task_args}
 
 
 def frame_of(args: TaskArgs) -> Frame | None:
     """What the network sees at once, where one of the tasks says so."""
-    frames = [TASKS[name].load().frame(own) for name, own in args.items()]
+    frames = [TASKS[name].load().frame(task_args) for name, task_args in args.items()]
     return next((frame for frame in frames if frame is not None), None)
 
 
@@ -179,8 +180,8 @@ def with_own_size(
 ) -> tuple[TaskArgs, int | None, int | None]:
     """(keywords, height, width), where a call begins with a picture and does not say both sides."""
     sized = dict(args)
-    for name, own in args.items():
-        sized[name], height, width = TASKS[name].load().own_size(model, own, height, width, multiple)
+    for name, task_args in args.items():
+        sized[name], height, width = TASKS[name].load().own_size(model, task_args, height, width, multiple)
     return sized, height, width
 
 

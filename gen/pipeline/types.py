@@ -159,8 +159,8 @@ class Task:
         raise NotImplementedError
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The keywords that make what the recipe says. given: the keywords of the replay, for what no recipe holds."""
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The keywords that make what the recipe says. keywords: of the replay, for what no recipe holds."""
         raise NotImplementedError
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:

@@ -36,11 +36,11 @@ def check_work(recipe: Recipe, limit: float | None = None) -> None:
     for height, width in ((recipe.height, recipe.width), recipe.made_at or (1, 1)):
         check_size(height, width, 1, 1)
     limit = LIMIT if limit is None else check_float("max_work", limit, 0, 1e15)
-    asked = work(recipe)
-    if asked > limit:
+    cost = work(recipe)
+    if cost > limit:
         raise ValueError(
-            f"The recipe asks for about {asked:,.0f} megapixel evaluations, and a replay makes {limit:,.0f} at most unless "
-            f"allowed more; give max_work={_rounded_up(asked)} (--max-work {_rounded_up(asked)}) if you trust it."
+            f"The recipe asks for about {cost:,.0f} megapixel evaluations, and a replay makes {limit:,.0f} at most unless "
+            f"allowed more; give max_work={_rounded_up(cost)} (--max-work {_rounded_up(cost)}) if you trust it."
         )
 
 
@@ -82,13 +82,13 @@ def _repeats(recipe: Recipe) -> Iterator[float]:
     tables += [record.options for record in recipe.tweaks.values()]
     for options in tables:
         for name, value in options.items():
-            for one in value if isinstance(value, tuple) else (value,):
-                if isinstance(one, bool) or not isinstance(one, int | float):
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, bool) or not isinstance(number, int | float):
                     continue
                 if name in _REPEATS:
-                    yield float(one)
+                    yield float(number)
                 elif name in ("rtol", "atol"):  # of adaptive steps, which are more where they are smaller; 0.05 is usual
-                    yield 0.05 / max(float(one), 1e-12)
+                    yield 0.05 / max(float(number), 1e-12)
             if name == "scales" and isinstance(value, tuple):
                 yield float(len(value))
     if recipe.canvas is not None:

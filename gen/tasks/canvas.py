@@ -63,7 +63,7 @@ class Canvas(Task):
         return make_canvas(model, args["record"], args.get("runtime"), settings.height, settings.width), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return {"record": recipe.canvas}
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -101,7 +101,7 @@ class Canvas(Task):
         if negative is not None:
             texts, negative = pad_to_longest([texts, negative])
         rows = [texts[k : k + 1] for k in range(len(self.canvas.prompts))]
-        return [replace(one, label=condition.label, extra={**one.extra, **condition.extra}) for one in rows], negative
+        return [replace(text, label=condition.label, extra={**text.extra, **condition.extra}) for text in rows], negative
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         """(denoiser, solver) of the whole canvas: around guidance and caches."""
@@ -151,7 +151,7 @@ class Canvas(Task):
         else:
             from gen.models.tiling import tiled
 
-            parts = [tiled(one[None], decode, WHOLE // factor, OVERLAP // factor, factor) for one in latents]
+            parts = [tiled(latent[None], decode, WHOLE // factor, OVERLAP // factor, factor) for latent in latents]
             images = torch.cat(parts)
         top, left = down * factor, across * factor
         return images[..., top : images.shape[2] - top, left : images.shape[3] - left]
@@ -248,12 +248,12 @@ def make_record(
     return record, RuntimeObjects(distance, group)
 
 
-def check_agreement(group: Any, told: tuple) -> None:
+def check_agreement(group: Any, call: tuple) -> None:
     """ValueError on every process of a group unless all of them make the same picture."""
     if group is None:
         return
     everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(everyone, told, group=group)
+    torch.distributed.all_gather_object(everyone, call, group=group)
     if any(other != everyone[0] for other in everyone):
         raise ValueError(
             "The processes of a group share one canvas, and were asked for different ones; give all of them the same seed and "
@@ -275,7 +275,7 @@ def starting_pictures(record: CanvasRecord, image: Any, shown: tuple[int, int], 
     What is missing repeats the edge.
     """
     picture = read_picture("image", image, "RGB")
-    if any(whole < part for whole, part in zip(made, shown, strict=True)):
+    if any(side < part for side, part in zip(made, shown, strict=True)):
         raise ValueError(f"A canvas of {made[1]} x {made[0]} does not hold a picture of {shown[1]} x {shown[0]}.")
     if record.kind == "upscale":
         if tuple(picture.shape[2:]) != shown:
@@ -326,4 +326,4 @@ def _on_pictures(model: Model, distance: Distance) -> Distance:
     """Of what the denoiser works on, through the decoder, which is differentiated."""
     from gen.tasks.energy_guidance import decode_open
 
-    return lambda x, anchor: distance(*(decode_open(model, one) for one in (x, anchor)))
+    return lambda x, anchor: distance(*(decode_open(model, latents) for latents in (x, anchor)))

@@ -52,8 +52,8 @@ class Edit(Task):
         return edit, settings if edit is None else edit._shorten(model, settings)
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        image, mask = given.get("image"), given.get("mask")
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        image, mask = keywords.get("image"), keywords.get("mask")
         if recipe.canvas is not None:
             from gen.tasks.canvas import replayed_pictures
 
@@ -107,17 +107,17 @@ class Edit(Task):
 def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
     """None where no image is given. ValueError for anything that is not a usable picture, mask or strength."""
     if image is None:
-        given = "mask" if mask is not None else "strength" if strength is not None else None
-        if given:
-            raise ValueError(f"{given} was given without an image to change; give image too.")
+        orphan = "mask" if mask is not None else "strength" if strength is not None else None
+        if orphan:
+            raise ValueError(f"{orphan} was given without an image to change; give image too.")
         return None
     usual = 0.8 if mask is None else 1.0
     amount = check_float("strength", usual if strength is None else strength, 0, 1)
-    whole = read_picture("image", image, "RGB")
-    known = None if mask is None else read_mask("mask", mask, whole, "image")
-    picture = fit_and_warn("image", whole, height, width, size_tolerance(model))
-    known = None if known is None else fit(known, height, width)
-    start = Start(image=digest(picture), mask=None if known is None else digest(known), strength=amount)
+    source = read_picture("image", image, "RGB")
+    pixel_mask = None if mask is None else read_mask("mask", mask, source, "image")
+    picture = fit_and_warn("image", source, height, width, size_tolerance(model))
+    pixel_mask = None if pixel_mask is None else fit(pixel_mask, height, width)
+    start = Start(image=digest(picture), mask=None if pixel_mask is None else digest(pixel_mask), strength=amount)
 
     device, factor = model.device, model.factor
     picture = picture.to(device)
@@ -125,21 +125,21 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     if model.autoencoder is not None:
         with torch.no_grad():
             latents = model.autoencoder.encode(latents).float() * model.config.latent_scale
-    known = None if known is None else known.to(device)
+    pixel_mask = None if pixel_mask is None else pixel_mask.to(device)
     # a latent that touches any pixel to be made is made
-    latent_mask = None if known is None else F.max_pool2d(known, factor)
-    return Edit(picture, latents, known, latent_mask, start)
+    latent_mask = None if pixel_mask is None else F.max_pool2d(pixel_mask, factor)
+    return Edit(picture, latents, pixel_mask, latent_mask, start)
 
 
 def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> None:
     """ValueError unless a replay is given the image and mask that a recipe began with, and no others."""
-    for name, given, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
+    for name, picture, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
         article = "an" if name == "image" else "a"
-        if needed and given is None:
+        if needed and picture is None:
             raise ValueError(
                 f"The picture was made from {article} {name}, which is not in its recipe; give it as {name} (--{name})."
             )
-        if given is not None and not needed:
+        if picture is not None and not needed:
             raise ValueError(f"The picture was made without {article} {name}; leave it out.")
 
 
@@ -228,5 +228,5 @@ def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usua
         scale = 1.0
     else:
         scale = usual / math.sqrt(rows * columns)
-    found = [max(round(side * scale / multiple), 1) * multiple for side in size]
-    return height or found[0], width or found[1]
+    sides = [max(round(side * scale / multiple), 1) * multiple for side in size]
+    return height or sides[0], width or sides[1]

@@ -42,8 +42,8 @@ class Guide(Task):
         return make_guide(energy, strength, args.get("guide_method"), args.get("guide_options"), model.energies), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        return replayed_guide(recipe.guide, given.get("guide"), model.energies, given.get("guide_options"))
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        return replayed_guide(recipe.guide, keywords.get("guide"), model.energies, keywords.get("guide_options"))
 
     @property
     def label(self) -> str:
@@ -72,8 +72,8 @@ class Guide(Task):
         from samplers.guidance.energy_methods import guide
 
         energy = on_latents(model, self.energy, prompts)
-        record, own = self.guide, self.method_options
-        return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **own)
+        record, options = self.guide, self.method_options
+        return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **options)
 
 
 def name_of(energy: Callable[..., Tensor]) -> str:
@@ -121,9 +121,9 @@ def make_guide(
 ) -> Guide | None:
     """None where no energy is given. An option goes to the energy and to the method, whichever has it."""
     if energy is None:
-        given = [n for n, v in (("strength", strength), ("method", method), ("options", options)) if v]
-        if given:
-            raise ValueError(f"guide_{given[0]} was given without a guide; give guide too, an energy's name or a function.")
+        orphans = [n for n, v in (("strength", strength), ("method", method), ("options", options)) if v]
+        if orphans:
+            raise ValueError(f"guide_{orphans[0]} was given without a guide; give guide too, an energy's name or a function.")
         return None
     from gen.tasks.energies import energy_info, get_energy
     from samplers.guidance.energy_methods import method_info
@@ -145,15 +145,15 @@ def make_guide(
             if info:
                 of += f"; {info.name} takes {', '.join(info.options)}"
             raise ValueError(f"guide_options has no {name!r}: {of}.")
-    own = {name: value for name, value in chosen.items() if name in way.options}
+    method_options = {name: value for name, value in chosen.items() if name in way.options}
     if info is not None:
         energy = get_energy(info, **{name: value for name, value in chosen.items() if name in info.options})
     recordable = info is not None and not info.external
-    kept = chosen if recordable else own
+    recorded_options = chosen if recordable else method_options
     record = GuideRecord(
-        energy=info.name if info is not None and recordable else "", method=way.name, strength=amount, options=kept
+        energy=info.name if info is not None and recordable else "", method=way.name, strength=amount, options=recorded_options
     )
-    return Guide(energy, record, own)
+    return Guide(energy, record, method_options)
 
 
 def replayed_guide(
@@ -170,18 +170,18 @@ def replayed_guide(
         return {}
     from gen.tasks.energies import energy_info
 
-    own = not record.energy or energy_info(record.energy, more).external
-    if own and given is None:
+    unrecorded = not record.energy or energy_info(record.energy, more).external
+    if unrecorded and given is None:
         raise ValueError(
             "The picture was guided by code or a model of its maker's own, which no recipe may name; give it again as guide "
             "(--guide FILE.py:FUNCTION)."
         )
-    if not own and given is not None:
+    if not unrecorded and given is not None:
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
-    if options and not own:
+    if options and not unrecorded:
         raise ValueError("The recipe holds its guide's options; leave guide_options out.")
     return {
-        "guide": given if own else record.energy,
+        "guide": given if unrecorded else record.energy,
         "guide_strength": record.strength,
         "guide_method": record.method,
         "guide_options": {**record.options, **(options or {})},
@@ -203,8 +203,8 @@ def read_function(text: str, option: str = "--guide") -> Callable[..., Tensor]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"{option} {text}: {path} failed: {type(error).__name__}: {error}.") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name)
         raise ValueError(f"{option} {text}: {path} has no function {name!r}; it has {has or 'none'}.")
-    return found
+    return function

@@ -43,12 +43,12 @@ class Composition(Task):
         return make_composition(model, name, options, regions, adapters, levels, *settings.seen, size), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """ValueError where the mask of a region is missing, or was not there."""
-        regions = given.get("regions")
+        regions = keywords.get("regions")
         if set(recipe.regions) != set(regions or {}):
-            wanted = ", ".join(map(repr, recipe.regions)) or "none"
-            raise ValueError(f"The picture was made with regions for {wanted}; give their masks again as regions (--region).")
+            names = ", ".join(map(repr, recipe.regions)) or "none"
+            raise ValueError(f"The picture was made with regions for {names}; give their masks again as regions (--region).")
         return {"composition": recipe.composition, "composition_options": recipe.composition_options, "regions": regions}
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -83,17 +83,17 @@ def make_composition(
     levels: tuple[NoiseLevel, ...],
     height: int,
     width: int,
-    whole: tuple[int, int],
+    picture_size: tuple[int, int],
 ) -> Composition | None:
     """None where adapters act by themselves. ValueError says what is unknown, missing or does not go together. Without a name,
-    regions make it regional. height, width: pixels that the network sees at once; whole: those of the picture."""
+    regions make it regional. height, width: pixels that the network sees at once; picture_size: those of the picture."""
     if name in (None, "", "merge") and not options and not regions:
         return None
     chosen = check_option_values("composition_options", options or {})
     if regions or name == REGIONAL:
         if name not in (None, "", REGIONAL):
             raise ValueError(f"regions were given with the composition {name!r}; leave one of them out.")
-        masks, digests = _masks(regions, adapters, height, width, whole)
+        masks, digests = _masks(regions, adapters, height, width, picture_size)
         if unknown := [option for option in chosen if option != "start"]:
             raise ValueError(f"composition_options has no {unknown[0]!r}: regional takes start.")
         if "start" in chosen:
@@ -136,12 +136,12 @@ def measured_order(
         condition = replace(condition, label=torch.full((PROBES,), -1, device=model.device))
     condition = with_picture_size(condition, model, PROBES, (height, width))
     names = [name for name, weight in adapters.items() if weight != 0]
-    found = frequency_order(model.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
-    return tuple(names.index(name) for name in found)
+    positions = frequency_order(model.denoiser, level.sigma * noise, level, condition, Context(adapters=dict(adapters)))
+    return tuple(names.index(name) for name in positions)
 
 
 def _masks(
-    regions: Any, adapters: Mapping[str, float], height: int, width: int, whole: tuple[int, int]
+    regions: Any, adapters: Mapping[str, float], height: int, width: int, picture_size: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     from gen.io.images import digest, fit, read_picture
     from gen.tasks.edit import check_shape
@@ -151,8 +151,8 @@ def _masks(
         raise ValueError("regions must say where adapters act: a dict of adapter names and masks (white is inside).")
     check_known(list(regions), adapters, "A region")
     masks = {}
-    for name, given in regions.items():
-        mask = read_picture(f"the mask of {name!r}", given, "L")
-        check_shape(f"The mask of {name!r}", mask, whole, "picture")
+    for name, source in regions.items():
+        mask = read_picture(f"the mask of {name!r}", source, "L")
+        check_shape(f"The mask of {name!r}", mask, picture_size, "picture")
         masks[name] = fit(mask, height, width)
     return masks, {name: digest(mask) for name, mask in masks.items()}

@@ -50,15 +50,15 @@ class Part:
 
     def condition(self) -> Condition:
         """(1, ...)."""
-        own, condition = self.model, Condition()
-        if own.text_encoder is not None:
-            own.read_null(own.adapters)
-            condition = own.encode_prompt([check_text("prompt", self.prompt or "")], own.adapters)
-        elif own.classes:
-            label = read_labels(-1 if self.prompt is None else self.prompt, own.config.classes, own.classes)
-            condition = Condition(label=torch.tensor(label, device=own.device))
+        model, condition = self.model, Condition()
+        if model.text_encoder is not None:
+            model.read_null(model.adapters)
+            condition = model.encode_prompt([check_text("prompt", self.prompt or "")], model.adapters)
+        elif model.classes:
+            label = read_labels(-1 if self.prompt is None else self.prompt, model.config.classes, model.classes)
+            condition = Condition(label=torch.tensor(label, device=model.device))
         elif self.prompt is not None:
-            raise ValueError(f"The model {own.name!r} is unconditional; leave its prompt out.")
+            raise ValueError(f"The model {model.name!r} is unconditional; leave its prompt out.")
         return condition
 
 
@@ -130,10 +130,10 @@ def _run(
 ) -> list[Image.Image]:
     from gen.pipeline.output import to_pil
 
-    own, count = first.config.defaults, check_int("count", count, 1, 1024)
-    steps = check_int("num_inference_steps", num_inference_steps or own.num_inference_steps, 1, 1000)
-    solver = get_solver(sampler or own.sampler, **({} if sampler else own.sampler_options))
-    levels = get_grid(schedule or own.schedule, denoiser.path, steps, **({} if schedule else own.schedule_options))
+    defaults, count = first.config.defaults, check_int("count", count, 1, 1024)
+    steps = check_int("num_inference_steps", num_inference_steps or defaults.num_inference_steps, 1, 1000)
+    solver = get_solver(sampler or defaults.sampler, **({} if sampler else defaults.sampler_options))
+    levels = get_grid(schedule or defaults.schedule, denoiser.path, steps, **({} if schedule else defaults.schedule_options))
     seeds, side = draw_seeds(count, seed, None, None), first.config.sample_size // first.factor
     noise = normal(seeds, (first.channels, side, side), "latents", device=first.device)
     context = Context(adapters=dict(first.adapters))

@@ -50,13 +50,13 @@ class Restoration(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Restoration, Settings]:
-        made = make_restoration(**args, height=settings.height, width=settings.width, tolerance=size_tolerance(model))
-        made.build(model, model.denoiser)  # options are checked here
-        return made, settings
+        restoration = make_restoration(**args, height=settings.height, width=settings.width, tolerance=size_tolerance(model))
+        restoration.build(model, model.denoiser)  # options are checked here
+        return restoration, settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        record, image, mask = recipe.restore, given.get("image"), given.get("mask")
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        record, image, mask = recipe.restore, keywords.get("image"), keywords.get("mask")
         check_given(record, image, mask)
         return {} if record is None else {"task": record.task, "image": image, "mask": mask, "options": record.options}
 
@@ -110,9 +110,9 @@ def check_task(task: object, options: Mapping[str, Any] | None) -> tuple[str, di
     return row.name, chosen
 
 
-def enlargement(asked: Mapping[str, Any]) -> int:
+def enlargement(keywords: Mapping[str, Any]) -> int:
     """How many times as high as its image a restoration is."""
-    name, chosen = check_task(asked["task"], asked.get("options"))
+    name, chosen = check_task(keywords["task"], keywords.get("options"))
     options = {**TASKS[name], **COMMON, **chosen}
     return check_int("factor", options["factor"], 2, 64) if name == "superres" and not options["simulate"] else 1
 
@@ -134,13 +134,13 @@ def make_restoration(
     from samplers.guidance import operators
 
     name, chosen = check_task(task, options)
-    asked = {**TASKS[name], **COMMON, **chosen}
-    check_float("noise", asked["noise"], 0, 1)
-    check_float("weight", asked["weight"], 0, 10)
-    check_float("spread", asked["spread"], 1e-3, 100)
-    check_int("iterations", asked["iterations"], 1, 1000)
-    if asked["kind"] not in ("", "exact", "pigdm", "projection"):
-        raise ValueError(f"kind is {asked['kind']!r}; choose exact, pigdm or projection.")
+    values = {**TASKS[name], **COMMON, **chosen}
+    check_float("noise", values["noise"], 0, 1)
+    check_float("weight", values["weight"], 0, 10)
+    check_float("spread", values["spread"], 1e-3, 100)
+    check_int("iterations", values["iterations"], 1, 1000)
+    if values["kind"] not in ("", "exact", "pigdm", "projection"):
+        raise ValueError(f"kind is {values['kind']!r}; choose exact, pigdm or projection.")
     if (mask is None) == (name == "inpaint"):
         raise ValueError(
             "Inpainting needs a mask: white is made anew, black stays."
@@ -151,23 +151,25 @@ def make_restoration(
     small = enlargement({"task": task, "options": options})
     if height % small or width % small:
         raise ValueError(f"{width} x {height} is not divisible by the factor {small}; choose another size.")
-    whole = read_picture("image", image, "RGB")
-    known = None
+    source = read_picture("image", image, "RGB")
+    pixel_mask = None
     if name == "inpaint":
-        known = fit(read_mask("mask", mask, whole, "image"), height, width)
-        operator = operators.keep(1 - known)
+        pixel_mask = fit(read_mask("mask", mask, source, "image"), height, width)
+        operator = operators.keep(1 - pixel_mask)
     elif name == "superres":
-        operator = operators.downsample(check_int("factor", asked["factor"], 2, 64))
+        operator = operators.downsample(check_int("factor", values["factor"], 2, 64))
     elif name == "colorize":
         operator = operators.grey()
     else:
-        operator = operators.blur(check_float("radius", asked["radius"], 0.1, 1000))
-    picture = fit_and_warn("image", whole, height // small, width // small, tolerance)
+        operator = operators.blur(check_float("radius", values["radius"], 0.1, 1000))
+    picture = fit_and_warn("image", source, height // small, width // small, tolerance)
     signal = picture * 2 - 1
-    measured = operator(signal) if asked["simulate"] or name in ("inpaint", "colorize") else signal
-    given = picture if name == "inpaint" else (measured.expand(-1, 3, -1, -1) / 2 + 0.5).clamp(0, 1)
-    record = RestoreRecord(task=name, image=digest(picture), mask=None if known is None else digest(known), options=chosen)
-    return Restoration(operator, measured, given, known, record)
+    measured = operator(signal) if values["simulate"] or name in ("inpaint", "colorize") else signal
+    shown = picture if name == "inpaint" else (measured.expand(-1, 3, -1, -1) / 2 + 0.5).clamp(0, 1)
+    record = RestoreRecord(
+        task=name, image=digest(picture), mask=None if pixel_mask is None else digest(pixel_mask), options=chosen
+    )
+    return Restoration(operator, measured, shown, pixel_mask, record)
 
 
 @dataclass(frozen=True)
@@ -196,5 +198,5 @@ def restore(
     guidable = generator.text_encoder is not None or generator.classes
     if guidable and call.get("guidance_scale") is None and call.get("guidance") is None:
         call["guidance_scale"] = min(RESTORE_SCALE, generator.config.defaults.guidance_scale)
-    given = {"task": task, "image": image, "mask": mask, "options": options}
-    return generator(prompt, **call, _task_args={"restoration": given})
+    task_args = {"task": task, "image": image, "mask": mask, "options": options}
+    return generator(prompt, **call, _task_args={"restoration": task_args})

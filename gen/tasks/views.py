@@ -107,7 +107,7 @@ class Views(Task):
         return make_views(args["views"], settings.height, settings.width, settings.guidance), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return {"views": recipe.views}
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -148,7 +148,7 @@ class Views(Task):
         """The mean of what the views show."""
         decoded = decode(latents, None) * 2 - 1
         back = [_same, *(turn.back for turn in self.turns)]
-        mean = torch.stack([turn(one) for turn, one in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
+        mean = torch.stack([turn(picture) for turn, picture in zip(back, decoded.chunk(self.copies), strict=True)]).mean(0)
         mean = mean if crop is None else crop(mean)
         return (mean / 2 + 0.5).clamp(0, 1).contiguous()
 
@@ -157,12 +157,12 @@ class Views(Task):
 
     def _latent_views(self, conditions: Sequence[Condition | None]) -> tuple[View, ...]:
         """A turn that latents do not know leaves them as they are: only noise passes through it then."""
-        one = torch.ones(1, 1, 1, 1)
+        everywhere = torch.ones(1, 1, 1, 1)
         maps = [(_same, _same), *((t.there, t.back) if t.latent else (_same, _same) for t in self.turns)]
-        return tuple(View(there, back, one, c) for (there, back), c in zip(maps, conditions, strict=True))
+        return tuple(View(there, back, everywhere, c) for (there, back), c in zip(maps, conditions, strict=True))
 
     def _picture_views(self, model: Model, conditions: Sequence[Condition]) -> tuple[View, ...]:
-        one, autoencoder, scale = torch.ones(1, 1, 1, 1), model.autoencoder, model.config.latent_scale
+        everywhere, autoencoder, scale = torch.ones(1, 1, 1, 1), model.autoencoder, model.config.latent_scale
 
         def encode(pictures: Tensor) -> Tensor:
             return pictures if autoencoder is None else autoencoder.encode(pictures).float() * scale
@@ -171,7 +171,7 @@ class Views(Task):
             return latents if autoencoder is None else autoencoder.decode(latents / scale).float()
 
         def view(there: Map, back: Map, condition: Condition) -> View:
-            return View(lambda v: encode(there(v)), lambda v: back(decode(v)), one, condition)
+            return View(lambda v: encode(there(v)), lambda v: back(decode(v)), everywhere, condition)
 
         maps = [(_same, _same), *((turn.there, turn.back) for turn in self.turns)]
         return tuple(view(there, back, c) for (there, back), c in zip(maps, conditions, strict=True))

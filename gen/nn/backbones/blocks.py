@@ -176,8 +176,8 @@ def unpacked(keys_values: tuple[Tensor, Tensor], visible: Visible) -> tuple[tupl
     if not isinstance(visible, tuple):
         return keys_values, visible
     k, v = (nn.utils.rnn.pad_sequence(list(part[0].split(visible)), batch_first=True) for part in keys_values)
-    seen = torch.arange(k.shape[1], device=k.device) < torch.tensor(visible, device=k.device)[:, None]
-    return (k, v), seen[:, None, None]
+    is_real = torch.arange(k.shape[1], device=k.device) < torch.tensor(visible, device=k.device)[:, None]
+    return (k, v), is_real[:, None, None]
 
 
 class MLP(nn.Module):

@@ -34,18 +34,18 @@ def checkpointed(block: nn.Module, *args: Any, **options: Any) -> Any:
 
 def _held(block: nn.Module) -> Weights:
     """The weights and buffers in a block now. Modules that gather their own shards are left out: their hooks do that again."""
-    found: Weights = {}
+    tensors: Weights = {}
 
     def visit(module: nn.Module) -> None:
         if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's
             return
-        for kept in (module._parameters, module._buffers):
-            found.update({(module, name): value for name, value in kept.items() if value is not None})
+        for registered in (module._parameters, module._buffers):
+            tensors.update({(module, name): value for name, value in registered.items() if value is not None})
         for child in module.children():
             visit(child)
 
     visit(block)
-    return found
+    return tensors
 
 
 @contextmanager

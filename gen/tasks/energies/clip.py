@@ -78,9 +78,9 @@ class ClipSimilarity:
         with torch.no_grad():
             tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").to(images.device)
             pooled = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-            wanted = F.normalize(model.text_projection(pooled), dim=-1)
+            text_features = F.normalize(model.text_projection(pooled), dim=-1)
         scale = model.logit_scale.exp().detach() if self.scale is None else self.scale
-        return scale * (embed_images(model, images) * wanted).sum(1).to(images.dtype)
+        return scale * (embed_images(model, images) * text_features).sum(1).to(images.dtype)
 
 
 @dataclass(frozen=True)

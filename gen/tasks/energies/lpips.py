@@ -47,19 +47,19 @@ class Lpips(nn.Module):
         """Five maps (N, C, h, w), the finest first."""
         if min(images.shape[2:]) < SIDE:
             images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        x, found = (images - self.shift) / self.scale, []
+        x, features = (images - self.shift) / self.scale, []
         for number, part in enumerate(self.parts):
             x = F.max_pool2d(x, 2) if number else x
             for layer in part.values():  # type: ignore[operator]
                 x = layer(x).relu()
-            found.append(x)
-        return found
+            features.append(x)
+        return features
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """sum_l mean over places of w_l . (f_l / |f_l| - g_l / |g_l|)^2. Equation 1."""
         total = x.new_zeros(len(x))
-        for one, other, weight in zip(self.maps(x), self.maps(y), self.weights, strict=True):
-            f, g = (v / (v.square().sum(1, keepdim=True).sqrt() + 1e-10) for v in (one, other))
+        for first, second, weight in zip(self.maps(x), self.maps(y), self.weights, strict=True):
+            f, g = (v / (v.square().sum(1, keepdim=True).sqrt() + 1e-10) for v in (first, second))
             total = total + torch.einsum("nchw,c->nhw", (f - g).square(), weight).mean((1, 2))
         return total
 
@@ -69,17 +69,19 @@ def load_lpips(path: str | Path | None) -> Lpips:
     if not path:
         raise ValueError("Weights of LPIPS are not shipped; give a safetensors file of yours: lpips:FILE.")
     tensors, network = read_weights(path), Lpips()
-    own: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for part, numbers in enumerate(PARTS):
         for number in numbers:
             for leaf in ("weight", "bias"):
                 names = (f"features.{number}.{leaf}", f"net.slice{part + 1}.{number}.{leaf}")
-                own[f"parts.{part}.{number}.{leaf}"] = _first(tensors, names, path)
-        own[f"weights.{part}"] = _first(tensors, (f"lin{part}.model.1.weight", f"lins.{part}.model.1.weight"), path).flatten()
-    wrong = [name for name, value in network.state_dict().items() if own[name].shape != value.shape]
+                renamed[f"parts.{part}.{number}.{leaf}"] = _first(tensors, names, path)
+        renamed[f"weights.{part}"] = _first(
+            tensors, (f"lin{part}.model.1.weight", f"lins.{part}.model.1.weight"), path
+        ).flatten()
+    wrong = [name for name, value in network.state_dict().items() if renamed[name].shape != value.shape]
     if wrong:
         raise CheckpointError(path, f"is not LPIPS on VGG-16: {listed(wrong)} has another shape.")
-    network.load_state_dict({name: value.float() for name, value in own.items()})
+    network.load_state_dict({name: value.float() for name, value in renamed.items()})
     return network.eval().requires_grad_(False)
 
 

@@ -52,20 +52,20 @@ class TrainingFreeMethod:
         return ()
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> TrainingFreeMethod:
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> TrainingFreeMethod:
         """The method as a call asks for it; ValueError says what cannot be used.
 
         model: the model of the call.
-        given: the call's keywords that begin with the method's name, without it: "" is the method's own keyword, "options" its
+        keywords: those of the call that begin with the method's name, without it: "" is the method's own keyword, "options" its
             options.
         height, width: of the picture (pixels).
         """
         raise NotImplementedError
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords of a replay, named as in `make`: those of the record, and of `given` what the record holds only a digest
-        of."""
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a replay, named as in `make`: those of the record, and of the caller's `keywords` what the record holds
+        only a digest of."""
         raise NotImplementedError
 
     def map_condition(
@@ -109,9 +109,9 @@ class TrainingFree(Task):
         return (make_training_free(model, named, settings.height, settings.width) if named else None), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in given.items() if name in TrainingFreeOptions.__annotations__}
-        return keywords_from_records(recipe.tweaks, nonempty(own))
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        training_free = {name: value for name, value in keywords.items() if name in TrainingFreeOptions.__annotations__}
+        return keywords_from_records(recipe.tweaks, nonempty(training_free))
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is None:

@@ -53,13 +53,13 @@ class Aesthetic(TrainingFreeMethod):
     embedding: Tensor | None = None
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Aesthetic:
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> Aesthetic:
         towers(model)
-        chosen = check_option_values("aesthetic_options", given.get("options") or {})
+        chosen = check_option_values("aesthetic_options", keywords.get("options") or {})
         check_options(_Row(), chosen, "tweak")
         check_int("aesthetic steps", chosen.get("steps", 10), 0, MAX_STEPS)
         check_float("aesthetic rate", chosen.get("rate", 1e-4), 0, 1)
-        source = given[""]
+        source = keywords[""]
         if isinstance(source, Path | Tensor) or (isinstance(source, str) and source.endswith(".safetensors")):
             embedding = read_embedding(source)
             digest = hashlib.sha256(embedding.numpy().tobytes()).hexdigest()
@@ -67,25 +67,25 @@ class Aesthetic(TrainingFreeMethod):
         return cls(TrainingFreeRecord(texts=tuple(check_texts("aesthetic", as_list(source))), options=chosen))
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        if record.digests and not given:
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        if record.digests and not keywords:
             raise not_in_recipe("an aesthetic embedding", "aesthetic, --aesthetic FILE.safetensors")
-        if given and not record.digests:
+        if keywords and not record.digests:
             raise ValueError("The recipe holds its aesthetic's text; leave aesthetic out.")
-        return dict(given) or {"": list(record.texts)}
+        return dict(keywords) or {"": list(record.texts)}
 
     def map_condition(self, model, prompts, condition, adapters) -> Condition:
         """Every prompt read by its own moved encoder; an empty one as it is."""
         loaded = model.loaded_adapters
         active = {} if loaded is None else loaded.on_text(adapters)
-        found: dict[str, Condition] = {}
+        conditions: dict[str, Condition] = {}
         with loaded.reading_with(active) if active else nullcontext():
             for prompt in dict.fromkeys(prompts):
-                found[prompt] = condition[[prompts.index(prompt)]]
+                conditions[prompt] = condition[[prompts.index(prompt)]]
                 if prompt.strip():
                     moved = self.moved(model, prompt).map(lambda v: v.to(model.dtype) if v.is_floating_point() else v)
-                    found[prompt] = replace(found[prompt], tokens=moved.tokens, mask=moved.mask, pooled=moved.pooled)
-        return join([found[prompt] for prompt in prompts])
+                    conditions[prompt] = replace(conditions[prompt], tokens=moved.tokens, mask=moved.mask, pooled=moved.pooled)
+        return join([conditions[prompt] for prompt in prompts])
 
     def moved(self, model: Model, prompt: str) -> Condition:
         """What a prompt's condition is under encoders moved for it; afterwards every weight is what it was, to the bit."""
@@ -119,22 +119,22 @@ def climb(tower: Tower, prompt: str, goal: Tensor, steps: int, rate: float) -> l
     before each step."""
     parameters = [p for p in tower.network.parameters() if p.is_floating_point()]
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    seen = []
+    cosines = []
     for step in range(1, steps + 1):
         with torch.enable_grad():
             for parameter in parameters:
                 parameter.requires_grad_(True)
             cosine = F.cosine_similarity(tower.embed(prompt).float(), goal.to(parameters[0].device)[None]).sum()
-            found = torch.autograd.grad(cosine, parameters, allow_unused=True)
-        seen.append(float(cosine.detach()))
-        for i, (parameter, slope) in enumerate(zip(parameters, found, strict=True)):
+            gradients = torch.autograd.grad(cosine, parameters, allow_unused=True)
+        cosines.append(float(cosine.detach()))
+        for i, (parameter, slope) in enumerate(zip(parameters, gradients, strict=True)):
             if slope is None:
                 continue
             first[i] = 0.9 * first[i] + 0.1 * slope
             second[i] = 0.999 * second[i] + 0.001 * slope.square()
             size = (second[i] / (1 - 0.999**step)).sqrt() + 1e-8
             parameter.data = parameter.data + rate * first[i] / (1 - 0.9**step) / size
-    return seen
+    return cosines
 
 
 @contextmanager

@@ -36,23 +36,23 @@ class Concepts(TrainingFreeMethod):
     record: TrainingFreeRecord
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Concepts:
-        words = check_texts("concepts", as_list(given[""]))
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> Concepts:
+        words = check_texts("concepts", as_list(keywords[""]))
         if model.text_encoder is None:
             raise ValueError(f"The model {model.name!r} reads no text, so there are no concepts; leave concepts out.")
         if not all(word.strip() for word in words) or len({word.lower() for word in words}) < len(words):
             raise ValueError(f"concepts are {words}; give different words of the prompt.")
-        chosen = check_option_values("concepts_options", given.get("options") or {})
+        chosen = check_option_values("concepts_options", keywords.get("options") or {})
         check_options(_Row(), chosen, "tweak")
         correction: dict[str, Any] = {name: chosen.get(name, usual) for name, usual in CORRECTION.items()}
         check_correction(**correction)
-        made = cls(TrainingFreeRecord(texts=tuple(words), options=chosen))
-        made._suppression(model.denoiser, torch.full((1, 1), -1))  # options are checked here
-        return made
+        concepts = cls(TrainingFreeRecord(texts=tuple(words), options=chosen))
+        concepts._suppression(model.denoiser, torch.full((1, 1), -1))  # options are checked here
+        return concepts
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        if given:
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        if keywords:
             raise ValueError("The recipe names its concepts; leave concepts out.")
         return {"": list(record.texts)}
 
@@ -78,11 +78,11 @@ class Concepts(TrainingFreeMethod):
 
     def _owners(self, model: Model, prompts: Sequence[str], condition: Condition) -> Tensor:
         """(B, T): the number of the concept that each token of each prompt is of, -1 for none."""
-        found = {prompt: _positions(model, prompt, self.record.texts) for prompt in set(prompts)}
+        positions = {prompt: _positions(model, prompt, self.record.texts) for prompt in set(prompts)}
         assert condition.tokens is not None
         owners = torch.full(condition.tokens.shape[:2], -1)
         for row, prompt in enumerate(prompts):
-            for number, places in enumerate(found[prompt]):
+            for number, places in enumerate(positions[prompt]):
                 owners[row, places] = number
         return owners.to(condition.tokens.device)
 

@@ -32,9 +32,9 @@ class GreedyChoice(TrainingFreeMethod):
     own: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> GreedyChoice:
-        source = given[""]
-        chosen = check_option_values("greedy_options", given.get("options") or {})
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> GreedyChoice:
+        source = keywords[""]
+        chosen = check_option_values("greedy_options", keywords.get("options") or {})
         info = energy_info(source, model.energies) if isinstance(source, str) else None
         if info is None and not callable(source):
             raise ValueError(f"greedy is {source!r}; give an energy's name, or a function (pictures, condition) -> (B,).")
@@ -42,34 +42,36 @@ class GreedyChoice(TrainingFreeMethod):
         for name in chosen:
             if name not in takes:
                 raise ValueError(f"greedy_options has no {name!r}: it takes {', '.join(takes)}.")
-        own = {name: value for name, value in chosen.items() if name in (*OWN, *CANDIDATES)}
+        greedy_options = {name: value for name, value in chosen.items() if name in (*OWN, *CANDIDATES)}
         energy = source if info is None else get_energy(info, **{n: v for n, v in chosen.items() if n in info.options})
-        known = info is not None and not info.external
-        record = TrainingFreeRecord(energy=info.name if info is not None and known else "", options=chosen if known else own)
-        made = cls(energy, record, () if known else ("heuristic of greedy",), own)
-        made._choose(model.denoiser, energy, lambda s, t: None)  # options are checked here
-        return made
+        recordable = info is not None and not info.external
+        record = TrainingFreeRecord(
+            energy=info.name if info is not None and recordable else "", options=chosen if recordable else greedy_options
+        )
+        choice = cls(energy, record, () if recordable else ("heuristic of greedy",), greedy_options)
+        choice._choose(model.denoiser, energy, lambda s, t: None)  # options are checked here
+        return choice
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        if record.energy and given:
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        if record.energy and keywords:
             raise ValueError(f"The picture was chosen by {record.energy!r}, which its recipe names; leave greedy out.")
-        if not record.energy and not given:
+        if not record.energy and not keywords:
             raise not_in_recipe("a heuristic of its maker's own", "greedy, --greedy FILE.py:FUNCTION")
-        return dict(given) or {"": record.energy}
+        return dict(keywords) or {"": record.energy}
 
     def wrap_guided(self, model, denoiser, noise, prompts) -> Denoiser:
         return self._choose(denoiser, on_latents(model, self.energy, prompts), noise)
 
     def _choose(self, denoiser: Denoiser, heuristic: Callable[..., Tensor], noise: Any) -> Denoiser:
-        own, sources = dict(self.own), []
-        spread = own.pop("spread", SPREAD)
-        if (scales := own.pop("scales", None)) is not None:
+        options, sources = dict(self.own), []
+        spread = options.pop("spread", SPREAD)
+        if (scales := options.pop("scales", None)) is not None:
             sources.append(guidance_scales(as_list(scales)))
-        if (count := own.pop("interpolations", None)) is not None:
+        if (count := options.pop("interpolations", None)) is not None:
             sources.append(interpolations(count))
-        if (count := own.pop("draws", None)) is not None:
+        if (count := options.pop("draws", None)) is not None:
             sources.append(draws(noise, count, spread))
         if not sources:
-            own = {"iterations": ITERATIONS, "rate": RATE, **own}
-        return Greedy(denoiser, heuristic, together(sources), **own)
+            options = {"iterations": ITERATIONS, "rate": RATE, **options}
+        return Greedy(denoiser, heuristic, together(sources), **options)

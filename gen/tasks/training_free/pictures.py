@@ -42,23 +42,27 @@ class ReferencePictures:
     def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> ReferencePictures:
         sources = as_list(images)
         check_int(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
-        whole = [read_picture(name, one, "RGB") for one in sources]
-        known = None
+        originals = [read_picture(name, one, "RGB") for one in sources]
+        joined_masks = None
         if masks is not None:
-            given = as_list(masks)
-            if len(given) != len(sources):
-                raise ValueError(f"{name} has {len(sources)} pictures and {len(given)} masks; give one mask each, or none.")
-            masks = [read_mask(f"{name}_mask", one, picture, "picture") for one, picture in zip(given, whole, strict=True)]
-            known = torch.cat([fit(one, height, width) for one in masks])
-        pictures = torch.cat([fit_and_warn(name, one, height, width, size_tolerance(model)) for one in whole])
+            mask_sources = as_list(masks)
+            if len(mask_sources) != len(sources):
+                raise ValueError(
+                    f"{name} has {len(sources)} pictures and {len(mask_sources)} masks; give one mask each, or none."
+                )
+            masks = [
+                read_mask(f"{name}_mask", one, picture, "picture") for one, picture in zip(mask_sources, originals, strict=True)
+            ]
+            joined_masks = torch.cat([fit(one, height, width) for one in masks])
+        pictures = torch.cat([fit_and_warn(name, one, height, width, size_tolerance(model)) for one in originals])
         digests = tuple(digest(one) for one in pictures[:, None])
-        mask_digests = () if known is None else tuple(digest(one) for one in known[:, None])
+        mask_digests = () if joined_masks is None else tuple(digest(one) for one in joined_masks[:, None])
         latents = pictures.to(model.device) * 2 - 1
         if model.autoencoder is not None:
             with torch.no_grad():
                 encoded = [model.autoencoder.encode(one) for one in latents[:, None]]
             latents = torch.cat(encoded).float() * model.config.latent_scale
-        return cls(latents, None if known is None else known.to(model.device), digests, mask_digests)
+        return cls(latents, None if joined_masks is None else joined_masks.to(model.device), digests, mask_digests)
 
     def beside(self, seeds: Sequence[int], conditions: tuple[Condition | None, ...] = ()) -> References:
         """With noise of their own for every picture of a batch, by its seed."""
@@ -73,8 +77,8 @@ class _Row:
     options: tuple[str, ...]
 
 
-def _options(name: str, takes: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {**check_option_values(f"{name}_options", given.get("options") or {})}
+def _options(name: str, takes: tuple[str, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {**check_option_values(f"{name}_options", keywords.get("options") or {})}
     check_options(_Row(name, takes), chosen, "tweak")
     if "layers" in chosen and not isinstance(chosen["layers"], tuple):
         chosen["layers"] = (chosen["layers"],)
@@ -89,25 +93,25 @@ class NegTome(TrainingFreeMethod):
     record: TrainingFreeRecord
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> NegTome:
-        chosen = _options("negtome", ("scale", "threshold", "layers", "interval"), given)
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> NegTome:
+        chosen = _options("negtome", ("scale", "threshold", "layers", "interval"), keywords)
         NegativeMerging(model.denoiser, None, **chosen)  # options are checked here
-        if isinstance(given[""], str) and given[""] == "batch":
-            if given.get("mask") is not None:
+        if isinstance(keywords[""], str) and keywords[""] == "batch":
+            if keywords.get("mask") is not None:
                 raise ValueError("negtome='batch' takes no mask; leave negtome_mask out, or give a picture.")
             return cls(None, TrainingFreeRecord(options=chosen))
-        pictures = ReferencePictures.read(model, "negtome", given[""], given.get("mask"), height, width)
+        pictures = ReferencePictures.read(model, "negtome", keywords[""], keywords.get("mask"), height, width)
         return cls(pictures, TrainingFreeRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
         if not record.digests:
-            if given:
+            if keywords:
                 raise ValueError("The picture was made with negtome='batch'; leave negtome out.")
             return {"": "batch"}
-        if "" not in given:
+        if "" not in keywords:
             raise not_in_recipe("negtome pictures", "negtome, --negtome FILE")
-        return dict(given)
+        return dict(keywords)
 
     def wrap_network(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         references = None if self.pictures is None else self.pictures.beside(seeds)
@@ -116,8 +120,8 @@ class NegTome(TrainingFreeMethod):
     def record_of(self, items: Sequence[Item]) -> TrainingFreeRecord:
         if self.pictures is not None:
             return self.record
-        one = items[0]
-        first = First(prompt=one.prompt, negative_prompt=one.negative_prompt, class_label=one.label, seed=one.seed)
+        item = items[0]
+        first = First(prompt=item.prompt, negative_prompt=item.negative_prompt, class_label=item.label, seed=item.seed)
         return self.record.model_copy(update={"first": first})
 
 
@@ -129,24 +133,24 @@ class Reference(TrainingFreeMethod):
     record: TrainingFreeRecord
 
     @classmethod
-    def make(cls, model: Model, given: Mapping[str, Any], height: int, width: int) -> Reference:
-        chosen = _options("reference", ("weight", "layers", "interval", "null"), given)
-        pictures = ReferencePictures.read(model, "reference", given[""], given.get("mask"), height, width)
-        texts = () if given.get("prompt") is None else tuple(check_texts("reference_prompt", given["prompt"]))
+    def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> Reference:
+        chosen = _options("reference", ("weight", "layers", "interval", "null"), keywords)
+        pictures = ReferencePictures.read(model, "reference", keywords[""], keywords.get("mask"), height, width)
+        texts = () if keywords.get("prompt") is None else tuple(check_texts("reference_prompt", keywords["prompt"]))
         if texts and len(texts) != len(pictures.latents):
             raise ValueError(f"reference has {len(pictures.latents)} pictures, {len(texts)} prompts; give one each, or none.")
         if texts and model.text_encoder is None:
             raise ValueError(f"The model {model.name!r} reads no text; leave reference_prompt out.")
         record = TrainingFreeRecord(digests=pictures.digests, masks=pictures.mask_digests, texts=texts, options=chosen)
-        made = cls(pictures, record)
-        made.wrap_network(model, model.denoiser, [0], [""], None)  # options are checked here
-        return made
+        reference = cls(pictures, record)
+        reference.wrap_network(model, model.denoiser, [0], [""], None)  # options are checked here
+        return reference
 
     @classmethod
-    def keywords_from_record(cls, record: TrainingFreeRecord, given: Mapping[str, Any]) -> dict[str, Any]:
-        if "" not in given:
+    def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        if "" not in keywords:
             raise not_in_recipe("reference pictures", "reference, --reference FILE")
-        return {**given, "prompt": list(record.texts) or None}
+        return {**keywords, "prompt": list(record.texts) or None}
 
     def map_condition(self, model, prompts, condition, adapters) -> Condition:
         """Padded to the references' prompts, so that one batch can hold all."""
@@ -158,9 +162,9 @@ class Reference(TrainingFreeMethod):
     def wrap_network(self, model, denoiser, seeds, prompts, condition) -> Denoiser:
         conditions: tuple[Condition | None, ...] = ()
         if condition is not None and self.record.texts:
-            padded = [pad_tokens(own, condition.tokens.shape[1]) for own in self._conditions(model)]
+            padded = [pad_tokens(text, condition.tokens.shape[1]) for text in self._conditions(model)]
             conditions = tuple(
-                replace(condition[:1], tokens=own.tokens, mask=_mask(own, condition), pooled=own.pooled) for own in padded
+                replace(condition[:1], tokens=text.tokens, mask=_mask(text, condition), pooled=text.pooled) for text in padded
             )
         options = dict(self.record.options)
         weights = options.pop("weight", 3.0)
@@ -171,7 +175,7 @@ class Reference(TrainingFreeMethod):
         return [model.encode_prompt([text]) for text in self.record.texts]
 
 
-def _mask(own: Condition, condition: Condition) -> Tensor | None:
-    if condition.mask is None or own.mask is not None or own.tokens is None:
-        return own.mask
-    return own.tokens.new_ones(own.tokens.shape[:2], dtype=torch.bool)
+def _mask(text: Condition, condition: Condition) -> Tensor | None:
+    if condition.mask is None or text.mask is not None or text.tokens is None:
+        return text.mask
+    return text.tokens.new_ones(text.tokens.shape[:2], dtype=torch.bool)
