@@ -20,7 +20,9 @@ from typing import Any, get_type_hints
 def grouped(command: Callable[..., int]) -> Callable[..., int]:
     """A command whose parameters that are dataclasses stand as their fields in its signature, in their place and order."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)}
+    groups: dict[str, type[Any]] = {
+        name: hint for name, hint in hints.items() if name != "return" and isinstance(hint, type) and is_dataclass(hint)
+    }
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:
