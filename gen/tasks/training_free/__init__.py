@@ -64,8 +64,8 @@ class TrainingFreeMethod:
 
     @classmethod
     def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords of a replay, named as in `make`: those of the record, and of the caller's `keywords` what the record holds
-        only a digest of."""
+        """The keywords of a replay, named as in `make`: those of the record, and of the caller's what the record holds only a
+        digest of."""
         raise NotImplementedError
 
     def map_condition(
