@@ -22,41 +22,14 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids.common import ratio_bounds
 from samplers.noise import normal
 from samplers.path import NoiseLevel
+from samplers.tableaus import TABLEAUS, Tableau
 
 DIVERGENCES = ("auto", "exact", "rademacher", "gaussian")
 _MOST_STEPS = 10_000  # tried by adaptive integration before it gives up
 _EXACT_UP_TO = 64  # dimensions whose trace "auto" takes exactly
 
 
-@dataclass(frozen=True)
-class Tableau:
-    """An explicit Runge-Kutta method: rows of stage weights, the step's weights, and those of an embedded error estimate."""
-
-    stages: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-    error: tuple[float, ...] | None = None
-    order: int = 1
-
-
-TABLEAUS = {
-    "euler": Tableau(((),), (1.0,), order=1),
-    "heun": Tableau(((), (1.0,)), (0.5, 0.5), order=2),
-    "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4),
-    "dopri5": Tableau(  # Dormand and Prince, 1980, RK5(4)7M; error = fifth minus fourth order
-        (
-            (),
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-        order=5,
-    ),
-}
+METHODS = ("euler", "heun", "rk4", "dopri5")
 
 
 @dataclass(frozen=True)
@@ -114,8 +87,8 @@ def log_likelihood(
     last = -math.log(most) if end is None else end.logsnr
     if not (math.isfinite(first) and math.isfinite(last) and last < first):
         raise ValueError(f"A likelihood runs from less to more noise, both finite: got log-SNR {first} to {last}.")
-    if method not in TABLEAUS:
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(TABLEAUS)}.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
     if divergence not in DIVERGENCES:
         raise ValueError(f"Unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}.")
     if steps < 1 or probes < 1 or not (data_std is None or data_std >= 0):
@@ -227,11 +200,11 @@ Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 def _stages(slope: Slope, y: Tensor, l: float, h: float, tableau: Tableau) -> list[tuple[Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor]] = []
-    for row in tableau.stages:
+    for row, node in zip(tableau.stages, tableau.nodes, strict=True):
         at = y
         for weight, (f, _) in zip(row, found, strict=True):
             at = torch.add(at, f, alpha=h * weight)
-        found.append(slope(at, l + h * math.fsum(row)))
+        found.append(slope(at, l + h * node))
     return found
 
 

@@ -55,6 +55,13 @@ def seeded_noise(seeds: Sequence[int], like: Tensor) -> NoiseSource:
     return draw
 
 
+def need_noise(noise: NoiseSource | None, setting: str) -> NoiseSource:
+    """The noise source. ValueError where a solver that adds noise got none; setting: what makes it add noise, "eta=1.0"."""
+    if noise is None:
+        raise ValueError(f"This solver adds noise ({setting}): pass noise=, for instance seeded_noise(seeds, x).")
+    return noise
+
+
 def fork_noise(noise: NoiseSource, *key: int | float | str) -> NoiseSource:
     """A noise source independent of `noise` and of every other key: for going through the same levels again.
 

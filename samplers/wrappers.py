@@ -1,4 +1,4 @@
-"""The base of solvers around another solver."""
+"""Bases of denoisers around another denoiser, and of solvers around another solver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, Path
 from samplers.sample import Solver, State
 
 
@@ -28,6 +28,16 @@ class Step:
         """The state after this step of a solver; changes: another denoiser, other levels or noise."""
         step = replace(self, **changes) if changes else self
         return solver.step(step.denoiser, state, step.s, step.t, step.condition, step.context, step.noise)
+
+
+class DenoiserWrapper:
+    """A denoiser around another, on the same path: a frozen dataclass with a field `denoiser` and a `__call__`."""
+
+    denoiser: Denoiser
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
 
 
 class SolverWrapper:

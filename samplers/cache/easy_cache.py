@@ -10,9 +10,10 @@ from torch import Tensor
 from samplers.cache.common import check_threshold
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.interval import Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, network_id, remember
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class _Memory:
 
 
 @dataclass(frozen=True)
-class EasyCache:
+class EasyCache(DenoiserWrapper):
     """While the estimated relative change of the velocity stays under `threshold`, v = x + (v - x of the last evaluation).
 
     The estimate adds rate |x - x_before| / |v_before| per step, rate being |change of v| / |change of x| at the last
@@ -49,10 +50,6 @@ class EasyCache:
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_interval(self.interval, "cache interval")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):

@@ -12,13 +12,14 @@ from samplers.cache.common import check_one_shape, check_threshold
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, network_id, remember
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class FirstBlockCache:
+class FirstBlockCache(DenoiserWrapper):
     """Blocks 1 and on are skipped, and what they last added is added again, while the first block adds much the same:
 
         mean |r - r_last| < threshold mean |r_last|,   r = output - input of block 0, r_last that of the last full evaluation.
@@ -39,10 +40,6 @@ class FirstBlockCache:
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_interval(self.interval, "cache interval")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.threshold == 0 or isinstance(level.logsnr, Tensor):

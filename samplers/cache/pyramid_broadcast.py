@@ -11,13 +11,14 @@ from samplers.cache.common import check_stride
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, network_id, remember
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class PyramidBroadcast:
+class PyramidBroadcast(DenoiserWrapper):
     """Attention layers run at every `self_stride`-th step (cross-attention: `cross_stride`-th) and are repeated in between.
 
     Cross-attention changes least from step to step, so its stride is the longer one. What is repeated is the layer's output
@@ -37,10 +38,6 @@ class PyramidBroadcast:
         check_stride(self.self_stride, "self_stride")
         check_stride(self.cross_stride, "cross_stride")
         check_interval(self.interval, "cache interval")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.self_stride == self.cross_stride == 1 or isinstance(level.logsnr, Tensor):

@@ -10,15 +10,16 @@ from torch import Tensor
 from samplers.cache.common import check_stride
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction, prediction_row
 from samplers.step_cache import latest, network_id, recall, remember
+from samplers.wrappers import DenoiserWrapper
 
 READINGS = ("x0", "eps", "v", "flow")
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(DenoiserWrapper):
     """Evaluates every `stride`-th step; at the others the polynomial through the last order + 1 outputs speaks, in logsnr.
 
     order 0 repeats the last output, 1 extrapolates it linearly, 2 and 3 as the Adams methods do; fewer outputs, or an output
@@ -43,10 +44,6 @@ class Reuse:
             raise ValueError(f"Reuse got order={self.order!r}; choose 0 (repeat), 1 (linear), 2 or 3.")
         if self.reading not in READINGS:
             raise ValueError(f"Reuse got reading={self.reading!r}; choose one of {', '.join(READINGS)}.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):

@@ -12,13 +12,14 @@ from samplers.cache.common import check_one_shape, check_stride
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, network_id, remember
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class TaylorSeer:
+class TaylorSeer(DenoiserWrapper):
     """Runs the blocks at every `stride`-th step. In between they add sum_i D^i (l - l_last)^i / i!, i <= `order`, at logsnr l.
 
     D^0 is what they added at the last full evaluation, D^i = (D^{i-1} - D^{i-1} of the full evaluation before) / (difference of
@@ -41,10 +42,6 @@ class TaylorSeer:
         check_interval(self.interval, "cache interval")
         if isinstance(self.order, bool) or self.order not in (0, 1, 2, 3, 4):
             raise ValueError(f"TaylorSeer got order={self.order!r}; choose 0 (repeat) to 4.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if self.stride == 1 or isinstance(level.logsnr, Tensor):

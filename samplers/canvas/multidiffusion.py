@@ -16,15 +16,16 @@ from torch import Tensor
 from samplers.canvas.shifted import ShiftedWindows, WindowsPerImage
 from samplers.canvas.windows import Windows
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction, Row
 from samplers.rows import expand_rows, repeat_level
+from samplers.wrappers import DenoiserWrapper
 
 Chooser: TypeAlias = Callable[[float, float], int]  # (down, across) of a window's middle -> the number of its condition
 
 
 @dataclass(frozen=True)
-class MultiDiffusion:
+class MultiDiffusion(DenoiserWrapper):
     """x0(x) = sum_i W_i pad(D(crop_i x)) / sum_i W_i for any canvas x (B, C, H, W), whatever D is around its network.
 
     It goes around guidance and caches, and under what knows the whole image (inpainting, energies, measurements).
@@ -60,10 +61,6 @@ class MultiDiffusion:
             )
         if not all(0 <= k < len(self.conditions) for own in self.chosen for k in _each(own)):
             raise ValueError(f"Windows choose conditions 0 to {len(self.conditions) - 1}, got {list(self.chosen)}.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def at(self, level: NoiseLevel, images: int) -> MultiDiffusion:
         """With the windows of a level in their places, and their conditions chosen; itself where both are."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.rows import merge_condition, repeat_level, stack_conditions
+from samplers.wrappers import DenoiserWrapper
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -38,7 +39,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class SyncTweedies:
+class SyncTweedies(DenoiserWrapper):
     """A denoiser of all views at once, x (V B, c, h, w): what they say of x0 is averaged on the canonical thing and projected
     back, while each view keeps its own noisy x.
 
@@ -56,10 +57,6 @@ class SyncTweedies:
     def __post_init__(self) -> None:
         check_views(self.views)
 
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if len(x) % len(self.views):
             raise ValueError(f"{len(x)} rows are not {len(self.views)} views each; start from project(views, noise).")
@@ -69,7 +66,7 @@ class SyncTweedies:
 
 
 @dataclass(frozen=True)
-class CanonicalDenoiser:
+class CanonicalDenoiser(DenoiserWrapper):
     """A denoiser of the canonical thing itself, x (B, C, H, W): views of x are predicted, and what they say of x0 is averaged.
 
     For views that only move pixels (rotations, flips, permutations, crops) this is `SyncTweedies` with fewer numbers to keep,
@@ -81,10 +78,6 @@ class CanonicalDenoiser:
 
     def __post_init__(self) -> None:
         check_views(self.views)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         count = len(self.views)

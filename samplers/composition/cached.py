@@ -21,9 +21,10 @@ from samplers.composition.adapter_batch import (
 )
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.hooks import check_reached, with_hook
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.step_cache import latest, network_id, remember
+from samplers.wrappers import DenoiserWrapper
 
 # (from this share of the run, steps between refreshes), and the share of the run in which the fine adapters lead, as published
 PUBLISHED = ((0.0, 2), (0.375, 3), (0.875, 2))
@@ -101,7 +102,7 @@ def shares(count: int, turn: int = 0, decay: float = DECAY) -> tuple[float, floa
 
 
 @dataclass(frozen=True)
-class CachedComposite:
+class CachedComposite(DenoiserWrapper):
     """raw = sum_i w_i raw(x; adapter i alone) / N with sum w_i = N: the leader weighs more, and it alone runs in full.
 
     The others run their first and last `shallow` blocks, and between those add what their deep blocks added when they last ran
@@ -123,10 +124,6 @@ class CachedComposite:
             raise ValueError(f"The cached composite got shallow={self.shallow!r}; give a number of blocks, at least 1.")
         if not is_number(self.decay, 0, 1):
             raise ValueError(f"The cached composite got decay={self.decay!r}; give a number from 0 to 1 (1: none).")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         active = active_adapters(context, "A cached composite")

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from samplers.composition.adapter_batch import active_adapters, check_known, is_number, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Composite:
+class Composite(DenoiserWrapper):
     """raw = sum_i a_i raw(x; adapter i alone, at its own weight) / sum_i a_i, over the adapters in force.
 
     shares: name -> a_i >= 0, 1 where not given; what an adapter's own weight w_i means does not change. All adapters are
@@ -31,10 +32,6 @@ class Composite:
         bad = [name for name, share in (self.shares or {}).items() if not is_number(share, 0)]
         if bad:
             raise ValueError(f"The share of {bad[0]!r} is {(self.shares or {})[bad[0]]!r}; give a finite number of at least 0.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         active, shares = active_adapters(context, "A composite"), self.shares or {}

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from samplers.composition.adapter_batch import active_adapters, check_known, is_number, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(DenoiserWrapper):
     """raw = raw(x; rest) + sum_i g_i (raw(x; rest and adapter i) - raw(x; rest)), g_i = strengths[i].
 
     rest: the adapters in force that have no strength here. A strength of 1 for a single adapter is that adapter; 0 is none;
@@ -30,10 +31,6 @@ class Contrast:
         bad = [name for name, strength in self.strengths.items() if not is_number(strength)]
         if bad or not self.strengths:
             raise ValueError(f"Strengths are {dict(self.strengths)}; give a finite number for at least one adapter.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         active = active_adapters(context, "A contrast")

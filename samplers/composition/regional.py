@@ -14,9 +14,10 @@ from torch import Tensor
 from samplers.composition.adapter_batch import active_adapters, check_known, predict_choices, weighted_sum
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.sample import Solver, State
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Regional:
+class Regional(DenoiserWrapper):
     """raw = (m_0 raw(x; everywhere) + sum_i m_i raw(x; everywhere and region i)) / (m_0 + sum_i m_i) at every pixel.
 
     m_i are the regions' masks and m_0 = max(0, 1 - sum_i m_i), so every pixel is covered, and where regions overlap they are
@@ -64,10 +65,6 @@ class Regional:
         if not self.regions:
             raise ValueError("No region is given; give at least one, or leave Regional out.")
         object.__setattr__(self, "regions", tuple(self.regions))
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def everywhere(self, context: Context) -> dict[str, float]:
         """The adapters in force that no region names."""

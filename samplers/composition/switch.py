@@ -9,8 +9,9 @@ from torch import Tensor
 
 from samplers.composition.adapter_batch import active_adapters, check_known, check_starts, count_reached
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 Turns = tuple[tuple[float, str], ...]  # (log-SNR at which it begins, adapter)
 
@@ -18,7 +19,7 @@ EVERY = 5  # steps per turn, as published
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(DenoiserWrapper):
     """Adapter `name` acts alone, at its own weight, from the log-SNR at which its turn begins until the next turn.
 
     turns: ((log-SNR, name), ...), rising; the first also holds before it begins. `taking_turns` makes them from a number of
@@ -34,10 +35,6 @@ class Switch:
         if not self.turns:
             raise ValueError("A switch got no turns; give ((log-SNR, adapter), ...), or make them with taking_turns.")
         check_starts([start for start, _ in self.turns], "Turns of adapters")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         active = active_adapters(context, "A switch")

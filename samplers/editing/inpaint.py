@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.sample import KNOWN
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Inpaint:
+class Inpaint(DenoiserWrapper):
     """A denoiser that knows part of the image: `image` where `mask` is 0, the model's where it is 1, a blend in between.
 
     What the model sees is x with its known part replaced by alpha image + sigma eps, and the known part of its x0 by
@@ -41,10 +42,6 @@ class Inpaint:
             fits = False
         if not fits:
             raise ValueError(f"A mask of shape {tuple(self.mask.shape)} does not fit an image of shape {tuple(shape)}.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         # lerp is exact at 0 and 1

@@ -9,12 +9,13 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.two_branch import Schedule, as_guided, check_scale, lerp, scale_at
 from samplers.interval import EVERYWHERE, Interval, check_interval
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Autoguidance:
+class Autoguidance(DenoiserWrapper):
     """raw = raw_weak + scale (raw - raw_weak): away from what a weaker model of the same data would say.
 
     `weak` is another denoiser on the same path (smaller, less trained, of any prediction kind), evaluated under the same
@@ -38,10 +39,6 @@ class Autoguidance:
                 f"Autoguidance needs both models on one noise path, got {self.denoiser.path} and {self.weak.path}: "
                 "choose a weak model that was trained on the path of the strong one."
             )
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         scale = scale_at(self.scale, self.interval, level)

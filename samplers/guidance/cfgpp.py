@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
 from samplers.sample import Solver, State
 from samplers.solvers.evaluate import evaluate
-from samplers.wrappers import SolverWrapper, Step
+from samplers.wrappers import DenoiserWrapper, SolverWrapper, Step
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,11 @@ class CFGPlusPlus(SolverWrapper):
 
 
 @dataclass(frozen=True)
-class _NullOf:
+class _NullOf(DenoiserWrapper):
     """The unconditional branch of a guided denoiser, for the further evaluations of one step; `guided` collects them."""
 
     denoiser: Denoiser
     guided: list[Prediction] = field(default_factory=list)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         guided = self.denoiser(x, level, condition, context)

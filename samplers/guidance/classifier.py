@@ -12,8 +12,9 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.energy import gradients, log_density
 from samplers.guidance.two_branch import Schedule, check_scale
 from samplers.interval import EVERYWHERE, Interval, check_interval
-from samplers.path import NoiseLevel, Path, expand
+from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 class Classifier(Protocol):
@@ -26,7 +27,7 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True)
-class ClassifierGuided:
+class ClassifierGuided(DenoiserWrapper):
     """eps = eps_model - scale sigma grad_x log p(y | x_t): by Bayes' rule, the conditional model for scale 1.
 
     It is linear in the output, so it acts on raw: the class is the classifier's affair, and the denoiser is asked without its
@@ -46,10 +47,6 @@ class ClassifierGuided:
     def __post_init__(self) -> None:
         check_scale(self.scale, "classifier scale")
         check_interval(self.interval)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         asked = condition

@@ -8,12 +8,13 @@ import torch
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.two_branch import check_scale
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class EmbeddedGuidance:
+class EmbeddedGuidance(DenoiserWrapper):
     """Sets `Condition.extra["guidance"]` (B,) to the scale; one evaluation, and nothing for a negative prompt to act on.
 
     Source: guidance distillation, arXiv 2210.03142, section 3; Flux.1 dev reads its scale this way.
@@ -24,10 +25,6 @@ class EmbeddedGuidance:
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: torch.Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         told = context.memo("embedded guidance", (condition,), lambda: self._with_scale(condition, x))

@@ -22,8 +22,9 @@ from samplers.guidance.energy import (
 from samplers.guidance.two_branch import inner_product, read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
+from samplers.wrappers import DenoiserWrapper
 
 Heuristic = Callable[[Tensor, Condition], Tensor]  # (x0 (B, C, H, W), condition) -> (B,), higher is better
 Candidates = Callable[[Prediction], Sequence[Tensor]]  # what else x0 might be, each (B, C, H, W)
@@ -31,7 +32,7 @@ BETAS = (0.5, 0.9)  # of the published search by gradients
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(DenoiserWrapper):
     """x0 becomes, for every sample, what scores highest of the denoiser's own x0, the `candidates`, and the points of
     `iterations` steps of RAdam (learning rate `rate`) up the heuristic's gradient from the best of those.
 
@@ -59,10 +60,6 @@ class Greedy:
         check_interval(self.interval)
         if self.limit is not None:
             check_numbers("Greedy guidance", limit=self.limit)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)

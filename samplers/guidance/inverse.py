@@ -21,14 +21,15 @@ from samplers.guidance.energy import (
 from samplers.guidance.operators import Operator
 from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 KINDS = ("exact", "pigdm", "projection")
 
 
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(DenoiserWrapper):
     """D becomes E[x0 | x_t, y] for a measurement y = A x0 + noise_std n, with p(x0 | x_t) taken as a Gaussian N(D(x), C),
 
         x0 = D(x) + C A^T (A C A^T + noise_std^2)^-1 (y - A D(x)).
@@ -74,10 +75,6 @@ class Posterior:
             check_numbers("A posterior", limit=self.limit)
         if not self.measurement.is_floating_point() or not bool(self.measurement.isfinite().all()):
             raise ValueError("A measurement must hold finite floats; others, or NaN, were given.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         through = self.kind != "projection"

@@ -15,14 +15,15 @@ from samplers.guidance.reference_batch import References, acts_in, check_places,
 from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site
 from samplers.interval import EVERYWHERE, Interval
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 METHOD = "Multi-reference self-attention"
 
 
 @dataclass(frozen=True)
-class MultiReference:
+class MultiReference(DenoiserWrapper):
     """Self-attention over K' = [K, K_1, K_2, ...] and V' likewise, of the picture and then of every reference at its level:
 
         softmax(Q K'^T / sqrt(d) + b) V',  b = 0 for the picture itself, weight_r inside the mask of reference r, -inf outside.
@@ -50,10 +51,6 @@ class MultiReference:
         for weight in self._weights():
             check_scale(weight, f"{METHOD.lower()} weight")
         check_places(METHOD, self.layers, self.interval)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval

@@ -15,8 +15,9 @@ from samplers.guidance.reference_batch import References, acts_in, check_places,
 from samplers.guidance.two_branch import check_scale
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 METHOD = "Negative token merging"
 
@@ -37,7 +38,7 @@ def push_apart(tokens: Tensor, reference: Tensor, scale: float, threshold: float
 
 
 @dataclass(frozen=True)
-class NegativeMerging:
+class NegativeMerging(DenoiserWrapper):
     """Pushes what self-attention says of each patch away from the most similar patch of `references`, noised to the same level.
 
     references None: from the batch's first picture, which stays as it is. Every branch of guidance is matched with itself.
@@ -60,10 +61,6 @@ class NegativeMerging:
         check_scale(self.scale, f"{METHOD.lower()} scale")
         check_scale(self.threshold, f"{METHOD.lower()} threshold")
         check_places(METHOD, self.layers, self.interval)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval

@@ -15,12 +15,13 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.two_branch import as_guided, check_scale
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval
-from samplers.path import NoiseLevel, Path, expand, lift
+from samplers.path import NoiseLevel, expand, lift
 from samplers.prediction import Guided, Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Perturbed(ABC):
+class Perturbed(DenoiserWrapper, ABC):
     """raw + scale (raw_cond - raw_perturbed): one more evaluation, with the blocks numbered `layers` (from 0) perturbed.
 
     Without `layers`, those whose middle lies within `usual`, shares of the network's depth; at least the one nearest to it.
@@ -48,10 +49,6 @@ class Perturbed(ABC):
             not self.layers or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in self.layers)
         ):
             raise ValueError(f"{self.method} got layers={self.layers!r}; give the numbers of the blocks to perturb, from 0.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     @abstractmethod
     def perturb(self, *args: Any) -> Any:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.two_branch import at_least_float32, read_x0
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Guided, Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(DenoiserWrapper):
     """Gives a guided x0 the standard deviation of the conditional one, by a share `factor`:
 
         x0 = factor (std(x0_cond) / std(x0_guided)) x0_guided + (1 - factor) x0_guided,
@@ -36,10 +37,6 @@ class Rescale:
             raise ValueError(f"The rescale factor must lie between 0 (off) and 1, got {self.factor!r}; 0.7 is usual.")
         if self.on not in ("x0", "raw"):
             raise ValueError(f"Rescale got on={self.on!r}; choose x0 or raw.")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)

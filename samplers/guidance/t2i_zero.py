@@ -20,8 +20,9 @@ from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.reference_batch import check_places, count_conditional_rows
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 METHOD = "Cross-token non-maximum suppression"
 
@@ -78,7 +79,7 @@ def suppress_overlap(maps: Tensor, owners: Tensor, rows: int, columns: int, stre
 
 
 @dataclass(frozen=True)
-class ConceptSuppression:
+class ConceptSuppression(DenoiserWrapper):
     """Cross-attention under `suppress_overlap`, for owners (B, T): the concept of each token of each picture's condition.
 
     Branches without the condition, and pictures of fewer than two concepts, are left alone. strength: 1 is the algorithm; its
@@ -97,10 +98,6 @@ class ConceptSuppression:
         if self.owners.ndim != 2 or self.owners.is_floating_point():
             raise ValueError(f"{METHOD} needs owners (B, T) of integers, {tuple(self.owners.shape)} {self.owners.dtype} given.")
         check_places(METHOD, None, self.interval)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval

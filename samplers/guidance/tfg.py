@@ -30,9 +30,10 @@ from samplers.guidance.recurrent import Recurrent
 from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
 from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.sample import Solver
+from samplers.wrappers import DenoiserWrapper
 
 # the share of step s -> t in a strength, as the paper's alpha_t: the ratio of two steps' squared signal levels
 SHARES: dict[str, Callable[[float], float]] = {
@@ -45,7 +46,7 @@ Shares = str | Callable[[NoiseLevel, NoiseLevel], float]
 
 
 @dataclass(frozen=True)
-class TFG:
+class TFG(DenoiserWrapper):
     """From level s to t of a run, with D the denoiser, all in the variance-preserving x of the same log-SNR,
 
         log f~(z) = log mean over `samples` draws of f(z + gamma sigma_s delta)
@@ -108,10 +109,6 @@ class TFG:
             raise ValueError(f"TFG needs the levels of the run, two at least, {len(self.levels)} given.")
         if self.gamma and self.noise is None:
             raise ValueError("TFG with gamma > 0 draws noise: pass noise=, for instance seeded_noise(seeds, x).")
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     @cached_property
     def _table(self) -> tuple[list[float], list[tuple[float, float, float]]]:

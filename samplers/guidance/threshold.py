@@ -10,12 +10,13 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.guidance.two_branch import at_least_float32, read_x0
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(DenoiserWrapper):
     """Static thresholding: x0 clamped to [-limit, limit], 1 for images; 1 to 4 or so for latents.
 
     Source: Imagen, arXiv 2205.11487, section 2.3.
@@ -27,17 +28,13 @@ class Clip:
     def __post_init__(self) -> None:
         _check_limit(self.limit)
 
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
         return prediction.with_x0(read_x0(prediction).clamp(-self.limit, self.limit))
 
 
 @dataclass(frozen=True)
-class DynamicThreshold:
+class DynamicThreshold(DenoiserWrapper):
     """x0 <- clamp(x0, -s, s) limit / s with s = max(limit, the `percentile` quantile of |x0|), per sample.
 
     Where few values leave [-limit, limit] nothing but those changes; where many do, all are drawn inwards. limit is the range
@@ -54,10 +51,6 @@ class DynamicThreshold:
         if isinstance(self.percentile, bool) or not 0 < self.percentile <= 1:
             raise ValueError(f"The percentile must lie above 0 and up to 1, got {self.percentile!r}; 0.995 is usual.")
         _check_limit(self.limit)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)

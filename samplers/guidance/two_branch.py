@@ -15,9 +15,10 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.interval import EVERYWHERE, Interval, check_interval
-from samplers.path import NoiseLevel, Path, Scalar, expand
+from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import Guided, Prediction
 from samplers.rows import repeat_level, stack_conditions, take_prediction
+from samplers.wrappers import DenoiserWrapper
 
 Schedule: TypeAlias = Callable[[NoiseLevel], Scalar]  # a guidance scale for every noise level
 
@@ -46,7 +47,7 @@ def one_branch(
 
 
 @dataclass(frozen=True)
-class TwoBranch:
+class TwoBranch(DenoiserWrapper):
     """What two-branch rules have in common: where they act, how strongly, and that nothing is evaluated in vain.
 
     scale: a number, or a function of the level (`samplers.guidance.schedule`). `negative` takes the place of the empty
@@ -63,10 +64,6 @@ class TwoBranch:
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_interval(self.interval)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         scale = scale_at(self.scale, self.interval, level)

@@ -22,12 +22,13 @@ from samplers.guidance.energy import (
 )
 from samplers.guidance.two_branch import read_x0
 from samplers.interval import EVERYWHERE, Interval, check_interval, contains
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(DenoiserWrapper):
     """z = D(x), then `iterations` times z += backward grad log f(z), and with the gradient through the denoiser
 
         x0 = z + scale (sigma^2 / alpha) grad_x log f(D(x)).
@@ -59,10 +60,6 @@ class Universal:
         check_interval(self.interval)
         if self.limit is not None:
             check_numbers("Universal guidance", limit=self.limit)
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         through = self.scale > 0 and level.alpha > 0

@@ -16,9 +16,10 @@ from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
 from samplers.guidance.two_branch import Schedule, check_scale
 from samplers.multi_model.masks import Box, check_box, check_mask
 from samplers.noise import fold
-from samplers.path import NoiseLevel, Path, Scalar
+from samplers.path import NoiseLevel, Scalar
 from samplers.prediction import Prediction
 from samplers.rows import expand_rows, merge_condition, read_as, repeat_level, repeat_rows, stack_conditions, take_rows
+from samplers.wrappers import DenoiserWrapper
 
 # (denoiser, scale, negative) -> the denoiser under guidance; a scale that differs by row is a function that gives (rows,)
 Guide: TypeAlias = Callable[[Denoiser, float | Schedule, Condition | None], Denoiser]
@@ -74,7 +75,7 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
-class Regions:
+class Regions(DenoiserWrapper):
     """raw = sum_i w_i raw(x, c_i) / sum_i w_i, pixel by pixel, with w_i = weight_i mask_i (MultiDiffusion).
 
     All regions of a step go through the network together, `at_once` of them at most (None: all that see equally large
@@ -125,10 +126,6 @@ class Regions:
                 f"{int((total == 0).sum())} cells of the canvas belong to no region, the first in row {top}, column {left}; "
                 "add a background that covers them."
             )
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def _name(self, i: int) -> str:
         return f"region {self.regions[i].name!r}" if self.regions[i].name else f"region {i}"
@@ -216,15 +213,11 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class _NullOnce:
+class _NullOnce(DenoiserWrapper):
     """Inside guidance, below a stack of `copies` equal canvases: the unconditional rows, all alike, are evaluated once."""
 
     denoiser: Denoiser
     copies: int
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         if context.branch[-2:] != ("cond", "null") and context.branch[-1:] != ("null",):

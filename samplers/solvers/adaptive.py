@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import uniform_logsnr
-from samplers.noise import NoiseSource
+from samplers.noise import NoiseSource, need_noise
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
@@ -117,8 +117,8 @@ class Adaptive:
         noise: NoiseSource | None = None,
     ) -> State:
         check_falling(s, t)
-        if self.eta and noise is None:
-            raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if self.eta:
+            need_noise(noise, f"eta={self.eta}")
         if self.together or len(state.x) == 1:
             return self._between(denoiser, state, s, t, condition, context, noise, None)
         paces = state.carry.rows if isinstance(state.carry, Paces) else (None,) * len(state.x)

@@ -48,6 +48,16 @@ def apply_churn(
     return replace(state, x=x), hat
 
 
+def check_churn(churn: Churning) -> None:
+    """ValueError for settings that make no churn."""
+    name = type(churn).__name__
+    for setting, value in (("s_churn", churn.s_churn), ("s_noise", churn.s_noise)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} got {setting}={value}; give a finite number of at least 0.")
+    if not churn.s_tmin <= churn.s_tmax:
+        raise ValueError(f"{name} got s_tmin={churn.s_tmin} and s_tmax={churn.s_tmax}; give s_tmin <= s_tmax.")
+
+
 def _noisiest(path: Path) -> float:
     """The sigma / alpha that churn may reach. A clock that ends is never left; a network on sigma itself is asked above the
     sigma_max where sampling starts, as in EDM."""
@@ -72,11 +82,7 @@ class ChurnedSolver(SolverWrapper):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("s_churn", "s_noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"ChurnedSolver got {name}={getattr(self, name)}; give a finite number of at least 0.")
-        if not self.s_tmin <= self.s_tmax:
-            raise ValueError(f"ChurnedSolver got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+        check_churn(self)
 
     def advance(self, step: Step, state: State) -> State:
         state, s = apply_churn(self, step.denoiser.path, state, step.s, step.context, step.noise)

@@ -15,6 +15,7 @@ from samplers.path import NoiseLevel, Path, VariancePreserving, check_falling, e
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import DenoiserWrapper
 
 
 def _need(noise: NoiseSource | None) -> NoiseSource:
@@ -123,7 +124,7 @@ class TCD:
 
 
 @dataclass(frozen=True)
-class BoundaryScaled:
+class BoundaryScaled(DenoiserWrapper):
     """The consistency function of a latent consistency model: x0 <- c_skip x + c_out x0, which is x itself at timestep 0.
 
     c_skip = sigma_data^2 / (u^2 + sigma_data^2) and c_out = u / sqrt(u^2 + sigma_data^2) with u = timestep_scaling n for the
@@ -148,10 +149,6 @@ class BoundaryScaled:
                 f"Boundary scalings got timestep_scaling={self.timestep_scaling} and sigma_data={self.sigma_data}; "
                 "both must be above 0."
             )
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)

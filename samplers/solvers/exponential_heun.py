@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
+from samplers.noise import NoiseSource, need_noise
 from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
@@ -50,8 +50,8 @@ class ExponentialHeun:
         noise: NoiseSource | None = None,
     ) -> State:
         keep, spread, span = self.process.transition(s, t)
-        if spread and noise is None:
-            raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if spread:
+            need_noise(noise, f"eta={self.eta}")
         first = evaluate(denoiser, state, s, condition, context)
         fresh = spread * noise(s, t) if spread and noise is not None else None
 

@@ -13,7 +13,7 @@ from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
-from samplers.solvers.churn import apply_churn
+from samplers.solvers.churn import apply_churn, check_churn
 from samplers.solvers.evaluate import evaluate
 
 
@@ -34,11 +34,7 @@ class Heun:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("s_churn", "s_noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Heun got {name}={getattr(self, name)}; give a finite number of at least 0.")
-        if not self.s_tmin <= self.s_tmax:
-            raise ValueError(f"Heun got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+        check_churn(self)
 
     def init(self, x: Tensor) -> State:
         return State(x)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
+from samplers.noise import NoiseSource, need_noise
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel
 from samplers.sample import Evaluation, State
@@ -175,8 +175,8 @@ class Multistep:
         noise: NoiseSource | None = None,
     ) -> State:
         keep, spread, _ = self.transition(s, t)
-        if spread and noise is None:
-            raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if spread:
+            need_noise(noise, f"eta={self.eta}")
         prediction = evaluate(denoiser, state, s, condition, context)
         keep_last = max(self.order + (self.corrector_order > 0), self.corrector_order)
         history = state.remember(s, prediction.x0, keep_last, prediction.eps if self.predict == "eps" else None)

@@ -12,24 +12,9 @@ from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
+from samplers.tableaus import TABLEAUS
 
-
-@dataclass(frozen=True)
-class Butcher:
-    """A tableau: stage i is at clock s + nodes[i] (t - s) and starts from the slopes before it, weighted by rows[i]."""
-
-    order: int
-    nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-
-
-TABLEAUS = {
-    "midpoint": Butcher(2, (0.0, 1 / 2), ((), (1 / 2,)), (0.0, 1.0)),
-    "heun": Butcher(2, (0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2)),
-    "ralston": Butcher(2, (0.0, 2 / 3), ((), (2 / 3,)), (1 / 4, 3 / 4)),
-    "rk4": Butcher(4, (0.0, 1 / 2, 1 / 2, 1.0), ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
+METHODS = ("midpoint", "heun", "ralston", "rk4")
 
 
 @dataclass(frozen=True)
@@ -46,8 +31,8 @@ class RungeKutta:
     method: str = "midpoint"
 
     def __post_init__(self) -> None:
-        if self.method not in TABLEAUS:
-            raise ValueError(f"Unknown Runge-Kutta method {self.method!r}: choose one of {', '.join(TABLEAUS)}.")
+        if self.method not in METHODS:
+            raise ValueError(f"Unknown Runge-Kutta method {self.method!r}: choose one of {', '.join(METHODS)}.")
 
     def init(self, x: Tensor) -> State:
         return State(x)
@@ -69,7 +54,7 @@ class RungeKutta:
         if t.sigma == 0:
             return replace(state, x=t.mix(first.x0, first.eps), prediction=first)
         slopes = [first.flow(path)]  # equation 1 (arXiv 2210.02747): dx/dt = flow
-        for node, row in zip(tableau.nodes[1:], tableau.rows[1:], strict=True):
+        for node, row in zip(tableau.nodes[1:], tableau.stages[1:], strict=True):
             level = t if node == 1 else path(s.t + node * dt)
             slopes.append(denoiser(_along(state.x, dt, slopes, row), level, condition, context).flow(path))
         return replace(state, x=_along(state.x, dt, slopes, tableau.weights), prediction=first)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
+from samplers.noise import NoiseSource, need_noise
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.sample import State
@@ -167,8 +167,8 @@ class Singlestep:
         noise: NoiseSource | None = None,
     ) -> State:
         keep, spread, span = self.process.transition(s, t)
-        if spread and noise is None:
-            raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if spread:
+            need_noise(noise, f"eta={self.eta}")
         if noise is not None and self.noise == "overlapping" and getattr(noise, "independent", False):
             noise = join_draws(noise)
         first = evaluate(denoiser, state, s, condition, context)

@@ -8,8 +8,9 @@ import torch
 
 from samplers import Context, RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.analytic import Gaussian, Mixture
-from samplers.likelihood import TABLEAUS, log_likelihood
+from samplers.likelihood import log_likelihood
 from samplers.path import Trigonometric
+from samplers.tableaus import TABLEAUS
 from tests.samplers.references import k_diffusion, k_model
 
 VE, VP, RF, TRIG = VarianceExploding(0.002, 80.0), VariancePreserving.linear(), RectifiedFlow(), Trigonometric()

@@ -16,8 +16,9 @@ from samplers import (
     solver_info,
     solver_names,
 )
-from samplers.solvers.runge_kutta import TABLEAUS, RungeKutta
+from samplers.solvers.runge_kutta import RungeKutta
 from samplers.solvers.singlestep import Singlestep
+from samplers.tableaus import TABLEAUS
 
 PATH = RectifiedFlow()
 

@@ -10,7 +10,8 @@ import torch
 from samplers import Condition, Context, Heun, RectifiedFlow, VarianceExploding, VariancePreserving, get_solver, sample
 from samplers.analytic import Gaussian, Mixture, reference_ode
 from samplers.grids import from_table, uniform_time
-from samplers.solvers.runge_kutta import TABLEAUS, RungeKutta
+from samplers.solvers.runge_kutta import METHODS, RungeKutta
+from samplers.tableaus import TABLEAUS
 
 RF, ZERO_SNR = RectifiedFlow(), VariancePreserving.scaled_linear(zero_terminal_snr=True)
 MEAN, STD = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.5, 1.5], dtype=torch.float64)
@@ -25,16 +26,16 @@ def close(ours, theirs, tolerance=5e-6):
     assert (ours - theirs).abs().max() / theirs.abs().max() < tolerance
 
 
-@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize("method", METHODS)
 def test_tableaus_are_consistent(method):
     """Row sums are nodes, and the order conditions up to 2 hold (to 4 for rk4: sum b c^2 = 1/3, sum b c^3 = 1/4)."""
     t = TABLEAUS[method]
-    assert [sum(row) for row in t.rows] == pytest.approx(t.nodes)
+    assert [sum(row) for row in t.stages] == pytest.approx(t.nodes)
     for k in range(t.order):
         assert sum(b * c**k for b, c in zip(t.weights, t.nodes, strict=True)) == pytest.approx(1 / (k + 1))
 
 
-@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("path", [RF, VarianceExploding(0.01, 10.0)], ids=["flow", "VE"])
 def test_order(method, path):
     mixture = replace(Mixture.example(path), stds=Mixture.example(path).stds + 0.5)
@@ -89,7 +90,7 @@ def test_two_stage_schedulers_in_sigma(name, solver):
 
 
 @pytest.mark.parametrize(("path", "kind"), [(RF, "flow"), (RF, "x0"), (ZERO_SNR, "v")], ids=lambda v: str(v)[:9])
-@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize("method", METHODS)
 def test_both_ends(method, path, kind):
     """From exact pure noise to exact clean data: finite, the data, one evaluation in the last step."""
     z, levels, context = normals(6, 2), uniform_time(path, 40), Context()
@@ -112,7 +113,7 @@ def test_gaussian_flow_from_pure_noise(method, tolerance):
 def test_straight_lines_are_exact():
     """The flow to a point mass is constant along each line: any method, any steps."""
     point, z = Gaussian(RF, MEAN, torch.zeros_like(MEAN)), normals(6, 2)
-    for method in TABLEAUS:
+    for method in METHODS:
         x = sample(point, RungeKutta(method), z, [RF(1.0), RF(0.7), RF(0.1)])
         assert (x - RF(0.1).mix(MEAN, z)).abs().max() < 1e-14
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from samplers.noise import need_noise
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.comfy.in_sigma import SigmaSolver
@@ -68,9 +69,7 @@ class Ancestral(SigmaSolver):
         led = null_branch(first) if self.cfg_pp else first
         x = self._down(step, state, led, down, flow)
         if up and self.s_noise:
-            if step.noise is None:
-                raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
-            x = keep * x + self.s_noise * up * step.noise(s, t)
+            x = keep * x + self.s_noise * up * need_noise(step.noise, f"eta={self.eta}")(s, t)
         else:
             x = keep * x
         if self.cfg_pp:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from samplers.noise import need_noise
 from samplers.sample import State
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
 from samplers.solvers.comfy.null_branch import null_branch
@@ -44,8 +45,8 @@ class EulerCFGPlusPlus(SolverWrapper):
 
     def advance(self, step: Step, state: State) -> State:
         keep, spread, _ = self.process.transition(step.s, step.t)
-        if spread and step.noise is None:
-            raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
+        if spread:
+            need_noise(step.noise, f"eta={self.eta}")
         guided = evaluate(step.denoiser, state, step.s, step.condition, step.context)
         x = step.t.alpha * guided.x0
         if keep:

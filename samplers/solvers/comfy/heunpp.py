@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from samplers.path import NoiseLevel
 from samplers.sample import State
-from samplers.solvers.churn import apply_churn
+from samplers.solvers.churn import apply_churn, check_churn
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import Step
@@ -31,11 +31,7 @@ class HeunPlusPlus(SigmaSolver):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("s_churn", "s_noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"HeunPlusPlus got {name}={getattr(self, name)}; give a finite number of at least 0.")
-        if not self.s_tmin <= self.s_tmax:
-            raise ValueError(f"HeunPlusPlus got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+        check_churn(self)
 
     def advance(self, step: Step, state: State) -> State:
         levels = step.context.levels or state.carry or ()  # a state that is gone on with knows those of its run

@@ -20,7 +20,7 @@ from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, Path, RectifiedFlow, Scalar, VarianceExploding
 from samplers.prediction import Guided, Prediction
 from samplers.sample import Evaluation, Solver, State
-from samplers.solvers.churn import apply_churn
+from samplers.solvers.churn import apply_churn, check_churn
 from samplers.solvers.evaluate import evaluate
 from samplers.wrappers import SolverWrapper, Step
 
@@ -152,11 +152,7 @@ class InSigma(SigmaSolver):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("s_churn", "s_noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"InSigma got {name}={getattr(self, name)}; give a finite number of at least 0.")
-        if not self.s_tmin <= self.s_tmax:
-            raise ValueError(f"InSigma got s_tmin={self.s_tmin} and s_tmax={self.s_tmax}; give s_tmin <= s_tmax.")
+        check_churn(self)
 
     def in_sigma(self, step: Step, state: State) -> State:
         state, s = apply_churn(self, step.denoiser.path, state, step.s, step.context, step.noise)

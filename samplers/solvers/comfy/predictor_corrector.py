@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from samplers.noise import need_noise
 from samplers.path import NoiseLevel, Path
 from samplers.sample import Evaluation, State
 from samplers.solvers.comfy.in_sigma import SigmaSolver
@@ -124,9 +125,11 @@ class StochasticAdams(SolverWrapper):
         x = t.sigma / s.sigma * math.exp(-tau2 * h) * x  # equation 14 (arXiv 2309.05019)
         x = add_weighted(x, [e.x0 for e in known], x0_weights([e.level for e in known], s, t, tau2, "exact"))
         if tau2 and self.s_noise:
-            if step.noise is None:
-                raise ValueError(f"This solver adds noise (tau={self.tau}): pass noise=, for instance seeded_noise(seeds, x).")
-            x = torch.add(x, step.noise(s, t), alpha=self.s_noise * t.sigma * math.sqrt(-math.expm1(-2 * tau2 * h)))
+            x = torch.add(
+                x,
+                need_noise(step.noise, f"tau={self.tau}")(s, t),
+                alpha=self.s_noise * t.sigma * math.sqrt(-math.expm1(-2 * tau2 * h)),
+            )
         return replace(state, x=x, prediction=prediction, history=history)
 
 

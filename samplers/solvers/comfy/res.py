@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from samplers.noise import need_noise
 from samplers.sample import State
 from samplers.solvers.comfy.ancestral import down_and_up
 from samplers.solvers.comfy.in_sigma import SigmaSolver, noisier
@@ -56,7 +57,5 @@ class RESMultistep(SigmaSolver):
             x = state.x + (guided.x0 - led.x0) if self.cfg_pp else state.x
             x = math.exp(-h) * x + new * led.x0 + old * before[0].x0  # equation 8 (arXiv 2308.02157)
         if up and self.s_noise:
-            if step.noise is None:
-                raise ValueError(f"This solver adds noise (eta={self.eta}): pass noise=, for instance seeded_noise(seeds, x).")
-            x = x + self.s_noise * up * step.noise(s, t)
+            x = x + self.s_noise * up * need_noise(step.noise, f"eta={self.eta}")(s, t)
         return replace(state, x=x, prediction=guided, history=history)
