@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.recipe import Recipe, TrainingFreeRecord
 from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task
-from gen.tasks.tweak_options import TrainingFreeOptions
+from gen.tasks.training_free_options import TrainingFreeOptions
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
