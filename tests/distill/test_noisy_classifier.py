@@ -85,7 +85,7 @@ def test_its_folder_is_a_guide(tmp_path):
         NoisyLabel(net, "dogg").noisy(x, FLOW(0.5), Condition())
 
     guide = make_guide(energy, 1.5, None, None)
-    assert guide.record.method == "classifier" and guide.record.energy == ""
+    assert guide.guide.method == "classifier" and guide.guide.energy == ""
 
     class Zero:
         path = FLOW
