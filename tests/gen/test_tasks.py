@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from gen.tasks.training_free_options import TrainingFreeOptions
 
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.task_table import TASKS, TaskRow, check_keywords
 from gen.pipeline.types import Frame, SamplingBatch, Task
+from gen.tasks.training_free_options import TrainingFreeOptions
 from samplers.noise import seeded_noise
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}

@@ -1,4 +1,4 @@
-"""The keywords of tweaks (`gen.tasks.training_free`), known before any of them is imported."""
+"""The keywords of training-free changes (`gen.tasks.training_free`), known before any of them is imported."""
 
 from __future__ import annotations
 
