@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samplers import Condition, Context, RectifiedFlow, VarianceExploding, VariancePreserving
-from samplers.analytic import Gaussian, Mixture, reference_ode
+from samplers.analytic import Gaussian, LinearPosterior, Mixture, reference_ode
 
 PATHS = [VarianceExploding(), VariancePreserving.linear(), RectifiedFlow()]
 
@@ -63,3 +63,28 @@ def test_reference_matches_the_gaussian_solution(path):
     s, t = path.at_logsnr(-2.0), path.at_logsnr(2.0)
     numerical = reference_ode(gaussian, x, s, t, 200)
     assert torch.allclose(numerical, gaussian.ode(x, s, t), atol=1e-8)
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), VariancePreserving.linear(), VarianceExploding()], ids=["RF", "VP", "VE"])
+def test_the_linear_posterior_is_that_of_bayes_rule(path):
+    g = torch.Generator().manual_seed(3)
+    prior = Gaussian(path, torch.randn(2, 3, generator=g, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64), "eps")
+    matrix, y, noise = (
+        torch.randn(4, 6, generator=g, dtype=torch.float64),
+        torch.randn(4, generator=g, dtype=torch.float64),
+        0.3,
+    )
+    posterior = LinearPosterior(prior, matrix, y, noise)
+    precision = torch.eye(6, dtype=torch.float64) / 0.8**2 + matrix.T @ matrix / noise**2
+    covariance = precision.inverse()
+    mean = covariance @ (prior.mean.flatten() / 0.8**2 + matrix.T @ y / noise**2)
+    for ours, exact in zip(posterior.moments(), (mean, covariance), strict=True):
+        assert (ours - exact).abs().max() < 1e-12
+    x = torch.randn(5, 2, 3, generator=g, dtype=torch.float64)
+    for level in (path.at_logsnr(-3.0), path.at_logsnr(2.0)):
+        total = level.alpha**2 * covariance + level.sigma**2 * torch.eye(6, dtype=torch.float64)
+        off = (x.flatten(1) - level.alpha * mean) @ total.inverse()
+        said = posterior(x, level, Condition(), Context())
+        assert (said.x0.flatten(1) - mean - level.alpha * off @ covariance).abs().max() < 1e-10
+        assert (said.eps.flatten(1) - level.sigma * off).abs().max() < 1e-10
+    assert posterior(x, path(0.0), Condition(), Context()).raw.isfinite().all()
