@@ -1,0 +1,1 @@
+"""Customization: LoRA and the published ways to teach, merge and compose concepts."""

@@ -57,6 +57,9 @@ class LoadReport:
             parts.append(f"{_count(lines, 'does', 'do')} not fit: {_some(lines)}")
         return "; ".join(parts)
 
+    def __str__(self) -> str:
+        return self.text()
+
     def text(self) -> str:
         """All of it, for people."""
         return "\n".join([self.summary(), *filter(None, [self.problems()]), *(f"Note: {note}" for note in self.notes)])

@@ -309,7 +309,7 @@ def test_an_adapter_that_fits_in_part():
         "denoiser.block.to_kk",
         "denoiser.elsewhere",
     }
-    assert report.summary() == "x: 1 of 4 layers (LoRA), rank 2, on the denoiser" and "nearest: block.to_k" in report.text()
+    assert report.summary() == "x: 1 of 4 layers (LoRA), rank 2, on the denoiser" and "nearest: block.to_k" in str(report)
     with pytest.raises(AdapterError, match="named 'x' is loaded already"):
         adapters.load(from_tensors(layer("block.to_q"), name="x"))
 

@@ -1,0 +1,1 @@
+"""Backbones: U-ViT, DiT and DiMR, with their published sizes and costs."""

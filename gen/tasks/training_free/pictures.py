@@ -30,7 +30,7 @@ MAX_REFERENCES = 16
 
 
 @dataclass(frozen=True)
-class ReferencePictures:
+class ReferenceImages:
     """latents (R, C, h, w) as the denoiser sees them; masks (R, 1, H, W) or None."""
 
     latents: Tensor
@@ -39,7 +39,7 @@ class ReferencePictures:
     mask_digests: tuple[str, ...]
 
     @classmethod
-    def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> ReferencePictures:
+    def read(cls, model: Model, name: str, images: Any, masks: Any, height: int, width: int) -> ReferenceImages:
         sources = as_list(images)
         check_int(f"the number of pictures in {name}", len(sources), 1, MAX_REFERENCES)
         originals = [read_picture(name, one, "RGB") for one in sources]
@@ -89,7 +89,7 @@ def _options(name: str, takes: tuple[str, ...], keywords: Mapping[str, Any]) -> 
 class NegTome(TrainingFreeMethod):
     """pictures None: the batch's first picture."""
 
-    pictures: ReferencePictures | None
+    pictures: ReferenceImages | None
     record: TrainingFreeRecord
 
     @classmethod
@@ -100,7 +100,7 @@ class NegTome(TrainingFreeMethod):
             if keywords.get("mask") is not None:
                 raise ValueError("negtome='batch' takes no mask; leave negtome_mask out, or give a picture.")
             return cls(None, TrainingFreeRecord(options=chosen))
-        pictures = ReferencePictures.read(model, "negtome", keywords[""], keywords.get("mask"), height, width)
+        pictures = ReferenceImages.read(model, "negtome", keywords[""], keywords.get("mask"), height, width)
         return cls(pictures, TrainingFreeRecord(digests=pictures.digests, masks=pictures.mask_digests, options=chosen))
 
     @classmethod
@@ -129,13 +129,13 @@ class NegTome(TrainingFreeMethod):
 class Reference(TrainingFreeMethod):
     """Multi-reference self-attention; texts: what each picture shows, () for what the call asks for."""
 
-    pictures: ReferencePictures
+    pictures: ReferenceImages
     record: TrainingFreeRecord
 
     @classmethod
     def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> Reference:
         chosen = _options("reference", ("weight", "layers", "interval", "null"), keywords)
-        pictures = ReferencePictures.read(model, "reference", keywords[""], keywords.get("mask"), height, width)
+        pictures = ReferenceImages.read(model, "reference", keywords[""], keywords.get("mask"), height, width)
         texts = () if keywords.get("prompt") is None else tuple(check_texts("reference_prompt", keywords["prompt"]))
         if texts and len(texts) != len(pictures.latents):
             raise ValueError(f"reference has {len(pictures.latents)} pictures, {len(texts)} prompts; give one each, or none.")
