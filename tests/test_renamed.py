@@ -57,7 +57,7 @@ def test_what_never_was_is_still_an_error(tmp_path):
     with pytest.raises(ModuleNotFoundError, match="gen.nowhere"):
         importlib.import_module("gen.nowhere")
     with pytest.raises(AttributeError, match=r"gen\.components'.*has no 'nothing'"):
-        _ = importlib.import_module("gen.components").nothing
+        _ = importlib.import_module("gen.nn.registry").nothing
     (tmp_path / "renamed.txt").write_text("samplers.path samplers.noise  # hides nothing that exists\n")
     before = list(sys.meta_path)
     install(tmp_path / "renamed.txt")
