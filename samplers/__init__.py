@@ -42,6 +42,7 @@ from samplers.registry import (
     solver_info,
     solver_names,
 )
+from samplers.renamed import install as _install
 from samplers.sample import Evaluation, Solver, State, sample, trajectory
 from samplers.solvers import DDPM, ERSDE, PNDM, TCD, BoundaryScaled, Consistency, Heun, Multistep, Restart, evaluate
 
@@ -109,3 +110,5 @@ __all__ = [
     "solver_names",
     "trajectory",
 ]
+
+_install(__name__)

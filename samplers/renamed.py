@@ -6,10 +6,12 @@ Each package lists its own in a text file, a line each: the old name, then the m
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -23,11 +25,39 @@ def read_table(path: Path) -> dict[str, tuple[str, ...]]:
     return {row[0]: tuple(row[1:]) for row in rows if row}
 
 
-def install(path: Path) -> None:
-    """Make the old names in a table file importable, once in a process."""
-    finder = _Renamed(read_table(path))
-    if not any(isinstance(other, _Renamed) and other.table == finder.table for other in sys.meta_path):
-        sys.meta_path.append(finder)  # after the usual ones: a module that exists is never hidden
+@functools.cache
+def finder(package: str, table: str = "renamed.txt") -> _Renamed:
+    """What finds the old names of a package. table: the file of them, in the package's folder."""
+    return _Renamed(read_table(Path(sys.modules[package].__path__[0]) / table))
+
+
+def install(package: str) -> None:
+    """Make the old names of a package importable."""
+    if finder(package) not in sys.meta_path:
+        sys.meta_path.append(finder(package))  # after the usual ones: a module that exists is never hidden
+
+
+def attributes(package: str, *homes: str) -> Callable[[str], Any]:
+    """A `__getattr__` for a package that was a module: what that held is found in `homes`, with a DeprecationWarning."""
+
+    def find(attribute: str) -> Any:
+        if importlib.util.find_spec(f"{package}.{attribute}") is not None:  # a module: the import system looks for it itself
+            raise AttributeError(f"module {package!r} has no attribute {attribute!r}")
+        held = find_in(homes, attribute)
+        warnings.warn(f"{package}.{attribute} has moved to {held[0]}.", DeprecationWarning, stacklevel=2)
+        return held[1]
+
+    return find
+
+
+def find_in(homes: Sequence[str], attribute: str) -> tuple[str, Any]:
+    """(module, value) of the first module that has an attribute; AttributeError if none has."""
+    if not attribute.startswith("__"):
+        for home in homes:
+            held = importlib.import_module(home)
+            if hasattr(held, attribute):
+                return home, getattr(held, attribute)
+    raise AttributeError(f"none of {', '.join(homes)} has {attribute!r}")
 
 
 class _Renamed(MetaPathFinder, Loader):
@@ -51,11 +81,6 @@ class _Renamed(MetaPathFinder, Loader):
             if renamed := self.table.get(f"{module.__name__}:{attribute}"):
                 home, _, name = renamed[0].partition(":")
                 return getattr(importlib.import_module(home), name)
-            if not attribute.startswith("__"):
-                for home in homes:
-                    held = importlib.import_module(home)
-                    if hasattr(held, attribute):
-                        return getattr(held, attribute)
-            raise AttributeError(f"module {module.__name__!r}, which has moved to {', '.join(homes)}, has no {attribute!r}")
+            return find_in(homes, attribute)[1]
 
         module.__getattr__ = find  # type: ignore[method-assign]

@@ -53,18 +53,23 @@ def test_renamed_functions_and_classes_are_found():
         assert getattr(importlib.import_module(module), name) is getattr(importlib.import_module(home), other), old
 
 
-def test_what_never_was_is_still_an_error(tmp_path):
-    with pytest.raises(ModuleNotFoundError, match="gen.nowhere"):
+def test_packages_that_were_modules_lead_on(recwarn):
+    from distill.losses import pseudo_huber
+    from distill.optim import Muon
+    from distill.parallel import local
+    from distill.parallel.shards import local as kept
+    from gen.cli import main
+
+    assert local is kept and callable(main) and callable(pseudo_huber) and isinstance(Muon, type)
+    assert sum("has moved to" in str(w.message) for w in recwarn) >= 4
+
+
+def test_what_never_was_is_still_an_error():
+    with pytest.raises(ModuleNotFoundError, match=r"gen\.nowhere"):
         importlib.import_module("gen.nowhere")
-    with pytest.raises(AttributeError, match=r"gen\.components'.*has no 'nothing'"):
-        _ = importlib.import_module("gen.nn.registry").nothing
-    (tmp_path / "renamed.txt").write_text("samplers.path samplers.noise  # hides nothing that exists\n")
+    with pytest.raises(AttributeError, match=r"none of gen\..* has 'nothing'"):
+        _ = importlib.import_module("gen.components").nothing
     before = list(sys.meta_path)
-    install(tmp_path / "renamed.txt")
-    install(tmp_path / "renamed.txt")
-    try:
-        assert len(sys.meta_path) == len(before) + 1
-        sys.modules.pop("samplers.path_of_old", None)
-        assert importlib.import_module("samplers.path").__file__.endswith("path.py")
-    finally:
-        sys.meta_path[:] = before
+    install("samplers")  # once more changes nothing
+    assert sys.meta_path == before
+    assert not {name for table in TABLES.values() for name in table} & set(importlib.import_module("samplers").__all__)

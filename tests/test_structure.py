@@ -17,7 +17,7 @@ ORDER = ["samplers", "gen", "distill", "customization"]  # each imports only fro
 # not checked yet.
 LAYERS: dict[str, list[list[str]]] = {
     "samplers": [
-        ["path", "lookup", "atomic", "tableaus"],
+        ["path", "lookup", "atomic", "renamed", "tableaus"],
         ["prediction", "noise", "noise_ratio", "interval"],
         ["denoiser", "brownian"],
         ["sample", "rows", "hooks", "step_cache", "analytic"],
