@@ -132,31 +132,38 @@ class Generator(Model):
         """Make pictures. What is left out comes from the model's own defaults.
 
         prompt, negative_prompt: a string or one per picture; an empty prompt is unconditional, without guidance.
-        height, width: pixels; where an image is given, its own shape. guidance_scale: 0 and 1 are none. guidance_interval:
-        (low, high) in log-SNR where guidance acts.
-        seed: the first picture's; the next get seed + 1, ... seeds: one each. generator: seeds are drawn from it.
+        height, width: pixels; where an image is given, its own shape.
+        guidance_scale: 0 and 1 are none.
+        guidance_interval: (low, high) in log-SNR where guidance acts.
+        seed: the first picture's; the next get seed + 1, ...
+        seeds: one each.
+        generator: seeds are drawn from it.
         latents: starting noise (B, C, h, w) of unit variance instead of the seeds' own.
-        class_labels: integers or class names, -1 for unconditional. sampler, schedule: names with options, or a solver and
-        noise levels of your own. guidance, cache: names from `fewstep samplers`, several with + between, and their options; or
-        functions of your own
-        (`gen.pipeline.guidance_stack.GuidanceRule`; denoiser -> denoiser), which no recipe holds.
+        class_labels: integers or class names, -1 for unconditional.
+        sampler, schedule: names with options, or a solver and noise levels of your own.
+        guidance, cache: names from `fewstep samplers`, several with + between, and their options; or functions of your own
+            (`gen.pipeline.guidance_stack.GuidanceRule`; denoiser -> denoiser), which no recipe holds.
         composition: how several adapters act: merge, switch, composite, contrast or cached (`samplers.composition`), with
-        composition_options. regions: adapter -> mask (white: there it acts); the others act everywhere.
-        image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone); where
-        mask is 0 (black) it stays as it is, to the pixel. use_resolution_binning: make the picture at the nearest of the sizes
-        that the model was trained at, then scale and cut it to height and width; None: as the model does by default.
+            composition_options.
+        regions: adapter -> mask (white: there it acts); the others act everywhere.
+        image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone).
+        mask: where it is 0 (black) the image stays as it is, to the pixel.
+        use_resolution_binning: make the picture at the nearest of the sizes that the model was trained at, then scale and cut
+            it to height and width; None: as the model does by default.
         guide: an energy's name (`gen.tasks.energies`), or a function (pictures (B, 3, H, W) in [0, 1], condition) ->
-        log-densities
-        (B,); with the attribute space = "latents" it gets what the denoiser works on. guide_method, guide_strength,
-        guide_options: how, how strongly, and options of method and energy (`samplers.guidance.energy_methods`).
+            log-densities (B,); with the attribute space = "latents" it gets what the denoiser works on.
+        guide_method, guide_strength, guide_options: how, how strongly, and options of method and energy
+            (`samplers.guidance.energy_methods`).
         layout: prompts by region (`gen.tasks.layout`); `Generator.layout` takes its size from it, and reads files.
-        Training-free changes: negtome, reference, concepts, aesthetic, greedy and their options
-        (`gen.tasks.training_free.TrainingFreeOptions`).
-        batch_size: pictures per network call; halved by itself when memory runs out. batch_invariant: no bit of a picture
-        depends on it (docs/recipes.md); None: as the Generator was made, else on a CPU.
-        callback_on_step_end(generator, step, t, kwargs) gets the tensors named in callback_on_step_end_tensor_inputs (of
-        latents and denoised) and may return the latents changed; generator.preview(kwargs["denoised"]) gives small pictures.
-        on_images is called with every batch that is done; its pictures are then not kept, and what the call returns has none.
+        negtome, reference, concepts, aesthetic, greedy: training-free changes, with their options
+            (`gen.tasks.training_free.TrainingFreeOptions`).
+        batch_size: pictures per network call; halved by itself when memory runs out.
+        batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
+            on a CPU.
+        callback_on_step_end: called as (generator, step, t, kwargs) with the tensors named in
+            callback_on_step_end_tensor_inputs (of latents and denoised); may return the latents changed.
+            generator.preview(kwargs["denoised"]) gives small pictures.
+        on_images: called with every batch that is done; its pictures are then not kept, and what the call returns has none.
         Raises ValueError in a sentence for anything it cannot do.
         """
         sampling = Sampling(

@@ -39,8 +39,10 @@ Blocks = tuple[tuple[str, ...], tuple[float, ...], slice]
 class _Active:
     """The adapters in force during one call of a network: one weight each, or, for each, the samples that have it.
 
-    batch: samples in the call, -1 outside of one. blocks: see `blocks_of`. tensors: samples and weights on the device, made
-    once per call and group."""
+    batch: samples in the call, -1 outside of one.
+    blocks: see `blocks_of`.
+    tensors: samples and weights on the device, made once per call and group.
+    """
 
     weights: AdapterWeights
     uniform: dict[str, float] = field(default_factory=dict)

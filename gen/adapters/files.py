@@ -254,7 +254,8 @@ def _metadata(adapter: Adapter, format: str) -> dict[str, str]:
 def write_adapter(adapter: Adapter, path: Path | str, format: str | None = None, dtype: torch.dtype | None = None) -> Path:
     """Write an adapter in a format (its own if None), each file in one piece; returns the weights' path.
 
-    path: a .safetensors file; for peft a folder. dtype: of the factors, as they are if None.
+    path: a .safetensors file; for peft a folder.
+    dtype: of the factors, as they are if None.
     """
     path = Path(path)
     tensors, metadata = to_tensors(adapter, format)

@@ -38,8 +38,11 @@ def other_names(parts: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 class ModelAdapters:
-    """What is loaded, by name, on each part of a model. parts: {"denoiser": network, "text_encoder": network}. readers: of the
-    prompts that they encode, which learn words (`gen.adapters.words.readers_of`)."""
+    """What is loaded, by name, on each part of a model.
+
+    parts: {"denoiser": network, "text_encoder": network}.
+    readers: of the prompts that they encode, which learn words (`gen.adapters.words.readers_of`).
+    """
 
     def __init__(self, parts: Mapping[str, nn.Module | None], readers: Mapping[str, Any] | None = None):
         self.readers = dict(readers or {})

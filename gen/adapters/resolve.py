@@ -131,7 +131,10 @@ def _diffusers_name(name: str) -> str:
 def resolve(
     adapter: Adapter, indices: Mapping[str, Index], strict: bool = True, same: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list[tuple[Target, Delta]]], LoadReport]:
-    """(part -> targets with what changes there, report). indices: part of the model -> its modules. same: other names of parts.
+    """(part -> targets with what changes there, report).
+
+    indices: part of the model -> its modules.
+    same: other names of parts.
 
     AdapterError, with what was not found and the nearest names, if nothing matches, or, when strict, if anything is left over.
     """

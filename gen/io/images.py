@@ -236,8 +236,8 @@ def digest(picture: Tensor) -> str:
 def open_picture(path: Path | str, formats: Sequence[str] = ("PNG",), decode: bool = False) -> Image.Image:
     """Open a picture from anywhere, its size checked before any pixel is decoded; RecipeError says what is wrong.
 
-    formats: as Pillow names them; a file of any other is refused whatever its name. decode: read the pixels too, and close the
-    file.
+    formats: as Pillow names them; a file of any other is refused whatever its name.
+    decode: read the pixels too, and close the file.
     """
     path = Path(path)
     allowed = " or ".join((", ".join(formats[:-1]), formats[-1]) if formats[1:] else formats)

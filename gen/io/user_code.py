@@ -26,7 +26,8 @@ _imported: dict[str, str] = {}  # file name -> sha256
 def import_file(path: str | Path, option: str = "--import") -> ModuleType:
     """Run a Python file and return its module; a file of the same content is run only once in a process.
 
-    path: of a regular .py file. option: what the user typed it after, for messages.
+    path: of a regular .py file.
+    option: what the user typed it after, for messages.
     Raises ValueError in a sentence for what is no Python file, for one that fails, and for two of one name that differ.
     """
     path = Path(path)

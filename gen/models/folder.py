@@ -130,10 +130,11 @@ class Defaults(Strict):
 class ModelConfig(Strict):
     """`config.json` of a model folder.
 
-    prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`. latent_scale: the denoiser sees
-    latent_scale times the autoencoder's latents. sample_size: height and width in pixels of a picture by default.
-    classes: the names of labels 0, 1, ... of a class-conditional model. size_bins: which list of `gen.models.buckets` it was
-    trained at.
+    prediction, clock, input_scale, sigma_data: as in `samplers.denoiser.NetworkDenoiser`.
+    latent_scale: the denoiser sees latent_scale times the autoencoder's latents.
+    sample_size: height and width in pixels of a picture by default.
+    classes: the names of labels 0, 1, ... of a class-conditional model.
+    size_bins: which list of `gen.models.buckets` it was trained at.
     """
 
     format: Literal["fewstep"] = "fewstep"

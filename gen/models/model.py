@@ -40,10 +40,14 @@ PROMPT_CACHE_BYTES = 256 << 20  # bytes of text features that a model keeps
 class Model:
     """Networks ready to run, and what is loaded beside them. Everything that makes pictures takes one.
 
-    config: a `ModelConfig` or its plain values. network: the denoiser; converted to `dtype` in place. autoencoder: pictures to
-    latents and back, None for a model of pixels. text_encoder: None for a model that reads no text. adapters: name -> weight of
-    those that act. energies: name -> energy of other packages, beside `gen.tasks.energies`. interrupt: end the call under way
-    early. in_tiles: the last pictures had to be decoded in tiles.
+    config: a `ModelConfig` or its plain values.
+    network: the denoiser; converted to `dtype` in place.
+    autoencoder: pictures to latents and back, None for a model of pixels.
+    text_encoder: None for a model that reads no text.
+    adapters: name -> weight of those that act.
+    energies: name -> energy of other packages, beside `gen.tasks.energies`.
+    interrupt: end the call under way early.
+    in_tiles: the last pictures had to be decoded in tiles.
     """
 
     def __init__(
@@ -98,14 +102,16 @@ class Model:
         """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
         diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
 
-        device: "cuda", "mps", "cpu", or None for the best there is. dtype: "float32", "bfloat16", "float16", or None for
-        bfloat16 where the device is fast at it, else float16 on a GPU and float32 on a CPU.
+        device: "cuda", "mps", "cpu", or None for the best there is.
+        dtype: "float32", "bfloat16", "float16", or None for bfloat16 where the device is fast at it, else float16 on a GPU and
+            float32 on a CPU.
         vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
-        transformers; vae also replaces a diffusers pipeline's own. native: run a diffusers pipeline's denoiser in our network,
-        which is faster and takes every cache and guidance (True), or in diffusers' (False); None: in ours where it computes the
-        same (DiT, PixArt). model_options: what a checkpoint does not tell (docs/formats.md).
+            transformers; vae also replaces a diffusers pipeline's own.
+        native: run a diffusers pipeline's denoiser in our network, which is faster and takes every cache and guidance (True),
+            or in diffusers' (False); None: in ours where it computes the same (DiT, PixArt).
+        model_options: what a checkpoint does not tell (docs/formats.md).
         variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
-        where they are there and dtype is half precision, else the full ones.
+            where they are there and dtype is half precision, else the full ones.
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """

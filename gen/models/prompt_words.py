@@ -19,8 +19,8 @@ _LONGEST = 200  # characters of words that are named
 def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, float], loaded: Any) -> None:
     """One warning for all prompts of a call.
 
-    loaded: the `gen.adapters.model.ModelAdapters`, or None. adapters: those in force, by weight. With one in force the words of
-    the training say little, as it may have taught others.
+    loaded: the `gen.adapters.model.ModelAdapters`, or None.
+    adapters: those in force, by weight. With one in force the words of the training say little, as it may have taught others.
     """
     taught = {word.lower() for name in adapters for word in loaded.loaded[name].words} if loaded is not None else set()
     names = dict.fromkeys(name for prompt in prompts for name in _TAUGHT.findall(prompt) if name.lower() not in taught)

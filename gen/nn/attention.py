@@ -40,7 +40,9 @@ def attention(
 
     bias: bool (True = attend) or an additive float, broadcastable to (B, H, Lq, Lk). A query that attends to nothing gives 0.
     lengths: (query lengths, key lengths) of sequences packed one after another into B = 1; each sees only its own keys.
-    scale: D ** -0.5 unless given. backend: auto (see `choose`), math, sdpa, xformers or flex. Raises ValueError with a reason.
+    scale: D ** -0.5 unless given.
+    backend: auto (see `choose`), math, sdpa, xformers or flex.
+    Raises ValueError with a reason.
     """
     with without_mode():
         _check(q, k, v, bias, lengths)

@@ -41,8 +41,9 @@ OWN_NETWORKS: set[str] = set()  # types that `register_network` made known; each
 def register_network(type: str, network: type[nn.Module], config: type[BaseModel]) -> None:
     """Make a network of your own known by a type name, for the rest of this process: in configs, model folders and training.
 
-    network: made from a checked config, `network(config)`, which it keeps as `network.config`. config: a subclass of `Config`.
-    Both must be importable, defined at the top of a module. Raises ValueError for a name that is taken.
+    network: made from a checked config, `network(config)`, which it keeps as `network.config`.
+    config: a subclass of `Config`. Both must be importable, defined at the top of a module.
+    Raises ValueError for a name that is taken.
     """
     register(COMPONENTS, "network type", type, network, config)
     OWN_NETWORKS.add(type)

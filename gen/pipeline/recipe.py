@@ -99,7 +99,12 @@ class RegionRecord(_Part):
 
 
 class LayoutRecord(_Part):
-    """Prompts by region (`gen.tasks.layout`). background: the prompt of the rest; bootstrap: a log-SNR; window: pixels."""
+    """Prompts by region (`gen.tasks.layout`).
+
+    background: the prompt of the rest.
+    bootstrap: a log-SNR.
+    window: pixels.
+    """
 
     background: Text | None = None
     regions: tuple[RegionRecord, ...] = Field(min_length=1, max_length=64)
@@ -131,10 +136,16 @@ class TrainingFreeRecord(_Part):
 
 
 class CanvasRecord(_Part):
-    """A canvas of windows, in pixels, height before width. circular: vertically, horizontally. batch: rows per network call, at
-    most. shift_from: the log-SNR from which windows move at every step. prompts: several, spread along the width. sync: the
-    strength of SyncDiffusion, sync_distance "" for the maker's own function. recurrence: passes of every step. extend: left,
-    top, right, bottom of the picture that was painted around."""
+    """A canvas of windows, in pixels, height before width.
+
+    circular: vertically, horizontally.
+    batch: rows per network call, at most.
+    shift_from: the log-SNR from which windows move at every step.
+    prompts: several, spread along the width.
+    sync: the strength of SyncDiffusion, sync_distance "" for the maker's own function.
+    recurrence: passes of every step.
+    extend: left, top, right, bottom of the picture that was painted around.
+    """
 
     kind: Literal["panorama", "outpaint", "upscale"]
     window: tuple[Side, Side]

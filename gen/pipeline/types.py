@@ -31,7 +31,8 @@ ReadPrompts = Callable[[list[str]], Condition]  # B prompts -> their text featur
 class Crop:
     """What decoded pictures are brought to.
 
-    size: height and width in pixels. corner: cut from the top left, as a canvas is; else scaled and cut about the middle.
+    size: height and width in pixels.
+    corner: cut from the top left, as a canvas is; else scaled and cut about the middle.
     """
 
     size: tuple[int, int]
@@ -68,8 +69,10 @@ class Frame:
 class SamplingBatch:
     """Pictures that go through the network together.
 
-    noise: (B, C, h, w) of unit variance. condition: what the pictures should be. negative: what they should not be, None
-    without negative prompts. guided: guidance has something to do.
+    noise: (B, C, h, w) of unit variance.
+    condition: what the pictures should be.
+    negative: what they should not be, None without negative prompts.
+    guided: guidance has something to do.
     """
 
     model: Model
@@ -214,13 +217,18 @@ class Task:
 class Settings:
     """What all pictures of a call share.
 
-    height, width: pixels that pictures are made at. seen: height and width that the network sees at once.
+    height, width: pixels that pictures are made at.
+    seen: height and width that the network sees at once.
     shown: height and width that pictures are cut to: about the middle, on a canvas from the top left.
-    steps: of the schedule. scale: of guidance. interval: (low, high) in log-SNR where guidance acts.
-    adapters: name -> weight of those that act. levels: those that are run, of the schedule's `steps` + 1.
+    steps: of the schedule.
+    scale: of guidance.
+    interval: (low, high) in log-SNR where guidance acts.
+    adapters: name -> weight of those that act.
+    levels: those that are run, of the schedule's `steps` + 1.
     brownian: noise comes from one Brownian path per picture.
     batch_invariant: no bit of a picture depends on its batch (`gen.nn.batch_invariance`).
-    stop_at: end after this many steps, as an interrupted run did. frame: of a canvas.
+    stop_at: end after this many steps, as an interrupted run did.
+    frame: of a canvas.
     tasks: by name, from the network outwards.
     """
 

@@ -39,8 +39,11 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures (N, 3, H, W) in [0,
 
 @dataclass(frozen=True)
 class RuntimeObjects:
-    """What a caller brings that no recipe holds. distance: of SyncDiffusion, on pictures; group: of torch.distributed, over
-    whose processes windows are spread."""
+    """What a caller brings that no recipe holds.
+
+    distance: of SyncDiffusion, on pictures.
+    group: of torch.distributed, over whose processes windows are spread.
+    """
 
     distance: Distance | None = None
     group: Any = None
@@ -215,7 +218,8 @@ def make_record(
 ) -> tuple[CanvasRecord, RuntimeObjects]:
     """(what a recipe holds, what it does not), with defaults filled in; ValueError says what cannot be.
 
-    window: the model's own size; stride: half of it.
+    window: the model's own size.
+    stride: half of it.
     """
     unit = model.factor
     window = _sides("window", (model.config.sample_size,) * 2 if window is None else window)

@@ -47,11 +47,11 @@ def panorama(
 ) -> Output:
     """A picture of any size from windows (MultiDiffusion): by default four windows wide and one tall.
 
-    prompt: several are spread along the width. circular: True or "horizontal": the right edge goes on at the left one;
-    "vertical", "both". sync: the strength of SyncDiffusion, which brings windows closer to the middle one, by the
-    sync_distance "latent" or "pictures" (mean and spread of the channels), "lpips:FILE" (`gen.tasks.energies.lpips`; 20 is
-    its
-    published strength), or a function of pictures (N, 3, H, W) in [0, 1], twice -> (N,); 0 is none.
+    prompt: several are spread along the width.
+    circular: True or "horizontal": the right edge goes on at the left one; "vertical", "both".
+    sync: the strength of SyncDiffusion, which brings windows closer to the middle one, by the sync_distance "latent" or
+        "pictures" (mean and spread of the channels), "lpips:FILE" (`gen.tasks.energies.lpips`; 20 is its published strength),
+        or a function of pictures (N, 3, H, W) in [0, 1], twice -> (N,); 0 is none.
     """
     prompts = [] if prompt is None or isinstance(prompt, str) else check_texts("prompt", prompt)
     if len(prompts) == 1:

@@ -26,8 +26,13 @@ PROBES = 2  # pictures by which the order of adapters is measured
 
 @dataclass(frozen=True)
 class Composition(Task):
-    """A checked request. name: "merge" is what adapters do by themselves. masks: adapter -> (1, 1, H, W) in [0, 1], where it
-    acts; digests: of the masks, for the recipe. adapters: name -> weight of those in force."""
+    """A checked request.
+
+    name: "merge" is what adapters do by themselves.
+    masks: adapter -> (1, 1, H, W) in [0, 1], where it acts.
+    digests: of the masks, for the recipe.
+    adapters: name -> weight of those in force.
+    """
 
     name: str = "merge"
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -86,7 +91,11 @@ def make_composition(
     picture_size: tuple[int, int],
 ) -> Composition | None:
     """None where adapters act by themselves. ValueError says what is unknown, missing or does not go together. Without a name,
-    regions make it regional. height, width: pixels that the network sees at once; picture_size: those of the picture."""
+    regions make it regional.
+
+    height, width: pixels that the network sees at once.
+    picture_size: those of the picture.
+    """
     if name in (None, "", "merge") and not options and not regions:
         return None
     chosen = check_option_values("composition_options", options or {})

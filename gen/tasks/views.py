@@ -40,8 +40,11 @@ PIXELS_FROM = -1.5
 
 @dataclass(frozen=True)
 class Turn:
-    """A view of pictures (B, 3, H, W) in [-1, 1], and the way back. square: for square pictures only; latent: latents turn with
-    the picture."""
+    """A view of pictures (B, 3, H, W) in [-1, 1], and the way back.
+
+    square: for square pictures only.
+    latent: latents turn with the picture.
+    """
 
     there: Map
     back: Map

@@ -24,8 +24,13 @@ PLAIN_ATTENTION = ("AttnProcessor2_0", "AttnProcessor")
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where hooks find their places. blocks: in the order they run. joint: a block works on text and image tokens, which it
-    takes and returns apart. without: hook -> why the network cannot have it. maps: the levels of a U-Net."""
+    """Where hooks find their places.
+
+    blocks: in the order they run.
+    joint: a block works on text and image tokens, which it takes and returns apart.
+    without: hook -> why the network cannot have it.
+    maps: the levels of a U-Net.
+    """
 
     blocks: Callable[[Any], list[nn.Module]]
     joint: bool = False

@@ -158,8 +158,11 @@ def read_part_config(folder: Path) -> dict[str, Any]:
 def load_network(
     folder: Path, name: str, dtype: torch.dtype, besides: tuple[str, ...] = (), variants: tuple[str, ...] = VARIANTS
 ) -> tuple[nn.Module, str]:
-    """(network in evaluation mode, digest of its files). `name` is one of CLASSES. besides: beginnings of the names of tensors
-    that the file may have on top, where it is that of a larger model. variants: as of `weight_files`."""
+    """(network in evaluation mode, digest of its files). `name` is one of CLASSES.
+
+    besides: beginnings of the names of tensors that the file may have on top, where it is that of a larger model.
+    variants: as of `weight_files`.
+    """
     library = CLASSES[name]
     config = read_part_config(folder)
     _check_regular(folder)

@@ -35,8 +35,11 @@ def why_not(folder: Path, format: str) -> str | None:
 def native_network(
     folder: Path, format: str, text: TextPart | None, dtype: torch.dtype, variants: tuple[str, ...] = VARIANTS
 ) -> tuple[nn.Module, str]:
-    """(network, digest of its files) of a diffusers transformer's folder. text: the prompts' reader, where it reads any.
-    variants: as of `gen.models.bridge.load.weight_files`."""
+    """(network, digest of its files) of a diffusers transformer's folder.
+
+    text: the prompts' reader, where it reads any.
+    variants: as of `gen.models.bridge.load.weight_files`.
+    """
     source = open_checkpoint(_place(folder, variants))
     options = {} if text is None else null_of(text)
     network = read_checkpoint(_place(folder, variants), format, dtype=dtype, **options)

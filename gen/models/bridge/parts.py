@@ -76,7 +76,11 @@ def save_foreign(network: nn.Module, folder: Path, dtype: torch.dtype | None = N
 
 
 def open_autoencoder(source: str | Path, channels: int | None = None, scale: float | None = None) -> tuple[nn.Module, str]:
-    """(autoencoder, digest of its weights). channels: what the network takes; scale: in place of the config's own."""
+    """(autoencoder, digest of its weights).
+
+    channels: what the network takes.
+    scale: in place of the config's own.
+    """
     folder = part_folder(source, "vae", ("config.json",))
     config = read_part_config(folder)
     kind = config.get("_class_name")

@@ -90,11 +90,12 @@ def open_pipeline(
 ) -> Opened:
     """A pipeline's folder.
 
-    dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision. native: the
-    denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same (None).
-    vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`). variant: which weights are read, such as
-    "fp16",
-    of the parts that have it; None as of `gen.models.bridge.load.variants_for`.
+    dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision.
+    native: the denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same
+        (None).
+    vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`).
+    variant: which weights are read, such as "fp16", of the parts that have it; None as of
+        `gen.models.bridge.load.variants_for`.
     """
     family, classes, index = read_index(folder)
     _check_variant(folder, classes, variant)

@@ -36,8 +36,11 @@ class PromptReader(nn.Module):
 
 
 class ClipReader(nn.Module):
-    """A CLIP text encoder. penultimate: take the features before the last layer, without the final norm (SDXL, SD3). learned:
-    words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights."""
+    """A CLIP text encoder.
+
+    penultimate: take the features before the last layer, without the final norm (SDXL, SD3).
+    learned: words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights.
+    """
 
     breaks = True  # it knows the word BREAK
     encoder: Any  # of transformers
@@ -98,8 +101,11 @@ class ClipReader(nn.Module):
 
 
 class Sentence(nn.Module):
-    """T5 or Gemma: up to `length` tokens, padded. masked: the encoder does not see the padding. lower: PixArt and Sana learned
-    from lower-case captions without spaces around them."""
+    """T5 or Gemma: up to `length` tokens, padded.
+
+    masked: the encoder does not see the padding.
+    lower: PixArt and Sana learned from lower-case captions without spaces around them.
+    """
 
     encoder: Any  # of transformers
 

@@ -30,8 +30,9 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dic
     """path, prediction and the part of the defaults that a scheduler config settles, as values of a `ModelConfig`; also clock,
     input_scale and sigma_data where a scheduler says them and not the network's family.
 
-    path: of the file, for errors. own_sigmas: the pipeline hands its flow scheduler even sigmas, as Flux does and Stable
-    Diffusion 3 does not. ValueError (CheckpointError) for schedulers, noise and settings that we have no equal of.
+    path: of the file, for errors.
+    own_sigmas: the pipeline hands its flow scheduler even sigmas, as Flux does and Stable Diffusion 3 does not.
+    ValueError (CheckpointError) for schedulers, noise and settings that we have no equal of.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in KEYS:

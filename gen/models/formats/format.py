@@ -18,13 +18,17 @@ Settings = Mapping[str, Any]
 class Format:
     """One published format.
 
-    kind: our network type. signature: names by which a file is known; every one must be there. blocks: the prefixes of
-    numbered blocks, all of which have as many. infer: (shapes, settings) -> the network's config; ValueError says what is
-    missing or wrong. fixed: what the format says of a network without storing it. stored: config fields that the tensors or
-    the config beside them tell. published: fixed values that a network may differ in with a warning, since they change how
-    weights are used and not what they are. absent: tensors of ours that the format has no place for. positions: its name of
-    fixed sine-cosine positions, which are checked against ours; optional: the file may lack them. config_in, config_out: a
-    diffusers folder's config.json to settings, and back.
+    kind: our network type.
+    signature: names by which a file is known; every one must be there.
+    blocks: the prefixes of numbered blocks, all of which have as many.
+    infer: (shapes, settings) -> the network's config; ValueError says what is missing or wrong.
+    fixed: what the format says of a network without storing it.
+    stored: config fields that the tensors or the config beside them tell.
+    published: fixed values that a network may differ in with a warning, since they change how weights are used and not what
+        they are.
+    absent: tensors of ours that the format has no place for.
+    positions: its name of fixed sine-cosine positions, which are checked against ours; optional: the file may lack them.
+    config_in, config_out: a diffusers folder's config.json to settings, and back.
     """
 
     name: str

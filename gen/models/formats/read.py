@@ -43,13 +43,18 @@ def read_checkpoint(
 ) -> nn.Module:
     """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
-    format: a name of `gen.models.formats.FORMATS`; None: told from the names of the tensors. dtype: of the network; None: each
-    tensor
-    keeps the file's. null_text (text_tokens, text_dim): features of the empty prompt, for the formats that do not store them,
-    of which the first null_length are real (None: all); without it they are zeros, and a warning says so. The others say what
-    tensors cannot: the number of heads and the latent size where neither a published width nor a config.json tells them, the
-    spacing of positions, whether the last label is "no label", and the length of the text. The network is in evaluation mode,
-    without gradients.
+    format: a name of `gen.models.formats.FORMATS`; None: told from the names of the tensors.
+    dtype: of the network; None: each tensor keeps the file's.
+    null_text: features of the empty prompt (text_tokens, text_dim), for the formats that do not store them; without it they
+        are zeros, and a warning says so.
+    null_length: how many tokens of null_text are real; None: all.
+    heads, size: the number of attention heads and the latent size, where neither a published width nor a config.json tells
+        them.
+    position_scale: the spacing of positions.
+    null_label: the last label is "no label".
+    text_tokens: the length of the text.
+
+    The network is in evaluation mode, without gradients.
 
     Every name and shape must be as expected, and every value finite; CheckpointError names the culprit. Memory: the network,
     one tensor and at most `TensorFile.WINDOW` bytes of mapped file.

@@ -17,9 +17,13 @@ from samplers.lookup import build, check_free, check_options, find
 
 @dataclass(frozen=True)
 class EnergyInfo:
-    """One row. external: it opens files or models that the caller names, so a recipe must not bring it about. gain: a method's
-    default strength is times this, because the gradients of energies differ in size. method: the usual one of
-    `samplers.guidance.energy_methods`. made_by: the factory itself, of an energy that the user registered."""
+    """One row.
+
+    external: it opens files or models that the caller names, so a recipe must not bring it about.
+    gain: a method's default strength is times this, because the gradients of energies differ in size.
+    method: the usual one of `samplers.guidance.energy_methods`.
+    made_by: the factory itself, of an energy that the user registered.
+    """
 
     name: str
     module: str
@@ -92,8 +96,10 @@ def register_energy(
 ) -> None:
     """Make an energy of your own known by name, for the rest of this process; no recipe can bring it about.
 
-    factory: makes the energy from the options. options, needs: names of those it takes, and of those it must be given.
-    row: gain, aliases and method of `EnergyInfo`. Raises ValueError for a name that is taken.
+    factory: makes the energy from the options.
+    options, needs: names of those it takes, and of those it must be given.
+    row: gain, aliases and method of `EnergyInfo`.
+    Raises ValueError for a name that is taken.
     """
     info = EnergyInfo(name, "", "", description, tuple(options), tuple(needs), external=True, made_by=factory, **row)
     check_free({**ENERGIES, **_registered}, info, "energy")

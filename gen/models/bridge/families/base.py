@@ -18,11 +18,14 @@ Parts = Mapping[str, Any]  # part name -> network, tokenizer, or None where the 
 class Family:
     """A family of diffusers pipelines.
 
-    backbone: the part that denoises. classes: for every part the class names that model_index.json may give it, the first
-    being the one that is used for all (names from older versions come after it). optional: parts that may be missing.
-    network(parts, index): the backbone behind our interface. reader(parts, index): its prompts, or None without text.
+    backbone: the part that denoises.
+    classes: for every part the class names that model_index.json may give it, the first being the one that is used for all
+        (names from older versions come after it).
+    optional: parts that may be missing. network(parts, index): the backbone behind our interface. reader(parts, index): its
+        prompts, or None without text.
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
-    scheduler says. native: the format of `gen.models.formats` by which our own network reads the backbone.
+        scheduler says.
+    native: the format of `gen.models.formats` by which our own network reads the backbone.
     bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
     own_sigmas: the pipeline hands even sigmas to a flow scheduler.
     """
