@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.path import NoiseLevel, Path, expand
+from samplers.path import Path, expand
 from samplers.prediction import Prediction
-
-
-def at_ratio(path: Path, ratio: Tensor) -> NoiseLevel:
-    """The levels with sigma / alpha = ratio, (B,) float64, above 0."""
-    return path.at_logsnr(-ratio.double().log())
 
 
 def check_reach(path: Path, sigma_max: float) -> None:

@@ -15,13 +15,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
-from distill.losses.consistency_schedules import Boundary, at_ratio, check_reach, ratios
+from distill.losses.consistency_schedules import Boundary, check_reach, ratios
 from distill.losses.levels import draw_index
 from distill.objectives.bases.perceptual import PerceptualConfig, PerceptualObjective
 from distill.objectives.bases.teacher import Scale, TeacherConfig
 from distill.types import Batch, Draws, Phase
 from gen.models.folder import Option
 from samplers.denoiser import Condition
+from samplers.noise_ratio import at_ratio
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses.consistency_schedules import at_ratio, check_reach
+from distill.losses.consistency_schedules import check_reach
 from distill.losses.jvp import How, jvp, prepare_jvp
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
@@ -25,6 +25,7 @@ from distill.types import Batch, Draws, Phase, Role
 from gen.models.folder import Option
 from gen.nn.backbones.blocks import TimeMLP, timestep_embedding
 from samplers.denoiser import Condition
+from samplers.noise_ratio import at_ratio
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
 

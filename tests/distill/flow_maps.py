@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.losses.consistency_schedules import at_ratio
 from distill.objectives.bases.teacher import Teacher
 from samplers.denoiser import Context
+from samplers.noise_ratio import at_ratio
 from samplers.path import NoiseLevel, expand
 from tests.distill.students import FLOW, Exact, exact_teacher
 

@@ -10,7 +10,6 @@ import torch
 
 from distill.losses.consistency_schedules import (
     Boundary,
-    at_ratio,
     check_reach,
     doubling_count,
     growing_count,
@@ -22,6 +21,7 @@ from distill.losses.consistency_schedules import (
 )
 from distill.types import Draws
 from samplers.grids import karras
+from samplers.noise_ratio import at_ratio
 from samplers.path import RectifiedFlow, VarianceExploding, VariancePreserving
 from samplers.prediction import Prediction, prediction_row
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from distill.losses.consistency_schedules import Boundary, at_ratio, growing_decay
+from distill.losses.consistency_schedules import Boundary, growing_decay
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from distill.networks.feature_maps import FeatureMaps
 from distill.objectives.bases import perceptual
@@ -19,6 +19,7 @@ from distill.types import Draws
 from gen.generator import Generator
 from gen.nn.registry import build
 from samplers.denoiser import Condition
+from samplers.noise_ratio import at_ratio
 from tests.distill.cases import AUTOENCODER
 from tests.distill.flow_maps import ExactEnd, gaussian_teacher
 from tests.distill.students import SIZES, VP, batch_of, loss_of, tiny_teacher
