@@ -134,13 +134,13 @@ def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """sampler:eta=0.5 and the like as the arguments of a call."""
     from gen.cli.image import parse_options
 
-    found: dict[str, list[str]] = {}
+    pairs_of_kind: dict[str, list[str]] = {}
     for pair in pairs:
         kind, colon, rest = pair.partition(":")
         if not colon or kind not in KINDS:
             raise ValueError(f"--option {pair}: write KIND:NAME=VALUE, the kind being one of {', '.join(KINDS)}.")
-        found.setdefault(f"{kind}_options", []).append(rest)
-    return {name: parse_options(rest) for name, rest in found.items()}
+        pairs_of_kind.setdefault(f"{kind}_options", []).append(rest)
+    return {name: parse_options(rest) for name, rest in pairs_of_kind.items()}
 
 
 def _subject(generator: Any, method: str, prompt: Any) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
     return torch.distributed.group.WORLD, torch.distributed.get_rank() == 0, one[0]
 
 
-def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str, Any], run: WindowOptions) -> int:
-    """Generate and save; returns the exit code. own: the arguments that are the command's own."""
+def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: Mapping[str, Any], run: WindowOptions) -> int:
+    """Generate and save; returns the exit code. method_options: the arguments that are the command's own."""
     target = OutputTarget.of(run.output)
     call: dict[str, Any] = {**options_of(run.option or [])}
     for name in ("window", "stride"):
@@ -189,7 +189,7 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, own: Mapping[str
     try:
         result = getattr(generator, method)(
             *pictures,
-            **own,
+            **method_options,
             **call,
             num_inference_steps=run.steps,
             negative_prompt=run.negative,

@@ -10,8 +10,8 @@ SCALES = (2.0, 8.0)  # the guidance scales that it learned
 TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant")
 
 
-def choose_model(model: str | None, fast: bool | None, asked: Mapping[str, Any]) -> str:
-    """The model named; without a name "fast", or "default" if `fast` is False or something is `asked` (by argument name; None
+def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, Any]) -> str:
+    """The model named; without a name "fast", or "default" if `fast` is False or `keywords` ask for something (None
     and empty ask nothing) that the student was not made for. ValueError if `fast` is True all the same."""
     if model is not None:
         if fast is not None:
@@ -19,7 +19,9 @@ def choose_model(model: str | None, fast: bool | None, asked: Mapping[str, Any])
         return model
     if fast is False:
         return "default"
-    other = next((name for name, value in asked.items() if not (value is None or _empty(value) or _takes(name, value))), None)
+    other = next(
+        (name for name, value in keywords.items() if not (value is None or _empty(value) or _takes(name, value))), None
+    )
     if fast and other is not None:
         option = "--" + other.removeprefix("num_inference_").removesuffix("_prompt").replace("_", "-")
         raise ValueError(

@@ -31,11 +31,11 @@ def contenders(labels: str, schedules: str | None) -> list[Contender]:
     from samplers.registry import grid_info, parse_sampler
 
     grids = [grid_info(name.strip()).name for name in schedules.split(",")] if schedules else [None]
-    found = []
+    rows = []
     for label in labels.split(","):
-        sampler, own = parse_sampler(label.strip())
-        found += [Contender(sampler, grid) for grid in ([own] if own else grids)]
-    return list(dict.fromkeys(found))
+        sampler, grid_name = parse_sampler(label.strip())
+        rows += [Contender(sampler, grid) for grid in ([grid_name] if grid_name else grids)]
+    return list(dict.fromkeys(rows))
 
 
 def step_counts(text: str) -> list[int]:

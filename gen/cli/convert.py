@@ -33,9 +33,9 @@ def run(
             )
         from gen.models.formats.pickles import convert_pickle
 
-        taken = convert_pickle(source, target, key)
-        if taken:
-            say(f"Took the entry {printable('/'.join(taken))}.", quiet)
+        keys = convert_pickle(source, target, key)
+        if keys:
+            say(f"Took the entry {printable('/'.join(keys))}.", quiet)
     elif to is None:
         raise ValueError("Say what to write with --to FORMAT, or give --from-pickle for a .pt or .pth file.")
     elif key:

@@ -36,21 +36,21 @@ def environment() -> dict[str, str]:
     """Name -> value, in the order to show it. Installed packages are looked up, not imported."""
     device = resolve_device(None)
     dtype = str(resolve_dtype(None, device)).removeprefix("torch.")
-    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
-    found |= {package: _version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    versions |= {package: _version(package) for package in PACKAGES}
     fast = "fast" if fast_bfloat16(torch.device("cpu")) else "slow, float32 is used"
-    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, bfloat16 {fast}"
+    versions["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, bfloat16 {fast}"
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             capability = f"{properties.major}.{properties.minor}"
-            found[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute {capability}"
+            versions[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute {capability}"
     else:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        found["cuda"] = f"not available ({built})"
-    found["mps"] = "available" if torch.backends.mps.is_available() else "not available"
-    found["used by default"] = f"{device}, {dtype}"
+        versions["cuda"] = f"not available ({built})"
+    versions["mps"] = "available" if torch.backends.mps.is_available() else "not available"
+    versions["used by default"] = f"{device}, {dtype}"
     for name, reason in available_backends().items():
-        found[f"attention {name}"] = "available" if reason is None else f"not available: {reason}"
-    found["default model"] = "present" if (DEFAULT / "config.json").is_file() else "missing from gen/weights/default"
-    return found
+        versions[f"attention {name}"] = "available" if reason is None else f"not available: {reason}"
+    versions["default model"] = "present" if (DEFAULT / "config.json").is_file() else "missing from gen/weights/default"
+    return versions

@@ -29,10 +29,10 @@ def grouped(command: Callable[..., int]) -> Callable[..., int]:
             parameters.append(parameter.replace(annotation=hints[parameter.name]))
             continue
         group = groups[parameter.name]
-        own = get_type_hints(group, include_extras=True)
+        group_hints = get_type_hints(group, include_extras=True)
         parameters += [
             inspect.Parameter(
-                field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=own[field.name]
+                field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=group_hints[field.name]
             )
             for field in fields(group)
         ]

@@ -37,10 +37,10 @@ def _value(text: str) -> Any:
 
 def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Generator.from_pretrained` that were given, from the options of a command."""
-    given = {name: value for name, value in parts.items() if value is not None and value != []}
-    if "model_options" in given:
-        given["model_options"] = parse_options(given["model_options"])
-    return given
+    arguments = {name: value for name, value in parts.items() if value is not None and value != []}
+    if "model_options" in arguments:
+        arguments["model_options"] = parse_options(arguments["model_options"])
+    return arguments
 
 
 def import_files(paths: Sequence[Path] | None) -> None:
@@ -66,10 +66,10 @@ def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
 def _hint_quotes(prompts: Sequence[str]) -> None:
     """Several prompts of one word each are nearly always one prompt whose quotes the shell never saw."""
     if len(prompts) > 1 and all(len(prompt.split()) == 1 for prompt in prompts):
-        whole = " ".join(prompts)
+        joined = " ".join(prompts)
         warnings.warn(
             f"These are {len(prompts)} prompts of one word each, so a picture of each is made; for one picture of them all put "
-            f'them in quotes: "{whole}".',
+            f'them in quotes: "{joined}".',
             stacklevel=2,
         )
 
@@ -101,16 +101,16 @@ def run(
     if str(call["schedule"]).lower().endswith(".json"):
         from samplers.search.table import read_table
 
-        found = read_table(call["schedule"])
-        call["schedule_options"] = {"values": found.sigmas, "unit": "sigma", "pure_noise": found.pure_noise}
+        table = read_table(call["schedule"])
+        call["schedule_options"] = {"values": table.sigmas, "unit": "sigma", "pure_noise": table.pure_noise}
         call["schedule"] = "table"
 
     from gen.generator import Generator
 
     call["guide"] = guide_of(call.get("guide"))
-    own = model_arguments(parts)
-    model = choose_model(model, fast, {**call, **(tweaks or {}), **own, "lora": lora})
-    generator = Generator.from_pretrained(model, device, dtype, **own)
+    model_options = model_arguments(parts)
+    model = choose_model(model, fast, {**call, **(tweaks or {}), **model_options, "lora": lora})
+    generator = Generator.from_pretrained(model, device, dtype, **model_options)
     add_energies(generator, energies, call["guide"])
     add_energies(generator, energies, (tweaks or {}).get("greedy"))
     if lora:

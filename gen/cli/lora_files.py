@@ -21,18 +21,18 @@ def inspect(file: Path, *, model: str | None, as_json: bool, allow_nonfinite: bo
     from gen.adapters.inspect import describe, match
 
     adapter = read_adapter(file, strict=False, allow_nonfinite=allow_nonfinite)
-    found = describe(adapter, _weights(file))
+    description = describe(adapter, _weights(file))
     if model is not None:
         from gen.models.pretrained import find_model
         from gen.models.skeleton import skeleton
 
         name, folder = find_model(model)
-        found["model"] = {"name": name, **match(adapter, skeleton(folder))}
+        description["model"] = {"name": name, **match(adapter, skeleton(folder))}
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
-        _show(found)
-    return 0 if model is None or found["model"]["complete"] else 1
+        _show(description)
+    return 0 if model is None or description["model"]["complete"] else 1
 
 
 def _weights(file: Path) -> Path:
@@ -41,26 +41,26 @@ def _weights(file: Path) -> Path:
     return next((file / name for name in IN_FOLDER if (file / name).is_file()), file)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(description: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 140)
     facts = Table(show_header=False, box=None, pad_edge=False)
     rows = {
-        "name": found["name"],
-        "format": found["format"],
-        "size": f"{found['bytes']:,} bytes, {found['parameters']:,} numbers ({', '.join(found['dtypes'])})",
-        "sha256": found["sha256"],
-        "title": found["title"],
-        "base model": found["base_model"],
-        "trained from": found["trained_from"],
-        "trained with": found["trained_with"],
-        "author": found["author"],
-        "license": found["license"],
-        "trained words": ", ".join(found["trained_words"]),
-        "learned words": ", ".join(f"{word} ({count})" for word, count in found["learned_words"].items()),
-        **{f"note {i + 1}": note for i, note in enumerate(found["notes"])},
+        "name": description["name"],
+        "format": description["format"],
+        "size": f"{description['bytes']:,} bytes, {description['parameters']:,} numbers ({', '.join(description['dtypes'])})",
+        "sha256": description["sha256"],
+        "title": description["title"],
+        "base model": description["base_model"],
+        "trained from": description["trained_from"],
+        "trained with": description["trained_with"],
+        "author": description["author"],
+        "license": description["license"],
+        "trained words": ", ".join(description["trained_words"]),
+        "learned words": ", ".join(f"{word} ({count})" for word, count in description["learned_words"].items()),
+        **{f"note {i + 1}": note for i, note in enumerate(description["notes"])},
     }
     for name, value in rows.items():
         if value:
@@ -69,19 +69,19 @@ def _show(found: dict[str, Any]) -> None:
     layers = Table()
     for name in ("part", "kind", "rank", "alpha", "scale", "layers"):
         layers.add_column(name, justify="left" if name in ("part", "kind") else "right")
-    for group in found["groups"]:
+    for group in description["groups"]:
         cells = ["" if group[name] is None else group[name] for name in ("part", "kind", "rank", "alpha", "scale", "layers")]
         layers.add_row(*[f"{cell:g}" if isinstance(cell, float) else printable(str(cell)) for cell in cells])
     console.print(layers)
-    if "model" in found:
-        _show_match(console, found)
+    if "model" in description:
+        _show_match(console, description)
 
 
-def _show_match(console: Any, found: dict[str, Any]) -> None:
+def _show_match(console: Any, description: dict[str, Any]) -> None:
     from rich.table import Table
 
-    report = found["model"]
-    console.print(f"{printable(report['name'])}: {len(report['matched'])} of {found['layers']} layers fit.")
+    report = description["model"]
+    console.print(f"{printable(report['name'])}: {len(report['matched'])} of {description['layers']} layers fit.")
     left = [(layer, "no module", hint) for layer, hint in report["unmatched"].items()]
     left += [(layer, "does not fit", why) for layer, why in report["mismatched"].items()]
     if not left:

@@ -60,11 +60,11 @@ def run(
 
     from gen.generator import Generator
 
-    given = model_arguments(parts)
+    arguments = model_arguments(parts)
     if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
-        given["native"] = False
+        arguments["native"] = False
     generator = Generator.from_pretrained(
-        model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **given
+        model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **arguments
     )
     if recipe.model.weights and generator.weights != recipe.model.weights:
         changed = sorted(k for k in recipe.model.weights if generator.weights.get(k) != recipe.model.weights[k])
@@ -83,7 +83,7 @@ def run(
 
     for energy in (own, recipe.guide and recipe.guide.energy, *(record.energy for record in recipe.tweaks.values())):
         add_energies(generator, energies, energy)
-    given = {
+    arguments = {
         "image": image,
         "mask": mask,
         "regions": regions,
@@ -92,7 +92,7 @@ def run(
         "max_work": max_work,
         **(tweaks or {}),
     }
-    made = generator.replay(recipe, progress=not quiet, **given)
+    made = generator.replay(recipe, progress=not quiet, **arguments)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():

@@ -30,23 +30,23 @@ def run(
     """Restore and save; returns the exit code. Arguments are the command's."""
     target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
-    given = parse_options(options) | ({"simulate": True} if simulate else {})
+    task_options = parse_options(options) | ({"simulate": True} if simulate else {})
 
     from gen.generator import Generator, to_pil
     from gen.tasks.restore import check_task, make_restoration
 
-    check_task(task, given)
+    check_task(task, task_options)
     generator = Generator.from_pretrained(model, device, dtype)
     start = time.perf_counter()
-    result = generator.restore(picture, task, prompt, mask=mask, progress=not quiet, **given, **call)
+    result = generator.restore(picture, task, prompt, mask=mask, progress=not quiet, **task_options, **call)
     save_all(result, target, f"{picture.stem}-{task}")
     first = result.recipes[0]
     say(f"{task}, {first.num_inference_steps} steps, {time.perf_counter() - start:.1f} s on {generator.device}", quiet)
     if sheet is not None:
         from gen.io.contact_sheet import contact_sheet
 
-        made = make_restoration(task, picture, mask, given, first.height, first.width)
-        before = to_pil(made.given.permute(0, 2, 3, 1).numpy())[0].resize((first.width, first.height), 0)
+        restoration = make_restoration(task, picture, mask, task_options, first.height, first.width)
+        before = to_pil(restoration.given.permute(0, 2, 3, 1).numpy())[0].resize((first.width, first.height), 0)
         captions = ["before", *(f"seed {seed}" for seed in result.seeds)]
         print(save_free(contact_sheet([before, *result.images], captions), sheet), flush=True)
     return 0

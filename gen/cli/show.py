@@ -64,8 +64,8 @@ def info(path: Path, as_json: bool) -> str:
         rows |= {"batch": f"picture {batch['row'] + 1} of {batch['size']}", **machine}
         return aligned({name.replace("_", " "): printable(str(value)) for name, value in rows.items()})
     if "parameters" in chunks and not as_json:
-        found = from_infotext(chunks["parameters"])
-        return aligned({printable(name): printable(value) for name, value in found.items() if value})
+        fields = from_infotext(chunks["parameters"])
+        return aligned({printable(name): printable(value) for name, value in fields.items() if value})
     raise RecipeError(f"{path} holds no {'fewstep ' if as_json else ''}recipe.")
 
 
@@ -81,7 +81,7 @@ def samplers(width: int | None = None) -> str:
     from samplers.guidance import GUIDANCE
     from samplers.registry import GRIDS, SOLVERS
 
-    given = ("scale", "negative", "interval")  # by options of the call's own
+    reserved = ("scale", "negative", "interval")  # by options of the call's own
     solvers = [
         (s.name, str(s.order), str(s.evaluations), "yes" if s.stochastic else "no", ", ".join(s.options), s.description)
         for s in SOLVERS.values()
@@ -91,7 +91,7 @@ def samplers(width: int | None = None) -> str:
         (
             g.name,
             "around another" if g.modifier else str(g.evaluations),
-            ", ".join(o for o in g.options if o not in given),
+            ", ".join(o for o in g.options if o not in reserved),
             g.description,
         )
         for g in GUIDANCE.values()

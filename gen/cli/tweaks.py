@@ -52,7 +52,7 @@ def keywords(
     """Those that say something, as a call takes them; ValueError for an option that belongs to none."""
     from gen.cli.image import guide_of, parse_options
 
-    found: dict[str, Any] = {
+    call: dict[str, Any] = {
         "negtome": "batch" if list(negtome or ()) == ["batch"] else negtome,
         "negtome_mask": negtome_mask,
         "reference": reference,
@@ -66,8 +66,8 @@ def keywords(
         of, dot, rest = pair.partition(".")
         if not dot or of not in NAMES:
             raise ValueError(f"--tweak-option {pair!r}: write OF.NAME=VALUE, where OF is one of {', '.join(NAMES)}.")
-        found.setdefault(f"{of}_options", {}).update(parse_options([rest]))
-    return {name: value for name, value in found.items() if value}
+        call.setdefault(f"{of}_options", {}).update(parse_options([rest]))
+    return {name: value for name, value in call.items() if value}
 
 
 def _texts_or_file(values: Sequence[str] | None) -> Any:

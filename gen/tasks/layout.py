@@ -56,8 +56,8 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
         else:
             if region.colour is not None and painted is None:
                 raise ValueError(f"Region {i} has the colour {region.colour!r}, but the layout has no painting; give one.")
-            found = read_region_mask(region.mask, i) if region.colour is None else painted[region.colour]  # type: ignore[index]
-            mask = pack_mask(mask_on_latents(found, height, width, factor), i)
+            pixel_mask = read_region_mask(region.mask, i) if region.colour is None else painted[region.colour]  # type: ignore[index]
+            mask = pack_mask(mask_on_latents(pixel_mask, height, width, factor), i)
         prompt = region.prompt if region.use is None else spec.prompts[region.use]
         assert prompt is not None  # a region without one is refused
         records.append(
@@ -94,7 +94,7 @@ class Layout(Task):
         return layout, replace(settings, adapters=adapters)
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return {"layout": recipe.layout}
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -119,8 +119,10 @@ class Layout(Task):
         record, size = self.layout, (self.height // factor, self.width // factor)
         masks = []
         for i, region in enumerate(record.regions):
-            own = box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
-            masks.append(soften(own, region.soft / factor))
+            region_mask = (
+                box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
+            )
+            masks.append(soften(region_mask, region.soft / factor))
         left = rest(masks)
         left = torch.where(left < LEAST, 0.0, left)  # what rounding leaves between soft edges needs no network
         if record.background is not None:
@@ -138,15 +140,15 @@ class Layout(Task):
         side = (record.window or model.config.sample_size) // factor
         conditions = _conditions(model, record, settings, bool(len(masks) > len(record.regions)), negative)
         regions = []
-        for i, (mask, (own, refused)) in enumerate(zip(masks, conditions, strict=True)):
+        for i, (mask, (text, refused)) in enumerate(zip(masks, conditions, strict=True)):
             spec = record.regions[i] if i < len(record.regions) else None
-            for window, seen in windows(mask, side):
-                told = _sized(own, model, settings, window)
+            for window, window_mask in windows(mask, side):
+                condition = _sized(text, model, settings, window)
                 regions.append(
                     Region(
-                        mask=seen.to(noise.device),
-                        condition=told,
-                        negative=refused if refused is None else replace(refused, extra=told.extra),
+                        mask=window_mask.to(noise.device),
+                        condition=condition,
+                        negative=refused if refused is None else replace(refused, extra=condition.extra),
                         weight=1.0 if spec is None else spec.weight,
                         guidance_scale=None if spec is None else spec.guidance_scale,
                         adapters=None if spec is None or spec.adapters is None else {**settings.adapters, **spec.adapters},
@@ -181,23 +183,23 @@ def make_layout(layout: Any, height: int, width: int, model: Model, rules: Any) 
             )
         record = place(spec, height, width, model.factor)
         regions = tuple(
-            one
-            if one.guidance_scale is None
-            else one.model_copy(update={"guidance_scale": rules.effective_scale(one.guidance_scale)})
-            for one in record.regions
+            region
+            if region.guidance_scale is None
+            else region.model_copy(update={"guidance_scale": rules.effective_scale(region.guidance_scale)})
+            for region in record.regions
         )
         record = record.model_copy(update={"regions": regions})
     if rules.names[0] in ("cfg++", "embedded"):
         raise ValueError(f"A layout guides every region by itself, which {rules.names[0]} cannot; choose other guidance.")
     if rules.keeps_both:
         raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
-    made = Layout(record, height, width)
-    made.masks(model.factor)
+    layout_task = Layout(record, height, width)
+    layout_task.masks(model.factor)
     side = record.window or model.config.sample_size
     step = model.factor * model.network.config.patch
     if side % step:
         raise ValueError(f"The layout's window is {side} pixels; give a multiple of {step}.")
-    return made
+    return layout_task
 
 
 def windows(mask: Tensor, side: int) -> list[tuple[Box | None, Tensor]]:
@@ -216,9 +218,9 @@ def windows(mask: Tensor, side: int) -> list[tuple[Box | None, Tensor]]:
     for top, tall in rows:
         for left, wide in columns:
             fade = _taper(top, tall, height, len(rows) > 1)[:, None] * _taper(left, wide, width, len(columns) > 1)[None]
-            seen = mask * F.pad(fade, (left, width - left - wide, top, height - top - tall))
-            if bool((seen > 0).any()):
-                shown.append(((top, left, tall, wide), seen))
+            faded_mask = mask * F.pad(fade, (left, width - left - wide, top, height - top - tall))
+            if bool((faded_mask > 0).any()):
+                shown.append(((top, left, tall, wide), faded_mask))
     return shown
 
 
@@ -238,13 +240,13 @@ def _ends(inside: Tensor) -> tuple[int, int]:
     return int(where[0]), int(where[-1]) + 1
 
 
-def _taper(start: int, side: int, length: int, several: bool) -> Tensor:
+def _taper(start: int, side: int, length: int, fades: bool) -> Tensor:
     """(side,) weights that fall towards ends where another window goes on."""
     place = torch.arange(side, dtype=torch.float32) + 0.5
     fade = torch.ones(side)
-    if several and start > 0:
+    if fades and start > 0:
         fade = torch.minimum(fade, place / (side / 2))
-    if several and start + side < length:
+    if fades and start + side < length:
         fade = torch.minimum(fade, (side - place) / (side / 2))
     return fade
 
@@ -256,20 +258,20 @@ def _conditions(
     model: Model, record: LayoutRecord, settings: Settings, background: bool, negative: Condition | None
 ) -> list[tuple[Condition, Condition | None]]:
     """(condition, negative) of every region, one row each, with equally many tokens; the background last."""
-    asked: list[tuple[str, str | None, dict[str, float]]] = [
+    prompts_of_regions: list[tuple[str, str | None, dict[str, float]]] = [
         (r.prompt, r.negative_prompt, {**settings.adapters, **(r.adapters or {})}) for r in record.regions
     ]
     if background:
-        asked.append((record.background or "", None, settings.adapters))
-    own = [read_prompt(model, prompt, adapters) for prompt, _, adapters in asked]
+        prompts_of_regions.append((record.background or "", None, settings.adapters))
+    texts = [read_prompt(model, prompt, adapters) for prompt, _, adapters in prompts_of_regions]
     refused = [
         negative if text is None else read_prompt(model, text, adapters, negative=True) if text.strip() else None
-        for _, text, adapters in asked
+        for _, text, adapters in prompts_of_regions
     ]
-    everyone = [c for c in (*own, *refused) if c is not None]
+    everyone = [c for c in (*texts, *refused) if c is not None]
     length = max((c.tokens.shape[1] for c in everyone if c.tokens is not None), default=0)
     padded = {id(c): pad_tokens(c, length) for c in everyone}  # the batch's negative stays one object for all
-    return [(padded[id(c)], None if n is None else padded[id(n)]) for c, n in zip(own, refused, strict=True)]
+    return [(padded[id(c)], None if n is None else padded[id(n)]) for c, n in zip(texts, refused, strict=True)]
 
 
 def read_prompt(model: Model, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
@@ -321,9 +323,9 @@ def layout(generator: Caller, layout: Any, **call: Any) -> Output:
     from gen.tasks.layout_file import read_layout
 
     spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
-    for name, own in (("height", spec.height), ("width", spec.width)):
-        if own is not None and call.setdefault(name, own) != own:
-            raise ValueError(f"The layout has {name} {own}, and {name} {call[name]} is asked for; give one of them.")
+    for name, side in (("height", spec.height), ("width", spec.width)):
+        if side is not None and call.setdefault(name, side) != side:
+            raise ValueError(f"The layout has {name} {side}, and {name} {call[name]} is asked for; give one of them.")
     if generator.text_encoder is not None:
         call.setdefault("prompt", spec.background)
     return generator(**call, layout=spec)

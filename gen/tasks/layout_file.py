@@ -63,8 +63,8 @@ def read_layout(path: Path | str) -> LayoutSpec:
         if region.use is not None and region.use not in spec.prompts:
             from gen.tasks.layout_spec import UnknownPrompt
 
-            said = str(UnknownPrompt(i, region.use, list(spec.prompts)))
-            raise _wrong(path, parsed, ("regions", i, "use"), said)
+            message = str(UnknownPrompt(i, region.use, list(spec.prompts)))
+            raise _wrong(path, parsed, ("regions", i, "use"), message)
     return spec
 
 
@@ -89,14 +89,14 @@ def colour_masks(painting: Any, colours: Sequence[str], height: int, width: int)
             f"The painting is {picture.shape[1]} x {picture.shape[0]} pixels, but the picture {width} x {height}; "
             "scale one of them so that they agree."
         )
-    wanted = list(dict.fromkeys(colours))
-    table = np.array([rgb(colour) for colour in wanted], dtype=np.float32)
-    if len({tuple(row) for row in table.tolist()}) < len(wanted):
-        raise ValueError(f"Two of the colours {', '.join(wanted)} are the same; every region needs a colour of its own.")
+    distinct = list(dict.fromkeys(colours))
+    table = np.array([rgb(colour) for colour in distinct], dtype=np.float32)
+    if len({tuple(row) for row in table.tolist()}) < len(distinct):
+        raise ValueError(f"Two of the colours {', '.join(distinct)} are the same; every region needs a colour of its own.")
     distance = ((picture[:, :, None].astype(np.float32) - table) ** 2).sum(-1)
     nearest, near = distance.argmin(-1), distance.min(-1) <= NEAR**2
     masks = {}
-    for i, colour in enumerate(wanted):
+    for i, colour in enumerate(distinct):
         mask = (nearest == i) & near
         if not mask.any():
             raise ValueError(f"Nothing in the painting is {colour}; it has {_commonest(picture)}.")
@@ -197,14 +197,14 @@ def _plain(path: Path, loader: yaml.SafeLoader, node: yaml.Node, where: Where, l
     """A node as dicts, lists and scalars, with the lines noted."""
     lines[where] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else "?"
-            if key in found:
+            if key in mapping:
                 raise LayoutError(f"{path}, line {key_node.start_mark.line + 1}: the key {key!r} appears twice.")
-            found[key] = _plain(path, loader, value_node, (*where, key), lines)
+            mapping[key] = _plain(path, loader, value_node, (*where, key), lines)
             lines[(*where, key)] = key_node.start_mark.line + 1
-        return found
+        return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(path, loader, one, (*where, i), lines) for i, one in enumerate(node.value)]
+        return [_plain(path, loader, item, (*where, i), lines) for i, item in enumerate(node.value)]
     return loader.construct_object(node)
