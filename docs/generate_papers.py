@@ -207,13 +207,25 @@ def joined(names: list[str]) -> str:
     return "<br>".join(f"`{name}`" for name in names) or "none"
 
 
+def named_after(short: str, file: str) -> int:
+    """How many letters of a paper's name its file has: dpm_solver_pp.py of DPM-Solver++ more than dpm_solver.py; 0 for none."""
+    from samplers.lookup import normalise_name
+
+    stem = normalise_name(Path(file).stem)
+    return len(stem) if stem in normalise_name(short) else 0
+
+
 def papers_table(table: dict[str, Any]) -> list[str]:
     """A row for every paper that the code cites."""
     cited: dict[str, list[tuple[bool, str]]] = defaultdict(list)
     for package in PACKAGES:
         for number, files in cited_by(package, "*.py").items():
             cited[number] += files
-    code = {number: [file for _, file in sorted(files, key=lambda one: one[0])] for number, files in cited.items()}
+    names = {number: table["papers"].get(number, ("",))[0] for number in cited}
+    code = {
+        number: [file for _, file in sorted(files, key=lambda one: (-named_after(names[number], one[1]), one[0]))]
+        for number, files in cited.items()
+    }
     methods: dict[str, list[str]] = defaultdict(list)
     uses: dict[str, list[str]] = defaultdict(list)
     for kind, names in registered().items():

@@ -56,8 +56,8 @@ def test_every_file_of_the_page_exists(page):
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("DPM-Solver++", "samplers/solvers/multistep.py"),
-        ("UniPC", "samplers/solvers/multistep.py"),
+        ("DPM-Solver++", "samplers/solvers/dpm_solver_pp.py"),
+        ("UniPC", "samplers/solvers/unipc.py"),
         ("TFG", "samplers/guidance/tfg.py"),
         ("MultiDiffusion", "samplers/canvas/multidiffusion.py"),
         ("Consistency models", "distill/objectives/consistency_distillation.py"),

@@ -23,8 +23,8 @@ class Darker(Task):
     def from_call(cls, model, args, settings):
         return cls(args["darker"]), settings
 
-    def decode(self, model, latents, decode):
-        return (1 - self.share) * decode(latents)
+    def decode(self, model, latents, crop, decode):
+        return (1 - self.share) * decode(latents, crop)
 
     def record(self, items):
         return {"darker": self.share}
