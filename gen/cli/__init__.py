@@ -1,5 +1,10 @@
 """What the commands of `fewstep` do; each module is imported by its command only, so that the rest starts at once."""
 
-from samplers.renamed import attributes
+from typing import Any
 
-__getattr__ = attributes(__name__, "gen.cli.app")
+
+def __getattr__(name: str) -> Any:
+    """What `gen.cli` held when it was one module (`samplers.renamed`, which imports torch, so it is asked only now)."""
+    from samplers.renamed import attributes
+
+    return attributes(__name__, "gen.cli.app")(name)
