@@ -79,7 +79,7 @@ def filled(network: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(drawn(name, parameter.shape))
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def adapter(name: str) -> Adapter:
