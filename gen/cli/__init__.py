@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """What `gen.cli` held when it was one module (`samplers.renamed`, which imports torch, so it is asked only now)."""
+    """What `gen.cli.app` held when it was one module (`samplers.renamed`, which imports torch, so it is asked only now)."""
     from samplers.renamed import attributes
 
     return attributes(__name__, "gen.cli.app")(name)
