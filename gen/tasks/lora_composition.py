@@ -67,9 +67,9 @@ class Composition(Task):
         if self.name == "merge":
             return denoiser
         if self.name == REGIONAL:
-            from samplers.composition import Region, Regional
+            from samplers.composition import AdapterRegion, Regional
 
-            return Regional(denoiser, tuple(Region(mask, (n,)) for n, mask in self.masks.items()), **self.options)  # type: ignore[arg-type]
+            return Regional(denoiser, tuple(AdapterRegion(mask, (n,)) for n, mask in self.masks.items()), **self.options)  # type: ignore[arg-type]
         from samplers.composition import get_composition
 
         return get_composition(self.name, denoiser, self.adapters, self.levels, **self.options)

@@ -12,17 +12,17 @@ from samplers.composition.cached import CachedComposite
 from samplers.composition.composite import Composite
 from samplers.composition.contrast import Contrast
 from samplers.composition.frequency import frequency, frequency_order
-from samplers.composition.regional import Region, Regional, two_stages
+from samplers.composition.regional import AdapterRegion, Regional, two_stages
 from samplers.composition.registry import COMPOSITIONS, CompositionInfo, composition_info, composition_names, get_composition
 from samplers.composition.switch import Switch, taking_turns
 
 __all__ = [
     "COMPOSITIONS",
+    "AdapterRegion",
     "CachedComposite",
     "Composite",
     "CompositionInfo",
     "Contrast",
-    "Region",
     "Regional",
     "Switch",
     "composition_info",

@@ -21,7 +21,7 @@ from samplers.wrappers import DenoiserWrapper
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class AdapterRegion:
     """Where some adapters act: mask (H, W), (1, H, W), (1 or B, 1, H, W) in [0, 1], scaled to x's size by averaging.
 
     adapters: of those in force, the ones that act here and not elsewhere. condition: what is here, where that is not what is
@@ -58,7 +58,7 @@ class Regional(DenoiserWrapper):
     """
 
     denoiser: Denoiser
-    regions: tuple[Region, ...]
+    regions: tuple[AdapterRegion, ...]
     start: float = -math.inf
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Stages:
 
     layout: Tensor
     picture: Tensor
-    regions: tuple[Region, ...]
+    regions: tuple[AdapterRegion, ...]
 
 
 def two_stages(
@@ -128,7 +128,7 @@ def two_stages(
     solver: Solver,
     x: Tensor,
     levels: Sequence[NoiseLevel],
-    regions: Callable[[Tensor], Sequence[Region]],
+    regions: Callable[[Tensor], Sequence[AdapterRegion]],
     names: Sequence[str],
     condition: Condition | None = None,
     *,

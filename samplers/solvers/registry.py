@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 
-from samplers.solvers.adaptive import Adaptive
-from samplers.solvers.blockwise import Blockwise
 from samplers.solvers.comfy.rows import ROWS as COMFY
 from samplers.solvers.consistency import TCD, Consistency
-from samplers.solvers.ddim import ddim, euler, euler_ancestral
 from samplers.solvers.ddpm import DDPM
 from samplers.solvers.deis import deis, ipndm, lms
-from samplers.solvers.dpm_solver import dpm_2, dpm_2_ancestral, dpm_solver_2, dpm_solver_2m, dpm_solver_3, dpm_solver_3m
-from samplers.solvers.dpm_solver_pp import (
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_2m_sde_heun,
-    dpmpp_2s,
-    dpmpp_2s_ancestral,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    dpmpp_3s,
-    dpmpp_sde,
-)
+from samplers.solvers.dpm_solver import dpm_solver_2m, dpm_solver_3m
+from samplers.solvers.dpm_solver_pp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m, dpmpp_3m_sde
 from samplers.solvers.edict import EDICT
 from samplers.solvers.er_sde import ERSDE
 from samplers.solvers.flow_map import FlowMap
-from samplers.solvers.heun import Heun
 from samplers.solvers.info import SolverInfo
 from samplers.solvers.lcm import lcm
 from samplers.solvers.lower_order import LowerOrderFinal
+from samplers.solvers.one_step_rows import ONE_STEP
 from samplers.solvers.pndm import PNDM
 from samplers.solvers.res import res_multistep
 from samplers.solvers.restart import Restart
-from samplers.solvers.runge_kutta import RungeKutta
 from samplers.solvers.sa_solver import sa_solver
-from samplers.solvers.seeds import seeds_2, seeds_3
 from samplers.solvers.unipc import unipc
 
 BOUNDED = "bounded"  # the ending that the solvers with memory have here: docs/samplers.md has the table that chose it
@@ -45,176 +30,7 @@ _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 SOLVERS: dict[str, SolverInfo] = {
     info.name: info
     for info in (
-        SolverInfo(
-            "euler",
-            euler,
-            "Euler: one straight step, with churn if asked for",
-            1,
-            grid="karras",
-            aliases=("Euler", "flow_euler"),
-            options=_CHURN,
-        ),
-        SolverInfo(
-            "euler_a",
-            euler_ancestral,
-            "Euler ancestral: Euler with fresh noise at every step",
-            1,
-            stochastic=True,
-            aliases=("Euler a", "euler_ancestral"),
-            options=_SDE,
-        ),
-        SolverInfo("ddim", ddim, "DDIM; eta = 0 is deterministic, eta = 1 is DDPM sampling", 1, grid="trailing", options=_SDE),
-        SolverInfo("heun", Heun, "Heun with churn (EDM, Algorithm 2)", 2, evaluations=2, aliases=("edm",), options=_CHURN),
-        SolverInfo(
-            "dpm_2",
-            dpm_2,
-            "DPM-Solver-2 with churn: midpoint in log sigma",
-            2,
-            evaluations=2,
-            aliases=("DPM2",),
-            options=_CHURN,
-        ),
-        SolverInfo(
-            "dpm_2_a",
-            dpm_2_ancestral,
-            "DPM-Solver-2 ancestral",
-            2,
-            evaluations=2,
-            stochastic=True,
-            aliases=("DPM2 a", "dpm_2_ancestral"),
-            options=_SDE,
-        ),
-        SolverInfo(
-            "dpm_solver_2",
-            dpm_solver_2,
-            "DPM-Solver-2: the noise prediction at two points of each step",
-            2,
-            evaluations=2,
-            grid="uniform_logsnr",
-            options=("rule", "r1"),
-        ),
-        SolverInfo(
-            "dpm_solver_3",
-            dpm_solver_3,
-            "DPM-Solver-3: the noise prediction at three points of each step",
-            3,
-            evaluations=3,
-            grid="uniform_logsnr",
-            options=("rule", "r1", "r2"),
-        ),
-        SolverInfo(
-            "dpm_fast",
-            partial(Blockwise, ending=BOUNDED),
-            "DPM-Solver-fast: third order over blocks of three steps, one evaluation each",
-            2,
-            grid="uniform_logsnr",
-            aliases=("DPM fast", "dpm_solver_fast"),
-            options=("ending", "order", "predict", "rule"),
-        ),
-        SolverInfo(
-            "dpm_adaptive",
-            partial(Adaptive, together=False),
-            "DPM-Solver-23 with steps of its own choice between those of the grid, of which 2 are enough",
-            3,
-            evaluations=3,
-            adaptive=True,
-            grid="uniform_logsnr",
-            aliases=("DPM adaptive",),
-            options=("order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety", "together", *_SDE),
-        ),
-        SolverInfo(
-            "dpmpp_2s",
-            dpmpp_2s,
-            "DPM-Solver++(2S): x0 at two points of each step",
-            2,
-            evaluations=2,
-            aliases=("DPM++ 2S",),
-            options=("rule", "r1"),
-        ),
-        SolverInfo(
-            "dpmpp_3s",
-            dpmpp_3s,
-            "DPM-Solver++(3S): x0 at three points of each step",
-            3,
-            evaluations=3,
-            aliases=("DPM++ 3S",),
-            options=("rule", "r1", "r2"),
-        ),
-        SolverInfo(
-            "dpmpp_2s_a",
-            dpmpp_2s_ancestral,
-            "DPM-Solver++(2S) ancestral",
-            2,
-            evaluations=2,
-            stochastic=True,
-            aliases=("DPM++ 2S a", "dpmpp_2s_ancestral"),
-            options=_SDE,
-        ),
-        SolverInfo(
-            "dpmpp_sde",
-            dpmpp_sde,
-            "DPM-Solver++ with noise at both points of each step; wants Brownian noise",
-            2,
-            evaluations=2,
-            stochastic=True,
-            brownian=True,
-            aliases=("DPM++ SDE", "dpmpp_sde_gpu"),
-            options=("r1", *_SDE),
-        ),
-        SolverInfo(
-            "seeds_2",
-            seeds_2,
-            "SEEDS-2: the reverse SDE through two points of each step",
-            2,
-            evaluations=2,
-            stochastic=True,
-            brownian=True,
-            aliases=("SEEDS-2",),
-            options=("r1", *_SDE),
-        ),
-        SolverInfo(
-            "seeds_3",
-            seeds_3,
-            "SEEDS-3: the reverse SDE through three points of each step",
-            3,
-            evaluations=3,
-            stochastic=True,
-            brownian=True,
-            aliases=("SEEDS-3",),
-            options=("r1", "r2", *_SDE),
-        ),
-        SolverInfo(
-            "flow_midpoint",
-            partial(RungeKutta, "midpoint"),
-            "Midpoint rule in the path's clock, for flow models",
-            2,
-            evaluations=2,
-            grid="uniform",
-        ),
-        SolverInfo(
-            "flow_heun",
-            partial(RungeKutta, "heun"),
-            "Heun in the path's clock, for flow models",
-            2,
-            evaluations=2,
-            grid="uniform",
-        ),
-        SolverInfo(
-            "flow_ralston",
-            partial(RungeKutta, "ralston"),
-            "Ralston's second-order rule in the path's clock, for flow models",
-            2,
-            evaluations=2,
-            grid="uniform",
-        ),
-        SolverInfo(
-            "flow_rk4",
-            partial(RungeKutta, "rk4"),
-            "Classical Runge-Kutta in the path's clock, for flow models",
-            4,
-            evaluations=4,
-            grid="uniform",
-        ),
+        *ONE_STEP,
         SolverInfo(
             "dpmpp_2m",
             dpmpp_2m,

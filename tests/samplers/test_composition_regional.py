@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from samplers import Condition, Context, get_grid, get_solver, sample
-from samplers.composition import Composite, Region, Regional, two_stages
+from samplers.composition import AdapterRegion as Region
+from samplers.composition import Composite, Regional, two_stages
 from samplers.composition.regional import scaled_mask
 from samplers.guidance import ClassifierFree
 from tests.samplers.adapted import FLOW, Adapted, randn
