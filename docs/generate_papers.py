@@ -42,7 +42,7 @@ COMMANDS = {
     ("task", "canvas"): "fewstep panorama",
     ("task", "restoration"): "fewstep restore",
     ("task", "guide"): "fewstep image --guide",
-    ("task", "tweak"): "fewstep image --negtome",
+    ("task", "training_free"): "fewstep image --negtome",
     ("task", "image"): "fewstep image --image",
     ("training-free change", "reference"): "fewstep image --reference",
     ("training-free change", "negtome"): "fewstep image --negtome",

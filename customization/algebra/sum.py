@@ -56,7 +56,7 @@ def weighted_sum(
 ) -> Merged:
     """(sum_i w_i D_i, a report of every layer). weights: 1 each if None.
 
-    keep: approximate each layer by a LoRA of this rank, with the least possible error (Frobenius). blocks: see `block_weight`.
+    keep: approximate each layer by a LoRA of this rank, with the least possible error (Frobenius). blocks: see `block_weights`.
     disjoint: adapters may have no layer in common. dtype: of the factors; the widest of those that came in if None.
     AdapterError for adapters of different models (`align`), and where a DoRA would have to be added or scaled.
     """

@@ -6,7 +6,7 @@ levels the student starts, 4 as published.
 
 Sources: the discriminator, latent adversarial diffusion distillation, arXiv 2403.12015; its place beside a consistency loss and
 the share of samples at the noisiest level, SANA-Sprint, arXiv 2503.09641, section 3.3. Theirs is the continuous-time
-consistency loss (adversarial_continuous.py); here it is that of latent consistency models, arXiv 2310.04378.
+consistency loss (`sana_sprint.py`); here it is that of latent consistency models, arXiv 2310.04378.
 """
 
 from __future__ import annotations

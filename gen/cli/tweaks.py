@@ -1,5 +1,5 @@
-"""What `fewstep image` and `fewstep replay` say of tweaks (`gen.tasks.training_free`): options on the command line to keywords
-of a call."""
+"""The options of `fewstep image` and `fewstep replay` for training-free changes (`gen.tasks.training_free`), as keywords of a
+call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ Greedy = Annotated[
 ]
 TweakOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="OF.NAME=VALUE", help="Of those above, e.g. negtome.scale=0.5, greedy.iterations=20; repeatable."),
+    typer.Option(
+        "--training-free-option",
+        "--tweak-option",
+        metavar="OF.NAME=VALUE",
+        help="For negtome, reference, concepts, aesthetic or greedy, e.g. negtome.scale=0.5; repeatable.",
+    ),
 ]
 NAMES = ("negtome", "reference", "concepts", "aesthetic", "greedy")
 
@@ -65,7 +70,7 @@ def keywords(
     for pair in options or ():
         of, dot, rest = pair.partition(".")
         if not dot or of not in NAMES:
-            raise ValueError(f"--tweak-option {pair!r}: write OF.NAME=VALUE, where OF is one of {', '.join(NAMES)}.")
+            raise ValueError(f"--training-free-option {pair!r}: write OF.NAME=VALUE, where OF is one of {', '.join(NAMES)}.")
         call.setdefault(f"{of}_options", {}).update(parse_options([rest]))
     return {name: value for name, value in call.items() if value}
 

@@ -67,10 +67,14 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> st
     known = dotted_keys(model) if model is not None else []
 
     def one(problem: Any) -> str:
-        where = ".".join(map(str, problem["loc"])) or "value"
+        where = ".".join(map(str, problem["loc"]))
         if known and problem["type"] == "extra_forbidden":
             return unknown_key(where, known)
-        return f"{where}: {problem['msg'].lower()}"
+        if problem["type"] == "value_error":  # a sentence of ours
+            message = str(problem["ctx"]["error"]).removesuffix(".")
+        else:
+            message = problem["msg"][:1].lower() + problem["msg"][1:]
+        return f"{where}: {message}" if where else message
 
     return "; ".join(one(problem) for problem in error.errors())
 

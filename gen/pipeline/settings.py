@@ -1,5 +1,4 @@
-"""What all pictures of a call share: the sampler, its levels and guidance, and the kinds of run (`gen.pipeline.task`),
-checked."""
+"""What all pictures of a call share, checked: the sampler, its noise levels, guidance, tasks (`gen.pipeline.task_table`)."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ TASKS: dict[str, TaskRow] = {
     "guide": TaskRow(
         "gen.tasks.energy_guidance", "Guide", ("guide", "guide_strength", "guide_method", "guide_options"), ("guide",)
     ),
-    "tweak": TaskRow(
+    "training_free": TaskRow(
         "gen.tasks.training_free",
         "TrainingFree",
         (

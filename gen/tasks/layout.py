@@ -103,7 +103,7 @@ class Layout(Task):
             raise ValueError(
                 f"A layout says which adapters act where; leave out the composition {composition!r}, or the layout."
             )
-        if "tweak" in settings.tasks:
+        if "training_free" in settings.tasks:
             raise ValueError("A layout has prompts of its own for its regions; leave out negtome, reference and the like.")
 
     @property

@@ -85,7 +85,7 @@ def make_views(views: Any, height: int, width: int, rules: Any) -> Views:
     if not isinstance(views, ViewsRecord):
         prompts, names, pixels_from = views
         if len(prompts) != len(names):
-            raise ValueError(f"{len(prompts)} prompts are given for {len(names)} views; give one prompt for each view.")
+            raise ValueError(f"Views have {len(names)} names and {len(prompts)} prompts; give one prompt for each view.")
         views = ViewsRecord(prompts=tuple(prompts), views=tuple(names), pixels_from=pixels_from)
     for name in views.views:
         if view_of(name).square and height != width:

@@ -47,7 +47,7 @@ def test_exponent_numbers_are_numbers(write):
         (MINIMAL + "drop_caption: 0.1\n", r"did you mean 'data\.drop_caption'"),
         (MINIMAL + "routing: true\n", r"did you mean 'network\.routing'"),
         (MINIMAL + "roles: {net: {optimizer: {betaz: [0, 0]}}}\n", r"roles\.net: unknown key 'betaz'; did you mean 'betas'"),
-        (MINIMAL + "zzzz: 1\n", "unknown key 'zzzz'; known keys: output, objective"),
+        (MINIMAL + "zzzz: 1\n", r"^[^:]*: unknown key 'zzzz'; known keys: output, objective"),
         (MINIMAL + "max_steps: 11\n", "'max_steps' appears twice"),
         (MINIMAL + "optimizer: {lr: .nan}\n", "optimizer.lr"),
         (MINIMAL + "optimizer: {lr: -1}\n", "greater than 0"),

@@ -236,6 +236,7 @@ def test_recipes_replay(dit):
         ({"aesthetic": torch.ones(5)}, "5 numbers, and the text encoder makes 16"),
         ({"greedy": "colur"}, "did you mean 'colour'"),
         ({"greedy": 3}, "an energy's name, or a function"),
+        ({"negtome": "batch", "negtome_options": {"rate": 3}}, "The training-free change 'negtome' has no option 'rate'"),
         ({"greedy": dark, "greedy_options": {"steps": 3}}, "no 'steps': it takes iterations"),
         ({"greedy": lambda images, c: images.mean()}, "one number per image"),
     ],
@@ -260,7 +261,7 @@ def test_the_command_line_takes_them_and_replays(tiny_model, tmp_path, capsys):
     heuristic.write_text("def dark(images, condition):\n    return -images.mean((1, 2, 3))\n")
     model = ["--model", str(tiny_model), "-q"]
     own = ["--greedy", f"{heuristic}:dark", "--tweak-option", "greedy.iterations=1", "--aesthetic", "red"]
-    away = ["--negtome", str(photo), "--tweak-option", "negtome.scale=0.5"]
+    away = ["--negtome", str(photo), "--training-free-option", "negtome.scale=0.5"]
     made = ["image", "a cat", "--seed", "7", "--steps", "2", *own, *away, "-o", str(out), "--device", "cpu", *model]
     assert main([*made, "--dtype", "float32"]) == 0
     records = read_recipe(out).tweaks
@@ -268,4 +269,4 @@ def test_the_command_line_takes_them_and_replays(tiny_model, tmp_path, capsys):
     replay = ["replay", str(out), *model]
     assert main(replay) == 2 and "--negtome FILE" in capsys.readouterr().err
     assert main([*replay, "--negtome", str(photo), "--greedy", f"{heuristic}:dark"]) == 0
-    assert main([*made, "--tweak-option", "greedy=3"]) == 2 and "write OF.NAME=VALUE" in capsys.readouterr().err
+    assert main([*made, "--training-free-option", "greedy=3"]) == 2 and "write OF.NAME=VALUE" in capsys.readouterr().err

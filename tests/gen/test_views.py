@@ -103,7 +103,7 @@ def test_recipes_replay_bit_for_bit(tiny, sampler):
     [
         ("rotate18", {}, "There is no view 'rotate18'; choose one of rotate180, "),
         (["rotate90"], {"height": 64}, "The view 'rotate90' is for square pictures, and this one is 32 x 64"),
-        (["rotate180", "negative"], {}, "1 prompts are given for 2 views"),
+        (["rotate180", "negative"], {}, "Views have 2 names and 1 prompts; give one prompt for each view"),
         ("rotate180", {"guidance": "cfg++"}, "cfg++ needs the two branches"),
         ("rotate180", {"image": Image.new("RGB", (32, 32))}, "A picture with several views takes no image"),
         ("rotate180", {"layout": {"regions": [{"prompt": "a", "box": [0, 0, 1, 1]}]}}, "takes no layout"),

@@ -56,7 +56,7 @@ class Aesthetic(TrainingFreeMethod):
     def make(cls, model: Model, keywords: Mapping[str, Any], height: int, width: int) -> Aesthetic:
         towers(model)
         chosen = check_option_values("aesthetic_options", keywords.get("options") or {})
-        check_options(_Row(), chosen, "tweak")
+        check_options(_Row(), chosen, "training-free change")
         check_int("aesthetic steps", chosen.get("steps", 10), 0, MAX_STEPS)
         check_float("aesthetic rate", chosen.get("rate", 1e-4), 0, 1)
         source = keywords[""]

@@ -43,7 +43,7 @@ class Concepts(TrainingFreeMethod):
         if not all(word.strip() for word in words) or len({word.lower() for word in words}) < len(words):
             raise ValueError(f"concepts are {words}; give different words of the prompt.")
         chosen = check_option_values("concepts_options", keywords.get("options") or {})
-        check_options(_Row(), chosen, "tweak")
+        check_options(_Row(), chosen, "training-free change")
         correction: dict[str, Any] = {name: chosen.get(name, usual) for name, usual in CORRECTION.items()}
         check_correction(**correction)
         concepts = cls(TrainingFreeRecord(texts=tuple(words), options=chosen))

@@ -79,7 +79,7 @@ class _Row:
 
 def _options(name: str, takes: tuple[str, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {**check_option_values(f"{name}_options", keywords.get("options") or {})}
-    check_options(_Row(name, takes), chosen, "tweak")
+    check_options(_Row(name, takes), chosen, "training-free change")
     if "layers" in chosen and not isinstance(chosen["layers"], tuple):
         chosen["layers"] = (chosen["layers"],)
     return chosen
