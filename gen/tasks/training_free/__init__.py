@@ -206,7 +206,9 @@ def keywords_from_records(records: Mapping[str, TrainingFreeRecord], keywords: M
             raise ValueError(f"The picture was made without {method}; leave {keyword} out.")
     for name, record in records.items():
         if name not in TRAINING_FREE:
-            raise ValueError(f"The recipe has a training-free change {name!r:.40}, unknown to this fewstep; use a newer one.")
+            raise ValueError(
+                f"The recipe has a training-free change {name!r:.40}, which this fewstep does not know; use a newer one."
+            )
         from_record = _method_class(name).keywords_from_record(record, _keywords_of(name, keywords))
         for key, value in {**from_record, "options": dict(record.options)}.items():
             replayed[f"{name}_{key}" if key else name] = value
