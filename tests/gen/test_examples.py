@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -70,3 +70,5 @@ def test_a_tutorial_makes_the_picture_that_the_docs_show(name, tmp_path):
     subprocess.run([sys.executable, EXAMPLES / f"{name}.py", made], cwd=EXAMPLES.parents[1], check=True, timeout=500)
     with Image.open(made) as ours, Image.open(EXAMPLES / f"{name}.png") as shown:
         assert ours.size == shown.size
+        if name in ("solvers", "guidance"):  # without training, what other machines round differently stays small
+            assert sum(ImageStat.Stat(ImageChops.difference(ours.convert("RGB"), shown.convert("RGB"))).mean) / 3 < 2
