@@ -174,9 +174,9 @@ def test_a_function_is_called_in_the_largest_blocks_that_round_alike(monkeypatch
     monkeypatch.setattr(rounding, "LINEAR", (*rounding.LINEAR, counted))
     x, weight = torch.randn(8, 3, 16), torch.randn(5, 16)
     with rounding.batch_invariance(True):
-        rounding.called(counted, x, weight)
+        rounding.call_in_mode(counted, x, weight)
         sizes.clear()
-        found = rounding.called(counted, x, weight)
+        found = rounding.call_in_mode(counted, x, weight)
     assert sizes == [block] * (8 // block)
     assert torch.equal(found, torch.cat([linear(row[None], weight) for row in x]))
 
