@@ -90,7 +90,7 @@ def run(
     allow_nonfinite: bool = False,
     options: Mapping[str, Sequence[str] | None],
     energies: Mapping[str, tuple] | None = None,
-    tweaks: Mapping[str, Any] | None = None,
+    training_free: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's."""
@@ -109,10 +109,10 @@ def run(
 
     call["guide"] = guide_of(call.get("guide"))
     model_options = model_arguments(parts)
-    model = choose_model(model, fast, {**call, **(tweaks or {}), **model_options, "lora": lora})
+    model = choose_model(model, fast, {**call, **(training_free or {}), **model_options, "lora": lora})
     generator = Generator.from_pretrained(model, device, dtype, **model_options)
     add_energies(generator, energies, call["guide"])
-    add_energies(generator, energies, (tweaks or {}).get("greedy"))
+    add_energies(generator, energies, (training_free or {}).get("greedy"))
     if lora:
         from gen.cli.lora import load
 
@@ -132,7 +132,7 @@ def run(
 
     start = time.perf_counter()
     try:
-        result = generator(**subject, **call, **(tweaks or {}), progress=not quiet, on_images=save)
+        result = generator(**subject, **call, **(training_free or {}), progress=not quiet, on_images=save)
     except KeyboardInterrupt as stop:
         say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
         return exit_code(stop)

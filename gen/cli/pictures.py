@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gen.cli import tweaks
+from gen.cli import training_free
 from gen.cli.energies import ENERGIES
 from gen.cli.options import (
     Device,
@@ -84,15 +84,15 @@ def image(
     guide_strength: GuideStrength = None,
     guide_method: GuideMethod = None,
     guide_option: GuideOption = None,
-    negtome: tweaks.NegTome = None,
-    negtome_mask: tweaks.NegTomeMask = None,
-    reference: tweaks.Reference = None,
-    reference_mask: tweaks.ReferenceMask = None,
-    reference_prompt: tweaks.ReferencePrompt = None,
-    concept: tweaks.Concept = None,
-    aesthetic: tweaks.Aesthetic = None,
-    greedy: tweaks.Greedy = None,
-    tweak_option: tweaks.TweakOption = None,
+    negtome: training_free.NegTome = None,
+    negtome_mask: training_free.NegTomeMask = None,
+    reference: training_free.Reference = None,
+    reference_mask: training_free.ReferenceMask = None,
+    reference_prompt: training_free.ReferencePrompt = None,
+    concept: training_free.Concept = None,
+    aesthetic: training_free.Aesthetic = None,
+    greedy: training_free.Greedy = None,
+    training_free_option: training_free.TrainingFreeOption = None,
     height: Height = None,
     width: Width = None,
     bins: Annotated[
@@ -186,7 +186,7 @@ def image(
         use_resolution_binning=bins,
         batch_size=batch_size,
         batch_invariant=batch_invariant,
-        tweaks=tweaks.keywords(
+        training_free=training_free.keywords(
             negtome=negtome,
             negtome_mask=negtome_mask,
             reference=reference,
@@ -195,7 +195,7 @@ def image(
             concept=concept,
             aesthetic=aesthetic,
             greedy=greedy,
-            options=tweak_option,
+            options=training_free_option,
         ),
     )
 
@@ -223,12 +223,12 @@ def replay(
     guide_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of that energy: the files that it opens; repeatable.")
     ] = None,
-    negtome: tweaks.NegTome = None,
-    negtome_mask: tweaks.NegTomeMask = None,
-    reference: tweaks.Reference = None,
-    reference_mask: tweaks.ReferenceMask = None,
-    aesthetic: tweaks.Aesthetic = None,
-    greedy: tweaks.Greedy = None,
+    negtome: training_free.NegTome = None,
+    negtome_mask: training_free.NegTomeMask = None,
+    reference: training_free.Reference = None,
+    reference_mask: training_free.ReferenceMask = None,
+    aesthetic: training_free.Aesthetic = None,
+    greedy: training_free.Greedy = None,
     allow_nonfinite: Nonfinite = False,
     max_work: Annotated[
         float | None, typer.Option(help="Megapixel evaluations that the recipe may ask for. [default: 4000]")
@@ -257,7 +257,7 @@ def replay(
         guide=guide,
         guide_options=guide_option or [],
         energies=ENERGIES,
-        tweaks=tweaks.keywords(
+        training_free=training_free.keywords(
             negtome=negtome,
             negtome_mask=negtome_mask,
             reference=reference,

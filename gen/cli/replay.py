@@ -35,7 +35,7 @@ def run(
     guide: str | None = None,
     guide_options: Sequence[str] = (),
     energies: Mapping[str, tuple] | None = None,
-    tweaks: Mapping[str, Any] | None = None,
+    training_free: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     max_work: float | None = None,
 ) -> int:
@@ -90,7 +90,7 @@ def run(
         "guide": own,
         "guide_options": parse_options(guide_options),
         "max_work": max_work,
-        **(tweaks or {}),
+        **(training_free or {}),
     }
     made = generator.replay(recipe, progress=not quiet, **arguments)
     copy = save_free(made.images[0], target, made.recipes[0])

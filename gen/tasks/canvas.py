@@ -186,8 +186,7 @@ def make_canvas(model: Model, record: CanvasRecord, runtime: RuntimeObjects | No
         raise ValueError(
             "The distance of SyncDiffusion is its maker's own function, which no recipe can hold."
             if not record.sync_distance
-            else f"Unknown sync_distance {record.sync_distance!r}: choose latent or pictures, or give a function, or weights "
-            "of LPIPS as lpips:FILE."
+            else _unknown_distance(record.sync_distance)
         )
     canvas, window_size, step = (
         (sides[0] // factor, sides[1] // factor) for sides in ((height, width), record.window, record.stride)
@@ -228,6 +227,8 @@ def make_record(
     if not isinstance(name, str) or name not in CIRCULAR:
         raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
     distance = sync_distance if callable(sync_distance) else _lpips(sync_distance)
+    if distance is None and isinstance(sync_distance, str) and sync_distance not in DISTANCES:
+        raise ValueError(_unknown_distance(sync_distance))
     if shift_from is not None and cache:
         raise ValueError("A cache repeats what a window showed a step before, and windows that shift are elsewhere then; leave "
                          "cache or shift_from out.")  # fmt: skip
@@ -314,6 +315,10 @@ def _sides(name: str, value: Any) -> tuple[int, int]:
         raise ValueError(f"{name} is {value!r}; give a number of pixels, or a height and a width.")
     height, width = (check_int(name, side, 1, 16_384) for side in sides)
     return height, width
+
+
+def _unknown_distance(name: str) -> str:
+    return f"Unknown sync_distance {name!r}: choose latent or pictures, or give a function, or weights of LPIPS as lpips:FILE."
 
 
 def _lpips(name: Any) -> Distance | None:

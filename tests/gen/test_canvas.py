@@ -294,6 +294,7 @@ def test_a_network_that_reads_its_size_is_told_the_windows(tiny, monkeypatch):
         ("panorama", {"prompt": ["a cat"] * 101}, "101 prompts were given; at most 100"),
         ("panorama", {"sync": -1}, "sync is -1"),
         ("panorama", {"sync": 1, "sync_distance": "lpips"}, "choose latent or pictures, or give a function"),
+        ("panorama", {"sync_distance": "picture"}, "Unknown sync_distance 'picture': choose latent or pictures"),
         ("panorama", {"sync": 1, "sync_distance": "lpips:"}, "give a safetensors file of yours: lpips:FILE"),
         ("panorama", {"window_batch": 0}, "window_batch is 0"),
         ("panorama", {"shift_from": 0, "cache": "reuse"}, "leave cache or shift_from out"),

@@ -30,7 +30,7 @@ Aesthetic = Annotated[
 Greedy = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="At each step the best by an energy. A file is run.")
 ]
-TweakOption = Annotated[
+TrainingFreeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--training-free-option",

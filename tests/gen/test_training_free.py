@@ -172,13 +172,13 @@ def test_pipelines_of_others_have_them_too(bridged):
     _, generator = bridged("sdxl")
     call = {**CALL, "num_inference_steps": 2, "output_type": "latent", "height": 32, "width": 32}
     plain, before = generator("a cat", **call).images, {n: v.clone() for n, v in generator.text_encoder.state_dict().items()}
-    tweaks = {
+    changes = {
         "aesthetic": {"aesthetic": "the moon", "aesthetic_options": {"steps": 2, "rate": 0.01}},
         "negtome": {"negtome": picture(0), "negtome_options": NEGTOME},
         "reference": {"reference": picture(0), "reference_options": {"layers": (0, 1)}},
         "concepts": {"concepts": ["a", "cat"], "concepts_options": {"interval": EVERYWHERE}},
     }
-    for what, options in tweaks.items():
+    for what, options in changes.items():
         changed = generator("a cat", **options, **call).images
         assert torch.isfinite(changed).all() and (changed - plain).abs().max() > 1e-4, what
     assert all(torch.equal(v, before[n]) for n, v in generator.text_encoder.state_dict().items())
@@ -241,7 +241,7 @@ def test_recipes_replay(dit):
         ({"greedy": lambda images, c: images.mean()}, "one number per image"),
     ],
 )
-def test_what_a_tweak_cannot_be(dit, call, says):
+def test_what_a_training_free_change_cannot_be(dit, call, says):
     with pytest.raises(ValueError, match=says):
         dit("a cat", **call, **CALL)
 
