@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gen.io.user_code import import_file
+from gen.io.user_code import import_files
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
@@ -23,5 +23,4 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
 
 def run_imports(given: argparse.Namespace) -> None:
     """Run the files of --import, before a config names what they register. ValueError for one that cannot be run."""
-    for path in given.imports:
-        import_file(path)
+    import_files(given.imports)

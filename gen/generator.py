@@ -75,8 +75,7 @@ class Generator(Model):
 
         format: "fewstep", a folder of ours; "diffusers", a pipeline's folder, which diffusers opens too; None: of these the
         one that fits the network. Or a published format of the network alone (`gen.models.formats.FORMATS`), a file or folder.
-        A model
-        that is there already is replaced only if `overwrite` says so. ValueError says what a format cannot hold.
+        A model that is there already is replaced only if `overwrite` says so. ValueError says what a format cannot hold.
         """
         from gen.models.saving import save_model
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """What `gen.cli.app` held when it was one module (`samplers.renamed`, which imports torch, so it is asked only now)."""
+    """What `gen.cli` held when it was one module (`samplers.renamed`, which imports torch, so it is asked only now)."""
     if importlib.util.find_spec(f"{__name__}.{name}") is not None:  # a module: the import system looks for it itself
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from samplers.renamed import attributes

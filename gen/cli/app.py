@@ -144,7 +144,7 @@ def compare(
 ) -> int:
     """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
     from gen.cli.compare import run
-    from gen.cli.image import import_files
+    from gen.io.user_code import import_files
 
     import_files(import_)
 

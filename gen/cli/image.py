@@ -43,14 +43,6 @@ def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def import_files(paths: Sequence[Path] | None) -> None:
-    """Run files of the user's own, which register what they make by name."""
-    from gen.io.user_code import import_file
-
-    for path in paths or ():
-        import_file(path)
-
-
 def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
     """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise."""
     if generator.text_encoder is not None:

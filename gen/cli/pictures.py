@@ -136,8 +136,9 @@ def image(
     quiet: Quiet = False,
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
-    from gen.cli.image import import_files, run
+    from gen.cli.image import run
     from gen.cli.lora import regions_of
+    from gen.io.user_code import import_files
 
     import_files(import_)
 
@@ -237,9 +238,9 @@ def replay(
     quiet: Quiet = False,
 ) -> int:
     """Make the picture of a recipe again and compare. Exit code 1 if a pixel differs."""
-    from gen.cli.image import import_files
     from gen.cli.lora import regions_of
     from gen.cli.replay import run
+    from gen.io.user_code import import_files
 
     import_files(import_)
 

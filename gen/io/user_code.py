@@ -2,8 +2,7 @@
 
 A file from outside can never name one: only the command line (`--import my_methods.py`) and the user's own Python call
 `import_file`. What it registers (`register_solver`, `register_guidance`, `register_objective`, ...) is known by name for the
-rest
-of the process. Recipes and checkpoints record the sha256, and a replay or resume asks for the same file.
+rest of the process. Recipes and checkpoints record the sha256, and a replay or resume asks for the same file.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import importlib.util
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -40,17 +39,34 @@ def import_file(path: str | Path, option: str = "--import") -> ModuleType:
             return _modules[digest]
         if path.name in _imported:
             raise ValueError(f"{option} {path}: another file named {path.name} was imported before; rename one of them.")
-        spec = importlib.util.spec_from_file_location(f"_user_{path.stem}_{digest[:8]}", path)
-        assert spec is not None and spec.loader is not None  # as of every .py file
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
         try:
-            spec.loader.exec_module(module)
+            module = run_file(path, f"_user_{path.stem}_{digest[:8]}")
         except Exception as error:
-            sys.modules.pop(spec.name, None)
             raise ValueError(f"{option} {path} failed: {type(error).__name__}: {error}.") from error
+        assert module is not None  # as of every .py file
         _modules[digest], _imported[path.name] = module, digest
         return module
+
+
+def import_files(paths: Iterable[str | Path] | None) -> None:
+    """`import_file` of each, in order."""
+    for path in paths or ():
+        import_file(path)
+
+
+def run_file(path: Path, name: str) -> ModuleType | None:
+    """Run a file as the module `name`, and return it; None for a file that is no Python. What it raises comes through."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
 
 
 def imported() -> dict[str, str]:

@@ -114,8 +114,7 @@ class TensorFile:
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all tensors, or of those named, in the order of the file. A tensor is a view of the mapped file:
         copy it, and let go of it before the next. digest: take the file's digest (`gen.io.digests`) from what is read of it,
-        all
-        of it then."""
+        all of it then."""
         from gen.io.digests import Reading
 
         reading = Reading(self.path) if digest and names is None else None

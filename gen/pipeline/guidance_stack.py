@@ -34,6 +34,7 @@ class GuidanceRule(Protocol):
 
 
 def name_of(function: Any) -> str:
+    """What messages and recipes call a function or object of the caller's own."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 

@@ -124,8 +124,8 @@ class First(_Part):
 
 class TrainingFreeRecord(_Part):
     """A change of the run beside guidance (`gen.tasks.training_free`): sha256 of its pictures or embedding and of their masks,
-    its texts, an
-    energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch began with."""
+    its texts, an energy of the closed table ("" for none, or the maker's own code), numbers, and the picture that the batch
+    began with."""
 
     digests: tuple[Digest, ...] = ()
     masks: tuple[Digest, ...] = ()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gen.io.user_code import run_file
 from gen.io.validators import check_float, check_option_values
 from gen.pipeline.finite import CheckedEnergy
+from gen.pipeline.guidance_stack import name_of
 from gen.pipeline.recipe import GuideRecord, Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task
 
@@ -76,10 +76,6 @@ class Guide(Task):
         return guide(record.method, denoiser, solver, energy, levels, record.strength, noise, **options)
 
 
-def name_of(energy: Callable[..., Tensor]) -> str:
-    return getattr(energy, "__name__", type(energy).__name__)
-
-
 def on_latents(model: Model, energy: Callable[..., Tensor], prompts: Sequence[str]) -> Callable[..., Tensor]:
     """An energy of what the denoiser works on, for these prompts."""
     name = name_of(energy)
@@ -98,7 +94,7 @@ class OnPictures:
 
     @property
     def __name__(self) -> str:
-        return getattr(self.energy, "__name__", type(self.energy).__name__)
+        return name_of(self.energy)
 
     def __call__(self, x0: Tensor, condition: Condition) -> Tensor:
         return self.energy(decode_open(self.model, x0), condition)
@@ -194,17 +190,14 @@ def read_function(text: str, option: str = "--guide") -> Callable[..., Tensor]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"{option} {text}: {path} is not a file; write FILE.py:FUNCTION, or an energy's name.")
-    spec = importlib.util.spec_from_file_location(f"_guide_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{option} {text}: {path} is not Python source; give a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path, f"_guide_{path.stem}")
     except Exception as error:
         raise ValueError(f"{option} {text}: {path} failed: {type(error).__name__}: {error}.") from error
+    if module is None:
+        raise ValueError(f"{option} {text}: {path} is not Python source; give a .py file.")
     function = getattr(module, name, None)
     if not callable(function):
-        has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name)
+        has = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__)
         raise ValueError(f"{option} {text}: {path} has no function {name!r}; it has {has or 'none'}.")
     return function

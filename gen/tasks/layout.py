@@ -317,9 +317,8 @@ def plain_latents(model: Model) -> Tensor:
 
 def layout(generator: Caller, layout: Any, **call: Any) -> Output:
     """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout_spec.LayoutSpec`), or the path of a
-    YAML or
-    JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from the
-    layout where it has them, and what no region covers from its background."""
+    YAML or JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from
+    the layout where it has them, and what no region covers from its background."""
     from gen.tasks.layout_file import read_layout
 
     spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)

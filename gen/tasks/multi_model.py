@@ -66,8 +66,7 @@ class Part:
 
 def unite(parts: Sequence[Part], *, seed: int = 0, count: int = 1, **call: Any) -> list[Image.Image]:
     """Pictures by unite and conquer (`samplers.multi_model.unite_and_conquer`): seeds seed, seed + 1, ... call:
-    num_inference_steps, sampler,
-    schedule, by default the first model's. ValueError says which models cannot work together."""
+    num_inference_steps, sampler, schedule, by default the first model's. ValueError says which models cannot work together."""
     check(parts)
     members = tuple(
         Member(p.model.denoiser, p.condition(), p.strength, p.reliability, adapters=dict(p.model.adapters)) for p in parts
@@ -80,8 +79,8 @@ def collaborate(
     parts: Sequence[Part], influence: str | Path, *, seed: int = 0, count: int = 1, **call: Any
 ) -> list[Image.Image]:
     """Pictures by collaborative diffusion (`samplers.multi_model.collaborative_diffusion`), with the maps that `distill.train`
-    has exported to
-    the folder `influence` for these models in this order. Each model has its own guidance. Otherwise as `unite`."""
+    has exported to the folder `influence` for these models in this order. Each model has its own guidance. Otherwise as
+    `unite`."""
     from gen.models.components import load_component
     from gen.nn.influence_networks import Influences
 

@@ -211,9 +211,8 @@ def ambiguous(
     pixels_from: float | None = None,
     **call: Any,
 ) -> Output:
-    """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.tasks.views.VIEWS`, or one
-    for each
-    of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
+    """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.tasks.views.VIEWS`, or one for
+    each of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
     (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
     callback, are those of the picture as it is, and of all views one after another."""
     names = [view] if isinstance(view, str) else list(view)

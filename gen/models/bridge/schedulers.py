@@ -2,8 +2,7 @@
 
 Every class that a folder may name has every key of its signature with the value that diffusers takes where the config is
 silent; a test compares them with the installed diffusers. A key is followed by `gen.models.bridge.schedule`, or refused where
-it
-does not have one of a few values, or has no effect, for the reason that stands beside it. Nothing is dropped in silence.
+it does not have one of a few values, or has no effect, for the reason that stands beside it. Nothing is dropped in silence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Published checkpoint formats, read into our networks and written from them.
 
 Each format is a page with one table of names (`gen.models.formats.table`) and the reading of sizes from shapes.
-`read_checkpoint`
-and `write_checkpoint` use the table in both directions.
+`read_checkpoint` and `write_checkpoint` use the table in both directions.
 """
 
 from gen.models.formats.read import read_checkpoint

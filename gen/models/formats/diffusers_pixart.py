@@ -2,8 +2,7 @@
 
 The format has no features for "no text": diffusers encodes the empty prompt each time. `null_text` gives them to
 `gen.models.formats.read_checkpoint`, `null_length` how many of its tokens are real; without it they are zeros, and every call
-should
-bring its own negative text.
+should bring its own negative text.
 """
 
 from __future__ import annotations
