@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,7 @@ class Model:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.network: Any = network.to(self.device, self.dtype).eval()
-        self.autoencoder: Any = (
-            autoencoder and cast("Any", autoencoder).to(self.device, memory_format=torch.channels_last).eval()
-        )
+        self.autoencoder: Any = autoencoder and _channels_last(autoencoder.to(self.device)).eval()
         self.text_encoder: Any = text_encoder and text_encoder.to(self.device).eval()
         self.denoiser: NetworkDenoiser = self.config.denoiser(BatchInvariantNetwork(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
@@ -312,6 +310,14 @@ class Model:
         if weights:
             raise ValueError(f"No adapter named {next(iter(weights))!r} is loaded; load it with load_adapter (--lora).")
         return {}
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    """With the weights of its two-dimensional convolutions channels last; others, as of videos, have no such order."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def no_text(model: Model) -> str:

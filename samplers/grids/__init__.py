@@ -27,7 +27,7 @@ from samplers.grids.ratio import (
 from samplers.grids.scheduler import flow as scheduler_flow
 from samplers.grids.scheduler import timesteps as scheduler_timesteps
 from samplers.grids.scheduler import trained
-from samplers.grids.shift import dynamic_mu, dynamic_shift, resolution_shift, shifted
+from samplers.grids.shift import dynamic_mu, dynamic_shift, empirical_mu, resolution_shift, shifted
 from samplers.grids.tables import align_your_steps, from_table, table
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "ddim_uniform",
     "dynamic_mu",
     "dynamic_shift",
+    "empirical_mu",
     "exponential",
     "from_table",
     "iddpm",

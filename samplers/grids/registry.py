@@ -106,7 +106,7 @@ GRIDS: dict[str, GridInfo] = {
             grids.dynamic_shift,
             "rectified flow shifted for the number of image tokens: Flux, SD3",
             ("flux",),
-            ("tokens", "base_tokens", "max_tokens", "base_shift", "max_shift", "terminal"),
+            ("tokens", "base_tokens", "max_tokens", "base_shift", "max_shift", "terminal", "mu"),
         ),
         GridInfo(
             "align_your_steps",
@@ -206,6 +206,7 @@ GRIDS: dict[str, GridInfo] = {
                 "base_shift",
                 "max_shift",
                 "terminal",
+                "mu",
                 "sigmas",
                 "size",
                 "clock",

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from samplers.grids.clock import beta_quantile, uniform_time
 from samplers.grids.common import Grid, check_positive, check_steps, ramp
-from samplers.grids.shift import dynamic_mu
+from samplers.grids.shift import mu_of
 from samplers.path import NoiseLevel, Path, RectifiedFlow, VariancePreserving
 
 SPACINGS = ("linspace", "leading", "trailing", "trained")
@@ -108,6 +108,7 @@ def flow(
     base_shift: float = 0.5,
     max_shift: float = 1.15,
     terminal: float | None = None,
+    mu: str = "line",
     sigmas: str = "table",
     size: int = 1000,
     clock: str = "exact",
@@ -119,9 +120,9 @@ def flow(
     start: "even", 1 to 1 / steps; "trained", the first to the last of `size` shifted timesteps, both included, which are then
     shifted once more (FlowMatchEuler and Heun in SD3); "below", from 1 - 1 / size down to 0, which is left out (DPM-Solver,
     DEIS); "open", from 1 down to 1 / size, which is left out (UniPC).
-    shift: t -> shift t / (1 + (shift - 1) t). time_shift: "exponential" or "linear", a shift of exp(mu) or mu with mu linear in
-    the number of image tokens (`samplers.grids.dynamic_mu`), in its place. terminal: the clock is stretched so that the last
-    level before clean data is this one.
+    shift: t -> shift t / (1 + (shift - 1) t). time_shift: "exponential" or "linear", a shift of exp(mu) or mu in its place.
+    mu: "line", linear in the number of image tokens (`samplers.grids.dynamic_mu`), or "empirical" (`empirical_mu`). terminal:
+    the clock is stretched so that the last level before clean data is this one.
     sigmas: "karras", "exponential" or "beta" between the first and last of those points, in their place.
     clock: "floor": the network is told whole timesteps of `size`.
     final: "zero", clean data; "last", the last level once more; "sigma", the level of `final_sigma`.
@@ -138,8 +139,8 @@ def flow(
     check_positive("shift", shift)
     factor = shift
     if time_shift != "none":
-        mu = dynamic_mu(tokens, base_tokens, max_tokens, base_shift, max_shift)
-        factor = math.exp(mu) if time_shift == "exponential" else mu
+        value = mu_of(mu, tokens, steps, (base_tokens, max_tokens, base_shift, max_shift))
+        factor = math.exp(value) if time_shift == "exponential" else value
         check_positive("the shift by tokens", factor)
 
     def shifted(t: float) -> float:

@@ -30,6 +30,29 @@ def dynamic_mu(
     return base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
 
 
+def empirical_mu(tokens: int, steps: int) -> float:
+    """FLUX.2's mu, fitted for the number of image tokens and of steps; the shift is exp(mu).
+
+    Linear in the tokens at 10 and at 200 steps, linear in the steps between; above 4300 tokens, that of 200 steps.
+
+    Source: `compute_empirical_mu` of the FLUX.2 release.
+    """
+    check_positive("tokens", tokens)
+    check_steps(steps)
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    few = 8.73809524e-05 * tokens + 1.89833333
+    return few + (many - few) * (steps - 10) / 190
+
+
+def mu_of(rule: str, tokens: int, steps: int, line: tuple[int, int, float, float]) -> float:
+    """mu by the name of its rule: "line" through two points of tokens and mu, or "empirical". ValueError for other names."""
+    if rule not in ("line", "empirical"):
+        raise ValueError(f"Unknown mu {rule!r}: choose line or empirical.")
+    return empirical_mu(tokens, steps) if rule == "empirical" else dynamic_mu(tokens, *line)
+
+
 def dynamic_shift(
     path: Path,
     steps: int,
@@ -39,17 +62,18 @@ def dynamic_shift(
     base_shift: float = 0.5,
     max_shift: float = 1.15,
     terminal: float | None = None,
+    mu: str = "line",
 ) -> Grid:
     """Rectified flow's even clock, shifted by exp(mu) for the number of image tokens: the grid of Flux and SD3.
 
     t -> exp(mu) / (exp(mu) + 1 / t - 1). terminal: stretch the clock so that the last level before clean data is this one
-    (0.1 in LTX-Video). A 1024 x 1024 Flux image has 4096 tokens.
+    (0.1 in LTX-Video). A 1024 x 1024 Flux image has 4096 tokens. mu: "line", `dynamic_mu`, or "empirical", `empirical_mu`.
     """
     check_steps(steps)
     if not isinstance(path, RectifiedFlow):
         raise ValueError(f"A shift by tokens is defined on rectified flow, not on {type(path).__name__}: use `shifted`.")
-    mu = dynamic_mu(tokens, base_tokens, max_tokens, base_shift, max_shift)
-    levels = uniform_time(path, steps, shift=math.exp(mu))
+    line = (base_tokens, max_tokens, base_shift, max_shift)
+    levels = uniform_time(path, steps, shift=math.exp(mu_of(mu, tokens, steps, line)))
     if terminal is None:
         return levels
     if not 0 < terminal < 1 or steps == 1:

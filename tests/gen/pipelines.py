@@ -83,6 +83,28 @@ def vae(channels: int = 4, **options: Any):
     )
 
 
+def qwen_vae(**options: Any):
+    """A mean and a deviation per channel of latents, which have a dimension of time."""
+    from diffusers import AutoencoderKLQwenImage
+
+    sizes = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+    norm = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
+    return seeded(AutoencoderKLQwenImage, **{**sizes, **norm, **options}, seed=9)
+
+
+def flux2_vae(**options: Any):
+    """Latents in patches of 2 x 2, which a batch norm has numbers for."""
+    from diffusers import AutoencoderKLFlux2
+
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    network = seeded(AutoencoderKLFlux2, **{**sizes, **kinds, "sample_size": SIZE, **options}, seed=9)
+    numbers = torch.Generator().manual_seed(1)
+    network.bn.running_mean.copy_(0.3 * torch.randn(16, generator=numbers))
+    network.bn.running_var.copy_(0.5 + torch.rand(16, generator=numbers))
+    return network
+
+
 def unet(**options: Any):
     from diffusers import UNet2DConditionModel
 

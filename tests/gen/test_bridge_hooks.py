@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.models.bridge.hooks import LAYOUTS, Heads
+from gen.models.bridge.hooks import LAYOUTS, Heads, hooked, layout_of, shows
 from gen.models.bridge.load import CLASSES
 from samplers.denoiser import Context
 from samplers.hooks import with_hook
@@ -188,3 +188,59 @@ def test_an_attention_of_another_kind_is_refused(bridged):
     finally:
         attention.processor = before
     assert changed(generator.network) == []
+
+
+class Chain(torch.nn.Module):
+    """Two blocks, known as PixArt's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.transformer_blocks:
+            x = block(x)
+        return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["network", "call", "block"])
+def test_hooks_reach_into_what_is_compiled(place):
+    """A compiled network runs as it is written where hooks act, and compiled again afterwards."""
+    graphs, seen = [], []
+    network: torch.nn.Module = type("PixArtTransformer2DModel", (Chain,), {})()
+    x = torch.randn(1, 3, 2)
+    plain, options = network(x), {"backend": lambda graph, inputs: graphs.append(graph) or graph}
+    if place == "network":
+        network = torch.compile(network, **options)
+    elif place == "call":
+        network.compile(**options)
+    else:
+        network.transformer_blocks[1] = torch.compile(network.transformer_blocks[1], **options)
+    hook = with_hook(Context(), "block", lambda index, count, tokens, run: seen.append(index) or run())
+    torch.testing.assert_close(network(x), plain)
+    assert len(graphs) == 1 and shows(network) == "block"
+    with hooked(network, hook, 1, 3):
+        torch.testing.assert_close(network(x), plain)
+    assert seen == [0, 1] and len(graphs) == 1
+    torch.testing.assert_close(network(x), plain)
+    assert seen == [0, 1]
+
+
+def test_a_network_without_a_layout_refuses_hooks_in_a_sentence():
+    class New(torch.nn.Module):
+        pass
+
+    class Finetune(torch.nn.Module):
+        pass
+
+    Finetune.__name__ = "SD3Transformer2DModel"
+    hook = with_hook(Context(), "block", lambda index, count, tokens, run: run())
+    assert shows(New()) == "block"
+    with (
+        pytest.raises(ValueError, match="A New has no known places for caches of blocks and skipped layers; use caches of"),
+        hooked(New(), hook, 2, 2),
+    ):
+        pass
+    derived = type("Finetuned", (Finetune,), {})
+    assert layout_of(derived()) is LAYOUTS["SD3Transformer2DModel"]

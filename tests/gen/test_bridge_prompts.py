@@ -157,3 +157,15 @@ def test_sana_reads_its_instruction_before_prompts_only(bridged):
     torch.testing.assert_close(negative.tokens, alone)
     assert torch.equal(positive.mask.long(), mask) and torch.equal(negative.mask.long(), alone_mask)
     assert (told - alone).abs().max() > 1e-3
+
+
+def test_inputs_go_where_an_offloaded_encoder_runs():
+    """Its weights wait elsewhere; the hook that moves them says where."""
+    from types import SimpleNamespace
+
+    from gen.models.bridge.load import device_of
+
+    encoder = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert device_of(encoder) == torch.device("cpu")
+    encoder[0]._hf_hook = SimpleNamespace(execution_device="meta")
+    assert device_of(encoder) == torch.device("meta")

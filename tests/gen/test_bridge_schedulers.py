@@ -37,8 +37,8 @@ def scheduler_of(name: str, **options):
         return getattr(diffusers, name)(**options)
 
 
-def read(scheduler, own_sigmas: bool = False) -> dict:
-    return sampling(FILE, {**scheduler.config, "_class_name": type(scheduler).__name__}, own_sigmas)
+def read(scheduler, own_sigmas: bool = False, mu: str | float = "line") -> dict:
+    return sampling(FILE, {**scheduler.config, "_class_name": type(scheduler).__name__}, own_sigmas, mu)
 
 
 def model_of(found: dict):
@@ -383,12 +383,53 @@ def test_distilled_models_take_few_steps_where_a_config_says_so():
     turbo = {"_name_or_path": "/models/sdxl-turbo/unet"}
     usual = {"num_inference_steps": 30, "guidance_scale": 5.0}
     plain = {"_name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"}
-    assert few_steps(usual, {}, {}, plain) == usual
-    assert few_steps(usual, {}, {}, turbo) == {"num_inference_steps": 1, "guidance_scale": 1.0}
-    assert few_steps(usual, {"_name_or_path": "ByteDance/SDXL-Lightning"}, {}, plain)["num_inference_steps"] == 4
-    assert few_steps(usual, {}, {"_class_name": "TCDScheduler"}, plain) == {"num_inference_steps": 4, "guidance_scale": 1.0}
+    assert few_steps(usual, (plain, {}), {}) == usual
+    assert few_steps(usual, ({}, turbo), {}) == {"num_inference_steps": 1, "guidance_scale": 1.0}
+    assert few_steps(usual, ({}, turbo), {}, {"turbo": 8})["num_inference_steps"] == 8
+    assert few_steps(usual, ({"_name_or_path": "ByteDance/SDXL-Lightning"}, plain), {})["num_inference_steps"] == 4
+    assert few_steps(usual, (plain,), {"_class_name": "TCDScheduler"}) == {"num_inference_steps": 4, "guidance_scale": 1.0}
     embedded = {"num_inference_steps": 28, "guidance": "embedded", "guidance_scale": 3.5}
-    assert few_steps(embedded, {}, {"_class_name": "LCMScheduler"}, plain) == embedded
+    assert few_steps(embedded, (plain,), {"_class_name": "LCMScheduler"}) == embedded
+
+
+@pytest.mark.parametrize(
+    ("folder", "steps"),
+    [
+        ("models/Z-Turbo", 8),
+        ("hub/models--a--Z-Turbo/snapshots/0123", 8),
+        ("turbo/Z", 30),  # a folder around it is not its name
+        ("hub/models--a--Z/snapshots/turbo", 30),
+    ],
+)
+def test_the_name_of_a_folder_or_repository_says_it_too(folder, steps):
+    from gen.models.bridge.pipeline import few_steps
+
+    usual = {"num_inference_steps": 30, "guidance_scale": 5.0}
+    assert few_steps(usual, ({}, Path(folder)), {}, {"turbo": 8})["num_inference_steps"] == steps
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("tokens", [64, 4096, 4300, 4301, 8100])
+@pytest.mark.parametrize("options", [{}, {"shift_terminal": 0.1}, {"time_shift_type": "linear"}])
+def test_the_empirical_shift_is_that_of_flux2(steps, tokens, options):
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True, **options)
+    found = read(scheduler, own_sigmas=True, mu="empirical")["defaults"]
+    sigmas = [1 - i / steps for i in range(steps)]
+    scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(tokens, steps))
+    levels = get_grid(found["schedule"], RectifiedFlow(), steps, tokens=tokens, **found["schedule_options"])
+    ours = torch.tensor([level.sigma for level in levels])
+    torch.testing.assert_close(ours, scheduler.sigmas, atol=1e-6, rtol=1e-5)
+
+
+def test_a_mu_of_the_pipelines_own_is_a_shift():
+    """Distilled Krea 2: 1.15, whatever the size of the picture."""
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    found = read(scheduler, own_sigmas=True, mu=1.15)["defaults"]
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.15)
+    levels = get_grid(found["schedule"], RectifiedFlow(), 4, **found["schedule_options"])
+    torch.testing.assert_close(torch.tensor([level.sigma for level in levels]), scheduler.sigmas)
 
 
 def test_an_edm_scheduler_says_the_clock_and_the_scales(tmp_path):

@@ -45,6 +45,56 @@ def test_means_and_deviations_per_channel():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["qwen", "wan"])
+def test_an_autoencoder_of_videos_codes_one_frame(kind):
+    """Qwen-Image's and Krea 2's: z = latents std + mean, one frame (diffusers' pipeline)."""
+    if kind == "wan":
+        from diffusers import AutoencoderKLWan
+
+        mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 1.5]
+        sizes = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+        vae = pipelines.seeded(AutoencoderKLWan, **sizes, latents_mean=mean, latents_std=std, scale_factor_spatial=2)
+    else:
+        vae = pipelines.qwen_vae()
+        mean, std = vae.config.latents_mean, vae.config.latents_std
+    ours, images, latents = BridgedAutoencoder(vae), normal(2, 3, 16, 24).clamp(-1, 1), normal(2, 4, 8, 12)
+    assert ours.factor == 2 and ours.channels == 4
+    mean, std = (torch.tensor(value).view(1, 4, 1, 1, 1) for value in (mean, std))
+    coded = (vae.encode(images[:, :, None]).latent_dist.mode() - mean) / std
+    torch.testing.assert_close(ours.encode(images), coded[:, :, 0], atol=1e-5, rtol=1e-5)
+    shown = vae.decode(latents[:, :, None] * std + mean).sample[:, :, 0]
+    torch.testing.assert_close(ours.decode(latents), shown, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_norm_sees_latents_in_patches():
+    """FLUX.2's way, by its pipeline's own functions."""
+    from diffusers import Flux2Pipeline
+
+    vae = pipelines.flux2_vae()
+    ours, images, latents = BridgedAutoencoder(vae), normal(2, 3, 16, 24), normal(2, 16, 4, 6)
+    assert ours.factor == 4 and ours.channels == 16
+    mean, deviation = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + 1e-4).sqrt().view(1, -1, 1, 1)
+    coded = (Flux2Pipeline._patchify_latents(vae.encode(images).latent_dist.mode()) - mean) / deviation
+    torch.testing.assert_close(ours.encode(images), coded, atol=1e-5, rtol=1e-5)
+    shown = vae.decode(Flux2Pipeline._unpatchify_latents(latents * deviation + mean)).sample
+    torch.testing.assert_close(ours.decode(latents), shown, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"input_channels": 4}, "reads pictures of 4 channels, not 3"),
+        ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "latent scale is not finite"),
+        ({"latents_mean": [0.0], "latents_std": [1.0, 1.0, 1.0]}, "not one number per channel"),
+    ],
+)
+def test_autoencoders_of_videos_that_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        BridgedAutoencoder(pipelines.qwen_vae(**config))
+
+
+@torch.no_grad()
 def test_several_pictures_are_decoded_a_few_at_a_time(vae):
     latents, calls = normal(5, 4, 8, 8), []
     ours = BridgedAutoencoder(vae, whole=2 * 16 * 16)

@@ -7,7 +7,7 @@ Blocks of attention are numbered in the order they run: of a U-Net those on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,20 @@ INSTEAD = {
 }
 
 
+def inside(network: Any) -> nn.Module:
+    """The network itself, without what torch.compile puts around it."""
+    return getattr(network, "_orig_mod", network)
+
+
+def layout_of(network: nn.Module) -> BlockLayout | None:
+    """Where hooks find their places in a network, its class or one that it inherits from being known; None where none is."""
+    return next((LAYOUTS[kind.__name__] for kind in type(inside(network)).__mro__ if kind.__name__ in LAYOUTS), None)
+
+
 def shows(network: nn.Module) -> str:
     """The hook by which a diffusers network shows what is inside of it: block, or map where it has levels instead."""
-    return "map" if LAYOUTS[type(network).__name__].maps is not None else "block"
+    layout = layout_of(network)
+    return "map" if layout is not None and layout.maps is not None else "block"
 
 
 @contextmanager
@@ -101,7 +112,10 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
     if not hooks:
         yield
         return
-    layout = LAYOUTS[type(network).__name__]
+    layout, outer, network = layout_of(network), network, inside(network)
+    if layout is None:
+        names = " and ".join(NEEDED_BY[name].lower() for name in hooks)
+        raise ValueError(f"A {type(network).__name__} has no known places for {names}; use caches of outputs: reuse or easy.")
     for name in hooks:
         if reason := (layout.without or {}).get(name):
             raise ValueError(f"{NEEDED_BY[name]} cannot work on this network: {reason}; use {INSTEAD[name]}.")
@@ -109,6 +123,8 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
         raise ValueError(f"{NEEDED_BY['map']} cannot work on this network: it has blocks of tokens; use {INSTEAD['map']}.")
     places = _Places()
     try:
+        if outer is not network or any(module._compiled_call_impl is not None for module in network.modules()):
+            places.enter(torch.compiler.set_stance("force_eager"))  # a compiled graph would not see the hooks
         levels = layout.maps(network) if layout.maps is not None and "map" in hooks else []
         for index, level in enumerate(levels):
             places.forward(level, _map(level.forward, hooks["map"], index, len(levels)))
@@ -136,6 +152,10 @@ class _Places:
             lambda: delattr(module, "forward") if instance_forward is None else setattr(module, "forward", instance_forward)
         )
         setattr(module, "forward", function)  # noqa: B010 (a type checker forbids to assign a method)
+
+    def enter(self, manager: AbstractContextManager) -> None:
+        manager.__enter__()
+        self.undo.append(lambda: manager.__exit__(None, None, None))
 
     def processor(self, module: Any, processor: Any) -> None:
         before = module.processor
@@ -175,13 +195,17 @@ def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count
 
 
 def _joint_block(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Any]:
-    """The hook sees text and then image as one sequence. The last block may return no text."""
+    """The hook sees text and then image as one sequence. The last block may return no text; a block that is given no text of
+    its own has it in the sequence already."""
+    alone = _block(run, hook, index, count)
 
-    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
+    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **named: Any) -> Any:
+        if encoder_hidden_states is None:
+            return alone(hidden_states, None, *args, **named)
         length = encoder_hidden_states.shape[1]
 
         def together() -> Tensor:
-            text, image = run(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **named)
+            text, image = run(hidden_states, encoder_hidden_states, *args, **named)
             return torch.cat([encoder_hidden_states if text is None else text, image], dim=1)
 
         out = hook(index, count, torch.cat([encoder_hidden_states, hidden_states], dim=1), together)

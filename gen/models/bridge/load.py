@@ -36,6 +36,9 @@ CLASSES: dict[str, str] = {
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
     "AutoencoderDC": "diffusers",
+    "AutoencoderKLFlux2": "diffusers",
+    "AutoencoderKLQwenImage": "diffusers",
+    "AutoencoderKLWan": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
@@ -45,6 +48,9 @@ CLASSES: dict[str, str] = {
     "GemmaTokenizer": "transformers",
 }
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+
+# encoders that files hold as parts of larger models -> beginnings of the names of what is left there
+BESIDES: dict[str, tuple[str, ...]] = {}
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
@@ -163,7 +169,7 @@ def load_network(
     besides: beginnings of the names of tensors that the file may have on top, where it is that of a larger model.
     variants: as of `weight_files`.
     """
-    library = CLASSES[name]
+    library, besides = CLASSES[name], besides or BESIDES.get(name, ())
     config = read_part_config(folder)
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
@@ -266,6 +272,15 @@ def library_class(name: str) -> Any:
     import transformers
 
     return getattr(transformers, name)
+
+
+def device_of(network: Any) -> torch.device:
+    """The device that a network's inputs belong on: where an offloading hook runs it, else where its weights are."""
+    for module in network.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(network.parameters()).device
 
 
 def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:

@@ -20,7 +20,15 @@ from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_
 from gen.models.bridge.vae import BridgedAutoencoder
 from samplers.denoiser import Condition
 
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # the one part whose class a file may choose
+# the one part whose class a file may choose
+VAE_CLASSES = (
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "AutoencoderDC",
+    "AutoencoderKLFlux2",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+)
 AUTOENCODER = "diffusers_autoencoder"
 # kind of text encoder -> classes of encoder and tokenizer, the model_type of its config, what a whole model has besides
 TEXT: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {

@@ -7,7 +7,7 @@ refused, so no file chooses what code runs, nor where it is read from.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def open_pipeline(
     use_native = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
-    settings = sampling(scheduler, noise, family.own_sigmas)
+    settings = sampling(scheduler, noise, family.own_sigmas, family.mu(index))
     configs = {part: read_part_config(folder / part) for part, name in classes.items() if "Tokenizer" not in name}
     loaded: dict[str, Any] = dict.fromkeys(family.classes)
     weights = {}
@@ -134,13 +134,15 @@ def open_pipeline(
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
         bins = binned(size, family.bins)
-        usual = few_steps(family.defaults(loaded[family.backbone]), index, noise, configs[family.backbone])
+        usual = few_steps(
+            family.defaults(loaded[family.backbone]), (index, configs[family.backbone], folder), noise, family.few
+        )
         config = model_config(
             {
                 "clock": family.clock,
                 **settings,
                 "sample_size": size,
-                "defaults": {**settings["defaults"], **usual, **bins["defaults"]},
+                "defaults": {**settings["defaults"], **usual, **bins["defaults"], **family.index_defaults(index)},
                 "size_bins": bins["size_bins"],
                 "classes": family.class_names(index),
             }
@@ -160,18 +162,24 @@ FEW = {"turbo": 1, "schnell": 4, "lightning": 4, "hyper": 8, "lcm": 4}  # what d
 
 
 def few_steps(
-    usual: dict[str, Any], index: Mapping[str, Any], scheduler: Mapping[str, Any], backbone: Mapping
+    usual: dict[str, Any], sources: Iterable[Mapping | Path], scheduler: Mapping[str, Any], few: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them or a config says where
-    the weights are from, as in `"_name_or_path": "stabilityai/sdxl-turbo"`. A network that embeds its scale has its own."""
-    names = " ".join(str(config.get("_name_or_path", "")) for config in (index, backbone)).lower()
-    words = re.split(r"[^a-z]+", names)
-    steps = next((steps for word, steps in FEW.items() if word in words), None)
+    """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them, or a source says where
+    the weights are from: a config, as in `"_name_or_path": "stabilityai/sdxl-turbo"`, or the folder's name. A network that
+    embeds its scale has its own. few: words in names -> steps, over those of FEW."""
+    names = [_repository(one) if isinstance(one, Path) else str(one.get("_name_or_path", "")) for one in sources]
+    words = re.split(r"[^a-z]+", " ".join(names).lower())
+    steps = next((steps for word, steps in {**FEW, **(few or {})}.items() if word in words), None)
     if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
         steps = 4
     if steps is None or usual.get("guidance") == "embedded" or usual["num_inference_steps"] <= 4:
         return usual
     return {**usual, "num_inference_steps": steps, "guidance_scale": 1.0}
+
+
+def _repository(folder: Path) -> str:
+    """The name of a folder, or of the repository whose snapshot it is in the hub's cache."""
+    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
 def binned(size: int, default: bool | None) -> dict[str, Any]:

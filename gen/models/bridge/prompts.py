@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gen.models.bridge.load import device_of
 from gen.nn.prompt_weights import token_weights, weighted
 from samplers.denoiser import Condition
 
@@ -66,7 +67,7 @@ class ClipReader(nn.Module):
             unread = self.tokenizer.decode([i for ids, _ in parts[chunks:] for i in ids if i < len(self.tokenizer)])
             _warn_unread(unread, f"{self.length - 2} tokens that CLIP reads with this model")
             parts = parts[:chunks]
-        device = self.encoder.device
+        device = device_of(self.encoder)
         ids = torch.tensor([self._framed(ids, self.tokenizer.pad_token_id) for ids, _ in parts], device=device)
         real = None
         if getattr(self.encoder.config, "use_attention_mask", False):
@@ -129,7 +130,7 @@ class Sentence(nn.Module):
         end = max((end for _, end in offsets), default=0)
         if bool(read["attention_mask"].all()) and plain[max(end, 0) :].strip():
             _warn_unread(plain[max(end, 0) :], f"{self.length} tokens that the text encoder reads")
-        device = self.encoder.device
+        device = device_of(self.encoder)
         mask = read["attention_mask"].to(device)
         tokens = self.encoder(read["input_ids"].to(device), attention_mask=mask if self.masked else None)[0]
         scale = token_weights(plain, weights, [(max(start, 0), end) if end > 0 else (0, 0) for start, end in offsets])

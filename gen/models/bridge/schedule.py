@@ -26,12 +26,14 @@ _CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponent
 Settings = tuple[str, dict[str, Any]]  # a name and its options
 
 
-def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dict[str, Any]:
+def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True, mu: str | float = "line") -> dict[str, Any]:
     """path, prediction and the part of the defaults that a scheduler config settles, as values of a `ModelConfig`; also clock,
     input_scale and sigma_data where a scheduler says them and not the network's family.
 
     path: of the file, for errors.
     own_sigmas: the pipeline hands its flow scheduler even sigmas, as Flux does and Stable Diffusion 3 does not.
+    mu: how the pipeline finds the mu of a dynamic shift: "line", from the scheduler's two points; "empirical", FLUX.2's; or a
+        number.
     ValueError (CheckpointError) for schedulers, noise and settings that we have no equal of.
     """
     name = config.get("_class_name")
@@ -43,7 +45,7 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True) -> dic
         if read.kind.startswith("EDM"):
             fields = _edm(read)
         elif read.kind.startswith("FlowMatch") or read.flag("use_flow_sigmas"):
-            fields = _flow(read, own_sigmas)
+            fields = _flow(read, own_sigmas, mu)
         else:
             fields = _table(read)
         schedule, schedule_options = fields.pop("schedule")
@@ -76,7 +78,7 @@ def _kept(options: dict[str, Any], **usual: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != usual.get(name)}
 
 
-def _flow(config: SchedulerConfig, own_sigmas: bool) -> dict[str, Any]:
+def _flow(config: SchedulerConfig, own_sigmas: bool, mu: str | float) -> dict[str, Any]:
     if config.prediction != "flow_prediction":
         raise ValueError(f"flow noise with prediction_type {config.prediction!r}, which is not flow_prediction")
     matched = config.kind.startswith("FlowMatch")
@@ -89,17 +91,7 @@ def _flow(config: SchedulerConfig, own_sigmas: bool) -> dict[str, Any]:
         start = "open" if config.kind == "UniPC" else "below"
     options: dict[str, Any] = {"start": start, "sigmas": kind, "size": config.whole("num_train_timesteps")}
     if config.flag("use_dynamic_shifting"):
-        options["time_shift"] = config.one("time_shift_type", "exponential", *(("linear",) if matched else ()))
-        # pipelines read the line from the scheduler's config, and have these numbers where it has none
-        for ours, theirs, usual in (
-            ("base_tokens", "base_image_seq_len", 256),
-            ("max_tokens", "max_image_seq_len", 4096),
-            ("base_shift", "base_shift", 0.5),
-            ("max_shift", "max_shift", 1.15),
-        ):
-            configured = config.get(theirs) is not None
-            value = (config.whole if ours.endswith("tokens") else config.number)(theirs) if configured else usual
-            options[ours] = value
+        options |= _dynamic(config, mu, linear=matched)
     else:
         options["shift"] = config.number("shift" if matched else "flow_shift")
     if config.get("shift_terminal"):
@@ -114,15 +106,35 @@ def _flow(config: SchedulerConfig, own_sigmas: bool) -> dict[str, Any]:
     return {"path": {"type": "rectified_flow"}, "prediction": "flow", "schedule": _flow_schedule(options)}
 
 
+def _dynamic(config: SchedulerConfig, mu: str | float, linear: bool) -> dict[str, Any]:
+    """Options of a shift for the size of the picture. linear: the scheduler may take mu itself as the shift."""
+    time_shift = config.one("time_shift_type", "exponential", *(("linear",) if linear else ()))
+    if not isinstance(mu, str):
+        return {"shift": math.exp(mu) if time_shift == "exponential" else mu}
+    if mu == "empirical":
+        return {"time_shift": time_shift, "mu": mu}
+    options: dict[str, Any] = {"time_shift": time_shift}
+    # pipelines read the line from the scheduler's config, and have these numbers where it has none
+    for ours, theirs, usual in (
+        ("base_tokens", "base_image_seq_len", 256),
+        ("max_tokens", "max_image_seq_len", 4096),
+        ("base_shift", "base_shift", 0.5),
+        ("max_shift", "max_shift", 1.15),
+    ):
+        configured = config.get(theirs) is not None
+        options[ours] = (config.whole if ours.endswith("tokens") else config.number)(theirs) if configured else usual
+    return options
+
+
 def _flow_schedule(options: dict[str, Any]) -> Settings:
     """The grid of these options by its simplest name."""
     options = _kept(options, sigmas="table", size=1000, shift=1.0)
     if options.get("start") == "even" and not options.keys() - {"start", "shift"}:
         return "uniform", {name: value for name, value in options.items() if name == "shift"}
     line = ("base_tokens", "max_tokens", "base_shift", "max_shift")
-    plain = options.get("start") == "even" and not options.keys() - {"start", "time_shift", "terminal", *line}
+    plain = options.get("start") == "even" and not options.keys() - {"start", "time_shift", "terminal", "mu", *line}
     if plain and options.get("time_shift") == "exponential":
-        return "dynamic_shift", {name: value for name, value in options.items() if name in (*line, "terminal")}
+        return "dynamic_shift", {name: value for name, value in options.items() if name in (*line, "terminal", "mu")}
     return "scheduler_flow", options
 
 

@@ -1,7 +1,8 @@
 """Pictures to latents and back with diffusers' autoencoders, whole where memory allows and in tiles where not.
 
 Pictures are (B, 3, H, W) in [-1, 1]; latents (B, C, H / f, W / f) as the denoiser sees them: (z - shift) scale, with a shift
-and scale per channel where the autoencoder's config has them.
+and scale per channel where the autoencoder's config or its batch norm has them. Autoencoders of videos code one frame; latents
+that a batch norm sees in patches of p x p (FLUX.2) are seen so by the denoiser too: p^2 channels in the place of one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen.io.weights import write_json
@@ -18,6 +20,16 @@ from gen.models.tiling import tiled
 
 WHOLE = 1536 * 1536  # pixels that are coded in one piece, of one picture or of several
 TILE, OVERLAP = 1024, 256  # pixels, of a larger picture's tiles
+
+
+def pixels_per_latent(config: Any) -> int:
+    """Pixels, each way, that an autoencoder of this config makes one of. ValueError for a config that does not say."""
+    if (factor := config.get("scale_factor_spatial")) is not None:  # Wan
+        return factor
+    for name, fewer in (("encoder_block_out_channels", 1), ("block_out_channels", 1), ("temperal_downsample", 0)):
+        if (levels := config.get(name)) is not None:
+            return 2 ** (len(levels) - fewer)
+    raise ValueError("The autoencoder's config does not say how many pixels become one latent.")
 
 
 class BridgedAutoencoder(nn.Module):
@@ -37,15 +49,25 @@ class BridgedAutoencoder(nn.Module):
         super().__init__()
         self.vae, self.whole, self.tile, self.overlap, self.latent_scale = vae, whole, tile, overlap, latent_scale
         config: Any = self.vae.config
-        levels = config.get("encoder_block_out_channels") or config.get("block_out_channels")
-        self.factor = 2 ** (len(levels) - 1)
-        self.channels = config["latent_channels"]
+        self.frames = "z_dim" in config  # of videos: pictures and latents have a dimension of time before their height
+        self.patch = 1
+        norm = getattr(self.vae, "bn", None)
+        if norm is not None:
+            self.patch, other = config["patch_size"]
+            if self.patch != other:
+                raise ValueError(f"The autoencoder's latents are in patches of {self.patch} x {other}, which are not square.")
+        if config.get("input_channels", 3) != 3:
+            raise ValueError(f"The autoencoder reads pictures of {config['input_channels']} channels, not 3.")
+        self.factor = pixels_per_latent(config) * self.patch
+        self.channels = config["z_dim" if self.frames else "latent_channels"] * self.patch**2
         mean, std = config.get("latents_mean"), config.get("latents_std")
         scaled = 1.0 if config.get("scaling_factor") is None else float(config["scaling_factor"])
         scaled = scaled if latent_scale is None else latent_scale
         shift, scale = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(scaled)
-        if mean is not None and std is not None:  # Playground's and Cosmos' way to write it
+        if mean is not None and std is not None:  # Playground's, Cosmos' and Qwen-Image's way to write it
             shift, scale = torch.tensor(mean), scaled / torch.tensor(std)
+        elif norm is not None:  # FLUX.2's
+            shift, scale = norm.running_mean.detach().clone(), scaled * (norm.running_var + config["batch_norm_eps"]).rsqrt()
         for name, value in (("shift", shift), ("scale", scale)):
             if not torch.isfinite(value).all() or value.numel() not in (1, self.channels):
                 raise ValueError(f"The autoencoder's latent {name} is not finite, or not one number per channel.")
@@ -74,14 +96,18 @@ class BridgedAutoencoder(nn.Module):
         return self._in_parts(latents / self.scale + self.shift, self._decode, self.tile // f, self.overlap // f, f, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
-        coded = self.vae.encode(images.to(self.vae.dtype))
-        for name in ("latents", "latent"):  # the tiny and the deep-compression autoencoder
-            if hasattr(coded, name):
-                return getattr(coded, name).to(images.dtype)
-        return coded.latent_dist.mode().to(images.dtype)
+        pictures = images.to(self.vae.dtype)
+        coded = self.vae.encode(pictures[:, :, None] if self.frames else pictures)
+        # the tiny and the deep-compression autoencoder have no distribution
+        name = next((name for name in ("latents", "latent") if hasattr(coded, name)), None)
+        latents = coded.latent_dist.mode() if name is None else getattr(coded, name)
+        latents = latents[:, :, 0] if self.frames else latents
+        return F.pixel_unshuffle(latents, self.patch).to(images.dtype)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.to(latents.dtype)
+        z = F.pixel_shuffle(latents, self.patch).to(self.vae.dtype)
+        pictures = self.vae.decode(z[:, :, None] if self.frames else z).sample
+        return (pictures[:, :, 0] if self.frames else pictures).to(latents.dtype)
 
     def _in_parts(self, x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, grow: int, shrink: int) -> Tensor:
         """`code` of x (B, C, h, w): its output is `grow` times larger, `shrink` times smaller; tile and overlap in x's

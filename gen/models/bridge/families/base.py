@@ -28,6 +28,9 @@ class Family:
     native: the format of `gen.models.formats` by which our own network reads the backbone.
     bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
     own_sigmas: the pipeline hands even sigmas to a flow scheduler.
+    mu(index): how it finds the mu of a dynamic shift (`gen.models.bridge.schedule.sampling`).
+    few: words in the names of distilled models, and their usual numbers of steps, over those of `gen.models.bridge.pipeline`.
+    index_defaults(index): defaults that the pipeline's own settings decide, over all others.
     """
 
     name: str
@@ -42,6 +45,9 @@ class Family:
     native: str | None = None
     bins: bool | None = None
     own_sigmas: bool = False
+    mu: Callable[[Mapping[str, Any]], str | float] = field(default=lambda index: "line")
+    few: Mapping[str, int] = field(default_factory=dict)
+    index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda index: {})
     class_names: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = field(default=lambda index: None)
 
 

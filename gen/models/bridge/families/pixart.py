@@ -12,6 +12,7 @@ from torch import Tensor
 from gen.models.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.parts import TextPart
+from gen.models.bridge.vae import pixels_per_latent
 from samplers.denoiser import Condition
 
 
@@ -41,8 +42,7 @@ class PixArt(BridgedNetwork):
 
 
 def network(parts: Parts, index: Mapping[str, Any]) -> PixArt:
-    levels = parts["vae"].config.get("encoder_block_out_channels") or parts["vae"].config["block_out_channels"]
-    return PixArt(parts["transformer"], 2 ** (len(levels) - 1))
+    return PixArt(parts["transformer"], pixels_per_latent(parts["vae"].config))
 
 
 def reader(length: int) -> Any:

@@ -12,6 +12,7 @@ from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts,
 from gen.models.bridge.families.stable_diffusion import UNet, defaults
 from gen.models.bridge.network import setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
+from gen.models.bridge.vae import pixels_per_latent
 from samplers.denoiser import Condition
 
 
@@ -51,9 +52,9 @@ class SDXLReader(PromptReader):
 
 
 def network(parts: Parts, index: Mapping[str, Any]) -> SDXLUNet:
-    levels = parts["vae"].config.get("encoder_block_out_channels") or parts["vae"].config["block_out_channels"]
+    factor = pixels_per_latent(parts["vae"].config)
     config = parts["text_encoder_2"].config
-    return SDXLUNet(parts["unet"], config.max_position_embeddings, 2 ** (len(levels) - 1), config.projection_dim)
+    return SDXLUNet(parts["unet"], config.max_position_embeddings, factor, config.projection_dim)
 
 
 def reader(parts: Parts, index: Mapping[str, Any]) -> SDXLReader:
