@@ -7,7 +7,8 @@ refused, so no file chooses what code runs, nor where it is read from.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,29 +115,53 @@ def open_pipeline(
             loaded[part] = swapped.vae
         elif not (use_native and part == family.backbone):
             loaded[part], weights[part] = _load(folder / part, name, dtype, variant)
+
+    def native_network(reader: Any) -> nn.Module | None:
+        if not (family.native and use_native):
+            return None
+        variants = variants_for(variant, dtype)
+        found, weights[family.backbone] = _native(folder / family.backbone, family.native, reader, dtype, native, variants)
+        if found is None:
+            loaded[family.backbone], weights[family.backbone] = _load(
+                folder / family.backbone, classes[family.backbone], dtype, variant
+            )
+        return found
+
+    opened = assemble(folder, family, index, noise, settings, configs[family.backbone], loaded, native_network)
+    return replace(opened, weights={part: weights[part] for part in classes if part in weights})
+
+
+def assemble(
+    source: Path,
+    family: Family,
+    index: Mapping[str, Any],
+    noise: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    loaded: dict[str, Any],
+    native_network: Callable[[Any], nn.Module | None] = lambda reader: None,
+) -> Opened:
+    """The opened parts of a pipeline as a model; CheckpointError where they do not fit one another.
+
+    index, noise: values of model_index.json and of the scheduler's config.
+    settings: what `gen.models.bridge.schedule.sampling` makes of the scheduler's.
+    backbone: the config of the network that predicts.
+    loaded: networks and tokenizers by part name, None for a part that the pipeline does without.
+    native_network: our own network for the reader of prompts, or None; the network is then not among `loaded`.
+    """
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
         reader = None if family.reader is None else family.reader(loaded, index)
-        network = None
-        if family.native and use_native:
-            variants = variants_for(variant, dtype)
-            network, weights[family.backbone] = _native(
-                folder / family.backbone, family.native, reader, dtype, native, variants
-            )
+        network = native_network(reader)
         if network is not None:
             loaded[family.backbone] = network
             size = network.config.size * autoencoder.factor
         else:
-            if use_native:
-                part = family.backbone
-                loaded[part], weights[part] = _load(folder / part, classes[part], dtype, variant)
             network = family.network(loaded, index)
             size = family.size(loaded[family.backbone], autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
         bins = binned(size, family.bins)
-        usual = few_steps(
-            family.defaults(loaded[family.backbone]), (index, configs[family.backbone], folder), noise, family.few
-        )
+        usual = few_steps(family.defaults(loaded[family.backbone]), (index, backbone, source), noise, family.few)
         config = model_config(
             {
                 "clock": family.clock,
@@ -150,12 +175,12 @@ def open_pipeline(
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(folder, f"cannot be opened as {family.name}: {error}") from None
+        raise CheckpointError(source, f"cannot be opened as {family.name}: {error}") from None
     parts: dict[str, nn.Module] = {"denoiser": network, "autoencoder": autoencoder}
     if reader is not None:
-        reader.encoders = {part: loaded[part] for part in classes if part.startswith("text_encoder")}
+        reader.encoders = {name: part for name, part in loaded.items() if name.startswith("text_encoder") and part is not None}
         parts["text_encoder"] = reader
-    return Opened(config, parts, {part: weights[part] for part in classes if part in weights}, Pipeline(index, noise, loaded))
+    return Opened(config, parts, {}, Pipeline(index, noise, loaded))
 
 
 FEW = {"turbo": 1, "schnell": 4, "lightning": 4, "hyper": 8, "lcm": 4}  # what distilled models are named after, and their steps
