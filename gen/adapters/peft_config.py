@@ -98,8 +98,8 @@ def make_config(layers: Mapping[str, Delta], known: Mapping[str, Any]) -> dict[s
         "peft_type": _KINDS[kind],
         "r": r,
         "lora_alpha" if kind == "lora" else "alpha": _whole(alpha),
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
-        "alpha_pattern": {path: _whole(a) for path, a in alphas.items() if a != alpha},
+        "rank_pattern": _patterns(ranks, r),
+        "alpha_pattern": {path: _whole(a) for path, a in _patterns(alphas, alpha).items()},
         "target_modules": sorted(layers),
     }
     factors = {factor for delta in layers.values() for factor in delta.factors}
@@ -110,6 +110,12 @@ def make_config(layers: Mapping[str, Delta], known: Mapping[str, Any]) -> dict[s
     if kind == "lokr":
         config |= {"decompose_both": "lokr_w1_a" in factors, "decompose_factor": _cut_of(layers)}
     return config
+
+
+def _patterns(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
+    """The layers whose value is not the usual one. A name fits the end of another too, unless it is tied to the beginning."""
+    ends = {path[i + 1 :] for path in values for i, letter in enumerate(path) if letter == "."}
+    return {f"^{path}" if path in ends else path: value for path, value in values.items() if value != usual}
 
 
 def _cut_of(layers: Mapping[str, Delta]) -> int:

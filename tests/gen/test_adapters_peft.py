@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from gen.adapters import Adapters, read_adapter, write_adapter
+from gen.adapters.delta import Delta
+from gen.adapters.peft_config import make_config, scale_of
 
 peft = pytest.importorskip("peft")
 
@@ -140,3 +142,21 @@ def test_float32_is_close_too(tmp_path):
     adapters.load(read_adapter(tmp_path, "a"))
     with torch.no_grad(), adapters.using({"a": 1.0}):
         torch.testing.assert_close(base(X.float()), wrapped(X.float()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_whose_name_ends_another_keeps_its_own_rank_and_alpha():
+    """`up` beside `blocks.0.up`: a pattern of peft's fits the ends of names too, ours and peft's own reading of it."""
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = {"up": 2, "blocks.0.up": 3, "blocks.1.up": 3}, {"up": 1.0, "blocks.0.up": 6.0, "blocks.1.up": 6.0}
+    layers = {
+        path: Delta({"down": torch.ones(rank, 4), "up": torch.ones(5, rank)}, alphas[path] / rank)
+        for path, rank in ranks.items()
+    }
+    config = make_config(layers, {})
+    assert config["rank_pattern"] == {"^up": 2}
+    for path, rank in ranks.items():
+        assert scale_of(config, path, rank) == alphas[path] / rank
+        for table, values, usual in (("rank_pattern", ranks, "r"), ("alpha_pattern", alphas, "lora_alpha")):
+            found = config[table].get(get_pattern_key(config[table].keys(), path), config[usual])
+            assert found == values[path]
