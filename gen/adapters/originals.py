@@ -65,6 +65,11 @@ FLUX: Rows = (
     ("final_layer.adaLN_modulation.1", "norm_out.linear"),
     ("final_layer.linear", "proj_out"),
 )
+CHROMA: Rows = (
+    *FLUX,
+    ("distilled_guidance_layer.layers.{i}.in_layer", "distilled_guidance_layer.layers.{i}.linear_1"),
+    ("distilled_guidance_layer.layers.{i}.out_layer", "distilled_guidance_layer.layers.{i}.linear_2"),
+)
 SD3: Rows = (
     ("joint_blocks.{i}.x_block.attn.qkv", _qkv(f"{_BLOCK}.attn")),
     ("joint_blocks.{i}.x_block.attn2.qkv", _qkv(f"{_BLOCK}.attn2")),
@@ -218,6 +223,7 @@ def _clip(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Name
 # class of a network -> its other names
 ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Names]]] = {
     "UNet2DConditionModel": _unet,
+    "ChromaTransformer2DModel": _listed(CHROMA),
     "FluxTransformer2DModel": _listed(FLUX),
     "SD3Transformer2DModel": _listed(SD3),
     "PixArtTransformer2DModel": _listed(PIXART),

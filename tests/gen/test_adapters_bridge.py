@@ -23,6 +23,7 @@ SAVED = {  # family -> the formats that it is saved in; peft's holds one network
     "dit": ("kohya", "peft"),
     "sd3": ("diffusers", "ai-toolkit"),
     "flux": ("kohya", "diffusers"),
+    "chroma": ("kohya", "diffusers"),
     "sana": ("peft",),
 }
 

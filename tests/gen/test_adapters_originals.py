@@ -38,6 +38,10 @@ SDXL = {
 }
 
 
+# of one name everywhere
+SAME = {"context_embedder", "distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"}
+
+
 class Checkpoint(dict):
     """Gives zeros for what a converter asks for beside the weights that are tested."""
 
@@ -58,6 +62,12 @@ CASES = {
         {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},  # the converter knows its one width
         lambda checkpoint, network: convert.convert_flux_transformer_checkpoint_to_diffusers(checkpoint),
         "lora",  # XLabs' names
+    ),
+    "Chroma": (
+        "ChromaTransformer2DModel",
+        {"num_layers": 2, "num_single_layers": 2, "approximator_layers": 2},
+        lambda checkpoint, network: convert.convert_chroma_transformer_checkpoint_to_diffusers(checkpoint),
+        "lora",
     ),
     "SD3": (
         "SD3Transformer2DModel",
@@ -101,7 +111,7 @@ def test_every_row_arrives_where_diffusers_puts_it(case):
         checkpoint[f"{name}.bias"] = torch.zeros(rows)
     checkpoint["context_embedder.weight"] = torch.zeros(1152, 1)
     converted = converter(checkpoint, network)
-    seen = {"context_embedder"} & set(index.modules)  # of one name everywhere
+    seen = SAME & set(index.modules)
     for name, targets in names.items():
         for target in targets:
             found = converted[f"{target.module}.weight"].flatten()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class BlockLayout:
 
     blocks: in the order they run.
     joint: a block works on text and image tokens, which it takes and returns apart.
+    image_first: it returns the image before the text.
     without: hook -> why the network cannot have it.
     maps: the levels of a U-Net.
     """
@@ -36,6 +38,7 @@ class BlockLayout:
     joint: bool = False
     without: Mapping[str, str] | None = None
     maps: Callable[[Any], list[nn.Module]] | None = None
+    image_first: bool = False
 
 
 def _unet_blocks(network: Any) -> list[nn.Module]:
@@ -51,8 +54,14 @@ def _chain(network: Any) -> list[nn.Module]:
     return list(network.transformer_blocks)
 
 
+def _both_chains(network: Any) -> list[nn.Module]:
+    return [*network.transformer_blocks, *network.single_transformer_blocks]
+
+
 TOGETHER = "its attention is over text and image together, and returns the two apart"
+_NO_ATTENTION = dict.fromkeys(("attention", "heads", "cross"), TOGETHER)
 LAYOUTS: dict[str, BlockLayout] = {
+    "ChromaTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
     "UNet2DConditionModel": BlockLayout(
         _unet_blocks,
         without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"},
@@ -63,12 +72,8 @@ LAYOUTS: dict[str, BlockLayout] = {
     "SanaTransformer2DModel": BlockLayout(
         _chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}
     ),
-    "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER)),
-    "FluxTransformer2DModel": BlockLayout(
-        lambda network: [*network.transformer_blocks, *network.single_transformer_blocks],
-        joint=True,
-        without=dict.fromkeys(("attention", "heads", "cross"), TOGETHER),
-    ),
+    "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
+    "FluxTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
 }
 NEEDED_BY = {
     "block": "Caches of blocks and skipped layers",
@@ -131,7 +136,7 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
         blocks = layout.blocks(network)
         for index, block in enumerate(blocks):
             if "block" in hooks:
-                wrapped = _joint_block if layout.joint else _block
+                wrapped = partial(_joint_block, image_first=layout.image_first) if layout.joint else _block
                 places.forward(block, wrapped(block.forward, hooks["block"], index, len(blocks)))
             for attention in _attentions(block) if hooks.keys() - {"block", "map"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
@@ -194,22 +199,26 @@ def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count
     return forward
 
 
-def _joint_block(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Any]:
-    """The hook sees text and then image as one sequence. The last block may return no text; a block that is given no text of
-    its own has it in the sequence already."""
+def _joint_block(
+    run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int, image_first: bool = False
+) -> Callable[..., Any]:
+    """The hook sees text and image as one sequence, in the order in which the block returns them. The last block may return no
+    text; a block that is given no text of its own has it in the sequence already."""
     alone = _block(run, hook, index, count)
 
-    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **named: Any) -> Any:
-        if encoder_hidden_states is None:
-            return alone(hidden_states, None, *args, **named)
-        length = encoder_hidden_states.shape[1]
+    def forward(*args: Any, **named: Any) -> Any:
+        image = args[0] if args else named["hidden_states"]
+        text = args[1] if len(args) > 1 else named.get("encoder_hidden_states")
+        if text is None:
+            return alone(*args, **named)
+        pair = (image, text) if image_first else (text, image)
 
         def together() -> Tensor:
-            text, image = run(hidden_states, encoder_hidden_states, *args, **named)
-            return torch.cat([encoder_hidden_states if text is None else text, image], dim=1)
+            first, second = run(*args, **named)
+            return torch.cat([text if first is None else first, second], dim=1)
 
-        out = hook(index, count, torch.cat([encoder_hidden_states, hidden_states], dim=1), together)
-        return out[:, :length], out[:, length:]
+        out = hook(index, count, torch.cat(pair, dim=1), together)
+        return out[:, : pair[0].shape[1]], out[:, pair[0].shape[1] :]
 
     return forward
 

@@ -31,6 +31,7 @@ CLASSES: dict[str, str] = {
     "PixArtTransformer2DModel": "diffusers",
     "DiTTransformer2DModel": "diffusers",
     "SD3Transformer2DModel": "diffusers",
+    "ChromaTransformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
+from gen.models.bridge.families import chroma, dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
 from gen.models.bridge.families.base import Family
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
@@ -30,6 +30,7 @@ from samplers.lookup import nearest
 INDEX = "model_index.json"
 
 PIPELINES: dict[str, Family] = {
+    "ChromaPipeline": chroma.FAMILY,
     "StableDiffusionPipeline": stable_diffusion.FAMILY,
     "LatentConsistencyModelPipeline": stable_diffusion.LCM,
     "StableDiffusionXLPipeline": sdxl.FAMILY,

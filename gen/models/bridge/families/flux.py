@@ -26,33 +26,42 @@ class Flux(BridgedNetwork):
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
-        batch, channels, height, width = x.shape
-        rows, columns = height // 2, width // 2
-        packed = x.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
         guidance = None
         if self.embeds:
             guidance = condition.extra.get("guidance")
             if guidance is None:
-                guidance = torch.full((batch,), USUAL_GUIDANCE, device=x.device)
+                guidance = torch.full((len(x),), USUAL_GUIDANCE, device=x.device)
         out = self.network(
-            hidden_states=packed,
+            hidden_states=packed(x),
             timestep=time.to(x.dtype),
             guidance=guidance,
             pooled_projections=condition.pooled,
             encoder_hidden_states=condition.tokens,
             txt_ids=x.new_zeros(condition.tokens.shape[1], 3),
-            img_ids=_positions(rows, columns, x),
+            img_ids=positions(x),
             return_dict=False,
         )[0]
-        return out.view(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        return unpacked(out, x)
 
 
-def _positions(rows: int, columns: int, like: Tensor) -> Tensor:
-    """(rows columns, 3): 0, the row, the column."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, device=like.device), torch.arange(columns, device=like.device), indexing="ij"
-    )
-    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(like.dtype)
+def packed(x: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as tokens (B, h w / 4, 4 C) of 2 x 2."""
+    batch, channels, height, width = x.shape
+    tokens = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return tokens.reshape(batch, height * width // 4, -1)
+
+
+def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+    """Tokens as latents of `like`'s shape."""
+    batch, channels, height, width = like.shape
+    return tokens.view(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+
+
+def positions(x: Tensor) -> Tensor:
+    """(h w / 4, 3) of the tokens of x (B, C, h, w): 0, the row, the column."""
+    rows, columns = (torch.arange(side // 2, device=x.device) for side in x.shape[2:])
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(x.dtype)
 
 
 class FluxReader(PromptReader):

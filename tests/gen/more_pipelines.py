@@ -1,0 +1,36 @@
+"""Tiny diffusers pipelines of the newer families, as `tests.gen.pipelines` has them of the older ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.gen.pipelines import seeded, t5, t5_tokenizer, vae
+
+
+def flux_vae(channels: int = 4):
+    return vae(channels, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def chroma(**scheduler: Any):
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    network = seeded(
+        ChromaTransformer2DModel,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=2,
+    )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_beta_sigmas": True} | scheduler),
+        vae=flux_vae(),
+        text_encoder=t5(3),
+        tokenizer=t5_tokenizer(),
+        transformer=network,
+    )
