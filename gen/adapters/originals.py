@@ -146,6 +146,17 @@ SANA: Rows = (
 )
 
 
+Z_IMAGE: Rows = (
+    *[
+        (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attention.to_out.0")
+        for stack in ("layers", "noise_refiner", "context_refiner")
+    ],
+    ("x_embedder", "all_x_embedder.2-1"),
+    ("final_layer.linear", "all_final_layer.2-1.linear"),
+    ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
+)
+
+
 def _listed(rows: Rows) -> Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Names]]:
     def names(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Names]:
         for theirs, ours in rows:
@@ -229,6 +240,7 @@ ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Nam
     "PixArtTransformer2DModel": _listed(PIXART),
     "DiTTransformer2DModel": _listed(DIT),
     "SanaTransformer2DModel": _listed(SANA),
+    "ZImageTransformer2DModel": _listed(Z_IMAGE),
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
 }

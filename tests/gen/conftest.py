@@ -105,13 +105,14 @@ def tiny(tiny_model) -> Generator:
 
 @pytest.fixture(scope="session")
 def bridged(tmp_path_factory):
-    """name, options -> (a diffusers pipeline of `tests.gen.pipelines` or `more_pipelines`, our generator of its saved folder),
-    made once each; with diffusers' network unless native says otherwise."""
-    from tests.gen import more_pipelines, pipelines
+    """name, options -> (a diffusers pipeline of `tests.gen.pipelines` and the like, our generator of its saved folder), made
+    once each; with diffusers' network unless native says otherwise."""
+    from tests.gen import more_pipelines, pipelines, pipelines_chat
 
     @cache
     def open_one(name: str, native: bool | None = False, **options):
-        pipeline = getattr(pipelines if hasattr(pipelines, name) else more_pipelines, name)(**options)
+        module = next(one for one in (pipelines, more_pipelines, pipelines_chat) if hasattr(one, name))
+        pipeline = getattr(module, name)(**options)
         pipeline.set_progress_bar_config(disable=True)
         folder = pipelines.save(pipeline, tmp_path_factory.mktemp("pipelines") / name)
         if name == "dit":  # save_pretrained leaves the names of the classes out; published folders have them

@@ -29,7 +29,8 @@ class BlockLayout:
 
     blocks: in the order they run.
     joint: a block works on text and image tokens, which it takes and returns apart.
-    image_first: it returns the image before the text.
+    image_first: a joint block returns the image before the text; another works on one sequence in which the image comes first.
+        Hooks see it last, as everywhere.
     without: hook -> why the network cannot have it.
     maps: the levels of a U-Net.
     """
@@ -74,6 +75,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     ),
     "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "FluxTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
+    "ZImageTransformer2DModel": BlockLayout(lambda network: list(network.layers), image_first=True, without=_NO_ATTENTION),
 }
 NEEDED_BY = {
     "block": "Caches of blocks and skipped layers",
@@ -137,7 +139,9 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
         for index, block in enumerate(blocks):
             if "block" in hooks:
                 wrapped = partial(_joint_block, image_first=layout.image_first) if layout.joint else _block
-                places.forward(block, wrapped(block.forward, hooks["block"], index, len(blocks)))
+                one_sequence = layout.image_first and not layout.joint
+                hook = _image_last(hooks["block"], rows * columns) if one_sequence else hooks["block"]
+                places.forward(block, wrapped(block.forward, hook, index, len(blocks)))
             for attention in _attentions(block) if hooks.keys() - {"block", "map"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
         yield
@@ -180,6 +184,13 @@ def _block(run: Callable[..., Tensor], hook: Callable[..., Tensor], index: int, 
     return forward
 
 
+def _image_last(hook: Callable[..., Tensor], patches: int) -> Callable[..., Tensor]:
+    def turned(index: int, count: int, tokens: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        return hook(index, count, tokens.roll(-patches, 1), lambda: run().roll(-patches, 1)).roll(patches, 1)
+
+    return turned
+
+
 def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int) -> Callable[..., Any]:
     """A level on the way down returns what the skips carry as well."""
 
@@ -202,8 +213,8 @@ def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count
 def _joint_block(
     run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int, image_first: bool = False
 ) -> Callable[..., Any]:
-    """The hook sees text and image as one sequence, in the order in which the block returns them. The last block may return no
-    text; a block that is given no text of its own has it in the sequence already."""
+    """The hook sees text and then image as one sequence, in whichever order the block returns them. The last block may return
+    no text; a block that is given no text of its own has it in the sequence already."""
     alone = _block(run, hook, index, count)
 
     def forward(*args: Any, **named: Any) -> Any:
@@ -211,14 +222,15 @@ def _joint_block(
         text = args[1] if len(args) > 1 else named.get("encoder_hidden_states")
         if text is None:
             return alone(*args, **named)
-        pair = (image, text) if image_first else (text, image)
 
         def together() -> Tensor:
             first, second = run(*args, **named)
-            return torch.cat([text if first is None else first, second], dim=1)
+            text_out, image_out = (second, first) if image_first else (first, second)
+            return torch.cat([text if text_out is None else text_out, image_out], dim=1)
 
-        out = hook(index, count, torch.cat(pair, dim=1), together)
-        return out[:, : pair[0].shape[1]], out[:, pair[0].shape[1] :]
+        out = hook(index, count, torch.cat([text, image], dim=1), together)
+        text_out, image_out = out[:, : text.shape[1]], out[:, text.shape[1] :]
+        return (image_out, text_out) if image_first else (text_out, image_out)
 
     return forward
 

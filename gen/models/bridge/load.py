@@ -34,6 +34,7 @@ CLASSES: dict[str, str] = {
     "ChromaTransformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
+    "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
     "AutoencoderDC": "diffusers",
@@ -44,14 +45,16 @@ CLASSES: dict[str, str] = {
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
+    "Qwen3Model": "transformers",
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
     "GemmaTokenizer": "transformers",
+    "Qwen2Tokenizer": "transformers",
 }
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 # encoders that files hold as parts of larger models -> beginnings of the names of what is left there
-BESIDES: dict[str, tuple[str, ...]] = {}
+BESIDES: dict[str, tuple[str, ...]] = {"Qwen3Model": ("lm_head.",)}
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
@@ -63,6 +66,7 @@ VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "GemmaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
+    "Qwen2Tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
 }
 
 

@@ -45,6 +45,10 @@ class BridgedNetwork(nn.Module):
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         raise NotImplementedError
 
+    def prepare(self, condition: Condition) -> Condition:
+        """A condition as `call` takes it, made once for every prompt: on x's device, rows without a real token filled in."""
+        return condition
+
     def set_null(self, null: Condition) -> None:
         """What the empty prompt gives (batch of 1)."""
         self.null = null
@@ -57,7 +61,7 @@ class BridgedNetwork(nn.Module):
 
     def _ready(self, condition: Condition, x: Tensor) -> Condition:
         condition = self._with_null(condition, len(x))
-        return condition.map(lambda v: v.to(x.device, x.dtype) if v.is_floating_point() else v.to(x.device))
+        return self.prepare(condition.map(lambda v: v.to(x.device, x.dtype) if v.is_floating_point() else v.to(x.device)))
 
     def _with_null(self, condition: Condition, batch: int) -> Condition:
         null = self.null

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import chroma, dit, flux, pixart, sana, sd3, sdxl, stable_diffusion
+from gen.models.bridge.families import chroma, dit, flux, pixart, sana, sd3, sdxl, stable_diffusion, z_image
 from gen.models.bridge.families.base import Family
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
@@ -40,6 +40,7 @@ PIPELINES: dict[str, Family] = {
     "StableDiffusion3Pipeline": sd3.FAMILY,
     "FluxPipeline": flux.FAMILY,
     "SanaPipeline": sana.FAMILY,
+    "ZImagePipeline": z_image.FAMILY,
 }
 
 

@@ -65,7 +65,7 @@ class ClipReader(nn.Module):
         parts = self._chunks(prompt)
         if chunks is not None and len(parts) > chunks:
             unread = self.tokenizer.decode([i for ids, _ in parts[chunks:] for i in ids if i < len(self.tokenizer)])
-            _warn_unread(unread, f"{self.length - 2} tokens that CLIP reads with this model")
+            warn_unread(unread, f"{self.length - 2} tokens that CLIP reads with this model")
             parts = parts[:chunks]
         device = device_of(self.encoder)
         ids = torch.tensor([self._framed(ids, self.tokenizer.pad_token_id) for ids, _ in parts], device=device)
@@ -129,7 +129,7 @@ class Sentence(nn.Module):
         offsets = [(start - len(instruction), end - len(instruction)) for start, end in read["offset_mapping"][0].tolist()]
         end = max((end for _, end in offsets), default=0)
         if bool(read["attention_mask"].all()) and plain[max(end, 0) :].strip():
-            _warn_unread(plain[max(end, 0) :], f"{self.length} tokens that the text encoder reads")
+            warn_unread(plain[max(end, 0) :], f"{self.length} tokens that the text encoder reads")
         device = device_of(self.encoder)
         mask = read["attention_mask"].to(device)
         tokens = self.encoder(read["input_ids"].to(device), attention_mask=mask if self.masked else None)[0]
@@ -165,7 +165,8 @@ def _lowered(plain: str, weights: list[float]) -> tuple[str, list[float]]:
     return text[start:end], [weight for _, weight in pairs[start:end]]
 
 
-def _warn_unread(unread: str, limit: str) -> None:
+def warn_unread(unread: str, limit: str) -> None:
+    """Say which end of a prompt is not read."""
     unread = unread.strip()
     shown = unread[:200] + "…" * (len(unread) > 200)
     warnings.warn(f"A prompt is longer than the {limit}; not read: {shown!r}", stacklevel=2)

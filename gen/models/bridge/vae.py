@@ -42,6 +42,9 @@ class BridgedAutoencoder(nn.Module):
     vae: Any  # of diffusers
     shift: Tensor
     scale: Tensor
+    factor: int
+    channels: int
+    patch: int
 
     def __init__(
         self, vae: nn.Module, whole: int = WHOLE, tile: int = TILE, overlap: int = OVERLAP, latent_scale: float | None = None

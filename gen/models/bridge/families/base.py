@@ -53,6 +53,7 @@ class Family:
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 
 

@@ -1,0 +1,79 @@
+"""Tiny diffusers pipelines whose prompts a language model reads, one builder per family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.gen.pipelines import LETTERS, seeded, vae
+
+# the part of Qwen 3's published template that a prompt alone meets
+QWEN_TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+QWEN_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'\"-<>/|_"
+
+
+def qwen_tokenizer() -> Any:
+    from transformers import Qwen2Tokenizer
+
+    pieces = [*LETTERS, *CAPITALS, "Ġ", "Ċ"]  # bytes for a space and a line break
+    tokenizer = Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(QWEN_SPECIAL[1:])})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = QWEN_TEMPLATE
+    return tokenizer
+
+
+LANGUAGE = {
+    "vocab_size": 128,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+def qwen3(whole: bool = False, **sizes: Any) -> Any:
+    """whole: with the head that predicts words, which published folders may have."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(**{**LANGUAGE, **sizes}, tie_word_embeddings=False)
+    return seeded(Qwen3ForCausalLM if whole else Qwen3Model, config, seed=3)
+
+
+def z_image(whole: bool = False, **scheduler: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    network = seeded(
+        ZImageTransformer2DModel,
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
+    )
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0, **scheduler}),
+        vae=vae(4, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3(whole),
+        tokenizer=qwen_tokenizer(),
+        transformer=network,
+    )
