@@ -31,6 +31,7 @@ from gen.pipeline.output import TYPES, Output, to_pil
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recorded_adapters
 from gen.pipeline.run import make_all, make_batch, progress_bar
+from gen.pipeline.scenes import adapters_for, check_prompts, check_syntax
 from gen.pipeline.settings import Sampling, make_settings, warn_sampler
 from gen.pipeline.subjects import draw_seeds, make_items, read_subjects, unit_noise
 from gen.pipeline.task_table import (
@@ -123,6 +124,8 @@ class Generator(Model):
         use_resolution_binning: bool | None = None,
         batch_size: int | None = None,
         batch_invariant: bool | None = None,
+        prompt_syntax: str | None = None,
+        lora_dir: str | Path | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
         _task_args: TaskArgs | None = None,
@@ -159,6 +162,9 @@ class Generator(Model):
         batch_size: pictures per network call; halved by itself when memory runs out.
         batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
             on a CPU.
+        prompt_syntax: "full" reads prompts that change on the way, join others or name LoRAs (docs/prompts.md); "weights" only
+            weights in brackets; None: "full".
+        lora_dir: a folder of LoRA files, which prompts name as <lora:NAME:WEIGHT>; those that are loaded need none.
         callback_on_step_end: called as (generator, step, t, kwargs) with the tensors named in
             callback_on_step_end_tensor_inputs (of latents and denoised); may return the latents changed.
             generator.preview(kwargs["denoised"]) gives small pictures.
@@ -178,6 +184,7 @@ class Generator(Model):
             cache=cache,
             cache_options=cache_options,
             batch_invariant=batch_invariant,
+            prompt_syntax=prompt_syntax,
         )
         check_keywords(tasks, _KEYWORDS)
         task_args = {**args_of_call(tasks), **(_task_args or {})}
@@ -204,7 +211,8 @@ class Generator(Model):
             task_args, height, width = with_own_size(self, task_args, height, width, multiple)
         binned = use_resolution_binning if noise is None and frame is None else False
         height, width, shown = made_at(self.config, self.name, height, width, binned)
-        settings = make_settings(self, sampling, height, width, frame.shown if frame else shown, task_args)
+        adapters = adapters_for(self, prompts, lora_dir, check_syntax(prompt_syntax))
+        settings = make_settings(self, sampling, height, width, frame.shown if frame else shown, task_args, adapters)
         if frame is None and not any(task.chooses_size for task in settings.tasks.values()):
             warn_size(self.config, self.name, settings.height, settings.width)
         warn_layers(self.network, settings.guidance)
@@ -218,6 +226,7 @@ class Generator(Model):
                 f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=3
             )
         items = make_items(prompts, negatives, classes, per_prompt, draw_seeds(total, seed, seeds, generator), noise)
+        check_prompts(self, items, settings)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
 
@@ -249,6 +258,7 @@ class Generator(Model):
         batch = make_items(*subjects, 1, [recipe.seed], None) * size
         for task in settings.tasks.values():
             batch = task.replay_items(recipe, batch)
+        check_prompts(self, batch, settings)
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False
         with progress_bar(settings, 1, progress) as bar:

@@ -7,7 +7,7 @@ from typing import Any
 
 STEPS = 8  # of the fast model, at most; who asks for more means the default model
 SCALES = (2.0, 8.0)  # the guidance scales that it learned
-TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant")
+TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant", "prompt_syntax")
 
 
 def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, Any]) -> str:

@@ -40,6 +40,12 @@ ModelOption = Annotated[
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
+LoraDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="LoRA files that prompts name, as in <lora:NAME:0.8>; see docs/prompts.md.")
+]
+PromptSyntax = Annotated[
+    str | None, typer.Option(metavar="full|weights", help="What of prompts is more than words. [default: full]")
+]
 Region = Annotated[
     list[str] | None,
     typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),

@@ -177,7 +177,7 @@ class Model:
         which = tuple(sorted(active.items()))
         keys = {prompt: (prompt, negative, which) for prompt in prompts}
         fresh = [prompt for prompt, key in keys.items() if key not in self._encoded]
-        warn_foreign(fresh, any(getattr(module, "breaks", False) for module in self.text_encoder.modules()))
+        warn_foreign(fresh)
         if not negative:
             warn_words(fresh, self.text_encoder, self.adapters if adapters is None else adapters, self.loaded_adapters)
         for prompt, key in keys.items():

@@ -181,6 +181,7 @@ class Recipe(_Part):
     version: Literal[1, 2, 3] = Field(3, description="1, 2: before some defaults changed (`gen.pipeline.recipe_versions`)")
     prompt: Text = ""
     negative_prompt: Text = ""
+    prompt_syntax: Literal["full", "weights"] = Field("weights", description="what of them is more than words")
     class_label: int | None = Field(None, ge=-1)
     seed: int = Field(ge=0, lt=1 << 63)
     height: Side

@@ -43,6 +43,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
         Recipe(
             prompt=item.prompt,
             negative_prompt=item.negative_prompt,
+            prompt_syntax="full" if settings.prompt_syntax == "full" else "weights",
             class_label=item.label if model.classes else None,
             seed=item.seed,
             height=height,

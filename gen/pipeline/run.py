@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from gen.pipeline.output import Output
 from gen.pipeline.progress import CountEvaluations, EvaluationBar
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
+from gen.pipeline.scenes import Scene, group_of, scenes_of
 from gen.pipeline.types import Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.multi_model.stages import CLOSE, Stage, StagedDenoiser, StagedSolver, Stages
 from samplers.noise import normal
 from samplers.sample import Solver, trajectory
 
@@ -48,14 +51,15 @@ def make_all(
     progress: bool,
     on_images: Callable[[Output], None] | None,
 ) -> Output:
-    """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other. Where `on_images`
-    takes the pictures, none are kept."""
+    """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other, and those whose
+    prompts name other LoRAs or join others. Where `on_images` takes the pictures, none are kept."""
     model.interrupt = False
     pack(model.network)
-    guided = [i for i, item in enumerate(items) if is_guided(item, settings)]
-    plain = sorted(set(range(len(items))) - set(guided))
+    groups: dict[tuple, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault((is_guided(item, settings), *group_of(item, settings)), []).append(i)
     batch_size = settings.at_once or batch_size
-    queue = [group[i : i + batch_size] for group in (guided, plain) for i in range(0, len(group), batch_size)]
+    queue = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     queue.sort()
     done: dict[int, tuple[Tensor | None, Recipe]] = {}
     with progress_bar(settings, len(queue), progress) as bar:
@@ -132,14 +136,8 @@ def make_batch(
 def _make_batch(
     model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
 ) -> FinishedBatch:
-    batch = _batch(model, items, settings)
     watch = Watch()
-    denoiser, solver = _denoiser(batch, bar, watch)
-    for name, task in settings.tasks.items():
-        before = denoiser, solver
-        denoiser, solver = task.wrap_guided(denoiser, solver, batch)
-        if denoiser is not before[0] or solver is not before[1]:
-            watch.outside.append(_stage(name, task))
+    batch, denoiser, solver, condition = _staged(model, items, settings, bar, watch)
     solver = solver if callback is None else WithCallback(solver, model, *callback)
     x, noise = batch.noise * settings.levels[0].sigma, batch.seeded_noise()
     if settings.brownian:
@@ -147,8 +145,8 @@ def _make_batch(
     for task in settings.tasks.values():
         x, noise = task.start(x, noise, batch.noise, settings.levels[0])
     check_begin(batch, x)
-    context = Context(adapters=settings.adapters)
-    for state in trajectory(denoiser, solver, x, settings.levels, batch.condition, noise=noise, context=context):
+    context = Context(adapters=batch.settings.adapters)
+    for state in trajectory(denoiser, solver, x, settings.levels, condition, noise=noise, context=context):
         bar.update(1)
         if model.interrupt or state.step == settings.stop_at:
             break
@@ -157,20 +155,54 @@ def _make_batch(
     model.in_tiles = False
     shown = latents[: len(items)] if output_type == "latent" else _show(model, latents, settings)
     check_shown(model, shown)
+    asked = replace(batch, items=items, settings=settings)  # recipes have the prompts as they were given
     return FinishedBatch(
-        to_output_type(shown, output_type), recipes_of(batch, state, isinstance(solver, WithCallback) and solver.edited)
+        to_output_type(shown, output_type), recipes_of(asked, state, isinstance(solver, WithCallback) and solver.edited)
     )
 
 
-def _batch(model: Model, items: Sequence[Item], settings: Settings) -> SamplingBatch:
+def _staged(
+    model: Model, items: Sequence[Item], settings: Settings, bar: Any, watch: Watch
+) -> tuple[SamplingBatch, Denoiser, Solver, Condition]:
+    """(batch, denoiser, solver, condition) of the first scene, or of all of them where prompts change on the way."""
+    scenes, order = scenes_of(model, items, settings)
+    guided = is_guided(items[0], settings)  # as asked for: a scene may be without words
+
+    def make(number: int) -> tuple[SamplingBatch, Stage]:
+        batch = _batch(model, scenes[number], guided)
+        denoiser, solver = _wrapped(batch, scenes[number], bar, watch)
+        return batch, Stage(denoiser, solver, batch.condition, batch.settings.adapters)
+
+    bounds = [level.logsnr for level in settings.grid[1 : len(order)]]
+    begun = order[bisect_right(bounds, settings.levels[0].logsnr + CLOSE)]
+    batch, first = make(begun)
+    if len(scenes) == 1:
+        return batch, first.denoiser, first.solver, batch.condition
+    stages = Stages(tuple(bounds), tuple(order), lambda number: make(number)[1], {begun: first})
+    return batch, StagedDenoiser(stages, first.denoiser), StagedSolver(stages, first.solver), batch.condition
+
+
+def _wrapped(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
+    """(denoiser, solver) of a scene with everything around the network."""
+    denoiser, solver = _denoiser(batch, scene, bar, watch)
+    for name, task in batch.settings.tasks.items():
+        before = denoiser, solver
+        denoiser, solver = task.wrap_guided(denoiser, solver, batch)
+        if denoiser is not before[0] or solver is not before[1]:
+            watch.outside.append(_stage(name, task))
+    return denoiser, solver
+
+
+def _batch(model: Model, scene: Scene, guided: bool) -> SamplingBatch:
     """The pictures' noise, and what they should and should not be."""
+    items, settings = scene.items, scene.settings
     shape = (model.channels, settings.height // model.factor, settings.width // model.factor)
     if items[0].latent is None:
         noise = normal([item.seed for item in items], shape, "latents", device=model.device)
     else:
         noise = torch.stack([item.latent for item in items if item.latent is not None]).to(model.device)
     condition, negative = _conditions(model, items, settings)
-    batch = SamplingBatch(model, items, settings, noise, condition, negative, is_guided(items[0], settings))
+    batch = SamplingBatch(model, items, settings, noise, condition, negative, guided)
     for task in settings.tasks.values():
         batch = task.prepare(batch)
     return batch
@@ -214,7 +246,7 @@ def _stage(name: str, task: Task) -> str:
     return f"{name} ({task.label})" if task.label else name
 
 
-def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
+def _denoiser(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     settings, stack = batch.settings, batch.settings.guidance
     for name, task in settings.tasks.items():
@@ -228,12 +260,23 @@ def _denoiser(batch: SamplingBatch, bar: Any, watch: Watch) -> tuple[Denoiser, S
         for name, task in settings.tasks.items():
             wrapped = task.wrap_network(denoiser, batch)
             denoiser = denoiser if wrapped is denoiser else watch.stage(_stage(name, task), wrapped)
-        return denoiser
+        return _joined(denoiser, batch, scene) if scene.joined else denoiser
 
     guided, solver = stack.build(
         watched, settings.solver, settings.scale, batch.negative, settings.interval, batch.guided, wrap
     )
     return (watch.stage(f"guidance {stack.name!r}", guided) if batch.guided else guided), solver
+
+
+def _joined(denoiser: Denoiser, batch: SamplingBatch, scene: Scene) -> Denoiser:
+    """A denoiser under prompts that AND joins."""
+    from samplers.guidance.conjunction import Conjunction
+
+    model, settings, run = batch.model, batch.settings, batch.condition
+    conditions = tuple(
+        replace(_read_prompts(model, list(prompts), settings), label=run.label, extra=run.extra) for prompts in scene.joined
+    )
+    return Conjunction(denoiser, conditions, torch.tensor(scene.weights), batch.negative, mean=settings.guidance.acts_always)
 
 
 def _show(model: Model, latents: Tensor, settings: Settings) -> Tensor:

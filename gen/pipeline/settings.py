@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen.io.validators import MAX_SCALE, MAX_STEPS, check_float, check_int, check_interval, check_option_values, check_size
 from gen.pipeline.guidance_stack import GuidanceStack
+from gen.pipeline.scenes import check_syntax
 from gen.pipeline.task_table import TaskArgs, frame_of, with_tasks
 from gen.pipeline.types import Settings
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gen.models.folder import Defaults
     from gen.models.model import Model
     from gen.pipeline.recipe import Recipe
+    from samplers.path import NoiseLevel
 
 
 # solvers whose pictures fit their prompts at least 7 % worse than the default solver's, in 12 steps of the default model
@@ -58,6 +60,7 @@ class Sampling:
     cache: Any = None
     cache_options: Any = None
     batch_invariant: Any = None
+    prompt_syntax: Any = None
     recorded: bool = False
 
     @classmethod
@@ -99,12 +102,22 @@ def make_settings(
         interval=_interval(model, sampling.guidance_interval),
         guidance=stack,
         batch_invariant=_invariant(model, sampling.batch_invariant),
+        prompt_syntax=check_syntax(sampling.prompt_syntax),
         adapters=model.active_adapters(model.adapters if adapters is None else adapters),
         **{**steps, "unrecorded": (*steps["unrecorded"], *stack.unrecorded)},
     )
     guided = settings.scale != stack.neutral_scale
     stack.build(model.denoiser, settings.solver, settings.scale, None, settings.interval, guided)  # options are checked here
     return with_tasks(model, task_args, settings)
+
+
+def _nominal(
+    model: Model, levels: tuple[NoiseLevel, ...], schedule: object, options: Mapping[str, Any]
+) -> tuple[NoiseLevel, ...]:
+    """A hundred steps of the schedule of a solver that takes its own; its levels where the schedule has no such steps."""
+    if not isinstance(schedule, str) or schedule == "table":
+        return levels
+    return tuple(get_grid(schedule, model.denoiser.path, 100, **options))
 
 
 def _invariant(model: Model, choice: object) -> bool:
@@ -168,20 +181,21 @@ def _steps(model: Model, sampling: Sampling, tokens: int) -> dict[str, Any]:
         sampler_options = defaults.sampler_options if sampler is None else {}
     sampler_options = check_option_values("sampler_options", sampler_options)
     sampler = defaults.sampler if sampler is None else sampler
-    solver, brownian = sampler, False
+    solver, brownian, own_steps = sampler, False, False
     if isinstance(sampler, str):  # "DPM++ 2M Karras" names both
         sampler, own_schedule = parse_sampler(sampler)
         schedule = own_schedule if schedule is None else schedule
         solver, info = get_solver(sampler, **sampler_options), solver_info(sampler)
         brownian = info.brownian
-        steps = 2 if info.adaptive and not info.own_steps else steps  # an adaptive solver chooses its own
+        own_steps = info.adaptive and not info.own_steps
+        steps = 2 if own_steps else steps
         if schedule is None and schedule_options is None and info.grid == "trained" and sampling.sampler is not None:
             schedule, schedule_options = _trained(defaults)
     if schedule_options is None:
         schedule_options = defaults.schedule_options if schedule is None else {}
     schedule_options = check_option_values("schedule_options", schedule_options)
     schedule = defaults.schedule if schedule is None else schedule
-    levels = schedule
+    levels: Any = schedule
     if isinstance(schedule, str):
         schedule = grid_info(schedule).name
         if "tokens" in grid_info(schedule).options:  # that grid depends on the picture's size
@@ -196,6 +210,8 @@ def _steps(model: Model, sampling: Sampling, tokens: int) -> dict[str, Any]:
         "schedule_options": schedule_options,
         "solver": solver,
         "levels": tuple(levels),
+        "grid": _nominal(model, tuple(levels), schedule, schedule_options) if own_steps else tuple(levels),
+        "own_steps": own_steps,
         "steps": len(levels) - 1,
         "brownian": brownian,
         "unrecorded": tuple(unrecorded),

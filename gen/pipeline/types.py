@@ -124,6 +124,20 @@ class Task:
     chooses_size: bool = False
 
     @property
+    def one_prompt(self) -> bool:
+        """A picture has one prompt, which cannot be several that are joined."""
+        return False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Prompts of its own, which may change on the way as a picture's do."""
+        return ()
+
+    def map_texts(self, read: Callable[[str], str]) -> Task:
+        """The task with `read(text)` in the place of every prompt of its own."""
+        return self
+
+    @property
     def copies(self) -> int:
         """Rows of x for one picture."""
         return 1
@@ -225,6 +239,9 @@ class Settings:
     interval: (low, high) in log-SNR where guidance acts.
     adapters: name -> weight of those that act.
     levels: those that are run, of the schedule's `steps` + 1.
+    grid: all of the schedule's, by which prompts change; a hundred steps of it where the solver chooses its own.
+    own_steps: the solver chooses its own.
+    prompt_syntax: what of prompts is more than words: "full" or "weights" (`gen.models.prompt_syntax`).
     brownian: noise comes from one Brownian path per picture.
     batch_invariant: no bit of a picture depends on its batch (`gen.nn.batch_invariance`).
     stop_at: end after this many steps, as an interrupted run did.
@@ -247,6 +264,9 @@ class Settings:
     adapters: dict[str, float]
     solver: Solver
     levels: tuple[NoiseLevel, ...]
+    grid: tuple[NoiseLevel, ...] = ()
+    own_steps: bool = False
+    prompt_syntax: str = "full"
     brownian: bool = False
     batch_invariant: bool = False
     unrecorded: tuple[str, ...] = ()

@@ -74,6 +74,17 @@ class Canvas(Task):
             raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
 
     @property
+    def one_prompt(self) -> bool:
+        return bool(self.canvas.prompts)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.canvas.prompts
+
+    def map_texts(self, read: Callable[[str], str]) -> Canvas:
+        return replace(self, canvas=self.canvas.model_copy(update={"prompts": tuple(map(read, self.canvas.prompts))}))
+
+    @property
     def unrecorded(self) -> tuple[str, ...]:
         return ("distance of SyncDiffusion",) if self.canvas.sync and self.runtime.distance is not None else ()
 

@@ -10,7 +10,7 @@ so that a replay needs no file. Boxes are (left, top, width, height); masks lie 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,26 @@ class Layout(Task):
     @property
     def prompts(self) -> list[str]:
         return [region.prompt for region in self.layout.regions]
+
+    @property
+    def one_prompt(self) -> bool:
+        return True
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        own = [text for region in self.layout.regions for text in (region.prompt, region.negative_prompt)]
+        return tuple(text for text in (*own, self.layout.background) if text)
+
+    def map_texts(self, read: Callable[[str], str]) -> Layout:
+        def optional(text: str | None) -> str | None:
+            return text and read(text)
+
+        regions = tuple(
+            region.model_copy(update={"prompt": read(region.prompt), "negative_prompt": optional(region.negative_prompt)})
+            for region in self.layout.regions
+        )
+        record = self.layout.model_copy(update={"regions": regions, "background": optional(self.layout.background)})
+        return replace(self, layout=record)
 
     def adapters(self) -> dict[str, float]:
         """Every adapter that some region uses, at weight 0: what a run must know of."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,6 +117,17 @@ class Views(Task):
         for name, task in settings.tasks.items():
             if task is not self and getattr(task, "name", "") != "merge":
                 raise ValueError(f"A picture with several views takes no {name}; leave it out.")
+
+    @property
+    def one_prompt(self) -> bool:
+        return True
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.views.prompts
+
+    def map_texts(self, read: Callable[[str], str]) -> Views:
+        return replace(self, views=self.views.model_copy(update={"prompts": tuple(map(read, self.views.prompts))}))
 
     @property
     def copies(self) -> int:

@@ -26,7 +26,10 @@ class PromptReader(nn.Module):
     """What a Generator asks of a text encoder. Prompts are positive or negative: Sana reads the two in different ways.
 
     encoders: the networks that it reads with, by the pipeline's names, for adapters.
+    breaks: the word BREAK begins a new chunk.
     """
+
+    breaks = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +46,6 @@ class ClipReader(nn.Module):
     learned: words beside the vocabulary (`gen.nn.learned_tokens`), which are no part of the weights.
     """
 
-    breaks = True  # it knows the word BREAK
     encoder: Any  # of transformers
     learned: LearnedTokens | None
 

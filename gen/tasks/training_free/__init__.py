@@ -121,6 +121,10 @@ class TrainingFree(Task):
             if (method.record.digests, method.record.masks) != (record.digests, record.masks):
                 raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
 
+    @property
+    def one_prompt(self) -> bool:
+        return "concepts" in self.methods
+
     def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
         """With the batch's first picture, where others depend on it."""
         first = next((record.first for record in recipe.tweaks.values() if record.first is not None), None)

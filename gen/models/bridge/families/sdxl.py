@@ -38,6 +38,8 @@ class SDXLUNet(UNet):
 class SDXLReader(PromptReader):
     """Tokens of both encoders side by side, pooled by the second. zeros: an empty prompt gives zeros."""
 
+    breaks = True
+
     def __init__(self, clip: ClipReader | None, clip_2: ClipReader, zeros: bool):
         super().__init__()
         self.clip, self.clip_2, self.zeros = clip, clip_2, zeros

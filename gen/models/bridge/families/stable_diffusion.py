@@ -61,6 +61,8 @@ def embed_scale(scale: Tensor, dim: int) -> Tensor:
 
 
 class StableDiffusionReader(PromptReader):
+    breaks = True
+
     def __init__(self, clip: ClipReader):
         super().__init__()
         self.clip = clip
