@@ -148,7 +148,8 @@ class Generator(Model):
         composition: how several adapters act: merge, switch, composite, contrast or cached (`samplers.composition`), with
             composition_options.
         regions: adapter -> mask (white: there it acts); the others act everywhere.
-        image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone).
+        image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone). A model
+            that was trained to edit reads it, and starts from noise unless a strength or mask is given.
         mask: where it is 0 (black) the image stays as it is, to the pixel.
         use_resolution_binning: make the picture at the nearest of the sizes that the model was trained at, then scale and cut
             it to height and width; None: as the model does by default.

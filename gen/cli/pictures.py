@@ -74,7 +74,7 @@ def image(
     cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
     cache_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the cache; repeatable.")] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture to start from: PNG, JPEG, WebP, GIF, BMP.")
+        Path | None, typer.Option(metavar="FILE", help="A picture to start from, or to edit: PNG, JPEG, WebP, GIF, BMP.")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")

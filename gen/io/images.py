@@ -205,6 +205,15 @@ def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
     )
 
 
+def resize(picture: Tensor, height: int, width: int) -> Tensor:
+    """(1, 3, H, W) in [0, 1] scaled to any shape, with 8 bits by Lanczos' filter, as image processors of diffusers do."""
+    if picture.shape[-2:] == (height, width):
+        return picture
+    pixels = (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    scaled = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return torch.from_numpy(scaled).permute(2, 0, 1)[None].float() / 255
+
+
 def fit(picture: Tensor, height: int, width: int) -> Tensor:
     """(B, C, H, W) cut to the wanted shape about the middle, then scaled."""
     rows, columns = picture.shape[-2:]

@@ -96,7 +96,7 @@ def to_infotext(recipe: Recipe) -> str:
         "CFG scale": recipe.guidance_scale,
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
-        **({"Denoising strength": recipe.start.strength} if recipe.start else {}),
+        **({"Denoising strength": recipe.start.strength} if recipe.start and recipe.start.strength is not None else {}),
         **({"Guidance": recipe.guidance} if recipe.guidance != "cfg" else {}),
         **({"Cache": recipe.cache} if recipe.cache else {}),
         **({"Composition": recipe.composition} if recipe.composition else {}),

@@ -60,11 +60,12 @@ class Machine(_Part):
 
 
 class Start(_Part):
-    """What an edit began with: sha256 of the image's bytes and the mask's, brought to the picture's size, and the strength."""
+    """What an edit began with: sha256 of the image's bytes and the mask's, brought to the picture's size, and the strength;
+    none where an editing network read the image and the run began with noise."""
 
     image: Digest
     mask: Digest | None = None
-    strength: float = Field(ge=0, le=1)
+    strength: float | None = Field(None, ge=0, le=1)
 
 
 class GuideRecord(_Part):

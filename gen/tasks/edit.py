@@ -1,4 +1,8 @@
-"""Pictures to start from: image to image, and inpainting under a mask (`samplers.editing` has the mathematics)."""
+"""Pictures to start from: image to image, and inpainting under a mask (`samplers.editing` has the mathematics).
+
+Networks that were trained to edit read the picture, or the picture and the mask, beside the noise. The run then begins with
+noise, unless a strength (or, where the network reads no mask, a mask) says that it begins with the picture too.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io.images import digest, fit, read_picture, same_shape
+from gen.io.images import digest, fit, read_picture, resize, same_shape
 from gen.io.validators import check_float
 from gen.pipeline.recipe import Recipe, RestoreRecord, Start
 from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task
 
 if TYPE_CHECKING:
     from gen.models.model import Model
-    from samplers.denoiser import Denoiser
+    from samplers.denoiser import Condition, Denoiser
     from samplers.noise import NoiseSource
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
@@ -29,14 +33,24 @@ LONG, SHORT = 4, 2  # times the model's own size: sides up to which a picture is
 
 @dataclass(frozen=True)
 class Edit(Task):
-    """A picture (1, 3, H, W) in [0, 1] and its latents (1, C, h, w), as the denoiser sees them; the mask (1, 1, H, W), 1 where
-    the picture is made anew, and as latents see it; how much of the schedule is run."""
+    """An edit of one picture.
+
+    picture: (1, 3, H, W) in [0, 1].
+    latents: (1, C, h, w), as the denoiser sees them; None where the run begins with noise.
+    mask: (1, 1, H, W), 1 where the picture is made anew; latent_mask: as latents see it.
+    begun: its record, with how much of the schedule is run.
+    reference: (1, C, h', w'), the latents that a network reads which was trained to edit pictures.
+    filled: (1, C + f^2, h, w), what one reads that was trained to fill: the latents of the picture with grey where the mask is
+        open, and the mask's f x f pixels.
+    """
 
     picture: Tensor
-    latents: Tensor
+    latents: Tensor | None
     mask: Tensor | None
     latent_mask: Tensor | None
     begun: Start
+    reference: Tensor | None = None
+    filled: Tensor | None = None
     chooses_size = True
 
     @classmethod
@@ -68,6 +82,8 @@ class Edit(Task):
         from samplers.solvers.adaptive import Adaptive
 
         levels, strength = settings.levels, self.begun.strength
+        if strength is None:
+            return settings
         if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
             return replace(settings, levels=start_at(levels, strength))
         # two steps are no measure of a strength: the level is that of the schedule's own hundred
@@ -77,17 +93,35 @@ class Edit(Task):
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is not None:
             check_same(self.begun, recipe.start)
-        if self.mask is not None and (settings.guidance.names[0] == "cfg++" or settings.guidance.keeps_both):
+        other = next((name for name in ("layout", "views") if name in settings.tasks), None)
+        if other and not (self.reference is None and self.filled is None):
+            raise ValueError(f"This model reads the picture that it edits, which goes without {other}; leave one of them out.")
+        if (
+            self.mask is not None
+            and self.filled is None
+            and (settings.guidance.names[0] == "cfg++" or settings.guidance.keeps_both)
+        ):
             raise ValueError(
                 "cfg++ moves the whole picture, also what a mask keeps; choose other guidance for inpainting, and a sampler "
                 "other than *_cfg_pp."
             )
 
+    def prepare(self, batch: SamplingBatch) -> SamplingBatch:
+        def beside(condition: Condition) -> Condition:
+            if self.filled is not None:
+                condition = replace(condition, image=_rows(self.filled, batch))
+            if self.reference is not None:
+                extra = {**condition.extra, "reference": _rows(self.reference, batch)}
+                condition = replace(condition, extra=extra)
+            return condition
+
+        return replace(batch, condition=beside(batch.condition), negative=batch.negative and beside(batch.negative))
+
     def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
-        return level.mix(self.latents, noise), source
+        return (x if self.latents is None else level.mix(self.latents, noise)), source
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
-        if self.mask is None or self.latent_mask is None:
+        if self.latents is None or self.latent_mask is None or self.filled is not None:
             return denoiser, solver
         from samplers.editing import Inpaint
 
@@ -111,24 +145,48 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
         if orphan:
             raise ValueError(f"{orphan} was given without an image to change; give image too.")
         return None
-    usual = 0.8 if mask is None else 1.0
-    amount = check_float("strength", usual if strength is None else strength, 0, 1)
+    reads = getattr(model.network, "reads", "")
+    if reads == "mask" and mask is None:
+        raise ValueError("This model fills in what a mask opens; give mask too (white is made anew).")
+    amount = None
+    if strength is not None or mask is not None or reads != "picture":
+        usual = 0.8 if mask is None else 1.0
+        amount = check_float("strength", usual if strength is None else strength, 0, 1)
     source = read_picture("image", image, "RGB")
     pixel_mask = None if mask is None else read_mask("mask", mask, source, "image")
     picture = fit_and_warn("image", source, height, width, size_tolerance(model))
     pixel_mask = None if pixel_mask is None else fit(pixel_mask, height, width)
     start = Start(image=digest(picture), mask=None if pixel_mask is None else digest(pixel_mask), strength=amount)
 
-    device, factor = model.device, model.factor
-    picture = picture.to(device)
-    latents = picture * 2 - 1
-    if model.autoencoder is not None:
-        with torch.no_grad():
-            latents = model.autoencoder.encode(latents).float() * model.config.latent_scale
-    pixel_mask = None if pixel_mask is None else pixel_mask.to(device)
+    picture = picture.to(model.device)
+    pixel_mask = None if pixel_mask is None else pixel_mask.to(model.device)
     # a latent that touches any pixel to be made is made
-    latent_mask = None if pixel_mask is None else F.max_pool2d(pixel_mask, factor)
-    return Edit(picture, latents, pixel_mask, latent_mask, start)
+    latent_mask = None if pixel_mask is None else F.max_pool2d(pixel_mask, model.factor)
+    latents = None if amount is None else _encode(model, picture * 2 - 1)
+    edit = Edit(picture, latents, pixel_mask, latent_mask, start)
+    if reads == "picture":
+        sides = model.network.picture_size(*source.shape[-2:])
+        multiple = model.factor * model.network.config.patch
+        read = resize(source, *(side // multiple * multiple for side in sides))
+        return replace(edit, reference=_encode(model, read.to(model.device) * 2 - 1))
+    if reads == "mask" and pixel_mask is not None:
+        opened = (pixel_mask >= 0.5).float()
+        kept = _encode(model, (picture * 2 - 1) * (1 - opened))
+        return replace(edit, filled=torch.cat([kept, F.pixel_unshuffle(opened, model.factor)], dim=1))
+    return edit
+
+
+@torch.no_grad()
+def _encode(model: Model, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] as the denoiser sees them."""
+    if model.autoencoder is None:
+        return pictures
+    return model.autoencoder.encode(pictures).float() * model.config.latent_scale
+
+
+def _rows(one: Tensor, batch: SamplingBatch) -> Tensor:
+    """(1, ...) for every picture of a batch."""
+    return one.expand(len(batch.noise), *one.shape[1:])
 
 
 def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> None:

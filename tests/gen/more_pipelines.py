@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.gen.pipelines import seeded, t5, t5_tokenizer, vae
+import torch
+
+from tests.gen.pipelines import flux, seeded, t5, t5_tokenizer, vae
 
 
 def flux_vae(channels: int = 4):
@@ -34,3 +36,27 @@ def chroma(**scheduler: Any):
         tokenizer=t5_tokenizer(),
         transformer=network,
     )
+
+
+def flux_kontext():
+    from diffusers import FluxKontextPipeline
+
+    return FluxKontextPipeline(**_parts(flux()))
+
+
+def flux_fill():
+    """Its autoencoder says what it means: the pipeline draws from its distribution, whose deviation is e^-15 here."""
+    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+
+    parts = _parts(flux())
+    config = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
+    parts["transformer"] = seeded(FluxTransformer2DModel, **config | {"in_channels": 48, "out_channels": 16})
+    last = parts["vae"].encoder.conv_out
+    with torch.no_grad():
+        last.weight[4:] = 0
+        last.bias[4:] = -30
+    return FluxFillPipeline(**parts)
+
+
+def _parts(pipeline: Any) -> dict[str, Any]:
+    return {name: part for name, part in pipeline.components.items() if part is not None}

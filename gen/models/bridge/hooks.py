@@ -153,7 +153,7 @@ class _Places:
     """What was changed, and how to put it back."""
 
     def __init__(self) -> None:
-        self.undo: list[Callable[[], None]] = []
+        self.undo: list[Callable[[], Any]] = []
 
     def forward(self, module: nn.Module, function: Callable[..., Any]) -> None:
         instance_forward = vars(module).get("forward")  # offloading sets one too

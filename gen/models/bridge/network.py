@@ -30,6 +30,7 @@ class BridgedNetwork(nn.Module):
     """Base of the families' adapters. A subclass gives `call(x, time, condition)`, where tokens and pooled are x's dtype."""
 
     bridged = True
+    reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
 
     def __init__(self, network: nn.Module, config: BridgedConfig):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import chroma, dit, flux, pixart, sana, sd3, sdxl, stable_diffusion, z_image
+from gen.models.bridge.families import chroma, dit, flux, flux_edit, pixart, sana, sd3, sdxl, stable_diffusion, z_image
 from gen.models.bridge.families.base import Family
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
@@ -39,6 +39,8 @@ PIPELINES: dict[str, Family] = {
     "DiTPipeline": dit.FAMILY,
     "StableDiffusion3Pipeline": sd3.FAMILY,
     "FluxPipeline": flux.FAMILY,
+    "FluxKontextPipeline": flux_edit.KONTEXT,
+    "FluxFillPipeline": flux_edit.FILL,
     "SanaPipeline": sana.FAMILY,
     "ZImagePipeline": z_image.FAMILY,
 }

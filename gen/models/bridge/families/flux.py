@@ -20,8 +20,8 @@ USUAL_GUIDANCE = 3.5
 class Flux(BridgedNetwork):
     """Latents are packed 2 x 2 into tokens of 4 C channels. `Condition.extra["guidance"]` (B,) is the embedded scale."""
 
-    def __init__(self, network: Any):
-        super().__init__(network, BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
+    def __init__(self, network: Any, config: BridgedConfig | None = None):
+        super().__init__(network, config or BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
         self.embeds = bool(setting(network, "guidance_embeds"))
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -31,17 +31,22 @@ class Flux(BridgedNetwork):
             guidance = condition.extra.get("guidance")
             if guidance is None:
                 guidance = torch.full((len(x),), USUAL_GUIDANCE, device=x.device)
+        tokens, places = self.tokens(x, condition)
         out = self.network(
-            hidden_states=packed(x),
+            hidden_states=tokens,
             timestep=time.to(x.dtype),
             guidance=guidance,
             pooled_projections=condition.pooled,
             encoder_hidden_states=condition.tokens,
             txt_ids=x.new_zeros(condition.tokens.shape[1], 3),
-            img_ids=positions(x),
+            img_ids=places,
             return_dict=False,
         )[0]
-        return unpacked(out, x)
+        return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
+
+    def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """(tokens (B, L, D), their places (L, 3)), those of x first."""
+        return packed(x), positions(x)
 
 
 def packed(x: Tensor) -> Tensor:
