@@ -32,6 +32,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
+    "decoder": ("distill.objectives.decoder", "DecoderConfig", "DecoderObjective"),
     "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),
     "progressive": ("distill.objectives.progressive_distillation", "ProgressiveConfig", "ProgressiveObjective"),
     "guidance": ("distill.objectives.guidance_distillation", "GuidanceConfig", "GuidanceObjective"),

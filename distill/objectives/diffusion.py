@@ -22,18 +22,16 @@ from distill.losses.coupling import CouplingConfig, couple
 from distill.losses.levels import TimeConfig, draw_levels, log_density
 from distill.losses.loss_weighting import Weighting
 from distill.objectives.bases.objective import Objective
+from distill.objectives.bases.student_sampling import sample_by
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, encoded, knows_no_label
 from gen.models.components import load_component
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, learns_variance, write_model
 from gen.nn.registry import Config
-from gen.pipeline.guidance_stack import GuidanceStack
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook
-from samplers.noise import normal, seeded_noise
+from samplers.noise import normal
 from samplers.path import NoiseLevel, Scalar, expand
 from samplers.prediction import prediction_row
-from samplers.registry import get_grid, get_solver, solver_info
-from samplers.sample import sample
 
 if TYPE_CHECKING:
     from distill.data.source import Source
@@ -215,20 +213,8 @@ class DiffusionObjective(Objective):
 
     def draw(self, network: nn.Module, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """x0 (B, C, h, w) from unit noise, as the exported model draws it by default."""
-        settings, preview = self.config.defaults, self.config.preview
-        stack = GuidanceStack.of(settings.guidance, settings.guidance_options, None, None)
-        scale = stack.effective_scale(settings.guidance_scale if preview.guidance_scale is None else preview.guidance_scale)
-        denoiser, solver = stack.build(
-            self.denoiser(network),
-            get_solver(settings.sampler, **settings.sampler_options),
-            scale,
-            None,
-            settings.guidance_interval,
-            scale != stack.neutral_scale,
-        )
-        levels = get_grid(settings.schedule, self.path, steps, **settings.schedule_options)
-        added = seeded_noise(range(len(noise)), noise) if solver_info(settings.sampler).stochastic else None
-        return sample(denoiser, solver, noise * levels[0].sigma, levels, condition, noise=added)
+        settings, scale = self.config.defaults, self.config.preview.guidance_scale
+        return sample_by(self.denoiser(network), settings, noise, condition, steps=steps, scale=scale)
 
     def render(self, x0: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] of x0 (B, C, h, w)."""

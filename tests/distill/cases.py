@@ -42,6 +42,19 @@ AUTOENCODER = {
 CASES: dict[str, dict[str, Any]] = {
     "diffusion": case({"type": "diffusion", "prediction": "x0", "loss": "flow"}, {"type": "uvit", **SIZES}, "labels"),
     "autoencoder": case({"type": "autoencoder"}, AUTOENCODER, "pictures"),
+    "decoder": case(
+        {
+            "type": "decoder",
+            "teacher": {"model": "DECODED", "guidance_scale": [1.0, 3.0]},
+            "student": {"model": "MODEL"},
+            "predicted": 0.3,
+            "student_predicted": 0.3,
+            "sampled": 0.4,
+            "student_steps": [2],
+        },
+        {**AUTOENCODER, "channels": 2},
+        "pictures",
+    ),
     "text": case(
         {"type": "text", "teacher": "TEXT", "layers": [0]},
         {"type": "text_encoder", "vocab_size": 16, "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "max_tokens": 8},
