@@ -18,6 +18,7 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfg_zero import CFGZeroStar
 from samplers.guidance.cfgpp import CFGPlusPlus
 from samplers.guidance.embedded import EmbeddedGuidance
+from samplers.guidance.norm_rescale import NormRescale
 from samplers.guidance.perturbed import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names, register_guidance
 from samplers.guidance.rescale import Rescale
@@ -73,6 +74,7 @@ __all__ = [
     "Guided",
     "MultiReference",
     "NegativeMerging",
+    "NormRescale",
     "PerturbedAttention",
     "Piecewise",
     "Posterior",

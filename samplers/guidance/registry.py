@@ -14,6 +14,7 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfg_zero import CFGZeroStar
 from samplers.guidance.cfgpp import CFGPlusPlus
 from samplers.guidance.embedded import EmbeddedGuidance
+from samplers.guidance.norm_rescale import NormRescale
 from samplers.guidance.perturbed import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.threshold import Clip, DynamicThreshold
@@ -151,6 +152,16 @@ GUIDANCE: dict[str, GuidanceInfo] = {
         ),
         GuidanceInfo(
             "rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, compares=True, options=("factor", "on")
+        ),
+        GuidanceInfo(
+            "norm_rescale",
+            NormRescale,
+            "the conditional output's length for the guided one: Qwen-Image",
+            0,
+            modifier=True,
+            compares=True,
+            aliases=("cfg_norm",),
+            options=("patch", "shrink"),
         ),
         GuidanceInfo(
             "dynamic_threshold",

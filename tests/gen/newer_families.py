@@ -23,8 +23,8 @@ class Row:
 
     build: the pipeline; options of it by keyword.
     blocks: how many blocks hooks find in its network.
-    negative: arguments of the pipeline's call that make it guided by the empty prompt, as we are by default, and the name of
-        its argument for a negative prompt; None where it takes none.
+    negative: the name of its argument for a negative prompt; None where it takes none.
+    defaults: arguments of the pipeline's call for what we do by default; lists are for one picture.
     scale: our guidance scale as arguments of the pipeline's call.
     unguided: the pipeline's call without guidance.
     mixed: patches have seen one another before the first block that hooks find.
@@ -44,6 +44,14 @@ class Row:
 
 
 FAMILIES: dict[str, Row] = {
+    "qwen_image": Row(
+        pipelines_chat.qwen_image,
+        blocks=2,
+        scale=lambda scale: {"true_cfg_scale": scale},
+        unguided={"true_cfg_scale": 1.0},
+        defaults={"negative_prompt": [""]},  # without one, the pipeline does not guide
+        packed=True,
+    ),
     "z_image": Row(
         pipelines_chat.z_image,
         blocks=2,
@@ -51,7 +59,7 @@ FAMILIES: dict[str, Row] = {
         scale=lambda scale: {"guidance_scale": scale - 1},
         unguided={"guidance_scale": 0.0},
         lora={"kohya": lambda name: name.replace("to_out.0", "out")},
-    )
+    ),
 }
 
 
@@ -62,7 +70,8 @@ def latents_for(generator: Generator, batch: int, seed: int = 5) -> torch.Tensor
 
 def theirs(row: Row, pipeline: Any, x: torch.Tensor, **options: Any) -> torch.Tensor:
     """The pipeline's pictures (B, 3, H, W) in [0, 1]."""
-    call = {"prompt": [PROMPT] * len(x), "height": SIZE, "width": SIZE, "output_type": "pt", **options}
+    call = {"prompt": [PROMPT], "height": SIZE, "width": SIZE, "output_type": "pt", **options}
+    call = {name: value * len(x) if isinstance(value, list) else value for name, value in call.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pipeline(latents=(pack(x) if row.packed else x).clone(), **call).images

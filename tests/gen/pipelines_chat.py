@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.gen.pipelines import LETTERS, seeded, vae
+from tests.gen.pipelines import LETTERS, qwen_vae, seeded, vae
 
 # the part of Qwen 3's published template that a prompt alone meets
 QWEN_TEMPLATE = (
@@ -53,6 +53,54 @@ def qwen3(whole: bool = False, **sizes: Any) -> Any:
 
     config = Qwen3Config(**{**LANGUAGE, **sizes}, tie_word_embeddings=False)
     return seeded(Qwen3ForCausalLM if whole else Qwen3Model, config, seed=3)
+
+
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+SPECIAL = (
+    ("image_token_id", "<|image_pad|>"),
+    ("video_token_id", "<|video_pad|>"),
+    ("vision_start_token_id", "<|vision_start|>"),
+)
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL}
+
+
+def qwen25_vl(tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {**LANGUAGE, "rope_scaling": ROPE, "tie_word_embeddings": False}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4}
+    vision |= {"window_size": 16, "fullatt_block_indexes": [0]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_ids(tokenizer))
+    return seeded(Qwen2_5_VLForConditionalGeneration, config, seed=3)
+
+
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+
+
+def qwen_image() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+
+    network = seeded(
+        QwenImageTransformer2DModel,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    tokenizer = qwen_tokenizer()
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=qwen_vae(),
+        text_encoder=qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=network,
+    )
 
 
 def z_image(whole: bool = False, **scheduler: Any) -> Any:

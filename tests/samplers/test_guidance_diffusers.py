@@ -5,7 +5,7 @@ import torch
 
 from samplers import Condition, Context, RectifiedFlow
 from samplers.analytic import Mixture
-from samplers.guidance import AdaptiveProjected, CFGZeroStar, ClassifierFree, Rescale
+from samplers.guidance import AdaptiveProjected, CFGZeroStar, ClassifierFree, NormRescale, Rescale
 
 apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance", reason="diffusers is not installed")
 zero = pytest.importorskip("diffusers.guiders.classifier_free_zero_star_guidance")
@@ -29,6 +29,48 @@ def test_rescale_on_raw(kind, factor):
     theirs = utils.rescale_noise_cfg(null + 4 * (cond - null), cond, factor)
     ours = Rescale(ClassifierFree(mixture, 4.0), factor, on="raw")(X, FLOW(0.6), LABELS, Context()).raw
     assert (ours - theirs).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_norm_rescale_of_patches(kind):
+    """Qwen-Image's: over every token of 2 x 2 latent pixels, by its pipeline's own packing and formula."""
+    from diffusers import QwenImagePipeline
+
+    mixture = Mixture.example(FLOW, kind, labelled=True, shape=(2, 4, 6))
+    x = torch.randn(4, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cond, null = (mixture(x, FLOW(0.6), c, Context()).raw for c in (LABELS, LABELS.null()))
+    packed_cond, packed_null = (QwenImagePipeline._pack_latents(v, 4, 2, 4, 6) for v in (cond, null))
+    packed = packed_null + 4 * (packed_cond - packed_null)
+    packed = packed * (torch.norm(packed_cond, dim=-1, keepdim=True) / torch.norm(packed, dim=-1, keepdim=True))
+    theirs = QwenImagePipeline._unpack_latents(packed, 32, 48, 8)[:, :, 0]
+    ours = NormRescale(ClassifierFree(mixture, 4.0), patch=2)(x, FLOW(0.6), LABELS, Context()).raw
+    assert (ours - theirs).abs().max() < 1e-12
+    assert (ours - NormRescale(ClassifierFree(mixture, 4.0))(x, FLOW(0.6), LABELS, Context()).raw).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_norm_rescale_of_the_picture_shrinks_only(scale):
+    """Z-Image's: the norm of a picture is at most that of the conditional output."""
+    mixture, cond, null = branches("flow", 0.6)
+    guided = null + scale * (cond - null)
+    ours = NormRescale(ClassifierFree(mixture, scale), patch=0, shrink=True)(X, FLOW(0.6), LABELS, Context()).raw
+    for i in range(len(X)):  # its loop over pictures
+        new, original = torch.linalg.vector_norm(guided[i]), torch.linalg.vector_norm(cond[i])
+        reference = guided[i] * (original / new) if new > original else guided[i]
+        assert (ours[i] - reference).abs().max() < 1e-12
+    either = NormRescale(ClassifierFree(mixture, scale), patch=0)(X, FLOW(0.6), LABELS, Context()).raw
+    torch.testing.assert_close(either.flatten(1).norm(dim=1), cond.flatten(1).norm(dim=1))
+
+
+def test_norm_rescale_refuses_what_it_cannot_do():
+    mixture, _, _ = branches("flow", 0.6)
+    for patch in (-1, True, 1.5):
+        with pytest.raises(ValueError, match="give pixels on its side, or 0 for the whole picture"):
+            NormRescale(ClassifierFree(mixture, 4.0), patch=patch)
+    with pytest.raises(ValueError, match="Patches of 2 do not divide pictures of 3 x 3; choose another"):
+        NormRescale(ClassifierFree(mixture, 4.0), patch=2)(X, FLOW(0.6), LABELS, Context())
+    with pytest.raises(ValueError, match="the denoiser under it does not guide"):
+        NormRescale(mixture)(X, FLOW(0.6), LABELS, Context())
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])

@@ -17,6 +17,7 @@ from samplers.guidance import (
     Clip,
     DynamicThreshold,
     Guided,
+    NormRescale,
     Piecewise,
     PowerCosine,
     Rescale,
@@ -71,6 +72,8 @@ class Counted:
 
 RULES = {
     "rescale": lambda d: Rescale(ClassifierFree(d, 5.0)),
+    "norm": lambda d: NormRescale(ClassifierFree(d, 5.0)),
+    "norm shrink": lambda d: NormRescale(ClassifierFree(d, 5.0), patch=0, shrink=True),
     "rescale raw": lambda d: Rescale(ClassifierFree(d, 5.0), on="raw"),
     "apg": lambda d: AdaptiveProjected(d, 5.0, eta=0.2, threshold=1.5, momentum=-0.5),
     "zero": lambda d: CFGZeroStar(d, 5.0),

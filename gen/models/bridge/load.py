@@ -34,6 +34,7 @@ CLASSES: dict[str, str] = {
     "ChromaTransformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
+    "QwenImageTransformer2DModel": "diffusers",
     "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
@@ -45,6 +46,7 @@ CLASSES: dict[str, str] = {
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
+    "Qwen2_5_VLModel": "transformers",
     "Qwen3Model": "transformers",
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
@@ -54,7 +56,7 @@ CLASSES: dict[str, str] = {
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 # encoders that files hold as parts of larger models -> beginnings of the names of what is left there
-BESIDES: dict[str, tuple[str, ...]] = {"Qwen3Model": ("lm_head.",)}
+BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(("Qwen2_5_VLModel", "Qwen3Model"), ("lm_head.",))
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")

@@ -16,7 +16,19 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import chroma, dit, flux, flux_edit, pixart, sana, sd3, sdxl, stable_diffusion, z_image
+from gen.models.bridge.families import (
+    chroma,
+    dit,
+    flux,
+    flux_edit,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    z_image,
+)
 from gen.models.bridge.families.base import Family
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
@@ -42,6 +54,7 @@ PIPELINES: dict[str, Family] = {
     "FluxKontextPipeline": flux_edit.KONTEXT,
     "FluxFillPipeline": flux_edit.FILL,
     "SanaPipeline": sana.FAMILY,
+    "QwenImagePipeline": qwen_image.FAMILY,
     "ZImagePipeline": z_image.FAMILY,
 }
 
