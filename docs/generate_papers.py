@@ -62,9 +62,9 @@ def registered() -> dict[str, list[str]]:
     from customization.algebra.sparse import METHODS as MERGES
     from customization.registry import METHODS as CUSTOMIZATIONS
     from distill.registry import OBJECTIVES
-    from gen.pipeline.task_table import TASKS
     from gen.tasks.energies import ENERGIES
-    from gen.tasks.training_free import TRAINING_FREE
+    from gen.tasks.table import TASKS
+    from gen.tasks.training_free.task import TRAINING_FREE
     from samplers.cache.registry import CACHES
     from samplers.composition.registry import COMPOSITIONS
     from samplers.guidance.energy_methods import METHODS as ENERGY_METHODS

@@ -157,9 +157,9 @@ class Generator(Model):
             log-densities (B,); with the attribute space = "latents" it gets what the denoiser works on.
         guide_method, guide_strength, guide_options: how, how strongly, and options of method and energy
             (`samplers.guidance.energy_methods`).
-        layout: prompts by region (`gen.tasks.layout`); `Generator.layout` takes its size from it, and reads files.
+        layout: prompts by region (`gen.tasks.layout.task`); `Generator.layout` takes its size from it, and reads files.
         negtome, reference, concepts, aesthetic, greedy: training-free changes, with their options
-            (`gen.tasks.training_free.TrainingFreeOptions`).
+            (`gen.tasks.training_free.options.TrainingFreeOptions`).
         batch_size: pictures per network call; halved by itself when memory runs out.
         batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
             on a CPU.

@@ -28,7 +28,7 @@ from gen.io.weights import TensorFile, read_json, read_metadata, read_weights, s
 from gen.models.components import load_component
 from gen.models.folder import read_model_config
 from gen.models.formats.pickles import convert_pickle
-from gen.tasks.layout_file import read_layout
+from gen.tasks.layout.file import read_layout
 from samplers.search.table import read_table
 
 READERS: dict[str, Callable[[Path], object]] = {

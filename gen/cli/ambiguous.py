@@ -30,7 +30,7 @@ def run(
     views = views or ["rotate180"]
 
     from gen.cli.lora import open_with
-    from gen.tasks.views import view_of
+    from gen.tasks.views.task import view_of
 
     turns = [view_of(name) for name in views]
     generator = open_with(lora, model, device, dtype, quiet)
@@ -52,7 +52,7 @@ def _sheet(result: Any, prompt: str, others: Sequence[str], views: Sequence[str]
 
     from gen.generator import to_pil
     from gen.io.contact_sheet import contact_sheet
-    from gen.tasks.views import view_of
+    from gen.tasks.views.task import view_of
 
     images, captions = [], []
     for image, seed in zip(result.images, result.seeds, strict=True):

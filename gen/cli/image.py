@@ -147,7 +147,7 @@ def guide_of(text: str | None, option: str = "--guide") -> Any:
     """What --guide, or another option, says: a name, or the function of a file of the user's own."""
     if text is None or ":" not in text:
         return text
-    from gen.tasks.energy_guidance import read_function
+    from gen.tasks.energy_guidance.task import read_function
 
     return read_function(text, option)
 

@@ -39,7 +39,7 @@ def run(
     """Make the layout's pictures and save them; returns the exit code. Arguments are the command's."""
     target = OutputTarget.of(output)
     table = colour_table(colours)
-    from gen.tasks.layout_file import painted_layout, read_layout
+    from gen.tasks.layout.file import painted_layout, read_layout
 
     if layout.is_dir():
         raise ValueError(f"{layout} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")

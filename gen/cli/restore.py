@@ -33,7 +33,7 @@ def run(
     task_options = parse_options(options) | ({"simulate": True} if simulate else {})
 
     from gen.generator import Generator, to_pil
-    from gen.tasks.restore import check_task, make_restoration
+    from gen.tasks.restore.task import check_task, make_restoration
 
     check_task(task, task_options)
     generator = Generator.from_pretrained(model, device, dtype)

@@ -58,7 +58,7 @@ def info(path: Path, as_json: bool) -> str:
         recipe = read_recipe(path)
         if as_json:
             return recipe.to_json()
-        rows = {name: value for name, value in recipe.model_dump(exclude_none=True).items() if value not in ({}, (), "")}
+        rows = {name: value for name, value in recipe.named_values().items() if value not in ({}, (), "")}
         machine, model, batch = rows.pop("machine"), rows.pop("model"), rows.pop("batch")
         rows |= {"model": model["name"]} | {f"{part} sha256": digest for part, digest in model["weights"].items()}
         rows |= {"batch": f"picture {batch['row'] + 1} of {batch['size']}", **machine}

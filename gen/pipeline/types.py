@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gen.io.images import cut_to
 from gen.pipeline.guidance_stack import GuidanceStack
+from gen.tasks.declaration import Frame
 from samplers.denoiser import Condition, Denoiser
 from samplers.noise import NoiseSource, seeded_noise
 from samplers.path import NoiseLevel
@@ -54,15 +55,6 @@ class Item:
     label: int
     seed: int
     latent: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A picture of which the network sees only a `window` (height, width in pixels) at once, so that any whole number of
-    latents is a size. shown: height and width that it is cut to, None for all of it."""
-
-    window: tuple[int, int]
-    shown: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,8 @@ class Caller(Protocol):
 class Task:
     """What a run does beside plain generation. This base changes nothing; a task overrides what it needs.
 
-    A task is a file in `gen.tasks` and a row in `gen.pipeline.task_table`.
+    A task is a folder in `gen.tasks` and a row in `gen.tasks.table`. An argument `frame` of its declared ones says what the
+    network sees at once.
 
     always_guided: guided whatever the call's prompts are.
     chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
@@ -155,29 +148,25 @@ class Task:
     # ---- from a call, or from a recipe ----
 
     @classmethod
-    def frame(cls, args: Mapping[str, Any]) -> Frame | None:
-        """What the network sees at once, before anything else is known; None: the whole picture."""
-        return None
-
-    @classmethod
     def own_size(
-        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
-    ) -> tuple[Mapping[str, Any], int | None, int | None]:
-        """(keywords, height, width) of a call that does not say both sides: those of the picture that it begins with."""
+        cls, model: Model, args: Any, height: int | None, width: int | None, multiple: int
+    ) -> tuple[Any, int | None, int | None]:
+        """(arguments, height, width) of a call that does not say both sides: those of the picture that it begins with."""
         return args, height, width
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Task | None, Settings]:
-        """The task, and the settings as it changes them, from a call's keywords (those that are not None).
+    def from_call(cls, model: Model, args: Any, settings: Settings) -> tuple[Task | None, Settings]:
+        """The task, and the settings as it changes them, from its declared arguments (`TaskOptions.arguments`).
 
-        The task is None where the keywords ask for nothing. Tasks inside it are made with the changed settings.
+        The task is None where they ask for nothing. Tasks inside it are made with the changed settings.
         Raises ValueError with what is wrong.
         """
         raise NotImplementedError
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The keywords that make what the recipe says. keywords: of the replay, for what no recipe holds."""
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> Any:
+        """The arguments that make what the recipe says, None where it says nothing. keywords: of the replay, for what no recipe
+        holds."""
         raise NotImplementedError
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:

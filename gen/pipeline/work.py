@@ -6,10 +6,12 @@ Work is counted in megapixel evaluations: pixels that the network sees, times ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from gen.io.validators import check_float, check_size
+from gen.tasks.declaration import Options
+from gen.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
@@ -46,24 +48,17 @@ def check_work(recipe: Recipe, limit: float | None = None) -> None:
 
 def work(recipe: Recipe) -> float:
     """An estimate, from above, of the megapixel evaluations of a replay."""
-    pixels = _pixels(recipe)
+    height, width = recipe.made_at or (recipe.height, recipe.width)
+    tasks = [row.options.work(recipe) for row in TASKS.values()]
+    pixels = max((task.pixels for task in tasks if task.pixels is not None), default=float(height * width))
     steps = recipe.num_inference_steps * _evaluations(recipe.sampler)
-    pictures = recipe.batch.size * (1 + sum(len(record.digests) for record in recipe.tweaks.values()))
-    branches = 2 + (len(recipe.layout.regions) if recipe.layout else 0) + (len(recipe.views.views) if recipe.views else 0)
+    pictures = recipe.batch.size * (1 + sum(task.beside for task in tasks))
+    branches = 2 + sum(task.branches for task in tasks)
     repeated = 1.0
-    for value in _repeats(recipe):
+    tables = [recipe.sampler_options, recipe.guidance_options, *(table for task in tasks for table in task.options)]
+    for value in (*_repeats(tables), *(task.repeats for task in tasks)):
         repeated *= max(value, 1.0)
     return pixels * steps * pictures * branches * repeated / 1e6
-
-
-def _pixels(recipe: Recipe) -> float:
-    height, width = recipe.made_at or (recipe.height, recipe.width)
-    if recipe.canvas is None:
-        return float(height * width)
-    windows = 1.0
-    for length, stride in zip((height, width), recipe.canvas.stride, strict=True):
-        windows *= -(-length // stride) + 1
-    return windows * recipe.canvas.window[0] * recipe.canvas.window[1]
 
 
 def _evaluations(sampler: str) -> int:
@@ -76,10 +71,8 @@ def _evaluations(sampler: str) -> int:
     return 100 if info.adaptive else max(info.evaluations, 1)
 
 
-def _repeats(recipe: Recipe) -> Iterator[float]:
-    tables = [recipe.sampler_options, recipe.guidance_options, recipe.composition_options]
-    tables += [record.options for record in (recipe.guide, recipe.restore) if record is not None]
-    tables += [record.options for record in recipe.tweaks.values()]
+def _repeats(tables: Iterable[Options]) -> Iterator[float]:
+    """By how much each option repeats the work of a step."""
     for options in tables:
         for name, value in options.items():
             for number in value if isinstance(value, tuple) else (value,):
@@ -91,8 +84,6 @@ def _repeats(recipe: Recipe) -> Iterator[float]:
                     yield 0.05 / max(float(number), 1e-12)
             if name == "scales" and isinstance(value, tuple):
                 yield float(len(value))
-    if recipe.canvas is not None:
-        yield float(recipe.canvas.recurrence)
 
 
 def _rounded_up(value: float) -> int:

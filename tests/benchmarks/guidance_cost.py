@@ -25,7 +25,7 @@ from torch import Tensor
 from gen.cli.show import table
 from gen.generator import Generator
 from gen.tasks.energies.simple import Brightness
-from gen.tasks.energy_guidance import on_latents
+from gen.tasks.energy_guidance.task import on_latents
 from samplers.denoiser import Context
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.energy_methods import guide

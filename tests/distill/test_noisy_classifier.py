@@ -8,7 +8,7 @@ from distill.networks.classifier.network import NoisyClassifier, NoisyClassifier
 from distill.objectives.classifier import ClassifierConfig, ClassifierObjective
 from distill.types import Batch, Draws, Phase
 from gen.models.components import load_component, save_component
-from gen.tasks.energy_guidance import make_guide
+from gen.tasks.energy_guidance.task import make_guide
 from samplers import Condition, Context, RectifiedFlow, VariancePreserving
 from samplers.guidance import ClassifierGuided
 from samplers.guidance.greedy import RAdam

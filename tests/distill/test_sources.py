@@ -253,7 +253,7 @@ def test_every_text_may_begin_with_a_byte_order_mark(tmp_path):
     from distill.config import read_yaml
     from gen.io.errors import decode_text, read_text
     from gen.io.weights import read_json
-    from gen.tasks.layout_file import read_layout
+    from gen.tasks.layout.file import read_layout
 
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "p.txt").write_bytes("a cat\r\na dog\r\n".encode(encoding))

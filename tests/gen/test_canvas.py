@@ -16,9 +16,10 @@ from gen.generator import Generator
 from gen.io.errors import RecipeError
 from gen.nn.conditions import pad_to_longest
 from gen.pipeline.progress import CountEvaluations
-from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.tasks import canvas as canvases
-from gen.tasks.canvas import make_canvas
+from gen.pipeline.recipe import Recipe
+from gen.tasks.canvas import task as canvases
+from gen.tasks.canvas.options import CanvasRecord
+from gen.tasks.canvas.task import make_canvas
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.sync_diffusion import SyncDiffusion, style_distance

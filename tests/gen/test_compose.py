@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import gen.tasks.lora_composition
+import gen.tasks.lora_composition.task
 from gen.adapters import Adapter, write_adapter
 from gen.generator import Generator
 from gen.pipeline.png import read_recipe
@@ -79,7 +79,7 @@ def test_recipes_of_compositions_replay(generator, monkeypatch):
     made = make(generator, composition="cached", num_inference_steps=6, output_type="pil", cache="reuse")
     [recipe] = made.recipes
     assert sorted(recipe.composition_options["order"]) == [0, 1, 2] and Recipe.from_json(recipe.to_json()) == recipe
-    monkeypatch.setattr(gen.tasks.lora_composition, "measured_order", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gen.tasks.lora_composition.task, "measured_order", lambda *_: pytest.fail("measured again"))
     generator.set_adapters({"two": 1.0})
     again = generator.replay(recipe, progress=False)
     assert again.images[0].tobytes() == made.images[0].tobytes() and again.recipes == [recipe]
@@ -90,11 +90,11 @@ def test_recipes_of_compositions_replay(generator, monkeypatch):
 
 def test_the_order_is_the_same_for_every_prompt_and_follows_frequency(generator):
     levels = tuple(generator.denoiser.path(t) for t in (0.9, 0.5, 0.1))
-    order = gen.tasks.lora_composition.measured_order(generator, WEIGHTS, levels, 32, 32)
+    order = gen.tasks.lora_composition.task.measured_order(generator, WEIGHTS, levels, 32, 32)
     twisted = {"three": 1.0, "two": -0.5, "one": 0.8}
     names, back = list(WEIGHTS), list(twisted)
     assert [names[i] for i in order] == [
-        back[i] for i in gen.tasks.lora_composition.measured_order(generator, twisted, levels, 32, 32)
+        back[i] for i in gen.tasks.lora_composition.task.measured_order(generator, twisted, levels, 32, 32)
     ]
 
 

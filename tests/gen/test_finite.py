@@ -128,7 +128,7 @@ def test_guidance(generator, monkeypatch, guidance):
 
 def test_what_is_around_guidance(generator, monkeypatch):
     """A task that spoils the prediction is named, by its name in the table."""
-    from gen.tasks.edit import Edit
+    from gen.tasks.edit.task import Edit
 
     monkeypatch.setattr(Edit, "wrap_guided", lambda self, denoiser, solver, batch: (Spoiling(denoiser), solver))
     with pytest.raises(ValueError, match="in the image or the sampler 'dpmpp_2m';"):

@@ -17,7 +17,7 @@ from gen.pipeline.recipe import Recipe
 from gen.tasks.energies import ENERGIES as OURS
 from gen.tasks.energies import EnergyInfo, energy_info, get_energy
 from gen.tasks.energies.simple import Brightness, Colour, CompositionEnergy
-from gen.tasks.restore import make_restoration
+from gen.tasks.restore.task import make_restoration
 from samplers.denoiser import Condition, Context
 from samplers.guidance import TFG, ClassifierFree, Posterior, Recurrent
 from samplers.guidance.operators import Composed, downsample
@@ -162,8 +162,8 @@ def test_the_table_is_closed_and_lazy():
         get_energy(energy_info("brightness"), bright=1)
     code = (
         "import sys, gen.cli.app, gen.generator, gen.tasks.energies; from gen.cli import image; "
-        "late = ('gen.tasks.energies.', 'gen.tasks.energy_guidance', 'gen.tasks.restore', 'gen.tasks.training_free', "
-        "'distill', 'transformers', "
+        "late = ('gen.tasks.energies.', 'gen.tasks.energy_guidance.task', 'gen.tasks.restore.task', "
+        "'gen.tasks.training_free.task', 'distill', 'transformers', "
         "'samplers.guidance.tfg', 'samplers.guidance.energy', 'samplers.guidance.inverse', "
         "'samplers.guidance.reference_batch'); "
         "print([m for m in sys.modules if m.startswith(late)])"
@@ -173,7 +173,7 @@ def test_the_table_is_closed_and_lazy():
 
 
 def test_a_default_strength_is_the_methods_times_the_energys_gain():
-    from gen.tasks.energy_guidance import STRENGTHS, make_guide
+    from gen.tasks.energy_guidance.task import STRENGTHS, make_guide
 
     label = EnergyInfo("label", *ENERGIES["label"])
     for method in STRENGTHS:

@@ -14,10 +14,10 @@ from gen.generator import Generator
 from gen.io.errors import RecipeError
 from gen.nn.conditions import join
 from gen.pipeline.png import read_recipe
-from gen.tasks.layout import Layout, place, windows
-from gen.tasks.layout_file import LayoutError, colour_masks, painted_layout, read_layout
-from gen.tasks.layout_masks import pack_mask, unpack_mask
-from gen.tasks.layout_spec import read_spec
+from gen.tasks.layout.file import LayoutError, colour_masks, painted_layout, read_layout
+from gen.tasks.layout.masks import pack_mask, unpack_mask
+from gen.tasks.layout.spec import read_spec
+from gen.tasks.layout.task import Layout, place, windows
 from samplers.guidance import ClassifierFree
 from samplers.multi_model.masks import rest, soften
 from samplers.multi_model.regions import Region, Regions

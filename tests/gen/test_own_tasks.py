@@ -9,8 +9,8 @@ import torch
 
 from gen.io.errors import RecipeError
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.task_table import TASKS, register_task
 from gen.pipeline.types import Task
+from gen.tasks.table import TASKS, register_task
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}
 

@@ -10,11 +10,14 @@ import torch
 
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.task_table import TASKS, TaskRow, check_keywords
-from gen.pipeline.types import Frame, SamplingBatch, Task
-from gen.tasks.training_free_options import TrainingFreeOptions
+from gen.pipeline.task_table import check_keywords
+from gen.pipeline.types import SamplingBatch, Task
+from gen.tasks.declaration import Frame, TaskOptions, names_of
+from gen.tasks.table import TASKS, TaskRow
+from gen.tasks.training_free.options import TrainingFreeOptions
 from samplers.noise import seeded_noise
 
+IDLE, MARKS = TaskOptions(keywords=("idle",)), TaskOptions(keywords=("marks",))
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "pt"}
 
 
@@ -90,14 +93,14 @@ class _Noted:
 @pytest.fixture
 def table(monkeypatch):
     """The closed table with two rows more: one file and one line each."""
-    monkeypatch.setitem(TASKS, "marks", TaskRow(__name__, "Marks", ("marks",)))
-    monkeypatch.setitem(TASKS, "idle", TaskRow(__name__, "Idle", ("idle",)))
+    monkeypatch.setitem(TASKS, "marks", TaskRow(MARKS, f"{__name__}:Marks"))
+    monkeypatch.setitem(TASKS, "idle", TaskRow(IDLE, f"{__name__}:Idle"))
 
 
 def test_every_row_is_a_task_with_keywords_of_its_own_and_fields_of_a_recipe():
     others = {*inspect.signature(Generator.__call__).parameters, *inspect.signature(Generator.replay).parameters}
-    keywords = [name for row in TASKS.values() for name in row.keywords]
-    fields = [name for row in TASKS.values() for name in row.fields]
+    keywords = [name for row in TASKS.values() for name in row.options.keywords]
+    fields = [name for row in TASKS.values() for name in row.options.fields]
     assert len(set(keywords)) == len(keywords) and not set(keywords) & others
     assert len(set(fields)) == len(fields) and set(fields) <= set(Recipe.model_fields)
     for name, row in TASKS.items():
@@ -106,8 +109,8 @@ def test_every_row_is_a_task_with_keywords_of_its_own_and_fields_of_a_recipe():
         assert task.from_call.__func__ is not Task.from_call.__func__, name
         assert task.args_from_recipe.__func__ is not Task.args_from_recipe.__func__, name
         assert task.record is not Task.record, name
-        for keyword in row.keywords:  # where a user looks for them
-            assert keyword in Generator.__call__.__doc__ or keyword in TrainingFreeOptions.__annotations__, keyword
+        for keyword in row.options.keywords:  # where a user looks for them
+            assert keyword in Generator.__call__.__doc__ or keyword in names_of(TrainingFreeOptions), keyword
 
 
 def test_methods_of_tasks_are_methods_of_a_generator(tiny):
@@ -152,19 +155,18 @@ def test_tasks_stand_as_in_the_table_and_are_made_from_the_outermost(tiny, monke
                 return _Noted(denoiser, self.own, order), solver
 
         monkeypatch.setitem(globals(), name.title(), One)
-        monkeypatch.setitem(TASKS, name, TaskRow(__name__, name.title(), (name,)))
+        monkeypatch.setitem(TASKS, name, TaskRow(TaskOptions(keywords=(name,)), f"{__name__}:{name.title()}"))
     tiny("a cat", **{**CALL, "num_inference_steps": 1}, first=1, second=1)
     assert order == [("from_call", "second", []), ("from_call", "first", []), "second", "first"]
 
 
 def test_a_frame_is_what_the_network_sees(tiny, monkeypatch):
-    class Wide(Idle):
-        @classmethod
-        def frame(cls, args):
-            return Frame((32, 32), (20, 30))
+    @dataclass(frozen=True)
+    class Arguments:
+        wide: bool
+        frame = Frame((32, 32), (20, 30))
 
-    monkeypatch.setitem(globals(), "Wide", Wide)
-    monkeypatch.setitem(TASKS, "wide", TaskRow(__name__, "Wide", ("wide",)))
+    monkeypatch.setitem(TASKS, "wide", TaskRow(TaskOptions(Arguments, ("wide",)), f"{__name__}:Idle"))
     settings = None
 
     def noted(generator, items, given, *rest):

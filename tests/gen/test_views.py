@@ -11,7 +11,7 @@ from gen.cli.app import main
 from gen.generator import Generator
 from gen.nn.conditions import join
 from gen.pipeline.png import read_recipe
-from gen.tasks.views import VIEWS
+from gen.tasks.views.task import VIEWS
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierFree
 from samplers.noise import normal

@@ -3,8 +3,10 @@
 import pytest
 
 from gen.io.validators import MAX_PIXELS
-from gen.pipeline.recipe import CanvasRecord, GuideRecord, RestoreRecord
 from gen.pipeline.work import LIMIT, check_work, work
+from gen.tasks.canvas.options import CanvasRecord
+from gen.tasks.energy_guidance.options import GuideRecord
+from gen.tasks.restore.options import RestoreRecord
 from tests.gen.test_recipe import make
 
 MEGA = {"height": 1000, "width": 1000, "num_inference_steps": 50, "sampler": "euler"}

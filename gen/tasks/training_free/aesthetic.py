@@ -20,8 +20,8 @@ from gen.io.validators import check_float, check_int, check_option_values, check
 from gen.io.weights import read_weights
 from gen.nn.conditions import join
 from gen.nn.prompt_weights import weighted
-from gen.pipeline.recipe import TrainingFreeRecord
-from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
+from gen.tasks.training_free.options import TrainingFreeRecord
+from gen.tasks.training_free.task import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Condition
 from samplers.lookup import check_options
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.io.validators import check_option_values, check_texts
-from gen.pipeline.recipe import TrainingFreeRecord
-from gen.tasks.training_free import TrainingFreeMethod, as_list
+from gen.tasks.training_free.options import TrainingFreeRecord
+from gen.tasks.training_free.task import TrainingFreeMethod, as_list
 from samplers.denoiser import Condition, Denoiser
 from samplers.guidance.t2i_zero import ConceptSuppression, check_correction, correct_by_similarities
 from samplers.lookup import check_options

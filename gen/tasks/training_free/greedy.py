@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen.io.validators import check_option_values
-from gen.pipeline.recipe import TrainingFreeRecord
 from gen.tasks.energies import energy_info, get_energy
-from gen.tasks.energy_guidance import on_latents
-from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
+from gen.tasks.energy_guidance.task import on_latents
+from gen.tasks.training_free.options import TrainingFreeRecord
+from gen.tasks.training_free.task import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Denoiser
 from samplers.guidance.greedy import Greedy, draws, guidance_scales, interpolations, together
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_int, check_option_values, check_texts
 from gen.nn.conditions import pad_tokens
-from gen.pipeline.recipe import First, TrainingFreeRecord
-from gen.tasks.edit import fit_and_warn, read_mask, size_tolerance
-from gen.tasks.training_free import TrainingFreeMethod, as_list, not_in_recipe
+from gen.tasks.edit.task import fit_and_warn, read_mask, size_tolerance
+from gen.tasks.training_free.options import First, TrainingFreeRecord
+from gen.tasks.training_free.task import TrainingFreeMethod, as_list, not_in_recipe
 from samplers.denoiser import Condition, Denoiser
 from samplers.guidance.multi_reference import MultiReference
 from samplers.guidance.negtome import NegativeMerging

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gen.io.errors import decode_text, read_bytes
 from gen.io.plain_yaml import PlainLoader
-from gen.tasks.layout_spec import LayoutSpec, RegionSpec
+from gen.tasks.layout.spec import LayoutSpec, RegionSpec
 
 MAX_BYTES = 1 << 20
 NEAR = 48.0  # in RGB: a pixel farther than this from every colour of the table is background
@@ -61,7 +61,7 @@ def read_layout(path: Path | str) -> LayoutSpec:
         raise _wrong(path, parsed, where, f"{first['msg'].removeprefix('Value error, ')}.") from None
     for i, region in enumerate(spec.regions):
         if region.use is not None and region.use not in spec.prompts:
-            from gen.tasks.layout_spec import UnknownPrompt
+            from gen.tasks.layout.spec import UnknownPrompt
 
             message = str(UnknownPrompt(i, region.use, list(spec.prompts)))
             raise _wrong(path, parsed, ("regions", i, "use"), message)

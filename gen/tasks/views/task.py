@@ -20,9 +20,10 @@ from torch import Tensor
 from gen.io.validators import check_float, check_texts
 from gen.nn.conditions import pad_to_longest, with_picture_size
 from gen.pipeline.output import Output
-from gen.pipeline.recipe import Recipe, ViewsRecord
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
-from gen.tasks.layout import read_prompt
+from gen.tasks.layout.task import read_prompt
+from gen.tasks.views.options import ViewsArguments, ViewsRecord
 from samplers.canvas.sync_tweedies import SyncTweedies, View, project
 from samplers.lookup import nearest
 from samplers.rows import stack_conditions
@@ -106,12 +107,12 @@ class Views(Task):
     always_guided = True
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Views, Settings]:
-        return make_views(args["views"], settings.height, settings.width, settings.guidance), settings
+    def from_call(cls, model: Model, args: ViewsArguments, settings: Settings) -> tuple[Views, Settings]:
+        return make_views(args.views, settings.height, settings.width, settings.guidance), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        return {"views": recipe.views}
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> ViewsArguments:
+        return ViewsArguments(recipe.views)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         for name, task in settings.tasks.items():
@@ -222,11 +223,15 @@ def ambiguous(
     pixels_from: float | None = None,
     **call: Any,
 ) -> Output:
-    """Pictures of `prompt` that show `others` when they are seen as `view` says: one of `gen.tasks.views.VIEWS`, or one for
-    each of several others. pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents
-    (-1.5; lower is slower). Other arguments are those of a call, and recipes replay. latents that come back, or reach a
-    callback, are those of the picture as it is, and of all views one after another."""
+    """Pictures of `prompt` that show `others` when they are seen as `view` says. Their recipes replay.
+
+    view: one of `gen.tasks.views.task.VIEWS`, or one for each of several others.
+    pixels_from: the log-SNR from which the views agree as decoded pictures rather than as latents (-1.5; lower is slower).
+    call: what a call takes. latents that come back, or reach a callback, are those of the picture as it is, and of all views
+        one after another.
+    """
     names = [view] if isinstance(view, str) else list(view)
     prompts = check_texts("others", others)
     subject = {"prompt": prompt} if generator.text_encoder is not None else {"class_labels": prompt}
-    return generator(**subject, **call, _task_args={"views": {"views": (prompts, names, check_pixels_from(pixels_from))}})
+    views = ViewsArguments((prompts, names, check_pixels_from(pixels_from)))
+    return generator(**subject, **call, _task_args={"views": views})

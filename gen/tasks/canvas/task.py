@@ -17,8 +17,9 @@ from torch import Tensor
 from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import pad_to_longest
-from gen.pipeline.recipe import CanvasRecord, Recipe
-from gen.pipeline.types import Caller, Crop, Decode, Frame, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.recipe import Recipe
+from gen.pipeline.types import Caller, Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.tasks.canvas.options import CanvasArguments, CanvasRecord
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
 from samplers.canvas.windows import PROFILES, Windows
@@ -58,16 +59,12 @@ class Canvas(Task):
     runtime: RuntimeObjects = RuntimeObjects()
 
     @classmethod
-    def frame(cls, args: Mapping[str, Any]) -> Frame:
-        return Frame(args["record"].window, args.get("shown"))
+    def from_call(cls, model: Model, args: CanvasArguments, settings: Settings) -> tuple[Canvas, Settings]:
+        return make_canvas(model, args.record, args.runtime, settings.height, settings.width), settings
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Canvas, Settings]:
-        return make_canvas(model, args["record"], args.get("runtime"), settings.height, settings.width), settings
-
-    @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        return {"record": recipe.canvas}
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> CanvasArguments:
+        return CanvasArguments(recipe.canvas)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if getattr(settings.tasks.get("composition"), "masks", None):
@@ -344,6 +341,6 @@ def _lpips(name: Any) -> Distance | None:
 
 def _on_pictures(model: Model, distance: Distance) -> Distance:
     """Of what the denoiser works on, through the decoder, which is differentiated."""
-    from gen.tasks.energy_guidance import decode_open
+    from gen.tasks.energy_guidance.task import decode_open
 
     return lambda x, anchor: distance(*(decode_open(model, latents) for latents in (x, anchor)))

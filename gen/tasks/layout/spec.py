@@ -87,7 +87,7 @@ def read_spec(layout: Any) -> LayoutSpec:
         return layout
     if not isinstance(layout, Mapping):
         raise ValueError(
-            f"layout is {type(layout).__name__}; give a dict, or read a file with gen.tasks.layout_file.read_layout."
+            f"layout is {type(layout).__name__}; give a dict, or read a file with gen.tasks.layout.file.read_layout."
         )
     try:
         return LayoutSpec(**layout)

@@ -21,9 +21,9 @@ from torch import Tensor
 from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_size, check_texts
 from gen.pipeline.output import Output
-from gen.pipeline.recipe import CanvasRecord
 from gen.pipeline.types import Caller
-from gen.tasks.canvas import RuntimeObjects, made_size, make_record, starting_pictures
+from gen.tasks.canvas.options import CanvasArguments, CanvasRecord
+from gen.tasks.canvas.task import RuntimeObjects, made_size, make_record, starting_pictures
 
 Sides = int | tuple[int, int]
 
@@ -66,7 +66,7 @@ def panorama(
         width=4 * size if size and width is None else width,
         height=size if height is None else height,
         **call,
-        _task_args={"canvas": {"record": record, "runtime": runtime}},
+        _task_args={"canvas": CanvasArguments(record, runtime)},
     )
 
 
@@ -149,5 +149,5 @@ def _around(
     made = made_size(generator, record, *shown)
     image, mask = starting_pictures(record, picture, shown, made)
     call |= {"height": made[0], "width": made[1], "image": image, "mask": mask}
-    canvas = {"record": record, "runtime": runtime, "shown": shown if shown != made else None}
+    canvas = CanvasArguments(record, runtime, shown if shown != made else None)
     return generator(prompt, **call, _task_args={"canvas": canvas})

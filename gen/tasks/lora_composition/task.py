@@ -11,6 +11,7 @@ import torch
 from gen.io.validators import Option, check_float, check_option_values
 from gen.nn.conditions import with_picture_size
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task
+from gen.tasks.lora_composition.options import CompositionKeywords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,19 +43,19 @@ class Composition(Task):
     levels: tuple[NoiseLevel, ...] = ()
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Composition | None, Settings]:
-        name, options, regions = (args.get(key) for key in ("composition", "composition_options", "regions"))
+    def from_call(cls, model: Model, args: CompositionKeywords, settings: Settings) -> tuple[Composition | None, Settings]:
+        name, options, regions = args.composition, args.composition_options, args.regions
         adapters, levels, size = settings.adapters, settings.levels, (settings.height, settings.width)
         return make_composition(model, name, options, regions, adapters, levels, *settings.seen, size), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> CompositionKeywords:
         """ValueError where the mask of a region is missing, or was not there."""
         regions = keywords.get("regions")
         if set(recipe.regions) != set(regions or {}):
             names = ", ".join(map(repr, recipe.regions)) or "none"
             raise ValueError(f"The picture was made with regions for {names}; give their masks again as regions (--region).")
-        return {"composition": recipe.composition, "composition_options": recipe.composition_options, "regions": regions}
+        return CompositionKeywords(recipe.composition, recipe.composition_options, regions)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is None:
@@ -153,7 +154,7 @@ def _masks(
     regions: Any, adapters: Mapping[str, float], height: int, width: int, picture_size: tuple[int, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     from gen.io.images import digest, fit, read_picture
-    from gen.tasks.edit import check_shape
+    from gen.tasks.edit.task import check_shape
     from samplers.composition.adapter_batch import check_known
 
     if not isinstance(regions, Mapping) or not regions or not all(isinstance(name, str) for name in regions):

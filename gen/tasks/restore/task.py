@@ -15,9 +15,10 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_float, check_int, check_option_values
 from gen.pipeline.output import Output
-from gen.pipeline.recipe import Recipe, RestoreRecord
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
-from gen.tasks.edit import check_given, check_same, fit_and_warn, own_size, read_mask, size_tolerance
+from gen.tasks.edit.task import check_given, check_same, fit_and_warn, own_size, read_mask, size_tolerance
+from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -44,21 +45,22 @@ class Restoration(Task):
 
     @classmethod
     def own_size(
-        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
-    ) -> tuple[Mapping[str, Any], int | None, int | None]:
-        return own_size(model, args, height, width, multiple, enlargement(args))
+        cls, model: Model, args: RestoreArguments, height: int | None, width: int | None, multiple: int
+    ) -> tuple[RestoreArguments, int | None, int | None]:
+        return own_size(model, args, height, width, multiple, enlargement(args.task, args.options))
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Restoration, Settings]:
-        restoration = make_restoration(**args, height=settings.height, width=settings.width, tolerance=size_tolerance(model))
+    def from_call(cls, model: Model, args: RestoreArguments, settings: Settings) -> tuple[Restoration, Settings]:
+        given = args.task, args.image, args.mask, args.options
+        restoration = make_restoration(*given, settings.height, settings.width, size_tolerance(model))
         restoration.build(model, model.denoiser)  # options are checked here
         return restoration, settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> RestoreArguments | None:
         record, image, mask = recipe.restore, keywords.get("image"), keywords.get("mask")
         check_given(record, image, mask)
-        return {} if record is None else {"task": record.task, "image": image, "mask": mask, "options": record.options}
+        return None if record is None else RestoreArguments(record.task, image, mask, record.options)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is not None:
@@ -110,11 +112,11 @@ def check_task(task: object, options: Mapping[str, Any] | None) -> tuple[str, di
     return row.name, chosen
 
 
-def enlargement(keywords: Mapping[str, Any]) -> int:
+def enlargement(task: object, options: Mapping[str, Any] | None) -> int:
     """How many times as high as its image a restoration is."""
-    name, chosen = check_task(keywords["task"], keywords.get("options"))
-    options = {**TASKS[name], **COMMON, **chosen}
-    return check_int("factor", options["factor"], 2, 64) if name == "superres" and not options["simulate"] else 1
+    name, chosen = check_task(task, options)
+    values = {**TASKS[name], **COMMON, **chosen}
+    return check_int("factor", values["factor"], 2, 64) if name == "superres" and not values["simulate"] else 1
 
 
 def make_restoration(
@@ -148,7 +150,7 @@ def make_restoration(
             else f"The task {name!r} takes no mask; leave it out, or choose inpaint."
         )
 
-    small = enlargement({"task": task, "options": options})
+    small = enlargement(task, options)
     if height % small or width % small:
         raise ValueError(f"{width} x {height} is not divisible by the factor {small}; choose another size.")
     source = read_picture("image", image, "RGB")
@@ -198,5 +200,4 @@ def restore(
     guidable = generator.text_encoder is not None or generator.classes
     if guidable and call.get("guidance_scale") is None and call.get("guidance") is None:
         call["guidance_scale"] = min(RESTORE_SCALE, generator.config.defaults.guidance_scale)
-    task_args = {"task": task, "image": image, "mask": mask, "options": options}
-    return generator(prompt, **call, _task_args={"restoration": task_args})
+    return generator(prompt, **call, _task_args={"restoration": RestoreArguments(task, image, mask, options)})

@@ -13,8 +13,9 @@ from gen.io.user_code import run_file
 from gen.io.validators import check_float, check_option_values
 from gen.pipeline.finite import CheckedEnergy
 from gen.pipeline.guidance_stack import name_of
-from gen.pipeline.recipe import GuideRecord, Recipe
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task
+from gen.tasks.energy_guidance.options import GuideKeywords, GuideRecord
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -37,12 +38,12 @@ class Guide(Task):
     method_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Guide | None, Settings]:
-        energy, strength = args.get("guide"), args.get("guide_strength")
-        return make_guide(energy, strength, args.get("guide_method"), args.get("guide_options"), model.energies), settings
+    def from_call(cls, model: Model, args: GuideKeywords, settings: Settings) -> tuple[Guide | None, Settings]:
+        given = args.guide, args.guide_strength, args.guide_method, args.guide_options
+        return make_guide(*given, model.energies), settings
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> GuideKeywords | None:
         return replayed_guide(recipe.guide, keywords.get("guide"), model.energies, keywords.get("guide_options"))
 
     @property
@@ -157,13 +158,13 @@ def replayed_guide(
     given: Any,
     more: Mapping[str, EnergyInfo] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> GuideKeywords | None:
     """The keywords of a recipe's guide. Code and models of the maker's own are not in it: `given` is that energy again,
     `options` say which files it opens."""
     if record is None:
         if given is not None:
             raise ValueError("The picture was made without a guide; leave it out.")
-        return {}
+        return None
     from gen.tasks.energies import energy_info
 
     unrecorded = not record.energy or energy_info(record.energy, more).external
@@ -176,12 +177,8 @@ def replayed_guide(
         raise ValueError(f"The picture was guided by the energy {record.energy!r}, which its recipe names; leave guide out.")
     if options and not unrecorded:
         raise ValueError("The recipe holds its guide's options; leave guide_options out.")
-    return {
-        "guide": given if unrecorded else record.energy,
-        "guide_strength": record.strength,
-        "guide_method": record.method,
-        "guide_options": {**record.options, **(options or {})},
-    }
+    energy = given if unrecorded else record.energy
+    return GuideKeywords(energy, record.strength, record.method, {**record.options, **(options or {})})
 
 
 def read_function(text: str, option: str = "--guide") -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from gen.io.images import digest, fit, read_picture, resize, same_shape
 from gen.io.validators import check_float
-from gen.pipeline.recipe import Recipe, RestoreRecord, Start
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task
+from gen.tasks.edit.options import EditKeywords, Start
+from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -55,25 +57,24 @@ class Edit(Task):
 
     @classmethod
     def own_size(
-        cls, model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int
-    ) -> tuple[Mapping[str, Any], int | None, int | None]:
+        cls, model: Model, args: EditKeywords, height: int | None, width: int | None, multiple: int
+    ) -> tuple[EditKeywords, int | None, int | None]:
         return own_size(model, args, height, width, multiple)
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Edit | None, Settings]:
-        image, mask, strength = (args.get(name) for name in ("image", "mask", "strength"))
-        edit = make_edit(model, image, mask, strength, settings.height, settings.width)
+    def from_call(cls, model: Model, args: EditKeywords, settings: Settings) -> tuple[Edit | None, Settings]:
+        edit = make_edit(model, args.image, args.mask, args.strength, settings.height, settings.width)
         return edit, settings if edit is None else edit._shorten(model, settings)
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> EditKeywords | None:
         image, mask = keywords.get("image"), keywords.get("mask")
         if recipe.canvas is not None:
-            from gen.tasks.canvas import replayed_pictures
+            from gen.tasks.canvas.task import replayed_pictures
 
             image, mask = replayed_pictures(recipe, image, mask)
         check_given(recipe.start or recipe.restore, image, mask)
-        return {} if recipe.start is None else {"image": image, "mask": mask, "strength": recipe.start.strength}
+        return None if recipe.start is None else EditKeywords(image, mask, recipe.start.strength)
 
     def _shorten(self, model: Model, settings: Settings) -> Settings:
         """With the levels from which the picture is noised by its strength."""
@@ -243,14 +244,17 @@ def size_tolerance(model: Model) -> int:
     return model.factor * model.network.config.patch // 2 + 1
 
 
+BeginsWith = TypeVar("BeginsWith", EditKeywords, RestoreArguments)
+
+
 def own_size(
-    model: Model, args: Mapping[str, Any], height: int | None, width: int | None, multiple: int, enlarged: int = 1
-) -> tuple[Mapping[str, Any], int | None, int | None]:
-    """(keywords, height, width) of a call that starts from args["image"] and does not say both sides: the picture's own shape,
-    `enlarged` times. The picture is read once, and handed on in the keywords."""
-    if args.get("image") is None or (height is not None and width is not None):
+    model: Model, args: BeginsWith, height: int | None, width: int | None, multiple: int, enlarged: int = 1
+) -> tuple[BeginsWith, int | None, int | None]:
+    """(arguments, height, width) of a call that starts from `args.image` and does not say both sides: the picture's own shape,
+    `enlarged` times. The picture is read once, and handed on in the arguments."""
+    if args.image is None or (height is not None and width is not None):
         return args, height, width
-    picture = read_picture("image", args["image"], "RGB")
+    picture = read_picture("image", args.image, "RGB")
     rows, columns = (side * enlarged for side in picture.shape[-2:])
     multiple, side = math.lcm(multiple, enlarged), model.config.sample_size
     made = _own_size((rows, columns), height, width, side, multiple)
@@ -265,7 +269,7 @@ def own_size(
             f"{why}. Give height and width for another size.",
             stacklevel=2,
         )
-    return {**args, "image": picture}, *made
+    return replace(args, image=picture), made[0], made[1]
 
 
 def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Layouts: several prompts on one picture, each in its own region. `gen.tasks.layout_file` reads them from files.
+"""Layouts: several prompts on one picture, each in its own region. `gen.tasks.layout.file` reads them from files.
 
     layout = {"background": "blue", "regions": [{"prompt": "a red heart", "box": [0, 0, 0.5, 1]}, ...]}
     generator.layout(layout, seed=7)
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from gen.nn.conditions import pad_tokens, with_picture_size
 from gen.pipeline.output import Output
-from gen.pipeline.recipe import LayoutRecord, Recipe, RegionRecord
+from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task
-from gen.tasks.layout_masks import box_in_pixels, box_mask, mask_on_latents, pack_mask, read_region_mask, unpack_mask
-from gen.tasks.layout_spec import LayoutSpec, UnknownPrompt, read_spec
+from gen.tasks.layout.masks import box_in_pixels, box_mask, mask_on_latents, pack_mask, read_region_mask, unpack_mask
+from gen.tasks.layout.options import LayoutKeywords, LayoutRecord, RegionRecord
+from gen.tasks.layout.spec import LayoutSpec, UnknownPrompt, read_spec
 from samplers.denoiser import Condition
 from samplers.multi_model.masks import Box, rest, soften
 from samplers.multi_model.regions import Bootstrap, Region, Regions
@@ -43,7 +44,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
     """The layout on a picture of (height, width) pixels, `factor` to a latent: as recipes hold it."""
     painted = None
     if spec.painting is not None:
-        from gen.tasks.layout_file import colour_masks
+        from gen.tasks.layout.file import colour_masks
 
         painted = colour_masks(spec.painting, [r.colour for r in spec.regions if r.colour], height, width)
     records = []
@@ -88,14 +89,14 @@ class Layout(Task):
     chooses_size = True
 
     @classmethod
-    def from_call(cls, model: Model, args: Mapping[str, Any], settings: Settings) -> tuple[Layout, Settings]:
-        layout = make_layout(args["layout"], settings.height, settings.width, model, settings.guidance)
+    def from_call(cls, model: Model, args: LayoutKeywords, settings: Settings) -> tuple[Layout, Settings]:
+        layout = make_layout(args.layout, settings.height, settings.width, model, settings.guidance)
         adapters = model.active_adapters({**layout.adapters(), **settings.adapters})
         return layout, replace(settings, adapters=adapters)
 
     @classmethod
-    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        return {"layout": recipe.layout}
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> LayoutKeywords:
+        return LayoutKeywords(recipe.layout)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         composition = getattr(settings.tasks.get("composition"), "name", "merge")
@@ -336,10 +337,10 @@ def plain_latents(model: Model) -> Tensor:
 
 
 def layout(generator: Caller, layout: Any, **call: Any) -> Output:
-    """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout_spec.LayoutSpec`), or the path of a
+    """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout.spec.LayoutSpec`), or the path of a
     YAML or JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from
     the layout where it has them, and what no region covers from its background."""
-    from gen.tasks.layout_file import read_layout
+    from gen.tasks.layout.file import read_layout
 
     spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
     for name, side in (("height", spec.height), ("width", spec.width)):

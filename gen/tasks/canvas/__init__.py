@@ -1,0 +1,1 @@
+"""Pictures larger than a model makes, from windows: panorama, outpainting, upscaling."""

@@ -1,0 +1,1 @@
+"""A picture to start from: image to image, and inpainting under a mask."""

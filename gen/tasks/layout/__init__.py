@@ -1,0 +1,1 @@
+"""Layouts: a prompt for every region of a picture."""

@@ -1,0 +1,59 @@
+"""The declaration of layouts: the keyword, and what recipes keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gen.io.record import Name, Record, Text
+from gen.tasks.declaration import RecipeField, TaskOptions, Work, names_of
+
+
+class RegionRecord(Record):
+    """A region of a layout: box (left, top, width, height) in pixels, or a mask of latents as compressed bytes in base64."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: Annotated[str, Field(max_length=100_000)] | None = None
+    soft: float = Field(0.0, ge=0, le=1024)
+    weight: float = Field(1.0, gt=0, le=1e6)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    adapters: dict[Name, float] | None = None
+
+
+class LayoutRecord(Record):
+    """Prompts by region.
+
+    background: the prompt of the rest.
+    bootstrap: a log-SNR.
+    window: pixels.
+    """
+
+    background: Text | None = None
+    regions: tuple[RegionRecord, ...] = Field(min_length=1, max_length=64)
+    bootstrap: float | None = None
+    window: int | None = Field(None, ge=1, le=16_384)
+    at_once: int | None = Field(None, ge=1, le=64)
+
+
+@dataclass(frozen=True)
+class LayoutKeywords:
+    """The keyword of a call. layout: a `gen.tasks.layout.spec.LayoutSpec` or its plain values, or a record."""
+
+    layout: Any = None
+
+
+def _work(recipe: Any) -> Work:
+    return Work(branches=0 if recipe.layout is None else len(recipe.layout.regions))
+
+
+OPTIONS = TaskOptions(
+    LayoutKeywords,
+    names_of(LayoutKeywords),
+    {"layout": RecipeField(LayoutRecord | None, None, place=4)},
+    {"layout": "gen.tasks.layout.task"},
+    _work,
+)

@@ -1,0 +1,1 @@
+"""Restoring a picture: inpainting, super-resolution, colour and sharpness as inverse problems."""

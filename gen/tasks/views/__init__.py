@@ -1,0 +1,1 @@
+"""Pictures that are read in several ways: upside down, mirrored, in inverted colours."""
