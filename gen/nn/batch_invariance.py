@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from samplers.denoiser import Condition, Context
@@ -81,6 +81,8 @@ class BatchInvariantMode(TorchFunctionMode):
         first = args[0] if args else None
         if not isinstance(first, Tensor) or first.ndim < 2 or not first.is_floating_point():
             return func(*args, **kwargs)
+        if func is F.linear and type(args[1]) not in (Tensor, nn.Parameter):
+            return func(*args, **kwargs)  # a weight of parts, which multiplies itself (`gen.nn.quantized`)
         count = first.shape[0]
         unit = 1 if self.rows is None or count <= self.rows or count % self.rows else count // self.rows
         if count <= unit or (func in CONVOLUTIONS and first.ndim != args[1].ndim):

@@ -50,7 +50,7 @@ def pack(network: nn.Module) -> None:
     Changes the class of plain `nn.Linear` layers to `PackedLinear`; names, weights, hooks and training stay as they are.
     """
     linears = [m for m in network.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, PackedLinear)]
-    layers = [m for m in linears if m.weight.numel() >= _SMALLEST]
+    layers = [m for m in linears if m.weight.numel() >= _SMALLEST and type(m.weight) is nn.Parameter]
     for layer in layers:
         layer.__class__ = nn.Linear
         vars(layer)["_packed"] = None
