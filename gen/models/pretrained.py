@@ -21,7 +21,7 @@ FAST = (
 PACKAGED = {"default": DEFAULT, "fast": FAST}
 _SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 WEIGHT_FILES = (*_SINGLE_FILES, *(f"{name}.index.json" for name in _SINGLE_FILES))
-FILES = (".safetensors", ".safetensors.index.json")
+FILES = (".safetensors", ".safetensors.index.json", ".gguf")
 HUB_FILES = ("*.json", "*.safetensors", "*.md")
 
 
@@ -42,9 +42,9 @@ def find_model(
     if folder.is_dir():
         return folder.resolve().name, folder
     if folder.is_file() and folder.name.endswith(FILES):
-        return folder.name.split(".safetensors")[0], folder
+        return folder.name.split(".safetensors")[0].removesuffix(".gguf"), folder
     if isinstance(model, Path) or folder.exists() or not is_hub_id(model):
-        what = "is neither a folder nor a safetensors file" if folder.exists() else "does not exist"
+        what = "is neither a folder nor a safetensors or GGUF file" if folder.exists() else "does not exist"
         hint = " Convert it first (`fewstep convert --from-pickle`)." if folder.suffix in PICKLES and folder.is_file() else ""
         raise ValueError(
             f'{model} {what}; give "default", "fast", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
@@ -95,6 +95,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     """
     options = options or ModelOptions()
     if is_checkpoint(folder):
+        from gen.models.bridge.files.open import is_whole_model, open_file
+
+        if folder.is_file() and is_whole_model(folder):
+            return open_file(folder, dtype, options)
         from gen.models.bridge.checkpoint import open_network
 
         return open_network(folder, dtype, options)

@@ -124,43 +124,6 @@ def test_gated_and_missing_repositories_say_what_to_do():
             raise error
 
 
-WHOLE = {
-    "Stable Diffusion 1 or 2": (
-        "StableDiffusionPipeline",
-        ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.text_model.x",
-         "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"],
-    ),
-    "SDXL": (
-        "StableDiffusionXLPipeline",
-        ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight",
-         "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight", "conditioner.embedders.0.x"],
-    ),
-    "Stable Diffusion 3": (
-        "StableDiffusion3Pipeline",
-        ["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight", "first_stage_model.decoder.conv_in.weight"],
-    ),
-    "FLUX": (
-        "FluxPipeline",
-        ["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "vae.decoder.conv_in.weight"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", WHOLE)
-def test_models_in_one_file_are_recognised(tmp_path, what):
-    """The message has the command that makes a folder of one; a network alone is sent to its folder on the hub."""
-    import diffusers
-
-    pipeline, names = WHOLE[what]
-    file = tmp_path / "model.safetensors"
-    save_file({name: torch.zeros(1) for name in names}, file)
-    refused(file, rf"is {what} in one file.*import {pipeline} as P; P.from_single_file\('model.safetensors'\)")
-    assert hasattr(getattr(diffusers, pipeline), "from_single_file")
-    alone = [name for name in names if "_blocks" in name or "label_emb" in name or "middle" in name]
-    save_file({name: torch.zeros(1) for name in alone}, file)
-    refused(file, f"is the network of {what} alone, in its authors' format; download the diffusers folder")
-
-
 def test_variants(folder):
     """Half-precision files are taken where the network runs in half precision; a name that is asked for, where it is there."""
     assert variants_for(None, torch.float32)[0] == "" and variants_for(None, torch.float16)[:2] == ("fp16", "")

@@ -141,7 +141,6 @@ def _checked(options: ModelOptions) -> dict[str, Any]:
 
 def _sizes(path: Path, our_folder: bool, overrides: dict[str, Any]) -> Any:
     """The config of the network, from headers."""
-    from gen.models.bridge.single_file import refuse
     from gen.nn.registry import COMPONENTS, from_registry
 
     if our_folder:
@@ -149,7 +148,6 @@ def _sizes(path: Path, our_folder: bool, overrides: dict[str, Any]) -> Any:
     else:
         sizes = {name: value for name, value in overrides.items() if name in TOLD and name != "format"}
         source = open_checkpoint(path)
-        refuse(path, source.shapes)
         _, values = configure(source, overrides.get("format"), sizes)
     try:
         return from_registry({name: COMPONENTS[name] for name in ("uvit", "dit")}, "network type", values)[1]

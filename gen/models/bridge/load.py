@@ -181,9 +181,9 @@ def load_network(
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
     shapes = {key: shape for file in files for key, shape in _shapes(file).items()}
-    _check_positions(folder, config)
+    check_positions(folder / "config.json", config)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
-    with _quietly():
+    with quietly():
         try:
             with no_larger_than(shapes, 4):
                 network, info = library_class(name).from_pretrained(
@@ -192,7 +192,7 @@ def load_network(
         except TooLarge as error:
             raise CheckpointError(folder / "config.json", f"{error}.") from None
         except Exception as error:  # whatever a library makes of a damaged file
-            raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
+            raise CheckpointError(folder, f"cannot be opened as a {name}: {first_line(error)}") from None
     _check_loaded(folder, name, network, info, besides)
     return network.eval().requires_grad_(False), digest(files)
 
@@ -206,15 +206,13 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         return {}
 
 
-def _check_positions(folder: Path, config: Mapping[str, Any]) -> None:
+def check_positions(path: Path, config: Mapping[str, Any]) -> None:
     """CheckpointError where a table of positions, which is computed and not in the file, would be larger than any known."""
     sides = {key: config.get(key) for key in ("sample_size", "pos_embed_max_size")}
     for key, value in sides.items():
         for side in value if isinstance(value, list) else [value]:
             if isinstance(side, int) and side > MAX_SIDE:
-                raise CheckpointError(
-                    folder / "config.json", f"asks for pictures of {side} in {key!r}; no known network goes beyond {MAX_SIDE}."
-                )
+                raise CheckpointError(path, f"asks for pictures of {side} in {key!r}; no known network goes beyond {MAX_SIDE}.")
 
 
 def _check_regular(folder: Path) -> None:
@@ -234,12 +232,12 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         if file.name in ("tokenizer_config.json", "special_tokens_map.json"):
             check_config(file, read_json(file))
     _check_vocabulary(folder, name)
-    with _quietly():
+    with quietly():
         try:
             tokenizer = library_class(name).from_pretrained(folder, local_files_only=True)
             first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a cat", "to hold"))
         except Exception as error:
-            raise CheckpointError(folder, f"cannot be opened as a {name}: {_first_line(error)}") from None
+            raise CheckpointError(folder, f"cannot be opened as a {name}: {first_line(error)}") from None
     if first == second:
         raise CheckpointError(folder, "holds a vocabulary that reads no words; the download is damaged. Download it again.")
     return tokenizer
@@ -303,7 +301,7 @@ def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str
             raise CheckpointError(folder, f"tensor {key!r} holds NaN or infinite values; the file is damaged.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return (text[0][:300] if text else type(error).__name__).rstrip(".:") + "."
 
@@ -312,7 +310,7 @@ _opening = threading.RLock()
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the libraries' progress bars and advice; what matters is checked afterwards. One thread at a time: the libraries
     change what is torch's own while they open a model."""
     from transformers.utils import logging as bars

@@ -7,6 +7,7 @@ folders inside.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,22 @@ def save_foreign(network: nn.Module, folder: Path, dtype: torch.dtype | None = N
         network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
 
 
-def open_autoencoder(source: str | Path, channels: int | None = None, scale: float | None = None) -> tuple[nn.Module, str]:
+def open_autoencoder(
+    source: str | Path, channels: int | None = None, scale: float | None = None, like: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, str]:
     """(autoencoder, digest of its weights).
 
+    source: a folder, a hub id, or a file of AutoencoderKL in its authors' layout.
     channels: what the network takes.
     scale: in place of the config's own.
+    like: the config that has a file's scale and shift of latents, as it says none; None: those of Stable Diffusion for 4
+        channels and of FLUX for 16.
     """
+    if isinstance(source, str | Path) and str(source) and Path(source).is_file():
+        from gen.models.bridge.files.autoencoder import open_autoencoder_file
+
+        network, files = open_autoencoder_file(Path(source), channels, like)
+        return BridgedAutoencoder(network, latent_scale=scale), files
     folder = part_folder(source, "vae", ("config.json",))
     config = read_part_config(folder)
     kind = config.get("_class_name")

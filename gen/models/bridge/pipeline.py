@@ -128,7 +128,7 @@ def open_pipeline(
         if "Tokenizer" in name:
             loaded[part] = load_tokenizer(folder / part, name)
         elif part == "vae" and vae is not None:
-            swapped, weights[part] = open_autoencoder(vae)
+            swapped, weights[part] = open_autoencoder(vae, like=configs["vae"])
             loaded[part] = swapped.vae
         elif not (use_native and part == family.backbone):
             loaded[part], weights[part] = _load(folder / part, name, dtype, variant)

@@ -1,0 +1,158 @@
+"""What a file holds, told by the names of its tensors: the pipeline it belongs to, and each of its networks by its prefix."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gen.models.bridge.files import configs, layouts
+from gen.models.bridge.files.rows import Shapes
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+PNDM = {"_class_name": "PNDMScheduler", **SD, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
+DDIM_V = {
+    "_class_name": "DDIMScheduler", **SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+    "prediction_type": "v_prediction",
+}  # fmt: skip
+EULER = {"_class_name": "EulerDiscreteScheduler", **SD, "timestep_spacing": "leading", "steps_offset": 1}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+FLUX_DEV = {
+    **FLOW, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One network of a file. prefixes: what its names begin with, the first that is there; mark: a name that it always has."""
+
+    class_name: str
+    prefixes: tuple[str, ...]
+    mark: str
+    config: Callable[[Shapes], dict[str, Any]]
+    convert: Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]] = layouts.same
+
+    def prefix(self, names: Collection[str]) -> str | None:
+        """What its names begin with in this file; None where it is not there."""
+        return next((prefix for prefix in self.prefixes if prefix + self.mark in names), None)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of published files.
+
+    marks: beginnings of names, without prefix, that together only this family has.
+    parts: part of the pipeline -> the networks that it may be, the first that is there.
+    scheduler: (config of the backbone, all names) -> a scheduler's config.
+    index: values of model_index.json beside the parts.
+    """
+
+    name: str
+    pipeline: str
+    marks: tuple[str, ...]
+    parts: Mapping[str, tuple[Holder, ...]]
+    scheduler: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
+    index: Mapping[str, Any]
+
+
+BACKBONE = ("model.diffusion_model.", "")
+VAE = ("first_stage_model.", "vae.")
+
+
+def vae_holder(scaling: float, shift: float | None = None, alone: bool = False) -> tuple[Holder, ...]:
+    """AutoencoderKL. scaling, shift: of the latents; alone: its names may have no prefix."""
+    config = functools.partial(configs.vae, scaling=scaling, shift=shift)
+    return (Holder("AutoencoderKL", (*VAE, "") if alone else VAE, "encoder.conv_in.weight", config, layouts.vae),)
+
+
+def _clip(*prefixes: str, projected: bool = False, activation: str = "quick_gelu") -> Holder:
+    class_name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    mark, config = "text_model.embeddings.token_embedding.weight", functools.partial(configs.clip, activation=activation)
+    return Holder(class_name, prefixes, mark, config)
+
+
+def _open_clip(*prefixes: str, projected: bool) -> Holder:
+    class_name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    config = functools.partial(configs.open_clip, penultimate=not projected)
+    return Holder(class_name, prefixes, "token_embedding.weight", config, layouts.open_clip)
+
+
+def _stable_diffusion(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Version 1 predicts eps. Version 2 has 1024 features and is v's at 768 pixels; that of 512, eps's, has the same shapes."""
+    return DDIM_V if config["cross_attention_dim"] == 1024 else PNDM
+
+
+def _sdxl(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Files whose authors trained v say so by empty tensors: v_pred, and ztsnr for a last level without signal."""
+    prediction = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
+    return {**EULER, **prediction, **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
+
+
+T5 = Holder("T5EncoderModel", ("text_encoders.t5xxl.transformer.",), "shared.weight", configs.t5)
+CLIP_L = "text_encoders.clip_l.transformer."
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        "Stable Diffusion 3",
+        "StableDiffusion3Pipeline",
+        ("joint_blocks.0.context_block.attn.qkv.weight",),
+        {
+            "transformer": (Holder("SD3Transformer2DModel", BACKBONE, "x_embedder.proj.weight", configs.sd3, layouts.sd3),),
+            "vae": vae_holder(1.5305, 0.0609),
+            "text_encoder": (_clip(CLIP_L, projected=True),),
+            "text_encoder_2": (_clip("text_encoders.clip_g.transformer.", projected=True, activation="gelu"),),
+            "text_encoder_3": (T5,),
+        },
+        lambda config, names: FLOW,
+        {},
+    ),
+    Kind(
+        "FLUX",
+        "FluxPipeline",
+        ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight"),
+        {
+            "transformer": (Holder("FluxTransformer2DModel", BACKBONE, "img_in.weight", configs.flux, layouts.flux),),
+            "vae": vae_holder(0.3611, 0.1159),
+            "text_encoder": (_clip(CLIP_L),),
+            "text_encoder_2": (T5,),
+        },
+        lambda config, names: FLUX_DEV if config["guidance_embeds"] else {**FLOW, "shift": 1.0},
+        {},
+    ),
+    Kind(
+        "SDXL",
+        "StableDiffusionXLPipeline",
+        ("input_blocks.0.0.weight", "label_emb.0.0.weight"),
+        {
+            "unet": (Holder("UNet2DConditionModel", BACKBONE, "input_blocks.0.0.weight", configs.unet, layouts.unet),),
+            "vae": vae_holder(0.13025),
+            "text_encoder": (_clip("conditioner.embedders.0.transformer."),),
+            "text_encoder_2": (_open_clip("conditioner.embedders.1.model.", projected=True),),
+        },
+        _sdxl,
+        {"force_zeros_for_empty_prompt": True},
+    ),
+    Kind(
+        "Stable Diffusion 1 or 2",
+        "StableDiffusionPipeline",
+        ("input_blocks.0.0.weight", "middle_block.1.transformer_blocks.0."),
+        {
+            "unet": (Holder("UNet2DConditionModel", BACKBONE, "input_blocks.0.0.weight", configs.unet, layouts.unet),),
+            "vae": vae_holder(0.18215),
+            "text_encoder": (_clip("cond_stage_model.transformer."), _open_clip("cond_stage_model.model.", projected=False)),
+        },
+        _stable_diffusion,
+        {},
+    ),
+)
+
+
+def kind_of(names: Collection[str]) -> Kind | None:
+    """The kind of a file by the names of its tensors; None for files of another."""
+    inner = {name.removeprefix(BACKBONE[0]) for name in names}
+    for kind in KINDS:
+        if all(any(name.startswith(mark) for name in inner) for mark in kind.marks):
+            return kind
+    return None
