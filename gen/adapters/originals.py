@@ -146,6 +146,27 @@ SANA: Rows = (
 )
 
 
+_GUIDED = "time_guidance_embed"
+FLUX2: Rows = (
+    *[row for row in FLUX if row[0].startswith("double_blocks") and ".attn" in str(row[1]) and "lin" not in row[0]],
+    ("double_blocks.{i}.img_mlp.0", f"{_BLOCK}.ff.linear_in"),
+    ("double_blocks.{i}.img_mlp.2", f"{_BLOCK}.ff.linear_out"),
+    ("double_blocks.{i}.txt_mlp.0", f"{_BLOCK}.ff_context.linear_in"),
+    ("double_blocks.{i}.txt_mlp.2", f"{_BLOCK}.ff_context.linear_out"),
+    ("single_blocks.{i}.linear1", f"{_SINGLE}.attn.to_qkv_mlp_proj"),
+    ("single_blocks.{i}.linear2", f"{_SINGLE}.attn.to_out"),
+    ("img_in", "x_embedder"),
+    ("txt_in", "context_embedder"),
+    ("time_in.in_layer", f"{_GUIDED}.timestep_embedder.linear_1"),
+    ("time_in.out_layer", f"{_GUIDED}.timestep_embedder.linear_2"),
+    ("guidance_in.in_layer", f"{_GUIDED}.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", f"{_GUIDED}.guidance_embedder.linear_2"),
+    ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
+    ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
+    ("single_stream_modulation.lin", "single_stream_modulation.linear"),
+    ("final_layer.adaLN_modulation.1", "norm_out.linear"),
+    ("final_layer.linear", "proj_out"),
+)
 Z_IMAGE: Rows = (
     *[
         (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attention.to_out.0")
@@ -240,6 +261,7 @@ ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Nam
     "PixArtTransformer2DModel": _listed(PIXART),
     "DiTTransformer2DModel": _listed(DIT),
     "SanaTransformer2DModel": _listed(SANA),
+    "Flux2Transformer2DModel": _listed(FLUX2),
     "ZImageTransformer2DModel": _listed(Z_IMAGE),
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,

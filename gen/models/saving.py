@@ -80,7 +80,8 @@ def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch
         else:
             with system_errors(folder / name):
                 part.save_pretrained(folder / name)
-            index[name] = ["transformers", pipeline.index[name][1]]
+            given = pipeline.index[name][1]  # a processor has more than the tokenizer that is opened of it
+            index[name] = ["transformers", given if "Tokenizer" in given else type(part).__name__]
     scale = getattr(model.autoencoder, "latent_scale", None)
     if scale is not None:
         config = folder / "vae" / "config.json"

@@ -11,6 +11,7 @@ import torch
 
 from gen.generator import Generator
 from tests.gen import pipelines_chat
+from tests.gen.lora import published, shapes_of
 from tests.gen.pipelines import SIZE
 from tests.gen.test_bridge_parity import NEGATIVE, PROMPT, pack
 
@@ -23,13 +24,14 @@ class Row:
 
     build: the pipeline; options of it by keyword.
     blocks: how many blocks hooks find in its network.
-    negative: the name of its argument for a negative prompt; None where it takes none.
+    negative: (pipeline, prompt) -> arguments of its call with a negative prompt; None where it takes none.
     defaults: arguments of the pipeline's call for what we do by default; lists are for one picture.
     scale: our guidance scale as arguments of the pipeline's call.
     unguided: the pipeline's call without guidance.
     mixed: patches have seen one another before the first block that hooks find.
     packed: the pipeline takes latents as tokens.
-    lora: naming (comfy, kohya) -> the name of a layer in such files, where it is not the module's; diffusers reads them too.
+    lora: naming (comfy, kohya) -> (network) -> name in such files -> weight shape, where names are not the modules' own;
+        diffusers reads them too.
     """
 
     build: Callable[..., Any]
@@ -38,12 +40,46 @@ class Row:
     unguided: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     mixed: bool = False
-    negative: str | None = "negative_prompt"
+    negative: Callable[[Any, str], dict[str, Any]] | None = lambda pipeline, prompt: {"negative_prompt": [prompt]}
     packed: bool = False
-    lora: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    lora: Mapping[str, Callable[[Any], dict[str, tuple[int, ...]]]] = field(default_factory=dict)
+
+
+def attentions(network: Any) -> dict[str, tuple[int, ...]]:
+    """The layers of every attention of every block, by their own names."""
+    return {name: shape for name, shape in shapes_of(network, "to_").items() if "refiner" not in name}
+
+
+def flux2_blocks(network: Any) -> dict[str, tuple[int, ...]]:
+    """Its authors' names, of the layers that diffusers reads in every form."""
+    return {name: shape for name, shape in published(network).items() if "_blocks" in name}
+
+
+FLUX2_LORA = {"comfy": flux2_blocks, "kohya": flux2_blocks}
+
+
+def klein_negative(pipeline: Any, prompt: str) -> dict[str, Any]:
+    """It takes features in the place of a negative prompt."""
+    return {"negative_prompt_embeds": pipeline.encode_prompt(prompt)[0]}
 
 
 FAMILIES: dict[str, Row] = {
+    "flux2": Row(
+        pipelines_chat.flux2,
+        blocks=2,
+        scale=lambda scale: {"guidance_scale": scale},
+        unguided={"guidance_scale": 1.0},
+        negative=None,
+        lora=FLUX2_LORA,
+    ),
+    "flux2_klein": Row(
+        pipelines_chat.flux2_klein,
+        blocks=2,
+        scale=lambda scale: {"guidance_scale": scale},
+        unguided={"guidance_scale": 1.0},
+        negative=klein_negative,
+        lora=FLUX2_LORA,
+    ),
     "qwen_image": Row(
         pipelines_chat.qwen_image,
         blocks=2,
@@ -58,7 +94,7 @@ FAMILIES: dict[str, Row] = {
         mixed=True,
         scale=lambda scale: {"guidance_scale": scale - 1},
         unguided={"guidance_scale": 0.0},
-        lora={"kohya": lambda name: name.replace("to_out.0", "out")},
+        lora={"kohya": lambda network: {k.replace("to_out.0", "out"): v for k, v in attentions(network).items()}},
     ),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.gen.pipelines import LETTERS, qwen_vae, seeded, vae
+from tests.gen.pipelines import LETTERS, flux2_vae, qwen_vae, seeded, vae
 
 # the part of Qwen 3's published template that a prompt alone meets
 QWEN_TEMPLATE = (
@@ -100,6 +100,80 @@ def qwen_image() -> Any:
         text_encoder=qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=network,
+    )
+
+
+# what a prompt alone meets of Mistral's template
+MISTRAL_TEMPLATE = (
+    "{{- bos_token }}{%- for message in messages %}{%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' }}{%- else %}"
+    "{{- '[INST]' }}{%- endif %}{%- for block in message.content %}{{- block.text }}{%- endfor %}"
+    "{%- if message.role == 'system' %}{{- '[/SYSTEM_PROMPT]' }}{%- else %}{{- '[/INST]' }}{%- endif %}{%- endfor %}"
+)
+MISTRAL_SPECIAL = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]")
+
+
+def mistral_tokenizer() -> Any:
+    """As it stands in FLUX.2's folder beside what prepares pictures; it pads on the left."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = qwen_tokenizer().backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", padding_side="left")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MISTRAL_SPECIAL)})
+    tokenizer.chat_template = MISTRAL_TEMPLATE
+    return tokenizer
+
+
+def mistral3(tokenizer: Any) -> Any:
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text = {**LANGUAGE, "model_type": "mistral", "num_hidden_layers": 31, "tie_word_embeddings": False}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    vision |= {"num_attention_heads": 2, "patch_size": 4, "image_size": 16}
+    image = tokenizer.convert_tokens_to_ids("[IMG]")
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=image, tie_word_embeddings=False)
+    return seeded(Mistral3ForConditionalGeneration, config, seed=3)
+
+
+def flux2_transformer(guided: bool) -> Any:
+    from diffusers import Flux2Transformer2DModel
+
+    return seeded(
+        Flux2Transformer2DModel,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=guided,
+    )
+
+
+def flux2() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
+
+    tokenizer = mistral_tokenizer()
+    return Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=mistral3(tokenizer),
+        tokenizer=tokenizer,
+        transformer=flux2_transformer(guided=True),
+    )
+
+
+def flux2_klein(distilled: bool = False) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=qwen3(whole=True, num_hidden_layers=28),
+        tokenizer=qwen_tokenizer(),
+        transformer=flux2_transformer(guided=False),
+        is_distilled=distilled,
     )
 
 

@@ -13,8 +13,8 @@ from gen.adapters.resolve import Index
 from gen.generator import Generator
 from samplers.denoiser import Context
 from tests.gen import pipelines, pipelines_chat
-from tests.gen.lora import factors, kohya, shapes_of
-from tests.gen.newer_families import CLOSE, FAMILIES, NEGATIVE, PROMPT, latents_for, ours, theirs
+from tests.gen.lora import factors, kohya
+from tests.gen.newer_families import CLOSE, FAMILIES, NEGATIVE, PROMPT, attentions, latents_for, ours, theirs
 
 WEIGHT = 0.7
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -31,7 +31,7 @@ def test_a_call_at_defaults_gives_the_pipelines_picture(bridged, name, steps):
     assert reference.std() > 0.02
     torch.testing.assert_close(found, reference, **CLOSE)
     if row.negative is not None:
-        negative = {row.negative: [NEGATIVE]}
+        negative = row.negative(pipeline, NEGATIVE)
         reference = theirs(row, pipeline, x, num_inference_steps=steps, **{**row.defaults, **negative})
         told = ours(generator, x, num_inference_steps=steps, negative_prompt=NEGATIVE)
         torch.testing.assert_close(told, reference, **CLOSE)
@@ -123,14 +123,14 @@ def lora_file(tensors: dict[str, torch.Tensor], path):
     return path
 
 
-def spelled(naming: str, shapes: dict[str, tuple[int, ...]], rename) -> dict[str, torch.Tensor]:
-    """A file on these layers in kohya's, ComfyUI's or diffusers' naming."""
+def spelled(naming: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """A file on layers of these names in kohya's, ComfyUI's or diffusers' form."""
     if naming == "kohya":
-        return kohya("lora_unet", {rename(name): shape for name, shape in shapes.items()})
+        return kohya("lora_unet", shapes)
     prefix = "transformer" if naming == "diffusers" else "diffusion_model"
     tensors = {}
     for seed, (name, (out, width)) in enumerate(shapes.items()):
-        key = f"{prefix}.{rename(name)}"
+        key = f"{prefix}.{name}"
         tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = factors(out, width, seed=seed)
     return tensors
 
@@ -142,9 +142,8 @@ def test_diffusers_gets_the_same_from_a_lora(bridged, tmp_path, name, naming):
     """On every attention of every block, by every naming that both read."""
     pytest.importorskip("peft")
     row, (pipeline, generator) = FAMILIES[name], bridged(name)
-    shapes = {layer: shape for layer, shape in shapes_of(pipeline.transformer, "to_").items() if "refiner" not in layer}
-    rename = row.lora.get(naming, lambda layer: layer)
-    file = lora_file(spelled(naming, shapes, rename), tmp_path / f"{naming}.safetensors")
+    shapes = row.lora.get(naming, attentions)(pipeline.transformer)
+    file = lora_file(spelled(naming, shapes), tmp_path / f"{naming}.safetensors")
     x, time, condition = latents_for(generator, 2), torch.tensor([0.3, 0.8]), generator.encode_prompt(["a cat", PROMPT])
     plain = generator.network(x, time, condition, Context())
     own = generator.network.network
@@ -219,3 +218,18 @@ def test_turbo_takes_few_steps_and_reads_words_with_a_whole_language_model(tmp_p
     x = latents_for(generator, 1)
     reference = theirs(FAMILIES["z_image"], pipeline, x, num_inference_steps=8, guidance_scale=0.0)
     torch.testing.assert_close(ours(generator, x), reference, **CLOSE)
+
+
+def test_distilled_klein_takes_few_steps_without_guidance(bridged):
+    pipeline, generator = bridged("flux2_klein", distilled=True)
+    x = latents_for(generator, 1)
+    assert (generator.config.defaults.num_inference_steps, generator.config.defaults.guidance_scale) == (4, 1.0)
+    reference = theirs(FAMILIES["flux2_klein"], pipeline, x, num_inference_steps=4)
+    torch.testing.assert_close(ours(generator, x), reference, **CLOSE)
+
+
+def test_a_word_of_the_chat_is_taken_out_of_prompts(bridged):
+    """FLUX.2's template has a place for pictures by this word."""
+    _, generator = bridged("flux2")
+    found, plain = (generator.encode_prompt([prompt]).tokens for prompt in ("a[IMG] cat", "a cat"))
+    assert torch.equal(found, plain)

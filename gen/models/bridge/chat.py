@@ -32,6 +32,7 @@ class Chat:
     keep: tokens that are kept after that, at most; None for all.
     layers: whose hidden states are read, side by side in one feature; 0 is the embedding, -1 the last with its norm.
     padded: up to `length`, with padding that the network reads too.
+    without: a word that is taken out of prompts, as it has a meaning of its own in the chat.
     """
 
     before: str
@@ -42,6 +43,7 @@ class Chat:
     keep: int | None = None
     layers: Sequence[int] = (-1,)
     padded: bool = False
+    without: str = ""
 
 
 class ChatReader(PromptReader):
@@ -59,7 +61,8 @@ class ChatReader(PromptReader):
 
     def read(self, prompt: str) -> tuple[Tensor, Tensor]:
         """(tokens (1, L, layers D), mask (1, L), True = a real token, or padding that is read too)."""
-        chat, (plain, weights) = self.chat, weighted(prompt)
+        chat = self.chat
+        plain, weights = weighted(prompt.replace(chat.without, "") if chat.without else prompt)
         text, start = chat.before + plain + chat.after, len(chat.before)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = read["input_ids"][: chat.length], [(a - start, b - start) for a, b in read["offset_mapping"]]

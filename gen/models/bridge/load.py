@@ -34,6 +34,7 @@ CLASSES: dict[str, str] = {
     "ChromaTransformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
+    "Flux2Transformer2DModel": "diffusers",
     "QwenImageTransformer2DModel": "diffusers",
     "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
@@ -46,17 +47,21 @@ CLASSES: dict[str, str] = {
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
+    "Mistral3Model": "transformers",
     "Qwen2_5_VLModel": "transformers",
     "Qwen3Model": "transformers",
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
     "GemmaTokenizer": "transformers",
+    "PreTrainedTokenizerFast": "transformers",
     "Qwen2Tokenizer": "transformers",
 }
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 # encoders that files hold as parts of larger models -> beginnings of the names of what is left there
-BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(("Qwen2_5_VLModel", "Qwen3Model"), ("lm_head.",))
+BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("Mistral3Model", "Qwen2_5_VLModel", "Qwen3Model"), ("lm_head.", "language_model.lm_head.")
+)
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
@@ -68,6 +73,7 @@ VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "GemmaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
+    "PreTrainedTokenizerFast": (("tokenizer.json",),),
     "Qwen2Tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
 }
 

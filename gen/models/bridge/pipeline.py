@@ -20,6 +20,7 @@ from gen.models.bridge.families import (
     chroma,
     dit,
     flux,
+    flux2,
     flux_edit,
     pixart,
     qwen_image,
@@ -54,6 +55,8 @@ PIPELINES: dict[str, Family] = {
     "FluxKontextPipeline": flux_edit.KONTEXT,
     "FluxFillPipeline": flux_edit.FILL,
     "SanaPipeline": sana.FAMILY,
+    "Flux2Pipeline": flux2.DEV,
+    "Flux2KleinPipeline": flux2.KLEIN,
     "QwenImagePipeline": qwen_image.FAMILY,
     "ZImagePipeline": z_image.FAMILY,
 }
