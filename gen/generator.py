@@ -150,6 +150,10 @@ class Generator(Model):
         regions: adapter -> mask (white: there it acts); the others act everywhere.
         image: a picture to start from (file, PIL, array or tensor), noised by `strength` (0.8; 1 is from noise alone). A model
             that was trained to edit reads it, and starts from noise unless a strength or mask is given.
+        clip_skip, max_sequence_length: how prompts are read, as in diffusers, by the models that have it (docs/prompts.md).
+        prompt_2, prompt_3, negative_prompt_2, negative_prompt_3: what the second and third text encoder read instead.
+        original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size: what SDXL is told, height (top) first.
         mask: where it is 0 (black) the image stays as it is, to the pixel.
         use_resolution_binning: make the picture at the nearest of the sizes that the model was trained at, then scale and cut
             it to height and width; None: as the model does by default.
@@ -227,6 +231,8 @@ class Generator(Model):
                 f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=3
             )
         items = make_items(prompts, negatives, classes, per_prompt, draw_seeds(total, seed, seeds, generator), noise)
+        for task in settings.tasks.values():
+            items = task.with_items(items, per_prompt)
         check_prompts(self, items, settings)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
@@ -258,7 +264,7 @@ class Generator(Model):
         subjects = read_subjects(self, recipe.prompt, recipe.negative_prompt, label)
         batch = make_items(*subjects, 1, [recipe.seed], None) * size
         for task in settings.tasks.values():
-            batch = task.replay_items(recipe, batch)
+            batch = task.replay_items(recipe, task.with_items(batch, len(batch)))
         check_prompts(self, batch, settings)
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from gen.cli import training_free
+from gen.cli.encoding import USUAL, EncodingOptions
 from gen.cli.energies import ENERGIES
+from gen.cli.groups import grouped
 from gen.cli.options import (
     Device,
     Dtype,
@@ -45,6 +47,7 @@ def add(app: typer.Typer) -> None:
         app.command()(command)
 
 
+@grouped
 def image(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="Pictures per prompt.")] = 1,
@@ -62,6 +65,7 @@ def image(
     ] = None,
     guidance_scale: GuidanceScale = None,
     negative: Negative = None,
+    encoding: EncodingOptions = USUAL,
     guidance: Annotated[
         str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
     ] = None,
@@ -173,6 +177,7 @@ def image(
         composition=compose,
         regions=regions_of(region),
         lora_dir=lora_dir,
+        **encoding.keywords(),
         prompt_syntax=prompt_syntax,
         allow_nonfinite=allow_nonfinite,
         num_images_per_prompt=number,

@@ -23,6 +23,7 @@ from gen.models.folder import ModelConfig, Pipeline, model_config
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.models.prompt_cache import PromptCache, fingerprint
+from gen.models.prompt_reading import USUAL, Reading
 from gen.models.prompt_syntax import warn_foreign
 from gen.models.prompt_words import warn_words
 from gen.nn.batch_invariance import BatchInvariantNetwork
@@ -158,11 +159,19 @@ class Model:
     @exclusive
     @torch.no_grad()
     def encode_prompt(
-        self, prompts: Sequence[str], adapters: Mapping[str, float] | None = None, *, negative: bool = False
+        self,
+        prompts: Sequence[str],
+        adapters: Mapping[str, float] | None = None,
+        *,
+        negative: bool = False,
+        reading: Reading = USUAL,
+        others: Sequence[Sequence[str | None]] = (),
     ) -> Condition:
         """Text features of B prompts; an empty prompt gives the unconditional row. Each distinct prompt is read once.
 
         adapters: name -> weight of those in force, `generator.adapters` if None.
+        reading: how text encoders read.
+        others: of each prompt, those that the second and third text encoder read, None for the same.
         """
         if self.text_encoder is None:
             raise ValueError(no_text(self))
@@ -175,24 +184,27 @@ class Model:
             else self.loaded_adapters.on_text(self.adapters if adapters is None else adapters)
         )
         which = tuple(sorted(active.items()))
-        keys = {prompt: (prompt, negative, which) for prompt in prompts}
-        fresh = [prompt for prompt, key in keys.items() if key not in self._encoded]
+        readings = [replace(reading, prompt_2=second, prompt_3=third) for second, third in others] or [reading] * len(prompts)
+        keys = [(prompt, negative, which, own) for prompt, own in zip(prompts, readings, strict=True)]
+        fresh = list(dict.fromkeys(key[0] for key in keys if key not in self._encoded))
         warn_foreign(fresh)
         if not negative:
             warn_words(fresh, self.text_encoder, self.adapters if adapters is None else adapters, self.loaded_adapters)
-        for prompt, key in keys.items():
+        for key in keys:
             if key not in self._encoded:
+                prompt, own = key[0], key[3]
                 # one at a time: what a prompt gives must not depend on the prompts beside it
                 with self.loaded_adapters.reading_with(active) if self.loaded_adapters and active else nullcontext():
-                    condition = self.text_encoder.condition(prompt, negative)
+                    asked = () if own == USUAL else (own,)  # which a text encoder of the user's own need not know
+                    condition = self.text_encoder.condition(prompt, negative, *asked)
                 condition = condition.map(lambda v: v.to(self.dtype) if v.is_floating_point() else v)
-                self._encoded.add(key, condition, keys.values())
-        return join([self._encoded[keys[prompt]] for prompt in prompts])
+                self._encoded.add(key, condition, keys)
+        return join([self._encoded[key] for key in keys])
 
-    def read_null(self, adapters: Mapping[str, float]) -> None:
+    def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """Tell a network that has no empty prompt of its own what the text encoders, under these adapters, make of one."""
         if hasattr(self.network, "set_null") and self.text_encoder is not None:
-            self.network.set_null(self.encode_prompt([""], adapters, negative=True))
+            self.network.set_null(self.encode_prompt([""], adapters, negative=True, reading=reading))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -120,7 +120,8 @@ class _NoBar:
 
 def is_guided(item: Item, settings: Settings) -> bool:
     """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
-    subject = item.prompt.strip() or item.negative_prompt.strip() or item.label >= 0
+    others = any(text.strip() for text in (*item.others, *item.negative_others) if text)
+    subject = item.prompt.strip() or item.negative_prompt.strip() or others or item.label >= 0
     subject = subject or any(task.always_guided for task in settings.tasks.values())
     return settings.scale != settings.guidance.neutral_scale and bool(subject)
 
@@ -212,11 +213,11 @@ def _conditions(model: Model, items: Sequence[Item], settings: Settings) -> tupl
     """What the pictures should be, and what they should not be where a prompt says so."""
     condition, negative = Condition(), None
     if model.text_encoder is not None:
-        model.read_null(settings.adapters)
-        condition = _read_prompts(model, [item.prompt for item in items], settings)
-        negatives = [item.negative_prompt for item in items]
-        if any(text.strip() for text in negatives):
-            refused = model.encode_prompt(negatives, settings.adapters, negative=True)
+        model.read_null(settings.adapters, settings.reading)
+        condition = _read_prompts(model, [item.prompt for item in items], items, settings)
+        negatives, others = [item.negative_prompt for item in items], [item.negative_others for item in items]
+        if any(text.strip() for text in (*negatives, *(text for own in others for text in own if text))):
+            refused = model.encode_prompt(negatives, settings.adapters, negative=True, reading=settings.reading, others=others)
             condition, negative = pad_to_longest([condition, refused])
     if model.classes:
         condition = replace(condition, label=torch.tensor([item.label for item in items], device=model.device))
@@ -226,11 +227,12 @@ def _conditions(model: Model, items: Sequence[Item], settings: Settings) -> tupl
     return condition, negative and with_picture_size(negative, model, len(items), settings.seen)
 
 
-def _read_prompts(model: Model, prompts: list[str], settings: Settings) -> Condition:
+def _read_prompts(model: Model, prompts: list[str], items: Sequence[Item], settings: Settings) -> Condition:
     """Text features of B prompts as the tasks have them, the first task outermost."""
 
     def plain(texts: list[str]) -> Condition:
-        return model.encode_prompt(texts, settings.adapters)
+        others = [item.others for item in items]
+        return model.encode_prompt(texts, settings.adapters, reading=settings.reading, others=others)
 
     def around(task: Task, inner: ReadPrompts) -> ReadPrompts:
         return lambda texts: task.read_prompts(model, texts, settings.adapters, inner)
@@ -274,7 +276,8 @@ def _joined(denoiser: Denoiser, batch: SamplingBatch, scene: Scene) -> Denoiser:
 
     model, settings, run = batch.model, batch.settings, batch.condition
     conditions = tuple(
-        replace(_read_prompts(model, list(prompts), settings), label=run.label, extra=run.extra) for prompts in scene.joined
+        replace(_read_prompts(model, list(prompts), batch.items, settings), label=run.label, extra=run.extra)
+        for prompts in scene.joined
     )
     return Conjunction(denoiser, conditions, torch.tensor(scene.weights), batch.negative, mean=settings.guidance.acts_always)
 

@@ -49,10 +49,15 @@ class Scene:
     @property
     def texts(self) -> tuple[str, ...]:
         """Everything that tells it from another scene of its batch."""
-        own = [text for item in self.items for text in (item.prompt, item.negative_prompt)]
+        own = [text for item in self.items for text in _texts(item)]
         tasks = [text for task in self.settings.tasks.values() for text in task.texts]
         loras = [f"{name}:{weight!r}" for name, weight in self.settings.adapters.items()]
         return (*own, *tasks, *(text for part in self.joined for text in part), *loras)
+
+
+def _texts(item: Item) -> list[str]:
+    """Every text that a picture is made from."""
+    return [item.prompt, item.negative_prompt, *(text for text in (*item.others, *item.negative_others) if text)]
 
 
 @lru_cache(maxsize=512)
@@ -68,7 +73,7 @@ def _is_plain(text: str) -> bool:
 def scenes_of(model: Model, items: Sequence[Item], settings: Settings) -> tuple[list[Scene], list[int]]:
     """(scenes, which of them each step of the schedule has) of a batch; one scene for all where nothing changes."""
     tasks = [text for task in settings.tasks.values() for text in task.texts]
-    texts = dict.fromkeys([*tasks, *(text for item in items for text in (item.prompt, item.negative_prompt))])
+    texts = dict.fromkeys([*tasks, *(text for item in items for text in _texts(item))])
     if settings.prompt_syntax == "weights" or all(map(_is_plain, texts)):
         return [Scene(tuple(items), settings)], [0]
     steps = len(settings.grid) - 1
@@ -96,7 +101,13 @@ def _scene(model: Model, items: Sequence[Item], settings: Settings, step: int, s
     count = max(map(len, parts))
     return Scene(
         items=tuple(
-            replace(item, prompt=own[0], negative_prompt=plain(item.negative_prompt))
+            replace(
+                item,
+                prompt=own[0],
+                negative_prompt=plain(item.negative_prompt),
+                others=tuple(text and plain(text) for text in item.others),
+                negative_others=tuple(text and plain(text) for text in item.negative_others),
+            )
             for item, own in zip(items, prompts, strict=True)
         ),
         settings=replace(settings, tasks=tasks, adapters={**settings.adapters, **loras[0]}),
@@ -145,7 +156,7 @@ def check_prompts(model: Model, items: Sequence[Item], settings: Settings) -> No
     if settings.prompt_syntax == "weights":
         return
     own = {text for task in settings.tasks.values() for text in task.texts}
-    refused = {item.negative_prompt for item in items}
+    refused = {text for item in items for text in _texts(item)[1:]}
     for text in own | refused:
         if take_loras(text)[1]:
             raise ValueError(f"LoRAs are named in prompts alone, not in {text!r:.100}; write them there, or give adapters.")

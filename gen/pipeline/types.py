@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from gen.io.images import cut_to
+from gen.models.prompt_reading import USUAL, Reading
 from gen.pipeline.guidance_stack import GuidanceStack
 from gen.tasks.declaration import Frame
 from samplers.denoiser import Condition, Denoiser
@@ -48,13 +49,16 @@ Decode = Callable[[Tensor, Crop | None], Tensor]  # latents (B, C, h, w) -> pict
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to make. label -1 is unconditional; `latent` (C, h, w) is its unit noise where the caller gave it."""
+    """One picture to make. label -1 is unconditional; `latent` (C, h, w) is its unit noise where the caller gave it; others,
+    negative_others: prompts of the second and third text encoder, None where they read the first's."""
 
     prompt: str
     negative_prompt: str
     label: int
     seed: int
     latent: Tensor | None = None
+    others: tuple[str | None, ...] = (None, None)
+    negative_others: tuple[str | None, ...] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,10 @@ class Task:
         """ValueError for what it does not go with, now that all tasks are known. recipe: of a replay; ValueError if this is not
         what its picture was made with."""
 
+    def with_items(self, items: list[Item], per_prompt: int) -> list[Item]:
+        """The pictures asked for, `per_prompt` of each prompt in a row, with what it adds to them."""
+        return items
+
     def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
         """The batch of a replay: copies of one item, unless pictures depend on others of their batch."""
         return items
@@ -230,6 +238,7 @@ class Settings:
     levels: those that are run, of the schedule's `steps` + 1.
     grid: all of the schedule's, by which prompts change; a hundred steps of it where the solver chooses its own.
     own_steps: the solver chooses its own.
+    reading: how text encoders read prompts.
     prompt_syntax: what of prompts is more than words: "full" or "weights" (`gen.models.prompt_syntax`).
     brownian: noise comes from one Brownian path per picture.
     batch_invariant: no bit of a picture depends on its batch (`gen.nn.batch_invariance`).
@@ -255,6 +264,7 @@ class Settings:
     levels: tuple[NoiseLevel, ...]
     grid: tuple[NoiseLevel, ...] = ()
     own_steps: bool = False
+    reading: Reading = USUAL
     prompt_syntax: str = "full"
     brownian: bool = False
     batch_invariant: bool = False

@@ -19,6 +19,7 @@ from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import CLASSES, STEMS, digest, find_weights, load_network, load_tokenizer, read_part_config
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.bridge.vae import BridgedAutoencoder
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 # the one part whose class a file may choose
@@ -51,6 +52,7 @@ class TextPart(PromptReader):
     def __init__(self, kind: str, tokenizer: Any, encoder: nn.Module, length: int):
         super().__init__()
         self.kind, self.length = kind, length
+        self.takes = ("max_sequence_length",) if kind == "t5" else ("clip_skip",)
         self.reader = (
             Sentence(tokenizer, encoder, length, masked=True, lower=True) if kind == "t5" else ClipReader(tokenizer, encoder)
         )
@@ -61,11 +63,11 @@ class TextPart(PromptReader):
         config: Any = self.reader.encoder.config
         return config.d_model if self.kind == "t5" else config.hidden_size
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
         if isinstance(self.reader, Sentence):
-            tokens, mask = self.reader.read(prompt)
+            tokens, mask = self.reader.read(prompt, length=reading.max_sequence_length)
             return Condition(tokens=tokens, mask=mask)
-        tokens, _ = self.reader.read(prompt, chunks=1)
+        tokens, _ = self.reader.read(prompt, chunks=1, skip=None if negative else reading.clip_skip)
         return Condition(tokens=tokens, mask=whole_mask(tokens))
 
     def save_folder(self, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.load import device_of
+from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.prompt_weights import token_weights, weighted
 from samplers.denoiser import Condition
 
@@ -27,15 +28,17 @@ class PromptReader(nn.Module):
 
     encoders: the networks that it reads with, by the pipeline's names, for adapters.
     breaks: the word BREAK begins a new chunk.
+    takes: what it may be asked for beside the words, names of `gen.models.prompt_reading.Reading`.
     """
 
     breaks = False
+    takes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.encoders: dict[str, nn.Module] = {}
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
         raise NotImplementedError
 
 
@@ -59,10 +62,11 @@ class ClipReader(nn.Module):
         """Read these words too from now on, or no more."""
         object.__setattr__(self, "learned", learned)  # not a submodule
 
-    def read(self, prompt: str, chunks: int | None = None) -> tuple[Tensor, Tensor]:
+    def read(self, prompt: str, chunks: int | None = None, skip: int | None = None) -> tuple[Tensor, Tensor]:
         """(tokens (1, 77 n, D), pooled (1, P) of the first chunk) of a prompt in n chunks of 75 tokens, read apart.
 
-        The word BREAK begins a new chunk. chunks: how many at most; what does not fit is named in a warning.
+        The word BREAK begins a new chunk. chunks: how many at most; what does not fit is named in a warning. skip: how many of
+        the last layers are left out, beside the one that `penultimate` leaves out; ValueError for more than there are.
         """
         parts = self._chunks(prompt)
         if chunks is not None and len(parts) > chunks:
@@ -77,13 +81,24 @@ class ClipReader(nn.Module):
         learned = self.learned
         # the encoder sees an ordinary id in their place: some find the end of a text by the highest id
         with learned.in_place(self.encoder.get_input_embeddings(), ids) if learned else nullcontext(ids) as ids:
-            out = self.encoder(ids, attention_mask=real, output_hidden_states=self.penultimate)
-        tokens = out.hidden_states[-2] if self.penultimate else out.last_hidden_state
+            out = self.encoder(ids, attention_mask=real, output_hidden_states=self.penultimate or skip is not None)
+        tokens = out.last_hidden_state if skip is None and not self.penultimate else self._layer(out.hidden_states, skip or 0)
         pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
         if any(weight != 1 for _, weights in parts for weight in weights):
             scale = [[1.0, *weights, *[1.0] * (self.length - 1 - len(weights))] for _, weights in parts]
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[..., None]
         return tokens.reshape(1, -1, tokens.shape[-1]), pooled[:1]
+
+    def _layer(self, states: tuple[Tensor, ...], skip: int) -> Tensor:
+        """The features of a layer from the end; through the final norm where the last layer's go through it."""
+        last = skip + 1 + self.penultimate
+        if last > len(states):
+            raise ValueError(
+                f"clip_skip is {skip}, and this text encoder has {len(states) - 1} layers; give at most "
+                f"{len(states) - 1 - self.penultimate}."
+            )
+        network = getattr(self.encoder, "text_model", self.encoder)
+        return states[-last] if self.penultimate else network.final_layer_norm(states[-last])
 
     def _framed(self, ids: list[int], pad: int) -> list[int]:
         """start, ids, end, padding."""
@@ -116,14 +131,15 @@ class Sentence(nn.Module):
         super().__init__()
         self.tokenizer, self.encoder, self.length, self.masked, self.lower = tokenizer, encoder, length, masked, lower
 
-    def read(self, prompt: str, instruction: str = "") -> tuple[Tensor, Tensor]:
+    def read(self, prompt: str, instruction: str = "", length: int | None = None) -> tuple[Tensor, Tensor]:
         """(tokens (1, L, D), mask (1, L), True = a real token). instruction: text before the prompt, of which the features
-        are left out again, but for the first token's."""
+        are left out again, but for the first token's. length: L, its own if None."""
+        length = self.length if length is None else length
         plain, weights = weighted(prompt)
         if self.lower:
             plain, weights = _lowered(plain, weights)
         before = len(self.tokenizer.encode(instruction)) if instruction else 0
-        room = self.length + max(before - 2, 0)
+        room = length + max(before - 2, 0)
         read = self.tokenizer(
             instruction + plain, padding="max_length", max_length=room, truncation=True, return_tensors="pt",
             return_offsets_mapping=True,
@@ -131,7 +147,7 @@ class Sentence(nn.Module):
         offsets = [(start - len(instruction), end - len(instruction)) for start, end in read["offset_mapping"][0].tolist()]
         end = max((end for _, end in offsets), default=0)
         if bool(read["attention_mask"].all()) and plain[max(end, 0) :].strip():
-            warn_unread(plain[max(end, 0) :], f"{self.length} tokens that the text encoder reads")
+            warn_unread(plain[max(end, 0) :], f"{length} tokens that the text encoder reads")
         device = device_of(self.encoder)
         mask = read["attention_mask"].to(device)
         tokens = self.encoder(read["input_ids"].to(device), attention_mask=mask if self.masked else None)[0]
@@ -139,7 +155,7 @@ class Sentence(nn.Module):
         if any(weight != 1 for weight in scale):
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
         if instruction:
-            positions = [0, *range(room - self.length + 1, room)]
+            positions = [0, *range(room - length + 1, room)]
             tokens, mask = tokens[:, positions], mask[:, positions]
         return tokens, mask.bool()
 

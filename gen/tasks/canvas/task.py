@@ -108,7 +108,7 @@ class Canvas(Task):
         condition, negative = batch.condition, batch.negative
         if not self.canvas.prompts:
             return [], negative
-        texts = batch.model.encode_prompt(self.canvas.prompts, batch.settings.adapters)
+        texts = batch.model.encode_prompt(self.canvas.prompts, batch.settings.adapters, reading=batch.settings.reading)
         if negative is not None:
             texts, negative = pad_to_longest([texts, negative])
         rows = [texts[k : k + 1] for k in range(len(self.canvas.prompts))]

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.conditions import pad_tokens, with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
@@ -284,9 +285,10 @@ def _conditions(
     ]
     if background:
         prompts_of_regions.append((record.background or "", None, settings.adapters))
-    texts = [read_prompt(model, prompt, adapters) for prompt, _, adapters in prompts_of_regions]
+    how = settings.reading
+    texts = [read_prompt(model, prompt, adapters, reading=how) for prompt, _, adapters in prompts_of_regions]
     refused = [
-        negative if text is None else read_prompt(model, text, adapters, negative=True) if text.strip() else None
+        negative if text is None else read_prompt(model, text, adapters, True, how) if text.strip() else None
         for _, text, adapters in prompts_of_regions
     ]
     everyone = [c for c in (*texts, *refused) if c is not None]
@@ -295,10 +297,12 @@ def _conditions(
     return [(padded[id(c)], None if n is None else padded[id(n)]) for c, n in zip(texts, refused, strict=True)]
 
 
-def read_prompt(model: Model, prompt: str, adapters: Mapping[str, float], negative: bool = False) -> Condition:
+def read_prompt(
+    model: Model, prompt: str, adapters: Mapping[str, float], negative: bool = False, reading: Reading = USUAL
+) -> Condition:
     """A text model's prompt, or a class model's class."""
     if model.text_encoder is not None:
-        return model.encode_prompt([prompt], adapters, negative=negative)
+        return model.encode_prompt([prompt], adapters, negative=negative, reading=reading)
     from gen.pipeline.subjects import read_labels
 
     label = read_labels([prompt], model.config.classes, model.classes) if prompt and not negative else [-1]

@@ -146,7 +146,7 @@ class Views(Task):
         """All views around the network, each guided for itself."""
         model, settings, negative = batch.model, batch.settings, batch.negative
         others = [
-            with_picture_size(read_prompt(model, text, settings.adapters), model, 1, settings.seen)
+            with_picture_size(read_prompt(model, text, settings.adapters, reading=settings.reading), model, 1, settings.seen)
             for text in self.views.prompts
         ]
         conditions = pad_to_longest([batch.condition, *others])

@@ -12,6 +12,7 @@ from gen.models.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.families.flux import packed, positions, unpacked
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, Sentence
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS = 512
@@ -42,12 +43,14 @@ class Chroma(BridgedNetwork):
 class ChromaReader(PromptReader):
     """T5's tokens; of the padding, the network sees the first token."""
 
+    takes = ("max_sequence_length",)
+
     def __init__(self, t5: Sentence):
         super().__init__()
         self.t5 = t5
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, mask = self.t5.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        tokens, mask = self.t5.read(prompt, length=reading.max_sequence_length)
         places = torch.arange(mask.shape[1], device=mask.device)
         return Condition(tokens=tokens, mask=places <= mask.sum(1, keepdim=True))
 

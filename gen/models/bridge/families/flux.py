@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell
@@ -70,12 +71,15 @@ def positions(x: Tensor) -> Tensor:
 
 
 class FluxReader(PromptReader):
+    takes = ("prompt_2", "max_sequence_length")
+
     def __init__(self, clip: ClipReader, t5: Sentence):
         super().__init__()
         self.clip, self.t5 = clip, t5
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, _ = self.t5.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        second = prompt if reading.prompt_2 is None else reading.prompt_2
+        tokens, _ = self.t5.read(second, length=reading.max_sequence_length)
         _, pooled = self.clip.read(prompt, chunks=1)
         return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gen.models.bridge.families.base import Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, Sentence
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS = 300
@@ -36,13 +37,15 @@ class Sana(BridgedNetwork):
 class SanaReader(PromptReader):
     """Prompts follow the instruction that Sana was trained with; negative and empty ones stand alone."""
 
+    takes = ("max_sequence_length",)
+
     def __init__(self, gemma: Sentence, instruction: str):
         super().__init__()
         self.gemma, self.instruction = gemma, instruction
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
         alone = negative or not prompt.strip()
-        tokens, mask = self.gemma.read(prompt, "" if alone else self.instruction)
+        tokens, mask = self.gemma.read(prompt, "" if alone else self.instruction, reading.max_sequence_length)
         return Condition(tokens=tokens, mask=mask)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 T5_TOKENS = 256
@@ -35,15 +36,23 @@ class SD3(BridgedNetwork):
 class SD3Reader(PromptReader):
     """CLIP's tokens, padded to T5's width, then T5's (zeros where the pipeline has no T5)."""
 
+    takes = ("clip_skip", "prompt_2", "prompt_3", "max_sequence_length")
+
     def __init__(self, clip: ClipReader, clip_2: ClipReader, t5: Sentence | None, dim: int):
         super().__init__()
         self.clip, self.clip_2, self.t5, self.dim = clip, clip_2, t5, dim
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        first, pooled = self.clip.read(prompt, chunks=1)
-        second, pooled_2 = self.clip_2.read(prompt, chunks=1)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        skip = None if negative else reading.clip_skip
+        prompt_2, prompt_3 = (prompt if text is None else text for text in (reading.prompt_2, reading.prompt_3))
+        length = reading.max_sequence_length
+        first, pooled = self.clip.read(prompt, chunks=1, skip=skip)
+        second, pooled_2 = self.clip_2.read(prompt_2, chunks=1, skip=skip)
         clip = torch.cat([first, second], dim=-1)
-        sentence = clip.new_zeros(1, T5_TOKENS, self.dim) if self.t5 is None else self.t5.read(prompt)[0]
+        if self.t5 is None:
+            sentence = clip.new_zeros(1, length or T5_TOKENS, self.dim)
+        else:
+            sentence = self.t5.read(prompt_3, length=length)[0]
         clip = F.pad(clip, (0, sentence.shape[-1] - clip.shape[-1]))
         tokens = torch.cat([clip, sentence.to(clip)], dim=1)
         return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=torch.cat([pooled, pooled_2], dim=-1))

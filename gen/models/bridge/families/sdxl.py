@@ -13,12 +13,15 @@ from gen.models.bridge.families.stable_diffusion import UNet, defaults
 from gen.models.bridge.network import setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
 from gen.models.bridge.vae import pixels_per_latent
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 
 class SDXLUNet(UNet):
     """size ids are (height, width, top, left, height, width): the original, its crop and the target (arXiv 2307.01952,
     section 2.2). They are those of the picture being made, uncropped; `Condition.extra["size_ids"]` (B, 6) says otherwise."""
+
+    reads_sizes = True
 
     def __init__(self, network: Any, chunk: int, factor: int, pooled: int):
         super().__init__(network, chunk)
@@ -39,16 +42,19 @@ class SDXLReader(PromptReader):
     """Tokens of both encoders side by side, pooled by the second. zeros: an empty prompt gives zeros."""
 
     breaks = True
+    takes = ("clip_skip", "prompt_2")
 
     def __init__(self, clip: ClipReader | None, clip_2: ClipReader, zeros: bool):
         super().__init__()
         self.clip, self.clip_2, self.zeros = clip, clip_2, zeros
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, pooled = self.clip_2.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        skip = None if negative else reading.clip_skip
+        second = prompt if reading.prompt_2 is None else reading.prompt_2
+        tokens, pooled = self.clip_2.read(second, skip=skip)
         if self.clip is not None:
-            tokens = torch.cat([self.clip.read(prompt)[0], tokens], dim=-1)
-        if self.zeros and not prompt.strip():
+            tokens = torch.cat([self.clip.read(prompt, skip=skip)[0], tokens], dim=-1)
+        if self.zeros and not prompt.strip() and not second.strip():
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
         return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled)
 

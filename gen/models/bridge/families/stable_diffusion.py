@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 LCM_GUIDANCE = 8.5
@@ -62,13 +63,14 @@ def embed_scale(scale: Tensor, dim: int) -> Tensor:
 
 class StableDiffusionReader(PromptReader):
     breaks = True
+    takes = ("clip_skip",)
 
     def __init__(self, clip: ClipReader):
         super().__init__()
         self.clip = clip
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, _ = self.clip.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        tokens, _ = self.clip.read(prompt, skip=None if negative else reading.clip_skip)
         return Condition(tokens=tokens, mask=whole_mask(tokens))
 
 
