@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gen.adapters.delta import Delta
 from gen.adapters.targets import Target
+from gen.nn.quantized import QuantizedWeight
 
 
 def operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,6 +40,8 @@ def wide_copies(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Copies of a module's weight and bias, in float32 or wider."""
     weight, bias = weight_and_bias(module)
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if isinstance(weight, QuantizedWeight):
+        return weight.dense(wide), None if bias is None else bias.detach().to(wide, copy=True)
     return weight.detach().to(wide, copy=True), None if bias is None else bias.detach().to(wide, copy=True)
 
 

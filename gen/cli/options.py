@@ -31,6 +31,9 @@ TextEncoder = Annotated[str | None, typer.Option(metavar="DIR|ID", help="The tex
 Variant = Annotated[
     str | None, typer.Option(help="Weights of a diffusers pipeline by the name in their files: fp16. [default: by --dtype]")
 ]
+Quantize = Annotated[
+    str | None, typer.Option(help="Hold the denoiser's layers in fewer bits: int8, fp8, int4, nf4. [default: as they are]")
+]
 Native = Annotated[
     bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
 ]

@@ -63,6 +63,8 @@ def run(
     arguments = model_arguments(parts)
     if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
         arguments["native"] = False
+    if recipe.machine.quantize is not None:
+        arguments.setdefault("quantize", recipe.machine.quantize)
     generator = Generator.from_pretrained(
         model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **arguments
     )

@@ -49,6 +49,7 @@ class Model:
     energies: name -> energy of other packages, beside `gen.tasks.energies`.
     interrupt: end the call under way early.
     in_tiles: the last pictures had to be decoded in tiles.
+    quantize: how the denoiser's linear layers were quantised on opening.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Model:
         self.interrupt = False
         self.in_tiles = False
         self.pipeline: Pipeline | None = None
+        self.quantize: str | None = None
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)
         self._text_weights: tuple | None = None
@@ -95,6 +97,7 @@ class Model:
         text_encoder: str | Path | None = None,
         native: bool | None = None,
         variant: str | None = None,
+        quantize: str | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
     ) -> Self:
@@ -111,13 +114,14 @@ class Model:
         model_options: what a checkpoint does not tell (docs/formats.md).
         variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
             where they are there and dtype is half precision, else the full ones.
+        quantize: the denoiser's linear layers in "int8", "fp8", "int4" or "nf4" (docs/formats.md), which takes less memory.
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         name, folder = find_model(model, revision, variant, dtype)
-        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, model_options or {}))
+        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, quantize, model_options or {}))
         parts = opened.parts
         opened_model = cls(
             opened.config,
@@ -130,7 +134,7 @@ class Model:
             weights=opened.weights,
             batch_invariant=batch_invariant,
         )
-        opened_model.pipeline = opened.pipeline
+        opened_model.pipeline, opened_model.quantize = opened.pipeline, quantize
         return opened_model
 
     @property

@@ -20,4 +20,5 @@ class ModelOptions:
     text_encoder: str | Path | None = None
     native: bool | None = None
     variant: str | None = None
+    quantize: str | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)

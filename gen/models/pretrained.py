@@ -13,6 +13,7 @@ from gen.models.components import component_digest
 from gen.models.folder import Opened, part_folders, read_model_config, read_parts
 from gen.models.hub import hub_errors, is_hub_id
 from gen.models.options import DTYPES, ModelOptions
+from gen.nn.quantized import check_scheme, is_quantized, quantize_network
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
 FAST = (
@@ -94,6 +95,16 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     dtype: what the large networks of others are read as; networks of ours are read as float32.
     """
     options = options or ModelOptions()
+    check_scheme(options.quantize)
+    opened = _opened(folder, dtype, options)
+    if options.quantize is not None:
+        denoiser = opened.parts["denoiser"]
+        if not quantize_network(denoiser, options.quantize) and not is_quantized(denoiser):
+            raise ValueError(f"{folder} has no layer that quantize={options.quantize!r} is for; leave quantize out.")
+    return opened
+
+
+def _opened(folder: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     if is_checkpoint(folder):
         from gen.models.bridge.files.open import is_whole_model, open_file
 
@@ -109,7 +120,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, options: ModelO
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         from gen.models.bridge.pipeline import open_pipeline
 
-        return open_pipeline(folder, dtype, options.native, options.vae, options.variant)
+        return open_pipeline(folder, dtype, options.native, options.vae, options.variant, options.quantize)
     if options.variant is not None:
         raise ValueError(f"{folder} is a model folder of fewstep, which has one set of weights; leave variant out.")
     if options.vae is not None or options.native is False:

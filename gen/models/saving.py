@@ -12,6 +12,7 @@ import torch
 from gen.io.weights import read_json, system_errors, write_bytes, write_json
 from gen.models.card import model_card
 from gen.models.folder import Pipeline, VariancePreservingPath, write_model, writing
+from gen.nn.quantized import is_quantized
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -24,6 +25,11 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 def save_model(model: Model, folder: Path, dtype: torch.dtype | None, format: str | None, overwrite: bool) -> Path:
     """See `Generator.save_pretrained`."""
+    if is_quantized(model.network):
+        raise ValueError(
+            f"The model {model.name!r} holds its weights in fewer bits, which no format of ours or of diffusers' keeps; open "
+            "it without quantize to save it, or convert the file that it is from elsewhere."
+        )
     bridged = getattr(model.network, "bridged", False)
     format = (THEIRS if bridged else OWN) if format is None else format
     if format == OWN:

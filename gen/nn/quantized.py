@@ -99,6 +99,8 @@ class QuantizedWeight(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
+        if func is Tensor.__setitem__ and isinstance(args[0], QuantizedWeight):
+            raise ValueError(f"Parts of {args[0]!r} cannot be written; write the whole with copy_, or work on dense().")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -116,6 +118,8 @@ class QuantizedWeight(Tensor):
                     return first.map(lambda part: part.to(device or part.device, copy=True), dtype)
             if func is aten.copy_.default:
                 return _write(first, args[1])
+            if func._schema.is_mutable:
+                raise ValueError(f"{func.__name__} cannot change {first!r} in place; work on dense(), and copy_ it back.")
         as_values = tree_map(lambda v: v.dense() if isinstance(v, QuantizedWeight) else v, (args, kwargs))
         return func(*as_values[0], **as_values[1])
 

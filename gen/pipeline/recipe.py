@@ -32,10 +32,12 @@ class BatchRecord(Record):
 
 
 class Machine(Record):
-    """What the numbers were computed with. threads is 0 where the device has no such setting."""
+    """What the numbers were computed with. threads is 0 where the device has no such setting; quantize is how the
+    denoiser was quantised on opening."""
 
     device: Name
     dtype: Name
+    quantize: Name | None = None
     attention: Name
     threads: int = Field(0, ge=0, le=4096)
     torch: Name

@@ -48,7 +48,9 @@ class LowRankWeight(ReplacedWeight):
     @staticmethod
     def of(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> LowRankWeight:
         """weight (out, in), down (rank, in), up (out, rank)."""
-        made = weight.as_subclass(LowRankWeight)
+        plain = type(weight) in (Tensor, nn.Parameter)  # one in fewer bits has no memory of its own to share
+        carrier = weight if plain else torch.empty(1, dtype=weight.dtype, device=weight.device).expand(weight.shape)
+        made = carrier.as_subclass(LowRankWeight)
         made.weight, made.down, made.up, made.scale = weight, down, up, scale
         return made
 

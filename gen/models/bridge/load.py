@@ -68,6 +68,7 @@ FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_
 _ATTENTION = (None, "eager", "sdpa")
 MAX_SIDE = 4096  # of what a config says a network is made for, in its own pixels
 VARIANTS = ("", "fp16", "bf16", "fp32")
+CODED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # dtypes of weights in fewer bits
 # ways to write a tokenizer's vocabulary, each a set of files that belong together
 VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
@@ -170,23 +171,45 @@ def read_part_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(folder, "is missing; the pipeline's model_index.json names it. Download it again.")
     value = read_json(folder / "config.json")
+    stored = value.get("quantization_config")
+    if isinstance(stored, dict) and stored.get("quant_method") == "bitsandbytes":
+        value.pop("quantization_config")  # the weights say how they are stored (`gen.models.bridge.files.stored`)
+    elif stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise CheckpointError(
+            folder,
+            f"is quantised by {method!r}, which is not read; bitsandbytes' weights, fp8 and GGUF are. Take the full weights, "
+            "with quantize= (--quantize) for less memory.",
+        )
     check_config(folder / "config.json", value)
     return value
 
 
 def load_network(
-    folder: Path, name: str, dtype: torch.dtype, besides: tuple[str, ...] = (), variants: tuple[str, ...] = VARIANTS
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    besides: tuple[str, ...] = (),
+    variants: tuple[str, ...] = VARIANTS,
+    scheme: str | None = None,
 ) -> tuple[nn.Module, str]:
     """(network in evaluation mode, digest of its files). `name` is one of CLASSES.
 
     besides: beginnings of the names of tensors that the file may have on top, where it is that of a larger model.
     variants: as of `weight_files`.
+    scheme: of `gen.nn.quantized`, in which linear layers are quantised as they are read.
     """
     library, besides = CLASSES[name], besides or BESIDES.get(name, ())
     config = read_part_config(folder)
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
-    shapes = {key: shape for file in files for key, shape in _shapes(file).items()}
+    headers = {key: header for file in files for key, header in _headers(file).items()}
+    shapes = {key: shape for key, (shape, _) in headers.items()}
+    coded = any(kind in CODED for _, kind in headers.values())
+    if scheme is not None or coded:
+        from gen.models.bridge.files.folder import fill_folder
+
+        return fill_folder(folder, name, config, files, dtype, besides, scheme), digest(files)
     check_positions(folder / "config.json", config)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
     with quietly():
@@ -203,11 +226,12 @@ def load_network(
     return network.eval().requires_grad_(False), digest(files)
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes by name, from the file's header; of a damaged one none, which leaves room for small tables only."""
+def _headers(file: Path) -> dict[str, tuple[list[int], str]]:
+    """(shape, dtype) by name, from the file's header; of a damaged one none, which leaves room for small tables only."""
     try:
         with safe_open(file, "pt") as opened:
-            return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            return {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
     except Exception:
         return {}
 

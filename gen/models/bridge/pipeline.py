@@ -108,6 +108,7 @@ def open_pipeline(
     native: bool | None = None,
     vae: str | Path | None = None,
     variant: str | None = None,
+    quantize: str | None = None,
 ) -> Opened:
     """A pipeline's folder.
 
@@ -117,6 +118,7 @@ def open_pipeline(
     vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`).
     variant: which weights are read, such as "fp16", of the parts that have it; None as of
         `gen.models.bridge.load.variants_for`.
+    quantize: of `gen.nn.quantized`, in which diffusers' denoiser is read.
     """
     family, classes, index = read_index(folder)
     _check_variant(folder, classes, variant)
@@ -134,7 +136,8 @@ def open_pipeline(
             swapped, weights[part] = open_autoencoder(vae, like=configs["vae"])
             loaded[part] = swapped.vae
         elif not (use_native and part == family.backbone):
-            loaded[part], weights[part] = _load(folder / part, name, dtype, variant)
+            scheme = quantize if part == family.backbone else None
+            loaded[part], weights[part] = _load(folder / part, name, dtype, variant, scheme)
 
     def native_network(reader: Any) -> nn.Module | None:
         if not (family.native and use_native):
@@ -143,7 +146,7 @@ def open_pipeline(
         found, weights[family.backbone] = _native(folder / family.backbone, family.native, reader, dtype, native, variants)
         if found is None:
             loaded[family.backbone], weights[family.backbone] = _load(
-                folder / family.backbone, classes[family.backbone], dtype, variant
+                folder / family.backbone, classes[family.backbone], dtype, variant, quantize
             )
         return found
 
@@ -264,9 +267,9 @@ def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     return reason is None
 
 
-def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> tuple[nn.Module, str]:
+def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None, scheme: str | None = None) -> tuple[nn.Module, str]:
     dtype = torch.float32 if name in VAE_CLASSES else dtype
-    return load_network(folder, name, dtype, variants=variants_for(variant, dtype))
+    return load_network(folder, name, dtype, variants=variants_for(variant, dtype), scheme=scheme)
 
 
 def _check_variant(folder: Path, classes: Mapping[str, str], variant: str | None) -> None:

@@ -20,10 +20,11 @@ from gen.nn.quantized import QuantizedWeight, join, quantizable, quantize
 
 
 class Source(Protocol):
-    """A file of weights: `StoredFile` or `GGUFFile`."""
+    """A file of weights: `StoredFile` or `GGUFFile`. codes: tensors in fewer bits, and how."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    codes: dict[str, str]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]: ...
 

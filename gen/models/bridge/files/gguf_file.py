@@ -111,6 +111,7 @@ class GGUFFile:
                 raise header.damaged(f"an alignment of {align!r}")
             begin = -(-file.tell() // align) * align
         self._place(records, begin, size)
+        self.codes = {name: dtype for name, dtype in self.dtypes.items() if dtype not in ("F32", "F16", "BF16")}
 
     def _record(self, header: _Header) -> tuple[str, tuple[int, ...], int, int]:
         name, axes = header.text(), header.number("I")

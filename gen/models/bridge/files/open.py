@@ -55,6 +55,8 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         from gen.models.bridge.files.kinds import KINDS
 
         raise CheckpointError(path, f"holds none of the models that open from one file: {', '.join(k.name for k in KINDS)}.")
+    if options.quantize is not None and source.codes:
+        raise CheckpointError(path, f"is quantised already; leave quantize={options.quantize!r} out.")
     family = PIPELINES[kind.pipeline]
     scheduler_options = _checked(path, options)
     plans: dict[str, Planned] = {}
@@ -74,7 +76,8 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     for part, network in plans.items():
         if _without(part, family, loaded):
             continue
-        fillings.append(network.filling(source, torch.float32 if part == "vae" else dtype))
+        scheme = options.quantize if part == family.backbone else None
+        fillings.append(network.filling(source, torch.float32 if part == "vae" else dtype, scheme))
         loaded[part] = network.network
     fill(source, fillings)
     noise = {**kind.scheduler(plans[family.backbone].config, source.shapes), **scheduler_options}

@@ -27,9 +27,9 @@ class Planned:
     plan: Plan
     network: nn.Module
 
-    def filling(self, source: Source, dtype: torch.dtype) -> Filling:
-        """Ready to be filled; CheckpointError where the file does not fit."""
-        filling = Filling(self.network, self.plan, dtype)
+    def filling(self, source: Source, dtype: torch.dtype, scheme: str | None = None) -> Filling:
+        """Ready to be filled; CheckpointError where the file does not fit. scheme: as of `Filling`."""
+        filling = Filling(self.network, self.plan, dtype, scheme=scheme)
         check_plan(source.path, self.holder.class_name, filling, source.shapes)
         return filling
 
