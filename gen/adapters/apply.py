@@ -307,9 +307,12 @@ class _Hook:
             return total.value
         here = {name: rows for name, rows in active.rows.items() if name in self.terms}
         if here and len(x) != active.batch:
-            raise AdapterError(
-                f"{self.name} sees {len(x)} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
-            )
+            if not self.name.startswith(getattr(self.adapters.network, "sample_rows", ())) or len(x) % active.batch:
+                raise AdapterError(
+                    f"{self.name} sees {len(x)} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
+                )
+            of_samples = [value.unflatten(0, (active.batch, -1)) for value in (x, output)]
+            return self(module, (of_samples[0],), {}, of_samples[1]).flatten(0, 1)
         if here and (done := self._in_blocks(module, x, output, active)) is not None:
             return done
         groups: dict[Hashable, list[tuple[LowRank, int, float]]] = {}  # by rank and output rows

@@ -167,6 +167,30 @@ FLUX2: Rows = (
     ("final_layer.adaLN_modulation.1", "norm_out.linear"),
     ("final_layer.linear", "proj_out"),
 )
+_FUSION = (
+    ("blocks", "transformer_blocks"),
+    *[(f"txtfusion.{name}", f"text_fusion.{name}") for name in ("layerwise_blocks", "refiner_blocks")],
+)
+KREA2: Rows = (
+    *[
+        (f"{theirs}.{{i}}.{part}", f"{ours}.{{i}}.{module}")
+        for theirs, ours in _FUSION
+        for part, module in (
+            *[(f"attn.w{name}", f"attn.to_{name}") for name in "qkv"],
+            ("attn.wo", "attn.to_out.0"),
+            ("attn.gate", "attn.to_gate"),
+            *[(f"mlp.{name}", f"ff.{name}") for name in ("gate", "up", "down")],
+        )
+    ],
+    ("txtfusion.projector", "text_fusion.projector"),
+    ("txtmlp.1", "txt_in.linear_1"),
+    ("txtmlp.3", "txt_in.linear_2"),
+    ("first", "img_in"),
+    ("tmlp.0", "time_embed.linear_1"),
+    ("tmlp.2", "time_embed.linear_2"),
+    ("tproj.1", "time_mod_proj"),
+    ("last.linear", "final_layer.linear"),
+)
 Z_IMAGE: Rows = (
     *[
         (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attention.to_out.0")
@@ -262,6 +286,7 @@ ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Nam
     "DiTTransformer2DModel": _listed(DIT),
     "SanaTransformer2DModel": _listed(SANA),
     "Flux2Transformer2DModel": _listed(FLUX2),
+    "Krea2Transformer2DModel": _listed(KREA2),
     "ZImageTransformer2DModel": _listed(Z_IMAGE),
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,

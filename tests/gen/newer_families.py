@@ -32,6 +32,7 @@ class Row:
     packed: the pipeline takes latents as tokens.
     lora: naming (comfy, kohya) -> (network) -> name in such files -> weight shape, where names are not the modules' own;
         diffusers reads them too.
+    ours_alone: namings that diffusers does not read.
     """
 
     build: Callable[..., Any]
@@ -43,6 +44,7 @@ class Row:
     negative: Callable[[Any, str], dict[str, Any]] | None = lambda pipeline, prompt: {"negative_prompt": [prompt]}
     packed: bool = False
     lora: Mapping[str, Callable[[Any], dict[str, tuple[int, ...]]]] = field(default_factory=dict)
+    ours_alone: tuple[str, ...] = ()
 
 
 def attentions(network: Any) -> dict[str, tuple[int, ...]]:
@@ -79,6 +81,15 @@ FAMILIES: dict[str, Row] = {
         unguided={"guidance_scale": 1.0},
         negative=klein_negative,
         lora=FLUX2_LORA,
+    ),
+    "krea2": Row(
+        pipelines_chat.krea2,
+        blocks=2,
+        scale=lambda scale: {"guidance_scale": scale - 1},
+        unguided={"guidance_scale": 0.0},
+        packed=True,
+        lora={"comfy": published},
+        ours_alone=("kohya",),
     ),
     "qwen_image": Row(
         pipelines_chat.qwen_image,

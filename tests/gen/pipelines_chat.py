@@ -177,6 +177,49 @@ def flux2_klein(distilled: bool = False) -> Any:
     )
 
 
+def qwen3_vl(tokenizer: Any) -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text = {**LANGUAGE, "rope_scaling": {**ROPE, "mrope_interleaved": True}, "tie_word_embeddings": False}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_ids(tokenizer))
+    return seeded(Qwen3VLModel, config, seed=3)
+
+
+def krea2(distilled: bool = False) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+
+    network = seeded(
+        Krea2Transformer2DModel,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=16,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=24,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )
+    tokenizer = qwen_tokenizer()
+    return Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=6400),
+        vae=qwen_vae(),
+        text_encoder=qwen3_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=network,
+        text_encoder_select_layers=(0, 1, 3),
+        is_distilled=distilled,
+    )
+
+
 def z_image(whole: bool = False, **scheduler: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 

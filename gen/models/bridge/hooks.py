@@ -76,6 +76,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "FluxTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
     "Flux2Transformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
+    "Krea2Transformer2DModel": BlockLayout(_chain, without=_NO_ATTENTION),
     "QwenImageTransformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "ZImageTransformer2DModel": BlockLayout(lambda network: list(network.layers), image_first=True, without=_NO_ATTENTION),
 }

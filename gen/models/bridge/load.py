@@ -35,6 +35,7 @@ CLASSES: dict[str, str] = {
     "FluxTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
     "Flux2Transformer2DModel": "diffusers",
+    "Krea2Transformer2DModel": "diffusers",
     "QwenImageTransformer2DModel": "diffusers",
     "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
@@ -50,6 +51,7 @@ CLASSES: dict[str, str] = {
     "Mistral3Model": "transformers",
     "Qwen2_5_VLModel": "transformers",
     "Qwen3Model": "transformers",
+    "Qwen3VLModel": "transformers",
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
     "GemmaTokenizer": "transformers",
@@ -60,7 +62,7 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 # encoders that files hold as parts of larger models -> beginnings of the names of what is left there
 BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("Mistral3Model", "Qwen2_5_VLModel", "Qwen3Model"), ("lm_head.", "language_model.lm_head.")
+    ("Mistral3Model", "Qwen2_5_VLModel", "Qwen3Model", "Qwen3VLModel"), ("lm_head.", "language_model.lm_head.")
 )
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.

@@ -32,6 +32,7 @@ class BridgedNetwork(nn.Module):
     bridged = True
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
+    sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another
 
     def __init__(self, network: nn.Module, config: BridgedConfig):
         super().__init__()

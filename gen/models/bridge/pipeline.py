@@ -22,6 +22,7 @@ from gen.models.bridge.families import (
     flux,
     flux2,
     flux_edit,
+    krea2,
     pixart,
     qwen_image,
     sana,
@@ -57,6 +58,7 @@ PIPELINES: dict[str, Family] = {
     "SanaPipeline": sana.FAMILY,
     "Flux2Pipeline": flux2.DEV,
     "Flux2KleinPipeline": flux2.KLEIN,
+    "Krea2Pipeline": krea2.FAMILY,
     "QwenImagePipeline": qwen_image.FAMILY,
     "ZImagePipeline": z_image.FAMILY,
 }

@@ -23,6 +23,8 @@ CHAT = Chat(QWEN_USER, QWEN_ANSWER, length=512, layers=(-2,))
 class ZImage(BridgedNetwork):
     """The network takes lists, its time runs from noise to picture, and it predicts x0 - eps."""
 
+    sample_rows = ("all_x_embedder.",)
+
     def __init__(self, network: Any):
         super().__init__(network, BridgedConfig(setting(network, "in_channels"), patch=setting(network, "all_patch_size")[0]))
 
