@@ -214,5 +214,20 @@ def flux(network: Any) -> Tensors:
     return out
 
 
+def z_image(network: Any) -> Tensors:
+    """Z-Image's model.py, after Lumina's: q, k and v as one matrix, and a norm that is never used."""
+    values, out = network.state_dict(), {"norm_final.weight": torch.ones(network.config.dim)}
+    table = (
+        ("all_x_embedder.2-1.", "x_embedder."), ("all_final_layer.2-1.", "final_layer."), (".to_out.0.", ".out."),
+        (".norm_q.", ".q_norm."), (".norm_k.", ".k_norm."),
+    )  # fmt: skip
+    for name, value in values.items():
+        if ".to_q." in name:
+            out[name.replace("to_q", "qkv")] = _joined(values, name, ("to_q", "to_k", "to_v"))
+        elif ".to_k." not in name and ".to_v." not in name:
+            out |= renamed({name: value}, table)
+    return out
+
+
 def prefixed(prefix: str, values: Tensors) -> Tensors:
     return {prefix + name: value for name, value in values.items()}

@@ -14,6 +14,7 @@ from gen.models.bridge.files.open import is_whole_model
 from gen.models.bridge.files.plans import planned
 from tests.gen import original_layouts as original
 from tests.gen import pipelines
+from tests.gen import pipelines_chat as chat
 from tests.gen.pipelines import clip_tokenizer, seeded, t5, t5_tokenizer
 from tests.gen.test_bridge_parity import CLOSE, noise, ours, theirs
 
@@ -130,6 +131,29 @@ def flux(guided: bool = True):
     return pipeline, original.flux(network)
 
 
+def z_image():
+    from diffusers import ZImageTransformer2DModel
+
+    pipeline = chat.z_image()
+    pipeline.transformer = seeded(
+        ZImageTransformer2DModel, in_channels=4, dim=128, n_layers=2, n_refiner_layers=1, n_heads=1, n_kv_heads=1,
+        cap_feat_dim=16,
+    )  # fmt: skip
+    return pipeline, original.prefixed("model.diffusion_model.", original.z_image(pipeline.transformer))
+
+
+def qwen_image():
+    from diffusers import QwenImageTransformer2DModel
+
+    pipeline = chat.qwen_image()
+    pipeline.transformer = seeded(
+        QwenImageTransformer2DModel, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=128,
+        num_attention_heads=1, joint_attention_dim=16,
+    )  # fmt: skip
+    pipeline.scheduler = scheduler(kinds.QWEN)
+    return pipeline, pipeline.transformer.state_dict()
+
+
 WHOLE = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_2": lambda: stable_diffusion(second=True),
@@ -167,6 +191,19 @@ def test_a_denoiser_alone_takes_the_rest_from_a_pipeline(tmp_path, guided):
     expected = theirs("flux", pipeline, x, scale, max_sequence_length=512 if guided else 256)
     torch.testing.assert_close(ours("flux", generator, x, scale), expected, **CLOSE)
     assert generator.config.defaults.num_inference_steps == (28 if guided else 4)
+
+
+@pytest.mark.parametrize("make", [z_image, qwen_image])
+def test_newer_denoisers_are_what_their_pipelines_folders_are(tmp_path, make):
+    """The folder's picture is diffusers' own (test_bridge_schedulers.py); the file's is the folder's."""
+    _, file, folder = written(tmp_path, make())
+    one = Generator.from_pretrained(file, dtype="float32", text_encoder=folder, vae=folder, device="cpu")
+    other = Generator.from_pretrained(folder, dtype="float32", device="cpu")
+    assert one.config == other.config
+    call = {"prompt": "a cat", "height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt"}
+    assert torch.equal(one(**call, progress=False).images, other(**call, progress=False).images)
+    turbo = file.rename(tmp_path / "z_image_turbo_bf16.safetensors")
+    assert Generator.from_pretrained(turbo, text_encoder=folder, vae=folder).config.defaults.num_inference_steps < 50
 
 
 def test_an_autoencoder_in_one_file(tmp_path):
@@ -259,6 +296,8 @@ PUBLISHED = {
         "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384,
         "qk_norm": "rms_norm", "dual_attention_layers": list(range(13)),
     }),
+    "Z-Image": (original.z_image, "ZImageTransformer2DModel", {}),
+    "Qwen-Image": (lambda network: network.state_dict(), "QwenImageTransformer2DModel", {}),
     "FLUX.1-dev": (original.flux, "FluxTransformer2DModel", {
         "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "guidance_embeds": True,
     }),

@@ -192,3 +192,39 @@ def flux(shapes: Shapes) -> Config:
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         "axes_dims_rope": [16, 56, 56],
     }
+
+
+def z_image(shapes: Shapes) -> Config:
+    """ZImageTransformer2DModel."""
+    width, pixels = shapes["x_embedder.weight"]
+    dim = shapes["layers.0.attention.q_norm.weight"][0]
+    if dim != 128:
+        raise ValueError(f"its heads are {dim} wide, and Z-Image's are 128")
+    return {
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": pixels // 4,
+        "dim": width,
+        "n_layers": count(shapes, "layers."),
+        "n_refiner_layers": count(shapes, "noise_refiner."),
+        "n_heads": _heads(width, dim),
+        "n_kv_heads": _heads(width, dim),
+        "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
+    }
+
+
+def qwen_image(shapes: Shapes) -> Config:
+    """QwenImageTransformer2DModel, whose published files have diffusers' names."""
+    width, pixels = shapes["img_in.weight"]
+    dim = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+    if dim != 128:
+        raise ValueError(f"its heads are {dim} wide, and Qwen-Image's are 128")
+    return {
+        "patch_size": 2,
+        "in_channels": pixels,
+        "out_channels": shapes["proj_out.weight"][0] // 4,
+        "num_layers": count(shapes, "transformer_blocks."),
+        "attention_head_dim": dim,
+        "num_attention_heads": _heads(width, dim),
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+    }

@@ -125,7 +125,7 @@ def build(path: Path, name: str, config: Mapping[str, Any], shapes: Mapping[str,
         try:
             with no_larger_than(shapes, 4), torch.device("meta"):
                 network = made()
-            if network.state_dict().keys() != {*dict(network.named_parameters()), *dict(network.named_buffers())}:
+            if _computes(network):
                 with no_larger_than(shapes, 4), init_empty_weights():  # tables that no file has are computed
                     network = made()
         except TooLarge as error:
@@ -133,6 +133,16 @@ def build(path: Path, name: str, config: Mapping[str, Any], shapes: Mapping[str,
         except Exception as error:  # whatever a library makes of odd sizes
             raise CheckpointError(path, f"cannot be opened as a {name}: {first_line(error)}") from None
     return network.eval().requires_grad_(False)
+
+
+def _computes(network: nn.Module) -> bool:
+    """Does a network hold tables that it computed and that no file has, as buffers or as plain tensors?"""
+    named = {*dict(network.named_parameters(remove_duplicate=False)), *dict(network.named_buffers(remove_duplicate=False))}
+    if network.state_dict().keys() != named:
+        return True
+    plain = [value for module in network.modules() for value in vars(module).values()]
+    nested = [value for values in plain if isinstance(values, list | tuple) for value in values]
+    return any(isinstance(value, Tensor) for value in (*plain, *nested))
 
 
 def check_plan(path: Path, name: str, filling: Filling, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -23,6 +23,11 @@ FLUX_DEV = {
     "max_image_seq_len": 4096,
 }  # fmt: skip
 
+QWEN = {
+    **FLOW, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256,
+    "max_image_seq_len": 8192, "shift_terminal": 0.02, "time_shift_type": "exponential",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -45,7 +50,7 @@ class Kind:
 
     marks: beginnings of names, without prefix, that together only this family has.
     parts: part of the pipeline -> the networks that it may be, the first that is there.
-    scheduler: (config of the backbone, all names) -> a scheduler's config.
+    scheduler: (config of the backbone, all names, the file's own) -> a scheduler's config.
     index: values of model_index.json beside the parts.
     """
 
@@ -53,7 +58,7 @@ class Kind:
     pipeline: str
     marks: tuple[str, ...]
     parts: Mapping[str, tuple[Holder, ...]]
-    scheduler: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
+    scheduler: Callable[[Mapping[str, Any], Collection[str], str], dict[str, Any]]
     index: Mapping[str, Any]
 
 
@@ -79,12 +84,12 @@ def _open_clip(*prefixes: str, projected: bool) -> Holder:
     return Holder(class_name, prefixes, "token_embedding.weight", config, layouts.open_clip)
 
 
-def _stable_diffusion(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def _stable_diffusion(config: Mapping[str, Any], names: Collection[str], file: str) -> dict[str, Any]:
     """Version 1 predicts eps. Version 2 has 1024 features and is v's at 768 pixels; that of 512, eps's, has the same shapes."""
     return DDIM_V if config["cross_attention_dim"] == 1024 else PNDM
 
 
-def _sdxl(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def _sdxl(config: Mapping[str, Any], names: Collection[str], file: str) -> dict[str, Any]:
     """Files whose authors trained v say so by empty tensors: v_pred, and ztsnr for a last level without signal."""
     prediction = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     return {**EULER, **prediction, **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
@@ -105,7 +110,7 @@ KINDS: tuple[Kind, ...] = (
             "text_encoder_2": (_clip("text_encoders.clip_g.transformer.", projected=True, activation="gelu"),),
             "text_encoder_3": (T5,),
         },
-        lambda config, names: FLOW,
+        lambda config, names, file: FLOW,
         {},
     ),
     Kind(
@@ -118,7 +123,28 @@ KINDS: tuple[Kind, ...] = (
             "text_encoder": (_clip(CLIP_L),),
             "text_encoder_2": (T5,),
         },
-        lambda config, names: FLUX_DEV if config["guidance_embeds"] else {**FLOW, "shift": 1.0},
+        lambda config, names, file: FLUX_DEV if config["guidance_embeds"] else {**FLOW, "shift": 1.0},
+        {},
+    ),
+    Kind(
+        "Z-Image",
+        "ZImagePipeline",
+        ("cap_embedder.1.weight", "noise_refiner.0.attention.qkv.weight", "layers.0.adaLN_modulation.0.weight", "x_pad_token"),
+        {
+            "transformer": (
+                Holder("ZImageTransformer2DModel", BACKBONE, "x_embedder.weight", configs.z_image, layouts.z_image),
+            ),
+            "vae": vae_holder(0.3611, 0.1159),
+        },
+        lambda config, names, file: {**FLOW, "shift": 3.0 if "turbo" in file.lower() else 6.0},
+        {},
+    ),
+    Kind(
+        "Qwen-Image",
+        "QwenImagePipeline",
+        ("transformer_blocks.0.img_mod.1.weight", "txt_norm.weight", "img_in.weight"),
+        {"transformer": (Holder("QwenImageTransformer2DModel", BACKBONE, "img_in.weight", configs.qwen_image),), "vae": ()},
+        lambda config, names, file: QWEN,
         {},
     ),
     Kind(

@@ -54,6 +54,12 @@ def flux(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     return converted
 
 
+def z_image(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
+
+    return convert_z_image_transformer_checkpoint_to_diffusers(dict(tensors))
+
+
 OPEN_CLIP = (
     (r"positional_embedding", "embeddings.position_embedding.weight"),
     (r"token_embedding\.", "embeddings.token_embedding."),

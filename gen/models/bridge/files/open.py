@@ -80,7 +80,7 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         fillings.append(network.filling(source, torch.float32 if part == "vae" else dtype, scheme))
         loaded[part] = network.network
     fill(source, fillings)
-    noise = {**kind.scheduler(plans[family.backbone].config, source.shapes), **scheduler_options}
+    noise = {**kind.scheduler(plans[family.backbone].config, source.shapes, path.stem), **scheduler_options}
     index = {"_class_name": kind.pipeline, "_name_or_path": path.stem, **kind.index}
     settings = sampling(path, noise, family.own_sigmas, family.mu(index))
     opened = assemble(path, family, index, noise, settings, plans[family.backbone].config, loaded)
@@ -125,8 +125,10 @@ def _check_missing(path: Path, kind: Kind, family: Family, plans: Mapping[str, P
         raise ValueError(f"{path} holds {', '.join(plans)} of {kind.name}; give {' and '.join(needs)}.")
 
 
-def _latents(kind: Kind) -> dict[str, Any]:
-    """scaling_factor and shift_factor of the kind's latents."""
+def _latents(kind: Kind) -> dict[str, Any] | None:
+    """scaling_factor and shift_factor of the kind's latents; None where its autoencoder is none that a file may hold."""
+    if not kind.parts["vae"]:
+        return None
     holder: Any = kind.parts["vae"][0].config
     return {"scaling_factor": holder.keywords["scaling"], "shift_factor": holder.keywords["shift"]}
 
