@@ -18,24 +18,10 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from gen.cli import canvas, pictures, tasks
+from gen.cli import pictures, task_options
 from gen.cli.energies import ENERGIES
-from gen.cli.options import (
-    Device,
-    Dtype,
-    GuidanceScale,
-    Import,
-    Model,
-    ModelOption,
-    Native,
-    Nonfinite,
-    Quantize,
-    Quiet,
-    TextEncoder,
-    Vae,
-    Variant,
-    Written,
-)
+from gen.cli.groups import grouped
+from gen.cli.options import Device, Dtype, GuidanceScale, Import, Model, Nonfinite, PartOptions, Quiet, Written
 from gen.io.version import __version__
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
@@ -80,7 +66,8 @@ def _common(
 
 
 pictures.add(app)  # image, replay
-tasks.add(app)  # restore, layout, ambiguous
+for _command in task_options.commands():  # restore, layout, panorama, ...
+    app.command()(_command)
 
 
 @app.command()
@@ -121,7 +108,9 @@ def models() -> None:
 
 
 @app.command()
+@grouped
 def compare(
+    *,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
     samplers: Annotated[str, typer.Option(help="Names with commas between; a name may include its schedule.")] = (
         "euler,heun,dpmpp_2m,dpmpp_3m,unipc,deis"
@@ -132,12 +121,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="The first picture's seed.")] = 0,
     guidance_scale: GuidanceScale = None,
     model: Model = "default",
-    vae: Vae = None,
-    text_encoder: TextEncoder = None,
-    native: Native = None,
-    variant: Variant = None,
-    quantize: Quantize = None,
-    model_option: ModelOption = None,
+    parts: PartOptions,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
     device: Device = None,
     dtype: Dtype = None,
@@ -157,14 +141,7 @@ def compare(
         steps=steps,
         reference=reference,
         model=model,
-        parts={
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "native": native,
-            "variant": variant,
-            "quantize": quantize,
-            "model_options": model_option,
-        },
+        parts=parts.arguments(),
         seed=seed,
         guidance_scale=guidance_scale,
         output=output,
@@ -283,9 +260,6 @@ def evaluate(context: typer.Context) -> int:
 def build(context: typer.Context) -> int:
     """Build the default model's training data: fewstep data build ..."""
     return hand_over("data build", context.args)
-
-
-canvas.add(app)  # panorama, outpaint, upscale
 
 
 def hand_over(command: str, arguments: Sequence[str]) -> int:

@@ -66,10 +66,10 @@ def run(
     rows, counts = contenders(samplers, schedules), step_counts(steps)
     check_png(output)
 
-    from gen.cli.image import model_arguments, subjects
+    from gen.cli.image import subjects
     from gen.generator import Generator
 
-    generator = Generator.from_pretrained(model, device, dtype, **model_arguments(parts))
+    generator = Generator.from_pretrained(model, device, dtype, **parts)
     call = {**subjects(generator, prompts), "guidance_scale": guidance_scale, "seed": seed, "progress": False}
     truth = generator(**call, sampler="heun", schedule="uniform_time", num_inference_steps=reference, output_type="np").images
 

@@ -9,38 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.choose import choose_model
+from gen.cli.energies import ENERGIES
 from gen.cli.output import OutputTarget, check_png, exit_code, save_free, say
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """key=value strings as options: true and false, numbers, several numbers with commas between, else text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{pair!r} is not an option; write it as name=value, for example eta=0.5.")
-        options[name.replace("-", "_")] = _value(value)
-    return options
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    parts = [_value(part) for part in text.split(",")] if "," in text else [text]
-    return text if any(isinstance(part, str) for part in parts) else parts
-
-
-def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Generator.from_pretrained` that were given, from the options of a command."""
-    arguments = {name: value for name, value in parts.items() if value is not None and value != []}
-    if "model_options" in arguments:
-        arguments["model_options"] = parse_options(arguments["model_options"])
-    return arguments
+from gen.cli.values import parse_options as parse_options
 
 
 def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
@@ -72,6 +43,7 @@ def run(
     model: str | None,
     fast: bool | None = None,
     parts: Mapping[str, Any],
+    tasks: Mapping[str, Any],
     output: Path | None,
     grid: Path | None,
     device: str | None,
@@ -80,15 +52,11 @@ def run(
     quiet: bool,
     lora: Sequence[str],
     allow_nonfinite: bool = False,
-    options: Mapping[str, Sequence[str] | None],
-    energies: Mapping[str, tuple] | None = None,
-    training_free: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> int:
-    """Generate and save; returns the exit code. Arguments are the command's."""
+    """Generate and save; returns the exit code. Arguments are the command's; tasks: the keywords of tasks."""
     target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
-    call |= {f"{kind}_options": parse_options(pairs) for kind, pairs in options.items() if pairs}
 
     if str(call["schedule"]).lower().endswith(".json"):
         from samplers.search.table import read_table
@@ -99,12 +67,10 @@ def run(
 
     from gen.generator import Generator
 
-    call["guide"] = guide_of(call.get("guide"))
-    model_options = model_arguments(parts)
-    model = choose_model(model, fast, {**call, **(training_free or {}), **model_options, "lora": lora})
-    generator = Generator.from_pretrained(model, device, dtype, **model_options)
-    add_energies(generator, energies, call["guide"])
-    add_energies(generator, energies, (training_free or {}).get("greedy"))
+    call |= {name: value for name, value in tasks.items() if value is not None}
+    model = choose_model(model, fast, {**call, **parts, "lora": lora})
+    generator = Generator.from_pretrained(model, device, dtype, **parts)
+    add_energies(generator)
     if lora:
         from gen.cli.lora import load
 
@@ -124,7 +90,7 @@ def run(
 
     start = time.perf_counter()
     try:
-        result = generator(**subject, **call, **(training_free or {}), progress=not quiet, on_images=save)
+        result = generator(**subject, **call, progress=not quiet, on_images=save)
     except KeyboardInterrupt as stop:
         say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
         return exit_code(stop)
@@ -143,22 +109,11 @@ def run(
     return 0
 
 
-def guide_of(text: str | None, option: str = "--guide") -> Any:
-    """What --guide, or another option, says: a name, or the function of a file of the user's own."""
-    if text is None or ":" not in text:
-        return text
-    from gen.tasks.energy_guidance.task import read_function
-
-    return read_function(text, option)
-
-
-def add_energies(generator: Any, rows: Mapping[str, tuple] | None, wanted: Any) -> None:
-    """Make energies of other packages known by name, where one is asked for."""
-    if not rows or not isinstance(wanted, str):
-        return
+def add_energies(generator: Any) -> None:
+    """Make energies of other packages known to a model by name."""
     from gen.tasks.energies import EnergyInfo
 
-    for name, row in rows.items():
+    for name, row in ENERGIES.items():
         generator.energies[name] = EnergyInfo(name, *row)
 
 

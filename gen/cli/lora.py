@@ -23,19 +23,6 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
     return Path(text), None
 
 
-def regions_of(specs: Sequence[str] | None) -> dict[str, Path] | None:
-    """adapter -> mask of NAME=FILE specs; None without any."""
-    regions: dict[str, Path] = {}
-    for spec in specs or []:
-        name, equals, file = spec.partition("=")
-        if not equals or not name or not file or name in regions:
-            raise ValueError(
-                f"--region {spec!r}: write each LoRA's name once, then = and a picture, for example hero=left.png."
-            )
-        regions[name] = Path(file)
-    return regions or None
-
-
 def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool) -> Any:
     """The model of a command as a `Generator`, its --lora files in force."""
     from gen.generator import Generator

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from gen.cli.output import OutputTarget
+from gen.cli.values import parse_options
 
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")]
 Sampler = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
@@ -49,19 +54,87 @@ LoraDir = Annotated[
 PromptSyntax = Annotated[
     str | None, typer.Option(metavar="full|weights", help="What of prompts is more than words. [default: full]")
 ]
-Region = Annotated[
-    list[str] | None,
-    typer.Option(metavar="LORA=MASK", help="Where a LoRA acts: its name and a picture, white inside; repeatable."),
-]
 Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
-Guide = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE.py:FUNCTION", help="Guide to an energy: see docs/guidance.md. A file is run.")
-]
-GuideStrength = Annotated[float | None, typer.Option(help="How strongly. [default: the method's]")]
-GuideMethod = Annotated[str | None, typer.Option(help="tfg, dps, lgd, mpgd, freedom, ugd. [default: tfg]")]
-GuideOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the energy and the method; repeatable.")]
 Import = Annotated[
     list[Path] | None,
     typer.Option("--import", metavar="FILE.py", help="Run a file of your own that registers methods by name; repeatable."),
 ]
 Nonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take LoRA files with NaN or infinite values.")]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How many pictures, and how they are sampled."""
+
+    number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1
+    seed: Annotated[int | None, typer.Option(help="The first one's seed. [default: random]")] = None
+    steps: Steps = None
+    sampler: Sampler = None
+    guidance_scale: GuidanceScale = None
+
+    def keywords(self) -> dict[str, Any]:
+        """As a call of a `Generator` takes them."""
+        return {
+            "num_images_per_prompt": self.number,
+            "seed": self.seed,
+            "num_inference_steps": self.steps,
+            "sampler": self.sampler,
+            "guidance_scale": self.guidance_scale,
+        }
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Where pictures are made and put."""
+
+    output: Output = None
+    device: Device = None
+    dtype: Dtype = None
+    quiet: Quiet = False
+
+    def target(self) -> OutputTarget:
+        """Checked before anything is made."""
+        return OutputTarget.of(self.output)
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Options of the sampler, the schedule, the guidance and the cache."""
+
+    sampler_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the sampler; repeatable.")] = None
+    schedule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the schedule; repeatable.")] = (
+        None
+    )
+    guidance_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the guidance; repeatable.")] = (
+        None
+    )
+    cache_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the cache; repeatable.")] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Those that were given, as a call takes them."""
+        pairs_of = {option.name: getattr(self, option.name) for option in fields(MethodOptions)}
+        return {f"{name}s": parse_options(pairs) for name, pairs in pairs_of.items() if pairs}
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """Where the parts of a model are that it does not bring, and what it does not tell of itself."""
+
+    vae: Vae = None
+    text_encoder: TextEncoder = None
+    native: Native = None
+    variant: Variant = None
+    quantize: Quantize = None
+    model_option: ModelOption = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `Generator.from_pretrained` that were given."""
+        return model_arguments({**vars(self), "model_option": None, "model_options": self.model_option})
+
+
+def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Generator.from_pretrained` that were given, from the options of a command."""
+    arguments = {name: value for name, value in parts.items() if value is not None and value != []}
+    if "model_options" in arguments:
+        arguments["model_options"] = parse_options(arguments["model_options"])
+    return arguments

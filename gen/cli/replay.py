@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.image import model_arguments
+from gen.cli.image import add_energies
 from gen.cli.output import OutputTarget, save_free, say
 from gen.io.errors import printable
 from gen.io.images import PictureError, flat, open_picture
@@ -27,19 +27,13 @@ def run(
     parts: Mapping[str, Any],
     device: str | None,
     dtype: str | None,
-    image: Path | None,
-    mask: Path | None,
+    tasks: Mapping[str, Any],
     lora: Sequence[str],
     quiet: bool,
-    regions: Mapping[str, Path] | None = None,
-    guide: str | None = None,
-    guide_options: Sequence[str] = (),
-    energies: Mapping[str, tuple] | None = None,
-    training_free: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     max_work: float | None = None,
 ) -> int:
-    """Exit code 0 if every pixel is the same, 1 if not."""
+    """Exit code 0 if every pixel is the same, 1 if not. tasks: what the recipe does not hold, as keywords of a replay."""
     recipe = read_recipe(path)
     check_work(recipe, max_work)
     own_name = f"{path.stem}-replay.png"
@@ -51,16 +45,12 @@ def run(
     if model is None and recipe.model.name not in PACKAGED:  # a file from outside must not choose what is opened or downloaded
         raise ValueError(f"{path} was made with the model {printable(recipe.model.name)!r}; say where it is with --model.")
 
-    from gen.cli.image import add_energies, guide_of, parse_options
-
-    own = guide_of(guide)
-
     import numpy as np
     import torch
 
     from gen.generator import Generator
 
-    arguments = model_arguments(parts)
+    arguments = dict(parts)
     if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
         arguments["native"] = False
     if recipe.machine.quantize is not None:
@@ -83,18 +73,8 @@ def run(
 
         load_recorded(generator, recipe, lora, quiet, allow_nonfinite)
 
-    for energy in (own, recipe.guide and recipe.guide.energy, *(record.energy for record in recipe.tweaks.values())):
-        add_energies(generator, energies, energy)
-    arguments = {
-        "image": image,
-        "mask": mask,
-        "regions": regions,
-        "guide": own,
-        "guide_options": parse_options(guide_options),
-        "max_work": max_work,
-        **(training_free or {}),
-    }
-    made = generator.replay(recipe, progress=not quiet, **arguments)
+    add_energies(generator)
+    made = generator.replay(recipe, progress=not quiet, max_work=max_work, **tasks)
     copy = save_free(made.images[0], target, made.recipes[0])
     print(copy, flush=True)
     if copy.read_bytes() == path.read_bytes():

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from gen.cli import app as cli
-from gen.cli.canvas import options_of, sides
+from gen.cli.values import sides
 from gen.pipeline.png import read_recipe
+from gen.tasks.canvas.cli import options_of
 from tests.distill.processes import on_processes
 
 
@@ -30,7 +31,7 @@ def test_panorama(fewstep):
     code, out, err = fewstep(
         "panorama", "a cat", "the moon", "--size", "64x32", "--circular", "horizontal", "--stride", "16x8",
         "--weights", "linear", "--shift-from", -1, "--sync", 0.02, "--seed", 3, "--steps", 2,
-        "--sampler", "euler_a", "--option", "sampler:eta=0.5",
+        "--sampler", "euler_a", "--sampler-option", "eta=0.5", "--option", "sampler:s_noise=1.0",
         "--window-batch", 3, "--negative", "blurry", "--guidance-scale", 2,
     )  # fmt: skip
     assert (code, out) == (0, "a-cat-the-moon-3.png"), err
@@ -41,7 +42,8 @@ def test_panorama(fewstep):
         "prompts": ("a cat", "the moon"), "sync": 0.02, "sync_distance": "latent", "recurrence": 1,
         "extend": None, "shift_from": -1.0,
     }  # fmt: skip
-    assert (recipe.sampler, recipe.sampler_options, recipe.negative_prompt) == ("euler_a", {"eta": 0.5}, "blurry")
+    assert (recipe.sampler, recipe.sampler_options) == ("euler_a", {"eta": 0.5, "s_noise": 1.0})
+    assert recipe.negative_prompt == "blurry"
     code, _, err = fewstep("replay", out, here=False)
     assert code == 0 and "Identical to the last byte" in err
 
@@ -85,7 +87,7 @@ def _info(path):
     [
         (["panorama", "a cat", "--size", "big"], "--size is 'big'; write pixels as WIDTHxHEIGHT"),
         (["panorama", "a cat", "--window", "1x2x3"], "--window is '1x2x3'"),
-        (["panorama", "a cat", "--option", "eta=0.5"], "write KIND:NAME=VALUE"),
+        (["panorama", "a cat", "--option", "eta=0.5"], "write OF:NAME=VALUE"),
         (["panorama", "a cat", "--circular", "round"], "choose one of none, horizontal, vertical, both"),
         (["outpaint", "missing.png", "--left", "8"], "missing.png"),
         (["outpaint", "missing.png", "-o", "x.jpg"], "saved as PNG"),

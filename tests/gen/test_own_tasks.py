@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from gen.cli.app import main
 from gen.io.errors import RecipeError
+from gen.io.user_code import import_file
+from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Task
 from gen.tasks.table import TASKS, register_task
@@ -88,3 +91,59 @@ def test_a_keyword_of_every_call_is_refused_at_the_call(tables, tiny):
     register_task("darker", Darker, ["seed"])
     with pytest.raises(TypeError, match="'seed' of a registered task is one of every call"):
         tiny("a cat", **CALL)
+
+
+FILE = """
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from gen.pipeline.types import Task
+from gen.tasks.table import register_task
+
+
+@dataclass(frozen=True)
+class DimmedKeywords:
+    dimmed: Annotated[float | None, typer.Option(help="How much darker.")] = None
+
+
+@dataclass(frozen=True)
+class Dimmed(Task):
+    share: float
+
+    @classmethod
+    def from_call(cls, model, args, settings):
+        return cls(args.dimmed), settings
+
+    def decode(self, model, latents, crop, decode):
+        return (1 - self.share) * decode(latents, crop)
+
+    def record(self, items):
+        return {"dimmed": self.share}
+
+
+register_task("dimmed", Dimmed, DimmedKeywords)
+"""
+
+
+def test_a_task_of_a_file_has_options_on_the_command_line(tables, tiny_model, tmp_path, capsys):
+    file, target = tmp_path / "dimmed_task.py", tmp_path / "cat.png"
+    file.write_text(FILE)
+    call = ["image", "a cat", "--model", str(tiny_model), "--seed", "3", "-q", "-o", str(target)]
+    assert main([*call, "--dimmed", "0.5"]) == 2 and "No such option: --dimmed" in capsys.readouterr().err
+    assert main([*call, "--dimmed", "0.5", f"--import={file}"]) == 0
+    recipe = read_recipe(target)
+    assert recipe.own_tasks == {"dimmed": {"dimmed": 0.5}} and list(recipe.imports) == ["dimmed_task.py"]
+    assert main(["image", "--import", str(file), "--help"]) == 0 and "How much darker." in capsys.readouterr().out
+    assert main(["replay", str(target), "--model", str(tiny_model), "--import", str(file), "-q"]) == 0
+
+
+def test_a_recipe_can_hand_a_task_only_what_it_declares(tables, tiny, tmp_path):
+    file = tmp_path / "another_dimmed_task.py"
+    file.write_text(FILE.replace("dimmed", "paled"))
+    import_file(file)
+    recipe = tiny("a cat", **CALL, paled=0.5).recipes[0]
+    forged = recipe.model_copy(update={"own_tasks": {"paled": {"paled": 0.5, "more": 1}}})
+    with pytest.raises(ValueError, match="There is no argument 'more'; there are paled"):
+        tiny.replay(forged, "pt", progress=False)

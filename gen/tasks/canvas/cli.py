@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Device, Dtype, GuidanceScale, Negative, Output, Quiet, Sampler, Steps
+from gen.cli.options import Device, Dtype, GuidanceScale, MethodOptions, Negative, Output, Quiet, Sampler, Steps
 from gen.cli.output import OutputTarget, exit_code, save_all, say
+from gen.cli.values import parse_options, sides
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
 Picture = Annotated[Path, typer.Argument(help="The picture (PNG, JPEG, WebP, ...).")]
@@ -30,16 +31,15 @@ Seed = Annotated[int | None, typer.Option(help="The first picture's seed. [defau
 Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
 Guidance = Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")]
 Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
-Option = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KIND:NAME=VALUE", help="For the sampler, schedule, guidance or cache: sampler:eta=0.5; repeatable."),
+Option = Annotated[  # an earlier spelling of --sampler-option and the like
+    list[str] | None, typer.Option(metavar="OF:NAME=VALUE", hidden=True)
 ]
 Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative; repeatable.")]
 Model = Annotated[str, typer.Option(help="default, a model folder of ours or diffusers', or a hub id (owner/name).")]
 
 
 @dataclass(frozen=True)
-class WindowOptions:
+class WindowOptions(MethodOptions):
     """What all three commands take."""
 
     window: Window = None
@@ -65,17 +65,12 @@ class WindowOptions:
     quiet: Quiet = False
 
 
-KINDS = ("sampler", "schedule", "guidance", "cache")
-
-
-def add(app: typer.Typer) -> None:
-    """Make the three commands part of the program."""
-    for command in (panorama, outpaint, upscale):
-        app.command()(command)
+METHODS = ("sampler", "schedule", "guidance", "cache")
 
 
 @grouped
 def panorama(
+    *,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One, or several along the width.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. [default: four windows wide, one tall]")] = None,
     circular: Annotated[
@@ -83,7 +78,7 @@ def panorama(
     ] = "none",
     sync: Annotated[float, typer.Option(help="SyncDiffusion: how strongly windows are brought together; 0 is not.")] = 0.0,
     sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures, lpips:FILE.")] = "latent",
-    run: WindowOptions = WindowOptions(),
+    run: WindowOptions,
 ) -> int:
     """Make a picture of any size: windows denoised together, which flow into one another."""
     width, height = sides("--size", size) or (None, None)
@@ -93,6 +88,7 @@ def panorama(
 
 @grouped
 def outpaint(
+    *,
     picture: Picture,
     prompt: Prompt = None,
     left: Annotated[int, typer.Option(help="Pixels to paint on this side.")] = 0,
@@ -100,7 +96,7 @@ def outpaint(
     top: Annotated[int, typer.Option(help="Likewise.")] = 0,
     bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
     recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
-    run: WindowOptions = WindowOptions(),
+    run: WindowOptions,
 ) -> int:
     """Paint around a picture, which stays as it is to the pixel."""
     own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
@@ -109,38 +105,26 @@ def outpaint(
 
 @grouped
 def upscale(
+    *,
     picture: Picture,
     prompt: Prompt = None,
     scale: Annotated[float, typer.Option(help="How many times as wide and tall.")] = 2.0,
     strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
-    run: WindowOptions = WindowOptions(),
+    run: WindowOptions,
 ) -> int:
     """Make a picture larger: enlarged, partly noised, denoised in windows."""
     return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, run)
 
 
-def sides(name: str, text: str | None) -> tuple[int, int] | None:
-    """(width, height) of "512x128", or of one number for both."""
-    if text is None:
-        return None
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{name} is {text!r}; write pixels as WIDTHxHEIGHT, for example 512x128, or one number for both.")
-    width, height = int(parts[0]), int(parts[-1])
-    return width, height
-
-
 def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """sampler:eta=0.5 and the like as the arguments of a call."""
-    from gen.cli.image import parse_options
-
-    pairs_of_kind: dict[str, list[str]] = {}
+    pairs_of_method: dict[str, list[str]] = {}
     for pair in pairs:
-        kind, colon, rest = pair.partition(":")
-        if not colon or kind not in KINDS:
-            raise ValueError(f"--option {pair}: write KIND:NAME=VALUE, the kind being one of {', '.join(KINDS)}.")
-        pairs_of_kind.setdefault(f"{kind}_options", []).append(rest)
-    return {name: parse_options(rest) for name, rest in pairs_of_kind.items()}
+        method, colon, rest = pair.partition(":")
+        if not colon or method not in METHODS:
+            raise ValueError(f"--option {pair}: write OF:NAME=VALUE, where OF is one of {', '.join(METHODS)}.")
+        pairs_of_method.setdefault(f"{method}_options", []).append(rest)
+    return {name: parse_options(rest) for name, rest in pairs_of_method.items()}
 
 
 def _subject(generator: Any, method: str, prompt: Any) -> dict[str, Any]:
@@ -170,7 +154,9 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
 def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: Mapping[str, Any], run: WindowOptions) -> int:
     """Generate and save; returns the exit code. method_options: the arguments that are the command's own."""
     target = OutputTarget.of(run.output)
-    call: dict[str, Any] = {**options_of(run.option or [])}
+    call: dict[str, Any] = run.keywords()
+    for name, options in options_of(run.option or []).items():
+        call[name] = options | call.get(name, {})
     for name in ("window", "stride"):
         both = sides(f"--{name}", getattr(run, name))
         call[name] = None if both is None else (both[1], both[0])
@@ -207,3 +193,6 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: 
         quiet,
     )
     return 0
+
+
+IMAGE, REPLAY, COMMANDS = None, None, (panorama, outpaint, upscale)

@@ -1,4 +1,4 @@
-"""Options of `fewstep image` for how prompts are read (`gen.tasks.text_encoding`)."""
+"""How prompts are read, on the command line: `--prompt-2`, `--clip-skip` and the like."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Pair = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class EncodingOptions:
-    """Named as the keywords of a call are."""
+class ImageOptions:
+    """Of `fewstep image`; named as the keywords of a call are."""
 
     prompt_2: Annotated[str | None, typer.Option("--prompt-2", help="What the second text encoder reads instead.")] = None
     prompt_3: Annotated[str | None, typer.Option("--prompt-3", help="What the third reads instead.")] = None
@@ -32,8 +32,8 @@ class EncodingOptions:
     ] = None
 
     def keywords(self) -> dict[str, Any]:
-        """As a call takes them."""
+        """Of a call."""
         return asdict(self)
 
 
-USUAL = EncodingOptions()
+IMAGE, REPLAY, COMMANDS = ImageOptions, None, ()

@@ -1,0 +1,43 @@
+"""Edits on the command line: `--image`, `--mask` and `--strength`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Of `fewstep image`."""
+
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture to start from, or to edit: PNG, JPEG, WebP, GIF, BMP.")
+    ] = None
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")] = (
+        None
+    )
+    strength: Annotated[
+        float | None, typer.Option(help="How much of --image is replaced, 0 to 1. [default: 0.8; 1 with a mask]")
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Of a call."""
+        return vars(self)
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Of `fewstep replay`."""
+
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture that it started from, if it did.")] = None
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="The mask, likewise.")] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Of a replay."""
+        return vars(self)
+
+
+IMAGE, REPLAY, COMMANDS = ImageOptions, ReplayOptions, ()

@@ -1,0 +1,77 @@
+"""`fewstep layout`: several prompts on one picture, each in its own region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gen.cli.groups import grouped
+from gen.cli.options import Lora, Model, Negative, PlaceOptions, SamplingOptions
+from gen.cli.output import make_and_save, say
+
+if TYPE_CHECKING:
+    from gen.tasks.layout.spec import LayoutSpec
+
+
+@grouped
+def layout(
+    *,
+    layout: Annotated[Path, typer.Argument(metavar="FILE", help="A layout (YAML, JSON), or a painting (PNG) with --colour.")],
+    colour: Annotated[
+        list[str] | None, typer.Option(metavar="COLOUR=PROMPT", help="What a painting's colour is; repeatable.")
+    ] = None,
+    background: Annotated[str | None, typer.Option(help="The prompt of what no region covers.")] = None,
+    sampling: SamplingOptions,
+    negative: Negative = None,
+    lora: Lora = None,
+    model: Model = "default",
+    place: PlaceOptions,
+) -> int:
+    """Make a picture with a prompt for every region; see docs/regions.md."""
+    target = place.target()
+    spec = read_spec(layout, colour_table(colour or []), background)
+
+    from gen.cli.lora import open_with
+
+    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet)
+    call = {"negative_prompt": negative, **sampling.keywords()}
+    result, took = make_and_save(generator.layout, target, layout.stem, place.quiet, spec, **call)
+    first = result.recipes[0]
+    about = f"{first.num_inference_steps} steps, {first.nfe:g} evaluations a picture"
+    say(f"{len(spec.regions)} regions, {about}, {took}", place.quiet)
+    return 0
+
+
+def read_spec(path: Path, colours: Mapping[str, str], background: str | None) -> LayoutSpec:
+    """The layout of a file, or of a painting whose colours have prompts; ValueError where they do not go together."""
+    from gen.tasks.layout.file import painted_layout, read_layout
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        if not colours:
+            raise ValueError(f'{path} is a painting, so say what its colours are: --colour red="a red heart", for example.')
+        return painted_layout(path, colours, background)
+    if colours:
+        raise ValueError(f"{path} says its regions itself; --colour is for a painting (PNG).")
+    spec = read_layout(path)
+    return spec if background is None else spec.model_copy(update={"background": background})
+
+
+def colour_table(pairs: Sequence[str]) -> dict[str, str]:
+    """COLOUR=PROMPT strings as a table."""
+    table: dict[str, str] = {}
+    for pair in pairs:
+        colour, equals, prompt = pair.partition("=")
+        if not equals or not colour.strip():
+            raise ValueError(f'{pair!r} is not a colour with its prompt; write, for example, --colour red="a red heart".')
+        if colour.strip() in table:
+            raise ValueError(f"The colour {colour.strip()} is given twice; give each once.")
+        table[colour.strip()] = prompt.strip()
+    return table
+
+
+IMAGE, REPLAY, COMMANDS = None, None, (layout,)
