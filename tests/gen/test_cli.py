@@ -285,7 +285,7 @@ MISTAKES = [
     (["--grid", "."], "ends in .png"),
     (["--grid", "taken/x.png"], "not a folder"),
     (["--model", "nowhere"], "nowhere does not exist"),
-    (["--model", "taken"], "taken is neither a folder nor a safetensors file"),
+    (["--model", "taken"], "taken is neither a folder nor a safetensors or GGUF file"),
     (["-o", "a\0b.png"], "null"),
 ]
 
