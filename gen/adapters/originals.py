@@ -65,6 +65,28 @@ FLUX: Rows = (
     ("final_layer.adaLN_modulation.1", "norm_out.linear"),
     ("final_layer.linear", "proj_out"),
 )
+_AURA_MLP = (("c_fc1", "linear_1"), ("c_fc2", "linear_2"), ("c_proj", "out_projection"))
+_AURA_JOINT, _AURA_SINGLE = "joint_transformer_blocks.{i}", "single_transformer_blocks.{i}"
+AURAFLOW: Rows = (
+    *((f"double_layers.{{i}}.mlpX.{theirs}", f"{_AURA_JOINT}.ff.{ours}") for theirs, ours in _AURA_MLP),
+    *((f"double_layers.{{i}}.mlpC.{theirs}", f"{_AURA_JOINT}.ff_context.{ours}") for theirs, ours in _AURA_MLP),
+    *((f"single_layers.{{i}}.mlp.{theirs}", f"{_AURA_SINGLE}.ff.{ours}") for theirs, ours in _AURA_MLP),
+    *((f"double_layers.{{i}}.attn.w2{kind}", f"{_AURA_JOINT}.attn.to_{kind}") for kind in "qkv"),
+    *((f"double_layers.{{i}}.attn.w1{kind}", f"{_AURA_JOINT}.attn.add_{kind}_proj") for kind in "qkv"),
+    *((f"single_layers.{{i}}.attn.w1{kind}", f"{_AURA_SINGLE}.attn.to_{kind}") for kind in "qkv"),
+    ("double_layers.{i}.attn.w2o", f"{_AURA_JOINT}.attn.to_out.0"),
+    ("double_layers.{i}.attn.w1o", f"{_AURA_JOINT}.attn.to_add_out"),
+    ("single_layers.{i}.attn.w1o", f"{_AURA_SINGLE}.attn.to_out.0"),
+    ("double_layers.{i}.modX.1", f"{_AURA_JOINT}.norm1.linear"),
+    ("double_layers.{i}.modC.1", f"{_AURA_JOINT}.norm1_context.linear"),
+    ("single_layers.{i}.modCX.1", f"{_AURA_SINGLE}.norm1.linear"),
+    ("init_x_linear", "pos_embed.proj"),
+    ("cond_seq_linear", "context_embedder"),
+    ("t_embedder.mlp.0", "time_step_proj.linear_1"),
+    ("t_embedder.mlp.2", "time_step_proj.linear_2"),
+    ("modF.1", "norm_out.linear"),
+    ("final_linear", "proj_out"),
+)
 CHROMA: Rows = (
     *FLUX,
     ("distilled_guidance_layer.layers.{i}.in_layer", "distilled_guidance_layer.layers.{i}.linear_1"),
@@ -276,9 +298,11 @@ def _clip(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Name
         yield (f"text_model.{name}" if short == name else short), (name,)
 
 
+SWAPPED = ("AdaLayerNormContinuous", "AuraFlowPreFinalBlock")  # modules of diffusers that have (scale, shift)
 # class of a network -> its other names
 ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Names]]] = {
     "UNet2DConditionModel": _unet,
+    "AuraFlowTransformer2DModel": _listed(AURAFLOW),
     "ChromaTransformer2DModel": _listed(CHROMA),
     "FluxTransformer2DModel": _listed(FLUX),
     "SD3Transformer2DModel": _listed(SD3),
@@ -299,7 +323,7 @@ def originals(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
         if ours[0] not in modules:
             continue
         parent = network.get_submodule(ours[0].rpartition(".")[0])
-        targets = swapped(ours[0], modules) if type(parent).__name__ == "AdaLayerNormContinuous" else stacked(ours, modules)
+        targets = swapped(ours[0], modules) if type(parent).__name__ in SWAPPED else stacked(ours, modules)
         if targets:
             yield theirs, targets
 

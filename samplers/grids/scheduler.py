@@ -20,9 +20,9 @@ from samplers.path import NoiseLevel, Path, RectifiedFlow, VariancePreserving
 
 SPACINGS = ("linspace", "leading", "trailing", "trained")
 SIGMAS = ("table", "log_linear", "karras", "exponential", "beta")
-CLOCKS = ("exact", "round", "floor")
+CLOCKS = ("exact", "round", "floor", "unshifted")
 FINALS = ("zero", "first", "first_unscaled", "last")
-STARTS = ("even", "trained", "below", "open")
+STARTS = ("even", "whole", "trained", "below", "open")
 CLOSE = 1e-7  # how much less noise a last level has that repeats the one before it
 
 
@@ -117,14 +117,16 @@ def flow(
 ) -> Grid:
     """Points of a rectified flow, as diffusers' flow schedulers choose them.
 
-    start: "even", 1 to 1 / steps; "trained", the first to the last of `size` shifted timesteps, both included, which are then
-    shifted once more (FlowMatchEuler and Heun in SD3); "below", from 1 - 1 / size down to 0, which is left out (DPM-Solver,
-    DEIS); "open", from 1 down to 1 / size, which is left out (UniPC).
+    start: "even", 1 to 1 / steps; "whole", 1 to 1 / size, rounded down to whole numbers of `size` (CogView4); "trained", the
+    first to the last of `size` shifted timesteps, both included, which are then shifted once more (FlowMatchEuler and Heun in
+    SD3); "below", from 1 - 1 / size down to 0, which is left out (DPM-Solver, DEIS); "open", from 1 down to 1 / size, which is
+    left out (UniPC).
     shift: t -> shift t / (1 + (shift - 1) t). time_shift: "exponential" or "linear", a shift of exp(mu) or mu in its place.
-    mu: "line", linear in the number of image tokens (`samplers.grids.dynamic_mu`), or "empirical" (`empirical_mu`). terminal:
+    mu: "line", linear in the number of image tokens (`samplers.grids.dynamic_mu`), "root" (`root_mu`) or "empirical"
+    (`empirical_mu`). terminal:
     the clock is stretched so that the last level before clean data is this one.
     sigmas: "karras", "exponential" or "beta" between the first and last of those points, in their place.
-    clock: "floor": the network is told whole timesteps of `size`.
+    clock: "floor": the network is told whole timesteps of `size`; "unshifted": the points before they were shifted.
     final: "zero", clean data; "last", the last level once more; "sigma", the level of `final_sigma`.
 
     Source: diffusers' `set_timesteps` of the schedulers in `gen.models.bridge.schedulers`. ValueError for unknown names.
@@ -148,12 +150,16 @@ def flow(
 
     if start == "even":
         points = [1 - i / steps for i in range(steps)]
+    elif start == "whole":
+        stride = (1 - size) / max(steps - 1, 1)
+        points = [math.floor(i * stride + size) / size for i in range(steps - 1)] + [1 / size if steps > 1 else 1.0]
     elif start == "trained":
         last = 1 / size if time_shift != "none" else shifted(1 / size)
         points = [1 + u * (last - 1) for u in ramp(steps)]
     else:
         first = 1 - 1 / size if start == "below" else 1.0
         points = [first - i * (1 - 1 / size) / steps for i in range(steps)]
+    told = points
     points = [shifted(t) for t in points]
     if terminal:
         if not 0 < terminal < 1 or steps == 1:
@@ -164,7 +170,9 @@ def flow(
         points = _converted(sigmas, points[0], points[-1], steps)
     if start == "open" and points[0] > 1 - 1e-6:
         points[0] -= 1e-6  # UniPC's, which takes no pure noise
-    levels = [NoiseLevel(math.floor(t * size) / size if clock == "floor" else t, 1 - t, t) for t in points]
+    if clock != "unshifted":
+        told = [math.floor(t * size) / size if clock == "floor" else t for t in points]
+    levels = [NoiseLevel(time, 1 - t, t) for time, t in zip(told, points, strict=True)]
     end = path(0.0)
     if final == "last":
         end = path(points[-1] * (1 - CLOSE))

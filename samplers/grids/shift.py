@@ -46,10 +46,21 @@ def empirical_mu(tokens: int, steps: int) -> float:
     return few + (many - few) * (steps - 10) / 190
 
 
+def root_mu(tokens: int, base_tokens: int = 256, base_shift: float = 0.25, max_shift: float = 0.75) -> float:
+    """CogView4's mu, linear in the side of the picture."""
+    check_positive("tokens", tokens)
+    check_positive("base_tokens", base_tokens)
+    return base_shift + max_shift * math.sqrt(tokens / base_tokens)
+
+
 def mu_of(rule: str, tokens: int, steps: int, line: tuple[int, int, float, float]) -> float:
-    """mu by the name of its rule: "line" through two points of tokens and mu, or "empirical". ValueError for other names."""
-    if rule not in ("line", "empirical"):
-        raise ValueError(f"Unknown mu {rule!r}: choose line or empirical.")
+    """mu by the name of its rule: "line" through two points of tokens and mu, "root" of the tokens, or "empirical". ValueError
+    for other names."""
+    if rule not in ("line", "root", "empirical"):
+        raise ValueError(f"Unknown mu {rule!r}: choose line, root or empirical.")
+    if rule == "root":
+        base_tokens, _, base_shift, max_shift = line
+        return root_mu(tokens, base_tokens, base_shift, max_shift)
     return empirical_mu(tokens, steps) if rule == "empirical" else dynamic_mu(tokens, *line)
 
 
@@ -67,7 +78,8 @@ def dynamic_shift(
     """Rectified flow's even clock, shifted by exp(mu) for the number of image tokens: the grid of Flux and SD3.
 
     t -> exp(mu) / (exp(mu) + 1 / t - 1). terminal: stretch the clock so that the last level before clean data is this one
-    (0.1 in LTX-Video). A 1024 x 1024 Flux image has 4096 tokens. mu: "line", `dynamic_mu`, or "empirical", `empirical_mu`.
+    (0.1 in LTX-Video). A 1024 x 1024 Flux image has 4096 tokens. mu: "line", `dynamic_mu`, "root",
+    `root_mu`, or "empirical", `empirical_mu`.
     """
     check_steps(steps)
     if not isinstance(path, RectifiedFlow):

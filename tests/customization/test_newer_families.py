@@ -4,6 +4,7 @@ methods that make fast students find what they read."""
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from distill.objectives.bases.teacher import Teacher, TeacherConfig
 from distill.registry import OBJECTIVES
 from distill.types import Batch, Draws, Phase
 from gen.generator import Generator
+from gen.models.bridge.pipeline import PIPELINES
 from gen.nn.registry import from_registry
 from tests.customization.kit import pictures, trainer
 from tests.gen import pipelines
@@ -21,6 +23,15 @@ from tests.gen.newer_families import CLOSE, FAMILIES, latents_for, ours, theirs
 
 COMMON = {"teacher": {"guidance_scale": 3.0, "steps": 8}, "lora": {"rank": 2}, "preview": {"prompts": ["a cat"]}, "steps": 2}
 METHODS = {"latent_consistency": {"target_ema": None}, "adversarial_consistency": {"target_ema": None}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Models that were made for 32 pixels, where families say 1024: at those a tiny network takes long."""
+    known = dict(PIPELINES)
+    PIPELINES.update({name: replace(row, size=lambda backbone, factor: 32) for name, row in known.items()})
+    yield
+    PIPELINES.update(known)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 
-from tests.gen.pipelines import flux, seeded, t5, t5_tokenizer, vae
+from tests.gen.pipelines import LETTERS, clip, clip_tokenizer, flux, seeded, t5, t5_tokenizer, vae
+
+LANGUAGE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def flux_vae(channels: int = 4):
@@ -60,3 +69,127 @@ def flux_fill():
 
 def _parts(pipeline: Any) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if part is not None}
+
+
+def llama_tokenizer():
+    from transformers import LlamaTokenizer
+
+    pieces = ["<unk>", "<s>", "</s>", "▁", *LETTERS]
+    tokenizer = LlamaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def auraflow():
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )  # fmt: skip
+    network = seeded(
+        AuraFlowTransformer2DModel,
+        sample_size=16,
+        num_mmdit_layers=2,
+        num_single_dit_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=64 * 64,
+    )
+    with torch.no_grad():  # 256 tokens of text, most of them zeros, would be seen too little
+        network.context_embedder.weight.mul_(10)
+        for name, weight in network.named_parameters():
+            if "to_out" in name or "to_v" in name:
+                weight.mul_(5)
+    return AuraFlowPipeline(
+        tokenizer=llama_tokenizer(),
+        text_encoder=seeded(UMT5EncoderModel, config, seed=3),
+        vae=vae(4, scaling_factor=0.13025),
+        transformer=network,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+def fast_tokenizer(first: str, side: str):
+    """A token for every letter, after `first`."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", *first.split(), "<unk>"]
+    vocabulary = {piece: i for i, piece in enumerate([*special, " ", *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(piece, vocabulary[piece]) for piece in first.split()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side=side
+    )
+
+
+def cogview4(**scheduler: Any):
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
+    from transformers import GlmConfig, GlmModel
+
+    config = GlmConfig(**LANGUAGE, head_dim=8, partial_rotary_factor=0.5, pad_token_id=0, eos_token_id=1)
+    network = seeded(
+        CogView4Transformer2DModel,
+        sample_size=16,
+        num_layers=2,
+        in_channels=4,
+        out_channels=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        condition_dim=4,
+        rope_axes_dim=(64, 64),
+    )
+    dynamic = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}
+    return CogView4Pipeline(
+        tokenizer=fast_tokenizer("[gMASK] <sop>", "left"),
+        text_encoder=seeded(GlmModel, config, seed=3),
+        vae=vae(4, scaling_factor=1.0),
+        transformer=network,
+        scheduler=FlowMatchEulerDiscreteScheduler(**dynamic | scheduler),
+    )
+
+
+def hidream():
+    from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**LANGUAGE, pad_token_id=0, eos_token_id=1, max_position_embeddings=256)
+    network = seeded(
+        HiDreamImageTransformer2DModel,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[16, 16],
+        text_emb_dim=24,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(16, 16),
+        llama_layers=[0, 1, 2, 2],
+    )
+    pipeline = HiDreamImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flux_vae(),
+        text_encoder=clip(1, projected=True, positions=128),
+        tokenizer=clip_tokenizer(length=128),
+        text_encoder_2=clip(2, projected=True, positions=128),
+        tokenizer_2=clip_tokenizer("!", length=128),
+        text_encoder_3=t5(3),
+        tokenizer_3=t5_tokenizer(),
+        text_encoder_4=seeded(LlamaForCausalLM, config, seed=4),
+        tokenizer_4=fast_tokenizer("<bos>", "right"),
+        transformer=network,
+    )
+    pipeline.default_sample_size = 16  # the side that it brings every picture's area to, here for a tiny one
+    return pipeline

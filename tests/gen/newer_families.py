@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gen.generator import Generator
-from tests.gen import pipelines_chat
+from tests.gen import more_pipelines, pipelines_chat
 from tests.gen.lora import published, shapes_of
 from tests.gen.pipelines import SIZE
 from tests.gen.test_bridge_parity import NEGATIVE, PROMPT, pack
@@ -33,6 +33,7 @@ class Row:
     lora: naming (comfy, kohya) -> (network) -> name in such files -> weight shape, where names are not the modules' own;
         diffusers reads them too.
     ours_alone: namings that diffusers does not read.
+    cat: tokens of the word in its tiny vocabulary; T5's makes one of the space before it.
     """
 
     build: Callable[..., Any]
@@ -45,6 +46,12 @@ class Row:
     packed: bool = False
     lora: Mapping[str, Callable[[Any], dict[str, tuple[int, ...]]]] = field(default_factory=dict)
     ours_alone: tuple[str, ...] = ()
+    cat: int = 3
+
+
+def plain(build: Callable[..., Any], blocks: int, **options: Any) -> Row:
+    """A row of a pipeline that guides as we do."""
+    return Row(build, blocks, lambda scale: {"guidance_scale": scale}, {"guidance_scale": 1.0}, **options)
 
 
 def attentions(network: Any) -> dict[str, tuple[int, ...]]:
@@ -58,6 +65,7 @@ def flux2_blocks(network: Any) -> dict[str, tuple[int, ...]]:
 
 
 FLUX2_LORA = {"comfy": flux2_blocks, "kohya": flux2_blocks}
+PUBLISHED = {"comfy": published, "kohya": published}
 
 
 def klein_negative(pipeline: Any, prompt: str) -> dict[str, Any]:
@@ -66,6 +74,10 @@ def klein_negative(pipeline: Any, prompt: str) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, Row] = {
+    "auraflow": plain(more_pipelines.auraflow, 4, ours_alone=("comfy", "kohya"), lora=PUBLISHED),
+    "chroma": plain(more_pipelines.chroma, 4, packed=True, ours_alone=("comfy", "kohya"), lora=PUBLISHED, cat=4),
+    "cogview4": plain(more_pipelines.cogview4, 2, ours_alone=("comfy", "kohya")),
+    "hidream": plain(more_pipelines.hidream, 4, ours_alone=("kohya",), cat=4),
     "flux2": Row(
         pipelines_chat.flux2,
         blocks=2,

@@ -23,15 +23,15 @@ def seeded(build: Any, *args: Any, seed: int = 0, **options: Any) -> Any:
     return network.eval()
 
 
-def clip_tokenizer(pad: str = "<|endoftext|>"):
+def clip_tokenizer(pad: str = "<|endoftext|>", length: int = 77):
     from transformers import CLIPTokenizer
 
     pieces = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=length)
 
 
-def clip(seed: int, projected: bool = False, dim: int = 16):
+def clip(seed: int, projected: bool = False, dim: int = 16, positions: int = 77):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -41,6 +41,7 @@ def clip(seed: int, projected: bool = False, dim: int = 16):
         num_hidden_layers=3,
         num_attention_heads=2,
         projection_dim=12,
+        max_position_embeddings=positions,
         hidden_act="gelu" if projected else "quick_gelu",
         bos_token_id=len(LETTERS) * 2,
         eos_token_id=len(LETTERS) * 2 + 1,

@@ -16,6 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers.loaders import single_file_utils as convert  # noqa: E402
 
 OWN = (
+    "joint_transformer_blocks",
     "transformer_blocks",
     "single_transformer_blocks",
     "down_blocks",
@@ -62,6 +63,13 @@ CASES = {
         {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},  # the converter knows its one width
         lambda checkpoint, network: convert.convert_flux_transformer_checkpoint_to_diffusers(checkpoint),
         "lora",  # XLabs' names
+    ),
+    "AuraFlow": (
+        "AuraFlowTransformer2DModel",
+        {"num_mmdit_layers": 2, "num_single_dit_layers": 2, "attention_head_dim": 4, "num_attention_heads": 2,
+         "joint_attention_dim": 8, "caption_projection_dim": 8},
+        lambda checkpoint, network: convert.convert_auraflow_transformer_checkpoint_to_diffusers(checkpoint),
+        "",
     ),
     "Chroma": (
         "ChromaTransformer2DModel",

@@ -13,7 +13,7 @@ from samplers.hooks import with_hook
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, PROMPT, STEPS, grid_of, noise, ours, theirs
 
-TRANSFORMERS = ("pixart", "sd3", "flux", "sana", "chroma")
+TRANSFORMERS = ("pixart", "sd3", "flux", "sana")
 
 
 def call(name: str, generator: Generator, **options):

@@ -423,6 +423,30 @@ def test_the_empirical_shift_is_that_of_flux2(steps, tokens, options):
     torch.testing.assert_close(ours, scheduler.sigmas, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("tokens", [64, 4096, 8100])
+@pytest.mark.parametrize(
+    "options", [{"use_dynamic_shifting": True}, {"shift": 3.0}, {"use_dynamic_shifting": True, "shift_terminal": 0.1}]
+)
+def test_the_grid_and_the_clock_of_cogview4(steps, tokens, options):
+    """Whole timesteps, of which the network is told those before the shift."""
+    import numpy as np
+    from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
+
+    scheduler = scheduler_of(
+        "FlowMatchEulerDiscreteScheduler", time_shift_type="linear", base_shift=0.25, max_shift=0.75, **options
+    )
+    if steps == 1 and "shift_terminal" in options:
+        pytest.skip("one step has no terminal")
+    found = read(scheduler, own_sigmas="whole", mu="root")["defaults"]
+    timesteps = np.linspace(1000, 1.0, steps).astype(np.int64).astype(np.float32)
+    scheduler.set_timesteps(timesteps=timesteps, sigmas=timesteps / 1000, mu=calculate_shift(tokens))
+    given = {"tokens": tokens} if "use_dynamic_shifting" in options else {}
+    levels = get_grid(found["schedule"], RectifiedFlow(), steps, **given, **found["schedule_options"])
+    torch.testing.assert_close(torch.tensor([v.sigma for v in levels]), scheduler.sigmas, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor([1000 * v.t for v in levels[:-1]]), scheduler.timesteps, atol=1e-3, rtol=0)
+
+
 def test_a_mu_of_the_pipelines_own_is_a_shift():
     """Distilled Krea 2: 1.15, whatever the size of the picture."""
     scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)

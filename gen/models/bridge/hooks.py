@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ class BlockLayout:
         Hooks see it last, as everywhere.
     without: hook -> why the network cannot have it.
     maps: the levels of a U-Net.
+    patches(network, rows, columns): tokens of the image in a sequence.
     """
 
     blocks: Callable[[Any], list[nn.Module]]
@@ -40,6 +40,7 @@ class BlockLayout:
     without: Mapping[str, str] | None = None
     maps: Callable[[Any], list[nn.Module]] | None = None
     image_first: bool = False
+    patches: Callable[[Any, int, int], int] = lambda network, rows, columns: rows * columns
 
 
 def _unet_blocks(network: Any) -> list[nn.Module]:
@@ -62,13 +63,26 @@ def _both_chains(network: Any) -> list[nn.Module]:
 TOGETHER = "its attention is over text and image together, and returns the two apart"
 _NO_ATTENTION = dict.fromkeys(("attention", "heads", "cross"), TOGETHER)
 LAYOUTS: dict[str, BlockLayout] = {
+    "AuraFlowTransformer2DModel": BlockLayout(
+        lambda network: [*network.joint_transformer_blocks, *network.single_transformer_blocks],
+        joint=True,
+        without=_NO_ATTENTION,
+    ),
     "ChromaTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
     "UNet2DConditionModel": BlockLayout(
         _unet_blocks,
         without={"block": "a U-Net's blocks change the size of the picture and are joined by skips"},
         maps=_unet_maps,
     ),
+    "CogView4Transformer2DModel": BlockLayout(_chain, joint=True, image_first=True, without=_NO_ATTENTION),
     "DiTTransformer2DModel": BlockLayout(_chain),
+    "HiDreamImageTransformer2DModel": BlockLayout(
+        lambda network: [*network.double_stream_blocks, *network.single_stream_blocks],
+        joint=True,
+        image_first=True,
+        patches=lambda network, rows, columns: rows * columns if rows == columns else network.max_seq,
+        without=_NO_ATTENTION,
+    ),
     "PixArtTransformer2DModel": BlockLayout(_chain),
     "SanaTransformer2DModel": BlockLayout(
         _chain, without={"heads": "Sana's attention is linear: it has no softmax over patches"}
@@ -141,10 +155,12 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
         blocks = layout.blocks(network)
         for index, block in enumerate(blocks):
             if "block" in hooks:
-                wrapped = partial(_joint_block, image_first=layout.image_first) if layout.joint else _block
-                one_sequence = layout.image_first and not layout.joint
-                hook = _image_last(hooks["block"], rows * columns) if one_sequence else hooks["block"]
-                places.forward(block, wrapped(block.forward, hook, index, len(blocks)))
+                hook = hooks["block"]
+                turned = _image_last(hook, layout.patches(network, rows, columns)) if layout.image_first else hook
+                forward = _block(block.forward, turned, index, len(blocks))
+                if layout.joint:
+                    forward = _joint_block(block.forward, hook, index, len(blocks), forward, layout.image_first)
+                places.forward(block, forward)
             for attention in _attentions(block) if hooks.keys() - {"block", "map"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
         yield
@@ -214,11 +230,15 @@ def _map(run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count
 
 
 def _joint_block(
-    run: Callable[..., Any], hook: Callable[..., Tensor], index: int, count: int, image_first: bool = False
+    run: Callable[..., Any],
+    hook: Callable[..., Tensor],
+    index: int,
+    count: int,
+    alone: Callable[..., Tensor],
+    image_first: bool,
 ) -> Callable[..., Any]:
     """The hook sees text and then image as one sequence, in whichever order the block returns them. The last block may return
-    no text; a block that is given no text of its own has it in the sequence already."""
-    alone = _block(run, hook, index, count)
+    no text; a block that is given no text of its own has it in the sequence already: `alone` runs it."""
 
     def forward(*args: Any, **named: Any) -> Any:
         image = args[0] if args else named["hidden_states"]

@@ -31,8 +31,11 @@ CLASSES: dict[str, str] = {
     "PixArtTransformer2DModel": "diffusers",
     "DiTTransformer2DModel": "diffusers",
     "SD3Transformer2DModel": "diffusers",
+    "AuraFlowTransformer2DModel": "diffusers",
     "ChromaTransformer2DModel": "diffusers",
+    "CogView4Transformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
+    "HiDreamImageTransformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
     "Flux2Transformer2DModel": "diffusers",
     "Krea2Transformer2DModel": "diffusers",
@@ -47,7 +50,10 @@ CLASSES: dict[str, str] = {
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
+    "UMT5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
+    "GlmModel": "transformers",
+    "LlamaModel": "transformers",
     "Mistral3Model": "transformers",
     "Qwen2_5_VLModel": "transformers",
     "Qwen3Model": "transformers",
@@ -55,6 +61,7 @@ CLASSES: dict[str, str] = {
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
     "GemmaTokenizer": "transformers",
+    "LlamaTokenizer": "transformers",
     "PreTrainedTokenizerFast": "transformers",
     "Qwen2Tokenizer": "transformers",
 }
@@ -62,7 +69,7 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 # encoders that files hold as parts of larger models -> beginnings of the names of what is left there
 BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("Mistral3Model", "Qwen2_5_VLModel", "Qwen3Model", "Qwen3VLModel"), ("lm_head.", "language_model.lm_head.")
+    ("LlamaModel", "Mistral3Model", "Qwen2_5_VLModel", "Qwen3Model", "Qwen3VLModel"), ("lm_head.", "language_model.lm_head.")
 )
 
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
@@ -76,6 +83,7 @@ VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "GemmaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
+    "LlamaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
     "PreTrainedTokenizerFast": (("tokenizer.json",),),
     "Qwen2Tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
 }

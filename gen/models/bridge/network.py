@@ -70,7 +70,8 @@ class BridgedNetwork(nn.Module):
         if null is None or null.tokens is None:
             return condition
         if condition.tokens is None:
-            return replace(condition, tokens=null.tokens, mask=null.mask, pooled=null.pooled).map(
+            extra = {**condition.extra, **null.extra}
+            return replace(condition, tokens=null.tokens, mask=null.mask, pooled=null.pooled, extra=extra).map(
                 lambda v: v if len(v) == batch else v.expand(batch, *v.shape[1:])
             )
         if condition.mask is None:
@@ -86,7 +87,10 @@ class BridgedNetwork(nn.Module):
             assert null.pooled is not None
             pooled = torch.where(real, pooled, null.pooled.to(pooled))
         tokens = torch.where(real[..., None], tokens, null.tokens.to(tokens))
-        return replace(condition, tokens=tokens, mask=torch.where(real, mask, null.mask), pooled=pooled)
+        extra = dict(condition.extra)
+        for name, value in null.extra.items():
+            extra[name] = torch.where(real.view(-1, *[1] * (value.ndim - 1)), extra[name], value.to(extra[name]))
+        return replace(condition, tokens=tokens, mask=torch.where(real, mask, null.mask), pooled=pooled, extra=extra)
 
 
 def setting(network: nn.Module, name: str, default: Any = None) -> Any:

@@ -17,11 +17,14 @@ from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
 from gen.models.bridge.families import (
+    auraflow,
     chroma,
+    cogview4,
     dit,
     flux,
     flux2,
     flux_edit,
+    hidream,
     krea2,
     pixart,
     qwen_image,
@@ -44,7 +47,10 @@ from samplers.lookup import nearest
 INDEX = "model_index.json"
 
 PIPELINES: dict[str, Family] = {
+    "AuraFlowPipeline": auraflow.FAMILY,
     "ChromaPipeline": chroma.FAMILY,
+    "CogView4Pipeline": cogview4.FAMILY,
+    "HiDreamImagePipeline": hidream.FAMILY,
     "StableDiffusionPipeline": stable_diffusion.FAMILY,
     "LatentConsistencyModelPipeline": stable_diffusion.LCM,
     "StableDiffusionXLPipeline": sdxl.FAMILY,
@@ -90,7 +96,8 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
         if class_name not in allowed or library not in ("diffusers", "transformers"):
             shown = f"{library}.{class_name}"
             raise CheckpointError(path, f"gives {part} as {shown}; {family.name} has {' or '.join(allowed)} there.")
-        parts[part] = class_name if class_name in VAE_CLASSES else allowed[0]
+        plain = class_name.removesuffix("Fast")
+        parts[part] = next((name for name in (class_name, plain) if name in CLASSES and name in allowed), allowed[0])
     return family, parts, index
 
 

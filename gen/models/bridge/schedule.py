@@ -26,7 +26,7 @@ _CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponent
 Settings = tuple[str, dict[str, Any]]  # a name and its options
 
 
-def sampling(path: Path, config: dict[str, Any], own_sigmas: bool = True, mu: str | float = "line") -> dict[str, Any]:
+def sampling(path: Path, config: dict[str, Any], own_sigmas: bool | str = True, mu: str | float = "line") -> dict[str, Any]:
     """path, prediction and the part of the defaults that a scheduler config settles, as values of a `ModelConfig`; also clock,
     input_scale and sigma_data where a scheduler says them and not the network's family.
 
@@ -78,7 +78,7 @@ def _kept(options: dict[str, Any], **usual: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != usual.get(name)}
 
 
-def _flow(config: SchedulerConfig, own_sigmas: bool, mu: str | float) -> dict[str, Any]:
+def _flow(config: SchedulerConfig, own_sigmas: bool | str, mu: str | float) -> dict[str, Any]:
     if config.prediction != "flow_prediction":
         raise ValueError(f"flow noise with prediction_type {config.prediction!r}, which is not flow_prediction")
     matched = config.kind.startswith("FlowMatch")
@@ -86,7 +86,8 @@ def _flow(config: SchedulerConfig, own_sigmas: bool, mu: str | float) -> dict[st
     if kind != "table" and not matched:
         raise ValueError(f"{kind} sigmas together with use_flow_sigmas, whose sigmas have another range")
     if matched:
-        start = "even" if own_sigmas and config.name == "FlowMatchEulerDiscreteScheduler" else "trained"
+        own = own_sigmas and config.name == "FlowMatchEulerDiscreteScheduler"
+        start = "whole" if own and own_sigmas == "whole" else "even" if own else "trained"
     else:
         start = "open" if config.kind == "UniPC" else "below"
     options: dict[str, Any] = {"start": start, "sigmas": kind, "size": config.whole("num_train_timesteps")}
@@ -94,6 +95,8 @@ def _flow(config: SchedulerConfig, own_sigmas: bool, mu: str | float) -> dict[st
         options |= _dynamic(config, mu, linear=matched)
     else:
         options["shift"] = config.number("shift" if matched else "flow_shift")
+    if start == "whole":
+        options["clock"] = "unshifted"
     if config.get("shift_terminal"):
         options["terminal"] = config.number("shift_terminal")
     if not matched:
@@ -113,13 +116,13 @@ def _dynamic(config: SchedulerConfig, mu: str | float, linear: bool) -> dict[str
         return {"shift": math.exp(mu) if time_shift == "exponential" else mu}
     if mu == "empirical":
         return {"time_shift": time_shift, "mu": mu}
-    options: dict[str, Any] = {"time_shift": time_shift}
+    options: dict[str, Any] = {"time_shift": time_shift} | ({"mu": mu} if mu != "line" else {})
     # pipelines read the line from the scheduler's config, and have these numbers where it has none
     for ours, theirs, usual in (
         ("base_tokens", "base_image_seq_len", 256),
         ("max_tokens", "max_image_seq_len", 4096),
-        ("base_shift", "base_shift", 0.5),
-        ("max_shift", "max_shift", 1.15),
+        ("base_shift", "base_shift", 0.25 if mu == "root" else 0.5),
+        ("max_shift", "max_shift", 0.75 if mu == "root" else 1.15),
     ):
         configured = config.get(theirs) is not None
         options[ours] = (config.whole if ours.endswith("tokens") else config.number)(theirs) if configured else usual

@@ -27,7 +27,8 @@ class Family:
         scheduler says.
     native: the format of `gen.models.formats` by which our own network reads the backbone.
     bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
-    own_sigmas: the pipeline hands even sigmas to a flow scheduler.
+    own_sigmas: the pipeline hands even sigmas to a flow scheduler; "whole": of whole timesteps, which the network is told
+        without a shift.
     mu(index): how it finds the mu of a dynamic shift (`gen.models.bridge.schedule.sampling`).
     few: words in the names of distilled models, and their usual numbers of steps, over those of `gen.models.bridge.pipeline`.
     index_defaults(index): defaults that the pipeline's own settings decide, over all others.
@@ -44,7 +45,7 @@ class Family:
     optional: tuple[str, ...] = ()
     native: str | None = None
     bins: bool | None = None
-    own_sigmas: bool = False
+    own_sigmas: bool | str = False
     mu: Callable[[Mapping[str, Any]], str | float] = field(default=lambda index: "line")
     few: Mapping[str, int] = field(default_factory=dict)
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda index: {})
@@ -53,6 +54,7 @@ class Family:
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+FAST_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
 QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 
