@@ -131,6 +131,7 @@ def theirs(row: Row, pipeline: Any, x: torch.Tensor, **options: Any) -> torch.Te
     """The pipeline's pictures (B, 3, H, W) in [0, 1]."""
     call = {"prompt": [PROMPT], "height": SIZE, "width": SIZE, "output_type": "pt", **options}
     call = {name: value * len(x) if isinstance(value, list) else value for name, value in call.items()}
+    call = {name: value() if callable(value) else value for name, value in call.items()}  # lists that are of all
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pipeline(latents=(pack(x) if row.packed else x).clone(), **call).images

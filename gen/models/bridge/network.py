@@ -31,6 +31,8 @@ class BridgedNetwork(nn.Module):
 
     bridged = True
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
+    most_pictures = 1  # that it reads at a time; those beside the first are `extra["reference_2"]` and so on
+    crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
     sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another
 
@@ -91,6 +93,13 @@ class BridgedNetwork(nn.Module):
         for name, value in null.extra.items():
             extra[name] = torch.where(real.view(-1, *[1] * (value.ndim - 1)), extra[name], value.to(extra[name]))
         return replace(condition, tokens=tokens, mask=torch.where(real, mask, null.mask), pooled=pooled, extra=extra)
+
+
+def references(condition: Condition) -> list[Tensor]:
+    """The pictures that an editing network reads, in their order: latents (B, C, h', w') each."""
+    extra = condition.extra
+    names = sorted((name for name in extra if name.startswith("reference")), key=lambda name: (len(name), name))
+    return [extra[name] for name in names]
 
 
 def setting(network: nn.Module, name: str, default: Any = None) -> Any:

@@ -13,9 +13,10 @@ from gen.tasks.declaration import RecipeField, TaskOptions, names_of
 
 class Start(Record):
     """What an edit began with: sha256 of the image's bytes and the mask's, brought to the picture's size, and the strength;
-    none where an editing network read the image and the run began with noise."""
+    none where an editing network read the image and the run began with noise. others: of the images that it read beside."""
 
     image: Digest
+    others: tuple[Digest, ...] | None = Field(None, max_length=16)
     mask: Digest | None = None
     strength: float | None = Field(None, ge=0, le=1)
 
@@ -24,7 +25,8 @@ class Start(Record):
 class EditKeywords:
     """Keywords of a call.
 
-    image: the picture to start from (file, PIL, array or tensor).
+    image: the picture to start from (file, PIL, array or tensor); several in a list, the first of which is edited, for networks
+        that read more.
     mask: likewise; where it is 0 (black) the image stays as it is, to the pixel.
     strength: how much of the image is replaced, 0 to 1; 0.8 if None, 1 with a mask.
     """

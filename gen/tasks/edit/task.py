@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from samplers.path import NoiseLevel
     from samplers.sample import Solver
 
+REFERENCES = (
+    "reference",
+    *(f"reference_{k}" for k in range(2, 17)),
+)  # where networks find what they read, in `Condition.extra`
 LONG, SHORT = 4, 2  # times the model's own size: sides up to which a picture is made at its own size
 
 
@@ -41,7 +45,7 @@ class Edit(Task):
     latents: (1, C, h, w), as the denoiser sees them; None where the run begins with noise.
     mask: (1, 1, H, W), 1 where the picture is made anew; latent_mask: as latents see it.
     begun: its record, with how much of the schedule is run.
-    reference: (1, C, h', w'), the latents that a network reads which was trained to edit pictures.
+    references: (1, C, h', w') each, the latents that a network reads which was trained to edit pictures.
     filled: (1, C + f^2, h, w), what one reads that was trained to fill: the latents of the picture with grey where the mask is
         open, and the mask's f x f pixels.
     """
@@ -51,7 +55,7 @@ class Edit(Task):
     mask: Tensor | None
     latent_mask: Tensor | None
     begun: Start
-    reference: Tensor | None = None
+    references: tuple[Tensor, ...] = ()
     filled: Tensor | None = None
     chooses_size = True
 
@@ -64,7 +68,9 @@ class Edit(Task):
     @classmethod
     def from_call(cls, model: Model, args: EditKeywords, settings: Settings) -> tuple[Edit | None, Settings]:
         edit = make_edit(model, args.image, args.mask, args.strength, settings.height, settings.width)
-        return edit, settings if edit is None else edit._shorten(model, settings)
+        if edit is None:
+            return None, settings
+        return edit, edit._shorten(model, settings)
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> EditKeywords | None:
@@ -95,7 +101,7 @@ class Edit(Task):
         if recipe is not None:
             check_same(self.begun, recipe.start)
         other = next((name for name in ("layout", "views") if name in settings.tasks), None)
-        if other and not (self.reference is None and self.filled is None):
+        if other and (self.references or self.filled is not None):
             raise ValueError(f"This model reads the picture that it edits, which goes without {other}; leave one of them out.")
         if (
             self.mask is not None
@@ -111,10 +117,8 @@ class Edit(Task):
         def beside(condition: Condition) -> Condition:
             if self.filled is not None:
                 condition = replace(condition, image=_rows(self.filled, batch))
-            if self.reference is not None:
-                extra = {**condition.extra, "reference": _rows(self.reference, batch)}
-                condition = replace(condition, extra=extra)
-            return condition
+            read = {name: _rows(one, batch) for name, one in zip(REFERENCES, self.references, strict=False)}
+            return replace(condition, extra={**condition.extra, **read}) if read else condition
 
         return replace(batch, condition=beside(batch.condition), negative=batch.negative and beside(batch.negative))
 
@@ -147,6 +151,13 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
             raise ValueError(f"{orphan} was given without an image to change; give image too.")
         return None
     reads = getattr(model.network, "reads", "")
+    image, *others = image if isinstance(image, list | tuple) and image else [image]
+    most = getattr(model.network, "most_pictures", 1)
+    if len(others) >= most:
+        count = "one picture" if most == 1 else f"at most {most} pictures"
+        raise ValueError(
+            f"{len(others) + 1} images were given, and the model {model.name!r} takes {count} at a time; give fewer."
+        )
     if reads == "mask" and mask is None:
         raise ValueError("This model fills in what a mask opens; give mask too (white is made anew).")
     amount = None
@@ -157,7 +168,13 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     pixel_mask = None if mask is None else read_mask("mask", mask, source, "image")
     picture = fit_and_warn("image", source, height, width, size_tolerance(model))
     pixel_mask = None if pixel_mask is None else fit(pixel_mask, height, width)
-    start = Start(image=digest(picture), mask=None if pixel_mask is None else digest(pixel_mask), strength=amount)
+    beside = [read_picture("image", one, "RGB") for one in others]
+    start = Start(
+        image=digest(picture),
+        others=tuple(map(digest, beside)) or None,
+        mask=None if pixel_mask is None else digest(pixel_mask),
+        strength=amount,
+    )
 
     picture = picture.to(model.device)
     pixel_mask = None if pixel_mask is None else pixel_mask.to(model.device)
@@ -166,15 +183,21 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     latents = None if amount is None else _encode(model, picture * 2 - 1)
     edit = Edit(picture, latents, pixel_mask, latent_mask, start)
     if reads == "picture":
-        sides = model.network.picture_size(*source.shape[-2:])
-        multiple = model.factor * model.network.config.patch
-        read = resize(source, *(side // multiple * multiple for side in sides))
-        return replace(edit, reference=_encode(model, read.to(model.device) * 2 - 1))
+        return replace(edit, references=tuple(_reference(model, one) for one in (source, *beside)))
     if reads == "mask" and pixel_mask is not None:
         opened = (pixel_mask >= 0.5).float()
         kept = _encode(model, (picture * 2 - 1) * (1 - opened))
         return replace(edit, filled=torch.cat([kept, F.pixel_unshuffle(opened, model.factor)], dim=1))
     return edit
+
+
+def _reference(model: Model, picture: Tensor) -> Tensor:
+    """The latents of a picture (1, 3, H, W) in [0, 1] at the size that an editing network reads it at."""
+    multiple = model.factor * model.network.config.patch
+    size = model.network.picture_size(*picture.shape[-2:])
+    sides = [max(side // multiple, 1) * multiple for side in size]
+    scaled = fit(resize(picture, *size), *sides) if getattr(model.network, "crops", False) else resize(picture, *sides)
+    return _encode(model, scaled.to(model.device) * 2 - 1)
 
 
 @torch.no_grad()
@@ -254,7 +277,8 @@ def own_size(
     `enlarged` times. The picture is read once, and handed on in the arguments."""
     if args.image is None or (height is not None and width is not None):
         return args, height, width
-    picture = read_picture("image", args.image, "RGB")
+    first, *others = args.image if isinstance(args.image, list | tuple) and args.image else [args.image]
+    picture = read_picture("image", first, "RGB")
     rows, columns = (side * enlarged for side in picture.shape[-2:])
     multiple, side = math.lcm(multiple, enlarged), model.config.sample_size
     made = _own_size((rows, columns), height, width, side, multiple)
@@ -269,7 +293,7 @@ def own_size(
             f"{why}. Give height and width for another size.",
             stacklevel=2,
         )
-    return replace(args, image=picture), made[0], made[1]
+    return replace(args, image=[picture, *others] if others else picture), made[0], made[1]
 
 
 def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:

@@ -55,7 +55,9 @@ class TextEncoding(Task):
             size_ids=_size_ids(sizes, "", settings.seen) if sizes else None,
             negative_size_ids=negative_ids,
         )
-        return cls(encoding, prompts), replace(settings, reading=reading)
+        # the task of a picture, which is made first, may have said what else is read
+        asked = {name: getattr(reading, name) for name in reading.named}
+        return cls(encoding, prompts), replace(settings, reading=replace(settings.reading, **asked))
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> TextEncodingKeywords:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from gen.models.bridge.chat import NO_THOUGHT, QWEN_ANSWER, QWEN_USER, Chat, ChatReader
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
 from samplers.denoiser import Condition
 
 USUAL_GUIDANCE = 4.0
+AREA = 1024 * 1024  # pixels of pictures that it reads, at most
 SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object relationships, "
     "object\nattribution and actions without speculation."
@@ -31,12 +33,19 @@ QWEN = Chat(QWEN_USER, QWEN_ANSWER + NO_THOUGHT, length=512, layers=(9, 18, 27),
 
 
 class Flux2(BridgedNetwork):
-    """A latent pixel, which is a patch of the autoencoder's, is a token. `Condition.extra["guidance"]` (B,) is the embedded
-    scale of dev."""
+    """A latent pixel, which is a patch of the autoencoder's, is a token. Pictures that it reads are further tokens, at times of
+    their own. `Condition.extra["guidance"]` (B,) is the embedded scale of dev."""
+
+    reads, most_pictures, crops = "picture", 10, True
 
     def __init__(self, network: Any):
         super().__init__(network, BridgedConfig(channels=setting(network, "in_channels")))
         self.embeds = bool(setting(network, "guidance_embeds"))
+
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        """A picture's own height and width, or those of its shape with AREA pixels where it has more."""
+        scale = min(math.sqrt(AREA / (height * width)), 1.0)
+        return int(height * scale), int(width * scale)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
@@ -45,16 +54,18 @@ class Flux2(BridgedNetwork):
             guidance = torch.full((len(x),), USUAL_GUIDANCE, device=x.device)
         text = torch.zeros(condition.tokens.shape[1], 4, device=x.device)
         text[:, 3] = torch.arange(len(text), device=x.device)
+        beside = references(condition)
+        places = [positions(x), *(positions(one, 10.0 * (k + 1)) for k, one in enumerate(beside))]
         out = self.network(
-            hidden_states=x.flatten(2).mT,
+            hidden_states=torch.cat([one.flatten(2).mT for one in (x, *beside)], dim=1),
             timestep=time.to(x.dtype),
             guidance=guidance,
             encoder_hidden_states=condition.tokens,
             txt_ids=text,
-            img_ids=positions(x),
+            img_ids=torch.cat(places),
             return_dict=False,
         )[0]
-        return out.mT.reshape(x.shape)
+        return out[:, : len(places[0])].mT.reshape(x.shape)
 
 
 def positions(x: Tensor, time: float = 0.0) -> Tensor:
