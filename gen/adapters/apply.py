@@ -95,7 +95,10 @@ class Adapters:
         """Load an adapter whose targets are resolved already; it may have none here."""
         if adapter.name in self.adapters:
             raise AdapterError(f"An adapter named {adapter.name!r} is loaded already; give this one another name.")
-        bound = [(t.module, bind(delta, t, self.index.modules[t.module], self._original(t.module)[0])) for t, delta in placed]
+        device = getattr(inner(self.network), "execution_device", None)  # of a network that is offloaded
+        bound = [
+            (t.module, bind(delta, t, self.index.modules[t.module], self._original(t.module)[0], device)) for t, delta in placed
+        ]
         self.adapters[adapter.name], self._placed[adapter.name] = adapter, placed
         for module, term in bound:
             if module not in self._terms:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen.adapters.delta import Delta
+from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.targets import Target
 from gen.nn.quantized import QuantizedWeight
 
@@ -149,13 +149,16 @@ class Dense(Term):
         return weight * (self.bias.expand(*[1] * (x.ndim - 1), -1) if axis == -1 else along(self.bias[None], x, axis))
 
 
-def bind(delta: Delta, target: Target, module: nn.Module, weight: Tensor) -> Term:
-    """A layer made ready for a module whose own weight is `weight` (all rows): on its device, in its dtype."""
+def bind(delta: Delta, target: Target, module: nn.Module, weight: Tensor, device: torch.device | None = None) -> Term:
+    """A layer made ready for a module whose own weight is `weight` (all rows): on its device or another one, in its dtype.
+    AdapterError for kinds that need the weight's values where they are offloaded layer by layer."""
+    if weight.is_meta and not (delta.kind == "lora" and "magnitude" not in delta.factors):
+        raise AdapterError(f"A {delta.type} needs the weights it acts on, which are offloaded; open with offload='model'.")
     if target.rows is not None:
         weight = weight[slice(*target.rows)]
-    delta, rows = delta.to(weight.device), target.rows
+    delta, rows = delta.to(device or weight.device), target.rows
     bias = delta.bias()
-    bias = None if bias is None else bias.to(weight)
+    bias = None if bias is None else bias.to(weight.dtype)
     conv = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     grouped = conv and module.groups != 1
     if delta.kind == "lora" and not grouped and ("magnitude" not in delta.factors or delta.magnitude_axis == 0):

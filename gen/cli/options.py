@@ -39,6 +39,10 @@ Variant = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(help="Hold the denoiser's layers in fewer bits: int8, fp8, int4, nf4. [default: as they are]")
 ]
+Offload = Annotated[
+    str | None,
+    typer.Option(help="Bring to the device only what is in use: model, group, sequential, disk. [default: all is there]"),
+]
 Native = Annotated[
     bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
 ]
@@ -125,6 +129,7 @@ class PartOptions:
     native: Native = None
     variant: Variant = None
     quantize: Quantize = None
+    offload: Offload = None
     model_option: ModelOption = None
 
     def arguments(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gen.io.threads import exclusive
 from gen.io.validators import check_float
 from gen.models.decoding import decoded
 from gen.models.folder import ModelConfig, Pipeline, model_config
+from gen.models.offload import check_offload, offload_parts
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model, resolve_device, resolve_dtype
 from gen.models.prompt_cache import PromptCache, fingerprint
@@ -50,6 +51,7 @@ class Model:
     interrupt: end the call under way early.
     in_tiles: the last pictures had to be decoded in tiles.
     quantize: how the denoiser's linear layers were quantised on opening.
+    offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
 
     def __init__(
@@ -64,14 +66,21 @@ class Model:
         dtype: str | torch.dtype | None = None,
         weights: Mapping[str, str] | None = None,
         batch_invariant: bool | None = None,
+        offload: str | None = None,
     ):
         self.batch_invariant = batch_invariant
         self.config, self.name = model_config(config), name
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
-        self.network: Any = network.to(self.device, self.dtype).eval()
-        self.autoencoder: Any = autoencoder and _channels_last(autoencoder.to(self.device)).eval()
-        self.text_encoder: Any = text_encoder and text_encoder.to(self.device).eval()
+        check_offload(offload, self.device)
+        home = self.device if offload is None else torch.device("cpu")
+        self.network: Any = network.to(home, self.dtype).eval()
+        self.autoencoder: Any = autoencoder and _channels_last(autoencoder.to(home)).eval()
+        self.text_encoder: Any = text_encoder and text_encoder.to(home).eval()
+        self.offload = offload
+        self.residency = (
+            None if offload is None else offload_parts(offload, self.device, self.network, self.autoencoder, self.text_encoder)
+        )
         self.denoiser: NetworkDenoiser = self.config.denoiser(BatchInvariantNetwork(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, Any] = {}
@@ -98,6 +107,7 @@ class Model:
         native: bool | None = None,
         variant: str | None = None,
         quantize: str | None = None,
+        offload: str | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
     ) -> Self:
@@ -115,6 +125,8 @@ class Model:
         variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
             where they are there and dtype is half precision, else the full ones.
         quantize: the denoiser's linear layers in "int8", "fp8", "int4" or "nf4" (docs/formats.md), which takes less memory.
+        offload: "model", "group", "sequential" or "disk": what comes to the device only when it is used
+            (`gen.models.offload`).
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
@@ -133,6 +145,7 @@ class Model:
             dtype=dtype,
             weights=opened.weights,
             batch_invariant=batch_invariant,
+            offload=offload,
         )
         opened_model.pipeline, opened_model.quantize = opened.pipeline, quantize
         return opened_model
@@ -179,7 +192,8 @@ class Model:
         """
         if self.text_encoder is None:
             raise ValueError(no_text(self))
-        if (written := fingerprint(self.text_encoder)) != self._text_weights:  # what was read with other weights is stale
+        written = None if self.offload else fingerprint(self.text_encoder)  # weights that move look new every time
+        if written != self._text_weights:  # what was read with other weights is stale
             self._encoded.clear()
             self._text_weights = written
         active = (
