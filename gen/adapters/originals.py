@@ -92,6 +92,23 @@ CHROMA: Rows = (
     ("distilled_guidance_layer.layers.{i}.in_layer", "distilled_guidance_layer.layers.{i}.linear_1"),
     ("distilled_guidance_layer.layers.{i}.out_layer", "distilled_guidance_layer.layers.{i}.linear_2"),
 )
+LUMINA2: Rows = (
+    *(
+        row
+        for stack in ("layers", "noise_refiner", "context_refiner")
+        for row in (
+            (f"{stack}.{{i}}.attention.qkv", _qkv(f"{stack}.{{i}}.attn")),
+            (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attn.to_out.0"),
+            *((f"{stack}.{{i}}.feed_forward.w{k}", f"{stack}.{{i}}.feed_forward.linear_{k}") for k in (1, 2, 3)),
+            (f"{stack}.{{i}}.adaLN_modulation.1", f"{stack}.{{i}}.norm1.linear"),
+        )
+    ),
+    ("cap_embedder.1", "time_caption_embed.caption_embedder.1"),
+    ("t_embedder.mlp.0", "time_caption_embed.timestep_embedder.linear_1"),
+    ("t_embedder.mlp.2", "time_caption_embed.timestep_embedder.linear_2"),
+    ("final_layer.adaLN_modulation.1", "norm_out.linear_1"),
+    ("final_layer.linear", "norm_out.linear_2"),
+)
 SD3: Rows = (
     ("joint_blocks.{i}.x_block.attn.qkv", _qkv(f"{_BLOCK}.attn")),
     ("joint_blocks.{i}.x_block.attn2.qkv", _qkv(f"{_BLOCK}.attn2")),
@@ -305,6 +322,7 @@ ORIGINALS: dict[str, Callable[[nn.Module, Mapping[str, nn.Module]], Iterator[Nam
     "AuraFlowTransformer2DModel": _listed(AURAFLOW),
     "ChromaTransformer2DModel": _listed(CHROMA),
     "FluxTransformer2DModel": _listed(FLUX),
+    "Lumina2Transformer2DModel": _listed(LUMINA2),
     "SD3Transformer2DModel": _listed(SD3),
     "PixArtTransformer2DModel": _listed(PIXART),
     "DiTTransformer2DModel": _listed(DIT),

@@ -161,7 +161,7 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             modifier=True,
             compares=True,
             aliases=("cfg_norm",),
-            options=("patch", "shrink"),
+            options=("patch", "shrink", "rows"),
         ),
         GuidanceInfo(
             "dynamic_threshold",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.gen.pipelines import LETTERS, clip, clip_tokenizer, flux, seeded, t5, t5_tokenizer, vae
+from tests.gen.pipelines import LETTERS, clip, clip_tokenizer, flux, gemma, seeded, t5, t5_tokenizer, vae
 
 LANGUAGE = {
     "vocab_size": 64,
@@ -193,3 +193,26 @@ def hidream():
     )
     pipeline.default_sample_size = 16  # the side that it brings every picture's area to, here for a tiny one
     return pipeline
+
+
+def lumina2(**scheduler: Any):
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    network = seeded(
+        Lumina2Transformer2DModel,
+        sample_size=16,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=8,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 64, 64),
+        cap_feat_dim=16,
+    )
+    tokenizer, encoder = gemma()
+    return Lumina2Pipeline(
+        network, FlowMatchEulerDiscreteScheduler(**{"shift": 6.0} | scheduler), flux_vae(), encoder, tokenizer
+    )

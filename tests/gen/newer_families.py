@@ -103,6 +103,7 @@ FAMILIES: dict[str, Row] = {
         lora={"comfy": published},
         ours_alone=("kohya",),
     ),
+    "lumina2": plain(more_pipelines.lumina2, 2, mixed=True, ours_alone=("comfy", "kohya"), lora=PUBLISHED),
     "qwen_image": Row(
         pipelines_chat.qwen_image,
         blocks=2,

@@ -291,13 +291,13 @@ def flux(guided: bool = True):
     )
 
 
-def sana():
-    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+def gemma():
+    """(tokenizer, encoder)."""
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *LETTERS]
     tokenizer = GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
-    gemma = seeded(
+    encoder = seeded(
         Gemma2Model,
         Gemma2Config(
             vocab_size=64,
@@ -311,6 +311,13 @@ def sana():
         ),
         seed=5,
     )
+    return tokenizer, encoder
+
+
+def sana():
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+
+    tokenizer, encoder = gemma()
     autoencoder = seeded(
         AutoencoderDC,
         in_channels=3,
@@ -347,7 +354,7 @@ def sana():
     )
     return SanaPipeline(
         tokenizer=tokenizer,
-        text_encoder=gemma,
+        text_encoder=encoder,
         vae=autoencoder,
         transformer=network,
         scheduler=DPMSolverMultistepScheduler(

@@ -40,7 +40,7 @@ SDXL = {
 
 
 # of one name everywhere
-SAME = {"context_embedder", "distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"}
+SAME = {"context_embedder", "distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj", "x_embedder"}
 
 
 class Checkpoint(dict):
@@ -76,6 +76,12 @@ CASES = {
         {"num_layers": 2, "num_single_layers": 2, "approximator_layers": 2},
         lambda checkpoint, network: convert.convert_chroma_transformer_checkpoint_to_diffusers(checkpoint),
         "lora",
+    ),
+    "Lumina 2": (
+        "Lumina2Transformer2DModel",
+        {"num_layers": 2},  # the converter knows its one width, and two refiners
+        lambda checkpoint, network: convert.convert_lumina2_to_diffusers(checkpoint),
+        "attn.",  # diffusers' names, fused
     ),
     "SD3": (
         "SD3Transformer2DModel",

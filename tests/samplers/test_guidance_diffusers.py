@@ -62,11 +62,22 @@ def test_norm_rescale_of_the_picture_shrinks_only(scale):
     torch.testing.assert_close(either.flatten(1).norm(dim=1), cond.flatten(1).norm(dim=1))
 
 
+def test_norm_rescale_of_rows():
+    """Lumina 2's pipeline takes the norm of the last axis: of every row of every channel."""
+    mixture, cond, null = branches("flow", 0.6)
+    guided = null + 4.0 * (cond - null)
+    theirs = guided * (torch.norm(cond, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+    ours = NormRescale(ClassifierFree(mixture, 4.0), rows=True)(X, FLOW(0.6), LABELS, Context()).raw
+    assert (ours - theirs).abs().max() < 1e-12
+
+
 def test_norm_rescale_refuses_what_it_cannot_do():
     mixture, _, _ = branches("flow", 0.6)
     for patch in (-1, True, 1.5):
         with pytest.raises(ValueError, match="give pixels on its side, or 0 for the whole picture"):
             NormRescale(ClassifierFree(mixture, 4.0), patch=patch)
+    with pytest.raises(ValueError, match="got rows and a patch of 2; give one of the two"):
+        NormRescale(ClassifierFree(mixture, 4.0), patch=2, rows=True)
     with pytest.raises(ValueError, match="Patches of 2 do not divide pictures of 3 x 3; choose another"):
         NormRescale(ClassifierFree(mixture, 4.0), patch=2)(X, FLOW(0.6), LABELS, Context())
     with pytest.raises(ValueError, match="the denoiser under it does not guide"):

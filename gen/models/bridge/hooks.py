@@ -76,6 +76,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     ),
     "CogView4Transformer2DModel": BlockLayout(_chain, joint=True, image_first=True, without=_NO_ATTENTION),
     "DiTTransformer2DModel": BlockLayout(_chain),
+    "Lumina2Transformer2DModel": BlockLayout(lambda network: list(network.layers), without=_NO_ATTENTION),
     "HiDreamImageTransformer2DModel": BlockLayout(
         lambda network: [*network.double_stream_blocks, *network.single_stream_blocks],
         joint=True,

@@ -27,23 +27,25 @@ class Language(nn.Module):
         self.tokenizer, self.encoder, self.length = tokenizer, encoder, length
         self.multiple, self.masked = multiple, masked
 
-    def read(self, prompt: str, layers: Sequence[int], before: str = "") -> tuple[list[Tensor], Tensor]:
+    def read(
+        self, prompt: str, layers: Sequence[int], before: str = "", length: int | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """(hidden states (1, L, D) of each layer, mask (1, L), True = no padding). A word's weight multiplies the features of
         its tokens.
 
         layers: 0 is the embedding, -1 the last with its norm.
         before: text in front of the prompt, without weights.
+        length: tokens that are read at most, its own number if None.
         """
+        length = self.length if length is None else length
         plain, weights = weighted(prompt)
-        read = self.tokenizer(
-            before + plain, truncation=True, max_length=self.length, return_offsets_mapping=True, verbose=False
-        )
+        read = self.tokenizer(before + plain, truncation=True, max_length=length, return_offsets_mapping=True, verbose=False)
         ids, offsets = read["input_ids"], [(a - len(before), b - len(before)) for a, b in read["offset_mapping"]]
         end = max(max((end for _, end in offsets), default=0), 0)
-        if len(ids) == self.length and plain[end:].strip():
-            warn_unread(plain[end:], f"{self.length} tokens that the text encoder reads")
+        if len(ids) == length and plain[end:].strip():
+            warn_unread(plain[end:], f"{length} tokens that the text encoder reads")
         scale = token_weights(plain, weights, [(max(begin, 0), end) if end > 0 else (0, 0) for begin, end in offsets])
-        missing = -len(ids) % self.multiple if self.multiple else self.length - len(ids)
+        missing = -len(ids) % self.multiple if self.multiple else length - len(ids)
         padding, ones, hidden = [self.tokenizer.pad_token_id] * missing, [1.0] * missing, [False] * missing
         real = [True] * len(ids)
         if self.tokenizer.padding_side == "left":

@@ -36,6 +36,7 @@ CLASSES: dict[str, str] = {
     "CogView4Transformer2DModel": "diffusers",
     "FluxTransformer2DModel": "diffusers",
     "HiDreamImageTransformer2DModel": "diffusers",
+    "Lumina2Transformer2DModel": "diffusers",
     "SanaTransformer2DModel": "diffusers",
     "Flux2Transformer2DModel": "diffusers",
     "Krea2Transformer2DModel": "diffusers",

@@ -10,6 +10,7 @@ from torch import Tensor
 from gen.models.bridge.families.base import VAES, Family, Parts
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, Sentence, whole_mask
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS = 256
@@ -25,12 +26,14 @@ class AuraFlow(BridgedNetwork):
 
 
 class AuraFlowReader(PromptReader):
+    takes = ("max_sequence_length",)
+
     def __init__(self, umt5: Sentence):
         super().__init__()
         self.umt5 = umt5
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, mask = self.umt5.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        tokens, mask = self.umt5.read(prompt, length=reading.max_sequence_length)
         tokens = tokens * mask[..., None]
         return Condition(tokens=tokens, mask=whole_mask(tokens))
 

@@ -15,6 +15,7 @@ from gen.models.bridge.language import Language
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, whole_mask
 from gen.models.bridge.vae import pixels_per_latent
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS, MULTIPLE = 1024, 16
@@ -88,12 +89,14 @@ class MaskedAttention:
 class CogView4Reader(PromptReader):
     """The hidden states before GLM's last layer. The length is a multiple of 16, by padding that is read."""
 
+    takes = ("max_sequence_length",)
+
     def __init__(self, glm: Language):
         super().__init__()
         self.glm = glm
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        (tokens,), _ = self.glm.read(prompt, (-2,))
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        (tokens,), _ = self.glm.read(prompt, (-2,), length=reading.max_sequence_length)
         return Condition(tokens=tokens, mask=whole_mask(tokens))
 
 

@@ -12,6 +12,7 @@ from gen.models.bridge.families.base import CLIP_TOKENIZER, FAST_TOKENIZER, T5_T
 from gen.models.bridge.language import Language
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
+from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS = 128
@@ -45,16 +46,20 @@ def read_layers(network: Any) -> tuple[int, ...]:
 
 
 class HiDreamReader(PromptReader):
+    takes = ("prompt_2", "prompt_3", "max_sequence_length")
+
     def __init__(self, clip: ClipReader, clip_2: ClipReader, t5: Sentence, llama: Language, layers: tuple[int, ...]):
         super().__init__()
         self.clip, self.clip_2, self.t5, self.llama, self.layers = clip, clip_2, t5, llama, layers
         for reader in (clip, clip_2):
             reader.length = min(reader.length, TOKENS)
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        pooled = torch.cat([reader.read(prompt, chunks=1)[1] for reader in (self.clip, self.clip_2)], dim=-1)
-        tokens, _ = self.t5.read(prompt)
-        states, _ = self.llama.read(prompt, [layer + 1 for layer in self.layers])
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        prompt_2, prompt_3 = (prompt if text is None else text for text in (reading.prompt_2, reading.prompt_3))
+        length = reading.max_sequence_length
+        pooled = torch.cat([self.clip.read(prompt, chunks=1)[1], self.clip_2.read(prompt_2, chunks=1)[1]], dim=-1)
+        tokens, _ = self.t5.read(prompt_3, length=length)
+        states, _ = self.llama.read(prompt, [layer + 1 for layer in self.layers], length=length)
         return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled, extra={"llama": torch.stack(states, dim=1)})
 
 
