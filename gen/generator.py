@@ -224,11 +224,14 @@ class Generator(Model):
         warn_sampler(settings.sampler, settings.steps)
         if any(negatives) and not settings.guidance.reads_negatives:
             warnings.warn(
-                f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use cfg for it.", stacklevel=3
+                f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use cfg or nag for it.",
+                stacklevel=3,
             )
-        elif settings.scale == settings.guidance.neutral_scale and any(negatives):
+        elif settings.scale == settings.guidance.neutral_scale and any(negatives) and not settings.guidance.negatives_always:
             warnings.warn(
-                f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it.", stacklevel=3
+                f"negative_prompt has no effect at guidance_scale {settings.scale:g}; raise the scale to use it, or use the "
+                "guidance nag.",
+                stacklevel=3,
             )
         items = make_items(prompts, negatives, classes, per_prompt, draw_seeds(total, seed, seeds, generator), noise)
         for task in settings.tasks.values():

@@ -4,13 +4,16 @@
     attention  hook(site, x, run) -> out             in place of an attention layer, projections included; run() evaluates it
     heads      hook(site, q, k, v, run) -> out       in place of self-attention proper; run(q, k, v) evaluates it
     cross      hook(site, q, k, v, mask, run) -> out  in place of cross-attention proper; run(q, k, v, mask) evaluates it
+    text       hook(site, run) -> out                in place of what the patches' attention to text has come to, before its
+                                                     projection; run(rows) evaluates it
     map        hook(index, count, run) -> map        in place of level `index` of `count` on the way down and in the middle of a
                                                      U-Net, a map (B, C, rows, columns); what skips carry is left as it is
     stage      hook(index, count, run) -> image      in place of what resolution `index` of `count` predicts; run() evaluates it
 
 x and out are tokens (B, L, D), q, k, v and the output of `heads` and `cross` (B, L, H, D / H); mask is None or (B or 1, 1 or H,
-1 or L, T), True where a token is seen, or a number to add to its score. A backbone that has such a place calls the
-hook there; without one it runs as if hooks did not exist.
+1 or L, T), True where a token is seen, or a number to add to its score. out of `text` is (B, patches, D); rows (B,) are the
+numbers of rows whose queries may stand in for each row's own, None for none: where they are ignored, queries are equal as soon
+as patches are. A backbone that has such a place calls the hook there; without one it runs as if hooks did not exist.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 
 from samplers.denoiser import Context
 
-NAMES = ("block", "attention", "heads", "cross", "map", "stage")
+NAMES = ("block", "attention", "heads", "cross", "text", "map", "stage")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 STEPS = 8  # of the fast model, at most; who asks for more means the default model
 SCALES = (2.0, 8.0)  # the guidance scales that it learned
+NAG = "nag"  # guidance that needs no evaluation without a prompt, and gives it negative prompts
 TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant", "prompt_syntax")
 
 
@@ -19,14 +20,16 @@ def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, An
         return model
     if fast is False:
         return "default"
+    takes = (*TAKES, "guidance_options", "negative_prompt") if keywords.get("guidance") == NAG else TAKES
     other = next(
-        (name for name, value in keywords.items() if not (value is None or _empty(value) or _takes(name, value))), None
+        (name for name, value in keywords.items() if not (value is None or _empty(value) or _takes(name, value, takes))), None
     )
     if fast and other is not None:
         option = "--" + other.removeprefix("num_inference_").removesuffix("_prompt").replace("_", "-")
+        hint = " With --guidance nag it takes a negative prompt." if other == "negative_prompt" else ""
         raise ValueError(
             f"The fast model draws from prompts alone, in 1 to {STEPS} steps, at a guidance scale of {SCALES[0]:g} to "
-            f"{SCALES[1]:g}; leave out {option}, or --fast."
+            f"{SCALES[1]:g}; leave out {option}, or --fast.{hint}"
         )
     return "fast" if other is None else "default"
 
@@ -35,9 +38,11 @@ def _empty(value: Any) -> bool:
     return isinstance(value, list | tuple | dict | str) and not value
 
 
-def _takes(name: str, value: Any) -> bool:
+def _takes(name: str, value: Any, takes: tuple[str, ...]) -> bool:
+    if name == "guidance":
+        return value == NAG
     if name == "num_inference_steps":
         return value <= STEPS
     if name == "guidance_scale":
         return SCALES[0] <= value <= SCALES[1]
-    return name in TAKES
+    return name in takes

@@ -90,7 +90,7 @@ def samplers(width: int | None = None) -> str:
     rules = [
         (
             g.name,
-            "around another" if g.modifier else str(g.evaluations),
+            "inside another" if g.inner else "around another" if g.modifier else str(g.evaluations),
             ", ".join(o for o in g.options if o not in reserved),
             g.description,
         )

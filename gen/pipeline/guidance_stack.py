@@ -49,6 +49,7 @@ class GuidanceStack:
     neutral_scale: the guidance scale at which the rule does nothing.
     usual_scale: the rule's own usual guidance scale; None: the model's.
     reads_negatives: the rule reads negative prompts.
+    negatives_always: a negative prompt acts at every guidance scale.
     acts_always: the rule acts at every guidance scale, with or without a prompt.
     keeps_both: the sampler is one under CFG++, which needs the conditional and the unconditional branch of one picture.
     own_rule, own_cache: functions of the caller's own in the place of names, which no recipe holds.
@@ -61,6 +62,7 @@ class GuidanceStack:
     neutral_scale: float = 1.0
     usual_scale: float | None = None
     reads_negatives: bool = True
+    negatives_always: bool = False
     acts_always: bool = False
     keeps_both: bool = False
     own_rule: GuidanceRule | None = None
@@ -125,7 +127,8 @@ class GuidanceStack:
             cache_options=cached,
             neutral_scale=rules[0].off,
             usual_scale=rules[0].usual,
-            reads_negatives="negative" in rules[0].options,
+            reads_negatives=any("negative" in info.options for info in stack),
+            negatives_always=any(info.inner and "negative" in info.options for info in stack),
             acts_always=rules[0].always,
         )
 
@@ -154,6 +157,14 @@ class GuidanceStack:
         every scale tell the network 0."""
         return self.neutral_scale if scale == 0 and not self.acts_always else scale
 
+    def _inner(self) -> list[str]:
+        """The rules that go around the network, inside of all others."""
+        if self.names == ("cfg",) or self.own_rule is not None:
+            return []
+        from samplers.guidance.registry import guidance_info
+
+        return [name for name in self.names if guidance_info(name).inner]
+
     @property
     def name(self) -> str:
         return " + ".join(self.names)
@@ -171,8 +182,10 @@ class GuidanceStack:
         interval: tuple[float, float] | None,
         guided: bool,
         inside: Callable[[Denoiser], Denoiser] | None = None,
+        joined: Callable[[Denoiser], Denoiser] | None = None,
     ) -> tuple[Denoiser, Solver]:
-        """(denoiser, solver) with the caches and rules around them, and `inside` between those. Not `guided`: rules that
+        """(denoiser, solver) with the caches and rules around them, `inside` between those, and `joined` between inner and
+        other rules. Not `guided`: rules that
         compare with an unconditional image are left out, those that need none (perturbations, thresholds) stay."""
         if self.own_cache is not None:
             denoiser = self.own_cache(denoiser)
@@ -181,6 +194,12 @@ class GuidanceStack:
 
             denoiser = get_cache(name, denoiser, **_of(cache_info(name), self.cache_options))
         denoiser = denoiser if inside is None else inside(denoiser)
+        for name in self._inner():
+            from samplers.guidance.registry import get_guidance, guidance_info
+
+            options = _of(guidance_info(name), self.guidance_options)
+            denoiser, solver = get_guidance(name, denoiser, solver, **options, negative=negative)
+        denoiser = denoiser if joined is None else joined(denoiser)
         if self.own_rule is not None:
             bounds = interval or (-math.inf, math.inf)
             return (self.own_rule(denoiser, scale, negative, bounds) if guided else denoiser), solver
@@ -198,6 +217,8 @@ class GuidanceStack:
         acts = False
         for name in self.names:
             info = guidance_info(name)
+            if info.inner:
+                continue
             arguments = _of(info, self.guidance_options)
             if info.always:
                 arguments["scale"] = scale
@@ -212,6 +233,16 @@ class GuidanceStack:
                 continue
             denoiser, solver = get_guidance(name, denoiser, solver, **arguments)
         return denoiser, solver
+
+
+def with_usual_rule(guidance: object, usual: str) -> object:
+    """Guidance by names, with the model's own in front where only rules are named that go inside of another."""
+    if not isinstance(guidance, str) or not guidance.strip():
+        return guidance
+    from samplers.guidance.registry import guidance_info
+
+    names = _names("guidance", guidance)
+    return f"{usual} + {guidance}" if all(guidance_info(name).inner for name in names) else guidance
 
 
 def warn_layers(network: Any, stack: GuidanceStack) -> None:

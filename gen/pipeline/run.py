@@ -262,10 +262,13 @@ def _denoiser(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tup
         for name, task in settings.tasks.items():
             wrapped = task.wrap_network(denoiser, batch)
             denoiser = denoiser if wrapped is denoiser else watch.stage(_stage(name, task), wrapped)
+        return denoiser
+
+    def join(denoiser: Denoiser) -> Denoiser:
         return _joined(denoiser, batch, scene) if scene.joined else denoiser
 
     guided, solver = stack.build(
-        watched, settings.solver, settings.scale, batch.negative, settings.interval, batch.guided, wrap
+        watched, settings.solver, settings.scale, batch.negative, settings.interval, batch.guided, wrap, join
     )
     return (watch.stage(f"guidance {stack.name!r}", guided) if batch.guided else guided), solver
 

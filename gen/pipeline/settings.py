@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from gen.io.validators import MAX_SCALE, MAX_STEPS, check_float, check_int, check_interval, check_option_values, check_size
-from gen.pipeline.guidance_stack import GuidanceStack
+from gen.pipeline.guidance_stack import GuidanceStack, with_usual_rule
 from gen.pipeline.scenes import check_syntax
 from gen.pipeline.task_table import TaskArgs, frame_of, with_tasks
 from gen.pipeline.types import Settings
@@ -130,9 +130,11 @@ def _invariant(model: Model, choice: object) -> bool:
 
 def make_guidance(model: Model, sampling: Sampling) -> GuidanceStack:
     defaults, options = model.config.defaults, sampling.guidance_options
+    name = defaults.guidance if sampling.guidance is None else with_usual_rule(sampling.guidance, defaults.guidance)
     if sampling.guidance is None and options is None:
         options = defaults.guidance_options
-    name = defaults.guidance if sampling.guidance is None else sampling.guidance
+    elif name != sampling.guidance and sampling.guidance is not None:
+        options = {**defaults.guidance_options, **(check_option_values("guidance_options", options or {}))}
     return GuidanceStack.of(name, options, sampling.cache, sampling.cache_options, usual={"limit": model.limit})
 
 

@@ -17,7 +17,9 @@ from samplers.guidance.autoguidance import Autoguidance
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfg_zero import CFGZeroStar
 from samplers.guidance.cfgpp import CFGPlusPlus
+from samplers.guidance.conjunction import Conjunction
 from samplers.guidance.embedded import EmbeddedGuidance
+from samplers.guidance.nag import NormalizedAttention
 from samplers.guidance.norm_rescale import NormRescale
 from samplers.guidance.perturbed import PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.registry import GUIDANCE, GuidanceInfo, get_guidance, guidance_info, guidance_names, register_guidance
@@ -67,6 +69,7 @@ __all__ = [
     "ClassifierGuided",
     "Clip",
     "ConceptSuppression",
+    "Conjunction",
     "DynamicThreshold",
     "EmbeddedGuidance",
     "Greedy",
@@ -75,6 +78,7 @@ __all__ = [
     "MultiReference",
     "NegativeMerging",
     "NormRescale",
+    "NormalizedAttention",
     "PerturbedAttention",
     "Piecewise",
     "Posterior",

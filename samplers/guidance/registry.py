@@ -14,6 +14,7 @@ from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.cfg_zero import CFGZeroStar
 from samplers.guidance.cfgpp import CFGPlusPlus
 from samplers.guidance.embedded import EmbeddedGuidance
+from samplers.guidance.nag import NormalizedAttention
 from samplers.guidance.norm_rescale import NormRescale
 from samplers.guidance.perturbed import Perturbed, PerturbedAttention, SkipLayer, SmoothedEnergy
 from samplers.guidance.rescale import Rescale
@@ -38,6 +39,7 @@ class GuidanceInfo:
     evaluations: int = 2
     solver: Callable[[Solver], Solver] | None = None
     modifier: bool = False
+    inner: bool = False
     compares: bool = False
     always: bool = False
     off: float = 1.0
@@ -68,6 +70,19 @@ def _perturbed(
         base=denoiser,
         **extra,
     )
+
+
+def _normalized_attention(
+    denoiser: Denoiser,
+    negative: Any = None,
+    nag_scale: float = 5.0,
+    nag_tau: float = 2.5,
+    nag_alpha: float = 0.25,
+    nag_interval: tuple[float, float] | None = None,
+) -> Denoiser:
+    """By the names of the published pipelines."""
+    extra: dict[str, Any] = {} if nag_interval is None else {"interval": nag_interval}
+    return NormalizedAttention(denoiser, negative, nag_scale, nag_tau, nag_alpha, **extra)
 
 
 _CFG = ("scale", "negative", "interval")
@@ -149,6 +164,16 @@ GUIDANCE: dict[str, GuidanceInfo] = {
             evaluations=3,
             aliases=("smoothed_energy",),
             options=(*_PERTURBED, "blur"),
+        ),
+        GuidanceInfo(
+            "nag",
+            _normalized_attention,
+            "normalised attention guidance: negative prompts for models of few steps too; goes into other guidance",
+            1,
+            modifier=True,
+            inner=True,
+            aliases=("normalized_attention", "normalised_attention"),
+            options=("negative", "nag_scale", "nag_tau", "nag_alpha", "nag_interval"),
         ),
         GuidanceInfo(
             "rescale", Rescale, "CFG rescale: against overexposure", 0, modifier=True, compares=True, options=("factor", "on")

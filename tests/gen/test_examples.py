@@ -41,6 +41,8 @@ def test_solvers_and_guidance_rules_are_drawn_side_by_side(tiny):
     assert sheet.width > 2 * 32 and sheet.height > 2 * 32
     sheet = example("guidance")["make"](tiny, ("cfg", "apg"), (1.0, 3.0), steps=1)
     assert sheet.width > 2 * 32 and sheet.height > 2 * 32
+    sheet = example("negative")["make"](tiny, {"a cat": "red", "a heart": "blue"}, steps=1)
+    assert sheet.width > 2 * 32 and sheet.height > 2 * 32
 
 
 def test_errors_on_the_toy_fall_as_fast_as_the_order_says():

@@ -7,7 +7,7 @@ from samplers import Condition, Context, NetworkDenoiser, RectifiedFlow, get_gri
 from samplers.analytic import Mixture
 from samplers.cache import CACHES, cache_names, get_cache
 from samplers.guidance import GUIDANCE, CFGPlusPlus, ClassifierFree, Rescale, get_guidance, guidance_info, guidance_names
-from tests.gen.test_hooks import tiny
+from tests.gen.test_hooks import TEXT, tiny
 
 FLOW = RectifiedFlow()
 X = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -27,9 +27,13 @@ def test_every_name_runs_at_the_cost_it_states(name):
     options = {need: net if need == "weak" else NEEDS[need] for need in info.needs}
     if info.evaluations == 3:
         options["scale"] = 3.0
-    inner = ClassifierFree(net, 3.0) if info.modifier else net
+    condition = LABELS
+    if info.inner:  # it is about text
+        net = NetworkDenoiser(tiny("dit", **TEXT), FLOW, "flow")
+        condition = Condition(tokens=torch.ones(2, 4, 6, dtype=torch.float64))
+    inner = ClassifierFree(net, 3.0) if info.modifier and not info.inner else net
     denoiser, solver = get_guidance(name, inner, get_solver("euler"), **options)
-    assert torch.isfinite(sample(denoiser, solver, X, LEVELS, LABELS, context=context)).all()
+    assert torch.isfinite(sample(denoiser, solver, X, LEVELS, condition, context=context)).all()
     assert context.evaluations == (2 if info.modifier else info.evaluations) * 3 * len(X)
     assert isinstance(solver, CFGPlusPlus) == (info.solver is not None)
 

@@ -90,7 +90,11 @@ LAYOUTS: dict[str, BlockLayout] = {
     ),
     "SD3Transformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "FluxTransformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
-    "Flux2Transformer2DModel": BlockLayout(_both_chains, joint=True, without=_NO_ATTENTION),
+    "Flux2Transformer2DModel": BlockLayout(
+        _both_chains,
+        joint=True,
+        without={**_NO_ATTENTION, "text": "most of its blocks project attention and the rest of the block in one layer"},
+    ),
     "Krea2Transformer2DModel": BlockLayout(_chain, without=_NO_ATTENTION),
     "QwenImageTransformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "ZImageTransformer2DModel": BlockLayout(lambda network: list(network.layers), image_first=True, without=_NO_ATTENTION),
@@ -100,6 +104,7 @@ NEEDED_BY = {
     "attention": "Caches of attention and negative token merging",
     "heads": "Perturbed attention and references",
     "cross": "Suppression across tokens",
+    "text": "Normalised attention guidance",
     "map": "Discriminators of maps",
 }
 INSTEAD = {
@@ -107,6 +112,7 @@ INSTEAD = {
     "attention": "the caches reuse or easy, or other guidance",
     "heads": "other guidance",
     "cross": "the correction of the prompt alone",
+    "text": "other guidance",
     "map": "those of tokens",
 }
 
@@ -162,8 +168,10 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
                 if layout.joint:
                     forward = _joint_block(block.forward, hook, index, len(blocks), forward, layout.image_first)
                 places.forward(block, forward)
-            for attention in _attentions(block) if hooks.keys() - {"block", "map"} else ():
+            for attention in _attentions(block) if hooks.keys() - {"block", "map", "text"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
+            if "text" in hooks:
+                _hook_text(places, block, hooks["text"], index, len(blocks), (rows, columns), layout.image_first)
         yield
     finally:
         places.restore()
@@ -294,6 +302,35 @@ def _hook_attention(
             return hook(site(tokens), tokens, lambda: run(*args, **named))
 
         places.forward(module, forward)
+
+
+def _hook_text(
+    places: _Places, block: Any, hook: Callable[..., Tensor], index: int, count: int, grid: tuple[int, int], image_first: bool
+) -> None:
+    """The hook gets what goes into the projection of attention over text, or what an attention without one returns: the patches
+    of it, which lie at one end of the sequence where text is in it."""
+    attention = next((a for kind, a in _attentions(block) if kind == "cross"), None)
+    together = attention is None
+    if attention is None:
+        attention = getattr(block, "attn", getattr(block, "attention", None))
+    if attention is None:
+        return
+
+    def led(tokens: Tensor) -> Tensor:
+        patches = grid[0] * grid[1] if together else tokens.shape[1]
+        site = Site(index, count, tokens.shape[1] - patches, *_grid(patches, *grid), "self" if together else "cross")
+        if image_first:
+            return torch.cat([hook(site, lambda rows: tokens[:, :patches]), tokens[:, patches:]], dim=1)
+        text = tokens.shape[1] - patches
+        return torch.cat([tokens[:, :text], hook(site, lambda rows: tokens[:, text:])], dim=1)
+
+    projections = getattr(attention, "to_out", None)
+    if projections is not None:
+        project = projections[0].forward
+        places.forward(projections[0], lambda tokens: project(led(tokens)))
+    else:
+        run = attention.forward
+        places.forward(attention, lambda *args, **named: led(run(*args, **named)))
 
 
 def _grid(length: int, rows: int, columns: int) -> tuple[int, int]:

@@ -65,13 +65,14 @@ class Hooked:
     attention: Callable[..., Tensor] | None
     heads: Callable[..., Tensor] | None
     cross: Callable[..., Tensor] | None = None
+    text: Callable[..., Tensor] | None = None
 
 
 def hooked(context: Context | None, index: int, count: int, extras: int, rows: int, columns: int) -> Hooked | None:
     """The attention hooks of a run at a site (`samplers.hooks.Site`); None where there are none."""
     hooks = context.hooks if context is not None else {}
-    functions = [hooks.get(name) for name in ("attention", "heads", "cross")]
-    return None if functions == [None] * 3 else Hooked(Site(index, count, extras, rows, columns), *functions)
+    functions = [hooks.get(name) for name in ("attention", "heads", "cross", "text")]
+    return None if functions == [None] * 4 else Hooked(Site(index, count, extras, rows, columns), *functions)
 
 
 class BackboneConfig(Config):
@@ -127,7 +128,11 @@ class SelfAttention(nn.Module):
             out = attention(q, k, v, backend=backend)
         else:
             out = hooks.heads(hooks.site, q, k, v, lambda q, k, v: attention(q, k, v, backend=backend))
-        return self.proj(out.flatten(2))
+        out, extras = out.flatten(2), 0 if hooks is None else hooks.site.extras
+        if hooks is not None and hooks.text is not None and extras:  # text is among the other tokens
+            led = hooks.text(hooks.site, lambda rows: out[:, extras:])
+            out = torch.cat([out[:, :extras], led], dim=1)
+        return self.proj(out)
 
 
 class CrossAttention(nn.Module):
@@ -159,16 +164,30 @@ class CrossAttention(nn.Module):
             site, rest = replace(hooks.site, kind="cross"), replace(hooks, attention=None)
             return hooks.attention(site, x, lambda: self(x, keys_values, visible, backend, rest))
         q = normalize_heads(self.q(x).unflatten(-1, (self.heads, -1)), self.qk_norm)
-        if hooks is not None and hooks.cross is not None:
-            (k, v), mask = unpacked(keys_values, visible)
-            site = replace(hooks.site, kind="cross")
-            out = hooks.cross(site, q, k, v, mask, lambda q, k, v, mask: attention(q, k, v, mask, backend=backend))
-        elif isinstance(visible, tuple):
+        if hooks is not None and (hooks.cross is not None or hooks.text is not None):
+            return self.proj(self._hooked(q, *unpacked(keys_values, visible), backend, hooks))
+        if isinstance(visible, tuple):
             lengths = ([q.shape[1]] * len(q), visible)
             out = attention(q.flatten(0, 1)[None], *keys_values, lengths=lengths, backend=backend).view(q.shape)
         else:
             out = attention(q, *keys_values, visible, backend=backend)
         return self.proj(out.flatten(2))
+
+    def _hooked(
+        self, q: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, backend: str, hooks: Hooked
+    ) -> Tensor:
+        """(B, L, D): attention through the run's hooks, "text" around "cross"."""
+        site, (k, v) = replace(hooks.site, kind="cross"), keys_values
+
+        def proper(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return attention(q, k, v, mask, backend=backend)
+
+        def run(rows: Tensor | None) -> Tensor:
+            asked = q if rows is None else q[rows]
+            out = proper(asked, k, v, mask) if hooks.cross is None else hooks.cross(site, asked, k, v, mask, proper)
+            return out.flatten(2)
+
+        return run(None) if hooks.text is None else hooks.text(site, run)
 
 
 def unpacked(keys_values: tuple[Tensor, Tensor], visible: Visible) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
