@@ -42,7 +42,7 @@ from gen.pipeline.task_table import (
     args_of_call,
     check_keywords,
     frame_of,
-    with_own_size,
+    with_chosen_size,
 )
 from gen.pipeline.work import check_work
 from samplers.denoiser import Denoiser
@@ -213,12 +213,12 @@ class Generator(Model):
                 )
             height, width = noise_size
         if noise is None and frame is None:
-            task_args, height, width = with_own_size(self, task_args, height, width, multiple)
+            task_args, height, width = with_chosen_size(self, task_args, height, width, multiple)
         binned = use_resolution_binning if noise is None and frame is None else False
         height, width, shown = made_at(self.config, self.name, height, width, binned)
         adapters = adapters_for(self, prompts, lora_dir, check_syntax(prompt_syntax))
         settings = make_settings(self, sampling, height, width, frame.shown if frame else shown, task_args, adapters)
-        if frame is None and not any(task.chooses_size for task in settings.tasks.values()):
+        if frame is None and not any(task.traits.chooses_size for task in settings.tasks.values()):
             warn_size(self.config, self.name, settings.height, settings.width)
         warn_layers(self.network, settings.guidance)
         warn_sampler(settings.sampler, settings.steps)
@@ -235,7 +235,7 @@ class Generator(Model):
             )
         items = make_items(prompts, negatives, classes, per_prompt, draw_seeds(total, seed, seeds, generator), noise)
         for task in settings.tasks.values():
-            items = task.with_items(items, per_prompt)
+            items = task.change_items(items, per_prompt)
         check_prompts(self, items, settings)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
@@ -267,7 +267,7 @@ class Generator(Model):
         subjects = read_subjects(self, recipe.prompt, recipe.negative_prompt, label)
         batch = make_items(*subjects, 1, [recipe.seed], None) * size
         for task in settings.tasks.values():
-            batch = task.replay_items(recipe, task.with_items(batch, len(batch)))
+            batch = task.change_items(batch, len(batch), recipe)
         check_prompts(self, batch, settings)
         settings = replace(settings, stop_at=recipe.stopped_at)
         self.interrupt = False

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from gen.nn.batch_invariance import without_mode
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -53,16 +54,12 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(DenoiserWrapper):
     """A denoiser whose outputs of finite inputs are looked at."""
 
     denoiser: Denoiser
     name: str
     watch: Watch
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)

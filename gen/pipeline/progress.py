@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
 
 
 class EvaluationBar:
@@ -31,15 +32,11 @@ class EvaluationBar:
 
 
 @dataclass(frozen=True)
-class CountEvaluations:
+class CountEvaluations(DenoiserWrapper):
     """A network whose evaluations a bar shows."""
 
     denoiser: Denoiser
     bar: EvaluationBar
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         before = context.evaluations

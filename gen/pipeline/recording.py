@@ -29,7 +29,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
     changed = (*changed, *_unrecorded_adapters(model, settings, files))
     fields: dict[str, Any] = {}
     for name, task in reversed(settings.tasks.items()):
-        changed = (*changed, *task.unrecorded)
+        changed = (*changed, *task.traits.unrecorded)
         record = record_of(name, task, items)
         if "own_tasks" in record:
             record = {"own_tasks": {**fields.get("own_tasks", {}), **record["own_tasks"]}}

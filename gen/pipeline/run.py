@@ -26,7 +26,7 @@ from gen.pipeline.types import Crop, Decode, Item, ReadPrompts, SamplingBatch, S
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.multi_model.stages import CLOSE, Stage, StagedDenoiser, StagedSolver, Stages
-from samplers.noise import normal
+from samplers.noise import normal, seeded_noise
 from samplers.sample import Solver, trajectory
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def is_guided(item: Item, settings: Settings) -> bool:
     """Guidance has something to do: a scale, and a prompt, a negative prompt or a class."""
     others = any(text.strip() for text in (*item.others, *item.negative_others) if text)
     subject = item.prompt.strip() or item.negative_prompt.strip() or others or item.label >= 0
-    subject = subject or any(task.always_guided for task in settings.tasks.values())
+    subject = subject or any(task.traits.always_guided for task in settings.tasks.values())
     return settings.scale != settings.guidance.neutral_scale and bool(subject)
 
 
@@ -140,14 +140,9 @@ def _make_batch(
     watch = Watch()
     batch, denoiser, solver, condition = _staged(model, items, settings, bar, watch)
     solver = solver if callback is None else WithCallback(solver, model, *callback)
-    x, noise = batch.noise * settings.levels[0].sigma, batch.seeded_noise()
-    if settings.brownian:
-        noise = brownian_noise(batch.seeds, batch.noise)
-    for task in settings.tasks.values():
-        x, noise = task.start(x, noise, batch.noise, settings.levels[0])
-    check_begin(batch, x)
+    check_begin(batch, batch.x)
     context = Context(adapters=batch.settings.adapters)
-    for state in trajectory(denoiser, solver, x, settings.levels, condition, noise=noise, context=context):
+    for state in trajectory(denoiser, solver, batch.x, settings.levels, condition, noise=batch.source, context=context):
         bar.update(1)
         if model.interrupt or state.step == settings.stop_at:
             break
@@ -203,7 +198,9 @@ def _batch(model: Model, scene: Scene, guided: bool) -> SamplingBatch:
     else:
         noise = torch.stack([item.latent for item in items if item.latent is not None]).to(model.device)
     condition, negative = _conditions(model, items, settings)
-    batch = SamplingBatch(model, items, settings, noise, condition, negative, guided)
+    seeds, x = [item.seed for item in items], noise * settings.levels[0].sigma
+    source = brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise)
+    batch = SamplingBatch(model, items, settings, noise, condition, negative, guided, x, source)
     for task in settings.tasks.values():
         batch = task.prepare(batch)
     return batch
@@ -245,15 +242,17 @@ def _read_prompts(model: Model, prompts: list[str], items: Sequence[Item], setti
 
 def _stage(name: str, task: Task) -> str:
     """A task as messages call it."""
-    return f"{name} ({task.label})" if task.label else name
+    label = task.traits.label
+    return f"{name} ({label})" if label else name
 
 
 def _denoiser(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tuple[Denoiser, Solver]:
     """The network under the caches and guidance that the batch has, and the solver, which CFG++ changes."""
     settings, stack = batch.settings, batch.settings.guidance
     for name, task in settings.tasks.items():
-        if (own := task.make_denoiser(batch)) is not None:
-            return watch.stage(f"network or the guidance of {name}", own), settings.solver
+        if task.traits.guides_itself:
+            guided = task.wrap_network(batch.model.denoiser, batch)
+            return watch.stage(f"network or the guidance of {name}", guided), settings.solver
     network = batch.model.denoiser
     counted = network if settings.frame is None else CountEvaluations(network, bar)
     watched = watch.stage("network", counted)

@@ -21,7 +21,7 @@ from gen.models.prompt_syntax import (
     unescaped,
     without_breaks,
 )
-from gen.pipeline.types import Item, Settings
+from gen.pipeline.types import Item, Settings, texts_of
 from samplers.lookup import nearest
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Scene:
     def texts(self) -> tuple[str, ...]:
         """Everything that tells it from another scene of its batch."""
         own = [text for item in self.items for text in _texts(item)]
-        tasks = [text for task in self.settings.tasks.values() for text in task.texts]
+        tasks = [text for task in self.settings.tasks.values() for text in texts_of(task)]
         loras = [f"{name}:{weight!r}" for name, weight in self.settings.adapters.items()]
         return (*own, *tasks, *(text for part in self.joined for text in part), *loras)
 
@@ -72,7 +72,7 @@ def _is_plain(text: str) -> bool:
 
 def scenes_of(model: Model, items: Sequence[Item], settings: Settings) -> tuple[list[Scene], list[int]]:
     """(scenes, which of them each step of the schedule has) of a batch; one scene for all where nothing changes."""
-    tasks = [text for task in settings.tasks.values() for text in task.texts]
+    tasks = [text for task in settings.tasks.values() for text in texts_of(task)]
     texts = dict.fromkeys([*tasks, *(text for item in items for text in _texts(item))])
     if settings.prompt_syntax == "weights" or all(map(_is_plain, texts)):
         return [Scene(tuple(items), settings)], [0]
@@ -155,7 +155,7 @@ def check_prompts(model: Model, items: Sequence[Item], settings: Settings) -> No
     """ValueError for prompts that this run cannot follow, before it begins."""
     if settings.prompt_syntax == "weights":
         return
-    own = {text for task in settings.tasks.values() for text in task.texts}
+    own = {text for task in settings.tasks.values() for text in texts_of(task)}
     refused = {text for item in items for text in _texts(item)[1:]}
     for text in own | refused:
         if take_loras(text)[1]:
@@ -171,7 +171,7 @@ def check_prompts(model: Model, items: Sequence[Item], settings: Settings) -> No
         parts = _read(prompt)
         if len(parts) > MAX_JOINED:
             raise ValueError(f"A prompt joins {len(parts)} by AND; at most {MAX_JOINED} go together.")
-        if len(parts) > 1 and (task := next((n for n, t in settings.tasks.items() if t.one_prompt), None)):
+        if len(parts) > 1 and (task := next((n for n, t in settings.tasks.items() if t.traits.one_prompt), None)):
             raise ValueError(f"AND joins prompts, which does not go with {task}; leave one of them out.")
         loras = take_loras(prompt)[1]
         model.active_adapters(dict.fromkeys(loras, 0.0))

@@ -89,13 +89,13 @@ def frame_of(args: TaskArgs) -> Frame | None:
     return next((frame for task_args in args.values() if (frame := getattr(task_args, "frame", None)) is not None), None)
 
 
-def with_own_size(
+def with_chosen_size(
     model: Model, args: TaskArgs, height: int | None, width: int | None, multiple: int
 ) -> tuple[TaskArgs, int | None, int | None]:
     """(arguments, height, width), where a call begins with a picture and does not say both sides."""
     sized = dict(args)
     for name, task_args in args.items():
-        sized[name], height, width = TASKS[name].load().own_size(model, task_args, height, width, multiple)
+        sized[name], height, width = TASKS[name].load().choose_size(model, task_args, height, width, multiple)
     return sized, height, width
 
 

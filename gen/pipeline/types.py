@@ -69,6 +69,8 @@ class SamplingBatch:
     condition: what the pictures should be.
     negative: what they should not be, None without negative prompts.
     guided: guidance has something to do.
+    x: what the first noise level begins with, (copies x B, C, h, w).
+    source: the noise of stochastic steps.
     """
 
     model: Model
@@ -78,6 +80,8 @@ class SamplingBatch:
     condition: Condition
     negative: Condition | None
     guided: bool
+    x: Tensor
+    source: NoiseSource
 
     @property
     def prompts(self) -> list[str]:
@@ -107,52 +111,44 @@ class Caller(Protocol):
     def __call__(self, prompt: Any = None, **call: Any) -> Output: ...
 
 
+@dataclass(frozen=True)
+class TaskTraits:
+    """What a run must know of a task.
+
+    always_guided: guided whatever the call's prompts are.
+    guides_itself: what it puts around the network is guided already, so that neither caches nor guidance go around that.
+    chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
+    one_prompt: a picture has one prompt, which cannot be several that are joined.
+    copies: rows of x for one picture.
+    label: its name in this run, for messages.
+    unrecorded: what took part and is in no recipe.
+    """
+
+    always_guided: bool = False
+    guides_itself: bool = False
+    chooses_size: bool = False
+    one_prompt: bool = False
+    copies: int = 1
+    label: str = ""
+    unrecorded: tuple[str, ...] = ()
+
+
 class Task:
     """What a run does beside plain generation. This base changes nothing; a task overrides what it needs.
 
     A task is a folder in `gen.tasks` and a row in `gen.tasks.table`. An argument `frame` of its declared ones says what the
     network sees at once.
-
-    always_guided: guided whatever the call's prompts are.
-    chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
     """
 
-    always_guided: bool = False
-    chooses_size: bool = False
-
     @property
-    def one_prompt(self) -> bool:
-        """A picture has one prompt, which cannot be several that are joined."""
-        return False
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Prompts of its own, which may change on the way as a picture's do."""
-        return ()
-
-    def map_texts(self, read: Callable[[str], str]) -> Task:
-        """The task with `read(text)` in the place of every prompt of its own."""
-        return self
-
-    @property
-    def copies(self) -> int:
-        """Rows of x for one picture."""
-        return 1
-
-    @property
-    def label(self) -> str:
-        """Its name in this run, for messages."""
-        return ""
-
-    @property
-    def unrecorded(self) -> tuple[str, ...]:
-        """What took part and is in no recipe."""
-        return ()
+    def traits(self) -> TaskTraits:
+        """What a run must know of it."""
+        return TaskTraits()
 
     # ---- from a call, or from a recipe ----
 
     @classmethod
-    def own_size(
+    def choose_size(
         cls, model: Model, args: Any, height: int | None, width: int | None, multiple: int
     ) -> tuple[Any, int | None, int | None]:
         """(arguments, height, width) of a call that does not say both sides: those of the picture that it begins with."""
@@ -177,13 +173,14 @@ class Task:
         """ValueError for what it does not go with, now that all tasks are known. recipe: of a replay; ValueError if this is not
         what its picture was made with."""
 
-    def with_items(self, items: list[Item], per_prompt: int) -> list[Item]:
-        """The pictures asked for, `per_prompt` of each prompt in a row, with what it adds to them."""
+    def change_items(self, items: list[Item], per_prompt: int, recipe: Recipe | None = None) -> list[Item]:
+        """The pictures asked for, `per_prompt` of each prompt in a row, with what it adds to them. recipe: of a replay, whose
+        batch is copies of one picture unless pictures depend on others."""
         return items
 
-    def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
-        """The batch of a replay: copies of one item, unless pictures depend on others of their batch."""
-        return items
+    def map_texts(self, read: Callable[[str], str]) -> Task:
+        """The task with `read(text)` in the place of every prompt of its own, all of which may change on the way."""
+        return self
 
     def halve(self) -> Task:
         """The task with half the need for memory; itself where it cannot do with less."""
@@ -196,12 +193,8 @@ class Task:
         return read(prompts)
 
     def prepare(self, batch: SamplingBatch) -> SamplingBatch:
-        """The batch before anything is built around the network."""
+        """The batch before anything is built around the network: other conditions, say, or another beginning."""
         return batch
-
-    def make_denoiser(self, batch: SamplingBatch) -> Denoiser | None:
-        """A denoiser in the place of the network, its caches and guidance; None for those."""
-        return None
 
     def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         """Around the network and its caches, under guidance."""
@@ -210,10 +203,6 @@ class Task:
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         """Around guidance, and around the solver."""
         return denoiser, solver
-
-    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
-        """What the first level begins with, and the noise of stochastic steps. x: the unit `noise`, scaled to `level`."""
-        return x, source
 
     def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """Pictures (B, 3, H, W) of latents, cropped; `decode` is what the model, and tasks before this one, make of them."""
@@ -281,10 +270,17 @@ class Settings:
     @property
     def copies(self) -> int:
         """Rows of x for one picture."""
-        return max((task.copies for task in self.tasks.values()), default=1)
+        return max((task.traits.copies for task in self.tasks.values()), default=1)
 
     def halve(self) -> Settings:
         """With less at once; itself where there is nothing to halve."""
         smaller = {name: task.halve() for name, task in self.tasks.items()}
         same = all(smaller[name] is task for name, task in self.tasks.items())
         return self if same else replace(self, tasks=smaller)
+
+
+def texts_of(task: Task) -> tuple[str, ...]:
+    """Every prompt of a task's own."""
+    texts: list[str] = []
+    task.map_texts(lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
+    return tuple(texts)

@@ -11,7 +11,7 @@ import torch
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.task_table import check_keywords
-from gen.pipeline.types import SamplingBatch, Task
+from gen.pipeline.types import SamplingBatch, Task, TaskTraits
 from gen.tasks.declaration import Frame, TaskOptions, names_of
 from gen.tasks.table import TASKS, TaskRow
 from gen.tasks.training_free.options import TrainingFreeOptions
@@ -39,7 +39,10 @@ class Marks(Idle):
     """Notes every method that a run calls, and changes what comes by where that can be seen from outside."""
 
     calls: list
-    unrecorded = ("marks",)
+
+    @property
+    def traits(self):
+        return TaskTraits(unrecorded=("marks",))
 
     @classmethod
     def from_call(cls, model, args, settings):
@@ -54,6 +57,7 @@ class Marks(Idle):
         return read(["a dog"] * len(prompts))
 
     def prepare(self, batch):
+        torch.testing.assert_close(batch.x, batch.noise * batch.settings.levels[0].sigma)
         self.calls.append("prepare")
         return batch
 
@@ -65,11 +69,6 @@ class Marks(Idle):
         ends = batch.settings.levels
         assert torch.equal(batch.seeded_noise()(*ends), seeded_noise([3], batch.noise)(*ends))
         return _Noted(denoiser, "guided", self.calls), solver
-
-    def start(self, x, source, noise, level):
-        torch.testing.assert_close(x, noise * level.sigma)
-        self.calls.append("start")
-        return x, source
 
     def decode(self, model, latents, crop, decode):
         return torch.zeros_like(decode(latents, crop))
@@ -129,7 +128,7 @@ def test_what_the_methods_of_a_task_do_to_a_run(tiny, table):
     calls: list = []
     made = tiny("a cat", **CALL, marks=calls, idle=True)
     step = ["guided", "network"]
-    before = ["from_call", ("check", ["idle", "marks"], False), ("read", ["a cat"]), "prepare", "start"]
+    before = ["from_call", ("check", ["idle", "marks"], False), ("read", ["a cat"]), "prepare"]
     assert calls == [*before, *step]  # one of two steps is left
     assert made.nfe == 2 and not made.images.any()
     assert made.recipes[0].unrecorded == ("marks",) and made.recipes[0].prompt == "a cat"

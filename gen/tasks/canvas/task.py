@@ -18,7 +18,7 @@ from gen.io.images import read_picture
 from gen.io.validators import check_float, check_int, check_side
 from gen.nn.conditions import pad_to_longest
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Caller, Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.canvas.options import CanvasArguments, CanvasRecord
 from samplers.canvas.multidiffusion import MultiDiffusion
 from samplers.canvas.shifted import ShiftedWindows
@@ -71,19 +71,13 @@ class Canvas(Task):
             raise ValueError("The masks of regions are for one picture, not for windows of a canvas; leave regions out.")
 
     @property
-    def one_prompt(self) -> bool:
-        return bool(self.canvas.prompts)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return self.canvas.prompts
+    def traits(self) -> TaskTraits:
+        own_distance = self.canvas.sync and self.runtime.distance is not None
+        unrecorded = ("distance of SyncDiffusion",) if own_distance else ()
+        return TaskTraits(one_prompt=bool(self.canvas.prompts), unrecorded=unrecorded)
 
     def map_texts(self, read: Callable[[str], str]) -> Canvas:
         return replace(self, canvas=self.canvas.model_copy(update={"prompts": tuple(map(read, self.canvas.prompts))}))
-
-    @property
-    def unrecorded(self) -> tuple[str, ...]:
-        return ("distance of SyncDiffusion",) if self.canvas.sync and self.runtime.distance is not None else ()
 
     def halve(self) -> Canvas:
         """With half as many windows at once."""

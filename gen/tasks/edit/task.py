@@ -19,15 +19,13 @@ from torch import Tensor
 from gen.io.images import digest, fit, read_picture, resize, same_shape
 from gen.io.validators import check_float
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.edit.options import EditKeywords, Start
 from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
 if TYPE_CHECKING:
     from gen.models.model import Model
     from samplers.denoiser import Condition, Denoiser
-    from samplers.noise import NoiseSource
-    from samplers.path import NoiseLevel
     from samplers.sample import Solver
 
 REFERENCES = (
@@ -57,10 +55,13 @@ class Edit(Task):
     begun: Start
     references: tuple[Tensor, ...] = ()
     filled: Tensor | None = None
-    chooses_size = True
+
+    @property
+    def traits(self) -> TaskTraits:
+        return TaskTraits(chooses_size=True)
 
     @classmethod
-    def own_size(
+    def choose_size(
         cls, model: Model, args: EditKeywords, height: int | None, width: int | None, multiple: int
     ) -> tuple[EditKeywords, int | None, int | None]:
         return own_size(model, args, height, width, multiple)
@@ -120,10 +121,8 @@ class Edit(Task):
             read = {name: _rows(one, batch) for name, one in zip(REFERENCES, self.references, strict=False)}
             return replace(condition, extra={**condition.extra, **read}) if read else condition
 
-        return replace(batch, condition=beside(batch.condition), negative=batch.negative and beside(batch.negative))
-
-    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
-        return (x if self.latents is None else level.mix(self.latents, noise)), source
+        x = batch.x if self.latents is None else batch.settings.levels[0].mix(self.latents, batch.noise)
+        return replace(batch, condition=beside(batch.condition), negative=batch.negative and beside(batch.negative), x=x)
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         if self.latents is None or self.latent_mask is None or self.filled is not None:

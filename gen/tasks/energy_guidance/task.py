@@ -14,7 +14,7 @@ from gen.io.validators import check_float, check_option_values
 from gen.pipeline.finite import CheckedEnergy
 from gen.pipeline.guidance_stack import name_of
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.energy_guidance.options import GuideKeywords, GuideRecord
 
 if TYPE_CHECKING:
@@ -47,12 +47,9 @@ class Guide(Task):
         return replayed_guide(recipe.guide, keywords.get("guide"), model.energies, keywords.get("guide_options"))
 
     @property
-    def label(self) -> str:
-        return name_of(self.energy)
-
-    @property
-    def unrecorded(self) -> tuple[str, ...]:
-        return () if self.guide.energy else ("energy of the guide",)
+    def traits(self) -> TaskTraits:
+        unrecorded = () if self.guide.energy else ("energy of the guide",)
+        return TaskTraits(label=name_of(self.energy), unrecorded=unrecorded)
 
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         return self.build(batch.model, denoiser, solver, batch.settings.levels, batch.seeded_noise(), batch.prompts)

@@ -23,7 +23,7 @@ from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.conditions import pad_tokens, with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.layout.masks import box_in_pixels, box_mask, mask_on_latents, pack_mask, read_region_mask, unpack_mask
 from gen.tasks.layout.options import LayoutKeywords, LayoutRecord, RegionRecord
 from gen.tasks.layout.spec import LayoutSpec, UnknownPrompt, read_spec
@@ -86,8 +86,6 @@ class Layout(Task):
     layout: LayoutRecord
     height: int
     width: int
-    always_guided = True
-    chooses_size = True
 
     @classmethod
     def from_call(cls, model: Model, args: LayoutKeywords, settings: Settings) -> tuple[Layout, Settings]:
@@ -113,13 +111,8 @@ class Layout(Task):
         return [region.prompt for region in self.layout.regions]
 
     @property
-    def one_prompt(self) -> bool:
-        return True
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        own = [text for region in self.layout.regions for text in (region.prompt, region.negative_prompt)]
-        return tuple(text for text in (*own, self.layout.background) if text)
+    def traits(self) -> TaskTraits:
+        return TaskTraits(always_guided=True, guides_itself=True, chooses_size=True, one_prompt=True)
 
     def map_texts(self, read: Callable[[str], str]) -> Layout:
         def optional(text: str | None) -> str | None:
@@ -154,7 +147,7 @@ class Layout(Task):
             raise ValueError(f"{share:.0%} of the picture belongs to no region; give the layout a background, or enlarge them.")
         return masks
 
-    def make_denoiser(self, batch: SamplingBatch) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         """The regions of a batch around the network, guidance inside. Its negative is for regions without their own."""
         model, settings, noise, negative = batch.model, batch.settings, batch.noise, batch.negative
         record, factor = self.layout, model.factor
@@ -187,7 +180,7 @@ class Layout(Task):
         bootstrap = None
         if record.bootstrap is not None:
             bootstrap = Bootstrap(plain_latents(model), noise, record.bootstrap, tuple(batch.seeds))
-        return Regions(model.denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+        return Regions(denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"layout": self.layout}

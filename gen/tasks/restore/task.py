@@ -16,7 +16,7 @@ from gen.io.images import digest, fit, read_picture
 from gen.io.validators import check_float, check_int, check_option_values
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.edit.task import check_given, check_same, fit_and_warn, own_size, read_mask, size_tolerance
 from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
@@ -41,10 +41,13 @@ class Restoration(Task):
     given: Tensor
     mask: Tensor | None
     begun: RestoreRecord
-    chooses_size = True
+
+    @property
+    def traits(self) -> TaskTraits:
+        return TaskTraits(chooses_size=True)
 
     @classmethod
-    def own_size(
+    def choose_size(
         cls, model: Model, args: RestoreArguments, height: int | None, width: int | None, multiple: int
     ) -> tuple[RestoreArguments, int | None, int | None]:
         return own_size(model, args, height, width, multiple, enlargement(args.task, args.options))

@@ -76,7 +76,7 @@ class TextEncoding(Task):
             if name in settings.tasks and (sized or self.prompts):
                 raise ValueError(f"Sizes and further prompts are of a whole picture, which {name} is not; leave them out.")
 
-    def with_items(self, items: list[Item], per_prompt: int) -> list[Item]:
+    def change_items(self, items: list[Item], per_prompt: int, recipe: Recipe | None = None) -> list[Item]:
         count = len(items) // per_prompt
         texts: dict[str, list[str | None]] = {name: [None] * count for name in PROMPTS}
         for name, given in self.prompts.items():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task
+from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.declaration import names_of
 from gen.tasks.training_free.options import TrainingFreeOptions, TrainingFreeRecord
 from samplers.denoiser import Condition
@@ -124,12 +124,14 @@ class TrainingFree(Task):
                 raise ValueError(f"This {name} is not the one that the picture was made with: its sha256 differs.")
 
     @property
-    def one_prompt(self) -> bool:
-        return "concepts" in self.methods
+    def traits(self) -> TaskTraits:
+        unrecorded = tuple(what for method in self.methods.values() for what in method.unrecorded)
+        return TaskTraits(one_prompt="concepts" in self.methods, unrecorded=unrecorded)
 
-    def replay_items(self, recipe: Recipe, items: list[Item]) -> list[Item]:
-        """With the batch's first picture, where others depend on it."""
-        first = next((record.first for record in recipe.tweaks.values() if record.first is not None), None)
+    def change_items(self, items: list[Item], per_prompt: int, recipe: Recipe | None = None) -> list[Item]:
+        """In a replay with the batch's first picture, where others depend on it."""
+        records = {} if recipe is None else recipe.tweaks
+        first = next((record.first for record in records.values() if record.first is not None), None)
         if first is None:
             return items
         return [Item(first.prompt, first.negative_prompt, first.class_label, first.seed), *items[1:]]
@@ -152,10 +154,6 @@ class TrainingFree(Task):
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"tweaks": {name: method.record_of(items) for name, method in self.methods.items()}}
-
-    @property
-    def unrecorded(self) -> tuple[str, ...]:
-        return tuple(what for method in self.methods.values() for what in method.unrecorded)
 
 
 def nonempty(keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,18 +21,18 @@ from gen.io.validators import check_float, check_texts
 from gen.nn.conditions import pad_to_longest, with_picture_size
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.layout.task import read_prompt
 from gen.tasks.views.options import ViewsArguments, ViewsRecord
 from samplers.canvas.sync_tweedies import SyncTweedies, View, project
 from samplers.lookup import nearest
 from samplers.rows import stack_conditions
+from samplers.wrappers import DenoiserWrapper
 
 if TYPE_CHECKING:
     from gen.models.model import Model
     from samplers.denoiser import Condition, Context, Denoiser
-    from samplers.noise import NoiseSource
-    from samplers.path import NoiseLevel, Path
+    from samplers.path import NoiseLevel
     from samplers.prediction import Prediction
 
 Map = Callable[[Tensor], Tensor]
@@ -104,7 +104,6 @@ class Views(Task):
 
     views: ViewsRecord
     turns: tuple[Turn, ...]
-    always_guided = True
 
     @classmethod
     def from_call(cls, model: Model, args: ViewsArguments, settings: Settings) -> tuple[Views, Settings]:
@@ -119,16 +118,12 @@ class Views(Task):
             if task is not self and getattr(task, "name", "") != "merge":
                 raise ValueError(f"A picture with several views takes no {name}; leave it out.")
 
-    @property
-    def one_prompt(self) -> bool:
-        return True
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return self.views.prompts
-
     def map_texts(self, read: Callable[[str], str]) -> Views:
         return replace(self, views=self.views.model_copy(update={"prompts": tuple(map(read, self.views.prompts))}))
+
+    @property
+    def traits(self) -> TaskTraits:
+        return TaskTraits(always_guided=True, guides_itself=True, one_prompt=True, copies=self.copies)
 
     @property
     def copies(self) -> int:
@@ -139,10 +134,13 @@ class Views(Task):
         """The unit noise of all views, (V B, C, h, w), of the picture's (B, C, h, w)."""
         return project(self._latent_views([None] * self.copies), noise)
 
-    def start(self, x: Tensor, source: NoiseSource, noise: Tensor, level: NoiseLevel) -> tuple[Tensor, NoiseSource]:
-        return self.of_all(noise) * level.sigma, lambda s, t: self.of_all(source(s, t))
+    def prepare(self, batch: SamplingBatch) -> SamplingBatch:
+        """With a beginning and noise of all views."""
+        source = batch.source
+        x = self.of_all(batch.noise) * batch.settings.levels[0].sigma
+        return replace(batch, x=x, source=lambda s, t: self.of_all(source(s, t)))
 
-    def make_denoiser(self, batch: SamplingBatch) -> Denoiser:
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         """All views around the network, each guided for itself."""
         model, settings, negative = batch.model, batch.settings, batch.negative
         others = [
@@ -151,13 +149,11 @@ class Views(Task):
         ]
         conditions = pad_to_longest([batch.condition, *others])
         refused = None if negative is None else stack_conditions([negative] * self.copies)
-        inner, _ = settings.guidance.build(
-            model.denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided
-        )
+        inner, _ = settings.guidance.build(denoiser, settings.solver, settings.scale, refused, settings.interval, batch.guided)
         pictures = SyncTweedies(inner, self._picture_views(model, conditions))
         if model.autoencoder is None or not all(turn.latent for turn in self.turns):
             return pictures
-        return _DenoiserSwitch(SyncTweedies(inner, self._latent_views(conditions)), pictures, self.views.pixels_from)
+        return _DenoiserSwitch(pictures, SyncTweedies(inner, self._latent_views(conditions)), self.views.pixels_from)
 
     def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """The mean of what the views show."""
@@ -193,19 +189,15 @@ class Views(Task):
 
 
 @dataclass(frozen=True)
-class _DenoiserSwitch:
-    """One denoiser below a log-SNR, another from there on."""
+class _DenoiserSwitch(DenoiserWrapper):
+    """A denoiser, and another one below a log-SNR."""
 
+    denoiser: Denoiser
     early: Denoiser
-    late: Denoiser
     until: float
 
-    @property
-    def path(self) -> Path:
-        return self.late.path
-
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        return (self.early if level.logsnr < self.until else self.late)(x, level, condition, context)
+        return (self.early if level.logsnr < self.until else self.denoiser)(x, level, condition, context)
 
 
 def check_pixels_from(value: object) -> float:
