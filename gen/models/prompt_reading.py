@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """A picture (1, 3, H, W) in [0, 1] that a text encoder sees beside the words; told from others by its sha256."""
+
+    digest: str
+    pixels: Tensor = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -13,13 +23,15 @@ class Reading:
     prompt_2, prompt_3: another prompt for the second and third text encoder.
     clip_skip: how many of CLIP's last layers are left out, of positive prompts (diffusers' count, in which AUTOMATIC1111's 2 is
         1).
-    max_sequence_length: tokens that T5 reads.
+    max_sequence_length: tokens that T5 or a language model reads.
+    pictures: that a text encoder which `sees` reads with every prompt.
     """
 
     prompt_2: str | None = None
     prompt_3: str | None = None
     clip_skip: int | None = None
     max_sequence_length: int | None = None
+    pictures: tuple[SeenPicture, ...] | None = None
 
     @property
     def named(self) -> list[str]:

@@ -80,10 +80,10 @@ def qwen25_vl(tokenizer: Any) -> Any:
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
 
 
-def qwen_image() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+def qwen_transformer(**options: Any) -> Any:
+    from diffusers import QwenImageTransformer2DModel
 
-    network = seeded(
+    return seeded(
         QwenImageTransformer2DModel,
         in_channels=16,
         out_channels=4,
@@ -92,14 +92,58 @@ def qwen_image() -> Any:
         num_attention_heads=2,
         joint_attention_dim=16,
         axes_dims_rope=(4, 6, 6),
+        **options,
     )
+
+
+def qwen_image() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+
     tokenizer = qwen_tokenizer()
     return QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
         vae=qwen_vae(),
         text_encoder=qwen25_vl(tokenizer),
         tokenizer=tokenizer,
-        transformer=network,
+        transformer=qwen_transformer(),
+    )
+
+
+class QwenProcessor:
+    """Qwen2VLProcessor, which needs torchvision for videos, as far as pictures go: each place holder as many times as the
+    picture has tokens."""
+
+    def __init__(self, tokenizer: Any, vision: Any):
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        self.tokenizer, self.merged = tokenizer, vision.spatial_merge_size**2
+        sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+        self.image_processor = Qwen2VLImageProcessorPil(**sizes, temporal_patch_size=vision.temporal_patch_size)
+
+    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
+        read = self.image_processor(images, return_tensors=return_tensors)
+        counts = [int(grid.prod()) // self.merged for grid in read["image_grid_thw"]]
+        texts = []
+        for one in text:
+            first, *parts = one.split("<|image_pad|>")
+            texts.append(first + "".join("<|image_pad|>" * n + part for n, part in zip(counts, parts, strict=True)))
+        words = self.tokenizer(texts, padding=padding, return_tensors=return_tensors)
+        read.update(words)
+        return read
+
+
+def qwen_edit(plus: bool = False, **options: Any) -> Any:
+    """Without its processor, for which see QwenProcessor."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline, QwenImageEditPlusPipeline
+
+    tokenizer = qwen_tokenizer()
+    return (QwenImageEditPlusPipeline if plus else QwenImageEditPipeline)(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=qwen_vae(),
+        text_encoder=qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        processor=None,
+        transformer=qwen_transformer(**options),
     )
 
 

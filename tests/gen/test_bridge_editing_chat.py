@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from gen.io.images import digest
+from gen.models.bridge.chat import sides_of
+from gen.models.bridge.families import qwen_image
+from gen.models.prompt_reading import Reading, SeenPicture
+from tests.gen import pipelines_chat
 from tests.gen.newer_families import CLOSE, FAMILIES, latents_for, ours, theirs
 from tests.gen.test_bridge_editing import picture
 
@@ -61,3 +67,71 @@ def test_flux2_reads_large_pictures_at_fewer_pixels(bridged, size):
     if size[0] * size[1] > 1024 * 1024:
         image = Flux2ImageProcessor._resize_to_target_area(image, 1024 * 1024)
     assert generator.network.picture_size(size[1], size[0]) == image.size[::-1]
+
+
+@pytest.fixture
+def smaller(monkeypatch):
+    """Qwen's editors with a 256th of the pixels that they read, in diffusers and here."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        original = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, f=original: f(area // 256, ratio))
+    monkeypatch.setattr(qwen_image, "AREA", qwen_image.AREA // 256)
+
+    def shrink(generator):
+        reader = generator.text_encoder
+        monkeypatch.setattr(reader, "chat", replace(reader.chat, area=reader.chat.area // 256))
+
+    return shrink
+
+
+PLUS = {"plus": True}
+EDITORS = [({}, 1, 4), (PLUS, 2, 4), (PLUS, 2, 20), ({**PLUS, "zero_cond_t": True}, 1, 4)]
+
+
+@pytest.mark.parametrize(("options", "count", "steps"), EDITORS, ids=["edit-4", "plus-4", "plus-20", "2511-4"])
+def test_qwens_editors_see_what_they_edit(bridged, smaller, options, count, steps):
+    """The language model sees the pictures beside the words, the network reads their latents."""
+    pipeline, generator = bridged("qwen_edit", **options)
+    smaller(generator)
+    pipeline.processor = pipelines_chat.QwenProcessor(pipeline.tokenizer, pipeline.text_encoder.config.vision_config)
+    x, images = latents_for(generator, 1), [picture(100, 60), picture(50, 60)][:count]
+    given = images if count > 1 else images[0]
+    row = FAMILIES["qwen_image"]
+    call = {"num_inference_steps": steps, "prompt": "make it red"}
+    for negative in ("", "blurry"):
+        reference = theirs(row, pipeline, x, **call, image=lambda: given, negative_prompt=negative)
+        found = generator(
+            "make it red", latents=x, image=given, num_inference_steps=steps, negative_prompt=negative, height=32, width=32,
+            output_type="pt", progress=False,
+        ).images  # fmt: skip
+        torch.testing.assert_close(found, reference, **CLOSE)
+    plain = generator(
+        "make it red", latents=x, num_inference_steps=steps, height=32, width=32, output_type="pt", progress=False
+    )
+    assert (plain.images - found).abs().max() > 1e-3
+
+
+def test_qwens_editor_sees_each_picture_anew(bridged, smaller):
+    """What was read with one picture is not taken for another, and a picture's word in a prompt is refused."""
+    _, generator = bridged("qwen_edit")
+    smaller(generator)
+    reader = generator.text_encoder
+    first, second = (SeenPicture(digest(one), one) for one in (torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)))
+    readings = [Reading(pictures=(one,)) for one in (first, second)]
+    one, other = (generator.encode_prompt(["red"], reading=reading).tokens for reading in readings)
+    assert one.shape == other.shape and (one - other).abs().max() > 1e-4
+    assert torch.equal(generator.encode_prompt(["red"], reading=readings[0]).tokens, one)
+    weighted = reader.condition("(red:1.3)", reading=readings[0]).tokens
+    assert int(((weighted - one).abs().amax(-1) > 0).sum()) == 3
+    with pytest.raises(ValueError, match=r"The prompt holds .* which stands for a picture; leave it out"):
+        reader.condition("a <|image_pad|>", reading=readings[0])
+
+
+@pytest.mark.parametrize("ratio", [(100, 60), (512, 512), (37, 91), (2000, 300)])
+def test_sizes_that_qwen_reads_are_diffusers(ratio):
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+
+    for area in (384 * 384, 1024 * 1024):
+        assert sides_of(area, ratio[1], ratio[0]) == calculate_dimensions(area, ratio[0] / ratio[1])[::-1]

@@ -53,6 +53,20 @@ def test_scales_and_no_guidance_are_the_pipelines(bridged, name):
 
 
 @every_family
+def test_fewer_tokens_are_read_where_a_call_says_so(bridged, name):
+    row, (pipeline, generator) = FAMILIES[name], bridged(name)
+    if "max_sequence_length" not in generator.text_encoder.takes:
+        pytest.skip("it has one way of reading")
+    x = latents_for(generator, 1)
+    call = {"num_inference_steps": 2, "max_sequence_length": 40}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        short = ours(generator, x, **call)
+    torch.testing.assert_close(short, theirs(row, pipeline, x, **{**row.defaults, **call}), **CLOSE)
+    assert (short - ours(generator, x, num_inference_steps=2)).abs().max() > 1e-4
+
+
+@every_family
 def test_prompts_of_other_lengths_beside_one_another(bridged, name):
     """A batch is what each picture is alone, and a prompt that is too long says what is left out."""
     _, generator = bridged(name)

@@ -5,20 +5,26 @@ Chats are written here, not by the template of a tokenizer's file, which is a pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gen.io.images import resize
 from gen.models.bridge.load import device_of
 from gen.models.bridge.prompts import PromptReader, warn_unread
+from gen.models.prompt_reading import USUAL, Reading, SeenPicture
 from gen.nn.prompt_weights import token_weights, weighted
 from samplers.denoiser import Condition
 
 QWEN_USER, QWEN_ANSWER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 NO_THOUGHT = "<think>\n\n</think>\n\n"  # where Qwen 3 is to answer at once
+IMAGE = "<|image_pad|>"  # stands for every token of a picture
+QWEN_PICTURE = f"<|vision_start|>{IMAGE}<|vision_end|>"
+USUAL_LENGTH = 512  # of prompts, in every family
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Chat:
     layers: whose hidden states are read, side by side in one feature; 0 is the embedding, -1 the last with its norm.
     padded: up to `length`, with padding that the network reads too.
     without: a word that is taken out of prompts, as it has a meaning of its own in the chat.
+    picture: what stands before the prompt for each picture, {} being its number; "" for a chat without.
+    area: pixels that a picture is brought to.
     """
 
     before: str
@@ -44,24 +52,64 @@ class Chat:
     layers: Sequence[int] = (-1,)
     padded: bool = False
     without: str = ""
+    picture: str = ""
+    area: int = 384 * 384
+
+    def limited(self, length: int | None) -> Chat:
+        """With another number of tokens in the place of USUAL_LENGTH."""
+        if length is None:
+            return self
+        if self.keep is not None:
+            return replace(self, keep=length)
+        return replace(self, length=self.length + length - USUAL_LENGTH)
 
 
 class ChatReader(PromptReader):
-    """Prompts through a language model of transformers. A word's weight multiplies the features of its tokens."""
+    """Prompts through a language model of transformers. A word's weight multiplies the features of its tokens.
+
+    sees: pictures are read with the words.
+    """
 
     encoder: Any  # of transformers
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, chat: Chat):
         super().__init__()
         self.tokenizer, self.encoder, self.chat = tokenizer, encoder, chat
+        self.sees = bool(chat.picture)
+        self.takes = () if self.sees else ("max_sequence_length",)
 
-    def condition(self, prompt: str, negative: bool = False) -> Condition:
-        tokens, mask = self.read(prompt)
+    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+        tokens, mask = self.read(prompt, reading.max_sequence_length, reading.pictures or ())
         return Condition(tokens=tokens, mask=mask)
 
-    def read(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """(tokens (1, L, layers D), mask (1, L), True = a real token, or padding that is read too)."""
-        chat = self.chat
+    def read(self, prompt: str, length: int | None = None, pictures: Sequence[SeenPicture] = ()) -> tuple[Tensor, Tensor]:
+        """(tokens (1, L, layers D), mask (1, L), True = a real token, or padding that is read too).
+
+        length: tokens of the prompt, in the place of the chat's own.
+        """
+        chat = self.chat.limited(length)
+        before = chat.before + "".join(chat.picture.format(k + 1) for k in range(len(pictures)))
+        ids, scale = self._tokens(prompt, replace(chat, before=before))
+        shown, counts = self._pictures(pictures)
+        ids, scale = self._spread(ids, scale, counts)
+        missing = max(chat.length - len(ids), 0) if chat.padded else 0
+        padding, ones, real = [self.tokenizer.pad_token_id] * missing, [1.0] * missing, [True] * len(ids)
+        if self.tokenizer.padding_side == "left":
+            ids, scale, real = padding + ids, ones + scale, [False] * missing + real
+        else:
+            ids, scale, real = ids + padding, scale + ones, real + [False] * missing
+        device = device_of(self.encoder)
+        given = {"input_ids": torch.tensor([ids], device=device), "attention_mask": torch.tensor([real], device=device).long()}
+        states = self.encoder(**given, **shown, output_hidden_states=True, use_cache=False).hidden_states
+        tokens = torch.cat([states[layer] for layer in chat.layers], dim=-1)
+        if any(weight != 1 for weight in scale):
+            tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
+        tokens = tokens[:, chat.drop :]
+        tokens = tokens if chat.keep is None else tokens[:, : chat.keep]
+        return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+
+    def _tokens(self, prompt: str, chat: Chat) -> tuple[list[int], list[float]]:
+        """(ids, weights) of a prompt in its chat, cut where that is too long."""
         plain, weights = weighted(prompt.replace(chat.without, "") if chat.without else prompt)
         text, start = chat.before + plain + chat.after, len(chat.before)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -73,21 +121,42 @@ class ChatReader(PromptReader):
         if chat.end:
             end = self.tokenizer(chat.end, add_special_tokens=False)["input_ids"]
             ids, scale = ids + end, scale + [1.0] * len(end)
-        missing = max(chat.length - len(ids), 0) if chat.padded else 0
-        padding, ones, real = [self.tokenizer.pad_token_id] * missing, [1.0] * missing, [True] * len(ids)
-        if self.tokenizer.padding_side == "left":
-            ids, scale, real = padding + ids, ones + scale, [False] * missing + real
-        else:
-            ids, scale, real = ids + padding, scale + ones, real + [False] * missing
+        return ids, scale
+
+    def _pictures(self, pictures: Sequence[SeenPicture]) -> tuple[dict[str, Tensor], list[int]]:
+        """(arguments of the encoder, tokens of every picture)."""
+        if not pictures:
+            return {}, []
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        vision = self.encoder.config.vision_config
+        sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+        processor = Qwen2VLImageProcessorPil(**sizes, temporal_patch_size=vision.temporal_patch_size)
+        images = []
+        for picture in pictures:
+            scaled = resize(picture.pixels, *sides_of(self.chat.area, *picture.pixels.shape[-2:]))
+            images.append((scaled[0] * 255).round().to(torch.uint8).numpy())
+        read = processor(images, input_data_format="channels_first", return_tensors="pt")
+        counts = (read["image_grid_thw"].prod(1) // vision.spatial_merge_size**2).tolist()
         device = device_of(self.encoder)
-        given = {"input_ids": torch.tensor([ids], device=device), "attention_mask": torch.tensor([real], device=device).long()}
-        states = self.encoder(**given, output_hidden_states=True, use_cache=False).hidden_states
-        tokens = torch.cat([states[layer] for layer in chat.layers], dim=-1)
-        if any(weight != 1 for weight in scale):
-            tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
-        tokens = tokens[:, chat.drop :]
-        tokens = tokens if chat.keep is None else tokens[:, : chat.keep]
-        return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        return {name: read[name].to(device) for name in ("pixel_values", "image_grid_thw")}, counts
+
+    def _spread(self, ids: list[int], scale: list[float], counts: Sequence[int]) -> tuple[list[int], list[float]]:
+        """With every picture's token as many times as it has tokens. ValueError where the words have such a token too."""
+        if not self.sees:
+            return ids, scale
+        image, waiting = self.tokenizer.convert_tokens_to_ids(IMAGE), list(counts)
+        if ids.count(image) != len(counts):
+            raise ValueError(f"The prompt holds {IMAGE}, which stands for a picture; leave it out, and give pictures as image.")
+        spread = [(one, weight, waiting.pop(0) if one == image else 1) for one, weight in zip(ids, scale, strict=True)]
+        return [one for one, _, n in spread for _ in range(n)], [weight for _, weight, n in spread for _ in range(n)]
+
+
+def sides_of(area: int, height: int, width: int) -> tuple[int, int]:
+    """The height and width, multiples of 32, of about `area` pixels in a picture's shape."""
+    ratio = width / height
+    wide = math.sqrt(area * ratio)
+    return max(round(wide / ratio / 32), 1) * 32, max(round(wide / 32), 1) * 32
 
 
 def _inside(begin: int, end: int, length: int) -> tuple[int, int]:

@@ -68,6 +68,8 @@ PIPELINES: dict[str, Family] = {
     "Flux2KleinPipeline": flux2.KLEIN,
     "Krea2Pipeline": krea2.FAMILY,
     "QwenImagePipeline": qwen_image.FAMILY,
+    "QwenImageEditPipeline": qwen_image.EDIT,
+    "QwenImageEditPlusPipeline": qwen_image.EDIT_PLUS,
     "ZImagePipeline": z_image.FAMILY,
 }
 

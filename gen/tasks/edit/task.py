@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gen.io.images import digest, fit, read_picture, resize, same_shape
 from gen.io.validators import check_float
+from gen.models.prompt_reading import SeenPicture
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.edit.options import EditKeywords, Start
@@ -44,6 +45,7 @@ class Edit(Task):
     mask: (1, 1, H, W), 1 where the picture is made anew; latent_mask: as latents see it.
     begun: its record, with how much of the schedule is run.
     references: (1, C, h', w') each, the latents that a network reads which was trained to edit pictures.
+    seen: the pictures for a text encoder that sees them.
     filled: (1, C + f^2, h, w), what one reads that was trained to fill: the latents of the picture with grey where the mask is
         open, and the mask's f x f pixels.
     """
@@ -54,6 +56,7 @@ class Edit(Task):
     latent_mask: Tensor | None
     begun: Start
     references: tuple[Tensor, ...] = ()
+    seen: tuple[SeenPicture, ...] = ()
     filled: Tensor | None = None
 
     @property
@@ -71,7 +74,10 @@ class Edit(Task):
         edit = make_edit(model, args.image, args.mask, args.strength, settings.height, settings.width)
         if edit is None:
             return None, settings
-        return edit, edit._shorten(model, settings)
+        settings = edit._shorten(model, settings)
+        if edit.seen and getattr(model.text_encoder, "sees", False):
+            settings = replace(settings, reading=replace(settings.reading, pictures=edit.seen))
+        return edit, settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> EditKeywords | None:
@@ -182,7 +188,9 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     latents = None if amount is None else _encode(model, picture * 2 - 1)
     edit = Edit(picture, latents, pixel_mask, latent_mask, start)
     if reads == "picture":
-        return replace(edit, references=tuple(_reference(model, one) for one in (source, *beside)))
+        pictures = (source, *beside)
+        seen = tuple(SeenPicture(digest(one), one) for one in pictures)
+        return replace(edit, references=tuple(_reference(model, one) for one in pictures), seen=seen)
     if reads == "mask" and pixel_mask is not None:
         opened = (pixel_mask >= 0.5).float()
         kept = _encode(model, (picture * 2 - 1) * (1 - opened))

@@ -1,4 +1,4 @@
-"""Qwen-Image: a transformer over patches and text, read by the language model of Qwen 2.5 VL.
+"""Qwen-Image and its editors: a transformer over patches and text, read by Qwen 2.5 VL, which sees the pictures to edit.
 
 Guidance keeps the length of the conditional output (`samplers.guidance.norm_rescale`), patch by patch.
 """
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.chat import QWEN_ANSWER, QWEN_USER, Chat, ChatReader
+from gen.models.bridge.chat import QWEN_ANSWER, QWEN_PICTURE, QWEN_USER, Chat, ChatReader, sides_of
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
 from gen.models.bridge.families.flux import packed, unpacked
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
 from samplers.denoiser import Condition
 
 SYSTEM = (
@@ -22,7 +23,16 @@ SYSTEM = (
     "relationships of the objects and background:<|im_end|>\n"
 )
 DROP = 34  # tokens of that, up to the user's words
+EDITOR = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then "
+    "explain how the user's text instruction should alter or modify the image. Generate a new image that meets the user's "
+    "requirements while maintaining consistency with the original input where appropriate.<|im_end|>\n"
+)
+EDITOR_DROP = 64
+AREA = 1024 * 1024  # pixels of the pictures that the network reads
 CHAT = Chat(SYSTEM + QWEN_USER, QWEN_ANSWER, length=1024 + DROP, drop=DROP, keep=512)
+EDIT_CHAT = Chat(EDITOR + QWEN_USER, QWEN_ANSWER, length=8192, drop=EDITOR_DROP, picture=QWEN_PICTURE, area=AREA)
+PLUS_CHAT = replace(EDIT_CHAT, picture="Picture {}: " + QWEN_PICTURE, area=384 * 384)
 
 
 class QwenImage(BridgedNetwork):
@@ -37,24 +47,45 @@ class QwenImage(BridgedNetwork):
         return replace(condition, mask=None) if bool(condition.mask.all()) else condition
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        rows, columns = x.shape[2] // 2, x.shape[3] // 2
+        pictures = [x, *references(condition)]
         out = self.network(
-            hidden_states=packed(x),
+            hidden_states=torch.cat([packed(one) for one in pictures], dim=1),
             timestep=time.to(x.dtype),
             encoder_hidden_states=condition.tokens,
             encoder_hidden_states_mask=condition.mask,
-            img_shapes=[[(1, rows, columns)]] * len(x),
+            img_shapes=[[(1, one.shape[2] // 2, one.shape[3] // 2) for one in pictures]] * len(x),
             return_dict=False,
         )[0]
-        return unpacked(out, x)
+        return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
 
 
-def network(parts: Parts, index: Mapping[str, Any]) -> QwenImage:
-    return QwenImage(parts["transformer"])
+class QwenImageEdit(QwenImage):
+    """Reads the latents of the picture that it edits as further tokens."""
+
+    reads = "picture"
+
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        return sides_of(AREA, height, width)
 
 
-def reader(parts: Parts, index: Mapping[str, Any]) -> ChatReader:
-    return ChatReader(parts["tokenizer"], parts["text_encoder"], CHAT)
+class QwenImageEditPlus(QwenImageEdit):
+    """Reads several."""
+
+    most_pictures = 8
+
+
+def network(kind: type[QwenImage]) -> Any:
+    def build(parts: Parts, index: Mapping[str, Any]) -> QwenImage:
+        return kind(parts["transformer"])
+
+    return build
+
+
+def reader(chat: Chat) -> Any:
+    def build(parts: Parts, index: Mapping[str, Any]) -> ChatReader:
+        return ChatReader(parts["tokenizer"], parts["text_encoder"], chat)
+
+    return build
 
 
 def defaults(backbone: nn.Module) -> dict[str, Any]:
@@ -72,9 +103,11 @@ FAMILY = Family(
         "tokenizer": QWEN_TOKENIZER,
     },
     clock="t",
-    network=network,
-    reader=reader,
+    network=network(QwenImage),
+    reader=reader(CHAT),
     defaults=defaults,
     size=lambda backbone, factor: 128 * factor,
     own_sigmas=True,
 )
+EDIT = replace(FAMILY, name="Qwen-Image-Edit", network=network(QwenImageEdit), reader=reader(EDIT_CHAT))
+EDIT_PLUS = replace(FAMILY, name="Qwen-Image-Edit-Plus", network=network(QwenImageEditPlus), reader=reader(PLUS_CHAT))
