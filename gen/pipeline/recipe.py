@@ -119,6 +119,8 @@ if TYPE_CHECKING:
     class Recipe(PlainRecipe):
         """One picture's recipe."""
 
+        def __init__(self, **values: Any) -> None: ...
+
         def __getattr__(self, name: str) -> Any:
             """The fields of tasks."""
 

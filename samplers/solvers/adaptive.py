@@ -42,25 +42,16 @@ class Paces:
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """From level to level in steps whose error it estimates, by the methods of order `order` - 1 and `order` on the same nodes.
+class StepControl:
+    """How large adaptive steps are.
 
-    It chooses its own levels between the two that a step is given, so a grid of two is enough; the size carries over from one
-    to the next. A trial is accepted where RMS((low - high) / max(atol, rtol |y|)), y = x / alpha in VE units, asks for a next
-    step of at least accept_safety times the size. Each trial waits once for the device, to read its error, and costs `order`
-    evaluations, after a rejection one less.
-
-    together: the images of a batch share their steps and one error, the mean over all of them, as in k-diffusion; an image then
-    depends on those beside it. Otherwise each takes steps of its own. Their levels differ, so the whole batch is evaluated for
-    each of them in turn: give batches of one image where that is to cost no more.
-
-    h_init: first trial in log-SNR. pcoeff, icoeff, dcoeff: PID gains. eta and s_noise: ancestral noise, as in
-    `Singlestep`, that never needs a level cleaner than the last.
-    Pure noise and clean data lie infinitely far away: a step to or from them begins or ends with one first-order step between
-    them and the path's own bounds (those of `uniform_logsnr`). `state.carry` counts accepted and rejected trials.
-
-    Source: arXiv 2206.00927, Algorithm 3 (appendix C) with the controller of k-diffusion's sample_dpm_adaptive, a PID one on
-    the inverse error: h is multiplied by 1 + atan(f - 1), f = e_n^b1 e_{n-1}^b2 e_{n-2}^b3.
+    order: of the better of the two methods, 2 or 3.
+    rtol, atol: the error that is allowed of a step.
+    h_init: first trial in log-SNR.
+    pcoeff, icoeff, dcoeff: PID gains.
+    accept_safety: the least factor of the size at which a trial is accepted.
+    eta, s_noise: ancestral noise, as in `Singlestep`.
+    together: the images of a batch share their steps.
     """
 
     order: int = 3
@@ -94,6 +85,28 @@ class Adaptive:
             raise ValueError(f"Adaptive got eta={self.eta}; give 0 <= eta <= 1.")
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"Adaptive got s_noise={self.s_noise}; give a finite factor of at least 0.")
+
+
+@dataclass(frozen=True)
+class Adaptive(StepControl):
+    """From level to level in steps whose error it estimates, by the methods of order `order` - 1 and `order` on the same nodes.
+
+    It chooses its own levels between the two that a step is given, so a grid of two is enough; the size carries over from one
+    to the next. A trial is accepted where RMS((low - high) / max(atol, rtol |y|)), y = x / alpha in VE units, asks for a next
+    step of at least accept_safety times the size. Each trial waits once for the device, to read its error, and costs `order`
+    evaluations, after a rejection one less.
+
+    together: the images of a batch share their steps and one error, the mean over all of them, as in k-diffusion; an image then
+    depends on those beside it. Otherwise each takes steps of its own. Their levels differ, so the whole batch is evaluated for
+    each of them in turn: give batches of one image where that is to cost no more.
+
+    Its ancestral noise never needs a level cleaner than the last.
+    Pure noise and clean data lie infinitely far away: a step to or from them begins or ends with one first-order step between
+    them and the path's own bounds (those of `uniform_logsnr`). `state.carry` counts accepted and rejected trials.
+
+    Source: arXiv 2206.00927, Algorithm 3 (appendix C) with the controller of k-diffusion's sample_dpm_adaptive, a PID one on
+    the inverse error: h is multiplied by 1 + atan(f - 1), f = e_n^b1 e_{n-1}^b2 e_{n-2}^b3.
+    """
 
     @cached_property
     def _method(self) -> Singlestep:

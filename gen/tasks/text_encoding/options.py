@@ -17,8 +17,8 @@ class TextEncodingRecord(Record):
     """How prompts were read, where not in the model's own way (`gen.models.prompt_reading`), and the sizes that SDXL was told:
     height, width, top, left, height, width of the original, its crop and the target."""
 
-    clip_skip: int | None = Field(None, ge=0, le=100)
-    max_sequence_length: int | None = Field(None, ge=1, le=512)
+    clip_skip: int | None = Field(default=None, ge=0, le=100)
+    max_sequence_length: int | None = Field(default=None, ge=1, le=512)
     size_ids: SizeIds | None = None
     negative_size_ids: SizeIds | None = None
 

@@ -7,14 +7,14 @@ least of its noise stays in the image. Inside a run the image is at levels of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from samplers.path import NoiseLevel
 from samplers.sample import State
-from samplers.solvers.adaptive import Adaptive
+from samplers.solvers.adaptive import Adaptive, StepControl
 from samplers.solvers.blockwise import Blockwise, block_orders
 from samplers.solvers.comfy.in_sigma import SigmaSolver
 from samplers.solvers.evaluate import evaluate
@@ -103,31 +103,18 @@ class OwnFast(SigmaSolver):
 
 
 @dataclass(frozen=True)
-class OwnAdaptive(SigmaSolver):
+class OwnAdaptive(StepControl, SigmaSolver):
     """DPM-Solver-12 or 23 under a PID controller (`Adaptive`) through the whole run, in its first step of finite length.
 
     The other steps leave the image as it is. A single step to clean data, and one from a noise that has no sigma, is an Euler
     step. together: the images of a batch share their steps, as ComfyUI's do; an image then depends on those beside it.
     """
 
-    order: int = 3
-    rtol: float = 0.05
-    atol: float = 0.0078
-    h_init: float = 0.05
-    pcoeff: float = 0.0
-    icoeff: float = 1.0
-    dcoeff: float = 0.0
-    accept_safety: float = 0.81
-    eta: float = 0.0
-    s_noise: float = 1.0
     together: bool = False
-
-    def __post_init__(self) -> None:
-        _ = self._adaptive
 
     @cached_property
     def _adaptive(self) -> Adaptive:
-        return Adaptive(**{name: getattr(self, name) for name in Adaptive.__dataclass_fields__})
+        return Adaptive(**{option.name: getattr(self, option.name) for option in fields(StepControl)})
 
     def advance(self, step: Step, state: State) -> State:
         result = super().advance(informed(step, None), state)
