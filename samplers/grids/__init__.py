@@ -11,7 +11,7 @@ entry of a table, and t = 0.001 to 0.999 of any other path whose ends are infini
 clock grids need no bounds and start at the noisiest level there is: exact pure noise on a flow or a zero-terminal-SNR table.
 """
 
-from samplers.grids.clock import beta, ddim_uniform, normal, quadratic, sgm_uniform, simple, turbo, uniform_time
+from samplers.grids.clock import beta, ddim_uniform, normal, quadratic, sgm_uniform, simple, trigflow, turbo, uniform_time
 from samplers.grids.common import Grid
 from samplers.grids.ratio import (
     exponential,
@@ -56,6 +56,7 @@ __all__ = [
     "simple",
     "table",
     "trained",
+    "trigflow",
     "turbo",
     "uniform_logsnr",
     "uniform_time",

@@ -43,6 +43,22 @@ def uniform_time(
     return from_clock(path, _shift(path, [(n + 1) / size for n in index], shift))
 
 
+def trigflow(path: Path, steps: int, start: float = math.pi / 2, middle: float = 1.3) -> Grid:
+    """Even in the angle arctan(sigma / alpha), TrigFlow's time, from `start` down; of two steps the second is at `middle`.
+
+    start, middle: radians above 0, from the path's noisiest level on if that is less; pi / 2 is pure noise.
+    Source: SANA-Sprint, arXiv 2503.09641, whose two steps these are. ValueError for angles that do not fall.
+    """
+    check_steps(steps)
+    check_positive("start", start)
+    check_positive("middle", middle)
+    noisiest = path(path.t_noise)
+    top = math.atan2(noisiest.sigma, noisiest.alpha)
+    first = min(start, top)
+    angles = [first, middle] if steps == 2 else [first * (1 - i / steps) for i in range(steps)]
+    return finish(path, [noisiest if a >= top else path.at_logsnr(-math.log(math.tan(a))) for a in angles])
+
+
 def sgm_uniform(path: Path, steps: int, shift: float = 1.0) -> Grid:
     """A table's timesteps from N - 1 to 0 in `steps` equal parts, the last left out: ComfyUI's sgm_uniform.
 

@@ -116,6 +116,7 @@ GRIDS: dict[str, GridInfo] = {
             ("family",),
         ),
         GridInfo("turbo", grids.turbo, "a table's timesteps k N / steps - 1, rounded: Forge's Turbo", (), ("shift",)),
+        GridInfo("trigflow", grids.trigflow, "even in arctan(sigma / alpha): Sana-Sprint", (), ("start", "middle")),
         GridInfo("automatic", automatic, "what AUTOMATIC1111 runs the sampler on: its Automatic", (), ("sampler", "discard")),
         GridInfo(
             "align_your_steps_11",

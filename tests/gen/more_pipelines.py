@@ -6,7 +6,20 @@ from typing import Any
 
 import torch
 
-from tests.gen.pipelines import LETTERS, clip, clip_tokenizer, flux, gemma, seeded, t5, t5_tokenizer, vae
+from tests.gen.pipelines import (
+    LETTERS,
+    clip,
+    clip_tokenizer,
+    flux,
+    gemma,
+    sana,
+    sd3,
+    seeded,
+    t5,
+    t5_tokenizer,
+    transformer,
+    vae,
+)
 
 LANGUAGE = {
     "vocab_size": 64,
@@ -216,3 +229,34 @@ def lumina2(**scheduler: Any):
     return Lumina2Pipeline(
         network, FlowMatchEulerDiscreteScheduler(**{"shift": 6.0} | scheduler), flux_vae(), encoder, tokenizer
     )
+
+
+def sd35():
+    """Stable Diffusion 3.5 medium's kind: norms of queries and keys, and a second attention in the first blocks."""
+    parts = _parts(sd3())
+    parts["transformer"] = transformer(
+        "SD3Transformer2DModel",
+        num_layers=4,
+        in_channels=8,
+        out_channels=8,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=24,
+        pos_embed_max_size=24,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0, 1),
+    )
+    from diffusers import StableDiffusion3Pipeline
+
+    return StableDiffusion3Pipeline(**parts)
+
+
+def sana_sprint():
+    from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+
+    parts = _parts(sana())
+    config = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
+    parts["transformer"] = seeded(
+        SanaTransformer2DModel, **config | {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    )
+    return SanaSprintPipeline(**parts | {"scheduler": SCMScheduler()})

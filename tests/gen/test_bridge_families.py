@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gen.pipeline.settings import Sampling, make_settings
+from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, noise, ours, theirs
 
 
@@ -149,3 +151,47 @@ def test_a_recipe_of_a_bridged_model_replays(bridged):
     assert recipe.machine.attention == "diffusers" and recipe.schedule_options["tokens"] == 8 * 12
     assert set(recipe.model.weights) == {"transformer", "vae", "text_encoder", "text_encoder_2"}
     assert torch.equal(generator.replay(recipe, output_type="pt", progress=False).images, made.images)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 20])
+def test_sana_sprint_gives_its_pipelines_picture(bridged, monkeypatch, steps):
+    """At its defaults, on a grid of TrigFlow's time; noise is left out on both sides."""
+    from diffusers.schedulers import scheduling_scm
+
+    monkeypatch.setattr(scheduling_scm, "randn_tensor", lambda shape, **options: torch.zeros(shape))
+    pipeline, generator = bridged("sana_sprint")
+    defaults = generator.config.defaults
+    assert (defaults.num_inference_steps, defaults.sampler, defaults.schedule) == (2, "lcm", "trigflow")
+    assert (defaults.guidance, defaults.guidance_scale) == ("embedded", 4.5)
+    x = noise(generator, 2)
+    size = {"height": pipelines.SIZE, "width": pipelines.SIZE, "output_type": "pt"}
+    middle = {} if steps == 2 else {"intermediate_timesteps": None}
+    pictures = []
+    for scale in ({}, {"guidance_scale": 1.5}):
+        reference = pipeline(
+            [PROMPT] * 2, latents=x.clone(), num_inference_steps=steps, use_resolution_binning=False, **middle, **size, **scale
+        ).images
+        call = {"sampler_options": {"s_noise": 0.0}, "sampler": "lcm", "schedule": "trigflow", "progress": False}
+        found = generator([PROMPT] * 2, latents=x, num_inference_steps=steps, **call, **size, **scale).images
+        torch.testing.assert_close(found, reference, **CLOSE)
+        pictures.append(found)
+    assert found.std() > 0.02 and (pictures[0] - pictures[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("steps", [20, 28])
+def test_skip_layer_guidance_is_that_of_stable_diffusion_35(bridged, steps):
+    """At the pipeline's defaults: it skips layers in the steps between 0.01 and 0.2 of the run, which on its grid are those
+    between two levels, the same for 20 to 50 steps."""
+    pipeline, generator = bridged("sd35")
+    x, layers = noise(generator, 1), (1, 2)
+    options = {"num_inference_steps": steps, "negative_prompt": NEGATIVE}
+    plain = ours("sd35", generator, x, 7.0, **options)
+    reference = theirs("sd35", pipeline, x, 7.0, skip_guidance_layers=list(layers), **options)
+    skipped = {"layers": layers, "perturbed_interval": (-6.0, -2.5)}
+    found = ours("sd35", generator, x, 7.0, guidance="slg", guidance_options=skipped, **options)
+    torch.testing.assert_close(found, reference, **CLOSE)
+    assert (found - plain).abs().max() > 1e-3
+    for count in (20, 28, 40, 50):
+        settings = make_settings(generator, Sampling(num_inference_steps=count), pipelines.SIZE, pipelines.SIZE)
+        inside = [i for i, level in enumerate(settings.levels[:-1]) if -6.0 <= level.logsnr <= -2.5]
+        assert inside == [i for i in range(count) if 0.01 * count < i < 0.2 * count]

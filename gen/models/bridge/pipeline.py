@@ -64,6 +64,7 @@ PIPELINES: dict[str, Family] = {
     "FluxKontextPipeline": flux_edit.KONTEXT,
     "FluxFillPipeline": flux_edit.FILL,
     "SanaPipeline": sana.FAMILY,
+    "SanaSprintPipeline": sana.SPRINT,
     "Flux2Pipeline": flux2.DEV,
     "Flux2KleinPipeline": flux2.KLEIN,
     "Krea2Pipeline": krea2.FAMILY,

@@ -44,6 +44,8 @@ def sampling(path: Path, config: dict[str, Any], own_sigmas: bool | str = True, 
         read.check()
         if read.kind.startswith("EDM"):
             fields = _edm(read)
+        elif read.kind == "SCM":
+            fields = _scm(read)
         elif read.kind.startswith("FlowMatch") or read.flag("use_flow_sigmas"):
             fields = _flow(read, own_sigmas, mu)
         else:
@@ -139,6 +141,14 @@ def _flow_schedule(options: dict[str, Any]) -> Settings:
     if plain and options.get("time_shift") == "exponential":
         return "dynamic_shift", {name: value for name, value in options.items() if name in (*line, "terminal", "mu")}
     return "scheduler_flow", options
+
+
+def _scm(config: SchedulerConfig) -> dict[str, Any]:
+    """TrigFlow as rectified flow: of x = cos(t) x0 + sin(t) eps, x / (cos t + sin t) lies at the time tan t / (1 + tan t), and
+    what Sana-Sprint's pipeline makes of its network's output there is x0 = x - time output."""
+    if config.get("prediction_type") != "trigflow":
+        raise ValueError(f"prediction_type {config.get('prediction_type')!r}, where trigflow is known")
+    return {"path": {"type": "rectified_flow"}, "prediction": "flow", "schedule": ("trigflow", {})}
 
 
 def _edm(config: SchedulerConfig) -> dict[str, Any]:
@@ -273,6 +283,7 @@ def _sampler(config: SchedulerConfig, clean_end: bool) -> Settings:
         "KDPM2": "dpm_2",
         "KDPM2Ancestral": "dpm_2_a",
         "LCM": "lcm",
+        "SCM": "lcm",
     }
     kind = config.kind
     if kind in simple:

@@ -87,6 +87,7 @@ KEYS: dict[str, Mapping[str, Any]] = {
     "LCMScheduler": _LCM,
     "LMSDiscreteScheduler": _NOISE | _SIGMAS | _SPACED,
     "PNDMScheduler": _NOISE | {"skip_prk_steps": False, "set_alpha_to_one": False} | _LEADING,
+    "SCMScheduler": {"num_train_timesteps": 1000, "prediction_type": "trigflow", "sigma_data": 0.5},
     "TCDScheduler": _LCM,
     "UniPCMultistepScheduler": _NOISE
     | {"solver_order": 2, "predict_x0": True, "solver_type": "bh2", "lower_order_final": True, "disable_corrector": []}
@@ -123,6 +124,8 @@ NO_EFFECT: dict[str, str] = {
     "TCDScheduler.timestep_scaling": "the sampler has no boundary scaling",
     "TCDScheduler.clip_sample": "the sampler does not clip",
     "TCDScheduler.thresholding": "the sampler does not threshold",
+    "SCMScheduler.num_train_timesteps": "the clock is the noise itself",
+    "SCMScheduler.sigma_data": "the pipeline divides by it what it multiplied with it",
     "UniPCMultistepScheduler.sigma_min": "diffusers reads it nowhere",
     "UniPCMultistepScheduler.sigma_max": "diffusers reads it nowhere",
     "EDMDPMSolverMultistepScheduler.num_train_timesteps": "the clock is the noise itself",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gen.models.bridge.families.base import Family, Parts, latent_size
@@ -15,6 +17,7 @@ from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
 TOKENS = 300
+SPRINT_GUIDANCE = 4.5
 
 
 class Sana(BridgedNetwork):
@@ -30,6 +33,26 @@ class Sana(BridgedNetwork):
             encoder_hidden_states=condition.tokens,
             encoder_attention_mask=condition.mask.to(x.dtype),
             timestep=time * self.time_scale,
+            return_dict=False,
+        )[0]
+
+
+class SanaSprint(Sana):
+    """`Condition.extra["guidance"]` (B,) is the embedded scale."""
+
+    embeds = True
+
+    def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.mask is not None
+        guidance = condition.extra.get("guidance")
+        if guidance is None:
+            guidance = torch.full((len(x),), SPRINT_GUIDANCE, device=x.device)
+        return self.network(
+            x,
+            encoder_hidden_states=condition.tokens,
+            encoder_attention_mask=condition.mask.to(x.dtype),
+            guidance=guidance.to(x.dtype) * setting(self.network, "guidance_embeds_scale", 0.1),
+            timestep=time,
             return_dict=False,
         )[0]
 
@@ -76,4 +99,11 @@ FAMILY = Family(
     reader=reader,
     defaults=lambda backbone: {"num_inference_steps": 20, "guidance_scale": 4.5},
     size=latent_size,
+)
+SPRINT = replace(
+    FAMILY,
+    name="Sana-Sprint",
+    clock="t",
+    network=lambda parts, index: SanaSprint(parts["transformer"]),
+    defaults=lambda backbone: {"num_inference_steps": 2, "guidance": "embedded", "guidance_scale": SPRINT_GUIDANCE},
 )
