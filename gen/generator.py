@@ -154,6 +154,8 @@ class Generator(Model):
         prompt_2, prompt_3, negative_prompt_2, negative_prompt_3: what the second and third text encoder read instead.
         original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: what SDXL is told, height (top) first.
+        control, controlnet: pictures to follow and folders of ControlNets, with control_weight, control_range (log-SNR) and
+            control_mode (of a union); one of each, or lists.
         mask: where it is 0 (black) the image stays as it is, to the pixel.
         use_resolution_binning: make the picture at the nearest of the sizes that the model was trained at, then scale and cut
             it to height and width; None: as the model does by default.

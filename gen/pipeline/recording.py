@@ -19,6 +19,8 @@ from samplers.sample import State
 if TYPE_CHECKING:
     from gen.models.model import Model
 
+OTHER_PROMPTS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")  # of further text encoders
+
 
 def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]:
     """One for each picture, of the last state. edited: a callback changed latents."""
@@ -44,10 +46,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
             prompt=item.prompt,
             negative_prompt=item.negative_prompt,
             prompt_syntax="full" if settings.prompt_syntax == "full" else "weights",
-            prompt_2=item.others[0],
-            prompt_3=item.others[1],
-            negative_prompt_2=item.negative_others[0],
-            negative_prompt_3=item.negative_others[1],
+            **dict(zip(OTHER_PROMPTS, (*item.others, *item.negative_others), strict=True)),
             class_label=item.label if model.classes else None,
             seed=item.seed,
             height=height,

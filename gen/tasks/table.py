@@ -61,6 +61,7 @@ TASKS: dict[str, TaskRow] = {
     "restoration": TaskRow.in_folder("gen.tasks.restore", "Restoration"),
     "guide": TaskRow.in_folder("gen.tasks.energy_guidance", "Guide"),
     "training_free": TaskRow.in_folder("gen.tasks.training_free", "TrainingFree"),
+    "control": TaskRow.in_folder("gen.tasks.control", "ControlTask"),
     "encoding": TaskRow.in_folder("gen.tasks.text_encoding", "TextEncoding"),
     "image": TaskRow.in_folder("gen.tasks.edit", "Edit"),
 }

@@ -28,6 +28,9 @@ from gen.nn.initialisation import TooLarge, no_larger_than
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
     "UNet2DConditionModel": "diffusers",
+    "ControlNetModel": "diffusers",
+    "FluxControlNetModel": "diffusers",
+    "SD3ControlNetModel": "diffusers",
     "PixArtTransformer2DModel": "diffusers",
     "DiTTransformer2DModel": "diffusers",
     "SD3Transformer2DModel": "diffusers",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gen.models.bridge.control import Control
 from gen.models.bridge.hooks import hooked, shows
 from gen.nn.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
@@ -32,6 +33,7 @@ class BridgedNetwork(nn.Module):
     bridged = True
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     most_pictures = 1  # that it reads at a time; those beside the first are `extra["reference_2"]` and so on
+    controlled_by = ""  # the class of ControlNets that it takes (`gen.models.bridge.control`)
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
     sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another
@@ -40,6 +42,8 @@ class BridgedNetwork(nn.Module):
         super().__init__()
         self.network, self.config = network, config
         self.null: Condition | None = None
+        self.controls: dict[str, Control] = {}  # no part of its weights; likewise those by their folders
+        self.opened_controls: dict[str, Control] = {}
 
     @property
     def shows(self) -> str:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.load import device_of
-from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.prompt_weights import token_weights, weighted
 from samplers.denoiser import Condition
 
@@ -38,7 +37,8 @@ class PromptReader(nn.Module):
         super().__init__()
         self.encoders: dict[str, nn.Module] = {}
 
-    def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
+    def condition(self, prompt: str, negative: bool = False) -> Condition:
+        """A reader that `takes` something has a third argument, a `Reading`."""
         raise NotImplementedError
 
 

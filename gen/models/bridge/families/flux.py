@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
@@ -25,6 +26,8 @@ class Flux(BridgedNetwork):
         super().__init__(network, config or BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
         self.embeds = bool(setting(network, "guidance_embeds"))
 
+    controlled_by = "FluxControlNetModel"
+
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
         guidance = None
@@ -33,17 +36,30 @@ class Flux(BridgedNetwork):
             if guidance is None:
                 guidance = torch.full((len(x),), USUAL_GUIDANCE, device=x.device)
         tokens, places = self.tokens(x, condition)
-        out = self.network(
-            hidden_states=tokens,
-            timestep=time.to(x.dtype),
-            guidance=guidance,
-            pooled_projections=condition.pooled,
-            encoder_hidden_states=condition.tokens,
-            txt_ids=x.new_zeros(condition.tokens.shape[1], 3),
-            img_ids=places,
-            return_dict=False,
-        )[0]
+        inputs = {
+            "hidden_states": tokens,
+            "timestep": time.to(x.dtype),
+            "pooled_projections": condition.pooled,
+            "encoder_hidden_states": condition.tokens,
+            "txt_ids": x.new_zeros(condition.tokens.shape[1], 3),
+            "img_ids": places,
+            "return_dict": False,
+        }
+        out = self.network(**inputs, guidance=guidance, **self.control(inputs, guidance, condition))[0]
         return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
+
+    def control(self, inputs: dict[str, Any], guidance: Tensor | None, condition: Condition) -> dict[str, Any]:
+        """What ControlNets add."""
+
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:
+            own = guidance if network.config.guidance_embeds else None
+            if network.config.guidance_embeds and own is None:
+                own = torch.full((len(picture),), USUAL_GUIDANCE, device=picture.device)
+            return network(**inputs, guidance=own, controlnet_cond=packed(picture), controlnet_mode=mode)
+
+        total = added(self.controls, condition, evaluate)
+        names = ("controlnet_block_samples", "controlnet_single_block_samples")
+        return {} if total is None else dict(zip(names, total, strict=True))
 
     def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """(tokens (B, L, D), their places (L, 3)), those of x first."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
@@ -23,12 +24,28 @@ class SD3(BridgedNetwork):
         channels, patch = setting(network, "in_channels"), setting(network, "patch_size", 2)
         super().__init__(network, BridgedConfig(channels=channels, patch=patch))
 
+    controlled_by = "SD3ControlNetModel"
+
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:
+            config, pooled = network.config, condition.pooled
+            zeros = pooled is not None and config.force_zeros_for_pooled_projection
+            return network(
+                hidden_states=x,
+                controlnet_cond=picture,
+                encoder_hidden_states=None if config.joint_attention_dim is None else condition.tokens,
+                pooled_projections=torch.zeros_like(pooled) if zeros else pooled,  # type: ignore[arg-type]
+                timestep=time,
+                return_dict=False,
+            )
+
+        total = added(self.controls, condition, evaluate)
         return self.network(
             hidden_states=x,
             timestep=time,
             encoder_hidden_states=condition.tokens,
             pooled_projections=condition.pooled,
+            block_controlnet_hidden_states=None if total is None else total[0],
             return_dict=False,
         )[0]
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
@@ -32,6 +33,8 @@ class UNet(BridgedNetwork):
         self.guidance_dim = setting(network, "time_cond_proj_dim", 0)
         self.embeds = bool(self.guidance_dim)
 
+    controlled_by = "ControlNetModel"
+
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
         mask = condition.mask if condition.tokens.shape[1] > self.chunk else None
@@ -39,18 +42,51 @@ class UNet(BridgedNetwork):
         if self.embeds:
             scale = condition.extra.get("guidance", torch.full((len(x),), LCM_GUIDANCE, device=x.device))
             guidance = embed_scale(scale.float() - 1, self.guidance_dim).to(x.dtype)
+        shared = {"timestep_cond": guidance, "added_cond_kwargs": self.added(x, condition), "return_dict": False}
         return self.network(
             x,
             time,
             encoder_hidden_states=condition.tokens,
             encoder_attention_mask=mask,
-            timestep_cond=guidance,
-            added_cond_kwargs=self.added(x, condition),
-            return_dict=False,
+            **shared,
+            **self.control(x, time, condition, mask, shared),
         )[0]
+
+    def control(self, x: Tensor, time: Tensor, condition: Condition, mask: Tensor | None, shared: Any) -> dict[str, Any]:
+        """What ControlNets add. They know no mask, so that prompts of unequal length are read one by one."""
+
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+            tokens = condition.tokens
+            assert tokens is not None
+            if mask is None or bool(mask.all()):
+                down, middle = network(x, time, encoder_hidden_states=tokens, controlnet_cond=picture, **shared)
+                return down, [middle]
+            rows = []
+            for i in range(len(x)):
+                row = slice(i, i + 1)
+                own = {name: _rows(value, row) for name, value in shared.items()}
+                seen = tokens[row, mask[i]]
+                rows.append(network(x[row], time[row], encoder_hidden_states=seen, controlnet_cond=picture[row], **own))
+            return [torch.cat(parts) for parts in zip(*(down for down, _ in rows), strict=True)], [
+                torch.cat([m for _, m in rows])
+            ]
+
+        total = added(self.controls, condition, evaluate)
+        if total is None:
+            return {}
+        down, middle = total
+        assert down is not None and middle is not None
+        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle[0]}
 
     def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None] | None:
         return None
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    """Some rows of a tensor, or of those in a mapping; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    return {name: _rows(one, rows) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def embed_scale(scale: Tensor, dim: int) -> Tensor:

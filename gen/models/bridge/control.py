@@ -1,0 +1,113 @@
+"""ControlNets of diffusers: networks that read a picture of edges, depth or poses, and add to a denoiser's layers.
+
+A control's picture and strength are conditions: `Condition.extra["control:NAME"]` (B, 3, H, W) in [0, 1], or its latents for
+networks that read those, and `extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1)
+too. Which network NAME is, is known to the denoiser's network (`BridgedNetwork.controls`). What several add is summed.
+
+Source: ControlNet, arXiv 2302.05543.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.io.weights import CheckpointError
+from gen.models.bridge.load import load_network, read_part_config
+from samplers.denoiser import Condition
+
+PICTURE, WEIGHT, MODE = "control:", "control weight:", "control mode:"
+# what must be the same as in the denoiser's network: names of their configs
+ALIKE: dict[str, tuple[str, ...]] = {
+    "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
+    "FluxControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
+    "SD3ControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "caption_projection_dim"),
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """An opened ControlNet. digest: of its weights. reads_latents: it reads the picture's latents, not its pixels."""
+
+    network: Any
+    digest: str
+
+    @property
+    def reads_latents(self) -> bool:
+        """A network without layers of its own for pixels."""
+        kind = type(self.network).__name__
+        return kind == "SD3ControlNetModel" or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
+
+    def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float) -> Tensor:
+        """A picture (1, 3, H, W) in [0, 1] as this network reads it."""
+        if not self.reads_latents:
+            return picture if type(self.network).__name__ == "ControlNetModel" else picture * 2 - 1
+        latents = autoencoder.encode(picture * 2 - 1).float() * latent_scale
+        if self.network.config.get("force_zeros_for_pooled_projection"):
+            latents = latents + autoencoder.shift * autoencoder.scale * latent_scale  # trained without the shift
+        return latents
+
+
+def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Control:
+    """A ControlNet's folder for a denoiser's network. CheckpointError for one that is damaged, unsafe, or for another network;
+    ValueError for a network that takes none."""
+    wanted = getattr(network, "controlled_by", "")
+    if not wanted:
+        raise ValueError("This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3 and FLUX do; leave controlnet out.")
+    config = read_part_config(folder)
+    if (kind := config.get("_class_name")) != wanted:
+        raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {wanted}; give one that was made for it.")
+    if config.get("global_pool_conditions"):
+        raise CheckpointError(folder, "pools what it adds over the picture (shuffle), which is not read; give another one.")
+    if config.get("conditioning_embedding_channels") and wanted == "FluxControlNetModel":
+        raise CheckpointError(folder, "reads pixels, in the way of XLabs, which is not read; give one that reads latents.")
+    own = network.network.config
+    for name in ALIKE[wanted]:
+        mine, its = own.get(name), config.get(name, own.get(name))
+        if _plain(mine) != _plain(its):
+            raise CheckpointError(
+                folder, f"has {name} {its!r:.80}, and this model's network {mine!r:.80}; it is for another model."
+            )
+    opened, digest = load_network(folder, wanted, dtype)
+    return Control(opened.to(device), digest)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def added(
+    controls: Mapping[str, Control],
+    condition: Condition,
+    evaluate: Callable[[Any, Tensor, Tensor | None], Sequence[Sequence[Tensor] | None]],
+) -> list[list[Tensor] | None] | None:
+    """The sum over all active controls, place by place and times their weights, of the groups of tensors that evaluate(network,
+    picture, mode) gives; None for no control."""
+    total: list[list[Tensor] | None] | None = None
+    extra = condition.extra
+    for name in (key.removeprefix(PICTURE) for key in extra if key.startswith(PICTURE)):
+        said = evaluate(controls[name].network, extra[PICTURE + name], extra.get(MODE + name))
+        groups = [None if group is None else [_times(v, extra[WEIGHT + name]) for v in group] for group in said]
+        if total is None:
+            total = groups
+            continue
+        total = [_sum(a, b) for a, b in zip(total, groups, strict=True)]
+    return total
+
+
+def _times(value: Tensor, weight: Tensor) -> Tensor:
+    return value * weight.to(value).view(-1, *[1] * (value.ndim - 1))
+
+
+def _sum(a: list[Tensor] | None, b: list[Tensor] | None) -> list[Tensor] | None:
+    """ValueError where networks add at different numbers of places: what one adds is spread over the denoiser's layers."""
+    if a is None or b is None:
+        return b if a is None else a
+    if len(a) != len(b):
+        raise ValueError(f"These ControlNets add at {len(a)} and {len(b)} places; several at once must be of one depth.")
+    return [x + y for x, y in zip(a, b, strict=True)]

@@ -1,0 +1,1 @@
+"""ControlNets: pictures of edges, depth or poses that a picture follows."""

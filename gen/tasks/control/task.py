@@ -1,0 +1,213 @@
+"""Pictures that a picture follows, through ControlNets (`gen.models.bridge.control`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gen.io.images import digest, read_picture
+from gen.io.validators import check_float, check_int, check_interval
+from gen.models.bridge.control import MODE, PICTURE, WEIGHT, Control, open_control
+from gen.pipeline.recipe import Recipe
+from gen.pipeline.types import Item, SamplingBatch, Settings, Task
+from gen.tasks.control.options import ControlKeywords, ControlRecord
+from gen.tasks.edit.task import fit_and_warn, size_tolerance
+from samplers.denoiser import Condition, Context, Denoiser
+from samplers.interval import EVERYWHERE, contains
+from samplers.path import NoiseLevel
+from samplers.prediction import Prediction
+from samplers.wrappers import DenoiserWrapper
+
+if TYPE_CHECKING:
+    from gen.models.model import Model
+
+MOST = 8  # pictures that are followed at a time
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One picture: the name of its network in the denoiser's, what that reads (1, C, h, w), and what recipes say of it."""
+
+    name: str
+    picture: Tensor
+    record: ControlRecord
+
+
+@dataclass(frozen=True)
+class ControlTask(Task):
+    """side: of the largest picture that the model sees at once."""
+
+    followed: tuple[Followed, ...]
+    side: int
+
+    @classmethod
+    def from_call(cls, model: Model, args: ControlKeywords, settings: Settings) -> tuple[ControlTask | None, Settings]:
+        pictures, networks = _listed(args.control), _listed(args.controlnet)
+        if not pictures and not networks:
+            orphan = next((name for name, value in vars(args).items() if value is not None and value != []), None)
+            if orphan is not None:
+                raise ValueError(
+                    f"{orphan} was given without control and controlnet; give a picture and a ControlNet's folder."
+                )
+            return None, settings
+        if len(pictures) != len(networks) and 1 not in (len(pictures), len(networks)):
+            raise ValueError(
+                f"control has {len(pictures)} pictures and controlnet {len(networks)} folders; give a folder for each picture."
+            )
+        count = max(len(pictures), len(networks))
+        if not pictures or not networks or count > MOST:
+            raise ValueError(f"control and controlnet go together, {MOST} at most; give both.")
+        ranges = args.control_range
+        if ranges is not None and not isinstance(ranges[0], Sequence):
+            ranges = [ranges]  # type: ignore[list-item]
+        rows = zip(
+            *(
+                _spread(name, value, count)
+                for name, value in (
+                    ("control", pictures),
+                    ("controlnet", networks),
+                    ("control_weight", _listed(args.control_weight) or [1.0]),
+                    ("control_range", list(ranges or [None])),  # type: ignore[list-item]
+                    ("control_mode", _listed(args.control_mode) or [None]),
+                )
+            ),
+            strict=True,
+        )
+        followed = tuple(_follow(model, settings, number, *row) for number, row in enumerate(rows))
+        return cls(followed, model.config.sample_size), settings
+
+    @classmethod
+    def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> ControlKeywords:
+        if len(_listed(keywords.get("control"))) != len(recipe.control):
+            given = len(recipe.control)
+            raise ValueError(
+                f"The picture followed {given} {'picture' if given == 1 else 'pictures'}, which its recipe does not hold; give "
+                "them again as control, with their ControlNets as controlnet (--control, --controlnet)."
+                if given
+                else "The picture was made without control; leave it out."
+            )
+        records = recipe.control
+        return ControlKeywords(
+            control=keywords["control"],
+            controlnet=keywords.get("controlnet"),
+            control_weight=[record.weight for record in records],
+            control_range=[record.interval or EVERYWHERE for record in records],
+            control_mode=None if all(r.mode is None for r in records) else [record.mode for record in records],
+        )
+
+    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
+        for name in ("canvas", "views"):
+            if name in settings.tasks:
+                raise ValueError(
+                    f"A ControlNet sees a whole picture, and {name} shows parts or turns of it; leave control out."
+                )
+        layout: Any = settings.tasks.get("layout")
+        if layout is not None:
+            if max(settings.height, settings.width) > (layout.layout.window or self.side):
+                raise ValueError(
+                    "A ControlNet sees a whole picture, and this layout has windows of it; make the picture smaller."
+                )
+            if any(one.record.interval is not None for one in self.followed):
+                raise ValueError("Control of regions acts from beginning to end; leave control_range out, or the layout.")
+        for record, one in zip(recipe.control if recipe is not None else (), self.followed, strict=recipe is not None):
+            changed = "control" if record.image != one.record.image else "controlnet"
+            if (record.image, record.network) != (one.record.image, one.record.network):
+                raise ValueError(f"This {changed} is not the one that the picture was made with: its sha256 differs.")
+
+    def prepare(self, batch: SamplingBatch) -> SamplingBatch:
+        condition, negative = batch.condition, batch.negative
+        return replace(batch, condition=self._on(condition), negative=negative and self._on(negative))
+
+    def _on(self, condition: Condition) -> Condition:
+        """With the pictures, one row for each of the condition's."""
+        assert condition.tokens is not None
+        rows, device, extra = len(condition.tokens), condition.tokens.device, dict(condition.extra)
+        for one in self.followed:
+            extra[PICTURE + one.name] = one.picture.to(device).expand(rows, -1, -1, -1)
+            extra[WEIGHT + one.name] = torch.full((rows,), one.record.weight, device=device)
+            if one.record.mode is not None:
+                extra[MODE + one.name] = torch.full((rows, 1), one.record.mode, device=device)
+        return replace(condition, extra=extra)
+
+    def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
+        ranges = {one.name: one.record.interval for one in self.followed if one.record.interval is not None}
+        return ControlRanges(denoiser, ranges) if ranges else denoiser
+
+    def record(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"control": tuple(one.record for one in self.followed)}
+
+
+@dataclass(frozen=True)
+class ControlRanges(DenoiserWrapper):
+    """Takes pictures out of the condition at levels beyond their range. ranges: name -> (lowest, highest) log-SNR."""
+
+    denoiser: Denoiser
+    ranges: Mapping[str, tuple[float, float]]
+
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
+        away = tuple(name for name, interval in self.ranges.items() if not contains(interval, level))
+        if not away:
+            return self.denoiser(x, level, condition, context)
+        inside = context.fork("without", away)
+        without = inside.memo("without control", (condition,), lambda: _without(condition, away))
+        return self.denoiser(x, level, without, replace(inside, branch=context.branch))
+
+
+def _without(condition: Condition, names: tuple[str, ...]) -> Condition:
+    gone = {prefix + name for name in names for prefix in (PICTURE, WEIGHT, MODE)}
+    return replace(condition, extra={name: value for name, value in condition.extra.items() if name not in gone})
+
+
+def _follow(
+    model: Model, settings: Settings, number: int, source: Any, folder: Any, weight: Any, interval: Any, mode: Any
+) -> Followed:
+    control = _opened(model, folder)
+    picture = read_picture("control", source, "RGB")
+    picture = fit_and_warn("control", picture, settings.height, settings.width, size_tolerance(model))
+    union = getattr(control.network, "union", False)
+    if union != (mode is not None):
+        raise ValueError(
+            f"The ControlNet {str(folder)!r} is {'a union' if union else 'for one control'}; "
+            f"{'give' if union else 'leave out'} control_mode{', the number of the control' if union else ''}."
+        )
+    record = ControlRecord(
+        image=digest(picture),
+        network=control.digest,
+        weight=check_float("control_weight", weight, -100, 100),
+        interval=None if interval in (None, EVERYWHERE) else check_interval("control_range", interval),
+        mode=None if mode is None else check_int("control_mode", mode, 0, 100),
+    )
+    with torch.no_grad():
+        read = control.picture(picture.to(model.device), model.autoencoder, model.config.latent_scale)
+    name = f"{number} {control.digest[:16]}"
+    model.network.controls[name] = control
+    return Followed(name, read, record)
+
+
+def _opened(model: Model, folder: Any) -> Control:
+    """A ControlNet that the model has open already, or from its folder."""
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"controlnet is {folder!r:.100}; give the folder of a ControlNet that diffusers saved.")
+    opened = getattr(model.network, "opened_controls", None)
+    key = str(Path(folder).resolve())
+    if opened is not None and key in opened:
+        return opened[key]
+    control = open_control(Path(folder), model.network, model.dtype, model.device)
+    model.network.opened_controls[key] = control
+    return control
+
+
+def _listed(value: Any) -> list[Any]:
+    """One or several, as a list; nothing as an empty one."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _spread(name: str, values: list[Any], count: int) -> list[Any]:
+    if len(values) not in (1, count):
+        raise ValueError(f"{name} has {len(values)} entries where {count} are asked for; give one for all, or {count}.")
+    return values * count if len(values) == 1 else values

@@ -1,0 +1,280 @@
+"""ControlNets, against diffusers' pipelines with the same networks; several, ranges, what they go with, and hostile folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from gen.io.weights import CheckpointError
+from gen.pipeline.png import read_recipe
+from gen.pipeline.recipe import Recipe
+from gen.pipeline.settings import Sampling, make_settings
+from tests.gen import pipelines
+from tests.gen.test_bridge_parity import CLOSE, noise, ours, theirs
+
+EDGES = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+OTHER = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
+CALL = {"seed": 1, "num_inference_steps": 2, "progress": False, "output_type": "latent"}
+FAMILIES = ("stable_diffusion", "sdxl", "sd3", "flux")
+
+
+def network_for(name: str, pipeline, seed: int, **options):
+    """A ControlNet for a tiny pipeline, none of its weights zero."""
+    import diffusers
+
+    if name in ("stable_diffusion", "sdxl"):
+        control = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 8), **options)
+    elif name == "sd3":
+        kept = {key: value for key, value in pipeline.transformer.config.items() if not key.startswith("_")}
+        known = ("sample_size", "patch_size", "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
+                 "caption_projection_dim", "pooled_projection_dim", "out_channels", "pos_embed_max_size")  # fmt: skip
+        sizes = {key: kept[key] for key in known} | {"num_layers": 1, **options}
+        control = diffusers.SD3ControlNetModel(**sizes)
+    else:
+        known = ("in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
+                 "joint_attention_dim", "pooled_projection_dim", "guidance_embeds", "axes_dims_rope")  # fmt: skip
+        sizes = {key: pipeline.transformer.config[key] for key in known}
+        control = diffusers.FluxControlNetModel(patch_size=1, **sizes, **options)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in control.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
+    return control.eval()
+
+
+@pytest.fixture(scope="module")
+def opened(bridged, tmp_path_factory):
+    """name, seed, options -> (our generator, a ControlNet, its folder)."""
+
+    @cache
+    def open_one(name: str, seed: int = 5, **options):
+        pipeline, generator = bridged(name)
+        control = network_for(name, pipeline, seed, **options)
+        folder = tmp_path_factory.mktemp("controls") / f"{name}-{seed}"
+        control.save_pretrained(folder, safe_serialization=True)
+        return generator, control, folder
+
+    return open_one
+
+
+def controlled(name: str, pipeline, controls):
+    import diffusers
+
+    kind = {
+        "stable_diffusion": "StableDiffusionControlNetPipeline",
+        "sdxl": "StableDiffusionXLControlNetPipeline",
+        "sd3": "StableDiffusion3ControlNetPipeline",
+        "flux": "FluxControlNetPipeline",
+    }[name]
+    parts = dict(pipeline.components)
+    if name == "stable_diffusion":
+        parts["requires_safety_checker"] = False
+    made = getattr(diffusers, kind)(**parts, controlnet=controls)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def means(monkeypatch):
+    """The pipelines draw a picture's latents; ours are the means."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_with_control_is_the_pipelines_own(bridged, opened, name):
+    pipeline, _ = bridged(name)
+    generator, control, folder = opened(name)
+    keyword = "image" if name in ("stable_diffusion", "sdxl") else "control_image"
+    x = noise(generator, 1)
+    picture = EDGES[None] if keyword == "image" else EDGES[None] * 2 - 1  # tensors are taken as they are
+    reference = theirs(
+        name, controlled(name, pipeline, control), x, 4.0, controlnet_conditioning_scale=0.7, **{keyword: picture}
+    )
+    found = ours(name, generator, x, 4.0, control=EDGES, controlnet=folder, control_weight=0.7)
+    torch.testing.assert_close(found, reference, **CLOSE)
+    assert (ours(name, generator, x, 4.0) - found).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_are_summed_with_their_weights(bridged, opened, name):
+    pipeline, _ = bridged(name)
+    (generator, first, one), (_, second, two) = opened(name), opened(name, 6)
+    keyword = "image" if name in ("stable_diffusion", "sdxl") else "control_image"
+    x = noise(generator, 1)
+    pictures = [EDGES[None], OTHER[None]] if keyword == "image" else [EDGES[None] * 2 - 1, OTHER[None] * 2 - 1]
+    multi = [first, second]
+    if name == "flux":
+        from diffusers import FluxMultiControlNetModel
+
+        multi = FluxMultiControlNetModel(multi)
+    reference = theirs(
+        name, controlled(name, pipeline, multi), x, 4.0, controlnet_conditioning_scale=[0.7, 0.4], **{keyword: pictures},
+    )  # fmt: skip
+    asked = {"control": [EDGES, OTHER], "controlnet": [one, two], "control_weight": [0.7, 0.4]}
+    torch.testing.assert_close(ours(name, generator, x, 4.0, **asked), reference, **CLOSE)
+
+
+def test_a_union_is_told_its_control(bridged, opened):
+    pipeline, _ = bridged("flux")
+    generator, control, folder = opened("flux", 7, num_mode=3)
+    x = noise(generator, 1)
+    made = controlled("flux", pipeline, control)
+    options = {"control_image": EDGES[None] * 2 - 1, "control_mode": 2, "controlnet_conditioning_scale": 1.0}
+    reference = theirs("flux", made, x, 4.0, **options)
+    found = ours("flux", generator, x, 4.0, control=EDGES, controlnet=folder, control_mode=2)
+    torch.testing.assert_close(found, reference, **CLOSE)
+    with pytest.raises(ValueError, match="is a union; give control_mode"):
+        generator("a cat", control=EDGES, controlnet=folder, **CALL)
+
+
+def test_it_acts_within_its_range(opened):
+    """A run in which control acts in its first half is that run's first half, and plain from there on."""
+    generator, _, folder = opened("stable_diffusion")
+    levels = make_settings(generator, Sampling(num_inference_steps=4), 32, 32).levels
+    middle = (levels[1].logsnr + levels[2].logsnr) / 2
+    call = {**CALL, "num_inference_steps": 4}
+    asked = {"control": EDGES, "controlnet": folder}
+    seen = []
+    forward = generator.network.control
+    generator.network.control = lambda *given: seen.append(bool(out := forward(*given))) or out
+    try:
+        half = generator("a cat", **asked, control_range=(-1000, middle), **call)
+    finally:
+        del generator.network.control
+    assert seen == [True, True, False, False]
+    whole, plain = generator("a cat", **asked, **call), generator("a cat", **call)
+    assert not torch.equal(half.images[0], whole.images[0]) and not torch.equal(half.images[0], plain.images[0])
+    none = generator("a cat", **asked, control_range=(900, 1000), **call)
+    assert torch.equal(none.images[0], plain.images[0])
+    zero = generator("a cat", **asked, control_weight=0.0, **call)
+    torch.testing.assert_close(zero.images[0], plain.images[0], atol=1e-5, rtol=0)
+    everywhere = generator("a cat", **asked, control_range=(-math.inf, math.inf), **call)
+    assert torch.equal(everywhere.images[0], whole.images[0]) and everywhere.recipes[0].control[0].interval is None
+
+
+def test_recipes_know_what_was_followed(opened):
+    generator, _, folder = opened("sdxl")
+    asked = {"control": [EDGES, OTHER], "controlnet": [folder]}
+    made = generator(["a cat", "a dog"], "blurry", control_weight=[0.5, 1.0], control_range=(-3.0, 2.0), **asked, **CALL)
+    recipe = Recipe.from_json(made.recipes[1].to_json())
+    assert [one.weight for one in recipe.control] == [0.5, 1.0] and recipe.control[0].interval == (-3.0, 2.0)
+    assert torch.equal(generator.replay(recipe, "latent", progress=False, **asked).images[0], made.images[1])
+    alone = generator("a dog", "blurry", control_weight=[0.5, 1.0], control_range=(-3.0, 2.0), **asked, **{**CALL, "seed": 2})
+    assert torch.equal(alone.images[0], made.images[1])
+    with pytest.raises(ValueError, match="followed 2 pictures, which its recipe does not hold"):
+        generator.replay(recipe, progress=False)
+    with pytest.raises(ValueError, match="This control is not the one"):
+        generator.replay(recipe, progress=False, control=[OTHER, EDGES], controlnet=[folder])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"prompt": "a [red:blue:0.5] cat AND a dog:0.5"},
+        {"guidance": "nag"},
+        {"guidance": "pag"},
+        {"cache": "reuse"},
+        {"image": torch.full((3, 32, 32), 0.5), "strength": 0.9},
+        {"prompt": ["a cat", "moon " * 40]},  # of unequal length
+    ],
+)
+def test_it_goes_with_the_rest(opened, call):
+    generator, _, folder = opened("stable_diffusion")
+    asked = {"prompt": "a cat", "negative_prompt": "blurry", "control": EDGES, "controlnet": folder, **call}
+    made = generator(**asked, **CALL)
+    plain = generator(**{name: v for name, v in asked.items() if not name.startswith("control")}, **CALL)
+    assert bool(made.images[0].isfinite().all()) and not torch.equal(made.images[0], plain.images[0])
+    if isinstance(asked["prompt"], list):
+        for i, prompt in enumerate(asked["prompt"]):
+            alone = generator(**{**asked, "prompt": prompt}, **{**CALL, "seed": 1 + i})
+            torch.testing.assert_close(alone.images[0], made.images[i], atol=2e-4, rtol=0)
+
+
+def test_it_goes_with_regions(opened):
+    generator, _, folder = opened("stable_diffusion")
+    whole = {"regions": [{"prompt": "a cat", "box": [0, 0, 1, 1]}]}
+    placed = generator.layout(whole, control=EDGES, controlnet=folder, **CALL)
+    plain = generator("a cat", control=EDGES, controlnet=folder, **CALL)
+    torch.testing.assert_close(placed.images[0], plain.images[0], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="leave control_range out, or the layout"):
+        generator.layout(whole, control=EDGES, controlnet=folder, control_range=(-1, 1), **CALL)
+    with pytest.raises(ValueError, match="canvas shows parts or turns of it; leave control out"):
+        generator.panorama("a cat", width=64, height=32, control=EDGES, controlnet=folder, **CALL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"control": EDGES}, "control and controlnet go together"),
+        ({"control_weight": 0.5}, "was given without control and controlnet"),
+        ({"control": [EDGES] * 3, "controlnet": ["a", "b"]}, "has 3 pictures and controlnet 2 folders"),
+        ({"control": EDGES, "controlnet": 3}, "give the folder of a ControlNet"),
+        ({"control": EDGES, "controlnet": "nowhere"}, "is missing"),
+        ({"control_mode": 1}, "is for one control; leave out control_mode"),
+        ({"control_weight": [1.0, 2.0]}, "control_weight has 2 entries where 1 are asked for"),
+        ({"control_range": (2.0, 1.0)}, "its first value must be the lower"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(opened, asked, said):
+    generator, _, folder = opened("stable_diffusion")
+    usual = {} if "control" in asked or "was given" in said else {"control": EDGES, "controlnet": folder}
+    with pytest.raises(ValueError, match=said):
+        generator("a cat", **usual, **asked, **CALL)
+
+
+def test_files_from_outside_are_checked(opened, tiny, tmp_path):
+    import shutil
+
+    generator, _, folder = opened("stable_diffusion")
+    with pytest.raises(ValueError, match="takes no ControlNet"):
+        tiny("a cat", control=EDGES, controlnet=folder, **CALL)
+    with pytest.raises(CheckpointError, match="cross_attention_dim 32, and this model's network 16"):
+        generator("a cat", control=EDGES, controlnet=opened("sdxl")[2], **CALL)
+    with pytest.raises(CheckpointError, match="is a 'FluxControlNetModel', and this model takes a ControlNetModel"):
+        generator("a cat", control=EDGES, controlnet=opened("flux")[2], **CALL)
+
+    def changed(name: str, **values) -> str:
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, **values}))
+        return str(copy)
+
+    for name, values, said in (
+        ("class", {"_class_name": "os.system"}, "is a 'os.system'"),
+        ("code", {"auto_map": {"x": "y.Z"}}, "chooses code to run"),
+        ("pool", {"global_pool_conditions": True}, "pools what it adds"),
+        ("deep", {"layers_per_block": 5000}, "layers"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            generator("a cat", control=EDGES, controlnet=changed(name, **values), **CALL)
+    pickled = changed("pickle")
+    weights = tmp_path / "pickle" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="a pickle file"):
+        generator("a cat", control=EDGES, controlnet=pickled, **CALL)
+
+
+def test_the_command_line_follows_pictures(opened, tmp_path, monkeypatch):
+    from gen.cli import app
+    from gen.generator import Generator
+    from gen.pipeline.output import to_pil
+
+    generator, _, folder = opened("stable_diffusion")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Generator, "from_pretrained", lambda *given, **named: generator)
+    to_pil(EDGES.permute(1, 2, 0)[None].numpy())[0].save("edges.png")
+    control = ["--control", "edges.png", "--controlnet", folder]
+    options = ["--control-weight", "0.5", "--control-range", "-5", "5"]
+    command = ["image", "a cat", "--seed", 1, "--steps", 1, "-o", "a.png", "--model", "sd", *control, *options]
+    assert app.main([str(part) for part in command]) == 0
+    recipe = read_recipe(tmp_path / "a.png")
+    assert recipe.control[0].weight == 0.5 and recipe.control[0].interval == (-5.0, 5.0)
+    assert app.main([str(part) for part in ("replay", "a.png", "--model", "sd", *control)]) == 0
+    assert pipelines.SIZE == 32
