@@ -17,11 +17,11 @@ from distill.config import ConfigError, read_yaml
 from distill.registry import OBJECTIVES
 
 # keys whose values are weights to begin from, by the last part of the key
-WEIGHTS = {"autoencoder", "text_encoder", "init_from", "frozen"}
+WEIGHTS = {"autoencoder", "text_encoder", "init_from", "frozen", "teacher"}
 MODELS = {"model"}  # folders, or names of the hub
 NAMED = {"features", "representations"}  # NAME or NAME:FOLDER
 _COMMAND = re.compile(r"^#\s+((?:fewstep|python -m) .*)$", re.MULTILINE)
-_OUTPUT = re.compile(r"(?:^|\s)output=(\S+)")
+_OUTPUT = re.compile(r"(?:^|\s)(?:output=|--out )(\S+)")
 
 
 def check_folders(values: Mapping[str, Any], source: Path | str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from customization.base.textual_inversion import TokenConfig
 from distill.losses.levels import TimeConfig
@@ -53,6 +53,15 @@ class CustomizationConfig(Config):
     format: Format = "diffusers"
     name: str = Field(default="adapter", min_length=1, max_length=200)
     preview: AdapterPreviewConfig = AdapterPreviewConfig()
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _none_where_none_fits(cls, value: object) -> object:
+        if value is not None and cls.model_fields["adapter"].annotation in (None, type(None)):
+            raise ValueError(
+                "this method trains weights of the network itself, and has no adapter; leave adapter out, or use lora"
+            )
+        return value
 
     @model_validator(mode="after")
     def _held(self) -> CustomizationConfig:

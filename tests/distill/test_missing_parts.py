@@ -45,6 +45,11 @@ def elsewhere(tmp_path, monkeypatch):
             "distill/published/tract.yaml",
             "objective.teacher.model: runs/cifar10/export does not exist; train what it should hold first",
         ),
+        (
+            "default/text_encoder.yaml",
+            "objective.teacher: data/text-teacher does not exist; "
+            "`python -m distill.text_teacher --out data/text-teacher` makes it",
+        ),
         ("lora/consislora_style.yaml", "`fewstep lora train configs/lora/consislora_content.yaml` makes it"),
     ],
 )
