@@ -17,7 +17,6 @@ from customization.methods.factors import PREFIX, Factors, attach, folded
 from customization.methods.moslora import MixtureLayers, start_mixer
 from customization.methods.orthogonal_adaptation import OrthogonalLayers, basis, capacity, columns, crosstalk, directions
 from customization.train import check_method, read_config
-from distill.config import ConfigError
 from distill.optim.schedule import lr_factor
 from distill.types import Draws, Phase
 from gen.adapters import Adapter, Delta, read_adapter, write_adapter
@@ -249,5 +248,5 @@ def test_shipped_configs_are_valid(path):
 @pytest.mark.parametrize("method", ["custom_diffusion", "sara", "unlearning"])
 def test_methods_that_train_the_networks_own_weights_take_no_adapter(method):
     for adapter in ({"type": None}, {"rank": 4}):
-        with pytest.raises(ConfigError, match="has no adapter; leave adapter out, or use lora"):
+        with pytest.raises(ValueError, match="has no adapter; leave adapter out, or use lora"):
             check_method({"type": method, "adapter": adapter})
