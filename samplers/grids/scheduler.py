@@ -141,8 +141,8 @@ def flow(
     check_positive("shift", shift)
     factor = shift
     if time_shift != "none":
-        value = mu_of(mu, tokens, steps, (base_tokens, max_tokens, base_shift, max_shift))
-        factor = math.exp(value) if time_shift == "exponential" else value
+        shift_of_tokens = mu_of(mu, tokens, steps, (base_tokens, max_tokens, base_shift, max_shift))
+        factor = math.exp(shift_of_tokens) if time_shift == "exponential" else shift_of_tokens
         check_positive("the shift by tokens", factor)
 
     def shifted(t: float) -> float:

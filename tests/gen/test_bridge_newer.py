@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 
 from gen.adapters.resolve import Index
 from gen.generator import Generator
+from gen.io.images import read_picture
 from samplers.denoiser import Context
 from tests.gen import pipelines, pipelines_chat
 from tests.gen.lora import factors, kohya
 from tests.gen.newer_families import CLOSE, FAMILIES, NEGATIVE, PROMPT, attentions, latents_for, ours, theirs
+from tests.gen.pipelines import SIZE
+from tests.gen.test_bridge_editing import picture
 
 WEIGHT = 0.7
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -205,6 +208,41 @@ def test_z_image_under_its_authors_names(bridged):
     for theirs_name in ("x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"):
         module = index.find(theirs_name)[0].module
         assert module.replace("all_", "").replace("2-1.", "").replace(".2-1", "") == theirs_name
+
+
+@every_family
+def test_pictures_to_start_from_masks_and_canvases(bridged, name):
+    """Image to image follows its strength, a mask keeps what is black to the pixel, and a wide picture is made in windows."""
+    _, generator = bridged(name)
+    x, image = latents_for(generator, 1), picture()
+    options = {"num_inference_steps": 4, "guidance_scale": 2.0}
+    near, far = (ours(generator, x, image=image, strength=strength, **options) for strength in (0.25, 0.75))
+    hole = torch.zeros(1, SIZE, SIZE)
+    hole[:, :, SIZE // 2 :] = 1
+    made = ours(generator, x, image=image, mask=hole, **options)
+    kept = read_picture("image", image, "RGB")
+    assert torch.equal(made[..., : SIZE // 2], kept[..., : SIZE // 2]) and made[..., SIZE // 2 :].std() > 0.01
+    assert near.isfinite().all() and (near - far).abs().mean() > 1e-3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wide = generator.panorama(
+            PROMPT, width=2 * SIZE, height=SIZE, window=SIZE, seed=1, num_inference_steps=2, progress=False,
+            output_type="pt",
+        ).images  # fmt: skip
+    assert wide.shape[-2:] == (SIZE, 2 * SIZE) and wide.isfinite().all()
+
+
+@every_family
+def test_half_precision(bridged, tmp_path, name):
+    """In bfloat16, which keeps three digits, the same picture but for rounding."""
+    _, generator = bridged(name)
+    x = latents_for(generator, 1)
+    full = ours(generator, x, num_inference_steps=2, guidance_scale=1.0)
+    folder = generator.save_pretrained(tmp_path / "saved")
+    half = Generator.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    assert next(half.network.parameters()).dtype == torch.bfloat16
+    made = ours(half, x, num_inference_steps=2, guidance_scale=1.0)
+    assert 0 < (made - full).abs().mean() < 0.05
 
 
 @every_family

@@ -189,7 +189,7 @@ def assemble(
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
         reader = None if family.reader is None else family.reader(loaded, index)
-        network = native_network(reader)
+        network: Any = native_network(reader)
         if network is not None:
             loaded[family.backbone] = network
             size = network.config.size * autoencoder.factor
