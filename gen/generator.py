@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from PIL import Image
@@ -68,6 +68,23 @@ class Generator(Model):
 
     _colours: Tensor | None = None  # the map of previews, once one was asked for
 
+    @classmethod
+    def from_pipeline(cls, pipe: Any, name: str | None = None) -> Self:
+        """Any diffusers pipeline that you have built, as it is: quantised, offloaded, compiled, with ControlNet, IP-Adapter or
+        LoRAs loaded. It runs as a whole, with our samplers, schedules and guidance in the place of its scheduler; called with
+        nothing but prompt and seed it gives its own picture of `generator=torch.Generator().manual_seed(seed)`.
+
+        pipe: the pipeline; it stays where it is, and is usable as ever between calls.
+        name: for recipes; the pipeline's class, if None.
+        Raises ValueError for one whose scheduler we have no equal of, or that has none. docs/pipelines.md says what goes with
+        it.
+        """
+        from gen.models.bridge.generic.network import PipelineNetwork, pipeline_config, pipeline_dtype
+
+        network, kind = PipelineNetwork(pipe), type(pipe).__name__
+        device = getattr(pipe, "_execution_device", None) or pipe.device
+        return cls(pipeline_config(pipe, kind), network, name=name or kind, device=device, dtype=pipeline_dtype(pipe))
+
     @exclusive
     def save_pretrained(
         self, folder: Path | str, dtype: torch.dtype | None = None, *, format: str | None = None, overwrite: bool = False
@@ -88,6 +105,10 @@ class Generator(Model):
         `gen.pipeline.preview`."""
         from gen.pipeline import preview
 
+        if getattr(self.network, "whole", False):
+            from gen.tasks.whole_pipeline.run import preview_pipeline
+
+            return preview_pipeline(self, latents)
         if self.autoencoder is not None and self._colours is None:
             self._colours = preview.fit(self.autoencoder, self.device)
         scaled = latents.to(self.device).float() / self.config.latent_scale
@@ -176,24 +197,16 @@ class Generator(Model):
             callback_on_step_end_tensor_inputs (of latents and denoised); may return the latents changed.
             generator.preview(kwargs["denoised"]) gives small pictures.
         on_images: called with every batch that is done; its pictures are then not kept, and what the call returns has none.
+        pipeline_options: what else a pipeline that runs as a whole is given (`from_pipeline`), pictures as files or PIL.
         Raises ValueError in a sentence for anything it cannot do.
         """
-        sampling = Sampling(
-            num_inference_steps=num_inference_steps,
-            sampler=sampler,
-            sampler_options=sampler_options,
-            schedule=schedule,
-            schedule_options=schedule_options,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            guidance=guidance,
-            guidance_options=guidance_options,
-            cache=cache,
-            cache_options=cache_options,
-            batch_invariant=batch_invariant,
-            prompt_syntax=prompt_syntax,
-        )
+        keywords = {name: value for name, value in locals().items() if name not in ("self", "tasks")}
         check_keywords(tasks, _KEYWORDS)
+        if getattr(self.network, "whole", False):
+            from gen.tasks.whole_pipeline.run import call_pipeline
+
+            return call_pipeline(self, keywords, tasks)
+        sampling = Sampling.of(keywords)
         task_args = {**args_of_call(tasks), **(_task_args or {})}
         prompts, negatives, classes = read_subjects(self, prompt, negative_prompt, class_labels)
         per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
@@ -256,6 +269,10 @@ class Generator(Model):
         check_keywords(tasks, inspect.signature(Generator.replay).parameters)
         check_work(recipe, max_work)
         check_imported(recipe.imports or {})
+        if getattr(self.network, "whole", False):
+            from gen.tasks.whole_pipeline.run import replay_pipeline
+
+            return replay_pipeline(self, recipe, output_type, progress, tasks)
         task_args = args_from_recipe(self, recipe, tasks)
         made = recipe.made_at or (recipe.height, recipe.width)
         shown = None if recipe.made_at is None else (recipe.height, recipe.width)

@@ -259,6 +259,11 @@ class Model:
         """
         from gen.adapters import Adapter, read_adapter
 
+        if getattr(self.network, "whole", False):
+            raise ValueError(
+                f"{self.network.call.name} runs as a whole, so adapters are loaded into the pipeline itself, with its own "
+                "load_lora_weights."
+            )
         if not isinstance(adapter, Adapter):
             adapter = read_adapter(adapter, name, strict, allow_nonfinite)
         elif name is not None:

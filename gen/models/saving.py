@@ -25,6 +25,8 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 def save_model(model: Model, folder: Path, dtype: torch.dtype | None, format: str | None, overwrite: bool) -> Path:
     """See `Generator.save_pretrained`."""
+    if getattr(model.network, "whole", False):
+        raise ValueError(f"{model.network.call.name} runs as a whole; save it with the pipeline's own save_pretrained.")
     if is_quantized(model.network):
         raise ValueError(
             f"The model {model.name!r} holds its weights in fewer bits, which no format of ours or of diffusers' keeps; open "

@@ -41,6 +41,9 @@ class FinishedBatch:
     recipes: list[Recipe]
 
 
+MakeBatch = Callable[[Any, Sequence[Item], Settings, str, tuple | None, Any], FinishedBatch]
+
+
 def make_all(
     model: Model,
     items: list[Item],
@@ -50,9 +53,12 @@ def make_all(
     callback: tuple | None,
     progress: bool,
     on_images: Callable[[Output], None] | None,
+    make: MakeBatch | None = None,
 ) -> Output:
     """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other, and those whose
-    prompts name other LoRAs or join others. Where `on_images` takes the pictures, none are kept."""
+    prompts name other LoRAs or join others. Where `on_images` takes the pictures, none are kept. make: what makes a
+    batch, `make_batch` if None."""
+    make = make or make_batch
     model.interrupt = False
     pack(model.network)
     groups: dict[tuple, list[int]] = {}
@@ -66,7 +72,7 @@ def make_all(
         while queue and not model.interrupt:
             rows = queue.pop(0)
             try:
-                finished = make_batch(model, [items[i] for i in rows], settings, output_type, callback, bar)
+                finished = make(model, [items[i] for i in rows], settings, output_type, callback, bar)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -90,7 +90,7 @@ def make_settings(
     seen = frame.window if frame else (height, width)
     if stack.acts_always and not getattr(model.network, "embeds", False):
         raise ValueError(f"The model {model.name!r} reads no guidance scale; choose other guidance than {stack.name!r}.")
-    steps = _steps(model, sampling, seen[0] * seen[1] // patch**2)
+    steps = make_steps(model, sampling, seen[0] * seen[1] // patch**2)
     stack = stack.under(steps["solver"])
     settings = Settings(
         height=height,
@@ -165,7 +165,7 @@ def _trained(defaults: Defaults) -> tuple[str, dict[str, Any]]:
     return "trained", {} if shift is None else {"shift": shift}
 
 
-def _steps(model: Model, sampling: Sampling, tokens: int) -> dict[str, Any]:
+def make_steps(model: Model, sampling: Sampling, tokens: int) -> dict[str, Any]:
     """The fields of `Settings` that say which sampler takes which steps. tokens: how many the network sees at once."""
     defaults, sampler, schedule = model.config.defaults, sampling.sampler, sampling.schedule
     schedule_options = sampling.schedule_options

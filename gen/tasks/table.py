@@ -63,6 +63,7 @@ TASKS: dict[str, TaskRow] = {
     "training_free": TaskRow.in_folder("gen.tasks.training_free", "TrainingFree"),
     "control": TaskRow.in_folder("gen.tasks.control", "ControlTask"),
     "encoding": TaskRow.in_folder("gen.tasks.text_encoding", "TextEncoding"),
+    "pipeline": TaskRow.in_folder("gen.tasks.whole_pipeline", "WholePipeline"),
     "image": TaskRow.in_folder("gen.tasks.edit", "Edit"),
 }
 

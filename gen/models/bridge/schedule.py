@@ -19,7 +19,7 @@ _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SPACED = ("leading", "trailing", "linspace")
 _OPEN = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEIS", "UniPC")  # their timesteps are N + 1 without the last
-_UNSCALED = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # x = x0 + sigma eps, timesteps between those of the table
+UNSCALED = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")  # x = x0 + sigma eps, timesteps between those of the table
 LARGEST = math.sqrt(2**24 - 1)  # diffusers' sigma for pure noise: alpha^2 = 2^-24
 _CONVERTED = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
@@ -201,7 +201,7 @@ def _timesteps(config: SchedulerConfig, path: dict[str, Any]) -> Settings:
     spacing = config.get("timestep_spacing", "linspace")
     if spacing not in _SPACED:
         raise ValueError(f"timestep_spacing {spacing!r} is not one of {', '.join(_SPACED)}")
-    kind, unscaled = _conversion(config), config.is_one_of(_UNSCALED)
+    kind, unscaled = _conversion(config), config.is_one_of(UNSCALED)
     options = {"spacing": spacing, "rounded": not unscaled, "open_end": config.is_one_of(_OPEN), "sigmas": kind}
     if spacing == "leading":
         options["offset"] = config.whole("steps_offset") if "steps_offset" in config else 0

@@ -1,0 +1,1 @@
+"""Pipelines of diffusers that run as a whole (`gen.models.bridge.generic`)."""

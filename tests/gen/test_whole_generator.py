@@ -1,0 +1,260 @@
+"""`Generator.from_pipeline`: calls, recipes, guidance of ours, and what cannot be done with a pipeline as a whole."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from gen.generator import Generator
+from gen.pipeline.recipe import Recipe
+from tests.gen.pipelines import SIZE, sdxl, stable_diffusion
+from tests.gen.whole_pipelines import bria, mask, opened, picture
+
+CALL = {"num_inference_steps": 4, "progress": False, "height": SIZE, "width": SIZE}
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+@cache
+def sd() -> Any:
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def generator() -> Generator:
+    return Generator.from_pipeline(sd())
+
+
+def pixels(generator: Generator, **call: Any) -> torch.Tensor:
+    seed = {} if "seeds" in call else {"seed": 7}
+    return generator(**{**CALL, "output_type": "pt", "prompt": "a red heart", **seed, **call}).images
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, sdxl, bria])
+def test_our_guidance_over_two_rows_is_the_pipelines_own(build):
+    """Classifier-free guidance of ours, the pipeline's off, with a negative prompt: the same picture, as many evaluations."""
+    pipe = build()
+    pipe = pipe[0] if isinstance(pipe, tuple) else pipe
+    pipe.set_progress_bar_config(disable=True)
+    generator = Generator.from_pipeline(pipe)
+    call = {**CALL, "prompt": "a red heart", "negative_prompt": "blurry", "guidance_scale": 4.0, "output_type": "pt", "seed": 7}
+    own, ours = generator(**call), generator(**call, guidance="cfg")
+    torch.testing.assert_close(ours.images, own.images, **CLOSE)
+    assert (own.nfe, ours.nfe) == (8, 8)
+    assert (generator(**{**call, "guidance_scale": 1.0}, guidance="cfg").images - own.images).abs().max() > 0.01
+    assert (
+        generator(**call, guidance="apg + rescale", guidance_options={"momentum": -0.5}).images - own.images
+    ).abs().max() > 1e-3
+
+
+def test_guidance_in_an_interval_spares_nothing_but_is_followed(generator):
+    """Outside it the picture is the unguided one's; the pipeline's batch stays as it is."""
+    none = pixels(generator, guidance="cfg", guidance_scale=1.0)
+    everywhere = pixels(generator, guidance="cfg", guidance_scale=6.0)
+    nowhere = pixels(generator, guidance="cfg", guidance_scale=6.0, guidance_interval=(50.0, 60.0))
+    some = pixels(generator, guidance="cfg", guidance_scale=6.0, guidance_interval=(-1.0, 60.0))
+    torch.testing.assert_close(nowhere, none, **CLOSE)
+    assert min((some - none).abs().max(), (some - everywhere).abs().max()) > 1e-3
+
+
+def test_a_picture_does_not_depend_on_its_batch(generator):
+    together = pixels(generator, prompt=["a cat", "a dog", "a red heart"], seeds=[1, 2, 3], batch_size=3)
+    alone = torch.cat([pixels(generator, prompt=p, seed=s) for p, s in (("a cat", 1), ("a dog", 2), ("a red heart", 3))])
+    torch.testing.assert_close(together, alone, **CLOSE)
+    ours = pixels(generator, prompt=["a cat", "a dog", "a red heart"], seeds=[1, 2, 3], batch_size=3, guidance="cfg")
+    torch.testing.assert_close(ours, alone, **CLOSE)
+
+
+def test_seeds_are_the_pipelines_generators(generator):
+    """Several to a prompt too."""
+    found = generator(**CALL, prompt="a cat", num_images_per_prompt=2, seed=5, batch_size=2, output_type="np").images
+    sources = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    sides = {"height": SIZE, "width": SIZE}
+    reference = sd()(["a cat"] * 2, generator=sources, num_inference_steps=4, output_type="np", **sides).images
+    assert abs(found - reference).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{"sampler": "euler_a"}, {"sampler": "dpmpp_sde"}, {"cache": "reuse"}, {"schedule": "karras"}]
+)
+def test_a_recipe_makes_the_picture_again(generator, options):
+    """To the last bit, with what a recipe cannot hold of an object named in it."""
+    made = generator(**CALL, prompt="a cat", negative_prompt="blurry", seed=9, guidance_scale=3.0, **options)
+    recipe = Recipe.from_json(made.recipes[0].to_json())
+    assert recipe.pipeline.name == "StableDiffusionPipeline" and recipe.unrecorded == ("pipeline object",)
+    assert (recipe.height, recipe.width, recipe.machine.attention) == (SIZE, SIZE, "diffusers")
+    again = generator.replay(recipe, progress=False)
+    assert again.images[0].tobytes() == made.images[0].tobytes()
+    assert again.recipes[0].to_json() == recipe.to_json()
+
+
+def test_a_recipe_knows_the_pictures_of_an_edit(tmp_path):
+    pipe, _ = opened("sd_inpaint")
+    generator, image = Generator.from_pipeline(pipe), tmp_path / "start.png"
+    picture().save(image)
+    call = {**CALL, "prompt": "a cat", "seed": 4, "image": image, "mask": mask(), "strength": 0.75}
+    made = generator(**call)
+    recipe = made.recipes[0]
+    assert set(recipe.pipeline.pictures) == {"image", "mask_image"} and recipe.pipeline.options == {"strength": 0.75}
+    assert recipe.unrecorded == ("pipeline object",)
+    again = generator.replay(recipe, progress=False, image=picture(), mask=mask())
+    assert again.images[0].tobytes() == made.images[0].tobytes()
+    with pytest.raises(ValueError, match="made with a picture as mask_image, which is not in its recipe"):
+        generator.replay(recipe, progress=False, image=picture())
+    with pytest.raises(ValueError, match="image, which is not the one that it was made with"):
+        generator.replay(recipe, progress=False, image=picture(1), mask=mask())
+    hostile = recipe.model_copy(update={"pipeline": recipe.pipeline.model_copy(update={"options": {"image": str(image)}})})
+    with pytest.raises(ValueError, match="names a file as a picture"):
+        generator.replay(hostile, progress=False, mask=mask())
+
+
+def test_callbacks_previews_and_interrupts(generator):
+    """A callback sees latents and clean estimates, may change them, and ends the call early with what there is."""
+    seen = []
+
+    def watch(model, step, t, tensors):
+        seen.append((step, tensors["denoised"].shape, model.preview(tensors["denoised"])[0].size))
+
+    plain = pixels(generator)
+    names = ("latents", "denoised")
+    watched = pixels(generator, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names)
+    assert torch.equal(plain, watched)
+    assert seen == [(i, (1, 4, SIZE // 2, SIZE // 2), (SIZE // 2, SIZE // 2)) for i in range(4)]
+
+    def stop(model, step, t, tensors):
+        model.interrupt = step == 1
+
+    early = generator(**CALL, prompt="a red heart", seed=7, callback_on_step_end=stop, output_type="pt")
+    assert early.interrupted and early.recipes[0].stopped_at == 2 and early.nfe == 4
+    assert (early.images - plain).abs().max() > 1e-3
+    again = generator.replay(early.recipes[0], output_type="pt", progress=False)
+    assert torch.equal(again.images, early.images)
+
+    def dim(model, step, t, tensors):
+        return {"latents": 0.5 * tensors["latents"]}
+
+    changed = generator(**CALL, prompt="a red heart", seed=7, callback_on_step_end=dim, output_type="pt")
+    assert (changed.images - plain).abs().max() > 0.01 and "callback edits" in changed.recipes[0].unrecorded
+
+
+def test_previews_of_packed_latents_have_the_pictures_shape():
+    pipe, call = opened("flux_image_to_image")
+    generator, seen = Generator.from_pipeline(pipe), []
+
+    def watch(model, step, t, tensors):
+        seen.append(model.preview(tensors["denoised"])[0].size)
+
+    keywords = {"num_inference_steps": 2, "height": 2 * SIZE, "width": SIZE, "progress": False, "strength": 1.0}
+    inputs = {"callback_on_step_end": watch, "callback_on_step_end_tensor_inputs": ("denoised",)}
+    made = generator("a cat", image=call["image"], pipeline_options={"max_sequence_length": 16}, **keywords, **inputs)
+    assert seen == [(SIZE // 2, SIZE)] * 2 and made.images[0].size == (SIZE, 2 * SIZE)
+    with pytest.raises(ValueError, match="layout of its own"):
+        generator.preview(torch.zeros(1, 5, 7))
+
+
+def test_latents_are_the_pipelines_own(generator):
+    latents = torch.randn(1, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(7))
+    made = generator(**CALL, prompt="a red heart", latents=latents, output_type="pt")
+    torch.testing.assert_close(made.images, pixels(generator), **CLOSE)
+    assert "latents" in made.recipes[0].unrecorded
+    out = generator(**CALL, prompt="a red heart", seed=7, output_type="latent")
+    assert out.images.shape == latents.shape
+
+
+REFUSED = {
+    "layout": ({"layout": [{"prompt": "a cat", "box": (0, 0, 16, 16)}]}, "takes no layout: prompts by region"),
+    "guide": ({"guide": "brightness"}, "takes no guide: guidance by an energy needs the network's gradients"),
+    "negtome": ({"negtome": True}, "takes no negtome: it changes the inside"),
+    "composition": ({"composition": "switch"}, "its adapters are the pipeline's own"),
+    "batch_invariant": ({"batch_invariant": True}, "its kernels are not ours"),
+    "class_labels": ({"class_labels": [3]}, "takes no class_labels"),
+    "bins": ({"use_resolution_binning": True}, "the pipeline chooses its sizes"),
+    "pag": ({"guidance": "pag"}, "takes no guidance 'pag': it changes the inside"),
+    "cache": ({"cache": "first_block"}, "takes no cache 'first_block'.*Choose reuse or easy"),
+    "image": ({"image": Image.new("RGB", (8, 8))}, "takes no image; a pipeline of the same model that does"),
+    "flow_map": ({"sampler": "flow_map"}, "tells the network where a step ends"),
+    "cfg++": ({"sampler": "euler_cfg_pp"}, "keeps to itself; say guidance='cfg'"),
+    "interval": ({"guidance_interval": (0.0, 1.0)}, "own guidance has no interval"),
+    "unknown option": ({"pipeline_options": {"clip_skips": 1}}, "takes no 'clip_skips'; did you mean 'clip_skip'"),
+    "given elsewhere": ({"pipeline_options": {"num_inference_steps": 3}}, "is given by num_inference_steps="),
+    "cannot be followed": ({"pipeline_options": {"return_dict": False}}, "cannot be followed"),
+    "unknown keyword": ({"guidence": "cfg"}, "did you mean 'guidance'"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_a_whole_pipeline_cannot_do_is_refused_with_the_reason(generator, name):
+    call, reason = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=reason):
+        generator(**{**CALL, "prompt": "a cat", "seed": 1, **call})
+
+
+def test_tasks_and_files_are_refused_with_the_reason(generator, tmp_path, tiny):
+    with pytest.raises(ValueError, match="canvas cannot be made with it"):
+        generator.panorama("a cat", width=64, height=32, window=32)
+    with pytest.raises(ValueError, match="canvas cannot be made with it"):
+        generator.outpaint(picture(), "a cat", left=32, window=32)
+    with pytest.raises(ValueError, match="canvas cannot be made with it"):
+        generator.upscale(picture(), "a cat", window=32)
+    with pytest.raises(ValueError, match="restoration cannot be made with it"):
+        generator.restore("deblur", picture(), prompt="a cat")
+    with pytest.raises(ValueError, match="views cannot be made with it"):
+        generator.ambiguous("a cat", "a dog")
+    with pytest.raises(ValueError, match="load_lora_weights"):
+        generator.load_adapter(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="own save_pretrained"):
+        generator.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="runs only as a whole"):
+        generator.network(torch.zeros(1), torch.zeros(1), None, None)
+    with pytest.raises(ValueError, match="pipeline_options are for a pipeline that runs as a whole"):
+        tiny("a red heart", progress=False, pipeline_options={"clip_skip": 1})
+    recipe = generator(**CALL, prompt="a cat", seed=1).recipes[0]
+    with pytest.raises(ValueError, match="StableDiffusionPipeline as a whole; open that pipeline"):
+        tiny.replay(recipe, progress=False)
+    other = recipe.model_copy(update={"pipeline": recipe.pipeline.model_copy(update={"name": "OtherPipeline"})})
+    with pytest.raises(ValueError, match="made by OtherPipeline, and this is StableDiffusionPipeline"):
+        generator.replay(other, progress=False)
+
+
+def test_schedulers_and_objects_that_cannot_be_followed_are_refused():
+    pipe = stable_diffusion()
+    from diffusers import DDIMScheduler, KarrasVeScheduler
+
+    pipe.scheduler = KarrasVeScheduler()
+    with pytest.raises(ValueError, match="scheduler of this StableDiffusionPipeline cannot be followed"):
+        Generator.from_pipeline(pipe)
+    pipe.scheduler = DDIMScheduler(clip_sample=False, thresholding=True)
+    with pytest.raises(ValueError, match="thresholding"):
+        Generator.from_pipeline(pipe)
+    with pytest.raises(ValueError, match="has no scheduler"):
+        Generator.from_pipeline(torch.nn.Linear(1, 1))
+
+
+def test_options_reach_the_pipeline(generator):
+    """Plain ones go into the recipe, others are named there."""
+    made = generator(**CALL, prompt="a red heart", seed=7, output_type="pt", pipeline_options={"guidance_rescale": 0.7})
+    assert (made.images - pixels(generator)).abs().max() > 1e-3
+    assert made.recipes[0].pipeline.options == {"guidance_rescale": 0.7}
+    kwargs = {"cross_attention_kwargs": {"scale": 0.5}}
+    made = generator(**CALL, prompt="a cat", seed=1, pipeline_options=kwargs)
+    assert "pipeline option cross_attention_kwargs" in made.recipes[0].unrecorded
+
+
+def test_a_pipeline_is_as_it_was_after_a_call():
+    pipe = stable_diffusion()
+    before, config = pipe.scheduler, copy.deepcopy(dict(pipe.config))
+    hooks = len(pipe.unet._forward_pre_hooks)
+    generator = Generator.from_pipeline(pipe)
+    first = pipe("a cat", generator=torch.Generator().manual_seed(1), num_inference_steps=2, output_type="np").images
+    shown = vars(pipe)["_progress_bar_config"]
+    generator("a cat", num_inference_steps=3, sampler="heun", seed=1, progress=False)
+    assert pipe.scheduler is before and dict(pipe.config) == config and len(pipe.unet._forward_pre_hooks) == hooks
+    assert vars(pipe)["_progress_bar_config"] == shown
+    after = pipe("a cat", generator=torch.Generator().manual_seed(1), num_inference_steps=2, output_type="np").images
+    assert (first == after).all()
