@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 import gen
-from distill.data.emoji.archive import read_archive
+from distill.data.emoji.archive import Record, read_archive
 from distill.data.emoji.captions import HELD_OUT, read_common
 from distill.data.emoji.data import SHIPPED as SHIPPED_DATA
 from distill.eval import metrics
 from distill.eval.colours import object_colours
-from distill.eval.unseen import by_split
+from distill.eval.unseen import by_split, split_rows
 from distill.networks.evaluator.network import Evaluator
 from distill.networks.evaluator.pictures import read_pictures
 from gen.generator import Generator
@@ -177,6 +177,30 @@ def set_distances(made: Tensor, real: Tensor) -> Report:
 
 
 @torch.no_grad()
+def compare_splits(
+    evaluator: Evaluator,
+    text_encoder: TextEncoder,
+    made: Tensor,
+    records: Sequence[Record],
+    real: Tensor,
+    labels: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Measure -> its value for each split's drawings, as many of both: how well they are recognised, and how far the generated
+    pictures `made` are from them. {} where a split has no drawing. records, real, labels: of the drawings, in one order."""
+    report: dict[str, dict[str, float]] = {}
+    features = _by_parts(evaluator.features, made)
+    for split, rows in split_rows(records).items():
+        chosen, pictures = [labels[row] for row in rows], real[rows]
+        found = recognition(evaluator, text_encoder, pictures, chosen, chosen)
+        values = {"top1 of real drawings": found["top1"], "top5 of real drawings": found["top5"]}
+        if min(len(rows), len(made)) > 1:
+            values["frechet distance"] = metrics.frechet_distance(features, _by_parts(evaluator.features, pictures))
+        for name, value in values.items():
+            report.setdefault(name, {})[split] = value
+    return report
+
+
+@torch.no_grad()
 def evaluate(
     generator: Generator, evaluator: Evaluator, text_encoder: TextEncoder, settings: ScoreSettings
 ) -> tuple[Report, Made, list[str]]:
@@ -203,9 +227,12 @@ def evaluate(
     report["real_training_pictures"] = {
         **recognition(evaluator, text_encoder, real, real_labels, real_labels), **metrics.edges(real)
     }  # fmt: skip
+    drawn = [record for record in records if record.label in set(labels)]
+    report["by_split"] = compare_splits(evaluator, text_encoder, made.images, drawn, real, real_labels)
     if hasattr(generator, "denoiser"):
-        drawn = [record for record in records if record.label in set(labels)]
-        report["x0_error"] = by_split(generator, drawn, real, real_labels)
+        report["by_split"] |= {
+            f"x0 error, {level}": row for level, row in by_split(generator, drawn, real, real_labels).items()
+        }
     held_out = Path(settings.data) / HELD_OUT_ARCHIVE if settings.data else None
     if held_out is not None and held_out.is_file():
         other, other_labels = read_pictures(held_out, made.images.shape[-1], set(labels))

@@ -18,7 +18,7 @@ def write_sheet(images: Tensor, captions: Sequence[str], path: Path, most: int =
 
 
 def print_table(report: dict[str, Any], title: str) -> None:
-    """The report as a table, sections indented."""
+    """The report as a table, sections indented; `by_split`, measure -> value of each split, as one with a column for each."""
     from rich.console import Console
     from rich.table import Table
 
@@ -30,8 +30,18 @@ def print_table(report: dict[str, Any], title: str) -> None:
                 table.add_row(f"{indent}{name.replace('_', ' ')}", "")
                 add(value, indent + "  ")
             else:
-                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-                table.add_row(f"{indent}{name.replace('_', ' ')}", f"{shown:.4g}" if isinstance(shown, float) else str(shown))
+                table.add_row(f"{indent}{name.replace('_', ' ')}", _shown(value))
 
-    add(report, "")
+    add({name: value for name, value in report.items() if name != "by_split"}, "")
     Console().print(table)
+    if splits := report.get("by_split"):
+        columns = dict.fromkeys(column for row in splits.values() for column in row)
+        table = Table("drawings", *(column.replace("_", " ") for column in columns), title="training and held-out drawings")
+        for name, row in splits.items():
+            table.add_row(name, *(_shown(row[column]) if column in row else "" for column in columns))
+        Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    value = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

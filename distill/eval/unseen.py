@@ -40,6 +40,15 @@ def x0_error(generator: Generator, pictures: Tensor, prompts: Sequence[str], tim
     return total / len(pictures)
 
 
+def split_rows(records: Sequence[Record], most: int | None = None) -> dict[str, list[int]]:
+    """The rows of `records` in each split, as many of both and at most `most`, evenly chosen; {} where a split has none."""
+    rows: dict[str, list[int]] = {"train": [], "held_out": []}
+    for row, record in enumerate(records):
+        rows[split_of(record)].append(row)
+    count = min(len(records) if most is None else most, *(len(members) for members in rows.values()))
+    return {split: [members[i * len(members) // count] for i in range(count)] for split, members in rows.items() if count}
+
+
 def by_split(
     generator: Generator, records: Sequence[Record], pictures: Tensor, labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
@@ -47,17 +56,11 @@ def by_split(
 
     pictures (N, 3, H, W) and labels: of `records`, in their order. As many drawings of each split, evenly chosen.
     """
-    rows: dict[str, list[int]] = {"train": [], "held_out": []}
-    for row, record in enumerate(records):
-        rows[split_of(record)].append(row)
-    count = min(MOST, *(len(members) for members in rows.values()))
-    if not count:
-        return {}
-    report = {}
-    for time in TIMES:
-        errors = {}
-        for split, members in rows.items():
-            chosen = [members[i * len(members) // count] for i in range(count)]
-            errors[split] = x0_error(generator, pictures[chosen], [labels[row] for row in chosen], time)
+    rows, report = split_rows(records, MOST), {}
+    for time in TIMES if rows else ():
+        errors = {
+            split: x0_error(generator, pictures[chosen], [labels[row] for row in chosen], time)
+            for split, chosen in rows.items()
+        }
         report[f"t = {time}"] = {**errors, "held_out_over_train": errors["held_out"] / max(errors["train"], 1e-12)}
     return report

@@ -74,3 +74,28 @@ def test_the_splits_are_compared():
     expected = float(pictures[torch.tensor(held)].square().mean())
     assert report["t = 0.5"]["held_out"] == pytest.approx(expected, rel=1e-6) and report["t = 0.5"]["train"] == 0
     assert unseen.by_split(model([]), records[:1], pictures[:1], labels[:1]) == {}
+
+
+def test_splits_are_compared_with_as_many_drawings_of_each(capsys):
+    """Recognition and distance of each split's own drawings, against the same numbers by hand; and a column for each."""
+    from distill.eval.model_scores import ScoreSettings, compare_splits, load_text_encoder, recognition
+    from distill.eval.report import print_table
+    from distill.networks.evaluator.network import load_evaluator
+
+    records = [SimpleNamespace(file_name=f"images/pack/{number:X}.webp") for number in range(40)]
+    evaluator, texts = load_evaluator(), load_text_encoder(ScoreSettings())
+    real = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = [evaluator.labels[number] for number in range(40)]
+    rows = unseen.split_rows(records)
+    assert len(rows["train"]) == len(rows["held_out"]) == sum(split_of(record) == "held_out" for record in records) > 1
+    assert not set(rows["train"]) & set(rows["held_out"]) and len(unseen.split_rows(records, 2)["train"]) == 2
+    report = compare_splits(evaluator, texts, real[:3], records, real, labels)
+    for split, chosen in rows.items():
+        names = [labels[row] for row in chosen]
+        assert report["top5 of real drawings"][split] == recognition(evaluator, texts, real[chosen], names, names)["top5"]
+        features = [evaluator.features(images).float() for images in (real[:3], real[chosen])]
+        assert report["frechet distance"][split] == pytest.approx(metrics.frechet_distance(*features), rel=1e-4)
+    print_table({"top1": 0.5, "by_split": report}, "a model")
+    lines = capsys.readouterr().out.splitlines()
+    [header] = [line for line in lines if "held out" in line]
+    assert "train" in header and any(line.count(f"{report['frechet distance']['train']:.4g}") for line in lines)
