@@ -66,6 +66,7 @@ def save_model(model: Model, folder: Path, dtype: torch.dtype | None, format: st
 def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch.dtype | None) -> None:
     import diffusers
 
+    from gen.models.bridge.load import library_name
     from gen.models.bridge.parts import save_foreign
 
     index = {"_class_name": pipeline.index["_class_name"], "_diffusers_version": diffusers.__version__}
@@ -84,12 +85,12 @@ def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch
             index[name] = ["diffusers", _write_native(model.network, folder / name, dtype, model.text_encoder is not None)]
         elif isinstance(part, torch.nn.Module):
             save_foreign(part, folder / name, dtype)
-            index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
+            index[name] = [library_name(part), type(part).__name__]
         else:
             with system_errors(folder / name):
                 part.save_pretrained(folder / name)
             given = pipeline.index[name][1]  # a processor has more than the tokenizer that is opened of it
-            index[name] = ["transformers", given if "Tokenizer" in given else type(part).__name__]
+            index[name] = [library_name(part), given if "Tokenizer" in given else type(part).__name__]
     scale = getattr(model.autoencoder, "latent_scale", None)
     if scale is not None:
         config = folder / "vae" / "config.json"

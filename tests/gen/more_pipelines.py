@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from tests.gen.pipelines import (
     t5,
     t5_tokenizer,
     transformer,
+    unet,
     vae,
 )
 
@@ -260,3 +264,62 @@ def sana_sprint():
         SanaTransformer2DModel, **config | {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
     )
     return SanaSprintPipeline(**parts | {"scheduler": SCMScheduler()})
+
+
+def chatglm():
+    """(tokenizer of letters, encoder) of Kolors."""
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(LETTERS), "äé a cat on the moon, 3 dogs."] * 20), model_writer=model,
+        model_type="char", vocab_size=50, hard_vocab_limit=False, character_coverage=1.0, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    folder = tempfile.TemporaryDirectory()
+    file = Path(folder.name) / "tokenizer.model"
+    file.write_bytes(model.getvalue())
+    tokenizer = ChatGLMTokenizer(str(file))
+    tokenizer.folder = folder  # saving copies the file, which goes with the tokenizer
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=64,
+        hidden_size=16,
+        ffn_hidden_size=24,
+        kv_channels=8,
+        num_attention_heads=2,
+        seq_length=512,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config, empty_init=False).eval()
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # the norms are made without values
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2 + (parameter.ndim == 1))
+    return tokenizer, encoder
+
+
+def kolors():
+    from diffusers import EulerDiscreteScheduler, KolorsPipeline
+
+    tokenizer, encoder = chatglm()
+    network = unet(
+        cross_attention_dim=32,
+        encoder_hid_dim=16,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        transformer_layers_per_block=(1, 1),
+    )
+    noise = {"beta_start": 0.00085, "beta_end": 0.014, "beta_schedule": "scaled_linear", "num_train_timesteps": 1100}
+    return KolorsPipeline(
+        vae=vae(scaling_factor=0.13025),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=network,
+        scheduler=EulerDiscreteScheduler(**noise, timestep_spacing="leading", steps_offset=1),
+    )

@@ -195,3 +195,38 @@ def test_skip_layer_guidance_is_that_of_stable_diffusion_35(bridged, steps):
         settings = make_settings(generator, Sampling(num_inference_steps=count), pipelines.SIZE, pipelines.SIZE)
         inside = [i for i, level in enumerate(settings.levels[:-1]) if -6.0 <= level.logsnr <= -2.5]
         assert inside == [i for i in range(count) if 0.01 * count < i < 0.2 * count]
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_kolors_gives_its_pipelines_picture(bridged, steps):
+    pipeline, generator = bridged("kolors")
+    x = noise(generator, 2)
+    size = {"height": pipelines.SIZE, "width": pipelines.SIZE, "output_type": "pt", "num_inference_steps": steps}
+    first = make_settings(generator, Sampling(num_inference_steps=steps), pipelines.SIZE, pipelines.SIZE).levels[0]
+    pipeline.scheduler.set_timesteps(steps)
+    begun = x * float(pipeline.scheduler.init_noise_sigma) * first.alpha / first.sigma  # ours has the first level's own noise
+    pictures = []
+    for ours_says, theirs_says in (({}, {}), ({"negative_prompt": NEGATIVE}, {"negative_prompt": [NEGATIVE] * 2})):
+        reference = pipeline([PROMPT] * 2, latents=x.clone(), **size, **theirs_says).images
+        found = generator([PROMPT] * 2, latents=begun, progress=False, **size, **ours_says).images
+        torch.testing.assert_close(found, reference, **CLOSE)
+        pictures.append(found)
+    assert found.std() > 0.02 and (pictures[0] - pictures[1]).abs().max() > 1e-3
+
+
+def test_kolors_reads_as_its_tokenizer_does(bridged):
+    """Letters beyond ASCII, weights, and texts that are too long."""
+    pipeline, generator = bridged("kolors")
+    for prompt in ("ä cat é on the  moon", ""):
+        tokens, _, pooled, _ = pipeline.encode_prompt([prompt], do_classifier_free_guidance=False)
+        found = generator.encode_prompt([prompt])
+        torch.testing.assert_close(found.tokens, tokens, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.pooled, pooled, atol=1e-5, rtol=1e-5)
+    plain, weighted = (generator.encode_prompt([prompt]).tokens[0] for prompt in ("ä cat", "ä (cat:1.5)"))
+    changed = (weighted - plain).abs().amax(-1) > 0
+    assert changed[-3:].all() and not changed[:-4].any()
+    torch.testing.assert_close(weighted[-3:], plain[-3:] * 1.5)
+    with pytest.warns(UserWarning, match="longer than the 256 tokens"):
+        long = generator.encode_prompt(["word " * 60]).tokens
+    tokens = pipeline.encode_prompt(["word " * 60], do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(long, tokens, atol=1e-5, rtol=1e-5)

@@ -103,7 +103,7 @@ def test_pipes_in_a_folder_are_refused(folder, name):
 def test_suggestions_only_where_near(folder):
     index = folder / "model_index.json"
     for name, near in (
-        ("ZImagePipeline", None),
+        ("BriaPipeline", None),
         ("KandinskyPipeline", None),
         ("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
         ("PixartAlphaPipeline", "PixArtAlphaPipeline"),

@@ -27,7 +27,7 @@ def call(generator: Generator, **options):
     return generator(**subject, **QUICK | options).images
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "pixart", "dit", "sd3", "flux", "sana", "flux_kontext"])
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "pixart", "dit", "sd3", "flux", "sana", "flux_kontext", "kolors"])
 def test_a_bridged_model_is_saved_as_the_pipeline_it_was(bridged, tmp_path, name):
     """Every file of weights the same, and the same pictures from diffusers and from us."""
     import diffusers

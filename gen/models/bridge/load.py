@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import logging
 import re
@@ -51,6 +52,7 @@ CLASSES: dict[str, str] = {
     "AutoencoderKLFlux2": "diffusers",
     "AutoencoderKLQwenImage": "diffusers",
     "AutoencoderKLWan": "diffusers",
+    "ChatGLMModel": "transformers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
@@ -62,12 +64,18 @@ CLASSES: dict[str, str] = {
     "Qwen2_5_VLModel": "transformers",
     "Qwen3Model": "transformers",
     "Qwen3VLModel": "transformers",
+    "ChatGLMTokenizer": "transformers",
     "CLIPTokenizer": "transformers",
     "T5Tokenizer": "transformers",
     "GemmaTokenizer": "transformers",
     "LlamaTokenizer": "transformers",
     "PreTrainedTokenizerFast": "transformers",
     "Qwen2Tokenizer": "transformers",
+}
+# classes of a library's kind that another library has: the module there
+ELSEWHERE = {
+    "ChatGLMModel": "diffusers.pipelines.kolors.text_encoder",
+    "ChatGLMTokenizer": "diffusers.pipelines.kolors.tokenizer",
 }
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
@@ -84,6 +92,7 @@ VARIANTS = ("", "fp16", "bf16", "fp32")
 CODED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # dtypes of weights in fewer bits
 # ways to write a tokenizer's vocabulary, each a set of files that belong together
 VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ChatGLMTokenizer": (("tokenizer.model",),),
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "GemmaTokenizer": (("tokenizer.json",), ("tokenizer.model",)),
@@ -314,6 +323,8 @@ def _installed(module: str) -> bool:
 
 def library_class(name: str) -> Any:
     """The class of one of CLASSES, its library imported now."""
+    if name in ELSEWHERE:
+        return getattr(importlib.import_module(ELSEWHERE[name]), name)
     if CLASSES[name] == "diffusers":
         import diffusers
 
@@ -321,6 +332,12 @@ def library_class(name: str) -> Any:
     import transformers
 
     return getattr(transformers, name)
+
+
+def library_name(part: Any) -> str:
+    """The library of a part as model_index.json names it: a pipeline's own classes by the pipeline's folder."""
+    library, *inside = type(part).__module__.split(".")
+    return inside[1] if inside[:1] == ["pipelines"] else library
 
 
 def device_of(network: Any) -> torch.device:

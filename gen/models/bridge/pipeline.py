@@ -25,6 +25,7 @@ from gen.models.bridge.families import (
     flux2,
     flux_edit,
     hidream,
+    kolors,
     krea2,
     lumina2,
     pixart,
@@ -52,6 +53,7 @@ PIPELINES: dict[str, Family] = {
     "ChromaPipeline": chroma.FAMILY,
     "CogView4Pipeline": cogview4.FAMILY,
     "HiDreamImagePipeline": hidream.FAMILY,
+    "KolorsPipeline": kolors.FAMILY,
     "Lumina2Pipeline": lumina2.FAMILY,
     "StableDiffusionPipeline": stable_diffusion.FAMILY,
     "LatentConsistencyModelPipeline": stable_diffusion.LCM,
@@ -98,7 +100,7 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
             if part not in family.optional:
                 raise CheckpointError(path, f"has no {part}, which {family.name} needs ({' or '.join(allowed)}).")
             continue
-        if class_name not in allowed or library not in ("diffusers", "transformers"):
+        if class_name not in allowed or library not in ("diffusers", "transformers", "kolors"):
             shown = f"{library}.{class_name}"
             raise CheckpointError(path, f"gives {part} as {shown}; {family.name} has {' or '.join(allowed)} there.")
         plain = class_name.removesuffix("Fast")
