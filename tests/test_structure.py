@@ -61,7 +61,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["trainer"],
         ["memory"],
         ["command"],
-        ["train", "cache", "ema", "evaluate", "text_teacher"],
+        ["train", "cache", "ema", "evaluate", "text_teacher", "words"],
         ["__init__"],
     ],
     "customization": [

@@ -27,6 +27,7 @@ from gen.io.version import __version__
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
 MODULES = {
     "data build": "distill.data.emoji.build",
+    "words": "distill.words",
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",
@@ -254,6 +255,12 @@ def train(context: typer.Context) -> int:
 def evaluate(context: typer.Context) -> int:
     """Measure a model: fewstep evaluate ..."""
     return hand_over("evaluate", context.args)
+
+
+@app.command(context_settings=HANDED_OVER, add_help_option=False)
+def words(context: typer.Context) -> int:
+    """List what the default model knows, or look words up: fewstep words ..."""
+    return hand_over("words", context.args)
 
 
 @data.command(context_settings=HANDED_OVER, add_help_option=False)

@@ -24,6 +24,7 @@ from gen.io.errors import read_text
 from gen.io.weights import CheckpointError, read_json, write_bytes
 from gen.nn.backbones.blocks import mean_token
 from gen.nn.initialisation import initialise
+from gen.nn.other_names import OtherNames
 from gen.nn.prompt_weights import token_weights, weighted
 from gen.nn.registry import Config
 from gen.nn.wordpiece import CLS, LONGEST_TEXT, PAD, SEP, UNK, WordPiece, cleaned
@@ -99,6 +100,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.word_pieces: WordPiece | None = None
         self.caption_words: frozenset[str] | None = None  # words of its training that it spells; None: nobody wrote them down
+        self.other_names: OtherNames | None = None  # emoji and words of other languages, exchanged before a text is read
         self.learn(None)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -122,8 +124,17 @@ class TextEncoder(nn.Module):
         `caption_words` does not say which stood there."""
         if self.word_pieces is None or self.caption_words is None:
             return []
-        words = dict.fromkeys(_WORD.findall(cleaned(text)[:LONGEST_TEXT]))
+        words = dict.fromkeys(_WORD.findall(cleaned(self.respell(text))[:LONGEST_TEXT]))
         return [word for word in words if not self._seen(_unaccented(word))]
+
+    def respell(self, text: str) -> str:
+        """The text with names of `other_names` exchanged for those that the encoder knows ("eine Katze" for "cat")."""
+        if self.other_names is None or not isinstance(text, str):
+            return text
+        return self.other_names.respell(text, lambda word: self._has(_unaccented(word.lower())))
+
+    def _has(self, word: str) -> bool:
+        return word in (self.caption_words or ()) or (self.word_pieces is not None and self.word_pieces.has(word))
 
     def _seen(self, word: str) -> bool:
         assert self.word_pieces is not None and self.caption_words is not None
@@ -139,6 +150,7 @@ class TextEncoder(nn.Module):
             raise ValueError("The text encoder has no vocabulary yet: load it from its folder, or call set_vocabulary.")
         if isinstance(texts, str):
             raise ValueError("The text encoder takes a list of texts, not one string; put it in a list.")
+        texts = [self.respell(text) for text in texts]
         room = self.max_tokens - 2
         ids = torch.full((len(texts), self.max_tokens), PAD)
         lengths = torch.zeros(len(texts), dtype=torch.long)
@@ -187,7 +199,7 @@ class TextEncoder(nn.Module):
     def condition(self, prompt: str, negative: bool = False) -> Condition:
         """What one prompt says to a network, with a batch of 1. A word's weight, as in `(word:1.2)` (`gen.nn.prompt_weights`),
         multiplies the features of its word pieces."""
-        plain, weights = weighted(prompt)
+        plain, weights = weighted(self.respell(prompt))
         tokens, mask = self.encode([plain])
         if any(weight != 1 for weight in weights):
             tokens = tokens * self._scale(plain, weights).to(tokens)[:, None]
@@ -215,6 +227,8 @@ class TextEncoder(nn.Module):
         if self.word_pieces is None:
             raise ValueError("The text encoder has no vocabulary to save; call set_vocabulary first.")
         self.word_pieces.save(Path(folder) / "tokenizer.json")
+        if self.other_names is not None:
+            self.other_names.save(folder)
         if self.caption_words is not None:
             write_bytes(Path(folder) / CAPTION_WORDS, "".join(f"{word}\n" for word in sorted(self.caption_words)).encode())
 
@@ -227,6 +241,7 @@ class TextEncoder(nn.Module):
             raise CheckpointError(path, str(error)) from None
         if (words := path.with_name(CAPTION_WORDS)).exists():
             self.caption_words = frozenset(read_text(words).split())
+        self.other_names = OtherNames.load(Path(folder))
 
 
 __all__ = ["PAD", "UNK", "Layer", "TextEncoder", "TextEncoderConfig", "mean_token"]

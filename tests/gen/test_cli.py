@@ -351,7 +351,10 @@ def test_ctrl_c_keeps_what_is_finished(image, monkeypatch):
     assert all(read_recipe(name).prompt == "a cat" for name in files())
 
 
-HANDED = [("train", "distill.train"), ("evaluate", "distill.evaluate"), ("data build", "distill.data.emoji.build")]
+HANDED = [
+    *[("train", "distill.train"), ("evaluate", "distill.evaluate"), ("words", "distill.words")],
+    ("data build", "distill.data.emoji.build"),
+]
 
 
 @pytest.mark.parametrize(("command", "module"), HANDED)

@@ -67,7 +67,7 @@ def test_no_prompt_of_the_docs_is_noted(encoder):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a quokka, and a Zxqwv", ["quokka", "Zxqwv"]),
+        ("a numbat, and a Zxqwv", ["numbat", "Zxqwv"]),
         ("two cats, hedgehogs and a running dog", []),  # plurals and the like of words that are known
         ("a café", []),
         ("3 x 128x128 日本 !!", []),
