@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,9 @@ class CrossProcessor:
 class FluxProcessor:
     """Each prompt has a stream beside the same patches."""
 
+    def __init__(self, patches: int = 64):
+        self.patches = patches
+
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
         from diffusers.models.embeddings import apply_rotary_emb
 
@@ -57,7 +61,7 @@ class FluxProcessor:
             text = heads((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, encoder_hidden_states)
             parts = [torch.cat([a, b], dim=1) for a, b in zip(text, parts, strict=True)]
         q, k = (apply_rotary_emb(part, image_rotary_emb, sequence_dim=1) for part in parts[:2])
-        out, patches = attend(q, k, parts[2]), 64
+        out, patches = attend(q, k, parts[2]), self.patches
         plus, minus = out.chunk(2)
         guided = led(plus[:, -patches:], minus[:, -patches:])
         text, picture = out[:, :-patches], torch.cat([guided, guided])
@@ -123,7 +127,10 @@ def test_flux_is_guided_as_published(bridged):
     assert (found - predict(generator)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["pixart", "sana", "sd3", "chroma", "qwen_image", "z_image", "krea2"])
+@pytest.mark.parametrize(
+    "name",
+    ["pixart", "sana", "sd3", "chroma", "qwen_image", "z_image", "krea2", "auraflow", "cogview4", "lumina2", "sana_sprint"],
+)
 @torch.no_grad()
 def test_every_family_that_reads_text_can_be_guided(bridged, name):
     """Away from the prompt itself is nowhere; away from another is somewhere; afterwards the network is as it was."""
@@ -133,6 +140,28 @@ def test_every_family_that_reads_text_can_be_guided(bridged, name):
     torch.testing.assert_close(guided(generator, prompt), plain, atol=1e-5, rtol=1e-4)
     assert (guided(generator, negative) - plain).abs().max() > 1e-4
     assert torch.equal(predict(generator), plain)
+
+
+@torch.no_grad()
+def test_a_picture_that_is_edited_is_guided_with_the_noise(bridged):
+    """FLUX Kontext: its tokens follow those of x."""
+    from gen.models.bridge.families.flux_edit import Kontext
+
+    _, generator = bridged("flux")
+    x, level, prompt, negative = conditions(generator)
+    kontext = Kontext(generator.network.network)
+    reference = torch.randn(1, generator.channels, 12, 16, generator=torch.Generator().manual_seed(4))
+    prompt = replace(prompt, extra={"reference": reference})
+    rule = NormalizedAttention(replace(generator.denoiser, network=kontext), negative, SCALE, TAU, ALPHA)
+    found = rule(x, level, prompt, Context()).raw
+    kept = dict(kontext.network.attn_processors)
+    kontext.network.set_attn_processor(FluxProcessor(64 + 48))
+    try:
+        both = prompt.cat([replace(negative, pooled=prompt.pooled, extra=prompt.extra)])
+        expected = kontext.call(torch.cat([x, x]), torch.full((2,), float(level.t)), both)
+    finally:
+        kontext.network.set_attn_processor(kept)
+    torch.testing.assert_close(found, expected[:1], atol=1e-5, rtol=0)
 
 
 def test_a_network_that_cannot_says_why(bridged, class_model):

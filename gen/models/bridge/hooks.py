@@ -82,7 +82,7 @@ LAYOUTS: dict[str, BlockLayout] = {
         joint=True,
         image_first=True,
         patches=lambda network, rows, columns: rows * columns if rows == columns else network.max_seq,
-        without=_NO_ATTENTION,
+        without={**_NO_ATTENTION, "text": "its attention projects text and image each in its own way"},
     ),
     "PixArtTransformer2DModel": BlockLayout(_chain),
     "SanaTransformer2DModel": BlockLayout(
@@ -159,7 +159,7 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
         levels = layout.maps(network) if layout.maps is not None and "map" in hooks else []
         for index, level in enumerate(levels):
             places.forward(level, _map(level.forward, hooks["map"], index, len(levels)))
-        blocks = layout.blocks(network)
+        blocks, text = layout.blocks(network), dict[str, int]()
         for index, block in enumerate(blocks):
             if "block" in hooks:
                 hook = hooks["block"]
@@ -171,7 +171,7 @@ def hooked(network: nn.Module, context: Context, rows: int, columns: int) -> Ite
             for attention in _attentions(block) if hooks.keys() - {"block", "map", "text"} else ():
                 _hook_attention(places, attention, hooks, index, len(blocks), rows, columns)
             if "text" in hooks:
-                _hook_text(places, block, hooks["text"], index, len(blocks), (rows, columns), layout.image_first)
+                _hook_text(places, block, hooks["text"], index, len(blocks), (rows, columns), layout, text)
         yield
     finally:
         places.restore()
@@ -305,24 +305,38 @@ def _hook_attention(
 
 
 def _hook_text(
-    places: _Places, block: Any, hook: Callable[..., Tensor], index: int, count: int, grid: tuple[int, int], image_first: bool
+    places: _Places,
+    block: Any,
+    hook: Callable[..., Tensor],
+    index: int,
+    count: int,
+    grid: tuple[int, int],
+    layout: BlockLayout,
+    text: dict[str, int],
 ) -> None:
-    """The hook gets what goes into the projection of attention over text, or what an attention without one returns: the patches
-    of it, which lie at one end of the sequence where text is in it."""
+    """The hook gets what goes into the projection of attention over text, or what an attention without one returns: the
+    patches of it, with those of pictures that are edited, where text is in the same sequence. text: how many tokens of text
+    the last block was given."""
     attention = next((a for kind, a in _attentions(block) if kind == "cross"), None)
     together = attention is None
-    if attention is None:
-        attention = getattr(block, "attn", getattr(block, "attention", None))
+    for name in ("attn", "attention", *(("attn1",) if layout.joint else ())):
+        attention = getattr(block, name, None) if attention is None else attention
     if attention is None:
         return
+    if layout.joint:
+        places.forward(block, _counting(block.forward, text))
 
     def led(tokens: Tensor) -> Tensor:
-        patches = grid[0] * grid[1] if together else tokens.shape[1]
-        site = Site(index, count, tokens.shape[1] - patches, *_grid(patches, *grid), "self" if together else "cross")
-        if image_first:
-            return torch.cat([hook(site, lambda rows: tokens[:, :patches]), tokens[:, patches:]], dim=1)
-        text = tokens.shape[1] - patches
-        return torch.cat([tokens[:, :text], hook(site, lambda rows: tokens[:, text:])], dim=1)
+        length, patches = tokens.shape[1], grid[0] * grid[1]
+        if not together:
+            begin, end = 0, length
+        elif layout.joint:  # text, where it is there, comes before the image
+            begin, end = (0 if length == text["image"] else text["text"]), length
+        else:
+            begin, end = (0, patches) if layout.image_first else (length - patches, length)
+        site = Site(index, count, begin, *_grid(min(patches, end - begin), *grid), "self" if together else "cross")
+        guided = hook(site, lambda rows: tokens[:, begin:end])
+        return torch.cat([tokens[:, :begin], guided, tokens[:, end:]], dim=1)
 
     projections = getattr(attention, "to_out", None)
     if projections is not None:
@@ -331,6 +345,21 @@ def _hook_text(
     else:
         run = attention.forward
         places.forward(attention, lambda *args, **named: led(run(*args, **named)))
+
+
+def _counting(run: Callable[..., Any], text: dict[str, int]) -> Callable[..., Any]:
+    """A joint block that notes how many tokens of text and of the image it is given; one without text of its own has both in
+    one sequence, as many as before."""
+
+    def forward(*args: Any, **named: Any) -> Any:
+        image = args[0] if args else named["hidden_states"]
+        own = args[1] if len(args) > 1 else named.get("encoder_hidden_states")
+        if own is not None:
+            text["text"] = own.shape[1]
+        text["image"] = image.shape[1] - (text["text"] if own is None else 0)
+        return run(*args, **named)
+
+    return forward
 
 
 def _grid(length: int, rows: int, columns: int) -> tuple[int, int]:
