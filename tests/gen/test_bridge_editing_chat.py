@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from gen import cli
 from gen.io.images import digest
 from gen.models.bridge.chat import sides_of
 from gen.models.bridge.families import qwen_image
 from gen.models.prompt_reading import Reading, SeenPicture
-from tests.gen import pipelines_chat
+from gen.pipeline.png import read_recipe
+from tests.gen import pipelines, pipelines_chat
 from tests.gen.newer_families import CLOSE, FAMILIES, latents_for, ours, theirs
 from tests.gen.test_bridge_editing import picture
 
@@ -45,6 +47,22 @@ def test_an_edit_of_several_pictures_replays_with_the_same(bridged):
         for others in (images[:1], images[::-1], [*images, images[0]]):
             with pytest.raises(ValueError, match="is not the one that the picture was made from"):
                 generator.replay(recipe, image=others, **options)
+
+
+def test_several_pictures_on_the_command_line(tmp_path, capsys):
+    folder = pipelines.save(pipelines_chat.flux2_klein(distilled=True), tmp_path / "klein")
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, size in zip(pictures, ((96, 64), (64, 80)), strict=True):
+        picture(*size).save(path)
+    images = [word for path in pictures for word in ("--image", str(path))]
+    made, again = tmp_path / "made.png", tmp_path / "again.png"
+    options = ["--width", "64", "--height", "32", "--steps", "2", "--seed", "4", "--device", "cpu", "--dtype", "float32"]
+    assert cli.main(["image", "a cat", "--model", str(folder), *images, *options, "-o", str(made)]) == 0
+    assert len(read_recipe(made).start.others) == 1
+    assert cli.main(["replay", str(made), "--model", str(folder), *images, "-o", str(again)]) == 0
+    assert again.read_bytes() == made.read_bytes()
+    assert cli.main(["replay", str(made), "--model", str(folder), *images[:2], "-o", str(tmp_path / "other.png")]) != 0
+    assert "is not the one that the picture was made from" in capsys.readouterr().err
 
 
 def test_more_pictures_than_a_model_reads_are_refused(bridged):

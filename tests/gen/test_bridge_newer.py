@@ -29,7 +29,7 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 def test_a_call_at_defaults_gives_the_pipelines_picture(bridged, name, steps):
     """Called with a number of steps alone; a negative prompt takes the place of the empty one."""
     row, (pipeline, generator) = FAMILIES[name], bridged(name)
-    x = latents_for(generator, 2)
+    x = latents_for(generator, 2 if steps == 4 else 1)
     reference = theirs(row, pipeline, x, num_inference_steps=steps, **row.defaults)
     found = ours(generator, x, num_inference_steps=steps)
     assert reference.std() > 0.02
@@ -61,7 +61,7 @@ def test_fewer_tokens_are_read_where_a_call_says_so(bridged, name):
     if "max_sequence_length" not in generator.text_encoder.takes:
         pytest.skip("it has one way of reading")
     x = latents_for(generator, 1)
-    call = {"num_inference_steps": 2, "max_sequence_length": 40}
+    call = {"num_inference_steps": 2, "max_sequence_length": 20}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         short = ours(generator, x, **call)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ def pixels_per_latent(config: Any) -> int:
     raise ValueError("The autoencoder's config does not say how many pixels become one latent.")
 
 
+def _one_frame(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+    """A causal convolution over time of one frame (B, C, 1, h, w): what is before it is zero, so that only the last slice of
+    the weights counts."""
+    if cache_x is not None or x.shape[2] != 1 or self.stride[0] != 1:
+        return type(self).forward(self, x, cache_x)
+    plane = F.pad(x[:, :, 0], self._padding[:4])
+    return F.conv2d(plane, self.weight[:, :, -1], self.bias, self.stride[1:], 0, self.dilation[1:], self.groups)[:, :, None]
+
+
 class BridgedAutoencoder(nn.Module):
     """`encode`, `decode`, `factor`, `channels`, as of `gen.nn.autoencoder.Autoencoder`. encode gives the mean, without noise.
 
@@ -53,6 +63,9 @@ class BridgedAutoencoder(nn.Module):
         self.vae, self.whole, self.tile, self.overlap, self.latent_scale = vae, whole, tile, overlap, latent_scale
         config: Any = self.vae.config
         self.frames = "z_dim" in config  # of videos: pictures and latents have a dimension of time before their height
+        for module in self.vae.modules() if self.frames else ():
+            if type(module).__name__ in ("QwenImageCausalConv3d", "WanCausalConv3d"):
+                module.forward = MethodType(_one_frame, module)  # a third of the work, to the same numbers
         self.patch = 1
         norm = getattr(self.vae, "bn", None)
         if norm is not None:

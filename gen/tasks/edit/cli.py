@@ -14,7 +14,11 @@ class ImageOptions:
     """Of `fewstep image`."""
 
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture to start from, or to edit: PNG, JPEG, WebP, GIF, BMP.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture to start from, or to edit: PNG, JPEG, WebP, GIF, BMP; repeatable for models that read several.",
+        ),
     ] = None
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")] = (
         None
@@ -25,19 +29,26 @@ class ImageOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Of a call."""
-        return vars(self)
+        return {**vars(self), "image": _one_or_several(self.image)}
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
     """Of `fewstep replay`."""
 
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture that it started from, if it did.")] = None
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="The picture that it started from, if it did; repeatable, in the same order."),
+    ] = None
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="The mask, likewise.")] = None
 
     def keywords(self) -> dict[str, Any]:
         """Of a replay."""
-        return vars(self)
+        return {**vars(self), "image": _one_or_several(self.image)}
+
+
+def _one_or_several(images: list[Path] | None) -> Path | list[Path] | None:
+    return images[0] if images and len(images) == 1 else images or None
 
 
 IMAGE, REPLAY, COMMANDS = ImageOptions, ReplayOptions, ()
