@@ -74,6 +74,7 @@ def directions(rows: Tensor, regular: Tensor, ridge: float = 0.0) -> Tensor:
             f"The ordinary captions span {rank} of {n} directions; give at least {n} rows that are independent, or a "
             "ridge such as 1e-4."
         )
+    # d = C G^-1 of arXiv 2212.04488, appendix A
     return torch.cholesky_solve(rows.T, torch.linalg.cholesky(moment)).T
 
 
@@ -98,7 +99,7 @@ def _layer(
             f"{entry.layer} has {width} inputs and the tokens {rows.shape[1]} values; merge only layers that read the text."
         )
     asked = torch.cat([_action(delta, one.to(WIDE), out) for delta, one in zip(entry.deltas, targets, strict=True)], 1)
-    up = solve(asked, gram)
+    up = solve(asked, gram)  # (V^T - W_0 C^T) (d C^T)^-1 of arXiv 2212.04488, section 3.2
     size = float(asked.norm())
     missed = float((up @ gram - asked).norm()) / size if size else 0.0
     if missed > TOLERANCE:

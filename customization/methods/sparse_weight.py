@@ -89,6 +89,7 @@ class _Operation(torch.autograd.Function):
         if grads[0] is not None:
             grads[0] = grads[0].to(x.dtype)
         if grads[1] is not None:
+            # arXiv 2409.06633, section 3.4: of the weight's gradient only the trained entries are kept
             grads[1] = grads[1].flatten()[index].to(values.dtype)
         if grads[2] is not None:
             grads[2] = grads[2].to(bias.dtype)

@@ -45,9 +45,10 @@ class ConsistencyTrainingObjective(DiscreteConsistency):
     def pair(self, draws: Draws, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
         config, count = self.config, self.count(step)
         grid = ratios(count, config.sigma_min, config.sigma_max, config.rho).to(device)
-        index = draw_index(draws, "level", count - 1, device)
+        index = draw_index(draws, "level", count - 1, device)  # n of arXiv 2303.01469, Algorithm 3
         return grid[index + 1], grid[index]
 
     def after_step(self, step: int) -> None:
+        # mu(k) of arXiv 2303.01469, appendix C
         decay = growing_decay(self.count(step), self.config.first_levels, self.config.target_ema)
         ema_update(self.roles["target"].network, self.roles["student"].network, decay)

@@ -39,6 +39,7 @@ class EasyConsistencyObjective(DiscreteConsistency):
         config = self.config
         high = (config.mean + config.std * draws.normal("level", device=device).double()).exp()
         high = high.clamp(config.sigma_min, config.sigma_max)
+        # arXiv 2406.14548, section 3.2: r of t, by the stage
         low = tuned_ratio(high, step // config.stage_steps, config.k, config.b, config.q)
         # below sigma_min a picture counts as clean
         return high, torch.where(low < config.sigma_min, 0.0, low)

@@ -42,6 +42,7 @@ class ImprovedConsistencyObjective(DiscreteConsistency):
 
     def pair(self, draws: Draws, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
+        # arXiv 2310.14189: N(k) of section 3.4, pairs drawn as section 3.5 says
         count = doubling_count(step, config.total_steps, config.first_levels, config.last_levels)
         grid = ratios(count, config.sigma_min, config.sigma_max, config.rho).to(device)
         index = pick(log_normal_shares(grid, config.mean, config.std), draws.uniform("level", device=device))

@@ -79,6 +79,7 @@ class MomentMatchingObjective(StudentObjective):
         d_alpha, d_sigma = self.path.rate(t)
         slope = 2 * (d_sigma / t.sigma - d_alpha / t.alpha)
         share = t.alpha**self.config.power / (t.alpha**2 + t.sigma**2)
+        # arXiv 2503.07565, equation 13
         return 0.5 * torch.sigmoid(self.config.bias - 2 * t.logsnr) * slope * share
 
     def loss(
@@ -130,5 +131,6 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor, compared: Tensor) -> Tensor:
         return torch.exp(-distance / (bandwidth.to(x)[:, None, None] * math.prod(x.shape[2:])))
 
     pairs = compared.to(a)
+    # arXiv 2503.07565, equations 9 and 12
     total = (pairs * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))).sum((1, 2))
     return total / pairs.sum((1, 2))

@@ -36,6 +36,7 @@ class AdversarialContinuousObjective(LatentDiscriminatorObjective, ContinuousCon
     def angles(self, draws: Draws, device: torch.device) -> Tensor:
         """As for the consistency loss, but of a share of the samples the noisiest."""
         drawn = super().angles(draws, device)
+        # arXiv 2503.09641, section 3.3: a share of the samples at the noisiest level
         noisiest = draws.uniform("noisiest", device=device) < self.config.noisiest_share
         return torch.where(noisiest, torch.atan(torch.full_like(drawn, self.config.sigma_max / self.sd)), drawn)
 

@@ -27,8 +27,9 @@ class EmbeddedGuidance(DenoiserWrapper):
         check_scale(self.scale)
 
     def __call__(self, x: torch.Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        told = context.memo("embedded guidance", (condition,), lambda: self._with_scale(condition, x))
-        return self.denoiser(x, level, told, context)
+        # arXiv 2210.03142, section 3: the scale w is an input of the network
+        with_scale = context.memo("embedded guidance", (condition,), lambda: self._with_scale(condition, x))
+        return self.denoiser(x, level, with_scale, context)
 
     def _with_scale(self, condition: Condition, x: torch.Tensor) -> Condition:
         scale = torch.full((len(x),), float(self.scale), device=x.device)

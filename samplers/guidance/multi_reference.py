@@ -91,6 +91,7 @@ class MultiReference(DenoiserWrapper):
                 keys.append(key)
                 values.append(value)
                 bias.append(k.new_full((key.shape[1],), weight))
+            # arXiv 2405.13870, section 3.2: keys and values of the references beside the picture's own, weighted
             own = attend(q[:seeing], torch.cat(keys, dim=1), torch.cat(values, dim=1), torch.cat(bias))
             return torch.cat([own, rest])
 

@@ -30,6 +30,7 @@ class Clip(DenoiserWrapper):
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
+        # static thresholding of arXiv 2205.11487, section 2.3
         return prediction.with_x0(read_x0(prediction).clamp(-self.limit, self.limit))
 
 
@@ -55,6 +56,7 @@ class DynamicThreshold(DenoiserWrapper):
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         prediction = self.denoiser(x, level, condition, context)
         x0 = at_least_float32(read_x0(prediction))
+        # dynamic thresholding of arXiv 2205.11487, section 2.3
         s = _quantile(x0.abs().flatten(1), self.percentile).clamp(min=self.limit)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
         return prediction.with_x0((torch.minimum(torch.maximum(x0, -s), s) * (self.limit / s)).to(prediction.x.dtype))
