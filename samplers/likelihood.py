@@ -199,17 +199,17 @@ Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
 def _stages(slope: Slope, y: Tensor, l: float, h: float, tableau: Tableau) -> list[tuple[Tensor, Tensor]]:
-    found: list[tuple[Tensor, Tensor]] = []
+    slopes: list[tuple[Tensor, Tensor]] = []
     for row, node in zip(tableau.stages, tableau.nodes, strict=True):
         at = y
-        for weight, (f, _) in zip(row, found, strict=True):
+        for weight, (f, _) in zip(row, slopes, strict=True):
             at = torch.add(at, f, alpha=h * weight)
-        found.append(slope(at, l + h * node))
-    return found
+        slopes.append(slope(at, l + h * node))
+    return slopes
 
 
-def _add(y: Tensor, gained: Tensor, h: float, weights: Sequence[float], found: Sequence) -> tuple[Tensor, Tensor]:
-    for weight, (f, trace) in zip(weights, found, strict=True):
+def _add(y: Tensor, gained: Tensor, h: float, weights: Sequence[float], slopes: Sequence) -> tuple[Tensor, Tensor]:
+    for weight, (f, trace) in zip(weights, slopes, strict=True):
         y, gained = torch.add(y, f, alpha=h * weight), torch.add(gained, trace, alpha=h * weight)
     return y, gained
 
@@ -228,9 +228,9 @@ def _adaptive(slope: Slope, y: Tensor, gained: Tensor, first: float, last: float
         if l <= last:
             return y, gained
         h = max(h, last - l)  # both are negative
-        found = _stages(slope, y, l, h, tableau)
-        new_y, new_gained = _add(y, gained, h, tableau.weights, found)
-        off_y, off_gained = _add(torch.zeros_like(y), torch.zeros_like(gained), h, tableau.error or (), found)
+        slopes = _stages(slope, y, l, h, tableau)
+        new_y, new_gained = _add(y, gained, h, tableau.weights, slopes)
+        off_y, off_gained = _add(torch.zeros_like(y), torch.zeros_like(gained), h, tableau.error or (), slopes)
         scaled = off_y / (tolerance * (1 + torch.maximum(y.abs(), new_y.abs())))
         spread = scaled.flatten(1).double().square().mean(1).sqrt()
         error = torch.maximum(spread, off_gained.abs() / (tolerance * (1 + new_gained.abs()))).max().item()

@@ -32,9 +32,9 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     names = dict[str, str]()
     for one in known:
         names.setdefault(normalise_name(one) or one, one)
-    given = normalise_name(str(name)[:_LONGEST])
-    found = difflib.get_close_matches(given, names, n=1, cutoff=_NEAR if len(given) > _SHORT else _NEAR_SHORT)
-    return names[found[0]] if found else None
+    spelling = normalise_name(str(name)[:_LONGEST])
+    matches = difflib.get_close_matches(spelling, names, n=1, cutoff=_NEAR if len(spelling) > _SHORT else _NEAR_SHORT)
+    return names[matches[0]] if matches else None
 
 
 def find(table: dict[str, Any], name: str, kind: str) -> Any:
@@ -104,8 +104,8 @@ def build(info: Any, kind: str, make: Any, *arguments: Any, options: dict[str, A
         ours = isinstance(error, ValueError) and "unpack" not in str(error)  # Python's, for values of another number
         if ours or not options:
             raise
-        given = ", ".join(f"{name}={value!r:.80}" for name, value in options.items())
-        raise ValueError(f"The {kind} {info.name!r} cannot use {given}: {error}.") from error
+        named_options = ", ".join(f"{name}={value!r:.80}" for name, value in options.items())
+        raise ValueError(f"The {kind} {info.name!r} cannot use {named_options}: {error}.") from error
 
 
 def _expected(make: Any, name: str, value: Any) -> str:

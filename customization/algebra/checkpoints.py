@@ -75,13 +75,13 @@ def open_like(path: Path, like: Weights) -> Weights:
         return Weights(
             path, {name: part.at(path / part.place) for name, part in like.parts.items() if (path / part.place).is_dir()}
         )
-    own = like.parts["denoiser"]
+    denoiser = like.parts["denoiser"]
     source = CheckpointFiles(path, (TensorFile(path),), None, path.parent / "config.json")
-    if not source.shapes.keys() & own.shapes.keys():
+    if not source.shapes.keys() & denoiser.shapes.keys():
         raise CheckpointError(
-            path, f"has no tensor in common with the denoiser of {like.path} ({min(own.shapes)}, ...); convert it first."
+            path, f"has no tensor in common with the denoiser of {like.path} ({min(denoiser.shapes)}, ...); convert it first."
         )
-    return Weights(path, {"denoiser": replace(own, source=source)})
+    return Weights(path, {"denoiser": replace(denoiser, source=source)})
 
 
 def _backbone(folder: Path) -> str:
@@ -100,7 +100,7 @@ def pairs(tuned: Weights, base: Weights) -> Iterator[tuple[str, str, nn.Module, 
         raise CheckpointError(tuned.path, f"has no network in common with {base.path}.")
     for part in shared:
         new, old = tuned.parts[part], base.parts[part]
-        found = 0
+        matched_layers = 0
         for name, module in old.modules.items():
             keys = new.key(name, "weight"), old.key(name, "weight")
             shapes = [one.shapes[key] if key else "absent" for one, key in zip((new, old), keys, strict=True)]
@@ -112,9 +112,9 @@ def pairs(tuned: Weights, base: Weights) -> Iterator[tuple[str, str, nn.Module, 
                     f"is another network: the {part.replace('_', ' ')}'s {name}.weight is {shapes[0]} there and {shapes[1]} in "
                     f"{base.path}.",
                 )
-            found += 1
+            matched_layers += 1
             yield part, name, module, new, old
-        if not found:
+        if not matched_layers:
             raise CheckpointError(base.path, f"names the layers of its {part.replace('_', ' ')} in a way that is not known.")
 
 

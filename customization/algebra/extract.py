@@ -55,13 +55,13 @@ def extract(
     """
     before = open_model(Path(base))
     after = open_like(Path(tuned), before)
-    found = list(pairs(after, before))
-    check_rank(keep.rank or 1, [tuple(module.weight.shape) for _, _, module, _, _ in found if isinstance(module, MATRICES)])
+    matched = list(pairs(after, before))
+    check_rank(keep.rank or 1, [tuple(module.weight.shape) for _, _, module, _, _ in matched if isinstance(module, MATRICES)])
     layers: dict[str, Delta] = {}
     reports: list[LayerReport] = []
     left: dict[str, float] = {}
     unchanged = 0
-    for part, module, kind, new, old in track(found):
+    for part, module, kind, new, old in track(matched):
         layer = f"{part}.{old.spelled(module)}"
         weights = read_tensor(new, module, "weight"), read_tensor(old, module, "weight")
         biases = read_tensor(new, module, "bias"), read_tensor(old, module, "bias")

@@ -40,22 +40,22 @@ def merged_metadata(
         for config in read_configs(adapter.metadata).values():
             if isinstance(base := config.get("base_model_name_or_path"), str):
                 table.setdefault("base_model_name_or_path", base)
-    found: dict[str, str] = {}
+    merged: dict[str, str] = {}
     for name in dict.fromkeys(name for table in tables for name in table):
         texts = list(dict.fromkeys(table[name] for table in tables if name in table))
         if len(texts) == 1 and (name in JOINED or name == TAGS or all(name in table for table in tables)):
-            found[name] = texts[0]
+            merged[name] = texts[0]
         elif name in JOINED:
-            found[name] = JOINED[name].join(texts)
+            merged[name] = JOINED[name].join(texts)
         elif name == TAGS:
-            found |= _tags(texts)
-    if len(adapters) > 1 and any(name.startswith("modelspec.") for name in found):
-        found["modelspec.merged_from"] = ", ".join(
+            merged |= _tags(texts)
+    if len(adapters) > 1 and any(name.startswith("modelspec.") for name in merged):
+        merged["modelspec.merged_from"] = ", ".join(
             adapter.metadata.get("modelspec.title") or adapter.name for adapter in adapters
         )
     sources = [{"name": adapter.name, "sha256": adapter.sha256, **_history(adapter)} for adapter in adapters]
-    found[HISTORY] = json.dumps({**made, "adapters": sources}, ensure_ascii=False)
-    return found | network_texts(found, layers)
+    merged[HISTORY] = json.dumps({**made, "adapters": sources}, ensure_ascii=False)
+    return merged | network_texts(merged, layers)
 
 
 def network_texts(metadata: Mapping[str, str], layers: Mapping[str, Delta]) -> dict[str, str]:

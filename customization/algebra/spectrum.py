@@ -75,12 +75,12 @@ def without_magnitude(delta: Delta) -> Delta:
 
 def spectra(adapter: Adapter, track: Track = iter) -> list[Spectrum]:
     """The spectrum of every layer, in the file's order."""
-    found = []
+    layer_spectra = []
     for layer, delta in track(list(adapter.layers.items())):
         s = singular_values(delta)
         s = s[s > 1e-7 * s[0]] if len(s) else s
-        found.append(Spectrum(layer, delta.type, delta.dims, delta.rank, tuple(map(float, s))))
-    return found
+        layer_spectra.append(Spectrum(layer, delta.type, delta.dims, delta.rank, tuple(map(float, s))))
+    return layer_spectra
 
 
 def similarity(adapters: Sequence[Adapter], track: Track = iter) -> list[list[float]]:
@@ -89,9 +89,9 @@ def similarity(adapters: Sequence[Adapter], track: Track = iter) -> list[list[fl
     n = len(adapters)
     gram = torch.zeros(n, n, dtype=torch.float64)
     for entry in track(align(adapters, disjoint=True)):
-        own = [(i, _halves(delta)) for i, delta in enumerate(entry.deltas) if delta is not None and delta.kind != "bias"]
-        for i, (up, down) in own:
-            for j, (other_up, other_down) in own:
+        halves = [(i, _halves(delta)) for i, delta in enumerate(entry.deltas) if delta is not None and delta.kind != "bias"]
+        for i, (up, down) in halves:
+            for j, (other_up, other_down) in halves:
                 gram[i, j] += ((up.T @ other_up) * (down @ other_down.T)).sum()
     size = gram.diagonal().sqrt()
     return (gram / (size[:, None] * size).clamp_min(1e-300)).tolist()

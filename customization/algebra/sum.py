@@ -122,17 +122,17 @@ def block_weights(layers: Sequence[str], blocks: Mapping[str, float]) -> dict[st
     "text_encoder", or without the part: "mid_block"), or has wildcards ("*.attn.*"). Dots and underscores are the same.
     AdapterError for one that fits no layer.
     """
-    found, used = {}, set()
+    weight_of, used = {}, set()
     for layer in layers:
         plain = layer.replace(".", "_")
         path = layer.partition(".")[2].replace(".", "_")
         fitting = [pattern for pattern in blocks if _fits(pattern.replace(".", "_"), plain, path)]
         used.update(fitting)
-        found[layer] = float(blocks[max(fitting, key=len)]) if fitting else 1.0
+        weight_of[layer] = float(blocks[max(fitting, key=len)]) if fitting else 1.0
     if left := [pattern for pattern in blocks if pattern not in used]:
         hint = nearest(left[0], [*layers, *(layer.partition(".")[2] for layer in layers)])
         raise AdapterError(f"The block {left[0]!r} fits no layer{f'; {hint}' if hint else ''}.")
-    return found
+    return weight_of
 
 
 def _fits(pattern: str, plain: str, path: str) -> bool:
@@ -164,9 +164,9 @@ def notes_of(adapters: Sequence[Adapter]) -> list[str]:
     several = len(adapters) > 1
     notes = [f"{name}: {note}" if several else note for name, a in zip(names, adapters, strict=True) for note in a.notes]
     for key in ("ss_base_model_version", "modelspec.architecture"):
-        told = {name: a.metadata[key] for name, a in zip(names, adapters, strict=True) if a.metadata.get(key)}
-        if len(set(told.values())) > 1:
-            each = ", ".join(f"{name} on {text}" for name, text in told.items())
+        model_of = {name: a.metadata[key] for name, a in zip(names, adapters, strict=True) if a.metadata.get(key)}
+        if len(set(model_of.values())) > 1:
+            each = ", ".join(f"{name} on {text}" for name, text in model_of.items())
             notes.append(f"their metadata name different models: {each}")
             break
     return notes
@@ -174,8 +174,8 @@ def notes_of(adapters: Sequence[Adapter]) -> list[str]:
 
 def bias_sum(pieces: Sequence[tuple[float, Delta]]) -> Tensor | None:
     """Sum of the changes of the bias, (out,) in float64; None for nothing."""
-    found = [w * bias for w, delta in pieces if (bias := delta.bias(WIDE)) is not None]
-    return sum(found[1:], found[0]) if found else None
+    biases = [w * bias for w, delta in pieces if (bias := delta.bias(WIDE)) is not None]
+    return sum(biases[1:], biases[0]) if biases else None
 
 
 def _layer(

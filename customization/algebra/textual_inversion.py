@@ -18,7 +18,7 @@ def merged_words(adapters: Sequence[Adapter], weights: Sequence[float] | None = 
     """word -> part -> vectors (n, D) of all adapters but those of weight 0, which do not act. weights: 1 each if None.
 
     AdapterError where two have learned one word with different vectors: a prompt could mean only one of them."""
-    found: Words = {}
+    merged: Words = {}
     origin: dict[str, tuple[str, str]] = {}  # word in lower case -> (as it is spelled, whose it is)
     for i, (name, adapter) in enumerate(zip(names_of(adapters), adapters, strict=True)):
         if weights is not None and weights[i] == 0:
@@ -26,13 +26,13 @@ def merged_words(adapters: Sequence[Adapter], weights: Sequence[float] | None = 
         for word, parts in adapter.words.items():
             spelled, other = origin.setdefault(word.lower(), (word, name))
             if other == name:
-                found[word] = dict(parts)
-            elif not _same(found[spelled], parts):
+                merged[word] = dict(parts)
+            elif not _same(merged[spelled], parts):
                 raise AdapterError(
                     f"{other} and {name} have both learned the word {word!r}, each in its own way. Give it another name in one "
                     f"of them: fewstep lora convert {name}.safetensors OUT.safetensors --rename-word '{word}=<other>'"
                 )
-    return found
+    return merged
 
 
 def word_keys(adapters: Sequence[Adapter], words: Mapping[str, Mapping[str, Tensor]]) -> dict[tuple[str, str], str]:

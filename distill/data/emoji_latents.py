@@ -46,11 +46,11 @@ class EmojiLatents(CachedPictures):
         variants = [self.emoji.variant(index, k) for index in range(len(self.emoji)) for k in range(config.variants)]
         self.autoencoder_folder = config.autoencoder
         self.path = config.folder / f"{self._key(config, settings, variants)}.safetensors"
-        found = read_latents(self.path)
-        if found is not None and found.shape[:2] != (len(self.emoji), config.variants):
-            found = None
-        self.made = 0 if found is not None else len(self.emoji)
-        self.all = found if found is not None else self._make(config, variants)
+        stored = read_latents(self.path)
+        if stored is not None and stored.shape[:2] != (len(self.emoji), config.variants):
+            stored = None
+        self.made = 0 if stored is not None else len(self.emoji)
+        self.all = stored if stored is not None else self._make(config, variants)
 
     def _key(self, config: EmojiLatentsConfig, settings: EmojiConfig, variants: list[Variant]) -> str:
         """A hash of all that latents depend on: weights, archives, every variant, and how a sample of them is drawn."""

@@ -100,14 +100,14 @@ class ImageFolder(PictureSource):
 
 def _beside(names: list[str], pictures: list[str]) -> dict[str, str]:
     """The file with the caption of each picture that has one."""
-    found: dict[str, dict[str, str]] = {}
+    texts_of: dict[str, dict[str, str]] = {}
     for name in names:
         if (kind := Path(name).suffix.lower()) in BESIDE:
-            kept = found.setdefault(str(Path(name).with_suffix("")), {})
-            kept[kind] = min(kept.get(kind, name), name, key=lambda each: (not each.endswith(kind), each))
+            texts = texts_of.setdefault(str(Path(name).with_suffix("")), {})
+            texts[kind] = min(texts.get(kind, name), name, key=lambda each: (not each.endswith(kind), each))
     chosen = {}
     for name in pictures:
-        files = found.get(str(Path(name).with_suffix("")), {})
+        files = texts_of.get(str(Path(name).with_suffix("")), {})
         if files:
             chosen[name] = next(files[kind] for kind in BESIDE if kind in files)
     return chosen

@@ -29,11 +29,11 @@ def read_latents(path: Path) -> Tensor | None:
     try:
         regular_file(path)
         with safe_open(path, framework="pt") as file:
-            found, told = file.get_tensor(NAME), (file.metadata() or {}).get(HASH)
+            latents, recorded_hash = file.get_tensor(NAME), (file.metadata() or {}).get(HASH)
     except (CheckpointError, OSError, SafetensorError, RuntimeError, ValueError):
         return None
-    good = found.dtype == torch.bfloat16 and found.numel() and told == content_hash(found) and finite(found)
-    return found if good else None
+    good = latents.dtype == torch.bfloat16 and latents.numel() and recorded_hash == content_hash(latents) and finite(latents)
+    return latents if good else None
 
 
 def write_latents(path: Path, latents: Tensor) -> None:
@@ -61,8 +61,8 @@ def opened_digest(autoencoder: nn.Module, weights: str) -> str:
     """The same of one that is open, the hash of whose weights is known; "" where it is not."""
     config: Any = getattr(autoencoder, "config", None)
     settings = config.model_dump() if hasattr(config, "model_dump") else getattr(config, "__dict__", config)
-    told = _sorted(settings) if isinstance(settings, dict) else repr(settings)
-    text = f"{weights} {type(autoencoder).__name__} {told} {getattr(autoencoder, 'latent_scale', None)}"
+    sorted_settings = _sorted(settings) if isinstance(settings, dict) else repr(settings)
+    text = f"{weights} {type(autoencoder).__name__} {sorted_settings} {getattr(autoencoder, 'latent_scale', None)}"
     return hashlib.sha256(text.encode()).hexdigest() if weights else ""
 
 

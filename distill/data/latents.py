@@ -188,5 +188,5 @@ class Latents(CachedPictures):
 
 def _read(path: Path, variants: int) -> Tensor | None:
     """The latents in a file, or None where it is absent or damaged."""
-    found = read_latents(path)
-    return found if found is not None and found.ndim == 4 and len(found) == variants else None
+    latents = read_latents(path)
+    return latents if latents is not None and latents.ndim == 4 and len(latents) == variants else None

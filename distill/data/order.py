@@ -44,12 +44,12 @@ class Order:
 def bucket_sizes(size: int, step: int, max_ratio: float) -> list[tuple[int, int]]:
     """(height, width) of all buckets: multiples of `step`, the area at most size^2 and as near as the step allows, neither side
     more than max_ratio times the other."""
-    found = set()
+    sizes = set()
     for width in range(step, size * size // step + 1, step):
         height = size * size // width // step * step
         if height and max(width, height) <= max_ratio * min(width, height):
-            found |= {(height, width), (width, height)}
-    return sorted(found)
+            sizes |= {(height, width), (width, height)}
+    return sorted(sizes)
 
 
 def nearest_bucket(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> int:

@@ -115,7 +115,7 @@ def _long_name(file: BinaryIO, size: int, kind: bytes, before: str | None) -> st
     data = file.read(size)
     if kind == b"L":
         return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    position, found = 0, before
+    position, name = 0, before
     while position < len(data):  # records of "length key=value\n"
         length, _, _ = data[position : position + 20].partition(b" ")
         if not length.isdigit() or int(length) <= len(length) + 1 or position + int(length) > len(data):
@@ -123,8 +123,8 @@ def _long_name(file: BinaryIO, size: int, kind: bytes, before: str | None) -> st
         record = data[position + len(length) + 1 : position + int(length) - 1]
         key, _, value = record.partition(b"=")
         if key == b"path":
-            found = value.decode("utf-8", "surrogateescape")
+            name = value.decode("utf-8", "surrogateescape")
         if key == b"size" or key.startswith(b"GNU.sparse"):
             raise Unusable(f"has a pax header with {key.decode(errors='replace')}, which is not read")
         position += int(length)
-    return found
+    return name

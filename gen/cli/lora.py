@@ -62,7 +62,7 @@ def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: b
     """Load the adapters of a recipe under the names and weights that it has, each found by its content, in its order."""
     from gen.adapters import read_adapter
 
-    found: dict[str, Any] = {}
+    adapters: dict[str, Any] = {}
     for spec in specs:
         path, weight = parse_lora(spec)
         adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
@@ -72,10 +72,10 @@ def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: b
                 f"{path} is not one of the files that the picture was made with: no sha256 in its recipe is the same."
             )
         for name in names:
-            own = recipe.adapters.get(name, 0.0)
-            if weight is not None and weight != own:
-                raise ValueError(f"The weight of {path} is the recipe's own, {own:g}; leave :{weight:g} out.")
-            found[name] = replace(adapter, name=name)
-    order = [*recipe.adapters, *found]  # words of one name get their numbers as they did then
-    for name in sorted(found, key=order.index):
-        _load_one(generator, found[name], recipe.adapters.get(name, 0.0), quiet)
+            recorded_weight = recipe.adapters.get(name, 0.0)
+            if weight is not None and weight != recorded_weight:
+                raise ValueError(f"The weight of {path} is the recipe's own, {recorded_weight:g}; leave :{weight:g} out.")
+            adapters[name] = replace(adapter, name=name)
+    order = [*recipe.adapters, *adapters]  # words of one name get their numbers as they did then
+    for name in sorted(adapters, key=order.index):
+        _load_one(generator, adapters[name], recipe.adapters.get(name, 0.0), quiet)

@@ -114,14 +114,14 @@ class MultiDiffusion(DenoiserWrapper):
 
     def _condition(self, condition: Condition, chunk: tuple[int, ...], images: int) -> Condition:
         """Of the rows of a chunk. What the solver tells the network (`extra`) goes to every window."""
-        told = []
+        conditions = []
         for i in chunk:
             one = condition
             if self.conditions:
                 one = self._chosen(i, images)
                 one = replace(one, extra={**one.extra, **condition.extra})
-            told.append(one if one.image is None else replace(one, image=self.placed.crop(one.image, (i,))))
-        return told[0].cat(told[1:])
+            conditions.append(one if one.image is None else replace(one, image=self.placed.crop(one.image, (i,))))
+        return conditions[0].cat(conditions[1:])
 
     def _chosen(self, window: int, images: int) -> Condition:
         """A window's own condition, of all images."""

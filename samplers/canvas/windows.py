@@ -121,12 +121,12 @@ class Windows:
 
     def sides(self, index: int) -> list[list[tuple[slice, slice]]]:
         """Vertically and horizontally, (where on the canvas, where in the window): one piece, or two where it wraps."""
-        found = []
+        by_side = []
         for start, length, window in zip(self.corners[index], self.canvas, self.size, strict=True):
             inside = min(window, length - start)
             pieces = [(slice(start, start + inside), slice(0, inside))]
-            found.append(pieces if inside == window else [*pieces, (slice(0, window - inside), slice(inside, window))])
-        return found
+            by_side.append(pieces if inside == window else [*pieces, (slice(0, window - inside), slice(inside, window))])
+        return by_side
 
     def crop(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         """(len(indices) B, C, h, w) of a canvas (B, C, H, W): all images' first window, then all images' second, and so on."""

@@ -46,10 +46,12 @@ def _composite(denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseL
 def _contrast(
     denoiser: Denoiser, names: Sequence[str], levels: Sequence[NoiseLevel], strengths: Sequence[float] | float = 1.0
 ) -> Denoiser:
-    given: list[Any] = list(strengths) if isinstance(strengths, list | tuple) else [strengths] * len(names)
-    if len(given) != len(names):
-        raise ValueError(f"strengths has {len(given)} numbers for {len(names)} adapters; give one for each, or one for all.")
-    return Contrast(denoiser, dict(zip(names, given, strict=True)))
+    strength_list: list[Any] = list(strengths) if isinstance(strengths, list | tuple) else [strengths] * len(names)
+    if len(strength_list) != len(names):
+        raise ValueError(
+            f"strengths has {len(strength_list)} numbers for {len(names)} adapters; give one for each, or one for all."
+        )
+    return Contrast(denoiser, dict(zip(names, strength_list, strict=True)))
 
 
 def _cached(
@@ -70,10 +72,10 @@ def order_of(order: Sequence[int] | None, names: Sequence[str]) -> tuple[str, ..
     """The adapters in the order of positions in `names`; as they are where that is None."""
     if order is None:
         return tuple(names)
-    given: list[Any] = list(order) if isinstance(order, list | tuple) else [order]
-    if not all(type(i) is int for i in given) or sorted(given) != list(range(len(names))):
+    positions: list[Any] = list(order) if isinstance(order, list | tuple) else [order]
+    if not all(type(i) is int for i in positions) or sorted(positions) != list(range(len(names))):
         raise ValueError(f"order is {order!r}; give the positions 0 to {len(names) - 1} of the adapters, each once.")
-    return tuple(names[i] for i in given)
+    return tuple(names[i] for i in positions)
 
 
 COMPOSITIONS: dict[str, CompositionInfo] = {

@@ -125,8 +125,8 @@ def levels_for(steps: int, coefficient: float) -> list[float]:
     lists = _BETWEEN[coefficient].split()
     chosen = lists[steps - 2 if 2 <= steps <= len(lists) + 1 else -1]
     numbers = [int(chosen[i : i + 2]) for i in range(0, len(chosen), 2)]
-    found = [LEVELS[0], *(LEVELS[i] for i in numbers), LEVELS[-1]]
-    return found if len(found) == steps + 1 else interpolated(found, steps + 1)
+    ratios = [LEVELS[0], *(LEVELS[i] for i in numbers), LEVELS[-1]]
+    return ratios if len(ratios) == steps + 1 else interpolated(ratios, steps + 1)
 
 
 def gits(path: Path, steps: int, coeff: float = 1.2) -> Grid:

@@ -81,13 +81,13 @@ _OPTIMAL = {
 def interpolated(values: Sequence[float], count: int) -> list[float]:
     """`count` values (the first where it is 1) along a list, log-linear between neighbours."""
     logs = [math.log(v) for v in values]
-    found = []
+    between = []
     for i in range(count):
         place = i / max(count - 1, 1) * (len(logs) - 1)
         left = min(int(place), len(logs) - 2)
         on_it = place == left
-        found.append(values[left] if on_it else math.exp(logs[left] + (place - left) * (logs[left + 1] - logs[left])))
-    return found
+        between.append(values[left] if on_it else math.exp(logs[left] + (place - left) * (logs[left + 1] - logs[left])))
+    return between
 
 
 def _family(tables: Mapping[str, Sequence[float]], family: str, what: str) -> Sequence[float]:

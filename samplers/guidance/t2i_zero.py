@@ -101,23 +101,23 @@ class ConceptSuppression(DenoiserWrapper):
 
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
         low, high = self.interval
-        told = count_conditional_rows(context, len(x))
-        if isinstance(level.logsnr, Tensor) or not low <= level.logsnr <= high or not told or not self.strength:
+        guided = count_conditional_rows(context, len(x))
+        if isinstance(level.logsnr, Tensor) or not low <= level.logsnr <= high or not guided or not self.strength:
             return self.denoiser(x, level, condition, context)
-        if told != len(self.owners):
-            raise ValueError(f"{METHOD} knows the concepts of {len(self.owners)} pictures, and {told} came; give all.")
+        if guided != len(self.owners):
+            raise ValueError(f"{METHOD} knows the concepts of {len(self.owners)} pictures, and {guided} came; give all.")
 
         def hook(site: Site, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, run: Any) -> Tensor:
-            rest = None if mask is None or len(mask) == 1 else mask[told:]
-            others = [run(q[told:], k[told:], v[told:], mask if rest is None else rest)] if told < len(q) else []
-            scores = torch.einsum("blhd,bthd->bhlt", q[:told], k[:told]) / math.sqrt(q.shape[-1])
+            rest = None if mask is None or len(mask) == 1 else mask[guided:]
+            others = [run(q[guided:], k[guided:], v[guided:], mask if rest is None else rest)] if guided < len(q) else []
+            scores = torch.einsum("blhd,bthd->bhlt", q[:guided], k[:guided]) / math.sqrt(q.shape[-1])
             if mask is not None:
-                mask = mask if len(mask) == 1 else mask[:told]
+                mask = mask if len(mask) == 1 else mask[:guided]
                 scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
             maps = scores.softmax(-1)
             owners = F.pad(self.owners, (0, max(0, k.shape[1] - self.owners.shape[1])), value=-1)[:, : k.shape[1]]
             maps = suppress_overlap(maps, owners.to(maps.device), site.rows, site.columns, self.strength)
-            return torch.cat([torch.einsum("bhlt,bthd->blhd", maps, v[:told]), *others])
+            return torch.cat([torch.einsum("bhlt,bthd->blhd", maps, v[:guided]), *others])
 
         inside = with_hook(context, "cross", hook)
         prediction = self.denoiser(x, level, condition, inside)

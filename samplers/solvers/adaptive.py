@@ -171,7 +171,7 @@ class Adaptive(StepControl):
             if end.logsnr - start.logsnr < SMALLEST:  # the path's bound is the grid's own, but for rounding
                 start, end = (start, start) if end is not t else (end, end)
 
-        given, prediction = state.prediction, None
+        handed_over, prediction = state.prediction, None
         for a, b in ((s, start), (start, end), (end, t)):
             if a.logsnr == b.logsnr:
                 continue
@@ -181,7 +181,7 @@ class Adaptive(StepControl):
                 state = self._controlled(denoiser, state, a, b, condition, context, noise, row)
             prediction = prediction or state.prediction
             state = replace(state, history=(), prediction=None)
-        return replace(state, prediction=prediction or given)
+        return replace(state, prediction=prediction or handed_over)
 
     def _controlled(
         self,

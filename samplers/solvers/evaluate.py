@@ -15,9 +15,9 @@ def evaluate(denoiser: Denoiser, state: State, level: NoiseLevel, condition: Con
     used if `p.x` is the very tensor `state.x` and `p.level` is `level`, so a left-over from an earlier x never is.
     Raises ValueError where the output does not determine x0: an eps prediction at pure noise.
     """
-    given = state.prediction
-    if given is not None and given.x is state.x and given.level == level:
-        return given
+    handed_over = state.prediction
+    if handed_over is not None and handed_over.x is state.x and handed_over.level == level:
+        return handed_over
     prediction = denoiser(state.x, level, condition, context)
     if level.alpha == 0 and prediction.row[0] == 0:
         raise ValueError(

@@ -38,6 +38,6 @@ class FlowMap:
     ) -> State:
         check_falling(s, t)
         end = torch.full((len(state.x),), float(t.t), device=state.x.device)
-        told = replace(condition, extra={**condition.extra, "target_time": end})
-        prediction = evaluate(denoiser, state, s, told, context)
+        with_target = replace(condition, extra={**condition.extra, "target_time": end})
+        prediction = evaluate(denoiser, state, s, with_target, context)
         return replace(state, x=t.mix(prediction.x0, prediction.eps), prediction=prediction)  # equation 12 (arXiv 2505.13447)

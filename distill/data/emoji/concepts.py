@@ -135,7 +135,7 @@ class Matcher:
 
     def match(self, icons: list[str], table: Mapping[str, str]) -> dict[str, str]:
         """Icon name -> code point; every code point once. An exact match goes before a match without hyphens."""
-        own = {name: normalise(code) for code, name in table.items()}
+        code_of_icon = {name: normalise(code) for code, name in table.items()}
         matched: dict[str, str] = {}
         taken: set[str] = set()
 
@@ -145,7 +145,7 @@ class Matcher:
                 taken.add(code)
 
         for name in icons:
-            claim(name, own.get(name))
+            claim(name, code_of_icon.get(name))
         for name in icons:
             claim(name, self.by_name.get(name))
         if not table:

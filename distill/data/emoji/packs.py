@@ -190,23 +190,23 @@ def fetch(packages: Sequence[Package], folder: Path) -> None:
 
 def read_members(path: Path, members: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     """The named JSON members of a tarball (names below `package/`); every other member is passed over unread."""
-    wanted, found = {f"package/{name}": name for name in (*members, *optional)}, {}
+    wanted, members_read = {f"package/{name}": name for name in (*members, *optional)}, {}
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 name = wanted.get(member.name)
                 if name is None:
                     continue
-                if not member.isreg() or name in found:
+                if not member.isreg() or name in members_read:
                     raise DataError(f"{path}: {member.name} is a link or appears twice, which no published package does.")
                 if member.size > MEMBER_LIMIT:
                     raise DataError(f"{path}: {member.name} is larger than {MEMBER_LIMIT >> 20} MiB.")
-                found[name] = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]  # a regular file has contents
+                members_read[name] = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]  # a regular file has contents
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read: {error}.") from None
-    missing = [name for name in members if name not in found]
+    missing = [name for name in members if name not in members_read]
     if missing:
         raise DataError(f"{path} has no {', '.join(missing)}.")
-    return found
+    return members_read

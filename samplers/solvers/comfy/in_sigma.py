@@ -123,18 +123,18 @@ class SigmaSolver(SolverWrapper):
         levels = tuple(path.level(level) for level in step.context.levels)
         x, given = path.into(state.x, step.s), state.prediction
         handed = given is not None and given.x is state.x and given.level == step.s
-        seen = SigmaDenoiser(step.denoiser, path, step.context.levels, given if handed else None)
+        sigma_denoiser = SigmaDenoiser(step.denoiser, path, step.context.levels, given if handed else None)
         inside = replace(
             step,
-            denoiser=seen,
+            denoiser=sigma_denoiser,
             s=s,
             t=t,
             context=replace(step.context, levels=levels),
             noise=None if step.noise is None else _drawn(step.noise, path),
         )
-        mine = path.read(given, x, s) if handed and given is not None else None
-        result = self.in_sigma(inside, replace(state, x=x, level=s, prediction=mine))
-        return replace(result, x=path.out(result.x, step.t), level=state.level, prediction=seen.first)
+        prediction_in_sigma = path.read(given, x, s) if handed and given is not None else None
+        result = self.in_sigma(inside, replace(state, x=x, level=s, prediction=prediction_in_sigma))
+        return replace(result, x=path.out(result.x, step.t), level=state.level, prediction=sigma_denoiser.first)
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ def _drawn(noise: NoiseSource, path: SigmaPath) -> NoiseSource:
 
 def noisier(state: State, s: NoiseLevel, count: int) -> list[Evaluation]:
     """The evaluations before this step's that a rule may look back to, newest first: each noisier than the one after it."""
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     last = s.sigma
     for e in reversed(state.history):
-        if e.step < state.step and e.level.alpha and e.level.sigma > last and len(found) < count:
-            found.append(e)
+        if e.step < state.step and e.level.alpha and e.level.sigma > last and len(evaluations) < count:
+            evaluations.append(e)
             last = e.level.sigma
-    return found
+    return evaluations

@@ -20,15 +20,15 @@ from samplers.wrappers import SolverWrapper, Step
 
 def earlier_evaluations(state: State, s: NoiseLevel) -> list[Evaluation]:
     """The evaluations before this step's, newest first, as far as each is noisier than the next; none after a jump back."""
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     last = s.logsnr
     for e in reversed(state.history):
         if e.step < state.step:
             if not -math.inf < e.level.logsnr < last:
                 break
-            found.append(e)
+            evaluations.append(e)
             last = e.level.logsnr
-    return found
+    return evaluations
 
 
 def x0_weights(points: list[NoiseLevel], s: NoiseLevel, t: NoiseLevel, tau2: float, rule: str) -> tuple[float, ...]:
