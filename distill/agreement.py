@@ -24,10 +24,10 @@ def check_start(built: nn.Module, loaded: nn.Module, folder: Path) -> None:
     asked, found = config_of(built), config_of(loaded)
     differ = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
     if differ:
-        told = ", ".join(f"{key} {asked.get(key)} and {found.get(key)}" for key in differ[:5])
+        differences = ", ".join(f"{key} {asked.get(key)} and {found.get(key)}" for key in differ[:5])
         raise Disagreement(
-            f"The section network and the network in init_from ({folder}) differ: {told}. Write the section as it is in that "
-            "folder's config.json, or leave init_from out."
+            f"The section network and the network in init_from ({folder}) differ: {differences}. Write the section as it is in "
+            "that folder's config.json, or leave init_from out."
         )
 
 

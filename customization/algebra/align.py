@@ -92,8 +92,8 @@ def _aligned(layer: str, deltas: list[Delta | None], names: list[str], adapters:
             bases = {base for adapter in adapters if (base := adapter.metadata.get("ss_base_model_version"))}
             bases_text = f" (trained on {' and '.join(sorted(bases))})" if len(bases) > 1 else ""
             raise AdapterError(
-                f"{layer} is {delta.dims} in {name} and {shape} in {first}: they are for different models{bases_text} and cannot "
-                "be merged."
+                f"{layer} is {delta.dims} in {name} and {shape} in {first}: they are for different models{bases_text} and "
+                "cannot be merged."
             )
         if len(delta.dims) > len(shape):  # a 1 x 1 convolution may be stored as a matrix
             shape, first = delta.dims, name

@@ -36,7 +36,7 @@ class Population(nn.Module):
     added to every direction of both covariances, so that what a few samples do not show is not stretched. unit: bring every
     number to the data's deviation first.
 
-    `drawn` is told vectors at any time, `learn` puts them to use, on all processes alike. State is in float64.
+    `drawn` receives vectors at any time, `learn` puts them to use, on all processes alike. State is in float64.
     """
 
     spread: Tensor

@@ -1,8 +1,8 @@
 """Learn how several frozen models share one picture: collaborative diffusion (arXiv 2304.10530).
 
-Each model predicts the clean picture from what it is told, maps that sum to one over the models weigh the predictions, and the
-maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has the
-equations).
+Each model predicts the clean picture from its own condition, maps that sum to one over the models weigh the predictions, and
+the maps alone are trained, with the ordinary diffusion loss of the mixture (`samplers.multi_model.collaborative_diffusion` has
+the equations).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class MemberConfig(Config):
-    """One model. model: "default", a folder, a pipeline or a hub id. reads: what of a sample it is told."""
+    """One model. model: "default", a folder, a pipeline or a hub id. reads: what of a sample is its condition."""
 
     model: str = "default"
     reads: Literal["caption", "label", "nothing"] = "caption"

@@ -137,7 +137,7 @@ class DiffusionObjective(Objective):
         return encoded(batch.images, self.autoencoder, self.config.latent_scale)
 
     def known_inputs(self, batch: Batch) -> Batch:
-        """The batch with nothing but what the network is told of it: what it is not must not decide which noise is whose."""
+        """The batch with nothing but what the network receives of it: the rest must not decide which noise is whose."""
         reads = getattr(getattr(self.roles["denoiser"].network, "config", None), "num_classes", 1)
         return replace(
             batch, labels=batch.labels if reads else None, captions=None if self.text_encoder is None else batch.captions

@@ -1,7 +1,7 @@
 """Guidance distillation: one evaluation of the student says what the teacher says in two, at every level and scale.
 
 The first of the two stages of arXiv 2210.03142 (section 3.1); progressive distillation of the result is the second. The
-student is told the scale (embed_guidance, w-conditioning), or learns a fixed one.
+student receives the scale (embed_guidance, w-conditioning), or learns a fixed one.
 """
 
 from __future__ import annotations

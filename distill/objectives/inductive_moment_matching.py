@@ -1,8 +1,8 @@
 """Inductive moment matching (IMM, arXiv 2503.07565): a one-stage few-step model, trained by matching distributions.
 
-f_{s,t}(x_t) goes from level t to s in one step, by DDIM with what the network, told s, says at x_t. Its samples at s are to be
-distributed as those that start from a slightly cleaner level r, s <= r < t, where the model has already learned it: the maximum
-mean discrepancy between groups of both is the loss. At r = s the step is no step, which is where the induction begins.
+f_{s,t}(x_t) goes from level t to s in one step, by DDIM with what the network, given s, predicts at x_t. Its samples at s are
+to be distributed as those that start from a slightly cleaner level r, s <= r < t, where the model has already learned it: the
+maximum mean discrepancy between groups of both is the loss. At r = s the step is no step, which is where the induction begins.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class MomentMatchingObjective(StudentObjective):
         if len(batch) % count:
             raise ValueError(f"A batch of {len(batch)} does not split into groups of {count} particles; use a multiple.")
         batch = self.dropped(batch, draws, count)  # a group has one condition
-        if self.text_encoder is None:  # what the network is not told tells no samples apart
+        if self.text_encoder is None:  # what the network does not receive tells no samples apart
             batch = replace(batch, captions=None)
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)

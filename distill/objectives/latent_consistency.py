@@ -1,4 +1,4 @@
-"""Latent consistency models: a consistency model of the guided teacher that is told the guidance scale; and LCM-LoRA.
+"""Latent consistency models: a consistency model of the guided teacher that receives the guidance scale; and LCM-LoRA.
 
 f(x, t) = c_skip(t) x + c_out(t) x0(x, t) is regressed onto itself, averaged, at the point where one guided DDIM step of the
 teacher over `skip` timesteps leads. c_skip is 1 at clean data and negligible at the levels that a few steps sample at (3e-8 at
@@ -27,7 +27,7 @@ from samplers.prediction import Prediction
 
 
 class LatentConsistencyConfig(RegressionConfig):
-    """teacher.steps: 1000 / k for a skipping step of k of 1000 timesteps. With a LoRA the scale is not told, and the target is
+    """teacher.steps: 1000 / k for a skipping step of k of 1000 timesteps. With a LoRA the scale is no input, and the target is
     the student itself (target_ema: null), as published. timestep_scaling, sigma_data: of c_skip and c_out. noisiest_share: of
     the samples that start at the noisiest level, for a student that is to draw in one step."""
 

@@ -2,7 +2,7 @@
 
 u(x_t, r, t) is the mean of the velocity v over the trajectory from t to r, and x_r = x_t - (t - r) u. Differentiating
 (t - r) u along the trajectory gives u = v - (t - r) du/dt, a target that needs no teacher and no simulation. The network is
-told r (`scalars: [target_time]` in its config); where r = t, u is v, which is how a trained flow starts as a MeanFlow.
+given r (`scalars: [target_time]` in its config); where r = t, u is v, which is how a trained flow starts as a MeanFlow.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class MeanFlowObjective(StudentObjective):
 
 
 def with_target_time(condition: Condition, time: Tensor) -> Condition:
-    """The condition with the clock of a second level told."""
+    """The condition with the clock of a second level."""
     return replace(condition, extra={**condition.extra, "target_time": time})
 
 
@@ -142,7 +142,7 @@ def select(rows: Tensor, yes: Condition, no: Condition) -> Condition:
 
 
 def check_flow_map(objective: StudentObjective) -> None:
-    """ValueError unless the path is straight and the student's network is told a second time."""
+    """ValueError unless the path is straight and the student's network receives a second time."""
     if not isinstance(objective.path, RectifiedFlow):
         raise ValueError(
             f"{type(objective).__name__.removesuffix('Objective')} is for rectified flows, and the teacher's path is "
@@ -151,5 +151,5 @@ def check_flow_map(objective: StudentObjective) -> None:
     network = objective.roles["student"].network
     if hasattr(network, "config") and "target_time" not in (getattr(network.config, "scalars", None) or ()):
         raise ValueError(
-            "The student's network is to be told where a step ends: set network.scalars to [target_time] (a LoRA cannot be)."
+            "The student's network must receive where a step ends: set network.scalars to [target_time] (a LoRA cannot be)."
         )

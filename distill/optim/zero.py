@@ -61,8 +61,8 @@ class ZeroOptimizer(Optimizer):
         super().__init__(network, config)
         (self.part,) = self.parts
         self.members = [list(group["params"]) for group in self.part.param_groups]  # before flat tensors take their places
-        told = {**copy.deepcopy(dict(settings)), "gradient_clipping": config.clip}
-        self.engine = Engine(None, LossGate(network), self.part, config=told, config_class=DeepSpeedConfig(told))
+        with_clip = {**copy.deepcopy(dict(settings)), "gradient_clipping": config.clip}
+        self.engine = Engine(None, LossGate(network), self.part, config=with_clip, config_class=DeepSpeedConfig(with_clip))
 
     @property
     def copies(self) -> Sequence[Tensor]:

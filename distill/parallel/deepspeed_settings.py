@@ -12,7 +12,7 @@ NOWHERE = (None, "none")
 
 
 def zero_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What an engine is to be told, from the DeepSpeed configuration that accelerate was launched with.
+    """The settings of an engine, from the DeepSpeed configuration that accelerate was launched with.
 
     TrainingError for what would be asked for in vain: other stages, weights or a disk to offload, and sections about what the
     training config decides.

@@ -1,7 +1,7 @@
 """The influence of each of several models on one picture, learned for collaborative diffusion
 (`samplers.multi_model.collaborative_diffusion`).
 
-A small convolutional network per model reads the noisy picture, how noisy it is, and what that model is told, and says one
+A small convolutional network per model reads the noisy picture, how noisy it is, and that model's condition, and says one
 number per pixel. Pictures (B, C, H, W), logits (B, N, H, W) for N models.
 
 Source: arXiv 2304.10530, section 3.3, whose influence functions are small U-Nets; these keep the resolution and look far by

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One model, and what it is told: a prompt, or a class of a model of classes; None is nothing.
+    """One model and its condition: a prompt, or a class of a model of classes; None is nothing.
 
     scale: how strongly that counts, the model's own guidance scale if None.
     reliability: how much `unite` trusts its unconditional prediction; those of all models sum to 1.

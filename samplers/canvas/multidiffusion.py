@@ -54,10 +54,10 @@ class MultiDiffusion(DenoiserWrapper):
         if callable(self.chosen):
             return
         if self.conditions and isinstance(self.windows, ShiftedWindows):
-            raise ValueError("Shifted windows are told their condition by a function of where they lie; give one as chosen.")
+            raise ValueError("Shifted windows get their condition by a function of where they lie; give one as chosen.")
         if self.conditions and len(self.chosen) != len(self.windows):
             raise ValueError(
-                f"There are {len(self.windows)} windows, and {len(self.chosen)} of them were told their condition; give all."
+                f"There are {len(self.windows)} windows, and {len(self.chosen)} of them have a condition; give all."
             )
         if not all(0 <= k < len(self.conditions) for own in self.chosen for k in _each(own)):
             raise ValueError(f"Windows choose conditions 0 to {len(self.conditions) - 1}, got {list(self.chosen)}.")

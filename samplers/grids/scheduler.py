@@ -1,10 +1,10 @@
 """The grids of diffusers' schedulers: which timesteps of a table, or which points of a flow, a run visits there.
 
 A scheduler differs from the grids of `clock` and `ratio` in small things that a picture shows: whether timesteps are whole,
-which end is left out, how sigma lies between two entries of the table, whether the network is told the rounded timestep of a
+which end is left out, how sigma lies between two entries of the table, whether the network receives the rounded timestep of a
 level between two, and where the run ends. Each of those is an option here, so that a config is followed to rounding.
 
-sigma stands for sigma / alpha throughout. A level's clock t is what the network is told, its alpha and sigma what x holds.
+sigma stands for sigma / alpha throughout. A level's clock t is what the network receives, its alpha and sigma what x holds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def timesteps(
     "karras", "exponential", "beta".
     bounds: "table", its first and last sigma; "spaced", those of the first and last timestep. sigma_min, sigma_max: instead.
     largest: what stands for an infinite sigma.
-    clock: of levels between two timesteps: "exact", or the network is told the whole timestep by "round" or "floor".
+    clock: of levels between two timesteps: "exact", or the network receives the whole timestep by "round" or "floor".
     final: "zero", clean data; "first", the table's first entry; "first_unscaled", that with alpha = 1, as it is where x is kept
     unscaled; "last", the last level once more.
 
@@ -74,14 +74,14 @@ def timesteps(
     else:
         ends = (_between(ratios, index[0]), _between(ratios, index[-1])) if bounds == "spaced" else (ratios[-1], ratios[0])
         high, low = sigma_max or ends[0], sigma_min or ends[1]
-        if sigmas == "log_linear":  # told the timesteps of the spacing
+        if sigmas == "log_linear":  # the network receives the timesteps of the spacing
             made = _converted("exponential", ratios[-1], ratios[0], steps + 1)[:-1]
             levels = [_level(path, r, n) for r, n in zip(made, index, strict=True)]
         else:
-            tellings: dict[str, Callable[[float], float]] = {"exact": float, "round": round, "floor": _cut}
-            told = tellings[clock]
+            roundings: dict[str, Callable[[float], float]] = {"exact": float, "round": round, "floor": _cut}
+            rounding = roundings[clock]
             made = _converted(sigmas, high, low, steps)
-            levels = [_level(path, r, told(_timestep_of(ratios, r))) for r in made]
+            levels = [_level(path, r, rounding(_timestep_of(ratios, r))) for r in made]
     return _finish(levels, _final(path, levels[-1], ratios[0], final))
 
 
@@ -126,7 +126,7 @@ def flow(
     (`empirical_mu`). terminal:
     the clock is stretched so that the last level before clean data is this one.
     sigmas: "karras", "exponential" or "beta" between the first and last of those points, in their place.
-    clock: "floor": the network is told whole timesteps of `size`; "unshifted": the points before they were shifted.
+    clock: "floor": the network receives whole timesteps of `size`; "unshifted": the points before they were shifted.
     final: "zero", clean data; "last", the last level once more; "sigma", the level of `final_sigma`.
 
     Source: diffusers' `set_timesteps` of the schedulers in `gen.models.bridge.schedulers`. ValueError for unknown names.
@@ -159,7 +159,7 @@ def flow(
     else:
         first = 1 - 1 / size if start == "below" else 1.0
         points = [first - i * (1 - 1 / size) / steps for i in range(steps)]
-    told = points
+    clocks = points
     points = [shifted(t) for t in points]
     if terminal:
         if not 0 < terminal < 1 or steps == 1:
@@ -171,8 +171,8 @@ def flow(
     if start == "open" and points[0] > 1 - 1e-6:
         points[0] -= 1e-6  # UniPC's, which takes no pure noise
     if clock != "unshifted":
-        told = [math.floor(t * size) / size if clock == "floor" else t for t in points]
-    levels = [NoiseLevel(time, 1 - t, t) for time, t in zip(told, points, strict=True)]
+        clocks = [math.floor(t * size) / size if clock == "floor" else t for t in points]
+    levels = [NoiseLevel(time, 1 - t, t) for time, t in zip(clocks, points, strict=True)]
     end = path(0.0)
     if final == "last":
         end = path(points[-1] * (1 - CLOSE))

@@ -59,8 +59,8 @@ class Conjunction(DenoiserWrapper):
         own = take_prediction(first, x_cond, level_cond, rows)
         raws = [own.raw]
         base = replace(context, branch=context.branch[:-2]) if both else context
-        told = base.memo("joined conditions", (condition, self.conditions), lambda: self._told(condition, rows))
-        for k, one in enumerate(told):
+        conditions = base.memo("joined conditions", (condition, self.conditions), lambda: self._told(condition, rows))
+        for k, one in enumerate(conditions):
             joined = self.denoiser(x_cond, level_cond, one, base.fork("AND", k + 1))
             raws.append(read_as(joined, own.row))
         weights = self.weights.to(x).repeat(1, len(x_cond) // self.weights.shape[1])

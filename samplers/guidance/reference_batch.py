@@ -112,11 +112,11 @@ def acts_in(method: str, layers: tuple[int, ...], site: Site) -> bool:
 
 def _conditions(condition: Condition, references: References, context: Context, rows: int) -> Condition:
     """The pictures' condition, then each reference's in the rows that have one; the others are beside rows without."""
-    parts, told_rows = [condition], count_conditional_rows(context, rows)
+    parts, guided_rows = [condition], count_conditional_rows(context, rows)
     for own in references.conditions or [None] * len(references.images):
         if own is None:
             parts.append(condition)
             continue
-        told = expand_rows(own, rows)
-        parts.append(told[:told_rows].cat([condition[told_rows:]]) if told_rows < rows else told)
+        with_reference = expand_rows(own, rows)
+        parts.append(with_reference[:guided_rows].cat([condition[guided_rows:]]) if guided_rows < rows else with_reference)
     return parts[0].cat(parts[1:])

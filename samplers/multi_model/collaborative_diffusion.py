@@ -22,7 +22,7 @@ Influence: TypeAlias = Callable[[Tensor, NoiseLevel, Condition], Tensor]
 
 @dataclass(frozen=True)
 class Collaborator:
-    """One model, what it is told (None: the run's condition), and the network that says how much it has to say where."""
+    """One model, its condition (None: the run's), and the network that says how much it has to say where."""
 
     denoiser: Denoiser
     influence: Influence

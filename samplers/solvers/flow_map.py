@@ -1,4 +1,4 @@
-"""The sampler of flow maps: networks that predict where a whole step ends, and are told its end."""
+"""The sampler of flow maps: networks that predict where a whole step ends, and receive the time of its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samplers.solvers.evaluate import evaluate
 
 @dataclass(frozen=True)
 class FlowMap:
-    """x_t = alpha_t x0 + sigma_t eps, where the network that says x0 and eps at s is told t's clock in extra["target_time"].
+    """x_t = alpha_t x0 + sigma_t eps; the network predicts x0 and eps at s, and receives t's clock in extra["target_time"].
 
     On straight paths it is x_t = x_s - (s - t) u(x_s, t, s), with u the mean velocity of the step.
 

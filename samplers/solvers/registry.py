@@ -226,7 +226,7 @@ SOLVERS: dict[str, SolverInfo] = {
         SolverInfo(
             "flow_map",
             FlowMap,
-            "Flow maps (MeanFlow, IMM): straight steps of a network that is told where each one ends",
+            "Flow maps (MeanFlow, IMM): straight steps of a network that receives the end of each one",
             1,
             grid="uniform",
         ),

@@ -158,7 +158,7 @@ def test_a_student_that_reads_a_scale_starts_as_its_teacher(kind):
     randomise(network.scalar_embeds, 4)
     other = objective.predict(network, x, level, condition, scale + 1)
     assert (other.raw - objective.predict(network, x, level, condition, scale).raw).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="told its guidance"):
+    with pytest.raises(ValueError, match="receives its guidance"):
         network(x, level.t, condition)
     with pytest.raises(ValueError, match=r"set network.scalars to \[guidance\]"):
         objective_of(teacher, build({"type": kind, **SIZES}), embed_guidance=True)

@@ -49,7 +49,7 @@ class StudentConfig(Config):
     def _check(self) -> StudentConfig:
         grid_info(self.schedule)
         if self.lora is not None and self.embed_guidance:
-            raise ValueError("a LoRA cannot be told the guidance scale: leave embed_guidance or lora out")
+            raise ValueError("a LoRA has no input for the guidance scale: leave embed_guidance or lora out")
         if self.lora is not None and self.start == "network":
             raise ValueError("a LoRA starts from the teacher: leave start out")
         return self

@@ -1,4 +1,4 @@
-"""Methods whose student draws and is told how good the picture is: what it is given to draw from.
+"""Methods whose student draws pictures that are then judged: what it draws from.
 
 The student goes to the clean image from any of the `steps` levels it will be sampled at. At the noisiest it is given noise; at
 the others what it itself would have come to, or noised data.

@@ -262,7 +262,7 @@ class ExtraScalars(nn.ModuleDict):
             if value is None or value.shape != (batch,):
                 hint = {"guidance": " (guidance 'embedded' gives it)", "target_time": " (the sampler flow_map gives it)"}[name]
                 raise ValueError(
-                    f"This network is told its {name}: give condition.extra[{name!r}], one number per image{hint}. With "
+                    f"This network receives its {name}: give condition.extra[{name!r}], one number per image{hint}. With "
                     f"{batch} images it is {'missing' if value is None else tuple(value.shape)}."
                 )
             frequencies = timestep_embedding(self.SCALES[name] * value, SCALAR_FREQUENCIES)

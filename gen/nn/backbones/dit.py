@@ -64,7 +64,7 @@ class DiTConfig(BackboneConfig):
     null_length: int = Field(default=0, ge=0, description="tokens of the null text that are read, the rest is padding; 0: all")
     size_conditions: bool = Field(default=False, description="the picture's size and aspect ratio join the time (PixArt 1024)")
     routing: Routing | None = Field(default=None, description="task routing (arXiv 2310.07138)")
-    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it is told beside the time: see ExtraScalars")
+    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it receives beside the time: see ExtraScalars")
 
     @model_validator(mode="after")
     def _check_conditions(self) -> DiTConfig:
@@ -278,7 +278,7 @@ class DiT(nn.Module):
             value = condition.extra.get(name)
             if value is None or value.shape != (batch, width):
                 raise ValueError(
-                    "This network is told the size of the picture: give condition.extra['size'] as (B, 2), height and width in "
+                    "This network reads the size of the picture: give condition.extra['size'] as (B, 2), height and width in "
                     f"pixels, and condition.extra['aspect'] as (B, 1), height / width. With {batch} images, {name!r} is "
                     f"{'missing' if value is None else tuple(value.shape)}."
                 )

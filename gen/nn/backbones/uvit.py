@@ -61,7 +61,7 @@ class UViTConfig(BackboneConfig):
     zero_init: bool = Field(default=False, description="every residual branch starts at zero")
     final_conv: bool = True
     refine_channels: int = Field(default=0, ge=0, description="width of a residual two-convolution head; 0: none")
-    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it is told beside the time: see ExtraScalars")
+    scalars: tuple[ScalarName, ...] = Field(default=(), description="numbers it receives beside the time: see ExtraScalars")
 
     @model_validator(mode="after")
     def _check_skips(self) -> UViTConfig:

@@ -61,7 +61,7 @@ class _Kept:
 
 
 def informed(step: Step, kept: object) -> Step:
-    """A step that knows the levels of its run: from its context or what is kept; one that nobody told is a run of its own."""
+    """A step that knows the levels of its run: from its context or what is kept; a step without them is a run of its own."""
     if step.context.levels:
         return step
     if isinstance(kept, _Kept):

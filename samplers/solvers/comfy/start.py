@@ -54,8 +54,8 @@ class StartBelow(SolverWrapper):
     @property
     def solver(self) -> Solver:
         known = {one.name for one in fields(self.inner)}  # type: ignore[arg-type]
-        told: dict[str, Any] = {"eta": self.eta, "s_noise": self.s_noise}
-        return replace(self.inner, **{name: v for name, v in told.items() if v is not None and name in known})  # type: ignore[type-var]
+        settings: dict[str, Any] = {"eta": self.eta, "s_noise": self.s_noise}
+        return replace(self.inner, **{name: v for name, v in settings.items() if v is not None and name in known})  # type: ignore[type-var]
 
     def init(self, x: Tensor) -> State:
         return self.solver.init(x)
