@@ -21,7 +21,7 @@ import typer
 from gen.cli import pictures, task_options
 from gen.cli.energies import ENERGIES
 from gen.cli.groups import grouped
-from gen.cli.options import Device, Dtype, GuidanceScale, Import, Model, Nonfinite, PartOptions, Quiet, Written
+from gen.cli.options import Device, Dtype, GuidanceScale, Height, Import, Model, Nonfinite, PartOptions, Quiet, Width, Written
 from gen.io.version import __version__
 
 # commands that belong to other packages: a closed table, run as `python -m MODULE` would be
@@ -72,14 +72,25 @@ for _command in task_options.commands():  # restore, layout, panorama, ...
 
 
 @app.command()
+@grouped
 def info(
-    picture: Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP or GIF.")],
+    *,
+    picture: Annotated[str, typer.Argument(metavar="PICTURE|MODEL", help="A PNG, JPEG, WebP or GIF; or a model.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
+    height: Height = None,
+    width: Width = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures per network call of a model.", min=1, max=1024)] = 1,
+    parts: PartOptions,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Show the recipe in a picture, ours or AUTOMATIC1111's."""
-    from gen.cli.show import info
+    """Show the recipe in a picture, ours or AUTOMATIC1111's; or what memory a model needs for pictures of a size."""
+    from gen.cli.show import info, is_model, model_memory
 
-    print(info(picture, json))
+    if not is_model(picture):
+        print(info(Path(picture), json))
+        return
+    print(model_memory(picture, parts.arguments(), device, dtype, height=height, width=width, batch=batch_size))
 
 
 @app.command()

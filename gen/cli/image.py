@@ -52,9 +52,11 @@ def run(
     quiet: bool,
     lora: Sequence[str],
     allow_nonfinite: bool = False,
+    plan: bool = False,
     **call: Any,
 ) -> int:
-    """Generate and save; returns the exit code. Arguments are the command's; tasks: the keywords of tasks."""
+    """Generate and save; returns the exit code. Arguments are the command's; tasks: the keywords of tasks; plan: only say what
+    memory it needs."""
     target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
 
@@ -69,6 +71,15 @@ def run(
 
     call |= {name: value for name, value in tasks.items() if value is not None}
     model = choose_model(model, fast, {**call, **parts, "lora": lora})
+    if plan:
+        from gen.cli.show import model_memory
+
+        pictures = max(len(prompts), 1) * (call.get("num_images_per_prompt") or 1)
+        scale = call.get("guidance_scale")
+        guided = None if scale is None else scale not in (0, 1)
+        size = {"height": call.get("height"), "width": call.get("width"), "batch": min(pictures, call.get("batch_size") or 8)}
+        print(model_memory(model, parts, device, dtype, guided=guided, **size))
+        return 0
     generator = Generator.from_pretrained(model, device, dtype, **parts)
     add_energies(generator)
     if lora:

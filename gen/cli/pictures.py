@@ -93,6 +93,7 @@ def image(
     device: Device = None,
     dtype: Dtype = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the file.")] = True,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what memory it will need, and make nothing.")] = False,
     import_: Import = None,
     quiet: Quiet = False,
 ) -> int:
@@ -113,6 +114,7 @@ def image(
         device=device,
         dtype=dtype,
         metadata=metadata,
+        plan=plan,
         quiet=quiet,
         lora=[*(lora or []), *(embedding or [])],
         **methods.keywords(),

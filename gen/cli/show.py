@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gen.io.errors import printable
 
@@ -67,6 +68,31 @@ def info(path: Path, as_json: bool) -> str:
         fields = from_infotext(chunks["parameters"])
         return aligned({printable(name): printable(value) for name, value in fields.items() if value})
     raise RecipeError(f"{path} holds no {'fewstep ' if as_json else ''}recipe.")
+
+
+def is_model(name: str) -> bool:
+    """Is this a model rather than a picture: the name of a packaged one, a folder, a file of weights, or a hub id?"""
+    from gen.models.hub import is_hub_id
+    from gen.models.pretrained import FILES, PACKAGED
+
+    path = Path(name)
+    return (
+        name in PACKAGED or path.is_dir() or name.endswith(FILES) or (not path.exists() and not path.suffix and is_hub_id(name))
+    )
+
+
+def model_memory(
+    model: str, parts: Mapping[str, Any], device: str | None, dtype: str | None, *, batch: int, **size: Any
+) -> str:
+    """What a model needs in memory (`gen.models.memory`). parts: of the arguments of `Generator.from_pretrained`."""
+    from gen.models.memory import plan
+    from gen.models.options import ModelOptions
+    from gen.models.pretrained import resolve_device, resolve_dtype
+
+    where = resolve_device(device)
+    options = ModelOptions(**{name: value for name, value in parts.items() if name != "offload"})
+    planned = plan(model, resolve_dtype(dtype, where), where, batch=batch, options=options, **size)
+    return "\n".join(planned.lines())
 
 
 def env() -> str:

@@ -3,6 +3,7 @@ their own."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from gen.io.digests import file_digest
 from gen.io.weights import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
+from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than, wants_sizes_only, without_memory
 from gen.nn.registry import build, config_of
 
 # parts of a model folder that a library of others keeps in its own form: `gen.models.bridge.parts` opens and writes them
@@ -57,13 +58,16 @@ def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.f
 
         return open_saved(folder, config, dtype)
     shapes = TensorFile(folder / "model.safetensors").shapes
+    empty = wants_sizes_only() and config.get("type") != "text_encoder"  # what reads words is small, and is asked for shapes
     try:
-        with no_larger_than(shapes), no_initialisation():
+        with no_larger_than(shapes), no_initialisation(), without_memory() if empty else nullcontext():
             network = build(config)
     except TooLarge as error:
         raise CheckpointError(folder / "config.json", f"{error}, model.safetensors; they are not of one model.") from None
     except ValueError as error:
         raise CheckpointError(folder / "config.json", str(error)) from None
+    if empty:
+        return network.eval().requires_grad_(False)
     load_weights(network, folder / "model.safetensors")
     load_extra = getattr(network, "load_extra", None)
     if load_extra is not None:

@@ -13,6 +13,7 @@ from gen.models.components import component_digest
 from gen.models.folder import Opened, part_folders, read_model_config, read_parts
 from gen.models.hub import hub_errors, is_hub_id
 from gen.models.options import DTYPES, ModelOptions
+from gen.nn.initialisation import wants_sizes_only
 from gen.nn.quantized import check_scheme, is_quantized, quantize_network
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
@@ -127,7 +128,8 @@ def _opened(folder: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         name = "vae" if options.vae is not None else "native=False"
         raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
     config, folders = read_model_config(folder), part_folders(folder, DEFAULT if folder == FAST else None)
-    return Opened(config, read_parts(folders, dtype), {name: component_digest(where) for name, where in folders.items()})
+    digests = {} if wants_sizes_only() else {name: component_digest(where) for name, where in folders.items()}
+    return Opened(config, read_parts(folders, dtype), digests)
 
 
 def is_checkpoint(path: Path) -> bool:

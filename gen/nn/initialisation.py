@@ -81,8 +81,33 @@ def no_initialisation() -> Iterator[None]:
 
 
 @contextmanager
+def sizes_only() -> Iterator[None]:
+    """Inside, models that this thread opens have no weights: their tensors are on the meta device, and files are not read
+    beyond their headers."""
+    before, _state.sizes = getattr(_state, "sizes", False), True
+    try:
+        yield
+    finally:
+        _state.sizes = before
+
+
+def wants_sizes_only() -> bool:
+    """Is this inside of `sizes_only`?"""
+    return getattr(_state, "sizes", False)
+
+
+@contextmanager
 def no_larger_than(shapes: Mapping[str, Sequence[int]], factor: int = 1) -> Iterator[None]:
     """Inside, new tensors of this thread may hold `factor` times as many numbers as a file's (its shapes by name) and
     `SLACK` more. TooLarge, in words that follow the name of a config, refuses the next one before it is allocated."""
     with _NoLargerThan(factor * sum(math.prod(shape) for shape in shapes.values()) + SLACK):
+        yield
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside, parameters of new networks are on the meta device; buffers are as ever."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
         yield

@@ -24,7 +24,7 @@ from torch import nn
 from gen.io.digests import file_digest
 from gen.io.errors import regular_file
 from gen.io.weights import PICKLES, CheckpointError, read_json
-from gen.nn.initialisation import TooLarge, no_larger_than
+from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
 
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
@@ -229,10 +229,18 @@ def load_network(
     headers = {key: header for file in files for key, header in _headers(file).items()}
     shapes = {key: shape for key, (shape, _) in headers.items()}
     coded = any(kind in CODED for _, kind in headers.values())
+    if scheme is None and not coded and wants_sizes_only():
+        from gen.models.bridge.files.fill import build
+
+        network = nn.Module.to(build(folder / "config.json", name, config, shapes), dtype)
+        if callable(tie := getattr(network, "tie_weights", None)):
+            tie()
+        return network, ""
     if scheme is not None or coded:
         from gen.models.bridge.files.folder import fill_folder
 
-        return fill_folder(folder, name, config, files, dtype, besides, scheme), digest(files)
+        network = fill_folder(folder, name, config, files, dtype, besides, scheme)
+        return network, "" if wants_sizes_only() else digest(files)
     check_positions(folder / "config.json", config)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
     with quietly():

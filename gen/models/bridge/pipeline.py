@@ -44,6 +44,7 @@ from gen.models.bridge.schedule import sampling
 from gen.models.bridge.vae import BridgedAutoencoder
 from gen.models.buckets import TABLES
 from gen.models.folder import Opened, Pipeline, model_config
+from gen.nn.initialisation import wants_sizes_only
 from samplers.lookup import nearest
 
 INDEX = "model_index.json"
@@ -270,7 +271,7 @@ def _native(
 
 def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     """Whether our own network takes the place of the pipeline's; ValueError where it is asked for and cannot."""
-    if native is False or (native is None and family.native is None):
+    if native is False or (native is None and (family.native is None or wants_sizes_only())):
         return False
     if family.native is None:
         with_one = ", ".join(name for name, family_row in PIPELINES.items() if family_row.native)

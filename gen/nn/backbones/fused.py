@@ -61,6 +61,15 @@ def pack(network: nn.Module) -> None:
             layer.__class__ = PackedLinear
 
 
+def packed_bytes(network: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of the second copies that `pack` makes of a network that runs in a dtype on a device, where memory allows them."""
+    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return 0
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, PackedLinear)]
+    needed = sum(2 * w.numel() for w in weights if w.numel() >= _SMALLEST and type(w) is nn.Parameter)
+    return needed if needed < _free_memory() / 2 else 0
+
+
 def reordered(weight: Tensor) -> Tensor:
     """A bfloat16 weight as the kernel reads it, by a hint of the input's rows that is the same for all batches."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gen.io.weights import CheckpointError, listed
+from gen.models.bridge.files.gguf_file import TYPES, codec
 from gen.models.bridge.files.rows import Piece, Plan
 from gen.models.bridge.load import CLASSES, check_config, check_positions, first_line, library_class, quietly
-from gen.nn.initialisation import TooLarge, no_larger_than
-from gen.nn.quantized import QuantizedWeight, join, quantizable, quantize
+from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
+from gen.nn.quantized import CODECS, QuantizedWeight, join, quantizable, quantize
 
 
 class Source(Protocol):
@@ -49,6 +50,18 @@ class Filling:
         self.linear = {
             f"{name}.weight": module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)
         }
+
+    def only_size(self, source: Source) -> None:
+        """Have tensors of the right kind and dtype on the meta device, and none of the file's values."""
+        for target, value in list(self.values.items()):
+            codes = {source.codes.get(piece.source) for piece in self.plan.get(target, ())}
+            if target in self.linear and len(codes) == 1 and (code := codes.pop()) is not None:
+                self._put(target, unread(code, tuple(value.shape), self.dtype))
+            elif value.is_floating_point() and value.is_meta:
+                self._put(target, value.to(self.dtype))
+            held = self.values[target]
+            if target in self.linear and self.scheme and quantizable(target.removesuffix(".weight"), held, self.scheme):
+                self._put(target, quantize(held, self.scheme))
 
     def accept(self, target: str, index: int, piece: Piece, value: Tensor) -> None:
         """One piece of a tensor, cut out of the file's."""
@@ -104,6 +117,19 @@ class Filling:
         self.values[target] = value
 
 
+def unread(code: str, shape: tuple[int, ...], dtype: torch.dtype) -> QuantizedWeight:
+    """A weight of the size that codes of a file's kind have, on the meta device."""
+    rows, columns = shape
+    if code == "nf4":
+        return quantize(torch.empty(shape, dtype=dtype, device="meta"), code)
+    if code in CODECS:
+        parts = {"data": torch.empty(shape, dtype=torch.int8, device="meta"), "scale": torch.empty(rows, 1, device="meta")}
+        return QuantizedWeight(CODECS[code], parts, columns, dtype)
+    number, (_, block, width, _) = next((number, row) for number, row in TYPES.items() if row[0] == code)
+    data = torch.empty(rows, columns // block * width, dtype=torch.uint8, device="meta")
+    return QuantizedWeight(codec(number), {"data": data}, columns, dtype)
+
+
 def build(path: Path, name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A network of `load.CLASSES` without memory for its weights; CheckpointError where its config is not possible, or asks for
     more than the file's shapes.
@@ -123,9 +149,10 @@ def build(path: Path, name: str, config: Mapping[str, Any], shapes: Mapping[str,
             return kind(kind.config_class(**config))
 
         try:
-            with no_larger_than(shapes, 4), torch.device("meta"):
-                network = made()
-            if _computes(network):
+            if not (sized := wants_sizes_only()):
+                with no_larger_than(shapes, 4), torch.device("meta"):
+                    network = made()
+            if sized or _computes(network):
                 with no_larger_than(shapes, 4), init_empty_weights():  # tables that no file has are computed
                     network = made()
         except TooLarge as error:
@@ -168,6 +195,10 @@ def check_plan(path: Path, name: str, filling: Filling, shapes: Mapping[str, tup
 def fill(source: Source, fillings: Iterable[Filling]) -> None:
     """Fill networks from one file, in one pass over it."""
     fillings = list(fillings)
+    if wants_sizes_only():
+        for filling in fillings:
+            filling.only_size(source)
+        return
     wanted: dict[str, list[tuple[Filling, str, int, Piece]]] = {}
     for filling in fillings:
         for target, pieces in filling.plan.items():

@@ -22,6 +22,7 @@ from gen.models.bridge.files.plans import Planned, holding, open_source, planned
 from gen.models.bridge.load import load_network, load_tokenizer, variants_for
 from gen.models.bridge.schedule import sampling
 from gen.models.folder import Opened
+from gen.nn.initialisation import wants_sizes_only
 
 if TYPE_CHECKING:
     from gen.models.bridge.families.base import Family
@@ -70,7 +71,7 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     _check_leftover(source, kind, family, plans)
     _check_missing(path, kind, family, plans, options)
     loaded: dict[str, Any] = dict.fromkeys(family.classes)
-    weights = dict.fromkeys(plans, file_digest(path))
+    weights = dict.fromkeys(plans, "" if wants_sizes_only() else file_digest(path))
     _read_elsewhere(path, kind, family, plans, options, dtype, loaded, weights)
     fillings = []
     for part, network in plans.items():
