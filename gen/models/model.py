@@ -118,7 +118,7 @@ class Model:
         dtype: "float32", "bfloat16", "float16", or None for bfloat16 where the device is fast at it, else float16 on a GPU and
             float32 on a CPU.
         vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
-            transformers; vae also replaces a diffusers pipeline's own.
+            transformers; vae also replaces a diffusers pipeline's own, and text_encoder is the one that HiDream's lack.
         native: run a diffusers pipeline's denoiser in our network, which is faster and takes every cache and guidance (True),
             or in diffusers' (False); None: in ours where it computes the same (DiT, PixArt).
         model_options: what a checkpoint does not tell (docs/formats.md).

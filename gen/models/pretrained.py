@@ -116,12 +116,13 @@ def _opened(folder: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         return open_network(folder, dtype, options)
     if options.model_options:
         raise ValueError(f"{folder} is a whole model, so model_options are not needed; leave them out.")
-    if options.text_encoder is not None:
-        raise ValueError(f"{folder} is a whole model with its own text encoder, if it reads text; leave text_encoder out.")
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
         from gen.models.bridge.pipeline import open_pipeline
 
-        return open_pipeline(folder, dtype, options.native, options.vae, options.variant, options.quantize)
+        given = (options.native, options.vae, options.variant, options.quantize, options.text_encoder)
+        return open_pipeline(folder, dtype, *given)
+    if options.text_encoder is not None:
+        raise ValueError(f"{folder} is a whole model with its own text encoder, if it reads text; leave text_encoder out.")
     if options.variant is not None:
         raise ValueError(f"{folder} is a model folder of fewstep, which has one set of weights; leave variant out.")
     if options.vae is not None or options.native is False:

@@ -89,7 +89,8 @@ def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch
         else:
             with system_errors(folder / name):
                 part.save_pretrained(folder / name)
-            given = pipeline.index[name][1]  # a processor has more than the tokenizer that is opened of it
+            # a processor has more than the tokenizer that is opened of it
+            given = (pipeline.index.get(name) or [None, None])[1] or ""
             index[name] = [library_name(part), given if "Tokenizer" in given else type(part).__name__]
     scale = getattr(model.autoencoder, "latent_scale", None)
     if scale is not None:

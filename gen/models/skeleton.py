@@ -40,7 +40,7 @@ def _pipeline(folder: Path) -> dict[str, nn.Module]:
     for part, name in classes.items():
         if part != family.backbone and not part.startswith("text_encoder"):
             continue
-        config, kind = read_part_config(folder / part), library_class(name)
+        config, kind = read_part_config(folder / part, name), library_class(name)
         try:
             with torch.device("meta"):
                 parts["denoiser" if part == family.backbone else part] = _bare(kind, config, CLASSES[name])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import pytest
 import torch
 
+from gen.generator import Generator
 from gen.pipeline.settings import Sampling, make_settings
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, noise, ours, theirs
@@ -230,3 +234,39 @@ def test_kolors_reads_as_its_tokenizer_does(bridged):
         long = generator.encode_prompt(["word " * 60]).tokens
     tokens = pipeline.encode_prompt(["word " * 60], do_classifier_free_guidance=False)[0]
     torch.testing.assert_close(long, tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_kolors_was_published_with_code_that_is_not_read(bridged, tmp_path):
+    _, generator = bridged("kolors")
+    folder = generator.save_pretrained(tmp_path / "kolors")
+    for part, file in (("text_encoder", "config.json"), ("tokenizer", "tokenizer_config.json")):
+        config = json.loads((folder / part / file).read_text())
+        code = {"auto_map": {"AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}}
+        (folder / part / file).write_text(json.dumps(config | code))
+    again = Generator.from_pretrained(folder, device="cpu", dtype="float32")
+    torch.testing.assert_close(again.encode_prompt(["a cat"]).tokens, generator.encode_prompt(["a cat"]).tokens)
+
+
+def test_hidream_borrows_its_language_model(bridged, tmp_path):
+    """Its repositories lack Llama: a folder says where it is, with its tokenizer beside it."""
+    _, generator = bridged("hidream")
+    folder = generator.save_pretrained(tmp_path / "hidream")
+    llama = (folder / "text_encoder_4").rename(tmp_path / "llama")
+    for file in (folder / "tokenizer_4").iterdir():
+        file.rename(llama / file.name)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_4": [None, None], "tokenizer_4": [None, None]}))
+    with pytest.raises(
+        ValueError, match=r"has no text_encoder_4; give text_encoder \(--text-encoder\), as its makers say meta-"
+    ):
+        Generator.from_pretrained(folder, device="cpu", dtype="float32")
+    again = Generator.from_pretrained(folder, device="cpu", dtype="float32", text_encoder=llama)
+    assert "text_encoder_4" in again.weights
+    call = {"num_inference_steps": 1, "seed": 3, "height": 32, "width": 32, "output_type": "pt", "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(again(PROMPT, **call).images, generator(PROMPT, **call).images)
+    whole = again.save_pretrained(tmp_path / "whole")
+    Generator.from_pretrained(whole, device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="leave text_encoder out"):
+        Generator.from_pretrained(whole, device="cpu", dtype="float32", text_encoder=llama)

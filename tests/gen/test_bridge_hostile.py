@@ -145,7 +145,7 @@ def test_damaged_text_encoder(folder):
 )
 def test_configs_that_choose_code(folder, part, values):
     change(folder / part, **values)
-    refused(folder, "which chooses code to run")
+    refused(folder, "which chooses code to run|is quantised by 'evil', which is not read")
 
 
 def test_absurd_and_odd_configs(folder):

@@ -102,8 +102,9 @@ VOCABULARIES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def check_config(path: Path, value: Any) -> None:
-    """CheckpointError for a config (nested as it may be) with anything that chooses code, or absurd depths."""
+def check_config(path: Path, value: Any, name: str = "") -> None:
+    """CheckpointError for a config (nested as it may be) with anything that chooses code, or absurd depths. name: the class
+    that it is of; those of `ELSEWHERE` were published with code of their own, which nothing here reads."""
     waiting = [value]
     while waiting:
         node = waiting.pop()
@@ -112,6 +113,8 @@ def check_config(path: Path, value: Any) -> None:
         if not isinstance(node, Mapping):
             continue
         for key, inner in node.items():
+            if key == "auto_map" and name in ELSEWHERE:
+                continue
             if key in FORBIDDEN or (key == "_attn_implementation" and inner not in _ATTENTION):
                 raise CheckpointError(path, f"has {key!r}, which chooses code to run; remove it if you trust the file.")
             if "layers" in key and isinstance(inner, int) and inner > 1000:
@@ -189,7 +192,7 @@ def digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-def read_part_config(folder: Path) -> dict[str, Any]:
+def read_part_config(folder: Path, name: str = "") -> dict[str, Any]:
     """`config.json` of a part, checked; CheckpointError where the part is missing."""
     if not folder.is_dir():
         raise CheckpointError(folder, "is missing; the pipeline's model_index.json names it. Download it again.")
@@ -204,7 +207,7 @@ def read_part_config(folder: Path) -> dict[str, Any]:
             f"is quantised by {method!r}, which is not read; bitsandbytes' weights, fp8 and GGUF are. Take the full weights, "
             "with quantize= (--quantize) for less memory.",
         )
-    check_config(folder / "config.json", value)
+    check_config(folder / "config.json", value, name)
     return value
 
 
@@ -223,7 +226,7 @@ def load_network(
     scheme: of `gen.nn.quantized`, in which linear layers are quantised as they are read.
     """
     library, besides = CLASSES[name], besides or BESIDES.get(name, ())
-    config = read_part_config(folder)
+    config = read_part_config(folder, name)
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
     headers = {key: header for file in files for key, header in _headers(file).items()}
@@ -291,7 +294,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     _check_regular(folder)
     for file in folder.glob("*.json"):
         if file.name in ("tokenizer_config.json", "special_tokens_map.json"):
-            check_config(file, read_json(file))
+            check_config(file, read_json(file), name)
     _check_vocabulary(folder, name)
     with quietly():
         try:

@@ -37,6 +37,7 @@ from gen.models.bridge.families import (
     z_image,
 )
 from gen.models.bridge.families.base import Family
+from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
 from gen.models.bridge.parts import VAE_CLASSES, open_autoencoder
@@ -126,6 +127,7 @@ def open_pipeline(
     vae: str | Path | None = None,
     variant: str | None = None,
     quantize: str | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Opened:
     """A pipeline's folder.
 
@@ -136,17 +138,28 @@ def open_pipeline(
     variant: which weights are read, such as "fp16", of the parts that have it; None as of
         `gen.models.bridge.load.variants_for`.
     quantize: of `gen.nn.quantized`, in which diffusers' denoiser is read.
+    text_encoder: where the text encoder is that the published pipeline lacks (HiDream).
     """
     family, classes, index = read_index(folder)
+    lender = _lender(folder, family, classes, text_encoder)
     _check_variant(folder, classes, variant)
     use_native = choose_native(folder, family, native)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler, infinite=True)
     settings = sampling(scheduler, noise, family.own_sigmas, family.mu(index))
-    configs = {part: read_part_config(folder / part) for part, name in classes.items() if "Tokenizer" not in name}
+    configs = {part: read_part_config(folder / part, name) for part, name in classes.items() if "Tokenizer" not in name}
     loaded: dict[str, Any] = dict.fromkeys(family.classes)
     weights = {}
+    if lender is not None and family.lent is not None:
+        encoder, tokenizer, _ = family.lent
+        own, name = family.classes[tokenizer][0], family.classes[encoder][0]
+        loaded[encoder], weights[encoder] = _load(lender, name, dtype, variant)
+        beside = lender if (lender / "tokenizer.json").is_file() else lender.parent / "tokenizer"
+        loaded[tokenizer] = load_tokenizer(beside, own)
+        classes = {**classes, encoder: name}
     for part, name in classes.items():
+        if loaded[part] is not None:
+            continue
         if "Tokenizer" in name:
             loaded[part] = load_tokenizer(folder / part, name)
         elif part == "vae" and vae is not None:
@@ -169,6 +182,20 @@ def open_pipeline(
 
     opened = assemble(folder, family, index, noise, settings, configs[family.backbone], loaded, native_network)
     return replace(opened, weights={part: weights[part] for part in classes if part in weights})
+
+
+def _lender(folder: Path, family: Family, classes: Mapping[str, str], source: str | Path | None) -> Path | None:
+    """The folder of the text encoder that a pipeline lacks; ValueError where none is given, or one that is not needed."""
+    lacks = family.lent is not None and family.lent[0] not in classes
+    if source is None:
+        if lacks and family.lent is not None:
+            raise CheckpointError(
+                folder, f"has no {family.lent[0]}; give text_encoder (--text-encoder), as its makers say {family.lent[2]}."
+            )
+        return None
+    if not lacks:
+        raise ValueError(f"{folder} is a whole model with its own text encoder, if it reads text; leave text_encoder out.")
+    return part_folder(source, "text_encoder", ("config.json",), ("tokenizer",))
 
 
 def assemble(

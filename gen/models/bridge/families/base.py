@@ -30,6 +30,7 @@ class Family:
     own_sigmas: the pipeline hands even sigmas to a flow scheduler; "whole": of whole timesteps, which the network is told
         without a shift.
     mu(index): how it finds the mu of a dynamic shift (`gen.models.bridge.schedule.sampling`).
+    lent: (text encoder, tokenizer) that published pipelines lack and `text_encoder` brings, and a hub id that has them.
     few: words in the names of distilled models, and their usual numbers of steps, over those of `gen.models.bridge.pipeline`.
     index_defaults(index): defaults that the pipeline's own settings decide, over all others.
     """
@@ -47,6 +48,7 @@ class Family:
     bins: bool | None = None
     own_sigmas: bool | str = False
     mu: Callable[[Mapping[str, Any]], str | float] = field(default=lambda index: "line")
+    lent: tuple[str, str, str] | None = None
     few: Mapping[str, int] = field(default_factory=dict)
     index_defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda index: {})
     class_names: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = field(default=lambda index: None)

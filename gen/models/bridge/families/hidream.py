@@ -95,5 +95,7 @@ FAMILY = Family(
     reader=reader,
     defaults=lambda backbone: {"num_inference_steps": 50, "guidance_scale": 5.0},
     size=lambda backbone, factor: 128 * factor,
+    optional=("text_encoder_4", "tokenizer_4"),
+    lent=("text_encoder_4", "tokenizer_4", "meta-llama/Meta-Llama-3.1-8B-Instruct"),
     few={"dev": 28, "fast": 16},
 )
