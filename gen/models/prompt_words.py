@@ -14,6 +14,7 @@ from typing import Any
 _TAUGHT = re.compile(r"<[^<>\s:]{1,100}>")
 _IN_BRACKETS = re.compile(r"<[^<>\n]{1,300}>")
 _LONGEST = 200  # characters of words that are named
+_SUGGESTED = 3  # words for which another spelling is looked for
 
 
 def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, float], loaded: Any) -> None:
@@ -35,8 +36,8 @@ def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, floa
         )
     if unseen:
         notes.append(
-            f"{_listed(unseen)} stood in no caption that the model learned from, so it draws what the letters suggest; use "
-            "other words, or teach it (docs/lora.md)"
+            f"{_listed(unseen)} stood in no caption that the model learned from, so it draws what the letters suggest; "
+            f"{_meant(unseen, encoder)}use other words, or teach it (docs/lora.md)"
         )
     if notes:
         warnings.warn(f"{'. '.join(notes)}.", stacklevel=3)
@@ -45,3 +46,10 @@ def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, floa
 def _listed(words: Iterable[str]) -> str:
     text = ", ".join(map(repr, words))
     return text[:_LONGEST] + "…" * (len(text) > _LONGEST)
+
+
+def _meant(words: Iterable[str], encoder: Any) -> str:
+    """ "did you mean ...? Else " for the first few words that known ones are spelled like; "" where none are."""
+    near = [encoder.spelled_like(word) for word in list(words)[:_SUGGESTED]] if hasattr(encoder, "spelled_like") else []
+    found = ", ".join(f"{word!r}" for word in near if word)
+    return f"did you mean {found}? Else " if found else ""

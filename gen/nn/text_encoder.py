@@ -29,6 +29,7 @@ from gen.nn.prompt_weights import token_weights, weighted
 from gen.nn.registry import Config
 from gen.nn.wordpiece import CLS, LONGEST_TEXT, PAD, SEP, UNK, WordPiece, cleaned
 from samplers.denoiser import Condition
+from samplers.lookup import nearest
 
 if TYPE_CHECKING:
     from gen.nn.learned_tokens import LearnedTokens
@@ -126,6 +127,13 @@ class TextEncoder(nn.Module):
             return []
         words = dict.fromkeys(_WORD.findall(cleaned(self.respell(text))[:LONGEST_TEXT]))
         return [word for word in words if not self._seen(_unaccented(word))]
+
+    def spelled_like(self, word: str) -> str | None:
+        """A word of the captions, or one that is a single piece, that is spelled nearly like another; None where none is."""
+        if self.word_pieces is None or self.caption_words is None:
+            return None
+        pieces = (piece for piece in self.word_pieces.pieces if len(piece) > 3 and piece.isalpha())
+        return nearest(word, [*sorted(self.caption_words), *pieces])
 
     def respell(self, text: str) -> str:
         """The text with names of `other_names` exchanged for those that the encoder knows ("eine Katze" for "cat")."""

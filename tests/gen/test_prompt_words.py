@@ -14,6 +14,7 @@ from distill.data.emoji.captions import words_of
 from distill.data.emoji.data import COLOURS, EmojiData
 from gen.adapters import Adapter
 from gen.models.components import load_component, save_component
+from gen.models.prompt_words import warn_words
 
 DEFAULT = Path(gen.__file__).parent / "weights" / "default" / "text_encoder"
 ROOT = Path(gen.__file__).parents[1]
@@ -105,3 +106,12 @@ def test_an_encoder_without_the_list_notes_nothing_and_one_with_it_keeps_it(tiny
     encoder = load_component(DEFAULT, "text_encoder")
     save_component(encoder, tmp_path)
     assert load_component(tmp_path, "text_encoder").caption_words == encoder.caption_words
+
+
+def test_a_word_that_is_nearly_spelled_like_a_known_one_gets_that_suggested(encoder):
+    assert encoder.spelled_like("squirel") == "squirrel" and encoder.spelled_like("umbrela") == "umbrella"
+    assert encoder.spelled_like("qxzvkw") is None
+    with pytest.warns(UserWarning, match=r"'squirel' stood in no caption .*; did you mean 'squirrel'\? Else use other words"):
+        warn_words(["a squirel"], encoder, {}, None)
+    with pytest.warns(UserWarning, match="the letters suggest; use other words"):
+        warn_words(["a qxzvkw"], encoder, {}, None)
