@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gen.models.bridge.chat import ChatReader
 from gen.models.bridge.families import (
     auraflow,
     chroma,
@@ -34,7 +35,8 @@ PAGE = Path(__file__).with_name("models.md")
 
 @dataclass(frozen=True)
 class Row:
-    """A pipeline in the table: the adapter of its network, what reads its prompts, and a model to open."""
+    """A pipeline in the table: the adapter of its network, what reads its prompts (None: nothing that may be asked for more), and
+    a model to open."""
 
     network: type[Any]
     reader: type[Any] | None
@@ -54,14 +56,14 @@ ROWS: dict[str, Row] = {
     "FluxPipeline": Row(flux.Flux, flux.FluxReader, "black-forest-labs/FLUX.1-schnell"),
     "FluxKontextPipeline": Row(flux_edit.Kontext, flux.FluxReader, "black-forest-labs/FLUX.1-Kontext-dev"),
     "FluxFillPipeline": Row(flux_edit.Fill, flux.FluxReader, "black-forest-labs/FLUX.1-Fill-dev"),
-    "Flux2Pipeline": Row(flux2.Flux2, None, "black-forest-labs/FLUX.2-dev"),
-    "Flux2KleinPipeline": Row(flux2.Flux2, None, "black-forest-labs/FLUX.2-klein-4B"),
+    "Flux2Pipeline": Row(flux2.Flux2, ChatReader, "black-forest-labs/FLUX.2-dev"),
+    "Flux2KleinPipeline": Row(flux2.Flux2, ChatReader, "black-forest-labs/FLUX.2-klein-4B"),
     "ChromaPipeline": Row(chroma.Chroma, chroma.ChromaReader, "lodestones/Chroma1-HD"),
-    "QwenImagePipeline": Row(qwen_image.QwenImage, None, "Qwen/Qwen-Image"),
+    "QwenImagePipeline": Row(qwen_image.QwenImage, ChatReader, "Qwen/Qwen-Image"),
     "QwenImageEditPipeline": Row(qwen_image.QwenImageEdit, None, "Qwen/Qwen-Image-Edit"),
     "QwenImageEditPlusPipeline": Row(qwen_image.QwenImageEditPlus, None, "Qwen/Qwen-Image-Edit-2509"),
-    "ZImagePipeline": Row(z_image.ZImage, None, "Tongyi-MAI/Z-Image-Turbo"),
-    "Krea2Pipeline": Row(krea2.Krea2, None, "krea/Krea-2"),
+    "ZImagePipeline": Row(z_image.ZImage, ChatReader, "Tongyi-MAI/Z-Image-Turbo"),
+    "Krea2Pipeline": Row(krea2.Krea2, ChatReader, "krea/Krea-2"),
     "Lumina2Pipeline": Row(lumina2.Lumina2, lumina2.Lumina2Reader, "Alpha-VLLM/Lumina-Image-2.0"),
     "HiDreamImagePipeline": Row(hidream.HiDream, hidream.HiDreamReader, "HiDream-ai/HiDream-I1-Full"),
     "AuraFlowPipeline": Row(auraflow.AuraFlow, auraflow.AuraFlowReader, "fal/AuraFlow"),
@@ -138,7 +140,7 @@ def _works(name: str) -> str:
 
 
 def _takes(row: Row) -> tuple[str, ...]:
-    if row.reader is TextPart:
+    if row.reader in (TextPart, ChatReader):  # T5 here; a reader that sees pictures has no row of its own
         return ("max_sequence_length",)
     return () if row.reader is None else row.reader.takes
 

@@ -28,10 +28,20 @@ def test_every_family_has_a_row_and_a_command(models):
         assert page.count(f"| {family.name} |") == 2
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "FluxPipeline", "Flux2Pipeline", "PixArtSigmaPipeline"])
+TINY = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "FluxPipeline": "flux",
+    "Flux2Pipeline": "flux2",
+    "Krea2Pipeline": "krea2",
+    "PixArtAlphaPipeline": "pixart",
+    "QwenImagePipeline": "qwen_image",
+    "ZImagePipeline": "z_image",
+}
+
+
+@pytest.mark.parametrize("pipeline", TINY)
 def test_the_row_is_about_the_network_that_opens(models, bridged, pipeline):
-    names = {"StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux", "Flux2Pipeline": "flux2"}
-    _, generator = bridged(names.get(pipeline, "pixart"), **({"sigma": True} if pipeline.startswith("PixArt") else {}))
+    _, generator = bridged(TINY[pipeline])
     row = models["ROWS"][pipeline]
     assert type(generator.network) is row.network
     assert models["_takes"](row) == tuple(generator.text_encoder.takes)
