@@ -16,6 +16,7 @@ from gen.models.bridge.families import (
     flux2,
     flux_edit,
     hidream,
+    kolors,
     krea2,
     lumina2,
     pixart,
@@ -35,8 +36,8 @@ PAGE = Path(__file__).with_name("models.md")
 
 @dataclass(frozen=True)
 class Row:
-    """A pipeline in the table: the adapter of its network, what reads its prompts (None: nothing that may be asked for more), and
-    a model to open."""
+    """A pipeline in the table: the adapter of its network, what reads its prompts (None: nothing that may be asked for more),
+    and a model to open."""
 
     network: type[Any]
     reader: type[Any] | None
@@ -52,6 +53,7 @@ ROWS: dict[str, Row] = {
         stable_diffusion.UNet, stable_diffusion.StableDiffusionReader, "SimianLuo/LCM_Dreamshaper_v7"
     ),
     "StableDiffusionXLPipeline": Row(sdxl.SDXLUNet, sdxl.SDXLReader, "stabilityai/stable-diffusion-xl-base-1.0"),
+    "KolorsPipeline": Row(sdxl.SDXLUNet, kolors.KolorsReader, "Kwai-Kolors/Kolors-diffusers"),
     "StableDiffusion3Pipeline": Row(sd3.SD3, sd3.SD3Reader, "stabilityai/stable-diffusion-3.5-medium"),
     "FluxPipeline": Row(flux.Flux, flux.FluxReader, "black-forest-labs/FLUX.1-schnell"),
     "FluxKontextPipeline": Row(flux_edit.Kontext, flux.FluxReader, "black-forest-labs/FLUX.1-Kontext-dev"),
