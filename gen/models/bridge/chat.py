@@ -75,6 +75,12 @@ class ChatReader(PromptReader):
     def __init__(self, tokenizer: Any, encoder: nn.Module, chat: Chat):
         super().__init__()
         self.tokenizer, self.encoder, self.chat = tokenizer, encoder, chat
+        config = getattr(self.encoder.config, "text_config", self.encoder.config)
+        if max(chat.layers) > config.num_hidden_layers:
+            raise ValueError(
+                f"the network reads hidden states of layer {max(chat.layers)} of a language model that has "
+                f"{config.num_hidden_layers}."
+            )
         self.sees = bool(chat.picture)
         self.takes = () if self.sees else ("max_sequence_length",)
 

@@ -87,6 +87,8 @@ BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
 _ATTENTION = (None, "eager", "sdpa")
+# what rotary positions may have: channels of an axis, and places along it
+AXES = {**dict.fromkeys(("axes_dims", "axes_dims_rope", "axes_dim_rope"), 4096), **dict.fromkeys(("axes_lens",), 1 << 16)}
 MAX_SIDE = 4096  # of what a config says a network is made for, in its own pixels
 VARIANTS = ("", "fp16", "bf16", "fp32")
 CODED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # dtypes of weights in fewer bits
@@ -272,6 +274,11 @@ def _headers(file: Path) -> dict[str, tuple[list[int], str]]:
 
 def check_positions(path: Path, config: Mapping[str, Any]) -> None:
     """CheckpointError where a table of positions, which is computed and not in the file, would be larger than any known."""
+    for key, most in AXES.items():
+        value = config.get(key)
+        for one in value if isinstance(value, list) else ():
+            if isinstance(one, int) and one > most:
+                raise CheckpointError(path, f"asks for positions of {one} in {key!r}; no known network goes beyond {most}.")
     sides = {key: config.get(key) for key in ("sample_size", "pos_embed_max_size")}
     for key, value in sides.items():
         for side in value if isinstance(value, list) else [value]:

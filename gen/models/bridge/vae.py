@@ -33,6 +33,13 @@ def pixels_per_latent(config: Any) -> int:
     raise ValueError("The autoencoder's config does not say how many pixels become one latent.")
 
 
+def _check_numbers(name: str, value: Any) -> None:
+    """ValueError for what is neither a number, nor numbers in a list, nor absent."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+            raise ValueError(f"The autoencoder's {name} is {value!r}, which are no numbers.")
+
+
 def _one_frame(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
     """A causal convolution over time of one frame (B, C, 1, h, w): what is before it is zero, so that only the last slice of
     the weights counts."""
@@ -69,13 +76,15 @@ class BridgedAutoencoder(nn.Module):
         self.patch = 1
         norm = getattr(self.vae, "bn", None)
         if norm is not None:
-            self.patch, other = config["patch_size"]
-            if self.patch != other:
-                raise ValueError(f"The autoencoder's latents are in patches of {self.patch} x {other}, which are not square.")
+            self.patch, *others = config["patch_size"]
+            if others != [self.patch]:
+                raise ValueError(f"The autoencoder's latents are in patches of {config['patch_size']}, which are no squares.")
         if config.get("input_channels", 3) != 3:
             raise ValueError(f"The autoencoder reads pictures of {config['input_channels']} channels, not 3.")
         self.factor = pixels_per_latent(config) * self.patch
         self.channels = config["z_dim" if self.frames else "latent_channels"] * self.patch**2
+        for name in ("latents_mean", "latents_std", "batch_norm_eps", "shift_factor", "scaling_factor"):
+            _check_numbers(name, config.get(name))
         mean, std = config.get("latents_mean"), config.get("latents_std")
         scaled = 1.0 if config.get("scaling_factor") is None else float(config["scaling_factor"])
         scaled = scaled if latent_scale is None else latent_scale
