@@ -72,6 +72,11 @@ class Model:
         self.config, self.name = model_config(config), name
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
+        if offload is not None and getattr(network, "whole", False):
+            raise ValueError(
+                "A pipeline that runs as a whole is offloaded by its own enable_model_cpu_offload; build it with diffusers, "
+                "and give it to Generator.from_pipeline."
+            )
         check_offload(offload, self.device)
         home = self.device if offload is None else torch.device("cpu")
         self.network: Any = network.to(home, self.dtype).eval()

@@ -76,10 +76,11 @@ def _download_pipeline(repository: str, revision: str | None, variant: str | Non
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
-    from gen.models.bridge.pipeline import INDEX, needed_files, read_index
+    from gen.models.bridge.generic.folder import classes_of
+    from gen.models.bridge.pipeline import INDEX, needed_files
 
     folder = Path(hf_hub_download(repository, INDEX, revision=revision)).parent
-    _, classes, _ = read_index(folder)
+    classes = classes_of(folder)
     try:
         info: Any = HfApi().repo_info(repository, revision=revision)
     except GatedRepoError:
@@ -117,8 +118,11 @@ def _opened(folder: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     if options.model_options:
         raise ValueError(f"{folder} is a whole model, so model_options are not needed; leave them out.")
     if (folder / "model_index.json").is_file() and not (folder / "config.json").exists():
+        from gen.models.bridge.generic.folder import is_whole, open_whole
         from gen.models.bridge.pipeline import open_pipeline
 
+        if is_whole(folder):
+            return open_whole(folder, dtype, options)
         given = (options.native, options.vae, options.variant, options.quantize, options.text_encoder)
         return open_pipeline(folder, dtype, *given)
     if options.text_encoder is not None:

@@ -62,7 +62,7 @@ def test_tables_that_are_computed_have_a_bound(folder):
 
 def test_a_class_that_is_not_in_the_table(folder):
     for name, match in (
-        ("StableDiffusionInpaintPipeline", "is a 'StableDiffusionInpaintPipeline'; did you mean StableDiffusionPipeline"),
+        ("StableDiffusionGatedPipeline", "is a 'StableDiffusionGatedPipeline'; did you mean StableDiffusionPipeline"),
         ("os.system", "is a 'os.system'.*pipelines that can be opened"),
         (["a"], "pipelines that can be opened"),
     ):

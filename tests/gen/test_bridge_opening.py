@@ -103,9 +103,9 @@ def test_pipes_in_a_folder_are_refused(folder, name):
 def test_suggestions_only_where_near(folder):
     index = folder / "model_index.json"
     for name, near in (
-        ("BriaPipeline", None),
+        ("BriaFibo2Pipeline", None),
         ("KandinskyPipeline", None),
-        ("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
+        ("StableDiffusionXLAdaptPipeline", "StableDiffusionXLPipeline"),
         ("PixartAlphaPipeline", "PixArtAlphaPipeline"),
     ):
         index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))

@@ -276,6 +276,15 @@ def kandinsky3() -> Any:
     return Kandinsky3Pipeline(None, None, network, scheduler, movq()), {**text, "height": 64, "width": 64}
 
 
+def kandinsky3_texts() -> Any:
+    """With its text encoder."""
+    from diffusers import Kandinsky3Pipeline
+
+    pipe, _ = kandinsky3()
+    parts = {**parts_of(pipe), "text_encoder": t5(3, 24), "tokenizer": t5_tokenizer()}
+    return Kandinsky3Pipeline(**parts), {"prompt": "a red heart", "negative_prompt": "blurry", "height": 64, "width": 64}
+
+
 def pag() -> Any:
     from diffusers import StableDiffusionPAGPipeline
 

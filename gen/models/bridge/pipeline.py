@@ -37,6 +37,7 @@ from gen.models.bridge.families import (
     z_image,
 )
 from gen.models.bridge.families.base import Family
+from gen.models.bridge.generic.table import WHOLE
 from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
 from gen.models.bridge.network import BridgedNetwork, setting
@@ -93,11 +94,12 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
         short = {pipeline.removesuffix("Pipeline"): pipeline for pipeline in PIPELINES}  # all end alike, which makes none near
         near = nearest(str(name).removesuffix("Pipeline"), short)
         hint = f"did you mean {short[near]}? " if near else ""
-        raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(PIPELINES)}.")
+        known = [*PIPELINES, *(whole for whole in WHOLE if whole not in PIPELINES)]
+        raise CheckpointError(path, f"is a {name!r}; {hint}pipelines that can be opened: {', '.join(known)}.")
     family = PIPELINES[name]
     parts = {}
     for part, allowed in family.classes.items():
-        library, class_name = _entry(path, part, index.get(part))
+        library, class_name = part_entry(path, part, index.get(part))
         if class_name is None:
             if part not in family.optional:
                 raise CheckpointError(path, f"has no {part}, which {family.name} needs ({' or '.join(allowed)}).")
@@ -110,7 +112,7 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, Any]]:
     return family, parts, index
 
 
-def _entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
+def part_entry(path: Path, part: str, value: Any) -> tuple[Any, Any]:
     if value is None:
         return None, None
     if not isinstance(value, list) or len(value) != 2:
