@@ -44,6 +44,7 @@ COMMANDS = {
     ("task", "guide"): "fewstep image --guide",
     ("task", "training_free"): "fewstep image --negtome",
     ("task", "image"): "fewstep image --image",
+    ("task", "control"): "fewstep image --control",
     ("training-free change", "reference"): "fewstep image --reference",
     ("training-free change", "negtome"): "fewstep image --negtome",
     ("training-free change", "aesthetic"): "fewstep image --aesthetic",
