@@ -1,4 +1,4 @@
-"""Bases of denoisers around another denoiser, and of solvers around another solver."""
+"""Bases of denoisers around another denoiser, of solvers, and of solvers around another solver."""
 
 from __future__ import annotations
 
@@ -40,13 +40,11 @@ class DenoiserWrapper:
         return self.denoiser.path
 
 
-class SolverWrapper:
-    """A solver that does something about the steps of `inner`: all of it is in `advance`."""
-
-    inner: Solver
+class PlainSolver:
+    """A solver that begins with nothing but x: all of it is in `advance`."""
 
     def init(self, x: Tensor) -> State:
-        return self.inner.init(x)
+        return State(x)
 
     def step(
         self,
@@ -63,3 +61,12 @@ class SolverWrapper:
     def advance(self, step: Step, state: State) -> State:
         """The state after a step."""
         raise NotImplementedError
+
+
+class SolverWrapper(PlainSolver):
+    """A solver that does something about the steps of `inner`."""
+
+    inner: Solver
+
+    def init(self, x: Tensor) -> State:
+        return self.inner.init(x)

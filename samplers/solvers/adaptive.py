@@ -18,6 +18,7 @@ from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep
 from samplers.solvers.singlestep import Singlestep, advance, step_weights
+from samplers.wrappers import PlainSolver, Step
 
 SMALLEST = 1e-5  # in log-SNR: what a step leaves over that is shorter than this goes with it, or in one first-order step
 
@@ -88,7 +89,7 @@ class StepControl:
 
 
 @dataclass(frozen=True)
-class Adaptive(StepControl):
+class Adaptive(StepControl, PlainSolver):
     """From level to level in steps whose error it estimates, by the methods of order `order` - 1 and `order` on the same nodes.
 
     It chooses its own levels between the two that a step is given, so a grid of two is enough; the size carries over from one
@@ -116,19 +117,8 @@ class Adaptive(StepControl):
     def _first_order(self) -> Multistep:
         return Multistep(1, eta=self.eta, noise="ancestral", s_noise=self.s_noise)
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         if self.eta:
             need_noise(noise, f"eta={self.eta}")

@@ -15,7 +15,7 @@ from samplers.path import NoiseLevel, Path, VariancePreserving, check_falling, e
 from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
-from samplers.wrappers import DenoiserWrapper
+from samplers.wrappers import DenoiserWrapper, PlainSolver, Step
 
 
 def _need(noise: NoiseSource | None) -> NoiseSource:
@@ -25,7 +25,7 @@ def _need(noise: NoiseSource | None) -> NoiseSource:
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(PlainSolver):
     """x_t = alpha_t (x0 + sqrt(r_t^2 - sigma_min^2) z) with r = sigma / alpha: multistep consistency sampling, and LCM's.
 
     sigma_min is the noise level at which the model's own images lie: 0.002 for EDM-style consistency models, 0 where they are
@@ -42,19 +42,8 @@ class Consistency:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Consistency got {name}={getattr(self, name)}; give a finite number of at least 0.")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         excess = max(noise_ratio(t) ** 2 - self.sigma_min**2, 0.0)
         spread = self.s_noise * t.alpha * math.sqrt(excess)
@@ -65,7 +54,7 @@ class Consistency:
 
 
 @dataclass(frozen=True)
-class TCD:
+class TCD(PlainSolver):
     """Trajectory consistency: go down the trajectory past t, to the level s' at (1 - eta) of t's clock, then add noise up to t.
 
     eta (gamma in the paper) is in [0, 1]: 0 is DDIM's deterministic step, 1 goes down to the data's end. On a table of
@@ -84,19 +73,8 @@ class TCD:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"TCD got eta={self.eta}; give 0 (deterministic) to 1 (all noise is new).")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         below = self.below(denoiser.path, t)
         spread = t.alpha * math.sqrt(max(noise_ratio(t) ** 2 - noise_ratio(below) ** 2, 0.0)) if below is not t else 0.0

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import PlainSolver, Step
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(PlainSolver):
     """x_t from the posterior of the noising process, given x_s and the predicted x0, between any two levels.
 
     variance: "fixed_small", the posterior's own beta-tilde (arXiv 2006.11239, equation 7: Euler-ancestral); "fixed_large",
@@ -38,19 +37,8 @@ class DDPM:
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"DDPM got s_noise={self.s_noise}; give a finite factor of at least 0.")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         if noise is None and t.sigma and self.s_noise:
             raise ValueError("DDPM adds noise: pass noise=, for instance seeded_noise(seeds, x).")

@@ -19,14 +19,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel, check_falling
 from samplers.sample import State
 from samplers.solvers.ending import check_ending, is_bounded
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import lagrange_weights
+from samplers.wrappers import PlainSolver, Step
 
 # log(phi(r) / r): constant for the ODE, whose noise is then exactly zero
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -74,7 +73,7 @@ def er_moments(scale: str, r_s: float, r_t: float, count: int) -> tuple[float, .
 
 
 @dataclass(frozen=True)
-class ERSDE:
+class ERSDE(PlainSolver):
     """Equation (1) with x0 a polynomial in r through the `order` latest predictions: one evaluation per step.
 
     scale: the noise scale function, "er", "sde" or "ode". rule="exact" interpolates; "published" is the paper's Taylor form,
@@ -102,19 +101,8 @@ class ERSDE:
         if not 0 <= self.s_noise < math.inf:
             raise ValueError(f"ERSDE got s_noise={self.s_noise}; give a finite factor of at least 0.")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         keep, spread = self._transition(s, t)
         if spread and noise is None:

@@ -8,17 +8,16 @@ from functools import cached_property
 
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource, need_noise
-from samplers.path import NoiseLevel
+from samplers.noise import need_noise
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep, adams_weights
 from samplers.solvers.singlestep import advance
+from samplers.wrappers import PlainSolver, Step
 
 
 @dataclass(frozen=True)
-class ExponentialHeun:
+class ExponentialHeun(PlainSolver):
     """Equation (1) of `Multistep` over one step, x0 linear between its two ends: the far one is read where the first-order
     step with the step's own noise arrives. Two evaluations a step; of infinite length, the first-order step with one.
 
@@ -36,19 +35,8 @@ class ExponentialHeun:
     def process(self) -> Multistep:
         return Multistep(1, eta=self.eta, s_noise=self.s_noise)
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         keep, spread, span = self.process.transition(s, t)
         if spread:
             need_noise(noise, f"eta={self.eta}")

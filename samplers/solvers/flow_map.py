@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel, check_falling
+from samplers.path import check_falling
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import PlainSolver, Step
 
 
 @dataclass(frozen=True)
-class FlowMap:
+class FlowMap(PlainSolver):
     """x_t = alpha_t x0 + sigma_t eps; the network predicts x0 and eps at s, and receives t's clock in extra["target_time"].
 
     On straight paths it is x_t = x_s - (s - t) u(x_s, t, s), with u the mean velocity of the step.
@@ -23,19 +21,8 @@ class FlowMap:
     Source: MeanFlow, arXiv 2505.13447, equation 12; IMM, arXiv 2503.07565, section 3 (pushforward sampling).
     """
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context = step.denoiser, step.s, step.t, step.condition, step.context
         check_falling(s, t)
         end = torch.full((len(state.x),), float(t.t), device=state.x.device)
         with_target = replace(condition, extra={**condition.extra, "target_time": end})

@@ -6,19 +6,17 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
-from samplers.path import NoiseLevel, check_falling
+from samplers.path import check_falling
 from samplers.sample import State
 from samplers.solvers.churn import apply_churn, check_churn
 from samplers.solvers.evaluate import evaluate
+from samplers.wrappers import PlainSolver, Step
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(PlainSolver):
     """The trapezoidal rule on dy/dr = eps with y = x / alpha and r = sigma / alpha: two evaluations per step.
 
     In these coordinates every path is EDM's x0 + r eps, so churn and its bounds mean the same on all of them: r is raised to
@@ -36,19 +34,8 @@ class Heun:
     def __post_init__(self) -> None:
         check_churn(self)
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         check_falling(s, t)
         state, s = apply_churn(self, denoiser.path, state, s, context, noise)
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
 from samplers.noise_ratio import noise_ratio
 from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.ending import VERY_LONG, check_ending
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep, uniform_weights
+from samplers.wrappers import PlainSolver, Step
 
 WARMUPS = ("heun", "runge_kutta")
 READINGS = ("eps", "v")
@@ -26,7 +26,7 @@ def transfer(x: Tensor, eps: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PNDM:
+class PNDM(PlainSolver):
     """Adams-Bashforth on eps as if all steps were equally long, of order 4, each change of x by DDIM's exact `transfer`.
 
     warmup="heun" is PLMS, diffusers' skip_prk_steps=True: the first step averages eps at both of its ends, and the orders 2
@@ -54,19 +54,8 @@ class PNDM:
         if self.warmup not in WARMUPS:
             raise ValueError(f"Unknown warmup {self.warmup!r}: choose one of {', '.join(WARMUPS)}.")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         if self.predict == "v":
             return self._step_of_v(denoiser, state, s, t, condition, context)
         linear = Multistep(4, predict="eps", coordinate="step", ending=self.ending)

@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.noise import NoiseSource
-from samplers.path import NoiseLevel
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.tableaus import TABLEAUS
+from samplers.wrappers import PlainSolver, Step
 
 METHODS = ("midpoint", "heun", "ralston", "rk4")
 
 
 @dataclass(frozen=True)
-class RungeKutta:
+class RungeKutta(PlainSolver):
     """One step of a tableau (midpoint, heun, ralston or rk4) in the path's clock t: as many evaluations as it has stages.
 
     Unlike a solver in log-SNR it depends on the path's clock: on a rectified flow it is what flow matching calls by these
@@ -34,19 +32,8 @@ class RungeKutta:
         if self.method not in METHODS:
             raise ValueError(f"Unknown Runge-Kutta method {self.method!r}: choose one of {', '.join(METHODS)}.")
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context = step.denoiser, step.s, step.t, step.condition, step.context
         if s.t == t.t or s.sigma == 0:
             raise ValueError(f"Cannot step from clock {s.t} to {t.t}: levels must differ, and clean data is where a run ends.")
         path, tableau, dt = denoiser.path, TABLEAUS[self.method], t.t - s.t

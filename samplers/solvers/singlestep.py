@@ -29,6 +29,7 @@ from samplers.prediction import Prediction
 from samplers.sample import State
 from samplers.solvers.evaluate import evaluate
 from samplers.solvers.multistep import Multistep, adams_weights
+from samplers.wrappers import PlainSolver, Step
 
 NOISES = ("sde", "ancestral", "overlapping")
 
@@ -92,7 +93,7 @@ def join_draws(noise: NoiseSource) -> NoiseSource:
 
 
 @dataclass(frozen=True)
-class Singlestep:
+class Singlestep(PlainSolver):
     """DPM-Solver++ 2S and 3S (predict="x0"), DPM-Solver 1 to 3 (predict="eps"), and with noise: `order` evaluations a step.
 
     Nodes r1 and r2 are fractions of the step in log-SNR, by default 1/2 (order 2) or 1/3 and 2/3 (order 3). A step of infinite
@@ -153,19 +154,8 @@ class Singlestep:
         """The first-order solver whose transition is that of this solver's noise."""
         return Multistep(1, eta=self.eta, noise="sde" if self.noise == "sde" else "ancestral", s_noise=self.s_noise)
 
-    def init(self, x: Tensor) -> State:
-        return State(x)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        state: State,
-        s: NoiseLevel,
-        t: NoiseLevel,
-        condition: Condition,
-        context: Context,
-        noise: NoiseSource | None = None,
-    ) -> State:
+    def advance(self, step: Step, state: State) -> State:
+        denoiser, s, t, condition, context, noise = step.denoiser, step.s, step.t, step.condition, step.context, step.noise
         keep, spread, span = self.process.transition(s, t)
         if spread:
             need_noise(noise, f"eta={self.eta}")
