@@ -43,6 +43,8 @@ COMMANDS = {
     ("task", "restoration"): "fewstep restore",
     ("task", "guide"): "fewstep image --guide",
     ("task", "training_free"): "fewstep image --negtome",
+    ("task", "encoding"): "fewstep image --clip-skip",
+    ("task", "pipeline"): "fewstep image --pipeline-option",
     ("task", "image"): "fewstep image --image",
     ("task", "control"): "fewstep image --control",
     ("training-free change", "reference"): "fewstep image --reference",

@@ -13,7 +13,7 @@ from PIL import Image
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
 from tests.gen.pipelines import SIZE, sdxl, stable_diffusion
-from tests.gen.whole_pipelines import bria, mask, opened, picture
+from tests.gen.whole_pipelines import bria, mask, numbers, opened, picture
 
 CALL = {"num_inference_steps": 4, "progress": False, "height": SIZE, "width": SIZE}
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -169,6 +169,8 @@ def test_latents_are_the_pipelines_own(generator):
 
 REFUSED = {
     "layout": ({"layout": [{"prompt": "a cat", "box": (0, 0, 16, 16)}]}, "takes no layout: prompts by region"),
+    "control": ({"control": Image.new("RGB", (8, 8))}, "takes no control: a ControlNet is part of a pipeline made for it"),
+    "prompt_syntax": ({"prompt_syntax": "full"}, "takes no prompt_syntax: the pipeline reads its prompts itself"),
     "guide": ({"guide": "brightness"}, "takes no guide: guidance by an energy needs the network's gradients"),
     "negtome": ({"negtome": True}, "takes no negtome: it changes the inside"),
     "composition": ({"composition": "switch"}, "its adapters are the pipeline's own"),
@@ -258,3 +260,68 @@ def test_a_pipeline_is_as_it_was_after_a_call():
     assert vars(pipe)["_progress_bar_config"] == shown
     after = pipe("a cat", generator=torch.Generator().manual_seed(1), num_inference_steps=2, output_type="np").images
     assert (first == after).all()
+
+
+def test_keywords_of_prompts_are_the_pipelines_own():
+    """prompt_2 and the sizes that SDXL is told, as keywords of a call; recorded, and refused where a pipeline has none."""
+    pipe = sdxl()
+    pipe.set_progress_bar_config(disable=True)
+    generator = Generator.from_pipeline(pipe)
+    own = {"prompt_2": "a dog", "original_size": (64, 48), "target_size": (32, 32)}
+    sides = {"height": SIZE, "width": SIZE}
+    source = torch.Generator().manual_seed(7)
+    reference = pipe("a red heart", generator=source, num_inference_steps=4, output_type="np", **own, **sides).images
+    made = generator(**CALL, prompt="a red heart", seed=7, output_type="np", **own)
+    assert abs(made.images - reference).max() < 1e-4
+    assert made.recipes[0].pipeline.options == own
+    again = generator.replay(made.recipes[0], output_type="np", progress=False)
+    assert (again.images == made.images).all()
+    with pytest.raises(ValueError, match="takes no prompt_2"):
+        Generator.from_pipeline(sd())(**CALL, prompt="a cat", prompt_2="a dog")
+
+
+def ip_adapter(network: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """Random weights of an IP-Adapter for a U-Net whose picture features have the width of its text features."""
+    draw, width = torch.Generator().manual_seed(1), network.config.cross_attention_dim
+    cross = [name for name in network.attn_processors if name.endswith("attn2.processor")]
+    weights = {}
+    for number, name in enumerate(cross):
+        hidden = network.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        weights |= {f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(hidden, width, generator=draw) for part in "kv"}
+    proj = {"proj.weight": torch.randn(4 * width, width, generator=draw), "proj.bias": torch.zeros(4 * width)}
+    return {"image_proj": {**proj, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}, "ip_adapter": weights}
+
+
+def test_an_ip_adapter_of_the_pipeline_acts():
+    """Its picture's features reach the network as in the pipeline's own call; its scale is the pipeline's."""
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    pipe.set_ip_adapter_scale(0.7)
+    options = {"ip_adapter_image_embeds": [numbers(2, 1, 16)]}  # of no picture, and of one
+    source, sides = torch.Generator().manual_seed(7), {"height": SIZE, "width": SIZE}
+    own = pipe("a red heart", generator=source, num_inference_steps=4, output_type="np", **options, **sides).images
+    made = Generator.from_pipeline(pipe)(**CALL, prompt="a red heart", seed=7, output_type="np", pipeline_options=options)
+    assert abs(made.images - own).max() < 1e-4
+    pipe.set_ip_adapter_scale(0.0)
+    without = Generator.from_pipeline(pipe)(**CALL, prompt="a red heart", seed=7, output_type="np", pipeline_options=options)
+    assert abs(made.images - without.images).max() > 1e-3
+    assert "pipeline option ip_adapter_image_embeds" in made.recipes[0].unrecorded
+
+
+def test_adapters_of_the_pipeline_act():
+    """A LoRA that the pipeline has loaded, as in its own call."""
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    plain = pixels(Generator.from_pipeline(pipe))
+    draw = torch.Generator().manual_seed(0)
+    layer = "unet.up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = pipe.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.in_features
+    factors = {"lora.down.weight": (2, width), "lora.up.weight": (width, 2)}
+    pipe.load_lora_weights({f"{layer}.{name}": torch.randn(*shape, generator=draw) for name, shape in factors.items()})
+    changed = pixels(Generator.from_pipeline(pipe))
+    sides = {"height": SIZE, "width": SIZE}
+    source = torch.Generator().manual_seed(7)
+    own = pipe("a red heart", generator=source, num_inference_steps=4, output_type="np", **sides).images
+    torch.testing.assert_close(changed, torch.from_numpy(own).movedim(-1, 1), **CLOSE)
+    assert (changed - plain).abs().max() > 1e-3
