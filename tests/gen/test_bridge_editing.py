@@ -136,3 +136,30 @@ def test_resizing_is_that_of_diffusers():
     processor, image = VaeImageProcessor(vae_scale_factor=2), picture(90, 50)
     reference = processor.preprocess(processor.resize(image, 24, 40), 24, 40)
     torch.testing.assert_close(resize(read_picture("image", image, "RGB"), 24, 40) * 2 - 1, reference)
+
+
+def test_fill_paints_around_a_picture(bridged):
+    """Windows of a canvas see their own part of the picture and the mask; what is given stays, to the pixel."""
+    _, generator = bridged("flux_fill")
+    image, call = picture(), {"num_inference_steps": 2, "seed": 3, "output_type": "pt", "progress": False}
+    windows = {"window": (SIZE, SIZE), "stride": (SIZE, SIZE // 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wide = generator.outpaint(image, "a cat", right=SIZE, **windows, **call).images
+        other = generator.outpaint(picture().rotate(90), "a cat", right=SIZE, **windows, **call).images
+    assert wide.shape == (1, 3, SIZE, 2 * SIZE)
+    assert torch.equal(wide[..., :SIZE], read_picture("image", image, "RGB"))
+    assert wide[..., SIZE:].std() > 0.01 and (wide - other)[..., SIZE:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "flux_fill"])
+def test_caches_and_guidance_go_on_top_of_edits(bridged, small, name):
+    _, generator = bridged(name)
+    x, hole = noise(generator, 1), {"mask": mask()} if name == "flux_fill" else {}
+    call = {"image": picture(), "num_inference_steps": 4, **hole}
+    plain = ours(generator, x, **call)
+    never = ours(generator, x, cache="first_block", cache_options={"threshold": 1e-9}, **call)
+    assert torch.equal(never, plain)
+    for changes in ({"cache": "taylor", "cache_options": {"stride": 2}}, {"guidance": "apg", "guidance_scale": 3.0}):
+        made = ours(generator, x, **changes, **call)
+        assert made.isfinite().all() and (made - plain).abs().max() > 1e-5

@@ -136,6 +136,28 @@ def test_guidance_of_ours_goes_on_top(bridged, name):
         assert made.isfinite().all() and (made - plain).abs().max() > 1e-4, guidance
 
 
+@every_family
+def test_edits_and_canvases_go_on_top(bridged, name):
+    """A picture to start from, a mask that keeps to the pixel, and a panorama of windows."""
+    _, generator = bridged(name)
+    size = SIZE if generator.factor * generator.network.config.patch <= 4 else 2 * SIZE
+    call = {"num_inference_steps": 2, "seed": 3, "output_type": "pt", "progress": False}
+    picture, mask = torch.full((3, size, size), 0.5), torch.zeros(1, size, size)
+    mask[:, :, size // 2 :] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sides = {"height": size, "width": size}
+        started, again = (
+            generator("a cat", image=picture, strength=strength, **sides, **call).images for strength in (0.5, 1.0)
+        )
+        edited = generator("a cat", image=picture, mask=mask, **sides, **call).images
+        window = {"window": (size, size), "stride": (size, size // 2)}
+        wide = generator.panorama("a cat", width=2 * size, height=size, **window, **call).images
+    assert started.isfinite().all() and (started - again).abs().max() > 1e-3
+    assert torch.equal(edited[..., : size // 2], picture[None, ..., : size // 2]) and edited[..., size // 2 :].std() > 0.01
+    assert wide.shape == (1, 3, size, 2 * size) and wide.isfinite().all() and wide.std() > 0.01
+
+
 def lora_file(tensors: dict[str, torch.Tensor], path):
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     return path
