@@ -174,6 +174,28 @@ def test_the_layers_see_an_arrow_up(source, seen):
     assert not arrows_up({name: {"samplers.path", "samplers.solvers.evaluate"}}, LAYERS["samplers"])
 
 
+def test_a_task_is_named_by_its_row_alone():
+    """Nothing outside of gen/tasks imports a task; a whole pipeline, which stands in the place of a call, is asked for by
+    Generator."""
+    doors = {("gen.generator", "gen.tasks.whole_pipeline.run")}
+    files = {name: path for package in ORDER for name, path in modules(package).items()}
+    folders = {f"gen.tasks.{path.parent.name}" for path in (ROOT / "gen" / "tasks").glob("*/options.py")}
+    assert len(folders) >= 8
+    for name, path in files.items():
+        tasks = imported_modules(path.read_text(), name, set(files)) if not name.startswith("gen.tasks") else set()
+        wrong = {other for other in tasks if other in folders or other.rpartition(".")[0] in folders}
+        assert not {one for one in wrong if (name, one) not in doors}, f"{name} imports {sorted(wrong)}"
+
+
+def test_recipes_and_the_table_of_tasks_need_no_torch():
+    code = (
+        "import sys, gen.pipeline.recipe; print([m for m in ('torch', 'typer') if m in sys.modules]); "
+        "from gen.cli.task_options import joined; joined('IMAGE'), joined('REPLAY'); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[:2] == ["[]", "False"]
+
+
 @pytest.mark.parametrize("package", ORDER)
 def test_packages_are_ours(package):
     """PyPI has another distribution that installs a package called gen."""

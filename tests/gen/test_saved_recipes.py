@@ -63,6 +63,13 @@ def test_a_saved_recipe_gives_its_result_again(row, results, folder):
     torch.testing.assert_close(made, stored, rtol=0, atol=TOLERANCE * stored.abs().max().item())
 
 
+@pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
+def test_the_fields_of_a_recipe_keep_their_order(row):
+    """So that the file of a replay is the same to the last byte."""
+    now = json.loads(Recipe.from_json(json.dumps(row["recipe"])).to_json())
+    assert [name for name in now if name in row["recipe"]] == [name for name in row["recipe"] if name in now]
+
+
 def test_the_tolerance_tells_a_changed_recipe(results, folder):
     """Half as much guidance is far outside of it."""
     row = ROWS[0]
