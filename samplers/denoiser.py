@@ -16,13 +16,16 @@ from torch import Tensor
 from samplers.path import NoiseLevel, Path, Scalar, expand
 from samplers.prediction import Prediction, prediction_row
 
+MAP = "map:"  # begins the names of further tensors that lie over x
+
 
 @dataclass(frozen=True)
 class Condition:
     """What the image should be. Every tensor has the batch first; None means the model does not get that input.
 
     label (B,) integers, negative = unconditional; tokens (B, L, D) text features with mask (B, L), True = a real token (a row
-    without any is unconditional); pooled (B, P); image (B, C, H, W) aligned with x; extra: further tensors by name.
+    without any is unconditional); pooled (B, P); image (B, C, H, W) aligned with x; extra: further tensors by name, of which
+    those whose name begins with "map:" are (B, C, H, W) and aligned with x too.
     """
 
     label: Tensor | None = None
@@ -55,10 +58,27 @@ class Condition:
 
     def slice(self, box: tuple[int, int, int, int]) -> Condition:
         """Crop what is aligned with x to (top, left, height, width)."""
-        if self.image is None:
-            return self
         top, left, height, width = box
-        return replace(self, image=self.image[..., top : top + height, left : left + width])
+        return self.map_aligned(lambda value: value[..., top : top + height, left : left + width])
+
+    @property
+    def is_aligned(self) -> bool:
+        """Something of it lies over x."""
+        return self.image is not None or any(name.startswith(MAP) for name in self.extra)
+
+    def map_aligned(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to what is aligned with x; itself where nothing is."""
+        if not self.is_aligned:
+            return self
+        extra = {name: function(value) if name.startswith(MAP) else value for name, value in self.extra.items()}
+        return replace(self, image=None if self.image is None else function(self.image), extra=extra)
+
+    def aligned_as(self, other: Condition) -> Condition:
+        """With what lies over x taken from another condition."""
+        if not (self.is_aligned or other.is_aligned):
+            return self
+        maps = {name: value for name, value in other.extra.items() if name.startswith(MAP)}
+        return replace(self, image=other.image, extra={**self.extra, **maps})
 
     def null(self) -> Condition:
         """The unconditional counterpart: label -1, no real tokens, zero pooled vector."""

@@ -284,7 +284,7 @@ def _joined(denoiser: Denoiser, batch: SamplingBatch, scene: Scene) -> Denoiser:
 
     model, settings, run = batch.model, batch.settings, batch.condition
     conditions = tuple(
-        replace(_read_prompts(model, list(prompts), batch.items, settings), label=run.label, extra=run.extra)
+        replace(_read_prompts(model, list(prompts), batch.items, settings), label=run.label, extra={})
         for prompts in scene.joined
     )
     return Conjunction(denoiser, conditions, torch.tensor(scene.weights), batch.negative, mean=settings.guidance.acts_always)

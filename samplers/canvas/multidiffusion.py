@@ -107,7 +107,7 @@ class MultiDiffusion(DenoiserWrapper):
         images, count = len(rows) // len(chunk), len(chunk)
         told: Hashable = tuple(self.chosen[i] for i in chunk) if self.conditions else count  # type: ignore[index]
         where: Hashable = chunk if self.moment is None else (chunk, self.moment)
-        told = (told, where) if condition.image is not None or any(c.image is not None for c in self.conditions) else told
+        told = (told, where) if condition.is_aligned or any(c.is_aligned for c in self.conditions) else told
         inside = replace(context.fork("windows", told), view=(context.view, where))
         own = inside.memo("windows", (condition,), lambda: self._condition(condition, chunk, images))
         return self.denoiser(rows, repeat_level(level, count), own, inside)
@@ -120,7 +120,7 @@ class MultiDiffusion(DenoiserWrapper):
             if self.conditions:
                 one = self._chosen(i, images)
                 one = replace(one, extra={**one.extra, **condition.extra})
-            conditions.append(one if one.image is None else replace(one, image=self.placed.crop(one.image, (i,))))
+            conditions.append(one.map_aligned(lambda value, i=i: self.placed.crop(value, (i,))))
         return conditions[0].cat(conditions[1:])
 
     def _chosen(self, window: int, images: int) -> Condition:

@@ -129,4 +129,6 @@ def _both(condition: Condition, negative: Condition | None, batch: int) -> Condi
 def _null(condition: Condition, negative: Condition | None, batch: int) -> Condition:
     if negative is None:
         return condition.null()
+    # what lies over x is of this part of a canvas, which the condition has
+    negative = negative.aligned_as(condition)
     return negative.map(lambda v: v.repeat(batch // len(v), *[1] * (v.ndim - 1)) if 0 < len(v) < batch else v)

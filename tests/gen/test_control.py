@@ -204,8 +204,35 @@ def test_it_goes_with_regions(opened):
     torch.testing.assert_close(placed.images[0], plain.images[0], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="leave control_range out, or the layout"):
         generator.layout(whole, control=EDGES, controlnet=folder, control_range=(-1, 1), **CALL)
-    with pytest.raises(ValueError, match="canvas shows parts or turns of it; leave control out"):
-        generator.panorama("a cat", width=64, height=32, control=EDGES, controlnet=folder, **CALL)
+    with pytest.raises(ValueError, match="takes no control; leave it out"):
+        generator.ambiguous("a cat", "a dog", control=EDGES, controlnet=folder, **CALL)
+
+
+def test_windows_of_a_canvas_follow_their_part_of_the_picture(opened):
+    """A canvas of two windows that do not overlap is two pictures beside one another, each with its half of the edges."""
+    generator, _, folder = opened("stable_diffusion")
+    edges = torch.cat([EDGES, OTHER], dim=2)
+    latents = torch.randn(1, generator.channels, 16, 32, generator=torch.Generator().manual_seed(0))
+    call = {**CALL, "guidance_scale": 3.0, "sampler": "euler", "controlnet": folder, "negative_prompt": "blurry"}
+    asked = {"width": 64, "height": 32, "window": 32, "stride": 32, "weights": "flat"}
+    wide = generator.panorama("a cat AND a dog:0.5", latents=latents, control=edges, **asked, **call)
+    for i, own in enumerate((EDGES, OTHER)):
+        half = latents[..., 16 * i : 16 * (i + 1)]
+        alone = generator("a cat AND a dog:0.5", latents=half, height=32, width=32, control=own, **call)
+        torch.testing.assert_close(wide.images[0][..., 16 * i : 16 * (i + 1)], alone.images[0], atol=1e-4, rtol=0)
+
+
+def test_windows_of_a_layout_follow_theirs(opened):
+    generator, _, folder = opened("stable_diffusion")
+    halves = [{"prompt": "a cat", "box": [0, 0, 32, 32]}, {"prompt": "a dog", "box": [32, 0, 32, 32]}]
+    latents = torch.randn(1, generator.channels, 16, 32, generator=torch.Generator().manual_seed(0))
+    edges = torch.cat([EDGES, OTHER], dim=2)
+    layout = {"regions": halves, "bootstrap": None}
+    wide = generator.layout(layout, latents=latents, width=64, height=32, control=edges, controlnet=folder, **CALL)
+    for i, (own, prompt) in enumerate(((EDGES, "a cat"), (OTHER, "a dog"))):
+        half = latents[..., 16 * i : 16 * (i + 1)]
+        alone = generator(prompt, latents=half, height=32, width=32, control=own, controlnet=folder, **CALL)
+        torch.testing.assert_close(wide.images[0][..., 16 * i : 16 * (i + 1)], alone.images[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

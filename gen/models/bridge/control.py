@@ -1,8 +1,9 @@
 """ControlNets of diffusers: networks that read a picture of edges, depth or poses, and add to a denoiser's layers.
 
-A control's picture and strength are conditions: `Condition.extra["control:NAME"]` (B, 3, H, W) in [0, 1], or its latents for
-networks that read those, and `extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1)
-too. Which network NAME is, is known to the denoiser's network (`BridgedNetwork.controls`). What several add is summed.
+A control's picture and strength are conditions: `Condition.extra["map:control:NAME"]` (B, 3 f^2, h, w), the f x f pixels in
+[0, 1] under every latent, or the picture's latents (B, C, h, w) for networks that read those, and
+`extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1) too. Which network NAME is, is
+known to the denoiser's network (`BridgedNetwork.controls`). What several add is summed.
 
 Source: ControlNet, arXiv 2302.05543.
 """
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gen.io.weights import CheckpointError
 from gen.models.bridge.load import load_network, read_part_config
-from samplers.denoiser import Condition
+from samplers.denoiser import MAP, Condition
 
-PICTURE, WEIGHT, MODE = "control:", "control weight:", "control mode:"
+PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
     "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
@@ -44,9 +46,9 @@ class Control:
         return kind == "SD3ControlNetModel" or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
 
     def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float) -> Tensor:
-        """A picture (1, 3, H, W) in [0, 1] as this network reads it."""
+        """A picture (1, 3, H, W) in [0, 1] as a condition."""
         if not self.reads_latents:
-            return picture if type(self.network).__name__ == "ControlNetModel" else picture * 2 - 1
+            return F.pixel_unshuffle(picture, autoencoder.factor)
         latents = autoencoder.encode(picture * 2 - 1).float() * latent_scale
         if self.network.config.get("force_zeros_for_pooled_projection"):
             latents = latents + autoencoder.shift * autoencoder.scale * latent_scale  # trained without the shift
@@ -91,7 +93,9 @@ def added(
     total: list[list[Tensor] | None] | None = None
     extra = condition.extra
     for name in (key.removeprefix(PICTURE) for key in extra if key.startswith(PICTURE)):
-        said = evaluate(controls[name].network, extra[PICTURE + name], extra.get(MODE + name))
+        control, picture = controls[name], extra[PICTURE + name]
+        picture = picture if control.reads_latents else F.pixel_shuffle(picture, round((picture.shape[1] / 3) ** 0.5))
+        said = evaluate(control.network, picture, extra.get(MODE + name))
         groups = [None if group is None else [_times(v, extra[WEIGHT + name]) for v in group] for group in said]
         if total is None:
             total = groups

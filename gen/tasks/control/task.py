@@ -31,7 +31,7 @@ MOST = 8  # pictures that are followed at a time
 
 @dataclass(frozen=True)
 class Followed:
-    """One picture: the name of its network in the denoiser's, what that reads (1, C, h, w), and what recipes say of it."""
+    """One picture: the name of its network in the denoiser's, its condition (1, C, h, w), and what recipes say of it."""
 
     name: str
     picture: Tensor
@@ -40,10 +40,9 @@ class Followed:
 
 @dataclass(frozen=True)
 class ControlTask(Task):
-    """side: of the largest picture that the model sees at once."""
+    """The pictures that the pictures of a call follow."""
 
     followed: tuple[Followed, ...]
-    side: int
 
     @classmethod
     def from_call(cls, model: Model, args: ControlKeywords, settings: Settings) -> tuple[ControlTask | None, Settings]:
@@ -79,7 +78,7 @@ class ControlTask(Task):
             strict=True,
         )
         followed = tuple(_follow(model, settings, number, *row) for number, row in enumerate(rows))
-        return cls(followed, model.config.sample_size), settings
+        return cls(followed), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> ControlKeywords:
@@ -101,19 +100,8 @@ class ControlTask(Task):
         )
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
-        for name in ("canvas", "views"):
-            if name in settings.tasks:
-                raise ValueError(
-                    f"A ControlNet sees a whole picture, and {name} shows parts or turns of it; leave control out."
-                )
-        layout: Any = settings.tasks.get("layout")
-        if layout is not None:
-            if max(settings.height, settings.width) > (layout.layout.window or self.side):
-                raise ValueError(
-                    "A ControlNet sees a whole picture, and this layout has windows of it; make the picture smaller."
-                )
-            if any(one.record.interval is not None for one in self.followed):
-                raise ValueError("Control of regions acts from beginning to end; leave control_range out, or the layout.")
+        if "layout" in settings.tasks and any(one.record.interval is not None for one in self.followed):
+            raise ValueError("Control of regions acts from beginning to end; leave control_range out, or the layout.")
         for record, one in zip(recipe.control if recipe is not None else (), self.followed, strict=recipe is not None):
             changed = "control" if record.image != one.record.image else "controlnet"
             if (record.image, record.network) != (one.record.image, one.record.network):
