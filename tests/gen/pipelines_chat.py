@@ -147,6 +147,50 @@ def qwen_edit(plus: bool = False, **options: Any) -> Any:
     )
 
 
+class Qwen21Processor:
+    """Qwen3VLProcessor as far as words go."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], tokenize: bool, return_dict: bool) -> list[list[int]]:
+        text = messages[0]["content"][0]["text"]
+        return [self.tokenizer(f"<|im_start|>system\n{text}<|im_end|>\n")["input_ids"]]
+
+    def __call__(self, text: list[str], padding: bool, padding_side: str, return_tensors: str) -> Any:
+        return self.tokenizer(text, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
+
+
+def qwen_image21() -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage21,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImage21Pipeline,
+        QwenImage21Transformer2DModel,
+    )
+
+    sizes = {"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1}
+    norm = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
+    network = seeded(
+        QwenImage21Transformer2DModel,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    tokenizer = qwen_tokenizer()
+    return QwenImage21Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=seeded(AutoencoderKLQwenImage21, **sizes, **norm, temperal_downsample=[True], scale_factor_spatial=2, seed=9),
+        text_encoder=qwen3_vl(tokenizer, whole=True),
+        processor=Qwen21Processor(tokenizer),
+        transformer=network,
+    )
+
+
 # what a prompt alone meets of Mistral's template
 MISTRAL_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}{%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' }}{%- else %}"
@@ -221,14 +265,14 @@ def flux2_klein(distilled: bool = False) -> Any:
     )
 
 
-def qwen3_vl(tokenizer: Any) -> Any:
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+def qwen3_vl(tokenizer: Any, whole: bool = False) -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
     text = {**LANGUAGE, "rope_scaling": {**ROPE, "mrope_interleaved": True}, "tie_word_embeddings": False}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4}
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_ids(tokenizer))
-    return seeded(Qwen3VLModel, config, seed=3)
+    return seeded(Qwen3VLForConditionalGeneration if whole else Qwen3VLModel, config, seed=3)
 
 
 def krea2(distilled: bool = False) -> Any:

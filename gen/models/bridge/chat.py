@@ -6,7 +6,7 @@ Chats are written here, not by the template of a tokenizer's file, which is a pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Chat:
     drop: tokens at the beginning that are left out of what is read.
     keep: tokens that are kept after that, at most; None for all.
     layers: whose hidden states are read, side by side in one feature; 0 is the embedding, -1 the last with its norm.
+    normed: the last hidden states with their norm; else, in the place of `layers`, those before it.
+    empty: what is read in the place of an empty prompt.
     padded: up to `length`, with padding that the network reads too.
     without: a word that is taken out of prompts, as it has a meaning of its own in the chat.
     picture: what stands before the prompt for each picture, {} being its number; "" for a chat without.
@@ -50,6 +52,8 @@ class Chat:
     drop: int = 0
     keep: int | None = None
     layers: Sequence[int] = (-1,)
+    normed: bool = True
+    empty: str = ""
     padded: bool = False
     without: str = ""
     picture: str = ""
@@ -82,7 +86,7 @@ class ChatReader(PromptReader):
                 f"{config.num_hidden_layers}."
             )
         self.sees = bool(chat.picture)
-        self.takes = () if self.sees else ("max_sequence_length",)
+        self.takes = ("max_sequence_length",) if chat.length < 8192 else ()
 
     def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
         tokens, mask = self.read(prompt, reading.max_sequence_length, reading.pictures or ())
@@ -95,7 +99,7 @@ class ChatReader(PromptReader):
         """
         chat = self.chat.limited(length)
         before = chat.before + "".join(chat.picture.format(k + 1) for k in range(len(pictures)))
-        ids, scale = self._tokens(prompt, replace(chat, before=before))
+        ids, scale = self._tokens(prompt or chat.empty, replace(chat, before=before))
         shown, counts = self._pictures(pictures)
         ids, scale = self._spread(ids, scale, counts)
         missing = max(chat.length - len(ids), 0) if chat.padded else 0
@@ -106,13 +110,27 @@ class ChatReader(PromptReader):
             ids, scale, real = ids + padding, scale + ones, real + [False] * missing
         device = device_of(self.encoder)
         given = {"input_ids": torch.tensor([ids], device=device), "attention_mask": torch.tensor([real], device=device).long()}
-        states = self.encoder(**given, **shown, output_hidden_states=True, use_cache=False).hidden_states
-        tokens = torch.cat([states[layer] for layer in chat.layers], dim=-1)
+        if chat.normed:
+            states = self.encoder(**given, **shown, output_hidden_states=True, use_cache=False).hidden_states
+            tokens = torch.cat([states[layer] for layer in chat.layers], dim=-1)
+        else:
+            tokens = self._before_norm({**given, **shown})
         if any(weight != 1 for weight in scale):
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
         tokens = tokens[:, chat.drop :]
         tokens = tokens if chat.keep is None else tokens[:, : chat.keep]
         return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+
+    def _before_norm(self, given: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden states, as the last norm gets them."""
+        kept: list[Tensor] = []
+        model = getattr(self.encoder, "language_model", self.encoder)
+        handle = model.norm.register_forward_hook(lambda module, arguments, output: kept.append(arguments[0]))
+        try:
+            self.encoder(**given, use_cache=False)
+        finally:
+            handle.remove()
+        return kept[0]
 
     def _tokens(self, prompt: str, chat: Chat) -> tuple[list[int], list[float]]:
         """(ids, weights) of a prompt in its chat, cut where that is too long."""

@@ -96,6 +96,7 @@ LAYOUTS: dict[str, BlockLayout] = {
         without={**_NO_ATTENTION, "text": "most of its blocks project attention and the rest of the block in one layer"},
     ),
     "Krea2Transformer2DModel": BlockLayout(_chain, without=_NO_ATTENTION),
+    "QwenImage21Transformer2DModel": BlockLayout(_chain, without=_NO_ATTENTION),
     "QwenImageTransformer2DModel": BlockLayout(_chain, joint=True, without=_NO_ATTENTION),
     "ZImageTransformer2DModel": BlockLayout(lambda network: list(network.layers), image_first=True, without=_NO_ATTENTION),
 }

@@ -24,6 +24,7 @@ from torch import nn
 from gen.io.digests import file_digest
 from gen.io.errors import regular_file
 from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.models.bridge.positions import check_positions
 from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
 
 # Everything a pipeline may be made of, and the library that has it.
@@ -46,13 +47,13 @@ CLASSES: dict[str, str] = {
     "SanaTransformer2DModel": "diffusers",
     "Flux2Transformer2DModel": "diffusers",
     "Krea2Transformer2DModel": "diffusers",
-    "QwenImageTransformer2DModel": "diffusers",
+    **dict.fromkeys(("QwenImageTransformer2DModel", "QwenImage21Transformer2DModel"), "diffusers"),
     "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
     "AutoencoderDC": "diffusers",
     "AutoencoderKLFlux2": "diffusers",
-    "AutoencoderKLQwenImage": "diffusers",
+    **dict.fromkeys(("AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"), "diffusers"),
     "AutoencoderKLWan": "diffusers",
     "ChatGLMModel": "transformers",
     "VQModel": "diffusers",
@@ -90,9 +91,6 @@ BESIDES: dict[str, tuple[str, ...]] = dict.fromkeys(
 # What makes a library fetch or run code that a config names, or read weights in formats that have not been checked.
 FORBIDDEN = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "attn_implementation")
 _ATTENTION = (None, "eager", "sdpa")
-# what rotary positions may have: channels of an axis, and places along it
-AXES = {**dict.fromkeys(("axes_dims", "axes_dims_rope", "axes_dim_rope"), 4096), **dict.fromkeys(("axes_lens",), 1 << 16)}
-MAX_SIDE = 4096  # of what a config says a network is made for, in its own pixels
 VARIANTS = ("", "fp16", "bf16", "fp32")
 CODED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # dtypes of weights in fewer bits
 # ways to write a tokenizer's vocabulary, each a set of files that belong together
@@ -273,20 +271,6 @@ def _headers(file: Path) -> dict[str, tuple[list[int], str]]:
             return {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
     except Exception:
         return {}
-
-
-def check_positions(path: Path, config: Mapping[str, Any]) -> None:
-    """CheckpointError where a table of positions, which is computed and not in the file, would be larger than any known."""
-    for key, most in AXES.items():
-        value = config.get(key)
-        for one in value if isinstance(value, list) else ():
-            if isinstance(one, int) and one > most:
-                raise CheckpointError(path, f"asks for positions of {one} in {key!r}; no known network goes beyond {most}.")
-    sides = {key: config.get(key) for key in ("sample_size", "pos_embed_max_size")}
-    for key, value in sides.items():
-        for side in value if isinstance(value, list) else [value]:
-            if isinstance(side, int) and side > MAX_SIDE:
-                raise CheckpointError(path, f"asks for pictures of {side} in {key!r}; no known network goes beyond {MAX_SIDE}.")
 
 
 def _check_regular(folder: Path) -> None:

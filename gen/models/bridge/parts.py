@@ -29,6 +29,7 @@ VAE_CLASSES = (
     "AutoencoderDC",
     "AutoencoderKLFlux2",
     "AutoencoderKLQwenImage",
+    "AutoencoderKLQwenImage21",
     "AutoencoderKLWan",
 )
 AUTOENCODER = "diffusers_autoencoder"

@@ -79,6 +79,7 @@ class BridgedAutoencoder(nn.Module):
             self.patch, *others = config["patch_size"]
             if others != [self.patch]:
                 raise ValueError(f"The autoencoder's latents are in patches of {config['patch_size']}, which are no squares.")
+        self.transparent = config.get("in_channels", 3) == 4  # it codes how opaque a picture is too
         if config.get("input_channels", 3) != 3:
             raise ValueError(f"The autoencoder reads pictures of {config['input_channels']} channels, not 3.")
         self.factor = pixels_per_latent(config) * self.patch
@@ -122,6 +123,8 @@ class BridgedAutoencoder(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         pictures = images.to(self.vae.dtype)
+        if self.transparent:
+            pictures = torch.cat([pictures, torch.ones_like(pictures[:, :1])], dim=1)
         coded = self.vae.encode(pictures[:, :, None] if self.frames else pictures)
         # the tiny and the deep-compression autoencoder have no distribution
         name = next((name for name in ("latents", "latent") if hasattr(coded, name)), None)
@@ -132,7 +135,11 @@ class BridgedAutoencoder(nn.Module):
     def _decode(self, latents: Tensor) -> Tensor:
         z = F.pixel_shuffle(latents, self.patch).to(self.vae.dtype)
         pictures = self.vae.decode(z[:, :, None] if self.frames else z).sample
-        return (pictures[:, :, 0] if self.frames else pictures).to(latents.dtype)
+        pictures = (pictures[:, :, 0] if self.frames else pictures).to(latents.dtype)
+        if not self.transparent:
+            return pictures
+        opacity = (pictures[:, 3:] + 1) / 2
+        return 1 + (pictures[:, :3] - 1) * opacity  # what is transparent is white
 
     def _in_parts(self, x: Tensor, code: Callable[[Tensor], Tensor], tile: int, overlap: int, grow: int, shrink: int) -> Tensor:
         """`code` of x (B, C, h, w): its output is `grow` times larger, `shrink` times smaller; tile and overlap in x's
