@@ -53,7 +53,7 @@ ROWS: dict[str, Row] = {
         stable_diffusion.UNet, stable_diffusion.StableDiffusionReader, "SimianLuo/LCM_Dreamshaper_v7"
     ),
     "StableDiffusionXLPipeline": Row(sdxl.SDXLUNet, sdxl.SDXLReader, "stabilityai/stable-diffusion-xl-base-1.0"),
-    "KolorsPipeline": Row(sdxl.SDXLUNet, kolors.KolorsReader, "Kwai-Kolors/Kolors-diffusers"),
+    "KolorsPipeline": Row(kolors.KolorsUNet, kolors.KolorsReader, "Kwai-Kolors/Kolors-diffusers"),
     "StableDiffusion3Pipeline": Row(sd3.SD3, sd3.SD3Reader, "stabilityai/stable-diffusion-3.5-medium"),
     "FluxPipeline": Row(flux.Flux, flux.FluxReader, "black-forest-labs/FLUX.1-schnell"),
     "FluxKontextPipeline": Row(flux_edit.Kontext, flux.FluxReader, "black-forest-labs/FLUX.1-Kontext-dev"),
@@ -117,8 +117,9 @@ def page() -> str:
 
 
 def _rest(name: str) -> str:
-    edits = ROWS[name].network.reads
-    return {"picture": " --image cat.png", "mask": " --image cat.png --mask hole.png", "": ""}[edits]
+    edits, lent = ROWS[name].network.reads, PIPELINES[name].lent
+    borrowed = "" if lent is None else f" --text-encoder {lent[2]}"
+    return borrowed + {"picture": " --image cat.png", "mask": " --image cat.png --mask hole.png", "": ""}[edits]
 
 
 def _works(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gen.generator import Generator
 from gen.io.images import read_picture, resize
 from gen.models.bridge.families import flux_edit
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, noise, pack
@@ -128,6 +130,15 @@ def test_what_a_model_that_edits_cannot_do_is_a_sentence(bridged):
         ours(fill, None, image=picture(), num_inference_steps=1)
     with pytest.raises(ValueError, match="fills in what a mask opens; give it a picture as image and the mask as mask"):
         ours(fill, None, num_inference_steps=1)
+
+
+def test_a_network_of_other_channels_fills_nothing(bridged, tmp_path):
+    _, generator = bridged("flux_kontext")
+    folder = generator.save_pretrained(tmp_path / "plain")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
+    with pytest.raises(ValueError, match="FLUX Fill: its network takes 16 channels, not 48: those of noise, picture and mask"):
+        Generator.from_pretrained(folder, device="cpu", dtype="float32")
 
 
 def test_resizing_is_that_of_diffusers():

@@ -13,6 +13,7 @@ from gen.models.bridge.families import flux
 from gen.models.bridge.families.base import Parts
 from gen.models.bridge.families.flux import Flux, packed, positions
 from gen.models.bridge.network import BridgedConfig, setting
+from gen.models.bridge.vae import pixels_per_latent
 from samplers.denoiser import Condition
 
 # width and height of the pictures that Kontext was trained on
@@ -49,8 +50,12 @@ class Fill(Flux):
     reads = "mask"
     controlled_by = ""
 
-    def __init__(self, network: Any):
-        super().__init__(network, BridgedConfig(channels=setting(network, "out_channels") // 4, patch=2))
+    def __init__(self, network: Any, factor: int):
+        taken = setting(network, "in_channels")
+        latents = setting(network, "out_channels", taken)
+        super().__init__(network, BridgedConfig(channels=latents // 4, patch=2))
+        if taken != (wanted := 2 * latents + 4 * factor**2):
+            raise ValueError(f"its network takes {taken} channels, not {wanted}: those of noise, picture and mask")
 
     def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         if condition.image is None:
@@ -58,17 +63,18 @@ class Fill(Flux):
         return packed(torch.cat([x, condition.image], dim=1)), positions(x)
 
 
-def network(kind: type[Flux]) -> Any:
-    def build(parts: Parts, index: Mapping[str, Any]) -> Flux:
-        return kind(parts["transformer"])
-
-    return build
+def kontext(parts: Parts, index: Mapping[str, Any]) -> Kontext:
+    return Kontext(parts["transformer"])
 
 
-KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=network(Kontext))
+def fill(parts: Parts, index: Mapping[str, Any]) -> Fill:
+    return Fill(parts["transformer"], pixels_per_latent(parts["vae"].config))
+
+
+KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=kontext)
 FILL = replace(
     flux.FAMILY,
     name="FLUX Fill",
-    network=network(Fill),
+    network=fill,
     defaults=lambda backbone: {"num_inference_steps": 50, "guidance": "embedded", "guidance_scale": 30.0},
 )

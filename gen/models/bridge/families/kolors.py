@@ -69,9 +69,13 @@ def _pieces(processor: Any, text: str) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def network(parts: Parts, index: Mapping[str, Any]) -> SDXLUNet:
+class KolorsUNet(SDXLUNet):
+    controlled_by = ""  # those of diffusers do not project ChatGLM's features
+
+
+def network(parts: Parts, index: Mapping[str, Any]) -> KolorsUNet:
     width = parts["text_encoder"].config.hidden_size
-    return SDXLUNet(parts["unet"], TOKENS, pixels_per_latent(parts["vae"].config), width)
+    return KolorsUNet(parts["unet"], TOKENS, pixels_per_latent(parts["vae"].config), width)
 
 
 def reader(parts: Parts, index: Mapping[str, Any]) -> KolorsReader:
