@@ -73,19 +73,19 @@ def extract(given: argparse.Namespace) -> int:
     keep: Any = _keep(given)
     base = find_model(given.base)[1]
     tuned = Path(given.tuned) if Path(given.tuned).is_file() else find_model(given.tuned)[1]
-    found = extract_layers(
+    made = extract_layers(
         tuned, base, keep, others=given.others, name=given.output.stem, dtype=_dtype(given), track=_track(given, "extracting")
     )
-    if found.unchanged:
-        say(f"{found.unchanged} layers are the same in both.", given.quiet)
-    if found.left:
-        worst = max(found.left, key=lambda layer: found.left[layer])
+    if made.unchanged:
+        say(f"{made.unchanged} layers are the same in both.", given.quiet)
+    if made.left:
+        worst = max(made.left, key=lambda layer: made.left[layer])
         say(
-            f"Note: {len(found.left)} biases, norms or embeddings changed too and are not in it (most, by "
-            f"{found.left[worst]:.2%}, {worst}); --others keeps them.",
+            f"Note: {len(made.left)} biases, norms or embeddings changed too and are not in it (most, by "
+            f"{made.left[worst]:.2%}, {worst}); --others keeps them.",
             given.quiet,
         )
-    return _write(given, found.adapter, found.reports, "diffusers", {"unchanged": found.unchanged, "left": found.left})
+    return _write(given, made.adapter, made.reports, "diffusers", {"unchanged": made.unchanged, "left": made.left})
 
 
 def spectrum(given: argparse.Namespace) -> int:
@@ -94,19 +94,19 @@ def spectrum(given: argparse.Namespace) -> int:
         if given.plot.suffix.lower() != ".png":
             raise ValueError(f"{given.plot}: the plot is a PNG; give a name that ends in .png.")
     adapter = read_adapter(given.file, strict=False)
-    found = spectra(adapter, _track(given, "decomposing"))
+    layer_spectra = spectra(adapter, _track(given, "decomposing"))
     if given.json:
-        print(json.dumps({"name": adapter.name, "layers": [one.values() for one in found]}, indent=2))
+        print(json.dumps({"name": adapter.name, "layers": [one.values() for one in layer_spectra]}, indent=2))
     else:
         rows = [
             (one.layer, one.kind, "" if one.rank is None else str(one.rank), f"{one.norm:.4g}", f"{one.spectral:.4g}",
              f"{one.stable_rank:.1f}", *map(str, one.needed if one.s else ("", "")))
-            for one in found
+            for one in layer_spectra
         ]  # fmt: skip
         header = ("layer", "kind", "rank", "norm", "largest", "stable rank", *(f"rank for {share:.0%}" for share in SHARES))
         print(printable(table(header, rows)))
     if given.plot is not None:
-        image = plot_spectra(found, printable(adapter.name))
+        image = plot_spectra(layer_spectra, printable(adapter.name))
         with written(given.plot) as temporary:
             image.save(temporary, "PNG")
         say(str(given.plot), given.quiet)

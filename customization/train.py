@@ -188,16 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _from_file(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
     own = ("prompt", "class_prompt", "type", "rank", "all_layers", "token", "steps", "lr", "format", "preview", "run")
-    told = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
+    options = [f"--{name.replace('_', '-')}" for name in own if getattr(given, name)]
     from distill.data.images import SUFFIXES
 
     if Path(given.source).suffix.lower() in SUFFIXES:
         raise ValueError(f"{given.source} is a picture; give the folder that it is in, or one of its own.")
     if not Path(given.source).exists():
         raise ValueError(f"{given.source} does not exist; give a training config, or a folder of pictures.")
-    if told or given.model != "default":
+    if options or given.model != "default":
         raise ValueError(
-            f"{given.source} is a config, which says {(told or ['--model'])[0]} itself; change it there, or by key=value."
+            f"{given.source} is a config, which says {(options or ['--model'])[0]} itself; change it there, or by key=value."
         )
     config, average = read_config(Path(given.source), given.overrides)
     check_folders(config.model_dump(), given.source)
@@ -229,8 +229,8 @@ def other_run(config: TrainConfig) -> str | None:
         return None
     longer = ("max_steps",) if config.max_steps > saved.step else ()
     changes = differences(saved.state.get("config", {}), config.model_dump(mode="json"))
-    told = [text for name, text in changes.items() if name.partition(".")[0] not in (*UNIMPORTANT, *longer)]
-    return "; ".join(told[:3]) or None
+    changed_keys = [text for name, text in changes.items() if name.partition(".")[0] not in (*UNIMPORTANT, *longer)]
+    return "; ".join(changed_keys[:3]) or None
 
 
 def in_a_folder_of_its_own(config: TrainConfig) -> TrainConfig:

@@ -92,15 +92,15 @@ class CustomizationObjective(Objective):
 
     def attach(self) -> dict[str, nn.Parameter]:
         """Put what trains into the parts of the model; "<part>.<name>" -> parameter."""
-        found: dict[str, nn.Parameter] = {}
+        trained: dict[str, nn.Parameter] = {}
         if self.config.tokens:  # before the text encoder changes
             self.words = learn_words(self.generator, self.parts, self.config.tokens, self.seed)
             self.parts |= {f"{PREFIX}{part}": words for part, words in self.words.items()}
-            found |= {f"{PREFIX}{part}.{n}": p for part, words in self.words.items() for n, p in words.named_parameters()}
+            trained |= {f"{PREFIX}{part}.{n}": p for part, words in self.words.items() for n, p in words.named_parameters()}
         for part, settings in self.adapted().items():
             made = inject(self.parts[part], settings, self.seed, part.replace("_", " "))
-            found |= {f"{part}.{name}": parameter for name, parameter in made.items()}
-        return found
+            trained |= {f"{part}.{name}": parameter for name, parameter in made.items()}
+        return trained
 
     def adapted(self) -> dict[str, AdapterConfig]:
         """The parts that get an adapter from peft, and which."""

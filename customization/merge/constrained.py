@@ -98,10 +98,10 @@ def _layer(
         raise AdapterError(
             f"{entry.layer} has {width} inputs and the tokens {rows.shape[1]} values; merge only layers that read the text."
         )
-    asked = torch.cat([_action(delta, one.to(WIDE), out) for delta, one in zip(entry.deltas, targets, strict=True)], 1)
-    up = solve(asked, gram)  # (V^T - W_0 C^T) (d C^T)^-1 of arXiv 2212.04488, section 3.2
-    size = float(asked.norm())
-    missed = float((up @ gram - asked).norm()) / size if size else 0.0
+    wanted = torch.cat([_action(delta, one.to(WIDE), out) for delta, one in zip(entry.deltas, targets, strict=True)], 1)
+    up = solve(wanted, gram)  # (V^T - W_0 C^T) (d C^T)^-1 of arXiv 2212.04488, section 3.2
+    size = float(wanted.norm())
+    missed = float((up @ gram - wanted).norm()) / size if size else 0.0
     if missed > TOLERANCE:
         raise AdapterError(
             f"{entry.layer}: the concepts ask for different values of tokens that depend on one another (condition number "

@@ -36,14 +36,14 @@ def record_inputs(network: nn.Module, modules: Sequence[str], part: str = "denoi
 
     modules: names of linear layers or convolutions. AdapterError for one that the network does not have.
     """
-    own = dict(inner(network).named_modules())
+    named_modules = dict(inner(network).named_modules())
     moments: Moments = {}
     handles = []
     try:
         for name in modules:
-            if name not in own:
+            if name not in named_modules:
                 raise AdapterError(
-                    f"The network has no module {name!r}; {nearest(name, list(own)) or 'see its named_modules()'}."
+                    f"The network has no module {name!r}; {nearest(name, list(named_modules)) or 'see its named_modules()'}."
                 )
 
             def hook(module: nn.Module, args: tuple, key: str = f"{part}.{name}") -> None:
@@ -51,7 +51,7 @@ def record_inputs(network: nn.Module, modules: Sequence[str], part: str = "denoi
                 moment = rows.T @ rows
                 moments[key] = moments[key] + moment if key in moments else moment
 
-            handles.append(own[name].register_forward_pre_hook(hook))
+            handles.append(named_modules[name].register_forward_pre_hook(hook))
         yield moments
     finally:
         for handle in handles:

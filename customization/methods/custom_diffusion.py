@@ -31,17 +31,17 @@ class CustomDiffusionConfig(CustomizationConfig):
 
 def key_value_layers(network: nn.Module, ends: tuple[str, ...] = ENDS) -> list[str]:
     """The linear layers that make keys and values of text. ValueError where a network has none."""
-    found = [
+    layers = [
         name
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{end}") for end in ends)
     ]
-    if not found:
+    if not layers:
         raise ValueError(
             f"The denoiser has no layer that ends in {', '.join(ends)}: Custom Diffusion needs cross-attention to text; use "
             "lora, or name layers in targets."
         )
-    return found
+    return layers
 
 
 class CustomDiffusionObjective(FactorObjective):

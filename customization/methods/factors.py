@@ -125,12 +125,12 @@ class FactorObjective(CustomizationObjective):
     def attach(self) -> dict[str, nn.Parameter]:
         network = self.parts["denoiser"]
         self._factors: dict[str, Factors] = {}
-        found: dict[str, nn.Parameter] = {}
+        trained: dict[str, nn.Parameter] = {}
         for name in self.targets():
             module: Any = network.get_submodule(name)
             self._factors[name] = self.factors(name, module)
-            found |= {f"denoiser.{name}.{key}": value for key, value in attach(module, self._factors[name]).items()}
-        return found | super().attach()
+            trained |= {f"denoiser.{name}.{key}": value for key, value in attach(module, self._factors[name]).items()}
+        return trained | super().attach()
 
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:
         layers: dict[str, Delta] = {}

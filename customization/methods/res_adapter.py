@@ -58,8 +58,8 @@ def resamplers(network: nn.Module, ends: tuple[str, ...] = ()) -> tuple[str, ...
     for wanted in (ends,) if ends else (RESAMPLERS, EDGES):
         if found := tuple(name for name in known if ends_in(name, wanted)):
             return found
-    asked = ", ".join(ends or (*RESAMPLERS, *EDGES))
-    raise ValueError(f"The denoiser has no layer that ends in {asked}; name some in adapter.targets.")
+    wanted_ends = ", ".join(ends or (*RESAMPLERS, *EDGES))
+    raise ValueError(f"The denoiser has no layer that ends in {wanted_ends}; name some in adapter.targets.")
 
 
 def norms(network: nn.Module) -> list[str]:
@@ -76,10 +76,10 @@ class ResAdapterObjective(CustomizationObjective):
     config: ResAdapterConfig
 
     def adapted(self) -> dict[str, AdapterConfig]:
-        found = super().adapted()
-        if (own := found.get("denoiser")) is not None:
-            found["denoiser"] = own.model_copy(update={"targets": self._targets})
-        return found
+        adapted = super().adapted()
+        if (own := adapted.get("denoiser")) is not None:
+            adapted["denoiser"] = own.model_copy(update={"targets": self._targets})
+        return adapted
 
     def attach(self) -> dict[str, nn.Parameter]:
         network = self.parts["denoiser"]
@@ -90,12 +90,12 @@ class ResAdapterObjective(CustomizationObjective):
             name: {key: value.detach().clone() for key, value in network.get_submodule(name).named_parameters(recurse=False)}
             for name in names
         }
-        own = {
+        norm_parameters = {
             f"denoiser.{n}.{key}": nn.Parameter(v.to(torch.float32, copy=True))
             for n, norm in self._before.items()
             for key, v in norm.items()
         }
-        return super().attach() | own
+        return super().attach() | norm_parameters
 
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:
         changed = {

@@ -42,16 +42,16 @@ class SparseUpdate(nn.Module):
 
     def __init__(self, network: nn.Module, threshold: float = THRESHOLD, modules: Sequence[str] | None = None):
         super().__init__()
-        own = {name: module for name, module in network.named_modules() if isinstance(module, MATRICES)}
-        if modules is not None and (unknown := sorted(set(modules) - own.keys())):
+        matrices = {name: module for name, module in network.named_modules() if isinstance(module, MATRICES)}
+        if modules is not None and (unknown := sorted(set(modules) - matrices.keys())):
             raise AdapterError(f"The network has no linear layer or convolution named {listed(unknown)}.")
         self._network = [network]  # in a list: its parameters are not the update's own
         self.threshold = threshold
         self.base: dict[str, Tensor] = {}
         self.index: dict[str, Tensor] = {}
         self.values = nn.ParameterDict()
-        for name in own if modules is None else modules:
-            weight = own[name].weight.detach()
+        for name in matrices if modules is None else modules:
+            weight = matrices[name].weight.detach()
             index = (weight.abs() < threshold).flatten().nonzero()[:, 0]
             if len(index):
                 self._add(f"{name}.weight", weight, index, weight.flatten()[index])
@@ -98,8 +98,8 @@ class SparseUpdate(nn.Module):
 
     def adapter(self, name: str = "sara", part: str = "denoiser") -> Adapter:
         """The change as an adapter of whole differences from the network's own weights, which algebra and other models take."""
-        own = dict(self.network.named_parameters())
-        layers = {f"{part}.{key.removesuffix('.weight')}": Delta({"weight": (new - own[key]).detach()})
+        parameters = dict(self.network.named_parameters())
+        layers = {f"{part}.{key.removesuffix('.weight')}": Delta({"weight": (new - parameters[key]).detach()})
                   for key, new in self.weights().items()}  # fmt: skip
         return Adapter(name, layers)
 

@@ -78,8 +78,8 @@ class SparseSubset(TrainableSubset):
         object.__setattr__(self, "small", small)
 
     def forward(self, run: Callable[..., Any], *args: Any) -> Any:
-        given = {name: self.small[name].weight(value) if name in self.small else value for name, value in self.named.items()}
-        return functional_call(self.parts, given, (run, *args))
+        weights = {name: self.small[name].weight(value) if name in self.small else value for name, value in self.named.items()}
+        return functional_call(self.parts, weights, (run, *args))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseSubset:
         twin = SparseSubset.__new__(SparseSubset)
@@ -106,7 +106,7 @@ class SaraObjective(CustomizationObjective):
             if not any(ends_in(name, [end]) for name in known):
                 raise ValueError(f"targets names {end!r}, but no linear layer or convolution of the denoiser ends in it.")
         self.small: dict[str, Small] = {}
-        found: dict[str, nn.Parameter] = {}
+        trained: dict[str, nn.Parameter] = {}
         for name, module in known.items():
             weight: Tensor = module.weight.detach()  # type: ignore[assignment]
             index = (weight.abs() < self.config.threshold).flatten().nonzero()[:, 0]
@@ -114,10 +114,10 @@ class SaraObjective(CustomizationObjective):
                 key = f"denoiser.{name}.weight"
                 self.small[key] = Small(weight, index)
                 values = weight.flatten()[index]
-                found[key] = nn.Parameter(values if values.dtype == torch.float64 else values.float())
-        if not found:
+                trained[key] = nn.Parameter(values if values.dtype == torch.float64 else values.float())
+        if not trained:
             raise ValueError(f"No weight of the denoiser is smaller than {self.config.threshold:g}; give a larger threshold.")
-        return found | super().attach()
+        return trained | super().attach()
 
     def compute(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         total, logged = super().compute(batch, draws, step)
@@ -145,15 +145,15 @@ class SaraObjective(CustomizationObjective):
 
     def state_dict(self) -> dict[str, Tensor]:
         settled = {name: small for name, small in self.small.items() if len(small.settled)}
-        found = {f"settled.{name}": small.settled.to(torch.uint8) for name, small in settled.items()}
-        return {**super().state_dict(), **found, **{f"at.{name}": small.at for name, small in settled.items()}}
+        settled_state = {f"settled.{name}": small.settled.to(torch.uint8) for name, small in settled.items()}
+        return {**super().state_dict(), **settled_state, **{f"at.{name}": small.at for name, small in settled.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, small in self.small.items():
             if f"settled.{name}" in state:
                 small.settled, small.at = state[f"settled.{name}"].bool(), state[f"at.{name}"]
-        own = {key for key in state if key.partition(".")[0] in ("settled", "at") and key.partition(".")[2] in self.small}
-        super().load_state_dict({key: value for key, value in state.items() if key not in own})
+        handled = {key for key in state if key.partition(".")[0] in ("settled", "at") and key.partition(".")[2] in self.small}
+        super().load_state_dict({key: value for key, value in state.items() if key not in handled})
 
     def to_adapter(self, values: Mapping[str, Tensor]) -> Adapter:
         layers: dict[str, Delta] = {}

@@ -39,9 +39,9 @@ def layer_scores(
     forget, retain: losses of the network as it is now, scalars; the first falls as the concept is forgotten. layers: names of
     linear layers and convolutions; all of them if None. Layers without a gradient are left out.
     """
-    own = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)}
-    names = [name for name in (own if layers is None else layers) if name in own]
-    weights = [own[name].weight for name in names]
+    matrices = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)}
+    names = [name for name in (matrices if layers is None else layers) if name in matrices]
+    weights = [matrices[name].weight for name in names]
     if not weights:
         raise AdapterError("The network has none of these linear layers or convolutions.")
     g_forget = torch.autograd.grad(forget(), weights, allow_unused=True)

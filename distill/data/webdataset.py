@@ -90,14 +90,14 @@ def find_shards(pattern: str) -> list[Path]:
             raise DataError(f"{pattern!r} counts from {first} to {last}; that is backwards, or more than {SHARD_LIMIT} shards.")
         numbers = [f"{number:0{len(match[1])}d}" for number in range(first, last + 1)]
         names = [pattern[: match.start()] + number + pattern[match.end() :] for number in numbers]
-    found = []
+    paths = []
     for name in names:
         path = Path(name)
-        found += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-    missing = [path for path in found if not path.is_file()]
-    if missing or not found:
+        paths += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
         raise DataError(f"{missing[0] if missing else pattern} does not exist; check the shards' names.")
-    return found
+    return paths
 
 
 def samples(shard: Path, report: Report) -> Iterator[tuple[str, dict[str, TarMember]]]:

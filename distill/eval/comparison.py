@@ -101,11 +101,11 @@ def compare(
         if size not in real:
             pictures, real_labels = read_pictures(training_archive(settings.data), size, set(once))
             real[size] = features(pictures), recognition(evaluator, text_encoder, pictures, real_labels, real_labels)
-        seen = features(made.images)
+        feature_rows = features(made.images)
         numbers: Report = {"steps": how.steps, **recognition(evaluator, text_encoder, made.images, labels, labels)}
-        numbers |= set_distances(seen, real[size][0])
+        numbers |= set_distances(feature_rows, real[size][0])
         if taught is not None:
-            numbers |= {f"reference_{name}": value for name, value in set_distances(seen, taught[1]).items()}
+            numbers |= {f"reference_{name}": value for name, value in set_distances(feature_rows, taught[1]).items()}
             if shape == taught[2]:  # else the same seeds are other noise
                 numbers["distance_to_reference"] = float((made.images - taught[0]).square().mean((1, 2, 3)).sqrt().mean())
         numbers |= {"seconds_per_image": made.seconds, "evaluations_per_image": made.nfe}

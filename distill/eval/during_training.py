@@ -146,16 +146,16 @@ class _Reader:
         if not isinstance(network, Evaluator):
             return None
         batches = [batch for batch, _ in evaluation.batches]
-        told = [torch.tensor([bool(c) for c in batch.captions or [""] * len(batch)]) for batch in batches]
+        captioned = [torch.tensor([bool(c) for c in batch.captions or [""] * len(batch)]) for batch in batches]
         texts, targets = None, None
-        if any(part.any() for part in told) and hasattr(encoder, "pooled"):
+        if any(part.any() for part in captioned) and hasattr(encoder, "pooled"):
             pooled = [encoder.pooled(list(batch.captions or ())) for batch in batches]
             if pooled[0].shape[1] == network.config.text_dim:
                 texts = [network.embed_texts(part.to(evaluation.device).float()) for part in pooled]
         names, place = concepts(evaluation.source), {label: i for i, label in enumerate(network.labels)}
         if names is not None and all(name in place for name in names) and all(batch.labels is not None for batch in batches):
             targets = [torch.tensor([place[names[int(i)]] for i in batch.labels]) for batch in batches]  # type: ignore[union-attr]
-        return None if texts is None and targets is None else cls(network, texts, told, targets)
+        return None if texts is None and targets is None else cls(network, texts, captioned, targets)
 
     def read(self, parts: list[Tensor]) -> Numbers:
         device = next(self.network.parameters()).device

@@ -69,9 +69,9 @@ class ReferencePictures:
     def all(self, keys: Sequence[str], make: Callable[[list[int]], Iterable[tuple[int, Tensor]]]) -> tuple[Tensor, int]:
         """(the pictures of all keys (N, 3, H, W), how many of them were made): `make` gets the numbers of those missing and
         yields (number, picture) as they come, so that what is done stays done."""
-        found = {i: image for i, key in enumerate(keys) if (image := self.read(key)) is not None}
-        missing = [i for i in range(len(keys)) if i not in found]
+        stored = {i: image for i, key in enumerate(keys) if (image := self.read(key)) is not None}
+        missing = [i for i in range(len(keys)) if i not in stored]
         for i, image in make(missing) if missing else ():
             self.write(keys[i], image)
-            found[i] = in_8_bits(image.cpu())
-        return torch.stack([found[i] for i in range(len(keys))]), len(missing)
+            stored[i] = in_8_bits(image.cpu())
+        return torch.stack([stored[i] for i in range(len(keys))]), len(missing)

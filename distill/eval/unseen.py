@@ -35,8 +35,8 @@ def x0_error(generator: Generator, pictures: Tensor, prompts: Sequence[str], tim
         x0 = part if generator.autoencoder is None else generator.autoencoder.encode(part) * generator.config.latent_scale
         eps = normal(range(start, start + len(part)), x0.shape[1:], "x0 error").to(x0)
         condition = generator.encode_prompt(list(prompts[start : start + len(part)]))
-        found = generator.denoiser(level.mix(x0, eps), level, condition, Context()).x0
-        total += float((found.float() - x0.float()).square().flatten(1).mean(1).double().sum())
+        predicted = generator.denoiser(level.mix(x0, eps), level, condition, Context()).x0
+        total += float((predicted.float() - x0.float()).square().flatten(1).mean(1).double().sum())
     return total / len(pictures)
 
 

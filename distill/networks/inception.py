@@ -58,13 +58,13 @@ class Mixed(nn.Module):
             self.width += width
 
     def forward(self, x: Tensor) -> Tensor:
-        found = []
+        outputs = []
         for steps in self.branches:
             h = x
             for names in steps:
                 h = torch.cat([self._run(name, h) for name in names], 1)
-            found.append(h)
-        return torch.cat(found, 1)
+            outputs.append(h)
+        return torch.cat(outputs, 1)
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         if name == "average":

@@ -116,8 +116,8 @@ class AdversarialDiffusionObjective(RolloutObjective):
         """What the data's pictures show (B, E), zero for samples that start from pure noise; None where no sample was told."""
         if not self.shows_picture:
             return None
-        told = self.start(draws, real.device) < self.levels.steps
-        return self.maps.embed(self.decode(real)) * told[:, None]
+        informative = self.start(draws, real.device) < self.levels.steps
+        return self.maps.embed(self.decode(real)) * informative[:, None]
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -125,9 +125,9 @@ class AdversarialDiffusionObjective(RolloutObjective):
         if phase.name == "discriminator":
             return self.discriminator_loss(models, batch, draws)
         x0, real, condition, scale = self.rollout(models["student"], batch, draws)
-        told = self.prompt(condition), self.picture(real, draws)
+        conditions = self.prompt(condition), self.picture(real, draws)
         # arXiv 2311.17042, equation 2
-        adversarial = -over_heads(detached_weights(models["discriminator"])(self.features(x0), *told))
+        adversarial = -over_heads(detached_weights(models["discriminator"])(self.features(x0), *conditions))
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teacher_predict(models, x_t, level, condition, scale).x0)
@@ -144,8 +144,8 @@ class AdversarialDiffusionObjective(RolloutObjective):
             x0, real, condition, _ = self.rollout(unwrap(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
         maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
-        told = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
-        heads = models["discriminator"](maps, *told)
+        conditions = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
+        heads = models["discriminator"](maps, *conditions)
         # arXiv 2311.17042, equation 3: the hinge loss of every head, and the penalty on its gradient at real pictures
         judged = [hinge_with_logs(logits[:count], logits[count:]) for logits in heads]
         total = torch.stack([loss for loss, _ in judged]).sum()

@@ -94,12 +94,12 @@ class DiscreteConsistency(PerceptualObjective):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,)."""
-        kind, found = self.config.distance, None
+        kind, distance = self.config.distance, None
         if kind == "pseudo_huber":
-            found = losses.pseudo_huber(a, b, self.config.huber * math.sqrt(a[0].numel()))
+            distance = losses.pseudo_huber(a, b, self.config.huber * math.sqrt(a[0].numel()))
         elif kind != "perceptual":
-            found = losses.squared(a, b) if kind == "squared" else (a - b).abs().flatten(1).mean(1)
-        return self.beside(found, a, b)
+            distance = losses.squared(a, b) if kind == "squared" else (a - b).abs().flatten(1).mean(1)
+        return self.beside(distance, a, b)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -110,13 +110,13 @@ class DiscreteConsistency(PerceptualObjective):
         t, s = at_ratio(self.path, high), at_ratio(self.path, low.clamp(min=self.config.sigma_min))
         eps = draws.normal_like("eps", x0)
         x_t = t.mix(x0, eps)
-        said = self.function(self.predict(models["student"], x_t, t, condition, scale))
+        student_output = self.function(self.predict(models["student"], x_t, t, condition, scale))
         with torch.no_grad():
             x_s = self.earlier(models, x0, eps, x_t, t, s, condition, scale)
             target = self.function(self.target_predict(models, x_s, s, condition, scale))
             target = torch.where(expand(low == 0, x0).bool(), x0, target)
         # arXiv 2303.01469, equation 7 with a teacher, equation 10 without: lambda(t_n) d(f(x_t, t), f^-(x_s, s))
-        error = self.distance(said, target)
+        error = self.distance(student_output, target)
         weight = 1 / (high - low).to(error) if self.config.weighting == "inverse_step" else 1.0
         return (weight * error).mean(), {"error": error.detach().mean()}
 

@@ -80,9 +80,9 @@ class EvaluatorObjective(Objective):
         logits = scale * embedded @ labels.T
         classification = F.cross_entropy(logits, torch.as_tensor(batch.labels), label_smoothing=self.config.label_smoothing)
         texts_given = batch.captions or ()
-        said = [i for i, caption in enumerate(texts_given) if caption.strip()]
-        same = torch.tensor([[texts_given[i] == texts_given[j] for j in said] for i in said], device=logits.device)
-        matching = contrastive(embedded[said], texts[said], scale, same) if len(said) > 1 else logits.new_zeros(())
+        rows = [i for i, caption in enumerate(texts_given) if caption.strip()]
+        same = torch.tensor([[texts_given[i] == texts_given[j] for j in rows] for i in rows], device=logits.device)
+        matching = contrastive(embedded[rows], texts[rows], scale, same) if len(rows) > 1 else logits.new_zeros(())
         top1 = (logits.argmax(1) == batch.labels).float().mean()
         loss = classification + self.config.caption_weight * matching
         return loss, {"classification": classification.detach(), "matching": matching.detach(), "top1": top1}

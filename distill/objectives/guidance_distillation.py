@@ -29,10 +29,10 @@ class GuidanceConfig(RegressionConfig):
 
     @model_validator(mode="after")
     def _guided(self) -> GuidanceConfig:
-        given = self.teacher.guidance_scale
-        if isinstance(given, tuple) and not self.embed_guidance:
+        scale_range = self.teacher.guidance_scale
+        if isinstance(scale_range, tuple) and not self.embed_guidance:
             raise ValueError("a range of guidance scales needs embed_guidance: true; or give one guidance_scale")
-        if given == 1:
+        if scale_range == 1:
             raise ValueError("the teacher's guidance_scale is 1, which is none; give the scale, or a range, to distil")
         return self
 
@@ -63,5 +63,5 @@ class GuidanceObjective(RegressionObjective):
         return self.error(self.predict(models["student"], x, level, condition, scale).x0, target, level)
 
     def defaults(self) -> Defaults:
-        kept = ("num_inference_steps", "sampler", "sampler_options", "schedule", "schedule_options")
-        return super().defaults().model_copy(update={name: getattr(self.model.defaults, name) for name in kept})
+        sampling_keys = ("num_inference_steps", "sampler", "sampler_options", "schedule", "schedule_options")
+        return super().defaults().model_copy(update={name: getattr(self.model.defaults, name) for name in sampling_keys})

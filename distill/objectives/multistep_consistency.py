@@ -57,9 +57,9 @@ class MultistepConsistencyObjective(RegressionObjective):
         """(x_T, what aDDIM takes for the variance of x0 given z_t, (B,))."""
         if self.config.form == "training":
             return x0, torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
-        said = self.teacher_predict(models, z_t, t, condition, scale)
-        plain = said.cond if said.cond is not None else said  # the spread is that of the model without guidance
-        return said.x0, self.config.variance_scale * (plain.x0 - x0).square().flatten(1).mean(1)
+        guided = self.teacher_predict(models, z_t, t, condition, scale)
+        plain = guided.cond if guided.cond is not None else guided  # the spread is that of the model without guidance
+        return guided.x0, self.config.variance_scale * (plain.x0 - x0).square().flatten(1).mean(1)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -77,9 +77,9 @@ class MultistepConsistencyObjective(RegressionObjective):
         variance = torch.where(s.sigma == 0, 0.0, variance.double())  # a step to clean data may not add noise
         z_s = adjusted_ddim(x_teacher, z_t, t, s, variance)
         at_start = expand((n == 1).to(x0), x0) != 0
-        asked = NoiseLevel(*(torch.where(n == 1, a, b) for a, b in zip(*map(_scalars, (t, s)), strict=True)))
+        target_level = NoiseLevel(*(torch.where(n == 1, a, b) for a, b in zip(*map(_scalars, (t, s)), strict=True)))
         z_ref = torch.where(
-            at_start, z_s, ddim(self.target_predict(models, z_s, asked, condition, scale).x0, z_s, asked, start)
+            at_start, z_s, ddim(self.target_predict(models, z_s, target_level, condition, scale).x0, z_s, target_level, start)
         )
         # arXiv 2403.06807, Algorithm 1: x_hat_ref, from which DDIM leads to z_ref at the start of the segment
         target = inverse_ddim(z_ref, z_t, t, start)

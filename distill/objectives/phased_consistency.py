@@ -93,8 +93,8 @@ class PhasedConsistencyObjective(RegressionObjective):
     ) -> Tensor:
         """One step of the teacher from level i + 1 to i, then the student to the end; where i is the end, the step alone."""
         z_s = self.teacher_step(models, z_t, ladder[i + 1], ladder[i], condition, scale)
-        asked = torch.where(i == start, i + 1, i)  # a network need not be called at clean data
-        jump = ddim(self.target_predict(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], ladder[start])
+        query = torch.where(i == start, i + 1, i)  # a network need not be called at clean data
+        jump = ddim(self.target_predict(models, z_s, ladder[query], condition, scale).x0, z_s, ladder[query], ladder[start])
         return torch.where(expand((i == start).to(z_s), z_s) != 0, z_s, jump)
 
     def noised(self, z: Tensor, draws: Draws, name: str, ladder: LevelTable, start: Tensor, level: NoiseLevel) -> Tensor:

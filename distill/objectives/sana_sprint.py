@@ -50,6 +50,6 @@ class AdversarialContinuousObjective(LatentDiscriminatorObjective, ContinuousCon
             with torch.no_grad():
                 drawn = self.drawn_from(points, self.velocity(models, points, trains=False))
             return self.discriminator_loss(models, drawn, points.x0, points.condition, draws)
-        said = self.velocity(models, points)
-        beside = self.consistency(models, points, said, step) if self.config.consistency_weight else None
-        return self.with_adversarial_loss(models, self.drawn_from(points, said), points.condition, draws, beside)
+        velocity = self.velocity(models, points)
+        beside = self.consistency(models, points, velocity, step) if self.config.consistency_weight else None
+        return self.with_adversarial_loss(models, self.drawn_from(points, velocity), points.condition, draws, beside)

@@ -79,9 +79,9 @@ class TractObjective(StagedObjective):
         solver = self.config.teacher.solver if stage == 0 else "ddim"
         z_s = step(solver, lambda x, level: self.stage_teacher(models, x, level, condition, scale, stage), z_t, t, s)
         # where s is the start of the segment already the self-teacher is not needed, and its level may be clean data
-        asked = torch.where(i == start, i + 1, i)
+        query = torch.where(i == start, i + 1, i)
         # arXiv 2303.04248, section 3.2: one step of the teacher, the rest of the segment by the self-teacher
-        jump = ddim(self.target_predict(models, z_s, ladder[asked], condition, scale).x0, z_s, ladder[asked], end)
+        jump = ddim(self.target_predict(models, z_s, ladder[query], condition, scale).x0, z_s, ladder[query], end)
         z_end = torch.where(expand((i == start).to(x0), x0) != 0, z_s, jump)
         target = inverse_ddim(z_end, z_t, t, end)
         return self.error(self.predict(models["student"], z_t, t, condition, scale).x0, target, t)

@@ -73,8 +73,8 @@ def augment(images: Tensor, u: Tensor, noise: Tensor) -> Tensor:
 
 def views(images: Tensor, count: int) -> list[Tensor]:
     """The pictures, and `count` copies of each with other shapes and tones, always the same ones; differentiable."""
-    found = [images]
+    views = [images]
     for k in range(count):
         u = torch.rand(len(images), 8, generator=torch.Generator().manual_seed(k)).to(images)
-        found.append(tone(affine(images, u[:, :5]), u[:, 5:]))
-    return found
+        views.append(tone(affine(images, u[:, :5]), u[:, 5:]))
+    return views

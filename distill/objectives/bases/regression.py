@@ -54,5 +54,5 @@ class RegressionObjective(PerceptualObjective):
             return losses.average(self.distance(a, b), weight)
         root = expand(weight.sqrt().to(a), a)
         apart: Any = self._apart(root * a, root * b)
-        seen = self.config.perceptual * self.perceptual_error(a, b) if self.config.perceptual else 0.0
-        return (apart + weight.to(apart) * seen).mean(), {"error": apart.detach().mean()}
+        perceptual = self.config.perceptual * self.perceptual_error(a, b) if self.config.perceptual else 0.0
+        return (apart + weight.to(apart) * perceptual).mean(), {"error": apart.detach().mean()}

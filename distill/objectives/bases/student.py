@@ -69,8 +69,8 @@ class StudentObjective(Objective):
         if config.target_ema is not None:
             self.roles["target"] = frozen_copy(student)
         self.levels = LevelTable.of(get_grid(config.schedule, self.path, config.steps, **config.schedule_options))
-        own = config.teacher
-        self.teacher_levels = LevelTable.of(get_grid(own.schedule, self.path, own.steps, **own.schedule_options))
+        of = config.teacher
+        self.teacher_levels = LevelTable.of(get_grid(of.schedule, self.path, of.steps, **of.schedule_options))
 
     # ---- the networks ----
 
