@@ -12,6 +12,7 @@ from PIL import Image
 
 from gen.generator import Generator
 from gen.pipeline.recipe import Recipe
+from samplers.registry import get_grid
 from tests.gen.pipelines import SIZE, sdxl, stable_diffusion
 from tests.gen.whole_pipelines import bria, mask, numbers, opened, picture
 
@@ -325,3 +326,31 @@ def test_adapters_of_the_pipeline_act():
     own = pipe("a red heart", generator=source, num_inference_steps=4, output_type="np", **sides).images
     torch.testing.assert_close(changed, torch.from_numpy(own).movedim(-1, 1), **CLOSE)
     assert (changed - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_cfg_pp", "dpmpp_2m_cfg_pp"])
+def test_guidance_of_ours_is_that_of_the_native_model(bridged, sampler):
+    """The same pipeline opened natively: the same picture from the same noise, under CFG++ too."""
+    pipe, native = bridged("stable_diffusion")
+    noise = numbers(1, 4, SIZE // 2, SIZE // 2)
+    call = {**CALL, "prompt": "a red heart", "negative_prompt": "blurry", "guidance_scale": 1.5, "output_type": "pt"}
+    expected = native(**call, sampler=sampler, latents=noise, seed=1).images
+    levels = get_grid("scheduler", native.denoiser.path, 4, **native.config.defaults.schedule_options)
+    whole = Generator.from_pipeline(pipe)
+    found = whole(**call, sampler=sampler, guidance="cfg", latents=noise * levels[0].sigma, seed=1).images
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_guidance_and_caches_of_the_callers_own(generator):
+    """Functions in the place of names, as for any model; recipes say that they were there."""
+    from samplers.cache.reuse import Reuse
+    from samplers.guidance.cfg import ClassifierFree
+
+    def own(denoiser, scale, negative, interval):
+        return ClassifierFree(denoiser, scale, negative, interval)
+
+    made = generator(**CALL, prompt="a red heart", seed=7, output_type="pt", guidance=own, guidance_scale=4.0)
+    torch.testing.assert_close(made.images, pixels(generator, guidance="cfg", guidance_scale=4.0), **CLOSE)
+    assert "guidance" in made.recipes[0].unrecorded
+    cached = generator(**CALL, prompt="a red heart", seed=7, output_type="pt", cache=lambda denoiser: Reuse(denoiser, stride=2))
+    assert cached.nfe < 8 and "cache" in cached.recipes[0].unrecorded

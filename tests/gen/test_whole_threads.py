@@ -107,6 +107,38 @@ def test_a_run_that_is_left_by_an_exception_ends(pipe, error):
     assert pipe.scheduler is own and not pipe.unet._forward_pre_hooks
 
 
+def test_ctrl_c_while_the_pipeline_runs(pipe):
+    """The main thread waits for the other one, and is woken."""
+    import signal
+
+    own, generator = pipe.scheduler, Generator.from_pipeline(pipe)
+    main = threading.main_thread().ident
+
+    def interrupt(module, args):
+        signal.pthread_kill(main, signal.SIGINT)
+
+    hook = pipe.unet.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generator(**CALL, seed=1, progress=False)
+    hook.remove()
+    assert pipe.scheduler is own and not pipe.unet._forward_pre_hooks
+
+
+def test_a_running_pipeline_is_not_called_again(pipe):
+    """Neither by us nor by itself, from a callback: it would wait for itself."""
+    generator, caught = Generator.from_pipeline(pipe), []
+
+    def again(*_):
+        for call in (lambda: generator(**CALL, seed=1, progress=False), lambda: pipe(**CALL)):
+            with pytest.raises((ValueError, RuntimeError), match="is running already") as error:
+                call()
+            caught.append(error)
+
+    call = {**CALL, "seed": 1, "progress": False, "output_type": "pt"}
+    made = generator(**call, callback_on_step_end=again).images
+    assert len(caught) == 6 and torch.equal(made, generator(**call).images)
+
+
 def test_errors_inside_the_pipeline_are_ours_with_the_cause(pipe):
     generator = Generator.from_pipeline(pipe)
     with pytest.raises(

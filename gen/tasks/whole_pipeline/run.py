@@ -132,12 +132,14 @@ def _make_batch(
         options=asked.given,
         num_inference_steps=steps,
         output_type="latent" if output_type == "latent" else "np",  # which all pipelines scale to [0, 1]
-        **_sizes(settings),
+        height=asked.task.size[0],
+        width=asked.task.size[1],
         **_scales(asked, pipe, settings),
         latents=_stacked(rows, model),
     )
     watch = Watch()
-    model.network.size = (settings.height, settings.width) if settings.height > 1 and settings.width > 1 else None
+    height, width = asked.task.size
+    model.network.size = None if height is None or width is None else (height, width)
     regrid = None
     if asked.regridded:
         fine = get_grid(settings.schedule, model.denoiser.path, FINE, **settings.schedule_options) if asked.adaptive else None
@@ -177,10 +179,6 @@ def _make_batch(
     batch = SamplingBatch(model, items, settings, shown, condition, negative, ours, latents, noise)
     edited = isinstance(solver, WithCallback) and solver.edited
     return FinishedBatch(to_output_type(shown, output_type), recipes_of(batch, state, edited))
-
-
-def _sizes(settings: Settings) -> dict[str, int | None]:
-    return {name: value if (value := getattr(settings, name)) > 1 else None for name in ("height", "width")}
 
 
 def _scales(asked: Asked, pipe: Any, settings: Settings) -> dict[str, float]:

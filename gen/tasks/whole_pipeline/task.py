@@ -22,6 +22,7 @@ from gen.tasks.whole_pipeline.options import PipelineRecord
 from samplers.sample import Solver
 from samplers.solvers.flow_map import FlowMap
 
+USUAL_SIDE = 1024  # pixels of a picture whose pipeline does not say
 OWN = "pipeline"  # the guidance that the pipeline's own call has
 PICTURES = {"image": "image", "mask": "mask_image"}  # keywords of a call -> the pipeline's
 
@@ -146,7 +147,7 @@ def make_whole_settings(
         usual = model.config.defaults
         sampling = replace(sampling, schedule=usual.schedule, schedule_options=dict(usual.schedule_options))
     named = sampling.schedule
-    steps = make_steps(model, sampling, ((height or 1024) // 16) * ((width or 1024) // 16))
+    steps = make_steps(model, sampling, ((height or USUAL_SIDE) // 16) * ((width or USUAL_SIDE) // 16))
     regridded = regridded or (named is None and steps["schedule"] != model.config.defaults.schedule)
     if not regridded:
         steps |= {"schedule": OWN_GRID, "schedule_options": {}}
@@ -158,10 +159,11 @@ def make_whole_settings(
             f"The sampler {steps['sampler']!r} reads both branches of guidance, which {call.name} keeps to itself; "
             "say guidance='cfg', or choose another sampler."
         )
+    rows, columns = (side or call.default(name) or USUAL_SIDE for name, side in (("height", height), ("width", width)))
     settings = Settings(
-        height=height or 1,
-        width=width or 1,
-        seen=(height or 1, width or 1),
+        height=rows,
+        width=columns,
+        seen=(rows, columns),
         shown=None,
         scale=_scale(call, sampling, stack, own),
         interval=_interval(sampling.guidance_interval, own),

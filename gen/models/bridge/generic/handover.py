@@ -47,6 +47,7 @@ class Desk:
     inward: SimpleQueue = field(default_factory=SimpleQueue)
     outward: SimpleQueue = field(default_factory=SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
+    owner: list[int] = field(default_factory=list)  # the thread inside
 
     def ask(self, value: Any) -> Any:
         """Inside the thread: hand a value over, and wait for what comes next. Stopped if nothing will."""
@@ -57,7 +58,9 @@ class Desk:
         return answer
 
     def check(self) -> None:
-        """Stopped where nobody waits for the function any more."""
+        """Stopped where nobody waits for the function any more. RuntimeError in another thread, which would wait for itself."""
+        if threading.get_ident() not in self.owner:
+            raise RuntimeError("the pipeline is running already; it cannot be called before it is done")
         if self.stopping.is_set():
             raise Stopped
 
@@ -110,6 +113,7 @@ class Handover:
 
 
 def _run(function: Callable[[Desk], Any], desk: Desk, state: Callable[[], ExitStack]) -> None:
+    desk.owner.append(threading.get_ident())
     try:
         with state():
             desk.outward.put(Returned(function(desk)))

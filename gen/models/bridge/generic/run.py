@@ -71,6 +71,8 @@ class PipelineRun:
     def __enter__(self) -> PipelineRun:
         with ExitStack() as stack:
             stack.enter_context(lock_of(self.pipe))
+            if getattr(self.pipe.scheduler, "hands_over", False):
+                raise ValueError(f"{self.name} is running already; a callback cannot call it again.")
             stack.enter_context(_quiet_bar(self.pipe))
             stack.enter_context(self.count.watching(self.pipe))
             own, call, pipe, noise = self.pipe.scheduler, self.call, self.pipe, self.noise

@@ -164,6 +164,7 @@ def handing_over(own: Any, progress: Progress) -> Any:
         "init_noise_sigma": property(init_noise_sigma, lambda self, value: None),
         "order": property(lambda self: progress.at.per_step if progress.at else 1),
         "__module__": kind.__module__,
+        "hands_over": True,
     }
     if hasattr(kind, "scale_noise"):
         body["scale_noise"] = scale_noise
