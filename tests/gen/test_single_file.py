@@ -206,6 +206,25 @@ def test_newer_denoisers_are_what_their_pipelines_folders_are(tmp_path, make):
     assert Generator.from_pretrained(turbo, text_encoder=folder, vae=folder).config.defaults.num_inference_steps < 50
 
 
+def test_variants_of_a_layout(tmp_path):
+    """Kontext by its name, Fill by its channels; Depth, Canny and SDXL's refiner are refused by name."""
+    _, file, folder = written(tmp_path, flux())
+    kontext = file.rename(tmp_path / "flux1-kontext-dev.safetensors")
+    generator = Generator.from_pretrained(kontext, text_encoder=folder, vae=folder, device="cpu")
+    assert type(generator.network).__name__ == "Kontext" and generator.pipeline.index["_class_name"] == "FluxKontextPipeline"
+    tensors = load_file(kontext)
+    for channels, match in ((96, None), (32, "is FLUX Depth or Canny, which is not opened")):
+        save_file(tensors | {"img_in.weight": torch.ones(128, channels)}, tmp_path / "other.safetensors")
+        if match is None:
+            other = Generator.from_pretrained(tmp_path / "other.safetensors", text_encoder=folder, vae=folder, device="cpu")
+            assert type(other.network).__name__ == "Fill"
+            continue
+        with pytest.raises(ValueError, match=match):
+            Generator.from_pretrained(tmp_path / "other.safetensors", text_encoder=folder, vae=folder)
+    with pytest.raises(ValueError, match="is SDXL's refiner, which finishes"):
+        kinds.KINDS[[kind.name for kind in kinds.KINDS].index("SDXL")].variant({"cross_attention_dim": 1280}, "x")
+
+
 def test_an_autoencoder_in_one_file(tmp_path):
     """`ae.safetensors` and its like, in CompVis' names."""
     pipeline, file, folder = written(tmp_path, flux())

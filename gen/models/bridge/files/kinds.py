@@ -52,6 +52,8 @@ class Kind:
     parts: part of the pipeline -> the networks that it may be, the first that is there.
     scheduler: (config of the backbone, all names, the file's own) -> a scheduler's config.
     index: values of model_index.json beside the parts.
+    variant: (config of the backbone, the file's own name) -> another pipeline that the same layout belongs to, None for the
+        usual one; ValueError, in words that follow the file's name, for one that is not opened.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Kind:
     parts: Mapping[str, tuple[Holder, ...]]
     scheduler: Callable[[Mapping[str, Any], Collection[str], str], dict[str, Any]]
     index: Mapping[str, Any]
+    variant: Callable[[Mapping[str, Any], str], str | None] = lambda config, file: None
 
 
 BACKBONE = ("model.diffusion_model.", "")
@@ -95,6 +98,22 @@ def _sdxl(config: Mapping[str, Any], names: Collection[str], file: str) -> dict[
     return {**EULER, **prediction, **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
 
 
+def _flux_variant(config: Mapping[str, Any], file: str) -> str | None:
+    """Fill takes a picture and a mask beside the latents; Kontext has dev's shapes, and says so in its file's name."""
+    taken, made = config["in_channels"], config["out_channels"]
+    if taken == 2 * made:
+        raise ValueError("is FLUX Depth or Canny, which is not opened; a ControlNet on FLUX does the same (docs/pipelines.md).")
+    if taken != made:
+        return "FluxFillPipeline"
+    return "FluxKontextPipeline" if "kontext" in file.lower() else None
+
+
+def _sdxl_variant(config: Mapping[str, Any], file: str) -> str | None:
+    if config["cross_attention_dim"] == 1280:
+        raise ValueError("is SDXL's refiner, which finishes pictures and is not opened by itself; open the base model.")
+    return None
+
+
 T5 = Holder("T5EncoderModel", ("text_encoders.t5xxl.transformer.",), "shared.weight", configs.t5)
 CLIP_L = "text_encoders.clip_l.transformer."
 
@@ -125,6 +144,7 @@ KINDS: tuple[Kind, ...] = (
         },
         lambda config, names, file: FLUX_DEV if config["guidance_embeds"] else {**FLOW, "shift": 1.0},
         {},
+        _flux_variant,
     ),
     Kind(
         "Z-Image",
@@ -159,6 +179,7 @@ KINDS: tuple[Kind, ...] = (
         },
         _sdxl,
         {"force_zeros_for_empty_prompt": True},
+        _sdxl_variant,
     ),
     Kind(
         "Stable Diffusion 1 or 2",

@@ -68,6 +68,11 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
             plans[part] = planned(source, *found)
     if family.backbone not in plans:
         raise CheckpointError(path, f"lacks the first layer of the network of {kind.name}; the download is incomplete.")
+    try:
+        pipeline = kind.variant(plans[family.backbone].config, path.stem) or kind.pipeline
+    except ValueError as error:
+        raise CheckpointError(path, str(error)) from None
+    family = PIPELINES[pipeline]
     _check_leftover(source, kind, family, plans)
     _check_missing(path, kind, family, plans, options)
     loaded: dict[str, Any] = dict.fromkeys(family.classes)
@@ -82,7 +87,7 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         loaded[part] = network.network
     fill(source, fillings)
     noise = {**kind.scheduler(plans[family.backbone].config, source.shapes, path.stem), **scheduler_options}
-    index = {"_class_name": kind.pipeline, "_name_or_path": path.stem, **kind.index}
+    index = {"_class_name": pipeline, "_name_or_path": path.stem, **kind.index}
     settings = sampling(path, noise, family.own_sigmas, family.mu(index))
     opened = assemble(path, family, index, noise, settings, plans[family.backbone].config, loaded)
     return replace(opened, weights={part: weights[part] for part in family.classes if part in weights})
