@@ -7,7 +7,7 @@ import torch
 
 from gen.generator import Generator
 from gen.models.bridge.hooks import LAYOUTS, Heads, hooked, layout_of, shows
-from gen.models.bridge.load import CLASSES
+from gen.models.bridge.pipeline import PIPELINES
 from samplers.denoiser import Context
 from samplers.hooks import with_hook
 from tests.gen import pipelines
@@ -31,9 +31,8 @@ def changed(network: torch.nn.Module) -> list[str]:
     ]
 
 
-def test_every_network_that_opens_has_a_layout():
-    networks = {name for name, library in CLASSES.items() if library == "diffusers" and name.endswith("Model")}
-    assert LAYOUTS.keys() == {name for name in networks if "ControlNet" not in name}
+def test_every_network_that_a_family_opens_has_a_layout():
+    assert LAYOUTS.keys() == {family.classes[family.backbone][0] for family in PIPELINES.values()}
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
