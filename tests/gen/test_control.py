@@ -120,6 +120,34 @@ def test_several_are_summed_with_their_weights(bridged, opened, name):
     torch.testing.assert_close(ours(name, generator, x, 4.0, **asked), reference, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_t2i_adapters_give_the_pipelines_picture(bridged, tmp_path, name, channels):
+    import diffusers
+
+    pipeline, generator = bridged(name)
+    # the tiny U-Nets halve the picture where SDXL's does
+    sizes = {"channels": [8, 16], "num_res_blocks": 1, "downscale_factor": 4, "adapter_type": "full_adapter_xl"}
+    adapter = pipelines.seeded(diffusers.T2IAdapter, in_channels=channels, seed=8, **sizes)
+    adapter.save_pretrained(tmp_path / "adapter", safe_serialization=True)
+    parts = dict(pipeline.components)
+    if name == "stable_diffusion":
+        parts.pop("image_encoder", None)
+        made = diffusers.StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+    else:
+        made = diffusers.StableDiffusionXLAdapterPipeline(**parts, adapter=adapter)
+    made.set_progress_bar_config(disable=True)
+    x = noise(generator, 1)
+    grey = (EDGES * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    picture = (EDGES if channels == 3 else grey)[None]
+    reference = theirs(name, made, x, 4.0, image=picture, adapter_conditioning_scale=0.6)
+    if not isinstance(reference, torch.Tensor):  # that pipeline knows no "pt"
+        reference = torch.from_numpy(reference).permute(0, 3, 1, 2)
+    found = ours(name, generator, x, 4.0, control=EDGES, controlnet=tmp_path / "adapter", control_weight=0.6)
+    torch.testing.assert_close(found, reference, **CLOSE)
+    assert (ours(name, generator, x, 4.0) - found).abs().max() > 1e-3
+
+
 def test_a_union_is_told_its_control(bridged, opened):
     pipeline, _ = bridged("flux")
     generator, control, folder = opened("flux", 7, num_mode=3)

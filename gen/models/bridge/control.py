@@ -5,7 +5,7 @@ A control's picture and strength are conditions: `Condition.extra["map:control:N
 `extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1) too. Which network NAME is, is
 known to the denoiser's network (`BridgedNetwork.controls`). What several add is summed.
 
-Source: ControlNet, arXiv 2302.05543.
+Source: ControlNet, arXiv 2302.05543; T2I-Adapter, arXiv 2302.08453.
 """
 
 from __future__ import annotations
@@ -27,27 +27,33 @@ PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
     "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
+    "T2IAdapter": ("channels",),
     "FluxControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
     "SD3ControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "caption_projection_dim"),
 }
 
 
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue
+
+
 @dataclass(frozen=True)
 class Control:
-    """An opened ControlNet. digest: of its weights. reads_latents: it reads the picture's latents, not its pixels."""
+    """An opened ControlNet, or T2I-Adapter. digest: of its weights."""
 
     network: Any
     digest: str
 
     @property
     def reads_latents(self) -> bool:
-        """A network without layers of its own for pixels."""
+        """It reads the picture's latents: it has no layers of its own for pixels."""
         kind = type(self.network).__name__
         return kind == "SD3ControlNetModel" or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
 
     def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float) -> Tensor:
         """A picture (1, 3, H, W) in [0, 1] as a condition."""
         if not self.reads_latents:
+            if type(self.network).__name__ == "T2IAdapter" and self.network.config.in_channels == 1:
+                picture = (picture * picture.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True).expand(-1, 3, -1, -1)
             return F.pixel_unshuffle(picture, autoencoder.factor)
         latents = autoencoder.encode(picture * 2 - 1).float() * latent_scale
         if self.network.config.get("force_zeros_for_pooled_projection"):
@@ -56,26 +62,28 @@ class Control:
 
 
 def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Control:
-    """A ControlNet's folder for a denoiser's network. CheckpointError for one that is damaged, unsafe, or for another network;
-    ValueError for a network that takes none."""
-    wanted = getattr(network, "controlled_by", "")
+    """A ControlNet's or T2I-Adapter's folder for a denoiser's network. CheckpointError for one that is damaged, unsafe, or for
+    another network; ValueError for a network that takes none."""
+    wanted = getattr(network, "controlled_by", ())
     if not wanted:
         raise ValueError("This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3 and FLUX do; leave controlnet out.")
     config = read_part_config(folder)
-    if (kind := config.get("_class_name")) != wanted:
-        raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {wanted}; give one that was made for it.")
+    if (kind := config.get("_class_name")) not in wanted:
+        takes = " or ".join(wanted)
+        raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {takes}; give one that was made for it.")
     if config.get("global_pool_conditions"):
         raise CheckpointError(folder, "pools what it adds over the picture (shuffle), which is not read; give another one.")
-    if config.get("conditioning_embedding_channels") and wanted == "FluxControlNetModel":
+    if config.get("conditioning_embedding_channels") and kind == "FluxControlNetModel":
         raise CheckpointError(folder, "reads pixels, in the way of XLabs, which is not read; give one that reads latents.")
     own = network.network.config
-    for name in ALIKE[wanted]:
-        mine, its = own.get(name), config.get(name, own.get(name))
+    for name in ALIKE[kind]:
+        other = {"channels": "block_out_channels"}.get(name, name)  # in the denoiser's config
+        mine, its = own.get(other), config.get(name, own.get(other))
         if _plain(mine) != _plain(its):
             raise CheckpointError(
                 folder, f"has {name} {its!r:.80}, and this model's network {mine!r:.80}; it is for another model."
             )
-    opened, digest = load_network(folder, wanted, dtype)
+    opened, digest = load_network(folder, kind, dtype)
     return Control(opened.to(device), digest)
 
 

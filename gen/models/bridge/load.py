@@ -33,6 +33,7 @@ CLASSES: dict[str, str] = {
     "ControlNetModel": "diffusers",
     "FluxControlNetModel": "diffusers",
     "SD3ControlNetModel": "diffusers",
+    "T2IAdapter": "diffusers",
     "BriaTransformer2DModel": "diffusers",
     "Kandinsky3UNet": "diffusers",
     "PixArtTransformer2DModel": "diffusers",

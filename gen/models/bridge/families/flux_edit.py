@@ -27,7 +27,7 @@ class Kontext(Flux):
     """`Condition.extra["reference"]` (B, C, h', w'): the latents of a picture to edit, of any size; without, plain Flux."""
 
     reads = "picture"
-    controlled_by = ""  # ControlNets know no tokens beside the picture's
+    controlled_by = ()  # ControlNets know no tokens beside the picture's
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, of those it was trained on, whose shape is nearest to a picture's."""
@@ -48,7 +48,7 @@ class Fill(Flux):
     pixels for every latent."""
 
     reads = "mask"
-    controlled_by = ""
+    controlled_by = ()
 
     def __init__(self, network: Any, factor: int):
         taken = setting(network, "in_channels")

@@ -33,7 +33,7 @@ class UNet(BridgedNetwork):
         self.guidance_dim = setting(network, "time_cond_proj_dim", 0)
         self.embeds = bool(self.guidance_dim)
 
-    controlled_by = "ControlNetModel"
+    controlled_by = ("ControlNetModel", "T2IAdapter")
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
@@ -55,28 +55,33 @@ class UNet(BridgedNetwork):
     def control(self, x: Tensor, time: Tensor, condition: Condition, mask: Tensor | None, shared: Any) -> dict[str, Any]:
         """What ControlNets add. They know no mask, so that prompts of unequal length are read one by one."""
 
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any, Any, Any]:
+            """What is added to the skips, to the middle, and inside of the levels on the way down."""
+            if type(network).__name__ == "T2IAdapter":
+                return None, None, network(picture[:, : network.config.in_channels])
             tokens = condition.tokens
             assert tokens is not None
             if mask is None or bool(mask.all()):
                 down, middle = network(x, time, encoder_hidden_states=tokens, controlnet_cond=picture, **shared)
-                return down, [middle]
+                return down, [middle], None
             rows = []
             for i in range(len(x)):
                 row = slice(i, i + 1)
                 own = {name: _rows(value, row) for name, value in shared.items()}
                 seen = tokens[row, mask[i]]
                 rows.append(network(x[row], time[row], encoder_hidden_states=seen, controlnet_cond=picture[row], **own))
-            return [torch.cat(parts) for parts in zip(*(down for down, _ in rows), strict=True)], [
-                torch.cat([m for _, m in rows])
-            ]
+            skips = [torch.cat(parts) for parts in zip(*(down for down, _ in rows), strict=True)]
+            return skips, [torch.cat([middle for _, middle in rows])], None
 
         total = added(self.controls, condition, evaluate)
         if total is None:
             return {}
-        down, middle = total
-        assert down is not None and middle is not None
-        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle[0]}
+        down, middle, inside = total
+        places = {
+            "down_block_additional_residuals": down and tuple(down),
+            "mid_block_additional_residual": middle and middle[0],
+        }
+        return {**places, "down_intrablock_additional_residuals": inside}
 
     def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None] | None:
         return None
