@@ -121,6 +121,13 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+def test_what_it_needs_in_memory_is_said_as_far_as_it_is_known(folder):
+    told = run("info", str(folder("bria")), "--dtype", "float32", "--device", "cpu")
+    parts = Generator.from_pretrained(folder("bria"), device="cpu", dtype="float32").network.pipe.components.values()
+    size = sum(p.nbytes for part in parts if isinstance(part, torch.nn.Module) for p in part.state_dict().values())
+    assert f"runs as a whole, so what it holds beside its {size / 1e6:.1f} MB of weights" in str(told.exception)
+
+
 def test_the_command_line_makes_and_replays_pictures(folder, tmp_path, monkeypatch):
     """Pictures for the pipeline as files; the same to the last byte from the recipe."""
     monkeypatch.chdir(tmp_path)
