@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SeenPicture:
-    """A picture (1, 3, H, W) in [0, 1] that a text encoder sees beside the words; told from others by its sha256."""
+    """A picture (1, 3, H, W) in [0, 1] that a text encoder sees beside the words, at the encoder's `seen_size`; it is told from
+    others by the sha256 of the one that was given."""
 
     digest: str
     pixels: Tensor = field(compare=False, repr=False)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.io.images import resize
 from gen.models.bridge.load import device_of
 from gen.models.bridge.prompts import PromptReader, warn_unread
 from gen.models.prompt_reading import USUAL, Reading, SeenPicture
@@ -121,6 +120,10 @@ class ChatReader(PromptReader):
         tokens = tokens if chat.keep is None else tokens[:, : chat.keep]
         return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
 
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that a picture of these sides is seen at."""
+        return sides_of(self.chat.area, height, width)
+
     def _before_norm(self, given: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states, as the last norm gets them."""
         kept: list[Tensor] = []
@@ -156,10 +159,7 @@ class ChatReader(PromptReader):
         vision = self.encoder.config.vision_config
         sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
         processor = Qwen2VLImageProcessorPil(**sizes, temporal_patch_size=vision.temporal_patch_size)
-        images = []
-        for picture in pictures:
-            scaled = resize(picture.pixels, *sides_of(self.chat.area, *picture.pixels.shape[-2:]))
-            images.append((scaled[0] * 255).round().to(torch.uint8).numpy())
+        images = [(picture.pixels[0] * 255).round().to(torch.uint8).numpy() for picture in pictures]
         read = processor(images, input_data_format="channels_first", return_tensors="pt")
         counts = (read["image_grid_thw"].prod(1) // vision.spatial_merge_size**2).tolist()
         device = device_of(self.encoder)

@@ -75,7 +75,7 @@ class Edit(Task):
         if edit is None:
             return None, settings
         settings = edit._shorten(model, settings)
-        if edit.seen and getattr(model.text_encoder, "sees", False):
+        if edit.seen:
             settings = replace(settings, reading=replace(settings.reading, pictures=edit.seen))
         return edit, settings
 
@@ -189,7 +189,10 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     edit = Edit(picture, latents, pixel_mask, latent_mask, start)
     if reads == "picture":
         pictures = (source, *beside)
-        seen = tuple(SeenPicture(digest(one), one) for one in pictures)
+        seen: tuple[SeenPicture, ...] = ()
+        if getattr(model.text_encoder, "sees", False):
+            sizes = [model.text_encoder.seen_size(*one.shape[-2:]) for one in pictures]
+            seen = tuple(SeenPicture(digest(one), resize(one, *size)) for one, size in zip(pictures, sizes, strict=True))
         return replace(edit, references=tuple(_reference(model, one) for one in pictures), seen=seen)
     if reads == "mask" and pixel_mask is not None:
         opened = (pixel_mask >= 0.5).float()
