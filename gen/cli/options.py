@@ -43,6 +43,9 @@ Offload = Annotated[
     str | None,
     typer.Option(help="Bring to the device only what is in use: model, group, sequential, disk. [default: all is there]"),
 ]
+VaeTile = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size, for less memory. [default: whole]")
+]
 Native = Annotated[
     bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
 ]
@@ -130,6 +133,7 @@ class PartOptions:
     variant: Variant = None
     quantize: Quantize = None
     offload: Offload = None
+    vae_tile: VaeTile = None
     model_option: ModelOption = None
 
     def arguments(self) -> dict[str, Any]:

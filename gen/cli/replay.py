@@ -55,6 +55,8 @@ def run(
         arguments["native"] = False
     if recipe.machine.quantize is not None:
         arguments.setdefault("quantize", recipe.machine.quantize)
+    if recipe.machine.vae_tile is not None:
+        arguments.setdefault("vae_tile", recipe.machine.vae_tile)
     generator = Generator.from_pretrained(
         model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **arguments
     )

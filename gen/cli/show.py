@@ -90,7 +90,8 @@ def model_memory(
     from gen.models.pretrained import resolve_device, resolve_dtype
 
     where = resolve_device(device)
-    options = ModelOptions(**{name: value for name, value in parts.items() if name != "offload"})
+    options = ModelOptions(**{name: value for name, value in parts.items() if name not in ("offload", "vae_tile")})
+    size["vae_tile"] = parts.get("vae_tile")
     planned = plan(model, resolve_dtype(dtype, where), where, batch=batch, options=options, **size)
     return "\n".join(planned.lines())
 

@@ -39,6 +39,17 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def decoded_in_tiles(latents: Tensor, decode: Callable[[Tensor], Tensor], factor: int, side: int) -> Tensor:
+    """`decode` of one picture after another, those larger than `side` pixels in tiles of that size which fade into one
+    another."""
+    from gen.models.tiling import tiled
+
+    cells = max(SMALLEST, side // factor)
+    if max(latents.shape[2:]) <= cells:
+        return torch.cat([decode(latent[None]) for latent in latents])
+    return torch.cat([tiled(latent[None], decode, cells, cells // 4, factor) for latent in latents])
+
+
 def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], factor: int, tiled: Callable[[], None]) -> Tensor:
     """`decode` of latents, which makes them `factor` times larger: of all at once, else of one picture after another, else in
     ever smaller tiles that fade into one another. tiled: called before tiles are. Raises as decode does where none fits."""

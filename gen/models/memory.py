@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from gen.models.decoding import SMALLEST
 from gen.models.folder import Opened
 from gen.models.offload import KINDS
 from gen.models.options import ModelOptions
@@ -89,6 +90,7 @@ def plan(
     width: int | None = None,
     batch: int = 1,
     guided: bool | None = None,
+    vae_tile: int | None = None,
     options: ModelOptions | None = None,
 ) -> MemoryPlan:
     """What a run of a model will need. No weights are read.
@@ -97,6 +99,7 @@ def plan(
     device: where it runs; None: the CPU.
     height, width: of the pictures; None: the model's own.
     batch: pictures at a time.
+    vae_tile: pixels on the side of the tiles that pictures are decoded in; None: they are decoded whole, all at once.
     guided: whether each has a second row without the prompt; None: as the model's default guidance is.
     """
     name, folder = find_model(model, None, None if options is None else options.variant, dtype)
@@ -132,10 +135,12 @@ def plan(
         working[STEP] = alive.peak + x.nbytes
         if decoder is not None:
             _fake(decoder)
-            z = torch.empty(batch, *latents)
+            cells = max(latents) if vae_tile is None else max(SMALLEST, vae_tile // factor)
+            z = torch.empty(batch if vae_tile is None else 1, latents[0], *(min(side, cells) for side in latents[1:]))
             with Alive() as alive:
                 decoder.decode(z)
-            working[DECODING] = alive.peak + z.nbytes
+            pictures = 0 if vae_tile is None else 2 * 4 * 3 * height * width * batch  # those that are done, and their sum
+            working[DECODING] = alive.peak + z.nbytes + pictures
     bridged = getattr(network, "bridged", False)
     largest = _largest_block(network.network if bridged else network)
     return MemoryPlan(name, height, width, rows, weights, working, largest, bridged)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gen.io.images import cut_to
 from gen.io.threads import exclusive
-from gen.io.validators import check_float
-from gen.models.decoding import decoded
+from gen.io.validators import check_float, check_int
+from gen.models.decoding import decoded, decoded_in_tiles
 from gen.models.folder import ModelConfig, Pipeline, model_config
 from gen.models.offload import check_offload, offload_parts
 from gen.models.options import ModelOptions
@@ -50,6 +50,7 @@ class Model:
     energies: name -> energy of other packages, beside `gen.tasks.energies`.
     interrupt: end the call under way early.
     in_tiles: the last pictures had to be decoded in tiles.
+    vae_tile: pixels on the side of the tiles that pictures are decoded in, None for whole pictures.
     quantize: how the denoiser's linear layers were quantised on opening.
     offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
@@ -91,6 +92,7 @@ class Model:
         self.energies: dict[str, Any] = {}
         self.interrupt = False
         self.in_tiles = False
+        self.vae_tile: int | None = None
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
         self.weights = dict(weights or {})
@@ -113,6 +115,7 @@ class Model:
         variant: str | None = None,
         quantize: str | None = None,
         offload: str | None = None,
+        vae_tile: int | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
     ) -> Self:
@@ -132,6 +135,8 @@ class Model:
         quantize: the denoiser's linear layers in "int8", "fp8", "int4" or "nf4" (docs/formats.md), which takes less memory.
         offload: "model", "group", "sequential" or "disk": what comes to the device only when it is used
             (`gen.models.offload`).
+        vae_tile: decode one picture at a time, in tiles of so many pixels a side, at least 64: less memory, and colours that
+            may differ slightly between tiles. None: whole, and in tiles only where memory runs out.
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
@@ -153,6 +158,7 @@ class Model:
             offload=offload,
         )
         opened_model.pipeline, opened_model.quantize = opened.pipeline, quantize
+        opened_model.vae_tile = None if vae_tile is None else check_int("vae_tile", vae_tile, 64, 1 << 16)
         return opened_model
 
     @property
@@ -236,7 +242,11 @@ class Model:
         (`gen.models.decoding`)."""
         images = latents.to(self.device).float()
         if self.autoencoder is not None:
-            images = decoded(images / self.config.latent_scale, self.autoencoder.decode, self.factor, self._note_tiles)
+            images, decode = images / self.config.latent_scale, self.autoencoder.decode
+            if self.vae_tile is None:
+                images = decoded(images, decode, self.factor, self._note_tiles)
+            else:
+                images = decoded_in_tiles(images, decode, self.factor, self.vae_tile)
         images = images if size is None else cut_to(images.float(), size)
         return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
 

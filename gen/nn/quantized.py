@@ -27,6 +27,7 @@ from gen.nn.batch_invariance import call_in_mode
 
 GROUP = 64  # numbers that share a scale, of int4 and nf4
 SCHEMES = ("int8", "fp8", "int4", "nf4")
+CACHED = 64  # rows of a product that a CPU scales at a time, so that they are still in its cache
 SMALLEST = 1 << 12  # numbers in a weight; below, there is nothing to save
 E4M3 = torch.float8_e4m3fn
 NF4 = (
@@ -203,8 +204,11 @@ def _int8_linear(x: Tensor, parts: Parts) -> Tensor:
     scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / 127
     codes = (flat / scale).round_().to(torch.int8)
     sums = torch._int_mm(codes, parts["data"].t())
-    out = sums.float().mul_(scale).mul_(parts["scale"].t())
-    return out.to(x.dtype).view(*x.shape[:-1], -1)
+    out, across = torch.empty(sums.shape, dtype=x.dtype, device=x.device), parts["scale"].t()
+    rows = CACHED if x.device.type == "cpu" else len(sums)
+    for part, step, made in zip(sums.split(rows), scale.split(rows), out.split(rows), strict=True):
+        torch.mul(part * step, across, out=made)
+    return out.view(*x.shape[:-1], -1)
 
 
 def _int_products(x: Tensor, data: Tensor) -> bool:

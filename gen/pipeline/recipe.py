@@ -33,11 +33,12 @@ class BatchRecord(Record):
 
 class Machine(Record):
     """What the numbers were computed with. threads is 0 where the device has no such setting; quantize is how the
-    denoiser was quantised on opening."""
+    denoiser was quantised on opening, vae_tile the side of the tiles that pictures were decoded in."""
 
     device: Name
     dtype: Name
     quantize: Name | None = None
+    vae_tile: int | None = Field(None, ge=64, le=1 << 16)
     attention: Name
     threads: int = Field(0, ge=0, le=4096)
     torch: Name

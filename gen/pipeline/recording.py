@@ -100,6 +100,7 @@ def machine(model: Model, network_size: tuple[int, int]) -> Machine:
         device=name,
         dtype=str(model.dtype).removeprefix("torch."),
         quantize=model.quantize,
+        vae_tile=model.vae_tile,
         attention=_attention(model, network_size),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,

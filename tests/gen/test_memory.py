@@ -136,3 +136,22 @@ def test_the_command_line_says_that_memory_ran_out(error):
 
     assert "Memory ran out" in _sentence(error) and "defect" not in _sentence(error)
     assert "defect of fewstep" in _sentence(RuntimeError("shapes"))
+
+
+def test_decoding_in_tiles_by_option(generator, tiny_model):
+    """Pictures no larger than a tile are decoded one by one and stay the same; larger ones are near, and the recipe says it."""
+    whole = images(generator, height=128, width=128)
+    tiled = Generator.from_pretrained(tiny_model, device="cpu", dtype="float32", vae_tile=64)
+    calls = []
+    decode = tiled.autoencoder.decode
+    tiled.autoencoder.decode = lambda latents: calls.append(tuple(latents.shape)) or decode(latents)
+    found = images(tiled, height=128, width=128)
+    side = 64 // tiled.factor
+    assert {shape[0] for shape in calls} == {1} and max(max(shape[2:]) for shape in calls) <= max(side, fitting.SMALLEST)
+    assert (found - whole).abs().mean() < 0.1
+    recipe = tiled("a cat", num_inference_steps=1, progress=False).recipes[0]
+    assert recipe.machine.vae_tile == 64
+    large = Generator.from_pretrained(tiny_model, device="cpu", dtype="float32", vae_tile=4096)
+    torch.testing.assert_close(images(large, height=128, width=128), whole, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="vae_tile is 8"):
+        Generator.from_pretrained(tiny_model, vae_tile=8)

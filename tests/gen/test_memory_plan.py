@@ -88,6 +88,12 @@ def test_the_default_model():
     assert not any("group" in line for line in planned.lines())  # our own networks move whole
 
 
+def test_decoding_in_tiles_needs_less(tmp_path):
+    folder = pipelines.save(pipelines.stable_diffusion(), tmp_path / "sd")
+    whole, tiled = (plan(folder, height=256, width=256, vae_tile=tile).working["decoding"] for tile in (None, 64))
+    assert tiled < whole / 2
+
+
 def test_commands(capsys, tmp_path):
     """`info MODEL`, and `image --plan`, which makes nothing."""
     assert main(["info", "default", "--dtype", "float32", "--height", "64", "--width", "64"]) == 0

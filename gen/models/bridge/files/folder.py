@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.io.weights import CheckpointError
 from gen.models.bridge.files.fill import Filling, build, check_plan, fill
-from gen.models.bridge.files.rows import Piece
+from gen.models.bridge.files.rows import Piece, Plan
 from gen.models.bridge.files.stored import StoredFile
 
 
@@ -45,7 +45,7 @@ def fill_folder(
         raise CheckpointError(folder, f"is quantised already; leave quantize={scheme!r} out.")
     network = build(folder / "config.json", name, config, source.shapes)
     wanted = network.state_dict().keys()
-    plan = {}
+    plan: Plan = {}
     for key, shape in source.shapes.items():
         target = key if key in wanted else _other(key)
         if target not in wanted and key.startswith(besides or ("\0",)):
