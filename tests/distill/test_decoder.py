@@ -1,6 +1,7 @@
 """Training of a decoder alone: what it decodes, what each term of its loss is, and that the latent space stays."""
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -228,3 +229,18 @@ def test_settings_that_make_no_sense_are_refused(config, words):
 def test_a_model_without_an_autoencoder_of_ours_is_refused():
     with pytest.raises(ValueError, match="no autoencoder of fewstep"):
         DecoderObjective(DecoderConfig(perceptual_weight=0.0), nn.Identity(), teacher=tiny_teacher())
+
+
+def test_the_shipped_decoder_gives_white_where_white_is_and_edges_where_they_are():
+    """On real drawings, through the encoder and back: pure white at the border, and nearly as many strong edges."""
+    import gen
+    from distill.data.emoji.data import SHIPPED
+    from distill.eval.metrics import edges
+    from distill.networks.evaluator.pictures import read_pictures
+
+    images, _ = read_pictures(SHIPPED, 128, {"cat", "automobile", "house", "red heart", "guitar"})
+    folder = Path(gen.__file__).parent / "weights" / "default" / "autoencoder"
+    autoencoder: Any = load_component(folder, "autoencoder")
+    made, real = edges(autoencoder.decode(autoencoder.encode(images))), edges(images)
+    assert real["white_border"] == 1 and made["white_border"] > 0.99
+    assert 0.88 < made["strong_edges"] / real["strong_edges"] < 1.05

@@ -52,12 +52,23 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def retrained(row, weights: dict[str, str]) -> set[str]:
+    """The parts whose weights are no longer those that the result was stored with, where it depends on them: latents pass
+    through the decoder only on the way to an energy."""
+    recorded = (row["recipe"].get("model") or {}).get("weights") or {}
+    parts = {part for part, digest in recorded.items() if weights.get(part, digest) != digest}
+    return parts if row["recipe"].get("guide") else parts - {"autoencoder"}
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
 def test_a_saved_recipe_gives_its_result_again(row, results, folder):
     recipe = Recipe.from_json(json.dumps(row["recipe"]))
-    made = opened(row["model"], folder).replay(recipe, row["output"], progress=False, **given(row["given"])).images[0].float()
-    stored = results[row["id"]]
+    model, stored = opened(row["model"], folder), results[row["id"]]
+    made = model.replay(recipe, row["output"], progress=False, **given(row["given"])).images[0].float()
+    if parts := retrained(row, model.weights):
+        assert made.shape == stored.shape and torch.isfinite(made).all()
+        pytest.skip(f"the package's {' and '.join(sorted(parts))} has other weights than the one that made this result")
     if fingerprint() == json.loads((DATA / "machine.json").read_text()):
         assert torch.equal(made, stored), f"differs by up to {(made - stored).abs().max():.3g}"
     torch.testing.assert_close(made, stored, rtol=0, atol=TOLERANCE * stored.abs().max().item())
