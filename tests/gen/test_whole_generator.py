@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gen.generator import Generator
+from gen.models.bridge.generic.call import PipelineCall
 from gen.pipeline.recipe import Recipe
 from samplers.registry import get_grid
 from tests.gen.pipelines import SIZE, sdxl, stable_diffusion
@@ -354,3 +355,31 @@ def test_guidance_and_caches_of_the_callers_own(generator):
     assert "guidance" in made.recipes[0].unrecorded
     cached = generator(**CALL, prompt="a red heart", seed=7, output_type="pt", cache=lambda denoiser: Reuse(denoiser, stride=2))
     assert cached.nfe < 8 and "cache" in cached.recipes[0].unrecorded
+
+
+UNGUIDED = {
+    "z_image": {"guidance_scale": 0.0},  # which adds to the condition
+    "krea2": {"guidance_scale": 0.0},
+    "qwen_image": {"true_cfg_scale": 1.0},
+    "kontext": {"true_cfg_scale": 1.0},  # its guidance_scale is one that the network reads
+    "chroma": {"guidance_scale": 1.0},
+    "bria": {"guidance_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", list(UNGUIDED))
+def test_where_a_pipelines_own_guidance_ends(name):
+    pipe, _ = opened(name)
+    before = dict(vars(pipe))
+    assert PipelineCall.of(pipe).unguided(pipe) == UNGUIDED[name]
+    assert vars(pipe).keys() == before.keys()
+
+
+def test_text_features_stand_for_prompts(generator):
+    """Several pictures of them in a batch; guidance of ours, which reads texts, is refused."""
+    options = {"prompt_embeds": numbers(1, 7, 16), "negative_prompt_embeds": -numbers(1, 7, 16)}
+    together = generator(**CALL, seed=5, num_images_per_prompt=2, batch_size=2, output_type="pt", pipeline_options=options)
+    alone = [generator(**CALL, seed=seed, output_type="pt", pipeline_options=options).images for seed in (5, 6)]
+    torch.testing.assert_close(together.images, torch.cat(alone), **CLOSE)
+    with pytest.raises(ValueError, match="reads prompts and negative prompts as rows, which prompt_embeds takes the place of"):
+        generator(**CALL, seed=5, guidance="cfg", pipeline_options=options)

@@ -174,6 +174,12 @@ def make_whole_settings(
         **{**steps, "unrecorded": (*steps["unrecorded"], *stack.unrecorded, *_origin(model))},
     )
     adaptive = is_adaptive(settings.solver, own_grid=False) and settings.schedule != "custom"
+    embedded = [name for name in given if "prompt_embeds" in name]
+    if embedded and not own:
+        raise ValueError(
+            f"Guidance of ours reads prompts and negative prompts as rows, which {embedded[0]} takes the place of; give "
+            "prompts, or leave guidance out."
+        )
     ranged = [name for name in given if name.startswith("control_guidance_")]
     if ranged and is_adaptive(settings.solver):
         raise ValueError(
