@@ -92,17 +92,21 @@ CHROMA: Rows = (
     ("distilled_guidance_layer.layers.{i}.in_layer", "distilled_guidance_layer.layers.{i}.linear_1"),
     ("distilled_guidance_layer.layers.{i}.out_layer", "distilled_guidance_layer.layers.{i}.linear_2"),
 )
+
+
+def _lumina2_stack(stack: str) -> Rows:
+    return (
+        (f"{stack}.{{i}}.attention.qkv", _qkv(f"{stack}.{{i}}.attn")),
+        (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attn.to_out.0"),
+        *((f"{stack}.{{i}}.feed_forward.w{k}", f"{stack}.{{i}}.feed_forward.linear_{k}") for k in (1, 2, 3)),
+        (f"{stack}.{{i}}.adaLN_modulation.1", f"{stack}.{{i}}.norm1.linear"),
+    )
+
+
 LUMINA2: Rows = (
-    *(
-        row
-        for stack in ("layers", "noise_refiner", "context_refiner")
-        for row in (
-            (f"{stack}.{{i}}.attention.qkv", _qkv(f"{stack}.{{i}}.attn")),
-            (f"{stack}.{{i}}.attention.out", f"{stack}.{{i}}.attn.to_out.0"),
-            *((f"{stack}.{{i}}.feed_forward.w{k}", f"{stack}.{{i}}.feed_forward.linear_{k}") for k in (1, 2, 3)),
-            (f"{stack}.{{i}}.adaLN_modulation.1", f"{stack}.{{i}}.norm1.linear"),
-        )
-    ),
+    *_lumina2_stack("layers"),
+    *_lumina2_stack("noise_refiner"),
+    *_lumina2_stack("context_refiner"),
     ("cap_embedder.1", "time_caption_embed.caption_embedder.1"),
     ("t_embedder.mlp.0", "time_caption_embed.timestep_embedder.linear_1"),
     ("t_embedder.mlp.2", "time_caption_embed.timestep_embedder.linear_2"),

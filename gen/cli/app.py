@@ -83,14 +83,15 @@ def info(
     parts: PartOptions,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> int:
     """Show the recipe in a picture, ours or AUTOMATIC1111's; or what memory a model needs for pictures of a size."""
     from gen.cli.show import info, is_model, model_memory
 
     if not is_model(picture):
         print(info(Path(picture), json))
-        return
-    print(model_memory(picture, parts.arguments(), device, dtype, height=height, width=width, batch=batch_size))
+    else:
+        print(model_memory(picture, parts.arguments(), device, dtype, height=height, width=width, batch=batch_size))
+    return 0
 
 
 @app.command()

@@ -77,8 +77,9 @@ def run(
         pictures = max(len(prompts), 1) * (call.get("num_images_per_prompt") or 1)
         scale = call.get("guidance_scale")
         guided = None if scale is None else scale not in (0, 1)
-        size = {"height": call.get("height"), "width": call.get("width"), "batch": min(pictures, call.get("batch_size") or 8)}
-        print(model_memory(model, parts, device, dtype, guided=guided, **size))
+        batch = min(pictures, call.get("batch_size") or 8)
+        size = {"height": call.get("height"), "width": call.get("width")}
+        print(model_memory(model, parts, device, dtype, batch=batch, guided=guided, **size))
         return 0
     generator = Generator.from_pretrained(model, device, dtype, **parts)
     add_energies(generator)

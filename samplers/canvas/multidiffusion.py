@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -120,8 +121,11 @@ class MultiDiffusion(DenoiserWrapper):
             if self.conditions:
                 one = self._chosen(i, images)
                 one = replace(one, extra={**one.extra, **condition.extra})
-            conditions.append(one.map_aligned(lambda value, i=i: self.placed.crop(value, (i,))))
+            conditions.append(one.map_aligned(partial(self._crop_to, i)))
         return conditions[0].cat(conditions[1:])
+
+    def _crop_to(self, window: int, value: Tensor) -> Tensor:
+        return self.placed.crop(value, (window,))
 
     def _chosen(self, window: int, images: int) -> Condition:
         """A window's own condition, of all images."""

@@ -234,7 +234,7 @@ def load_network(
     _check_regular(folder)
     variant, files = find_weights(folder, STEMS[library], variants)
     headers = {key: header for file in files for key, header in _headers(file).items()}
-    shapes = {key: shape for key, (shape, _) in headers.items()}
+    shapes = {key: tuple(shape) for key, (shape, _) in headers.items()}
     coded = any(kind in CODED for _, kind in headers.values())
     if scheme is None and not coded and wants_sizes_only():
         from gen.models.bridge.files.fill import build

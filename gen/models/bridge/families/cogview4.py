@@ -1,10 +1,11 @@
-"""CogView4: a transformer that reads GLM's hidden states and the picture's size. The time that it is told is not shifted."""
+"""CogView4: a transformer that reads GLM's hidden states and the picture's size. The time it receives is not shifted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class CogView4(BridgedNetwork):
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if condition.mask is not None:
-            for block in self.network.transformer_blocks:
+            for block in cast("Any", self.network).transformer_blocks:
                 if not isinstance(block.attn1.processor, MaskedAttention):
                     block.attn1.processor = MaskedAttention(block.attn1.processor)
         size = x.new_tensor([side * self.factor for side in x.shape[2:]]).expand(len(x), 2)
@@ -74,12 +75,8 @@ class MaskedAttention:
             for project in (attention.to_q, attention.to_k, attention.to_v)
         )
         q, k = (norm(part).to(tokens.dtype) for norm, part in ((attention.norm_q, q), (attention.norm_k, k)))
-        q, k = (
-            torch.cat(
-                [part[:, :, :length], apply_rotary_emb(part[:, :, length:], image_rotary_emb, use_real_unbind_dim=-2)], dim=2
-            )
-            for part in (q, k)
-        )
+        rotate: Any = partial(apply_rotary_emb, freqs_cis=image_rotary_emb, use_real_unbind_dim=-2)
+        q, k = (torch.cat([part[:, :, :length], rotate(part[:, :, length:])], dim=2) for part in (q, k))
         seen = F.pad(attention_mask, (0, hidden_states.shape[1]), value=True)[:, None, None]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2).to(tokens.dtype)
         out = attention.to_out[1](attention.to_out[0](out))
