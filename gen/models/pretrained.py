@@ -133,8 +133,10 @@ def _opened(folder: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         name = "vae" if options.vae is not None else "native=False"
         raise ValueError(f"{folder} is a model folder of fewstep, complete as it is; leave {name} out.")
     config, folders = read_model_config(folder), part_folders(folder, DEFAULT if folder == FAST else None)
-    digests = {} if wants_sizes_only() else {name: component_digest(where) for name, where in folders.items()}
-    return Opened(config, read_parts(folders, dtype), digests)
+    parts = read_parts(folders, dtype)
+    return Opened(
+        config, parts, {} if wants_sizes_only() else {name: component_digest(where) for name, where in folders.items()}
+    )
 
 
 def is_checkpoint(path: Path) -> bool:
