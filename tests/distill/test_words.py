@@ -1,11 +1,16 @@
 """`fewstep words`: what the default model's data name, and what is said of other words."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from distill.data.emoji.archive import Record
 from distill.data.emoji.captions import read_common
 from distill.words import Words, draw_sheet, main, overview
+
+ROOT = Path(__file__).parents[2]
 
 
 class NoEncoder:
@@ -108,6 +113,15 @@ def test_the_sheet_has_a_picture_of_each_everyday_thing(words, tmp_path, monkeyp
     sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     red = sum(pixel == (255, 0, 0) for pixel in sheet.get_flattened_data()) if hasattr(sheet, "get_flattened_data") else None
     assert sheet.width == 14 * (24 + 8) + 8 and red in (None, len(words.common) * 24 * 24)
+
+
+def test_the_page_says_how_many_there_are(words):
+    page = (ROOT / "docs" / "words.md").read_text(encoding="utf-8")
+    assert re.findall(r"(\d[\d,]*) everyday things", page) == [str(len(words.common))]
+    assert f"{len(words.labels):,} labels" in page
+    said = re.findall(r"^    (\w+|\S): (.*)$", page, re.MULTILINE)
+    assert len(said) == 5 and all(str(Words().look_up(word)) == f"{word}: {rest}" for word, rest in said)
+    assert all(colour in page for colour in {*words.colours, *words.backgrounds, *words.styles})
 
 
 def test_the_table_of_other_names_is_made_of_labels_and_tags():
