@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from distill.networks.evaluator.augment import NUMBERS, augment, outline, posterise
-from distill.networks.evaluator.network import Evaluator, EvaluatorConfig, load_evaluator
+from distill.networks.evaluator.network import ConvNextBlock, Evaluator, EvaluatorConfig, load_evaluator
 from distill.objectives.autoencoder import AutoencoderObjective, AutoencoderObjectiveConfig, gradient_difference, random_crops
 from distill.objectives.evaluator import EvaluatorObjective, EvaluatorObjectiveConfig, contrastive
 from distill.objectives.text import TextObjective, TextObjectiveConfig, phrases, picked_layers
@@ -373,6 +373,34 @@ def test_an_evaluator_needs_labels_and_a_source(teacher_folder):
         EvaluatorObjective(
             EvaluatorObjectiveConfig(text_encoder=str(teacher_folder)), Evaluator(EvaluatorConfig(widths=(4, 8)))
         )
+
+
+def test_an_evaluator_of_the_other_design_is_its_formula_and_is_saved(trained, tmp_path):
+    """The ConvNeXt block against sums over places and channels; its maps from a quarter of the resolution on."""
+    torch.manual_seed(0)
+    block = ConvNextBlock(3, 4, 2).eval().double()
+    block.norm.running_mean.uniform_(-1, 1)
+    block.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    patches = x.unfold(2, 2, 2).unfold(3, 2, 2)
+    h = torch.einsum("bcijkl,ockl->boij", patches, block.enter.weight) + block.enter.bias[:, None, None]
+    padded = F.pad(h, (2, 2, 2, 2)).unfold(2, 5, 1).unfold(3, 5, 1)
+    y = torch.einsum("bcijkl,ckl->bcij", padded, block.depthwise.weight[:, 0]) + block.depthwise.bias[:, None, None]
+    norm = block.norm
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    y = (y - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+    y = torch.einsum("bcij,oc->boij", y, block.widen.weight[..., 0, 0]) + block.widen.bias[:, None, None]
+    y = 0.5 * y * (1 + torch.erf(y / 2**0.5))
+    y = torch.einsum("bcij,oc->boij", y, block.narrow.weight[..., 0, 0]) + block.narrow.bias[:, None, None]
+    torch.testing.assert_close(block(x), h + y)
+
+    network = Evaluator(EvaluatorConfig(size=32, widths=(4, 8), dim=16, text_dim=32, block="convnext")).eval()
+    network.set_labels(Shapes.concepts, trained[1].label_sentences)
+    images = Shapes().batch(range(4)).images
+    assert [tuple(found.shape[1:]) for found in network.stages(images)] == [(4, 8, 8), (8, 4, 4)]
+    save_component(network, tmp_path)
+    loaded = load_evaluator(tmp_path)
+    assert loaded.config.block == "convnext" and torch.equal(loaded.features(images), network.features(images))
 
 
 def test_evaluator_brings_any_size_to_its_own():

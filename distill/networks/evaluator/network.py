@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,12 @@ FORMAT = "labels are numbered by their place in this list; labels.safetensors ha
 
 
 class EvaluatorConfig(Config):
-    """Sizes. Pictures of any size are brought to `size` by averaging; every width halves the resolution once more."""
+    """Sizes. Pictures of any size are brought to `size` by averaging; every width halves the resolution once more.
 
+    block: residual, or convnext for a network of another design, whose first map is at a quarter of the resolution.
+    """
+
+    block: Literal["residual", "convnext"] = "residual"
     size: int = Field(default=64, ge=16, le=512)
     widths: tuple[PositiveInt, ...] = Field(default=(48, 96, 192, 288), min_length=2, max_length=6)
     dim: PositiveInt = Field(default=384, description="of the shared embedding")
@@ -48,6 +53,27 @@ class EvaluatorBlock(nn.Module):
         return F.relu(shortcut + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
+class ConvNextBlock(nn.Module):
+    """x + pointwise(gelu(pointwise(norm(depthwise(x))))), after a patch convolution where resolution or width changes.
+
+    Source: Liu et al. 2022, arXiv 2201.03545, figure 4; here with 5x5 depthwise convolutions, 3x the width, batch norms.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, width, stride, stride) if stride > 1 or inputs != width else None
+        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = nn.BatchNorm2d(width)
+        self.widen, self.narrow = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(3 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.enter is None else self.enter(x)
+        return x + self.narrow(F.gelu(self.widen(self.norm(self.depthwise(x)))))
+
+
+BLOCKS: dict[str, type[EvaluatorBlock | ConvNextBlock]] = {"residual": EvaluatorBlock, "convnext": ConvNextBlock}
+
+
 class Evaluator(nn.Module):
     """`features`, `embed` and `classify` pictures; `embed_texts` and `alignment` for prompts. Labels: see `set_labels`."""
 
@@ -55,10 +81,13 @@ class Evaluator(nn.Module):
         super().__init__()
         self.config = config = config or EvaluatorConfig()
         first = config.widths[0]
+        block = BLOCKS[config.block]
         layers: list[nn.Module] = [nn.Conv2d(3, first, 5, 2, 2, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
-        layers.append(EvaluatorBlock(first, first, 1))
+        if config.block == "convnext":
+            layers = [nn.Conv2d(3, first, 4, 4), nn.BatchNorm2d(first)]
+        layers.append(block(first, first, 1))
         for inputs, width in zip(config.widths, config.widths[1:], strict=False):
-            layers += [EvaluatorBlock(inputs, width, 2), EvaluatorBlock(width, width, 1)]
+            layers += [block(inputs, width, 2), block(width, width, 1)]
         self.trunk = nn.Sequential(*layers)
         self.image_head = nn.Linear(2 * config.widths[-1], config.dim)
         self.text_head = nn.Linear(config.text_dim, config.dim)
@@ -86,7 +115,7 @@ class Evaluator(nn.Module):
         x, found = self.resize(images).contiguous(memory_format=torch.channels_last), []
         for layer in self.trunk:
             before, x = x, layer(x)
-            if isinstance(layer, EvaluatorBlock) and before.shape[-1] != x.shape[-1]:
+            if isinstance(layer, EvaluatorBlock | ConvNextBlock) and before.shape[-1] != x.shape[-1]:
                 found.append(before)
         return [*found, x]
 
