@@ -73,7 +73,7 @@ def test_a_control_under_an_adaptive_sampler(monkeypatch):
         ours(pipe, call, 4, sampler="dpm_adaptive")
     call = {name: value for name, value in call.items() if not name.startswith("control_guidance")}
     assert ours(pipe, call, 4, sampler="dpm_adaptive").nfe > 20
-    monkeypatch.setattr("gen.pipeline.whole_pipeline.FINE", 10)
+    monkeypatch.setattr("gen.tasks.whole_pipeline.run.FINE", 10)
     with pytest.raises(ValueError, match="cannot go on after 10 evaluations"):
         ours(pipe, call, 4, sampler="dpm_adaptive")
 
