@@ -124,12 +124,17 @@ def test_an_edit_replays(bridged, small):
         generator.replay(recipe, progress=False)
 
 
-def test_what_a_model_that_edits_cannot_do_is_a_sentence(bridged):
+def test_what_a_model_that_edits_cannot_do_is_a_sentence(bridged, small):
     _, fill = bridged("flux_fill")
     with pytest.raises(ValueError, match=r"give mask too \(white is made anew\)"):
         ours(fill, None, image=picture(), num_inference_steps=1)
     with pytest.raises(ValueError, match="fills in what a mask opens; give it a picture as image and the mask as mask"):
         ours(fill, None, num_inference_steps=1)
+    _, kontext = bridged("flux_kontext")
+    regions = [{"prompt": "a dog", "box": [0, 0, 0.5, 1]}, {"prompt": "a car", "box": [0.5, 0, 0.5, 1]}]
+    two = {"width": SIZE, "height": SIZE, "regions": regions}
+    with pytest.raises(ValueError, match="reads the picture that it edits, which goes without layout; leave one of them out"):
+        ours(kontext, None, layout=two, image=picture(), guidance="cfg", num_inference_steps=1)
 
 
 def test_a_network_of_other_channels_fills_nothing(bridged, tmp_path):
