@@ -371,3 +371,18 @@ def test_clips_vocabulary_is_the_published_one():
 def test_other_files_are_not_taken_for_whole_models(tmp_path):
     save_file({"x_embedder.proj.weight": torch.zeros(1)}, tmp_path / "dit.safetensors")
     assert not is_whole_model(tmp_path / "dit.safetensors")
+
+
+def test_a_ckpt_is_converted_first(tmp_path):
+    """The pickle is opened by the one command for it, never on the way to a picture."""
+    from gen.cli.app import main
+
+    _, file, folder = written(tmp_path, stable_diffusion())
+    torch.save({"state_dict": load_file(file), "global_step": 1}, tmp_path / "sd.ckpt")
+    with pytest.raises(ValueError, match=r"Convert it first \(`fewstep convert --from-pickle`\)"):
+        Generator.from_pretrained(tmp_path / "sd.ckpt", text_encoder=folder)
+    assert main(["convert", "--from-pickle", str(tmp_path / "sd.ckpt"), str(tmp_path / "sd.safetensors")]) == 0
+    converted = Generator.from_pretrained(tmp_path / "sd.safetensors", dtype="float32", text_encoder=folder, device="cpu")
+    other = Generator.from_pretrained(file, dtype="float32", text_encoder=folder, device="cpu")
+    latents = noise(other, 1)
+    assert torch.equal(converted.decode(latents), other.decode(latents))
