@@ -14,7 +14,7 @@ from gen.generator import Generator
 from gen.models.bridge.generic.call import PipelineCall
 from gen.pipeline.recipe import Recipe
 from samplers.registry import get_grid
-from tests.gen.pipelines import SIZE, sdxl, stable_diffusion
+from tests.gen.pipelines import SIZE, latent_consistency, sdxl, stable_diffusion
 from tests.gen.whole_pipelines import bria, mask, numbers, opened, picture
 
 CALL = {"num_inference_steps": 4, "progress": False, "height": SIZE, "width": SIZE}
@@ -228,13 +228,16 @@ def test_tasks_and_files_are_refused_with_the_reason(generator, tmp_path, tiny):
 
 def test_schedulers_and_objects_that_cannot_be_followed_are_refused():
     pipe = stable_diffusion()
-    from diffusers import DDIMScheduler, KarrasVeScheduler
+    from diffusers import DDIMScheduler, KarrasVeScheduler, SCMScheduler
 
     pipe.scheduler = KarrasVeScheduler()
     with pytest.raises(ValueError, match="scheduler of this StableDiffusionPipeline cannot be followed"):
         Generator.from_pipeline(pipe)
     pipe.scheduler = DDIMScheduler(clip_sample=False, thresholding=True)
     with pytest.raises(ValueError, match="thresholding"):
+        Generator.from_pipeline(pipe)
+    pipe.scheduler = SCMScheduler()
+    with pytest.raises(ValueError, match="SCMScheduler, has noise that only models opened natively have"):
         Generator.from_pipeline(pipe)
     with pytest.raises(ValueError, match="has no scheduler"):
         Generator.from_pipeline(torch.nn.Linear(1, 1))
@@ -383,3 +386,15 @@ def test_text_features_stand_for_prompts(generator):
     torch.testing.assert_close(together.images, torch.cat(alone), **CLOSE)
     with pytest.raises(ValueError, match="reads prompts and negative prompts as rows, which prompt_embeds takes the place of"):
         generator(**CALL, seed=5, guidance="cfg", pipeline_options=options)
+
+
+def test_consistency_models_end_in_their_clean_estimate():
+    """LCM's pipeline decodes what its scheduler gives second; in one step, which draws no noise, it is the pipeline's."""
+    pipe = latent_consistency()
+    pipe.set_progress_bar_config(disable=True)
+    sides = {"height": SIZE, "width": SIZE}
+    own = pipe("a cat", num_inference_steps=1, generator=torch.Generator().manual_seed(7), output_type="np", **sides).images
+    generator = Generator.from_pipeline(pipe)
+    made = generator("a cat", num_inference_steps=1, seed=7, output_type="np", progress=False, **sides)
+    assert abs(made.images - own).max() < 1e-4 and made.recipes[0].sampler == "lcm"
+    assert generator("a cat", num_inference_steps=4, seed=7, progress=False, **sides).nfe == 4

@@ -107,7 +107,11 @@ def scheduler_noise(scheduler: Any, pipeline: str) -> SchedulerNoise:
         settings = sampling(FilePath(name), dict(values))
     except CheckpointError as error:
         raise ValueError(f"The scheduler of this {pipeline} cannot be followed: {error}") from None
-    if settings["path"]["type"] not in ("rectified_flow", "variance_preserving", "variance_exploding"):
+    if name == "SCMScheduler" or settings["path"]["type"] not in (
+        "rectified_flow",
+        "variance_preserving",
+        "variance_exploding",
+    ):
         raise ValueError(f"The scheduler of this {pipeline}, {name}, has noise that only models opened natively have here.")
     config = model_config({"clock": "1000t", **_clock(settings), **settings, "sample_size": 1024})
     return SchedulerNoise(
