@@ -28,7 +28,7 @@ from gen.models.bridge.families import (
     stable_diffusion,
     z_image,
 )
-from gen.models.bridge.hooks import LAYOUTS
+from gen.models.bridge.hook_layouts import LAYOUTS
 from gen.models.bridge.parts import TextPart
 from gen.models.bridge.pipeline import PIPELINES
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.models.bridge.hooks import LAYOUTS, Heads, hooked, layout_of, shows
+from gen.models.bridge.hook_layouts import LAYOUTS, layout_of, shows
+from gen.models.bridge.hooks import Heads, hooked
 from gen.models.bridge.pipeline import PIPELINES
 from samplers.denoiser import Context
 from samplers.hooks import with_hook

@@ -129,7 +129,20 @@ def test_flux_is_guided_as_published(bridged):
 
 @pytest.mark.parametrize(
     "name",
-    ["pixart", "sana", "sd3", "chroma", "qwen_image", "z_image", "krea2", "auraflow", "cogview4", "lumina2", "sana_sprint"],
+    [
+        "pixart",
+        "sana",
+        "sd3",
+        "chroma",
+        "qwen_image",
+        "kolors",
+        "z_image",
+        "krea2",
+        "auraflow",
+        "cogview4",
+        "lumina2",
+        "sana_sprint",
+    ],
 )
 @torch.no_grad()
 def test_every_family_that_reads_text_can_be_guided(bridged, name):

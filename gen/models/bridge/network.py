@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.control import Control
-from gen.models.bridge.hooks import hooked, shows
+from gen.models.bridge.hook_layouts import shows
+from gen.models.bridge.hooks import hooked
 from gen.nn.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
