@@ -9,6 +9,7 @@ STEPS = 8  # of the fast model, at most; who asks for more means the default mod
 SCALES = (2.0, 8.0)  # the guidance scales that it learned
 NAG = "nag"  # guidance that needs no evaluation without a prompt, and gives it negative prompts
 TAKES = ("num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant", "prompt_syntax")
+KEPT = ("quantize", "offload", "vae_tile")  # how its parts are kept, and where
 
 
 def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, Any]) -> str:
@@ -20,7 +21,7 @@ def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, An
         return model
     if fast is False:
         return "default"
-    takes = (*TAKES, "guidance_options", "negative_prompt") if keywords.get("guidance") == NAG else TAKES
+    takes = (*TAKES, *KEPT, *(("guidance_options", "negative_prompt") if keywords.get("guidance") == NAG else ()))
     other = next(
         (name for name, value in keywords.items() if not (value is None or _empty(value) or _takes(name, value, takes))), None
     )

@@ -11,7 +11,15 @@ PLAIN = {"num_images_per_prompt": 2, "seed": 3, "sampler": None, "lora": [], "gu
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"num_inference_steps": STEPS}, {"guidance_scale": SCALES[0]}, {"guidance_scale": SCALES[1]}, {"height": 64}]
+    "asked",
+    [
+        {},
+        {"num_inference_steps": STEPS},
+        {"guidance_scale": SCALES[0]},
+        {"guidance_scale": SCALES[1]},
+        {"height": 64},
+        {"quantize": "int8", "offload": "model", "vae_tile": 64},
+    ],
 )
 def test_the_student_serves_where_it_was_made_to(asked):
     assert choose_model(None, None, PLAIN | asked) == choose_model(None, True, PLAIN | asked) == "fast"
