@@ -248,3 +248,13 @@ def warn_foreign(prompts: Sequence[str]) -> None:
         warnings.warn(
             "<hypernet:...> in a prompt is read as plain words: hypernetworks do not open here; leave it out.", stacklevel=3
         )
+
+
+def warn_unread(prompts: Sequence[str], reader: str) -> None:
+    """One warning where prompts that `reader` reads by itself, as they are, have forms that change, join or name LoRAs."""
+    if any(_LORA.search(text) or len(split_conjunction(text)) > 1 or parse_schedule(text).changes for text in prompts):
+        warnings.warn(
+            f"{reader} reads its prompts itself, so [a:b:0.5], [a|b], AND and <lora:...> in them are plain words to it; leave "
+            "them out.",
+            stacklevel=4,
+        )

@@ -159,3 +159,15 @@ def test_the_command_line_makes_and_replays_pictures(folder, tmp_path, monkeypat
     assert "made with a picture as image, which is not in its recipe" in str(refused.exception)
     unknown = run("image", "a cat", *model, "--image", "edges.png", "--pipeline-option", "padding=1", *usual)
     assert "takes no 'padding'" in str(unknown.exception)
+
+
+@pytest.mark.parametrize("prompt", ["a [cat:dog:0.5]", "a [cat|dog]", "a cat AND a dog", "a cat <lora:style:0.7>"])
+def test_prompts_that_the_pipeline_reads_as_plain_words_are_said(prompt, recwarn):
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    generator = Generator.from_pipeline(pipe)
+    call = {"num_inference_steps": 1, "seed": 0, "progress": False}
+    generator("a cat (on [a] mat), and \\[all:that:1\\]", **call)
+    assert not [w for w in recwarn if "plain words" in str(w.message)]
+    with pytest.warns(UserWarning, match="StableDiffusionPipeline reads its prompts itself.* are plain words"):
+        generator(prompt, **call)

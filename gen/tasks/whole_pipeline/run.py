@@ -19,6 +19,7 @@ from gen.models.bridge.generic.call import arguments, is_picture
 from gen.models.bridge.generic.run import FINE, PipelineRun
 from gen.models.decoding import to_output_type
 from gen.models.model import Model
+from gen.models.prompt_syntax import warn_unread
 from gen.pipeline import preview
 from gen.pipeline.callback import WithCallback, check_inputs, clean
 from gen.pipeline.finite import Watch, finite
@@ -42,6 +43,7 @@ def call_pipeline(model: Model, keywords: Mapping[str, Any], tasks: Mapping[str,
     """`Generator.__call__` of such a model. keywords: of the call; tasks: those that belong to tasks. ValueError as there."""
     refuse(model, keywords, tasks)
     prompts, negatives = read_texts(keywords["prompt"], keywords["negative_prompt"])
+    warn_unread([*prompts, *negatives], model.network.call.name)
     per_prompt = check_int("num_images_per_prompt", keywords["num_images_per_prompt"], 1, MAX_IMAGES)
     total = len(prompts) * per_prompt
     check_int("the number of pictures", total, 1, MAX_IMAGES)
