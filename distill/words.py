@@ -92,7 +92,9 @@ class Words:
         return {pluralize(name): name for name in self.by_name}
 
     def look_up(self, text: str) -> Match:
-        """What a word, or a few, mean to the model."""
+        """What a word, or a few, mean to the model; ValueError for an empty one."""
+        if not text.strip():
+            raise ValueError("A word is empty; give one, for example: fewstep words cat, or none for the list.")
         plain = _ARTICLE.sub("", " ".join(text.lower().replace("_", " ").split()))
         ground = _BACKGROUND.search(plain)
         if ground is not None and ground[1] in self.backgrounds:

@@ -105,6 +105,8 @@ class GuidanceStack:
             raise ValueError(
                 f"guidance is {guidance!r}; name one rule, then modifiers that go around it: 'apg + rescale', for example."
             )
+        if twice := [info.name for info in named if info.inner and named.count(info) > 1]:
+            raise ValueError(f"guidance is {guidance!r}, which names {twice[0]!r} twice; name it once.")
         if "weak" in rules[0].needs:
             raise ValueError(
                 "Autoguidance needs a weaker model, which no name can give; build samplers.guidance.Autoguidance around "

@@ -62,6 +62,8 @@ def test_a_word_that_is_not_known_is_said_with_what_is_near(words):
     found = words.look_up("qqqvvv")
     assert found.kind == "unknown" and found.labels[0] == "rocket" and found.spelling is None
     assert str(found).startswith("qqqvvv: not known. It reads most like rocket")
+    with pytest.raises(ValueError, match="A word is empty"):
+        words.look_up(" ")
     assert words.look_up("an elefant").spelling == "elephant"
     assert "did you mean 'giraffe'?" in str(words.look_up("girafe"))
 

@@ -270,7 +270,7 @@ def test_windows_of_a_layout_follow_theirs(opened):
         ({"control_weight": 0.5}, "was given without control and controlnet"),
         ({"control": [EDGES] * 3, "controlnet": ["a", "b"]}, "has 3 pictures and controlnet 2 folders"),
         ({"control": EDGES, "controlnet": 3}, "give the folder of a ControlNet"),
-        ({"control": EDGES, "controlnet": "nowhere"}, "is missing"),
+        ({"control": EDGES, "controlnet": "nowhere"}, "controlnet is 'nowhere', which is no folder here"),
         ({"control_mode": 1}, "is for one control; leave out control_mode"),
         ({"control_weight": [1.0, 2.0]}, "control_weight has 2 entries where 1 are asked for"),
         ({"control_range": (2.0, 1.0)}, "its first value must be the lower"),

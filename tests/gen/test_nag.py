@@ -230,6 +230,8 @@ def test_it_goes_with_guidance_prompts_and_tasks(tiny):
     region = {"regions": [{"prompt": "a red heart", "box": [0, 0, 1, 1]}]}
     placed = tiny.layout(region, negative_prompt="blurry", guidance="nag", **CALL)
     torch.testing.assert_close(placed.images[0], cfg.images[0], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="names 'nag' twice; name it once"):
+        tiny("a red heart", "blurry", guidance="nag + nag", **CALL)
     wide = tiny.panorama("a red heart", width=48, height=32, negative_prompt="blurry", guidance="nag", **CALL)
     assert bool(wide.images[0].isfinite().all())
 

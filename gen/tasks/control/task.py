@@ -185,6 +185,8 @@ def _opened(model: Model, folder: Any) -> Control:
     key = str(Path(folder).resolve())
     if opened is not None and key in opened:
         return opened[key]
+    if not Path(folder).is_dir():
+        raise ValueError(f"controlnet is {str(folder)!r:.200}, which is no folder here; give a ControlNet's or T2I-Adapter's.")
     control = open_control(Path(folder), model.network, model.dtype, model.device)
     model.network.opened_controls[key] = control
     return control

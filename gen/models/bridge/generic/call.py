@@ -111,8 +111,8 @@ class PipelineCall:
             if name not in self.defaults:
                 known = sorted(self.defaults.keys() - GIVEN.keys() - REFUSED.keys())
                 near = nearest(name, known)
-                hint = f"did you mean {near!r}? " if near else ""
-                raise ValueError(f"{self.name} takes no {name!r}; {hint}It takes {', '.join(known)}.")
+                hint = f" Did you mean {near!r}?" if near else ""
+                raise ValueError(f"{self.name} takes no {name!r}.{hint} It takes {', '.join(known)}.")
             if scaled and name == self.scale:
                 raise ValueError(f"pipeline_options has {name!r}, which is given by guidance_scale=; leave it out there.")
 
