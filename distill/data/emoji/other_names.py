@@ -2,8 +2,8 @@
 
     python -m distill.data.emoji.other_names [--packages FOLDER] OUT
 
-German, French and Spanish labels and tags come from emojibase-data (CLDR's annotations). A name of several things stands for the
-everyday one of them, a tag for a thing only if it is a tag of few.
+German, French and Spanish labels and tags come from emojibase-data (CLDR's annotations). A name of several things stands for
+the everyday one of them, a tag for a thing only if it is a tag of few.
 """
 
 from __future__ import annotations
