@@ -27,7 +27,9 @@ def choose_model(model: str | None, fast: bool | None, keywords: Mapping[str, An
     )
     if fast and other is not None:
         option = "--" + other.removeprefix("num_inference_").removesuffix("_prompt").replace("_", "-")
-        hint = " With --guidance nag it takes a negative prompt." if other == "negative_prompt" else ""
+        if (rule := keywords.get("guidance")) and not _takes("guidance", rule, takes):
+            option = "--guidance"
+        hint = " With --guidance nag alone it takes a negative prompt." if other == "negative_prompt" else ""
         raise ValueError(
             f"The fast model draws from prompts alone, in 1 to {STEPS} steps, at a guidance scale of {SCALES[0]:g} to "
             f"{SCALES[1]:g}; leave out {option}, or --fast.{hint}"

@@ -80,6 +80,9 @@ def run(
         batch = min(pictures, call.get("batch_size") or 8)
         size = {"height": call.get("height"), "width": call.get("width")}
         print(model_memory(model, parts, device, dtype, batch=batch, guided=guided, **size))
+        more = {"lora": lora, "controlnet": call.get("controlnet"), "cache": call["cache"], "guide": call.get("guide")}
+        if left := [f"--{name}" for name, value in more.items() if value]:
+            print(f"not counted: what {', '.join(left)} may add")
         return 0
     generator = Generator.from_pretrained(model, device, dtype, **parts)
     add_energies(generator)

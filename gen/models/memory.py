@@ -69,7 +69,7 @@ class MemoryPlan:
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
         rows = [f"{part}: {_size(size)} of weights" for part, size in self.weights.items()]
-        what = f"{self.rows} rows of {self.height} x {self.width} pixels"
+        what = f"{self.rows} {'row' if self.rows == 1 else 'rows'} of {self.height} x {self.width} pixels"
         rows += [f"{stage}: {_size(size)} beside weights, {what}" for stage, size in self.working.items()]
         size, stage = self.peak()
         rows.append(f"at the most: {_size(size)}, in the {stage}")

@@ -33,6 +33,7 @@ def test_the_student_serves_where_it_was_made_to(asked):
         ({"guidance_scale": 1.0}, "--guidance-scale"),
         ({"negative_prompt": "red"}, "--negative"),
         ({"sampler": "euler"}, "--sampler"),
+        ({"guidance": "nag + rescale", "negative_prompt": "red"}, "--guidance"),
         ({"lora": ["a"]}, "--lora"),
         ({"guide": max}, "--guide"),
         ({"some_new_option": 0}, "--some-new-option"),

@@ -99,4 +99,11 @@ def test_commands(capsys, tmp_path):
     assert main(["info", "default", "--dtype", "float32", "--height", "64", "--width", "64"]) == 0
     assert "at the most" in capsys.readouterr().out
     assert main(["image", "a cat", "-n", "3", "--plan", "--no-fast", "-o", str(tmp_path / "x"), "--device", "cpu"]) == 0
-    assert "6 rows of 128 x 128 pixels" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    assert "6 rows of 128 x 128 pixels" in said and "not counted" not in said and not list(tmp_path.iterdir())
+    assert (
+        main(["image", "a cat", "--plan", "--no-fast", "--guidance-scale", "1", "--lora", "a.safetensors", "--device", "cpu"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert ", 1 row of 128" in said and "not counted: what --lora may add" in said

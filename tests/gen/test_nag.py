@@ -239,7 +239,7 @@ def test_it_goes_with_guidance_prompts_and_tasks(tiny):
 def test_the_command_line_gives_the_student_a_negative_prompt(fewstep):
     command = ["image", "a flower", "--seed", 1, "--steps", 2, "-o", "a.png", "--negative", "pink", "--fast"]
     code, _, err = fewstep(*command)
-    assert code == 2 and "With --guidance nag it takes a negative prompt" in err
+    assert code == 2 and "With --guidance nag alone it takes a negative prompt" in err
     assert fewstep(*command, "--guidance", "nag")[0] == 0
     recipe = read_recipe("a.png")
     assert recipe.guidance == "embedded + nag" and recipe.model.name == "fast"
