@@ -238,8 +238,9 @@ class Generator(Model):
         warn_layers(self.network, settings.guidance)
         warn_sampler(settings.sampler, settings.steps)
         if any(negatives) and not settings.guidance.reads_negatives:
+            others = "nag" if settings.guidance.name == "embedded" else "cfg or nag"  # cfg gives the network no scale
             warnings.warn(
-                f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use cfg or nag for it.",
+                f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use {others} for it.",
                 stacklevel=3,
             )
         elif settings.scale == settings.guidance.neutral_scale and any(negatives) and not settings.guidance.negatives_always:

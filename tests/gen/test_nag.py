@@ -202,7 +202,7 @@ def test_the_student_takes_a_negative_prompt(fast):
     assert torch.equal(fast.replay(recipe, "latent", progress=False).images[0], made.images[0])
     none = fast("a flower", "pink", guidance="nag", guidance_options={"nag_scale": 1.0}, **CALL)
     assert torch.equal(none.images[0], plain.images[0]) and none.nfe == 3
-    with pytest.warns(UserWarning, match="negative_prompt has no effect under the guidance 'embedded'; use cfg or nag"):
+    with pytest.warns(UserWarning, match="negative_prompt has no effect under the guidance 'embedded'; use nag for it"):
         fast("a flower", "pink", **CALL)
 
 
