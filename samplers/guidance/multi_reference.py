@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import References, acts_in, check_places, count_conditional_rows, predict_with_references
-from samplers.guidance.two_branch import check_scale
+from samplers.guidance.reference_batch import References, acts_in, check_places, predict_with_references
+from samplers.guidance.two_branch import check_scale, count_conditional_rows
 from samplers.hooks import Site
 from samplers.interval import EVERYWHERE, Interval
 from samplers.path import NoiseLevel

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import count_conditional_rows
-from samplers.guidance.two_branch import check_scale
+from samplers.guidance.two_branch import check_scale, count_conditional_rows
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import EVERYWHERE, Interval, check_interval
 from samplers.path import NoiseLevel

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
+from samplers.guidance.two_branch import count_conditional_rows
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
 from samplers.path import NoiseLevel
@@ -81,18 +82,6 @@ def predict_with_references(
     joint = denoiser(torch.cat([x, references.at(level, rows).to(x)]), level, everyone, inside)
     check_reached(inside, name, method)
     return take_prediction(joint, x, level, slice(rows))
-
-
-def count_branches(context: Context) -> int:
-    """How many branches of guidance the batch holds, one after another."""
-    return 2 if context.branch[-2:] == ("cond", "null") else 1
-
-
-def count_conditional_rows(context: Context, rows: int) -> int:
-    """How many rows of a batch, its first, have a condition: all, those of the conditional branch, or none."""
-    if count_branches(context) == 2:
-        return rows // 2
-    return 0 if context.branch[-1:] == ("null",) else rows
 
 
 def check_places(method: str, layers: tuple[int, ...] | None, interval: Interval) -> None:

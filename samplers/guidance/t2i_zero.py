@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.guidance.reference_batch import check_places, count_conditional_rows
+from samplers.guidance.reference_batch import check_places
+from samplers.guidance.two_branch import count_conditional_rows
 from samplers.hooks import Site, check_reached, with_hook
 from samplers.interval import Interval
 from samplers.path import NoiseLevel

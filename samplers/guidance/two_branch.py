@@ -132,3 +132,15 @@ def _null(condition: Condition, negative: Condition | None, batch: int) -> Condi
     # what lies over x is of this part of a canvas, which the condition has
     negative = negative.aligned_as(condition)
     return negative.map(lambda v: v.repeat(batch // len(v), *[1] * (v.ndim - 1)) if 0 < len(v) < batch else v)
+
+
+def count_branches(context: Context) -> int:
+    """How many branches of guidance the batch holds, one after another."""
+    return 2 if context.branch[-2:] == ("cond", "null") else 1
+
+
+def count_conditional_rows(context: Context, rows: int) -> int:
+    """How many rows of a batch, its first, have a condition: all, those of the conditional branch, or none."""
+    if count_branches(context) == 2:
+        return rows // 2
+    return 0 if context.branch[-1:] == ("null",) else rows

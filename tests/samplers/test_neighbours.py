@@ -47,6 +47,7 @@ class PerPixel:
 
 NETWORK = NetworkDenoiser(PerPixel(), PATH, "v", "index")
 BLOCKS = NetworkDenoiser(tiny("dit", num_classes=4), FLOW, "flow")
+READER = NetworkDenoiser(tiny("dit", text_tokens=4, text_dim=6), FLOW, "flow")
 LABELS = torch.tensor([1, 2, 0, 3, 1, 0, 2, 3])
 
 
@@ -96,12 +97,19 @@ def test_solvers_under_guidance_with_a_memory(name):
 @pytest.mark.parametrize("name", GUIDANCE)
 def test_guidance(name):
     info = GUIDANCE[name]
-    network = BLOCKS if "layers" in info.options or name == "embedded" else NETWORK
+    network = BLOCKS if "layers" in info.options or name == "embedded" else READER if info.inner else NETWORK
     options = {"scale": info.usual or 2.5, "layers": (1,), "weak": NetworkDenoiser(PerPixel(0.5), PATH, "v", "index")}
     options = {option: value for option, value in options.items() if option in info.options}
-    inner = ClassifierFree(network, 2.5) if info.modifier else network
+    inner = ClassifierFree(network, 2.5) if info.modifier and not info.inner else network
     rule, solver = get_guidance(name, inner, get_solver("dpmpp_2m"), **options)
-    assert_alone(lambda seeds, condition: run(seeds, condition, rule, solver), 1e-12)
+    read = with_text if info.inner else lambda condition: condition
+    assert_alone(lambda seeds, condition: run(seeds, read(condition), rule, solver), 1e-12)
+
+
+def with_text(condition):
+    """Tokens (B, 4, 6) that say what the labels say."""
+    grid = torch.arange(24, dtype=torch.float64).reshape(1, 4, 6)
+    return Condition(tokens=torch.sin(grid * (1 + condition.label.reshape(-1, 1, 1))))
 
 
 @pytest.mark.parametrize("name", list(CACHES))

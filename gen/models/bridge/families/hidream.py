@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,10 +58,20 @@ class HiDreamReader(PromptReader):
     def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
         prompt_2, prompt_3 = (prompt if text is None else text for text in (reading.prompt_2, reading.prompt_3))
         length = reading.max_sequence_length
-        pooled = torch.cat([self.clip.read(prompt, chunks=1)[1], self.clip_2.read(prompt_2, chunks=1)[1]], dim=-1)
+        clip, clip_2 = (shortened(reader, length) for reader in (self.clip, self.clip_2))
+        pooled = torch.cat([clip.read(prompt, chunks=1)[1], clip_2.read(prompt_2, chunks=1)[1]], dim=-1)
         tokens, _ = self.t5.read(prompt_3, length=length)
         states, _ = self.llama.read(prompt, [layer + 1 for layer in self.layers], length=length)
         return Condition(tokens=tokens, mask=whole_mask(tokens), pooled=pooled, extra={"llama": torch.stack(states, dim=1)})
+
+
+def shortened(reader: ClipReader, length: int | None) -> ClipReader:
+    """The reader with at most `length` tokens; itself where it is None."""
+    if length is None:
+        return reader
+    shorter = copy.copy(reader)  # the networks stay the same
+    shorter.length = min(reader.length, length)
+    return shorter
 
 
 def network(parts: Parts, index: Mapping[str, Any]) -> HiDream:
