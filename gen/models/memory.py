@@ -105,7 +105,8 @@ def plan(
     name, folder = find_model(model, None, None if options is None else options.variant, dtype)
     with sizes_only():
         opened = load_model(folder, dtype, options)
-    if getattr(whole := opened.parts["denoiser"], "whole", False):
+    whole: Any = opened.parts["denoiser"]
+    if getattr(whole, "whole", False):
         sizes = [stored_bytes(part) for part in whole.pipe.components.values() if isinstance(part, nn.Module)]
         raise ValueError(
             f"{name} is a {whole.call.name}, which runs as a whole, so what it holds beside its {_size(sum(sizes))} of weights "

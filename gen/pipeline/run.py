@@ -21,7 +21,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.progress import CountEvaluations, EvaluationBar
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
-from gen.pipeline.scenes import Scene, group_of, scenes_of
+from gen.pipeline.scenes import Scene, group_of, scenes_of, token_counts
 from gen.pipeline.types import Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
@@ -56,15 +56,18 @@ def make_all(
     make: MakeBatch | None = None,
 ) -> Output:
     """All pictures, batch by batch; those with and without guidance apart, so that neither changes the other, and those whose
-    prompts name other LoRAs or join others. Where `on_images` takes the pictures, none are kept. make: what makes a
-    batch, `make_batch` if None."""
+    prompts name other LoRAs, join others, or (batch_invariant) would be padded for one another. Where `on_images` takes the
+    pictures, none are kept. make: what makes a batch, `make_batch` if None."""
     make = make or make_batch
     model.interrupt = False
     pack(model.network)
     groups: dict[tuple, list[int]] = {}
     for i, item in enumerate(items):
-        groups.setdefault((is_guided(item, settings), *group_of(item, settings)), []).append(i)
+        alike = (is_guided(item, settings), *group_of(item, settings), *token_counts(model, item, settings))
+        groups.setdefault(alike, []).append(i)
     batch_size = settings.at_once or batch_size
+    if settings.batch_invariant and getattr(model.network, "mixes_rows", False):
+        batch_size = 1
     queue = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     queue.sort()
     done: dict[int, tuple[Tensor | None, Recipe]] = {}

@@ -138,6 +138,19 @@ def group_of(item: Item, settings: Settings) -> tuple:
     return len(parts), tuple(tuple(sorted(loras.items())) for loras in named)
 
 
+def token_counts(model: Model, item: Item, settings: Settings) -> tuple[int, ...]:
+    """Of all that is read for a picture, where padding to the longest prompt of a batch would change its last bits."""
+    if not settings.batch_invariant or not getattr(model.text_encoder, "varies", False):
+        return ()
+    counts = []
+    for scene in scenes_of(model, [item], settings)[0]:
+        prompts = [scene.items[0].prompt, *(text for part in scene.joined for text in part)]
+        for text, negative in [*((prompt, False) for prompt in prompts), (scene.items[0].negative_prompt, True)]:
+            read = model.encode_prompt([text], scene.settings.adapters, negative=negative, reading=settings.reading)
+            counts.append(0 if read.mask is None else int(read.mask.sum()))
+    return tuple(counts)
+
+
 # ---- before a run ----
 
 

@@ -89,6 +89,19 @@ def test_prompts_of_other_lengths_beside_one_another(bridged, name):
 
 
 @every_family
+def test_no_bit_of_a_picture_depends_on_the_lengths_of_prompts_beside_it(bridged, name):
+    _, generator = bridged(name)
+    prompts, x = ["a cat", PROMPT + " " + PROMPT, "a dog"], latents_for(generator, 3)
+    options = {"num_inference_steps": 2, "output_type": "latent", "progress": False, "height": 32, "width": 32}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = generator(prompts, latents=x, batch_invariant=True, **options).images
+        for i, prompt in enumerate(prompts):
+            alone = generator(prompt, latents=x[i : i + 1], batch_invariant=True, **options).images
+            assert torch.equal(together[i : i + 1], alone), prompt
+
+
+@every_family
 def test_block_caches_find_every_block(bridged, name):
     """Never skipping changes no bit; a cache that skips runs fewer blocks and gives another picture; all is put back."""
     row, (_, generator) = FAMILIES[name], bridged(name)

@@ -74,6 +74,7 @@ class ChatReader(PromptReader):
     """
 
     encoder: Any  # of transformers
+    varies = True
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, chat: Chat):
         super().__init__()

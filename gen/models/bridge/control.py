@@ -68,7 +68,8 @@ def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.d
     if not wanted:
         raise ValueError("This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3 and FLUX do; leave controlnet out.")
     config = read_part_config(folder)
-    if (kind := config.get("_class_name")) not in wanted:
+    kind = str(config.get("_class_name"))
+    if kind not in wanted:
         takes = " or ".join(wanted)
         raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {takes}; give one that was made for it.")
     if config.get("global_pool_conditions"):

@@ -35,6 +35,7 @@ class BridgedNetwork(nn.Module):
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     most_pictures = 1  # that it reads at a time; those beside the first are `extra["reference_2"]` and so on
     controlled_by: tuple[str, ...] = ()  # the classes of control that it takes (`gen.models.bridge.control`)
+    mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
     sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another

@@ -28,9 +28,11 @@ class PromptReader(nn.Module):
     encoders: the networks that it reads with, by the pipeline's names, for adapters.
     breaks: the word BREAK begins a new chunk.
     takes: what it may be asked for beside the words, names of `gen.models.prompt_reading.Reading`.
+    varies: the network computes with as many tokens as a prompt has, not with the same number for all.
     """
 
     breaks = False
+    varies = False
     takes: tuple[str, ...] = ()
 
     def __init__(self) -> None:

@@ -87,6 +87,7 @@ class CogView4Reader(PromptReader):
     """The hidden states before GLM's last layer. The length is a multiple of 16, by padding that is read."""
 
     takes = ("max_sequence_length",)
+    varies = True
 
     def __init__(self, glm: Language):
         super().__init__()

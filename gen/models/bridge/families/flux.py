@@ -26,7 +26,7 @@ class Flux(BridgedNetwork):
         super().__init__(network, config or BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
         self.embeds = bool(setting(network, "guidance_embeds"))
 
-    controlled_by = ("FluxControlNetModel",)
+    controlled_by: tuple[str, ...] = ("FluxControlNetModel",)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None

@@ -23,6 +23,8 @@ class HiDream(BridgedNetwork):
     """`Condition.extra["llama"]` (B, layers, L, D): the hidden states of the layers that the network reads. It predicts
     x0 - eps."""
 
+    mixes_rows = True  # an expert's products are of the tokens of all rows
+
     def __init__(self, network: Any):
         channels, patch = setting(network, "in_channels"), setting(network, "patch_size", 2)
         super().__init__(network, BridgedConfig(channels=channels, patch=patch))

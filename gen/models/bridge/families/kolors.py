@@ -70,7 +70,7 @@ def _pieces(processor: Any, text: str) -> list[tuple[int, int, int]]:
 
 
 class KolorsUNet(SDXLUNet):
-    controlled_by = ""  # those of diffusers do not project ChatGLM's features
+    controlled_by = ()  # those of diffusers do not project ChatGLM's features
 
 
 def network(parts: Parts, index: Mapping[str, Any]) -> KolorsUNet:

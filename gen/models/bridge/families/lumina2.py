@@ -44,6 +44,7 @@ class Lumina2Reader(PromptReader):
     """Prompts follow the words that Lumina 2 was trained with; negative and empty ones stand alone."""
 
     takes = ("max_sequence_length",)
+    varies = True
 
     def __init__(self, gemma: Language):
         super().__init__()

@@ -24,7 +24,7 @@ class SD3(BridgedNetwork):
         channels, patch = setting(network, "in_channels"), setting(network, "patch_size", 2)
         super().__init__(network, BridgedConfig(channels=channels, patch=patch))
 
-    controlled_by = ("SD3ControlNetModel",)
+    controlled_by: tuple[str, ...] = ("SD3ControlNetModel",)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:

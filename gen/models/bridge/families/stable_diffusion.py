@@ -33,7 +33,7 @@ class UNet(BridgedNetwork):
         self.guidance_dim = setting(network, "time_cond_proj_dim", 0)
         self.embeds = bool(self.guidance_dim)
 
-    controlled_by = ("ControlNetModel", "T2IAdapter")
+    controlled_by: tuple[str, ...] = ("ControlNetModel", "T2IAdapter")
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
