@@ -274,6 +274,11 @@ class Generator(Model):
             from gen.tasks.whole_pipeline.run import replay_pipeline
 
             return replay_pipeline(self, recipe, output_type, progress, tasks)
+        if recipe.machine.quantize != self.quantize:
+            made_by, here = (kind or "none" for kind in (recipe.machine.quantize, self.quantize))
+            warnings.warn(
+                f"The recipe was made with quantize: {made_by}, and here it is {here}; the picture will differ.", stacklevel=3
+            )
         task_args = args_from_recipe(self, recipe, tasks)
         made = recipe.made_at or (recipe.height, recipe.width)
         shown = None if recipe.made_at is None else (recipe.height, recipe.width)

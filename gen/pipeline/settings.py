@@ -90,6 +90,11 @@ def make_settings(
     seen = frame.window if frame else (height, width)
     if stack.acts_always and not getattr(model.network, "embeds", False):
         raise ValueError(f"The model {model.name!r} reads no guidance scale; choose other guidance than {stack.name!r}.")
+    if "guidance" in getattr(model.network.config, "scalars", ()) and not stack.acts_always and stack.own_rule is None:
+        raise ValueError(
+            f"The model {model.name!r} receives its guidance scale as an input; in the place of guidance={stack.name!r} leave "
+            "the rule out, or name 'embedded' and what goes with it ('nag')."
+        )
     steps = make_steps(model, sampling, seen[0] * seen[1] // patch**2)
     stack = stack.under(steps["solver"])
     settings = Settings(

@@ -206,6 +206,12 @@ def test_the_student_takes_a_negative_prompt(fast):
         fast("a flower", "pink", **CALL)
 
 
+def test_guidance_that_the_student_cannot_have_is_refused_in_words_of_a_call(fast):
+    for rule in ("cfg", "apg", "cfg + nag"):
+        with pytest.raises(ValueError, match="'fast' receives its guidance scale as an input; in the place of guidance="):
+            fast("a flower", guidance=rule, **CALL)
+
+
 def test_a_cat_that_is_not_orange(fast):
     """As in the picture of docs/guidance.md: what is not wanted is gone."""
     call = {**CALL, "num_inference_steps": 4, "output_type": "pt"}

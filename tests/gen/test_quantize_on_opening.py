@@ -39,7 +39,8 @@ def flux(tmp_path_factory):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_default_model(scheme):
     """Near the plain picture, nearer with more bits; the recipe says it, and gives the picture again."""
-    plain = Generator.from_pretrained(device="cpu", dtype="float32")(**CALL).images
+    unquantised = Generator.from_pretrained(device="cpu", dtype="float32")
+    plain = unquantised(**CALL).images
     generator = Generator.from_pretrained(device="cpu", dtype="float32", quantize=scheme)
     assert sum(isinstance(layer.weight, QuantizedWeight) for layer in linears(generator.network).values()) > 10
     made = generator(**CALL)
@@ -47,6 +48,8 @@ def test_the_default_model(scheme):
     recipe = made.recipes[0]
     assert recipe.machine.quantize == scheme
     assert torch.equal(generator.replay(recipe, output_type="pt", progress=False).images, made.images)
+    with pytest.warns(UserWarning, match=rf"made with quantize: {scheme}, and here it is none; the picture will differ"):
+        unquantised.replay(recipe, output_type="latent", progress=False)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
