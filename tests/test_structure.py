@@ -174,6 +174,23 @@ def test_the_layers_see_an_arrow_up(source, seen):
     assert not arrows_up({name: {"samplers.path", "samplers.solvers.evaluate"}}, LAYERS["samplers"])
 
 
+def public_classes() -> dict[str, list[str]]:
+    """Name -> the modules that define a class of it; not those of tasks' command lines, which mean one thing in each."""
+    found: dict[str, list[str]] = {}
+    for package in ORDER:
+        for module, path in modules(package).items():
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not module.endswith(".cli"):
+                    found.setdefault(node.name, []).append(module)
+    return found
+
+
+def test_a_name_of_a_class_means_one_thing():
+    classes = public_classes()
+    assert classes["Generator"] == ["gen.generator"]
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
+
+
 def test_a_task_is_named_by_its_row_alone():
     """Nothing outside of gen/tasks imports a task; a whole pipeline, which stands in the place of a call, is asked for by
     Generator."""

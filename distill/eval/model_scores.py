@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import gen
-from distill.data.emoji.archive import Record, read_archive
+from distill.data.emoji.archive import DrawingRecord, read_archive
 from distill.data.emoji.captions import HELD_OUT, read_common
 from distill.data.emoji.data import SHIPPED as SHIPPED_DATA
 from distill.eval import metrics
@@ -181,7 +181,7 @@ def compare_splits(
     evaluator: Evaluator,
     text_encoder: TextEncoder,
     made: Tensor,
-    records: Sequence[Record],
+    records: Sequence[DrawingRecord],
     real: Tensor,
     labels: Sequence[str],
 ) -> dict[str, dict[str, float]]:

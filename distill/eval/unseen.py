@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distill.data.emoji.archive import Record
+from distill.data.emoji.archive import DrawingRecord
 from distill.data.emoji.data import split_of
 from samplers.denoiser import Context
 from samplers.noise import normal
@@ -40,7 +40,7 @@ def x0_error(generator: Generator, pictures: Tensor, prompts: Sequence[str], tim
     return total / len(pictures)
 
 
-def split_rows(records: Sequence[Record], most: int | None = None) -> dict[str, list[int]]:
+def split_rows(records: Sequence[DrawingRecord], most: int | None = None) -> dict[str, list[int]]:
     """The rows of `records` in each split, as many of both and at most `most`, evenly chosen; {} where a split has none."""
     rows: dict[str, list[int]] = {"train": [], "held_out": []}
     for row, record in enumerate(records):
@@ -50,7 +50,7 @@ def split_rows(records: Sequence[Record], most: int | None = None) -> dict[str, 
 
 
 def by_split(
-    generator: Generator, records: Sequence[Record], pictures: Tensor, labels: Sequence[str]
+    generator: Generator, records: Sequence[DrawingRecord], pictures: Tensor, labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Level -> x0 errors of the drawings of each split, and held-out over train. Empty where a split has no drawing.
 

@@ -99,7 +99,7 @@ class LatentDecoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Latents:
+class DecoderInput:
     """What one step decodes. latents (B, C, h, w); `targets` (M,): the rows that have an original."""
 
     latents: Tensor
@@ -141,7 +141,7 @@ class DecoderObjective(Objective):
         if self.student is not None:
             self.roles["student"] = Role(self.student.network, trains=False, ema=False)
         self.maps: Any = load_feature_maps(config.features) if config.perceptual_weight else None
-        self._made: dict[tuple[int, ...], tuple[int, Latents]] = {}  # both updates of a step decode the same latents
+        self._made: dict[tuple[int, ...], tuple[int, DecoderInput]] = {}  # both updates of a step decode the same latents
 
     # ---- latents as models make them ----
 
@@ -155,7 +155,7 @@ class DecoderObjective(Objective):
                 ((u >= second) & (u < third)).nonzero()[:, 0])  # fmt: skip
 
     @torch.no_grad()
-    def make_latents(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> Latents:
+    def make_latents(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> DecoderInput:
         """The latents of a batch at a step: encodings, predictions and pictures from noise, in the rows that `kinds` draws."""
         clean = self.teacher.clean(batch)
         eps = draws.normal_like("eps", clean)
@@ -182,7 +182,7 @@ class DecoderObjective(Objective):
             z[sampled] = self.sample(models, rows_of(batch, sampled), eps[sampled], step).float()
         targets = torch.ones(len(z), dtype=torch.bool)
         targets[sampled] = False
-        return Latents(z / self.teacher.model.latent_scale, targets.nonzero()[:, 0].to(z.device))
+        return DecoderInput(z / self.teacher.model.latent_scale, targets.nonzero()[:, 0].to(z.device))
 
     def sample(self, models: Mapping[str, nn.Module], batch: Batch, noise: Tensor, step: int) -> Tensor:
         """x0 (B, C, h, w) that the teacher or the student, whose turn it is, draws from unit noise as its model says."""
@@ -200,7 +200,7 @@ class DecoderObjective(Objective):
             return scale
         return scale[0] + (scale[1] - scale[0]) * draws.uniform("guidance", device=device)
 
-    def latents(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> Latents:
+    def latents(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> DecoderInput:
         """`make_latents`, once for all updates of a step."""
         key = (draws.seed, *batch.index.tolist())
         kept = self._made.get(key)
@@ -242,7 +242,7 @@ class DecoderObjective(Objective):
         return perceptual_distance(lambda images: [maps.float() for maps in self.maps.see(images)])(y, x).mean()
 
     def discriminator_loss(
-        self, models: Mapping[str, nn.Module], made: Latents, images: Tensor
+        self, models: Mapping[str, nn.Module], made: DecoderInput, images: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The hinge loss of every size of patch, with the penalty at real pictures."""
         with torch.no_grad():

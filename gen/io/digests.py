@@ -83,7 +83,7 @@ def _read() -> dict[str, str]:
     return _known
 
 
-class Reading:
+class DigestReader:
     """The digest of a safetensors file from what is read of it anyway: its header, and its tensors in the order of the file.
     Does nothing where the digest is known."""
 

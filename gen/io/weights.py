@@ -115,9 +115,9 @@ class TensorFile:
         """(name, tensor) of all tensors, or of those named, in the order of the file. A tensor is a view of the mapped file:
         copy it, and let go of it before the next. digest: take the file's digest (`gen.io.digests`) from what is read of it,
         all of it then."""
-        from gen.io.digests import Reading
+        from gen.io.digests import DigestReader
 
-        reading = Reading(self.path) if digest and names is None else None
+        reading = DigestReader(self.path) if digest and names is None else None
         left = [name for name in self.shapes if names is None or name in names]
         while left:
             read = 0

@@ -34,7 +34,7 @@ _HYPERNET = re.compile(r"<hypernet:[^<>\n]{1,200}>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Switch:
+class PromptSwitch:
     """[a:b:when]: before for so many steps, then after."""
 
     before: tuple[Node, ...]
@@ -68,7 +68,7 @@ class Turns:
         return _text(self.choices[(step - 1) % len(self.choices)], step, steps)
 
 
-Node = str | Switch | Turns
+Node = str | PromptSwitch | Turns
 
 
 @dataclass
@@ -162,7 +162,7 @@ def _form(bracket: _Open) -> Node | None:
     number = _WHEN.fullmatch(parts[-1][0]) if len(parts[-1]) == 1 and isinstance(parts[-1][0], str) else None
     if kinds != {":"} or len(parts) > 3 or number is None:
         return None
-    return Switch(parts[0] if len(parts) == 3 else (), parts[-2], number[1])
+    return PromptSwitch(parts[0] if len(parts) == 3 else (), parts[-2], number[1])
 
 
 def last_step(when: str, steps: int) -> int:
@@ -171,7 +171,7 @@ def last_step(when: str, steps: int) -> int:
     return int(min(value * steps if "." in when else value, steps))
 
 
-def _changing(nodes: Iterable[Node]) -> Iterator[Switch | Turns]:
+def _changing(nodes: Iterable[Node]) -> Iterator[PromptSwitch | Turns]:
     for node in nodes:
         if not isinstance(node, str):
             yield node

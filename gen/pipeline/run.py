@@ -25,7 +25,7 @@ from gen.pipeline.scenes import Scene, group_of, scenes_of, token_counts
 from gen.pipeline.types import Crop, Decode, Item, ReadPrompts, SamplingBatch, Settings, Task
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
-from samplers.multi_model.stages import CLOSE, Stage, StagedDenoiser, StagedSolver, Stages
+from samplers.multi_model.stages import CLOSE, LevelStage, LevelStages, StagedDenoiser, StagedSolver
 from samplers.noise import normal, seeded_noise
 from samplers.sample import Solver, trajectory
 
@@ -173,17 +173,17 @@ def _staged(
     scenes, order = scenes_of(model, items, settings)
     guided = is_guided(items[0], settings)  # as asked for: a scene may be without words
 
-    def make(number: int) -> tuple[SamplingBatch, Stage]:
+    def make(number: int) -> tuple[SamplingBatch, LevelStage]:
         batch = _batch(model, scenes[number], guided)
         denoiser, solver = _wrapped(batch, scenes[number], bar, watch)
-        return batch, Stage(denoiser, solver, batch.condition, batch.settings.adapters)
+        return batch, LevelStage(denoiser, solver, batch.condition, batch.settings.adapters)
 
     bounds = [level.logsnr for level in settings.grid[1 : len(order)]]
     begun = order[bisect_right(bounds, settings.levels[0].logsnr + CLOSE)]
     batch, first = make(begun)
     if len(scenes) == 1:
         return batch, first.denoiser, first.solver, batch.condition
-    stages = Stages(tuple(bounds), tuple(order), lambda number: make(number)[1], {begun: first})
+    stages = LevelStages(tuple(bounds), tuple(order), lambda number: make(number)[1], {begun: first})
     return batch, StagedDenoiser(stages, first.denoiser), StagedSolver(stages, first.solver), batch.condition
 
 

@@ -19,7 +19,7 @@ CLOSE = 1e-6  # log-SNR by which a level may miss the boundary that it is
 
 
 @dataclass(frozen=True)
-class Stage:
+class LevelStage:
     """What acts in one part of a run. adapters: in the place of the run's."""
 
     denoiser: Denoiser
@@ -29,7 +29,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Stages:
+class LevelStages:
     """Which stage acts at a noise level: part i lies between boundary i - 1 and boundary i, in log-SNR, that one excluded.
 
     boundaries: rising; one less than there are parts.
@@ -39,10 +39,10 @@ class Stages:
 
     boundaries: tuple[float, ...]
     parts: tuple[int, ...]
-    make: Callable[[int], Stage]
-    made: dict[int, Stage] = field(default_factory=dict, compare=False)
+    make: Callable[[int], LevelStage]
+    made: dict[int, LevelStage] = field(default_factory=dict, compare=False)
 
-    def at(self, level: NoiseLevel) -> tuple[int, Stage]:
+    def at(self, level: NoiseLevel) -> tuple[int, LevelStage]:
         """(number, stage). ValueError for levels per sample, as in training."""
         if isinstance(level.logsnr, Tensor):
             raise ValueError("Stages follow one noise level at a time, and got one for every sample; use them for sampling.")
@@ -59,7 +59,7 @@ class StagedDenoiser:
     Memories of the stages are kept apart. The run's own condition counts for nothing but what the solver adds (`extra`).
     """
 
-    stages: Stages
+    stages: LevelStages
     denoiser: Denoiser
 
     @property
@@ -77,7 +77,7 @@ class StagedDenoiser:
 class StagedSolver(SolverWrapper):
     """The solver of the stage that a step begins in."""
 
-    stages: Stages
+    stages: LevelStages
     inner: Solver
 
     def advance(self, step: Step, state: State) -> State:

@@ -7,7 +7,7 @@ import zlib
 import torch
 from PIL import Image
 
-from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.archive import DrawingRecord, write_archive
 from distill.data.emoji.captions import HELD_OUT, read_common
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from gen.nn.text_encoder import TextEncoder, TextEncoderConfig
@@ -36,8 +36,22 @@ def archive(path, vendors):
             name, buffer = f"images/{vendor}/{number:X}.webp", io.BytesIO()
             Image.fromarray(picture(label, vendor).permute(1, 2, 0).numpy()).save(buffer, "WEBP", lossless=True)
             pictures[name] = buffer.getvalue()
-            records.append(Record(file_name=name, pack=vendor, family="train", style=vendor, hex=f"{number:X}", label=label,
-                                  group="x", subgroup="x", names=(), tags=(), keywords=(), licence="MIT"))  # fmt: skip
+            records.append(
+                DrawingRecord(
+                    file_name=name,
+                    pack=vendor,
+                    family="train",
+                    style=vendor,
+                    hex=f"{number:X}",
+                    label=label,
+                    group="x",
+                    subgroup="x",
+                    names=(),
+                    tags=(),
+                    keywords=(),
+                    licence="MIT",
+                )
+            )
     write_archive(path, records, pictures, sorted(LABELS))
 
 

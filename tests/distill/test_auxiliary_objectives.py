@@ -342,7 +342,7 @@ def test_evaluator_measures_on_a_held_out_archive(trained, tmp_path):
 
     from PIL import Image
 
-    from distill.data.emoji.archive import Record, write_archive
+    from distill.data.emoji.archive import DrawingRecord, write_archive
 
     objective, network, _ = trained
     batch, records, pictures = Shapes().batch(range(12), size=32), [], {}
@@ -353,7 +353,7 @@ def test_evaluator_measures_on_a_held_out_archive(trained, tmp_path):
         pictures[name] = buffer.getvalue()
         unused = {"names": (), "tags": (), "keywords": (), "group": "x", "subgroup": "x", "licence": "MIT", "style": "plain"}
         concept = Shapes.concepts[label]
-        records.append(Record(file_name=name, pack="shapes", family="test", hex=f"{i:X}", label=concept, **unused))
+        records.append(DrawingRecord(file_name=name, pack="shapes", family="test", hex=f"{i:X}", label=concept, **unused))
     write_archive(tmp_path / "held.zip", records, pictures, Shapes.concepts)
     measured = EvaluatorObjectiveConfig(text_encoder=objective.config.text_encoder, held_out=str(tmp_path / "held.zip"))
     objective.config, before = measured, objective.config

@@ -15,8 +15,8 @@ from distill.data.emoji.concepts import Concept, Matcher
 from distill.data.emoji.data import EmojiConfig, EmojiData, split_of
 from distill.data.emoji.scenes import (
     RELATIONS,
+    DrawingScene,
     Placed,
-    Scene,
     SceneConfig,
     arrange_count,
     arrange_pair,
@@ -75,7 +75,7 @@ def test_a_smaller_thing_covers_its_share_of_the_picture(scale):
 
 
 def test_later_things_lie_above_and_the_background_is_below():
-    scene = Scene((Placed(0), Placed(1, scale=0.5)))
+    scene = DrawingScene((Placed(0), Placed(1, scale=0.5)))
     colours = torch.stack([square((1, 0, 0)), square((0, 1, 0))])
     out = draw_scenes([scene], lambda things: colours[[t.index for t in things]], torch.tensor([[0.0, 0.0, 1.0]]), SIZE)[0]
     assert out[:, 16, 16].tolist() == [0, 1, 0] and out[:, 10, 10].tolist() == [1, 0, 0] and out[:, 1, 1].tolist() == [0, 0, 1]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from distill import cache
 from distill.data import make_source
-from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.archive import DrawingRecord, write_archive
 from distill.data.errors import DataError
 from distill.data.latent_files import content_hash
 from distill.data.order import Order, bucket_sizes, nearest_bucket
@@ -343,7 +343,7 @@ def test_emoji_have_latents_too(workspace):
         known = {"group": "objects", "subgroup": "other", "names": (), "tags": (), "keywords": (), "licence": "MIT"}
         label = f"thing {number}"
         records.append(
-            Record(file_name=name, pack="fake", family="train", style="fake", hex=f"1F60{number}", label=label, **known)
+            DrawingRecord(file_name=name, pack="fake", family="train", style="fake", hex=f"1F60{number}", label=label, **known)
         )
     write_archive(workspace / "tiny.zip", records, pictures, [r.label for r in records])
     emoji = {"archives": [str(workspace / "tiny.zip")], "size": 32}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from distill.cache import main as fill
 from distill.data.__main__ import main as check
-from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.archive import DrawingRecord, write_archive
 from distill.data.emoji.data import EmojiConfig
 from distill.data.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.objectives import make_objective
@@ -46,7 +46,7 @@ def workspace(tmp_path_factory):
         pictures[name] = file.getvalue()
         known = {"group": "objects", "subgroup": "other", "names": (), "tags": (), "keywords": (), "licence": "MIT"}
         records.append(
-            Record(file_name=name, pack="fake", family="train", style="fake", hex=f"1F60{number}", label=label, **known)
+            DrawingRecord(file_name=name, pack="fake", family="train", style="fake", hex=f"1F60{number}", label=label, **known)
         )
     write_archive(folder / "tiny.zip", records, pictures, list(COLOURS))
     save_component(tiny_autoencoder(), folder / "autoencoder")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.data.emoji.archive import Record
+from distill.data.emoji.archive import DrawingRecord
 from distill.data.emoji.captions import read_common
 from distill.words import Words, draw_sheet, main, overview
 
@@ -131,8 +131,20 @@ def test_the_table_of_other_names_is_made_of_labels_and_tags():
     from distill.data.emoji.other_names import table
 
     def record(code, label):
-        return Record(file_name=f"images/x/{code}.webp", pack="x", family="train", style="x", hex=code, label=label, group="",
-                      subgroup="", names=(), tags=(), keywords=(), licence="")  # fmt: skip
+        return DrawingRecord(
+            file_name=f"images/x/{code}.webp",
+            pack="x",
+            family="train",
+            style="x",
+            hex=code,
+            label=label,
+            group="",
+            subgroup="",
+            names=(),
+            tags=(),
+            keywords=(),
+            licence="",
+        )
 
     records = [record("1F408", "cat"), record("1F415", "dog"), *(record(f"1F6{n:02X}", f"thing {n}") for n in range(20))]
     entries = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gen.generator import Generator
-from gen.models.bridge.generic.handover import Asked, Handover, Returned
+from gen.models.bridge.generic.handover import Handover, Returned, StepRequest
 from gen.models.bridge.generic.run import PipelineRun
 from samplers.registry import get_solver
 from samplers.sample import sample
@@ -49,7 +49,7 @@ def test_one_side_runs_at_a_time():
     handover = Handover(function, "fewstep test")
     said = handover.begin()
     for i in range(3):
-        assert said == Asked(i)
+        assert said == StepRequest(i)
         order.append(("outside", i))
         said = handover.resume(10 + i)
     assert said == Returned("done")

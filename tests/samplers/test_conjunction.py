@@ -11,7 +11,7 @@ from samplers import ClassifierFree, Condition, Context, RectifiedFlow, get_grid
 from samplers.analytic import Mixture
 from samplers.guidance.conjunction import Conjunction
 from samplers.guidance.perturbed import SkipLayer
-from samplers.multi_model.stages import Stage, StagedDenoiser, StagedSolver, Stages
+from samplers.multi_model.stages import LevelStage, LevelStages, StagedDenoiser, StagedSolver
 from samplers.noise import normal, seeded_noise
 
 PATH = RectifiedFlow()
@@ -108,9 +108,9 @@ def staged(order, grid, solver, spy):
 
     def make(number):
         made.append(number)
-        return Stage(spy, solver, labels[number], {"x": float(number)})
+        return LevelStage(spy, solver, labels[number], {"x": float(number)})
 
-    stages = Stages(bounds, tuple(order), make)
+    stages = LevelStages(bounds, tuple(order), make)
     return StagedDenoiser(stages, spy), StagedSolver(stages, solver), made
 
 

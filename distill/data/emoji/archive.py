@@ -26,7 +26,7 @@ FILE_NAME = re.compile(r"images/[a-z0-9-]{1,40}/[0-9A-F]{1,8}(-[0-9A-F]{1,8}){0,
 PICTURE_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 26  # bytes
 
 
-class Record(Config):
+class DrawingRecord(Config):
     """What is known of one picture. `hex` is the emoji's code points; `names`, `tags`, `keywords` are in lower case."""
 
     file_name: str
@@ -43,7 +43,7 @@ class Record(Config):
     licence: str
 
 
-def write_archive(path: Path, records: Sequence[Record], pictures: Mapping[str, bytes], concepts: Sequence[str]) -> None:
+def write_archive(path: Path, records: Sequence[DrawingRecord], pictures: Mapping[str, bytes], concepts: Sequence[str]) -> None:
     """Write an archive atomically; `pictures` maps a record's file name to its WebP bytes."""
     records = sorted(records, key=lambda record: record.file_name)
     lines = [json.dumps(record.model_dump(mode="json"), ensure_ascii=False) for record in records]
@@ -70,14 +70,14 @@ def _read(file: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
     return file.read(info)
 
 
-def read_archive(path: Path | str) -> tuple[list[Record], list[bytes], list[str]]:
+def read_archive(path: Path | str) -> tuple[list[DrawingRecord], list[bytes], list[str]]:
     """(records, the picture's WebP bytes for each, concept labels) of an archive."""
     path = Path(path)
     try:
         with opened(path) as stream, zipfile.ZipFile(stream) as file:
             lines = _read(file, METADATA, TEXT_LIMIT, path).decode().splitlines()
             concepts = _read(file, CONCEPTS, TEXT_LIMIT, path).decode().splitlines()
-            records = [Record.model_validate_json(line) for line in lines]
+            records = [DrawingRecord.model_validate_json(line) for line in lines]
             for record in records:
                 if not FILE_NAME.fullmatch(record.file_name):
                     raise DataError(f"{path}: {record.file_name!r} is not a picture's name (images/<pack>/<code>.webp).")

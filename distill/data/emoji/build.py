@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from distill.data.emoji.archive import Record, write_archive
+from distill.data.emoji.archive import DrawingRecord, write_archive
 from distill.data.emoji.concepts import Concept, Matcher, read_concepts
 from distill.data.emoji.packs import FAMILIES, KEYWORDS, NAMES, PACKS, Pack, fetch, locate, read_members
 from distill.data.errors import DataError
@@ -44,7 +44,7 @@ _UNSAFE = re.compile(
 class Job:
     """One picture to render."""
 
-    record: Record
+    record: DrawingRecord
     svg: str
 
 
@@ -120,7 +120,7 @@ def plan(
             if svg is None:
                 reasons["unsafe or malformed drawing"] += 1
                 continue
-            record = Record(
+            record = DrawingRecord(
                 file_name=f"images/{pack.slug}{f'-{number}' if number > 1 else ''}/{code}.webp",
                 pack=pack.slug,
                 family=pack.family,

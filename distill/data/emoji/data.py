@@ -23,13 +23,13 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from distill.data.emoji.archive import Record, read_archive
+from distill.data.emoji.archive import DrawingRecord, read_archive
 from distill.data.emoji.captions import Names, countable, name_concepts, read_common, say_background, short_noun, write_caption
 from distill.data.emoji.recolor import BACKGROUNDS, COLOURS, composite, measure, recolour
 from distill.data.emoji.scenes import (
     RELATIONS,
+    DrawingScene,
     Placed,
-    Scene,
     SceneConfig,
     arrange_count,
     arrange_pair,
@@ -78,7 +78,7 @@ class Variant:
     background: str | None = None
 
 
-def split_of(record: Record) -> Literal["train", "held_out"]:
+def split_of(record: DrawingRecord) -> Literal["train", "held_out"]:
     """Whether a drawing is held out of training: one in ten by a hash of its file name, so that every archive agrees."""
     return "held_out" if hashlib.sha256(record.file_name.encode()).digest()[0] < 26 else "train"
 
@@ -91,7 +91,7 @@ class EmojiData:
     def __init__(self, config: EmojiConfig | None = None, seed: int = 0):
         """Reads the archives; raises DataError where one cannot be used."""
         self.config, self.seed = config or EmojiConfig(), seed
-        self.records: list[Record] = []
+        self.records: list[DrawingRecord] = []
         encoded: list[bytes] = []
         concepts: set[str] = set()
         for path in self.config.archives or (SHIPPED,):
@@ -241,7 +241,7 @@ class EmojiData:
 
     # ---- scenes ----
 
-    def scene(self, counter: int) -> tuple[Scene, str]:
+    def scene(self, counter: int) -> tuple[DrawingScene, str]:
         """What sample `counter` shows when drawings are placed anew, and its caption."""
         config = self.config.scenes
         assert config is not None
@@ -249,7 +249,7 @@ class EmojiData:
         ((index, k),) = self.choose([counter])
         variant = self.variant(index, k)
         kind = rng.random()
-        made: tuple[Scene, str | None] | None = None
+        made: tuple[DrawingScene, str | None] | None = None
         if kind < config.pairs:
             made = self._pair(variant, rng)
         elif kind < config.pairs + config.counts:
@@ -257,16 +257,16 @@ class EmojiData:
         elif kind < config.total:
             size = rng.choice(("tiny", "small"))
             thing = arrange_small(index, variant.color, size, self._flip(index, rng), rng)
-            made = self._described(Scene((thing,), variant.background, size=size), rng)
+            made = self._described(DrawingScene((thing,), variant.background, size=size), rng)
         if made is not None and made[1] is not None:
             return made[0], "" if rng.random() < self.config.drop_caption else made[1]
         thing = arrange_single(index, variant.color, config, self._flip(index, rng), rng)
-        return Scene((thing,), variant.background), self.caption(variant, counter)
+        return DrawingScene((thing,), variant.background), self.caption(variant, counter)
 
     def _flip(self, index: int, rng: random.Random) -> bool:
         return self.config.scenes is not None and rng.random() < self.config.scenes.flip and self.mirrored[index]
 
-    def _pair(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
+    def _pair(self, variant: Variant, rng: random.Random) -> tuple[DrawingScene, str | None]:
         """The thing of a variant and another of the same style."""
         alike = self._by_style[self.records[variant.index].style]
         everyday = self._everyday_by_style[self.records[variant.index].style]
@@ -281,19 +281,19 @@ class EmojiData:
         things = [(v.index, v.color) for v in (variant, other)]
         placed = arrange_pair(things[0], things[1], relation, [self._flip(i, rng) for i, _ in things], rng)
         if variant.index == other.index or self.labels[variant.index] == self.labels[other.index]:
-            return Scene(placed), None  # "a cat and a cat"
-        return self._described(Scene(placed, background, relation), rng)
+            return DrawingScene(placed), None  # "a cat and a cat"
+        return self._described(DrawingScene(placed, background, relation), rng)
 
     def _colours(self, *variants: Variant) -> set[str | None]:
         return {v.color or self.palette.names[v.index] for v in variants}
 
-    def _count(self, variant: Variant, rng: random.Random) -> tuple[Scene, str | None]:
+    def _count(self, variant: Variant, rng: random.Random) -> tuple[DrawingScene, str | None]:
         """One to four of a variant's thing; its caption is None where the thing is not counted."""
         count = rng.choices((1, 2, 3, 4), (0.1, 0.35, 0.35, 0.2))[0]
         things = arrange_count(variant.index, variant.color, count, self._flip(variant.index, rng), rng)
-        return self._described(Scene(things, variant.background, count=count), rng)
+        return self._described(DrawingScene(things, variant.background, count=count), rng)
 
-    def _described(self, scene: Scene, rng: random.Random) -> tuple[Scene, str | None]:
+    def _described(self, scene: DrawingScene, rng: random.Random) -> tuple[DrawingScene, str | None]:
         things = scene.things if scene.relation else scene.things[:1]
         nouns = [short_noun(self.names[thing.index], thing.color, rng) for thing in things]
         if not all(countable(noun) for noun in nouns):
@@ -311,7 +311,7 @@ class EmojiData:
             rgba[rows, :3] = recolour(rgba[rows, :3], self.palette, index[rows], colours)
         return rgba
 
-    def render_scenes(self, scenes: Sequence[Scene]) -> Tensor:
+    def render_scenes(self, scenes: Sequence[DrawingScene]) -> Tensor:
         """The pictures (B, 3, size, size) float32 in [-1, 1]."""
         size = self.config.size
         parts = []

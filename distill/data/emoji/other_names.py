@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.data.emoji.archive import Record, read_archive
+from distill.data.emoji.archive import DrawingRecord, read_archive
 from distill.data.emoji.captions import SPECIFIC, read_common
 from distill.data.emoji.concepts import normalise
 from distill.data.emoji.data import SHIPPED
@@ -41,7 +41,7 @@ COLOURS = {  # stems or words -> the endings that they are met with
 }
 
 
-def table(records: Iterable[Record], languages: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+def table(records: Iterable[DrawingRecord], languages: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """Name -> label. records: the drawings; languages: per language emojibase's entries (hexcode, label, tags)."""
     label_of = {record.hex: record.label for record in records}
     english = {plain_name(label) for label in label_of.values()}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.data.emoji.archive import Record
+from distill.data.emoji.archive import DrawingRecord
 from distill.data.emoji.captions import MAX_WORDS, article, caption_length, pluralize
 from gen.nn.registry import Config
 
@@ -82,7 +82,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Scene:
+class DrawingScene:
     """Things on a background (None: white). relation: how the first of two stands to the second, a key of `RELATIONS`;
     count: how many of one thing (0: none was asked for); size: a key of `SIZES`."""
 
@@ -93,7 +93,7 @@ class Scene:
     size: str | None = None
 
 
-def has_mirror_image(record: Record) -> bool:
+def has_mirror_image(record: DrawingRecord) -> bool:
     """Whether a drawing may be mirrored without becoming wrong."""
     words = f" {record.label} "
     return record.subgroup not in HANDED and not any(f" {word}" in words for word in HANDED_WORDS)
@@ -148,7 +148,7 @@ def arrange_count(index: int, color: str | None, count: int, mirrored: bool, rng
     return tuple(Placed(index, color, x, y, scale, 0.0, mirrored) for x, y in places)
 
 
-def scene_caption(scene: Scene, nouns: Sequence[str], place: str, look: str, rng: random.Random) -> str | None:
+def scene_caption(scene: DrawingScene, nouns: Sequence[str], place: str, look: str, rng: random.Random) -> str | None:
     """What a scene shows. nouns: what each different thing is called, with its colour and without an article; place, look:
     what is said of background and style. None where it would not fit into `MAX_WORDS` words."""
     if scene.relation is not None:
@@ -168,7 +168,7 @@ def scene_caption(scene: Scene, nouns: Sequence[str], place: str, look: str, rng
 
 
 def draw_scenes(
-    scenes: Sequence[Scene], pictures: Callable[[Sequence[Placed]], Tensor], backgrounds: Tensor, size: int
+    scenes: Sequence[DrawingScene], pictures: Callable[[Sequence[Placed]], Tensor], backgrounds: Tensor, size: int
 ) -> Tensor:
     """The pictures (B, 3, size, size) in [0, 1]. `pictures` gives the drawings of things, (M, 4, h, w) in [0, 1] with alpha not
     multiplied in; backgrounds: (B, 3) in [0, 1]. Things that come later lie above."""

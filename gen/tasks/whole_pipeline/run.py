@@ -31,7 +31,7 @@ from gen.pipeline.settings import Sampling, warn_sampler
 from gen.pipeline.subjects import draw_seeds, make_items
 from gen.pipeline.types import Item, SamplingBatch, Settings
 from gen.tasks.text_encoding.options import OPTIONS as ENCODING
-from gen.tasks.whole_pipeline.task import OWN, Asked, check_latents, make_whole_settings, read_texts, refuse
+from gen.tasks.whole_pipeline.task import OWN, PipelineArgs, check_latents, make_whole_settings, read_texts, refuse
 from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.noise import seeded_noise
@@ -119,7 +119,13 @@ def preview_pipeline(model: Model, latents: Tensor) -> list[Any]:
 
 
 def _make_batch(
-    asked: Asked, model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
+    asked: PipelineArgs,
+    model: Model,
+    items: Sequence[Item],
+    settings: Settings,
+    output_type: str,
+    callback: tuple | None,
+    bar: Any,
 ) -> FinishedBatch:
     pipe, call, count = model.network.pipe, asked.call, len(items)
     ours = not asked.own_guidance and settings.scale != settings.guidance.neutral_scale
@@ -183,7 +189,7 @@ def _make_batch(
     return FinishedBatch(to_output_type(shown, output_type), recipes_of(batch, state, edited))
 
 
-def _scales(asked: Asked, pipe: Any, settings: Settings) -> dict[str, float]:
+def _scales(asked: PipelineArgs, pipe: Any, settings: Settings) -> dict[str, float]:
     """The pipeline's guidance: its own scale, its default, or off."""
     if not asked.own_guidance:
         return asked.call.unguided(pipe)

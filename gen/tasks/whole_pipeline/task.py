@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.io.validators import MAX_SCALE, check_float, check_int, check_interval, check_option_values, check_texts
-from gen.models.bridge.generic.call import Pictures, PipelineCall, is_picture, read_pictures
+from gen.models.bridge.generic.call import PipelineCall, PipelinePictures, is_picture, read_pictures
 from gen.models.bridge.generic.noise import OWN_GRID
 from gen.models.bridge.generic.run import is_adaptive
 from gen.models.model import Model
@@ -84,7 +84,7 @@ class WholePipeline(Task):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PipelineArgs:
     """A call of a whole pipeline, checked: what the pipeline is given, and its latents where the caller has some."""
 
     call: PipelineCall
@@ -131,7 +131,7 @@ def check_latents(call: PipelineCall, latents: Any, total: int) -> Tensor | None
 
 def make_whole_settings(
     model: Model, sampling: Sampling, keywords: Mapping[str, Any], tasks: Mapping[str, Any]
-) -> tuple[Asked, Settings]:
+) -> tuple[PipelineArgs, Settings]:
     call: PipelineCall = model.network.call
     stack = _guidance(call, sampling)
     own = stack.names == (OWN,)
@@ -187,7 +187,7 @@ def make_whole_settings(
             "choose one of fixed steps, such as dpmpp_2m."
         )
     scaled = own and sampling.guidance_scale is not None
-    return Asked(call, task, given, own, scaled, regridded, adaptive), settings
+    return PipelineArgs(call, task, given, own, scaled, regridded, adaptive), settings
 
 
 def _origin(model: Model) -> tuple[str, ...]:
@@ -270,13 +270,13 @@ def _pipeline_args(call: PipelineCall, tasks: Mapping[str, Any], own: bool) -> t
         if is_picture(name, value) or name in PICTURES.values():
             read = read_pictures(name, value, "L" if "mask" in name else "RGB")
             asked[name], pictures[name] = read, read.digests
-    given = {name: value.value if isinstance(value, Pictures) else value for name, value in asked.items()}
+    given = {name: value.value if isinstance(value, PipelinePictures) else value for name, value in asked.items()}
     return WholePipeline(call.name, asked, pictures), given
 
 
 def _plain(name: str, value: Any) -> bool:
     """Can a recipe hold an option?"""
-    if isinstance(value, Pictures):
+    if isinstance(value, PipelinePictures):
         return False
     try:
         check_option_values("pipeline_options", {name: value})

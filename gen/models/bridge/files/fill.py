@@ -21,7 +21,7 @@ from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
 from gen.nn.quantized import CODECS, QuantizedWeight, join, quantizable, quantize
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """A file of weights: `StoredFile` or `GGUFFile`. codes: tensors in fewer bits, and how."""
 
     path: Path
@@ -52,7 +52,7 @@ class Filling:
             f"{name}.weight": module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)
         }
 
-    def only_size(self, source: Source) -> None:
+    def only_size(self, source: TensorSource) -> None:
         """Have tensors of the right kind and dtype on the meta device, and none of the file's values."""
         for target, value in list(self.values.items()):
             codes = {source.codes.get(piece.source) for piece in self.plan.get(target, ())}
@@ -193,7 +193,7 @@ def check_plan(path: Path, name: str, filling: Filling, shapes: Mapping[str, tup
         raise CheckpointError(path, f"does not fit {name}: {'; '.join(problems)}.")
 
 
-def fill(source: Source, fillings: Iterable[Filling]) -> None:
+def fill(source: TensorSource, fillings: Iterable[Filling]) -> None:
     """Fill networks from one file, in one pass over it."""
     fillings = list(fillings)
     if wants_sizes_only():

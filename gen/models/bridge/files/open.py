@@ -16,7 +16,7 @@ import torch
 from gen.io.digests import file_digest
 from gen.io.weights import CheckpointError
 from gen.models.bridge.files import layouts
-from gen.models.bridge.files.fill import Source, fill
+from gen.models.bridge.files.fill import TensorSource, fill
 from gen.models.bridge.files.kinds import Kind, kind_of
 from gen.models.bridge.files.plans import Planned, holding, open_source, planned
 from gen.models.bridge.load import load_network, load_tokenizer, variants_for
@@ -106,7 +106,7 @@ def _checked(path: Path, options: ModelOptions) -> dict[str, Any]:
     return {} if prediction is None else {"prediction_type": PREDICTIONS[prediction]}
 
 
-def _check_leftover(source: Source, kind: Kind, family: Family, plans: Mapping[str, Planned]) -> None:
+def _check_leftover(source: TensorSource, kind: Kind, family: Family, plans: Mapping[str, Planned]) -> None:
     """CheckpointError for a tensor of the denoiser that has no place in it."""
     backbone = plans[family.backbone]
     prefix = backbone.holder.prefix(source.shapes)

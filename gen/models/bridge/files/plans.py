@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError
-from gen.models.bridge.files.fill import Filling, Source, build, check_plan
+from gen.models.bridge.files.fill import Filling, TensorSource, build, check_plan
 from gen.models.bridge.files.gguf_file import GGUFFile, check_installed
 from gen.models.bridge.files.kinds import Holder
 from gen.models.bridge.files.rows import Plan, row_plan
@@ -27,14 +27,14 @@ class Planned:
     plan: Plan
     network: nn.Module
 
-    def filling(self, source: Source, dtype: torch.dtype, scheme: str | None = None) -> Filling:
+    def filling(self, source: TensorSource, dtype: torch.dtype, scheme: str | None = None) -> Filling:
         """Ready to be filled; CheckpointError where the file does not fit. scheme: as of `Filling`."""
         filling = Filling(self.network, self.plan, dtype, scheme=scheme)
         check_plan(source.path, self.holder.class_name, filling, source.shapes)
         return filling
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> TensorSource:
     """The file by its ending: GGUF or safetensors."""
     if path.suffix == ".gguf":
         check_installed(path)
@@ -49,7 +49,7 @@ def holding(holders: tuple[Holder, ...], names: Collection[str]) -> tuple[Holder
     return None
 
 
-def planned(source: Source, holder: Holder, prefix: str) -> Planned:
+def planned(source: TensorSource, holder: Holder, prefix: str) -> Planned:
     """What is known of a network of a file; CheckpointError for names or shapes that it cannot have."""
     shapes = {name.removeprefix(prefix): shape for name, shape in source.shapes.items() if name.startswith(prefix)}
     try:

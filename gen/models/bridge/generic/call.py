@@ -43,7 +43,7 @@ SCALES = ("true_cfg_scale", "guidance_scale")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PipelinePictures:
     """Pictures that a pipeline is given under one name: PIL pictures, one or a list, and their sha256."""
 
     value: Any
@@ -147,12 +147,12 @@ def is_picture(name: str, value: Any) -> bool:
     return "image" in name and "embed" not in name and all(isinstance(one, PICTURE_TYPES) for one in values)
 
 
-def read_pictures(name: str, value: Any, mode: str = "RGB") -> Pictures:
+def read_pictures(name: str, value: Any, mode: str = "RGB") -> PipelinePictures:
     """ValueError says what cannot be read."""
     several = isinstance(value, list | tuple)
     pictures = [read_picture(name, one, mode) for one in (value if several else [value])]
     images = [_pil(picture) for picture in pictures]
-    return Pictures(images if several else images[0], tuple(digest(picture) for picture in pictures))
+    return PipelinePictures(images if several else images[0], tuple(digest(picture) for picture in pictures))
 
 
 def _pil(picture: Tensor) -> Any:

@@ -20,7 +20,7 @@ class Stopped(BaseException):
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepRequest:
     """The function waits, and says this."""
 
     value: Any
@@ -52,7 +52,7 @@ class Desk:
     def ask(self, value: Any) -> Any:
         """Inside the thread: hand a value over, and wait for what comes next. Stopped if nothing will."""
         self.check()
-        self.outward.put(Asked(value))
+        self.outward.put(StepRequest(value))
         answer = self.inward.get()
         self.check()
         return answer
@@ -87,7 +87,7 @@ class Handover:
         return self._thread.is_alive()
 
     def begin(self) -> Any:
-        """Start the function: what it asks with first, or what it returns (`Asked`, `Returned`). What it raises is raised."""
+        """Start the function: its first `StepRequest`, or what it returns (`Returned`). What it raises is raised."""
         self._thread.start()
         return self._wait()
 

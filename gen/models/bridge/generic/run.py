@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gen.io.threads import lock_of
 from gen.models.bridge.generic.handover import Desk, Handover, Returned, Stopped
 from gen.models.bridge.generic.noise import SchedulerNoise, scheduler_noise
-from gen.models.bridge.generic.scheduler import Next, Output, Plan, Progress, handing_over, own_start
+from gen.models.bridge.generic.scheduler import Next, Progress, StepOutput, TimestepPlan, handing_over, own_start
 from gen.models.decoding import is_out_of_memory
 from samplers.denoiser import Condition, Context
 from samplers.path import NoiseLevel, Path
@@ -66,7 +66,7 @@ class PipelineRun:
         self._whole: tuple[NoiseLevel, ...] = ()  # the levels of the whole schedule
         self._planned: tuple[NoiseLevel, ...] = ()  # the levels of all evaluations, as far as they are known before the run
         self._stack = ExitStack()
-        self._waiting: Output | None = None
+        self._waiting: StepOutput | None = None
 
     def __enter__(self) -> PipelineRun:
         with ExitStack() as stack:
@@ -78,7 +78,7 @@ class PipelineRun:
             own, call, pipe, noise = self.pipe.scheduler, self.call, self.pipe, self.noise
             method = weakref.WeakMethod(self._plan)  # nothing in the thread keeps this run alive
 
-            def plan(scheduler: Any, steps: int | None) -> Plan:
+            def plan(scheduler: Any, steps: int | None) -> TimestepPlan:
                 bound = method()
                 if bound is None:
                     raise Stopped
@@ -132,7 +132,7 @@ class PipelineRun:
 
     # ---- inside ----
 
-    def _plan(self, scheduler: Any, steps: int | None) -> Plan:
+    def _plan(self, scheduler: Any, steps: int | None) -> TimestepPlan:
         """In the pipeline's thread: the evaluations to come."""
         own = self.noise.own_levels(scheduler, steps)
         start = own_start(scheduler, self.noise, own[0])
@@ -142,15 +142,17 @@ class PipelineRun:
         self._whole = levels
         if self.adaptive:
             self._planned = levels[:-1]
-            return Plan(self._planned, 1, start)
+            return TimestepPlan(self._planned, 1, start)
         asked = dry_run(self.inner, levels, self.noise)
         if "strength" in self.call:  # the pipeline begins at a step, which it finds by counting
             asked = padded(asked)
         self._planned = tuple(level for _, level in asked)
         # a pipeline that gave sigmas counts those; one that asked for steps counts steps
-        return Plan(self._planned, 1 if steps is None else per_step([step for step, _ in asked], len(levels) - 1), start)
+        return TimestepPlan(
+            self._planned, 1 if steps is None else per_step([step for step, _ in asked], len(levels) - 1), start
+        )
 
-    def _begin(self, first: Output) -> None:
+    def _begin(self, first: StepOutput) -> None:
         """The levels that are run, from where the pipeline began in its schedule (its strength), and the first latents."""
         begin = self._planned[first.index]
         levels = (begin, *(level for level in self._whole if level.logsnr > begin.logsnr))

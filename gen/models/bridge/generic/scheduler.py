@@ -21,7 +21,7 @@ from samplers.path import NoiseLevel
 
 
 @dataclass(frozen=True)
-class Output:
+class StepOutput:
     """What the network gave.
 
     sample: the latents that it was given.
@@ -43,7 +43,7 @@ class Next:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimestepPlan:
     """The evaluations of a run as far as they are known before it.
 
     levels: of every evaluation, in order.
@@ -59,9 +59,9 @@ class Plan:
 class Progress:
     """Where a run is: shared by the scheduler and the timesteps that the pipeline goes through."""
 
-    def __init__(self, desk: Desk, noise: SchedulerNoise, plan: Callable[[Any, int | None], Plan]):
+    def __init__(self, desk: Desk, noise: SchedulerNoise, plan: Callable[[Any, int | None], TimestepPlan]):
         self.desk, self.noise, self.plan = desk, noise, plan
-        self.at: Plan | None = None
+        self.at: TimestepPlan | None = None
         self.timesteps: Tensor | None = None
         self.begin = 0  # the planned evaluation that the pipeline began with
         self.done = 0  # evaluations handed over
@@ -133,7 +133,7 @@ def handing_over(own: Any, progress: Progress) -> Any:
             raw = raw[:, : sample.shape[1]]  # the other half is a learned variance
         index = progress.begin + progress.done
         self._step_index = index
-        following = progress.desk.ask(Output(sample, raw, index))
+        following = progress.desk.ask(StepOutput(sample, raw, index))
         progress.done += 1
         progress.upcoming = following.level
         _write(self, index + 1, progress, following.level)
@@ -197,7 +197,7 @@ def _own_sigma(kind: type, scheduler: Any) -> Any:
     return scheduler.__dict__.get("init_noise_sigma", 1.0)
 
 
-def _install(scheduler: Any, plan: Plan, progress: Progress) -> None:
+def _install(scheduler: Any, plan: TimestepPlan, progress: Progress) -> None:
     """The planned timesteps and sigmas in the place of the scheduler's own."""
     values = [progress.remember(level) for level in plan.levels]
     own = scheduler.timesteps
