@@ -213,12 +213,9 @@ def test_variants_of_a_layout(tmp_path):
     generator = Generator.from_pretrained(kontext, text_encoder=folder, vae=folder, device="cpu")
     assert type(generator.network).__name__ == "Kontext" and generator.pipeline.index["_class_name"] == "FluxKontextPipeline"
     tensors = load_file(kontext)
-    for channels, match in ((96, None), (32, "is FLUX Depth or Canny, which is not opened")):
+    filling = "cannot be opened as FLUX Fill: its network takes 96 channels, not 48"  # this autoencoder's factor is 2, not 8
+    for channels, match in ((96, filling), (32, "is FLUX Depth or Canny, which is not opened")):
         save_file(tensors | {"img_in.weight": torch.ones(128, channels)}, tmp_path / "other.safetensors")
-        if match is None:
-            other = Generator.from_pretrained(tmp_path / "other.safetensors", text_encoder=folder, vae=folder, device="cpu")
-            assert type(other.network).__name__ == "Fill"
-            continue
         with pytest.raises(ValueError, match=match):
             Generator.from_pretrained(tmp_path / "other.safetensors", text_encoder=folder, vae=folder)
     with pytest.raises(ValueError, match="is SDXL's refiner, which finishes"):

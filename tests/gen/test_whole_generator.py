@@ -185,7 +185,7 @@ REFUSED = {
     "flow_map": ({"sampler": "flow_map"}, "tells the network where a step ends"),
     "cfg++": ({"sampler": "euler_cfg_pp"}, "keeps to itself; say guidance='cfg'"),
     "interval": ({"guidance_interval": (0.0, 1.0)}, "own guidance has no interval"),
-    "unknown option": ({"pipeline_options": {"clip_skips": 1}}, "takes no 'clip_skips'; did you mean 'clip_skip'"),
+    "unknown option": ({"pipeline_options": {"clip_skips": 1}}, "takes no 'clip_skips'. Did you mean 'clip_skip'"),
     "given elsewhere": ({"pipeline_options": {"num_inference_steps": 3}}, "is given by num_inference_steps="),
     "cannot be followed": ({"pipeline_options": {"return_dict": False}}, "cannot be followed"),
     "unknown keyword": ({"guidence": "cfg"}, "did you mean 'guidance'"),
