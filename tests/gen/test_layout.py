@@ -76,7 +76,7 @@ def test_a_layout_is_regions_around_the_network(tiny):
         field = Regions(tiny.denoiser, regions, lambda d, scale, negative: ClassifierFree(d, scale, negative), 3.0)
         expected = sample(field, get_solver("dpmpp_2m"), eps, levels)
     made = tiny.layout(TWO, num_images_per_prompt=2, output_type="latent", **CALL)
-    assert torch.allclose(made.images, expected, atol=1e-5)
+    assert torch.allclose(made.images, expected, atol=1e-4)  # rows come in other blocks
     assert made.nfe == 3 * (3 + 1)  # the unconditional part once for all regions
     assert made.recipes[0].prompt == "the moon"
 

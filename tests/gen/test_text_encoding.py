@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -33,16 +35,26 @@ ASKED = {
 }
 
 
+@contextlib.contextmanager
+def final_norm_in_place(encoder):
+    """The final norm where pipelines look for it, whatever transformers has; only so long, as the pipeline is shared."""
+    if hasattr(encoder, "text_model"):
+        yield
+        return
+    object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        object.__delattr__(encoder, "text_model")
+
+
 @pytest.mark.parametrize(("name", "asked"), [(name, asked) for name, rows in ASKED.items() for asked in rows])
 def test_a_picture_read_so_is_the_pipelines_own(bridged, name, asked):
     pipeline, generator = bridged(name)
-    if not hasattr(
-        pipeline.text_encoder, "text_model"
-    ):  # where the pipeline looks for the final norm, whatever transformers has
-        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
     x = noise(generator, 1)
     words = {key: [value] if isinstance(value, str) else value for key, value in asked.items()}
-    reference = theirs(name, pipeline, x, 4.0, **words)
+    with final_norm_in_place(pipeline.text_encoder):
+        reference = theirs(name, pipeline, x, 4.0, **words)
     found = ours(name, generator, x, 4.0, **asked)
     torch.testing.assert_close(found, reference, **CLOSE)
     without = {key: value for key, value in asked.items() if key == "negative_prompt"}
