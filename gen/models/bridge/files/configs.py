@@ -173,12 +173,17 @@ def sd3(shapes: Shapes) -> Config:
     }
 
 
+def _published_head_width(norm: tuple[int, ...], model: str) -> int:
+    """128, by the norm of the heads' keys or queries; ValueError for another."""
+    if norm[0] != 128:
+        raise ValueError(f"its heads are {norm[0]} wide, and {model}'s are 128")
+    return norm[0]
+
+
 def flux(shapes: Shapes) -> Config:
     """FluxTransformer2DModel of FLUX.1."""
     width, channels = shapes["img_in.weight"]
-    dim = shapes["double_blocks.0.img_attn.norm.key_norm.scale"][0]
-    if dim != 128:
-        raise ValueError(f"its heads are {dim} wide, and FLUX.1's are 128")
+    dim = _published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.1")
     return {
         "patch_size": 1,
         "in_channels": channels,
@@ -197,9 +202,7 @@ def flux(shapes: Shapes) -> Config:
 def z_image(shapes: Shapes) -> Config:
     """ZImageTransformer2DModel."""
     width, pixels = shapes["x_embedder.weight"]
-    dim = shapes["layers.0.attention.q_norm.weight"][0]
-    if dim != 128:
-        raise ValueError(f"its heads are {dim} wide, and Z-Image's are 128")
+    dim = _published_head_width(shapes["layers.0.attention.q_norm.weight"], "Z-Image")
     return {
         "all_patch_size": [2],
         "all_f_patch_size": [1],
@@ -216,9 +219,7 @@ def z_image(shapes: Shapes) -> Config:
 def qwen_image(shapes: Shapes) -> Config:
     """QwenImageTransformer2DModel, whose published files have diffusers' names."""
     width, pixels = shapes["img_in.weight"]
-    dim = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-    if dim != 128:
-        raise ValueError(f"its heads are {dim} wide, and Qwen-Image's are 128")
+    dim = _published_head_width(shapes["transformer_blocks.0.attn.norm_q.weight"], "Qwen-Image")
     return {
         "patch_size": 2,
         "in_channels": pixels,
