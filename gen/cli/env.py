@@ -19,7 +19,9 @@ PACKAGES = (
     "accelerate",
     "safetensors",
     "xformers",
-    "gradio",
+    "fastapi",
+    "nicegui",
+    "pyarrow",
     "pillow",
     "numpy",
 )

@@ -542,11 +542,11 @@ def test_latent_scale_is_undone_before_decoding(tiny_model, tmp_path):
 
 def test_importing_gen_is_light():
     code = "import sys, gen; gen.__version__; print(sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))"
-    heavy = ["torch", "transformers", "diffusers", "peft", "gradio", "PIL", "pydantic", "distill"]
+    heavy = ["torch", "transformers", "diffusers", "peft", "nicegui", "fastapi", "PIL", "pydantic", "distill"]
     run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
     code = code.replace("gen.__version__", "gen.Generator")
-    heavy = ["transformers", "diffusers", "peft", "gradio", "accelerate", "huggingface_hub", "distill", "rich"]
+    heavy = ["transformers", "diffusers", "peft", "nicegui", "fastapi", "accelerate", "huggingface_hub", "distill", "rich"]
     run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
