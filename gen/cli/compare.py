@@ -9,9 +9,60 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from gen.cli.groups import grouped
+from gen.cli.options import Device, Dtype, GuidanceScale, Import, Model, PartOptions, Quiet
 from gen.cli.output import check_png, save_free, say
+
+
+def add(app: typer.Typer) -> None:
+    """Make it part of the program."""
+    app.command()(compare)
+
+
+@grouped
+def compare(
+    *,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
+    samplers: Annotated[str, typer.Option(help="Names with commas between; a name may include its schedule.")] = (
+        "euler,heun,dpmpp_2m,dpmpp_3m,unipc,deis"
+    ),
+    schedules: Annotated[str | None, typer.Option(help="Each sampler on each of these. [default: the model's]")] = None,
+    steps: Annotated[str, typer.Option(help="Step counts, with commas between.")] = "4,8,16,32",
+    reference: Annotated[int, typer.Option(help="Steps of the reference that distances are measured to.")] = 200,
+    seed: Annotated[int, typer.Option(help="The first picture's seed.")] = 0,
+    guidance_scale: GuidanceScale = None,
+    model: Model = "default",
+    parts: PartOptions,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
+    device: Device = None,
+    dtype: Dtype = None,
+    import_: Import = None,
+    quiet: Quiet = False,
+) -> int:
+    """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
+    from gen.io.user_code import import_files
+
+    import_files(import_)
+
+    return run(
+        prompts or [],
+        samplers=samplers,
+        schedules=schedules,
+        steps=steps,
+        reference=reference,
+        model=model,
+        parts=parts.arguments(),
+        seed=seed,
+        guidance_scale=guidance_scale,
+        output=output,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from torch import nn
+import typer
 
+from gen.cli.options import Quiet, Written
 from gen.cli.output import say
+from gen.cli.parser import chosen_output
 from gen.io.errors import printable
 
+if TYPE_CHECKING:
+    from torch import nn
+
 OWN = "fewstep"
+
+
+def add(app: typer.Typer) -> None:
+    """Make it part of the program."""
+    app.command()(convert)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, an index of several, or a folder.")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="What to write; nothing is overwritten. Or -o OUT.", show_default=False)
+    ] = None,
+    output: Written = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="uvit, dit, pixart, diffusers-dit, diffusers-pixart, fewstep.")
+    ] = None,
+    from_pickle: Annotated[
+        bool, typer.Option("--from-pickle", help="IN is a .pt or .pth file; write its tensors as safetensors.")
+    ] = False,
+    key: Annotated[str | None, typer.Option(help="The entry of the pickle that holds the weights.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads, where neither width nor config tells them.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width in latent pixels, where the file does not tell.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the file's]")] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Convert checkpoints: between published formats, and from pickle to safetensors."""
+    target = chosen_output(target, output)
+    return run(source, target, to=to, from_pickle=from_pickle, key=key, heads=heads, size=size, dtype=dtype, quiet=quiet)
 
 
 def run(

@@ -30,6 +30,12 @@ def commands() -> Iterator[Callable[..., int]]:
             yield from importlib.import_module(row.command_line).COMMANDS
 
 
+def add(app: typer.Typer) -> None:
+    """Make them part of the program."""
+    for command in commands():
+        app.command()(command)
+
+
 def groups_of(part: str) -> list[type[Any]]:
     """The dataclasses of options that tasks have for a command, "IMAGE" or "REPLAY", the first task of the table last.
 

@@ -1,0 +1,75 @@
+"""Commands that belong to other packages, which stand above this one: their modules are run, never imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+# a closed table: each runs as `python -m MODULE` would
+MODULES = {
+    "data build": "distill.data.emoji.build",
+    "words": "distill.words",
+    "train": "distill.train",
+    "evaluate": "distill.evaluate",
+    "lora train": "customization.train",
+    "lora": "customization.lora",
+}
+ran: list[str] = []  # of them, by this process
+HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def add(app: typer.Typer) -> None:
+    """Make them part of the program."""
+    for command in (train, evaluate, words):
+        app.command(context_settings=HANDED_OVER, add_help_option=False)(command)
+    app.add_typer(data, name="data")
+
+
+def train(context: typer.Context) -> int:
+    """Train what a config says: fewstep train CONFIG.yaml key=value ..."""
+    return hand_over("train", context.args)
+
+
+def evaluate(context: typer.Context) -> int:
+    """Measure a model: fewstep evaluate ..."""
+    return hand_over("evaluate", context.args)
+
+
+def words(context: typer.Context) -> int:
+    """List what the default model knows, or look words up: fewstep words ..."""
+    return hand_over("words", context.args)
+
+
+@data.command(context_settings=HANDED_OVER, add_help_option=False)
+def build(context: typer.Context) -> int:
+    """Build the default model's training data: fewstep data build ..."""
+    return hand_over("data build", context.args)
+
+
+def hand_over(command: str, arguments: Sequence[str]) -> int:
+    """Run another package's module as a program of its own, in this process."""
+    import importlib.util
+    import runpy
+
+    ran.append(command)
+    module = MODULES[command]
+    if importlib.util.find_spec(module.split(".")[0]) is None or importlib.util.find_spec(module) is None:
+        raise ValueError(
+            f"`fewstep {command}` needs the module {module}, which this installation lacks; install fewstep whole."
+        )
+    before = sys.argv
+    sys.argv = [f"fewstep {command}", *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    finally:
+        sys.argv = before
+    return 0
