@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gen.calls.adapters import load_files, load_one
+from gen.calls.call import AdapterUse
 from gen.cli.output import say
 from gen.io.errors import printable
 from gen.pipeline.recipe import Recipe
@@ -35,27 +37,11 @@ def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | 
 
 def load(generator: Any, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
     """Load adapters and say what matched. Two files of one name become name and name-2."""
-    from gen.adapters import read_adapter
-
     for spec in specs:
         path, weight = parse_lora(spec)
-        adapter = read_adapter(path, allow_nonfinite=allow_nonfinite)
-        name, n = adapter.name, 1
-        while name in generator.adapters:
-            n += 1
-            name = f"{adapter.name}-{n}"
-        _load_one(generator, replace(adapter, name=name), 1.0 if weight is None else weight, quiet)
-
-
-def _load_one(generator: Any, adapter: Any, weight: float, quiet: bool) -> None:
-    """Load it and say what matched, and which of its learned words have another name because a file before it has them too."""
-    from gen.adapters.words import words_apart
-
-    adapter, names = words_apart(adapter, generator.loaded_adapters.loaded.values() if generator.loaded_adapters else ())
-    report = generator.load_adapter(adapter, weight=weight)
-    say(printable(report.text()), quiet)
-    for old, new in names.items():
-        say(printable(f"Note: another file has learned {old} too; that of {adapter.name} is written {new} in prompts."), quiet)
+        use = AdapterUse(str(path), 1.0 if weight is None else weight)
+        for text in load_files(generator, [use], allow_nonfinite):
+            say(printable(text), quiet)
 
 
 def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: bool, allow_nonfinite: bool = False) -> None:
@@ -78,4 +64,5 @@ def load_recorded(generator: Any, recipe: Recipe, specs: Sequence[str], quiet: b
             adapters[name] = replace(adapter, name=name)
     order = [*recipe.adapters, *adapters]  # words of one name get their numbers as they did then
     for name in sorted(adapters, key=order.index):
-        _load_one(generator, adapters[name], recipe.adapters.get(name, 0.0), quiet)
+        for text in load_one(generator, adapters[name], recipe.adapters.get(name, 0.0)):
+            say(printable(text), quiet)

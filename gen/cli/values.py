@@ -2,31 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """key=value strings as options: true and false, numbers, several numbers with commas between, else text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{pair!r} is not an option; write it as name=value, for example eta=0.5.")
-        options[name.replace("-", "_")] = _value(value)
-    return options
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    parts = [_value(part) for part in text.split(",")] if "," in text else [text]
-    return text if any(isinstance(part, str) for part in parts) else parts
+from gen.calls.values import parse_options as parse_options
 
 
 def sides(name: str, text: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,169 @@
+"""A call as a command line that makes the same pictures to the byte."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from gen.calls.call import Call
+from gen.calls.values import write_options
+
+# keyword -> option, of every command that has it
+_VALUES = {
+    "num_images_per_prompt": "--number",
+    "seed": "--seed",
+    "num_inference_steps": "--steps",
+    "sampler": "--sampler",
+    "schedule": "--schedule",
+    "guidance_scale": "--guidance-scale",
+    "negative_prompt": "--negative",
+    "guidance": "--guidance",
+    "cache": "--cache",
+    "height": "--height",
+    "width": "--width",
+    "batch_size": "--batch-size",
+    "prompt_syntax": "--prompt-syntax",
+    "lora_dir": "--lora-dir",
+    "mask": "--mask",
+    "strength": "--strength",
+    "guide": "--guide",
+    "guide_strength": "--guide-strength",
+    "guide_method": "--guide-method",
+    "greedy": "--greedy",
+    "composition": "--compose",
+    "clip_skip": "--clip-skip",
+    "max_sequence_length": "--max-sequence-length",
+    "prompt_2": "--prompt-2",
+    "prompt_3": "--prompt-3",
+    "negative_prompt_2": "--negative-2",
+    "negative_prompt_3": "--negative-3",
+}
+_REPEATED = {
+    "image": "--image",
+    "control": "--control",
+    "controlnet": "--controlnet",
+    "control_weight": "--control-weight",
+    "control_mode": "--control-mode",
+    "negtome": "--negtome",
+    "negtome_mask": "--negtome-mask",
+    "reference": "--reference",
+    "reference_mask": "--reference-mask",
+    "reference_prompt": "--reference-prompt",
+    "concepts": "--concept",
+    "aesthetic": "--aesthetic",
+}
+_PAIRS = {
+    "guidance_interval": "--guidance-interval",
+    "control_range": "--control-range",
+    "original_size": "--original-size",
+    "target_size": "--target-size",
+    "crops_coords_top_left": "--crop",
+    "negative_original_size": "--negative-original-size",
+    "negative_target_size": "--negative-target-size",
+    "negative_crops_coords_top_left": "--negative-crop",
+}
+_OPTIONS = {
+    "sampler_options": "--sampler-option",
+    "schedule_options": "--schedule-option",
+    "guidance_options": "--guidance-option",
+    "cache_options": "--cache-option",
+    "guide_options": "--guide-option",
+    "composition_options": "--compose-option",
+    "pipeline_options": "--pipeline-option",
+}
+_TWEAKS = {f"{name}_options": name for name in ("negtome", "reference", "concepts", "aesthetic", "greedy")}
+_YES_NO = {"use_resolution_binning": "bins", "batch_invariant": "batch-invariant"}
+# of the commands of windows
+_WINDOWS = {
+    "weights": "--weights",
+    "shift_from": "--shift-from",
+    "window_batch": "--window-batch",
+    "circular": "--circular",
+    "sync": "--sync",
+    "sync_distance": "--sync-distance",
+    **{side: f"--{side}" for side in ("left", "right", "top", "bottom")},
+    "recurrence": "--recurrence",
+    "scale": "--scale",
+}
+_SIDES = ("window", "stride")
+_RESTORE = ("factor", "radius", "noise", "kind", "weight", "spread", "iterations")
+COMMANDS = ("image", "panorama", "outpaint", "upscale", "restore")
+
+
+def as_command(call: Call, output: str = "picture.png") -> str:
+    """The line for a shell. ValueError says what no command has an option for."""
+    return shlex.join(["fewstep", *as_arguments(call, output)])
+
+
+def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
+    """The words after `fewstep`."""
+    if call.method not in COMMANDS:
+        raise ValueError(f"No command line says a call of {call.method!r} from plain data; take its Python instead.")
+    rest = dict(call.arguments)
+    subjects = _subjects(call.method, rest)
+    words: list[str] = []
+    if call.method == "panorama" and ("width" in rest or "height" in rest):
+        width, height = rest.pop("width", None), rest.pop("height", None)
+        if width is None or height is None:
+            raise ValueError("A panorama on the command line has both sides or none; give width and height.")
+        words.append(f"--size={width}x{height}")
+    for name, value in rest.items():
+        words += _words(call.method, name, value)
+    words += [f"--lora={use.file}:{use.weight!r}" for use in call.adapters]
+    words += [f"--model={call.model}", f"--output={output}"]
+    plain = not any(subject.startswith("-") for subject in subjects)
+    return [call.method, *subjects, *words] if plain else [call.method, *words, "--", *subjects]
+
+
+def _subjects(method: str, rest: dict[str, Any]) -> list[str]:
+    """What stands without an option: a picture, prompts or classes. Taken out of `rest`."""
+    first = [_text("image", rest.pop("image"))] if method in ("outpaint", "upscale", "restore") and "image" in rest else []
+    if "prompt" in rest and "class_labels" in rest:
+        raise ValueError("The command line has prompts or classes, not both; take the Python of this call instead.")
+    subject = rest.pop("class_labels", None) if "class_labels" in rest else rest.pop("prompt", None)
+    subjects = subject if isinstance(subject, list) else [] if subject is None else [subject]
+    return [*first, *map(str, subjects)]
+
+
+def _words(method: str, name: str, value: Any) -> list[str]:
+    """The words that say one argument."""
+    if name in _VALUES:
+        return [f"{_VALUES[name]}={_text(name, value)}"]
+    if name in _REPEATED:
+        return [f"{_REPEATED[name]}={_text(name, one)}" for one in (value if isinstance(value, list) else [value])]
+    if name in _PAIRS:
+        return [_PAIRS[name], *(repr(one) for one in value)]
+    if name in _OPTIONS:
+        return [f"{_OPTIONS[name]}={pair}" for pair in _pairs(name, value)]
+    if name in _TWEAKS:
+        return [f"--training-free-option={_TWEAKS[name]}.{pair}" for pair in _pairs(name, value)]
+    if name in _YES_NO and method == "image":
+        return [f"--{'' if value else 'no-'}{_YES_NO[name]}"]
+    if name == "regions":
+        return [f"--region={adapter}={file}" for adapter, file in value.items()]
+    if method == "restore" and name == "task":
+        return [f"--task={value}"]
+    if method == "restore" and name == "simulate":
+        return ["--simulate"] * bool(value)
+    if method == "restore" and name in _RESTORE:
+        return [f"--option={pair}" for pair in _pairs(name, {name: value})]
+    if method in ("panorama", "outpaint", "upscale") and name in _WINDOWS:
+        return [f"{_WINDOWS[name]}={_text(name, value)}"]
+    if method in ("panorama", "outpaint", "upscale") and name in _SIDES:
+        height, width = value if isinstance(value, list) else (value, value)
+        return [f"--{name}={width}x{height}"]
+    raise ValueError(f"The command {method!r} has no option for {name}; take the Python of this call instead.")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"The command line has no way to say {name}={value!r:.80}; take the Python of this call instead.")
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _pairs(name: str, options: Mapping[str, Any]) -> list[str]:
+    try:
+        return write_options(options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} Take the Python of this call instead.") from None

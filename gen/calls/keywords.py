@@ -1,0 +1,48 @@
+"""The keywords that a call as plain data may have, by the method of `Generator` that is called. Torch is not imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gen.tasks.table import TASKS
+
+# of `Generator.__call__`, without those that hold tensors or functions, or say where the pictures go
+IMAGE = (
+    *("prompt", "negative_prompt", "class_labels", "height", "width", "num_inference_steps", "guidance_scale"),
+    *("num_images_per_prompt", "seed", "seeds", "sampler", "sampler_options", "schedule", "schedule_options"),
+    *("guidance_interval", "guidance", "guidance_options", "cache", "cache_options", "use_resolution_binning"),
+    *("batch_size", "batch_invariant", "prompt_syntax", "lora_dir"),
+)
+_WINDOWS = ("window", "stride", "weights", "shift_from", "window_batch")
+OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__call__`
+    "image": (),
+    "panorama": (*_WINDOWS, "circular", "sync", "sync_distance"),
+    "outpaint": ("image", *_WINDOWS, "left", "right", "top", "bottom", "recurrence"),
+    "upscale": ("image", *_WINDOWS, "scale", "strength"),
+    "restore": (*("image", "task", "mask", "factor", "radius", "noise", "kind", "weight", "spread", "iterations", "simulate"),),
+    "ambiguous": ("others", "view", "pixels_from"),
+    "layout": ("layout",),
+}
+# keywords that are a picture's file, or a list of them; and those that map names to files
+PICTURES = ("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask")
+FOLDERS = ("controlnet", "lora_dir")
+MAPPED = ("regions",)
+NAMES_ONLY = ("guide", "greedy")  # a name of the table of energies: a file of code is never run for a call
+
+
+def keywords_of(method: str) -> tuple[str, ...]:
+    """All that a method takes: its own, those of every call, those of tasks."""
+    tasks = tuple(name for row in TASKS.values() if not row.registered for name in row.options.keywords)
+    return tuple(dict.fromkeys((*OWN[method], *IMAGE, *tasks)))
+
+
+def files_in(arguments: Mapping[str, Any]) -> Iterator[Path]:
+    """Every file and folder that the arguments name."""
+    for name, value in arguments.items():
+        if name in (*PICTURES, *FOLDERS):
+            values = value if isinstance(value, list | tuple) else [value]
+            yield from (Path(one) for one in values if isinstance(one, str) and (name, one) != ("negtome", "batch"))
+        elif name in MAPPED and isinstance(value, Mapping):
+            yield from map(Path, value.values())
