@@ -150,6 +150,7 @@ class Generator(Model):
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
         _task_args: TaskArgs | None = None,
+        _check_only: bool = False,
         **tasks: Any,
     ) -> Output:
         """Make pictures. What is left out comes from the model's own defaults.
@@ -203,6 +204,8 @@ class Generator(Model):
         keywords = {name: value for name, value in locals().items() if name not in ("self", "tasks")}
         check_keywords(tasks, _KEYWORDS)
         if getattr(self.network, "whole", False):
+            if _check_only:  # only the pipeline itself knows what it refuses
+                return Output(None, [], [], 0.0)
             from gen.tasks.whole_pipeline.run import call_pipeline
 
             return call_pipeline(self, keywords, tasks)
@@ -253,8 +256,17 @@ class Generator(Model):
         for task in settings.tasks.values():
             items = task.change_items(items, per_prompt)
         check_prompts(self, items, settings)
+        if _check_only:
+            return Output(None, [], [item.seed for item in items], 0.0)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
+
+    def check(self, prompt: str | Sequence[str] | None = None, **call: Any) -> None:
+        """ValueError, or warnings, as a call with these arguments gives them before it draws; nothing is drawn.
+
+        Pictures that the call begins with are read. A pipeline that runs as a whole checks nothing ahead.
+        """
+        self(prompt, **call, _check_only=True)
 
     @exclusive
     def replay(

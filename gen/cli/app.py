@@ -29,6 +29,7 @@ __all__ = ["ENERGIES", "MODULES", "app", "hand_over", "main", "program"]
 COMMANDS = (
     "pictures",  # image, replay
     "task_options",  # restore, layout, panorama, ...
+    "sweep",
     "compare",
     "about",  # info, env, samplers, models
     "convert",

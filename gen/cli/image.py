@@ -60,13 +60,6 @@ def run(
     target = OutputTarget.of(output)
     sheet = None if grid is None else check_png(grid)
 
-    if str(call["schedule"]).lower().endswith(".json"):
-        from samplers.search.table import read_table
-
-        table = read_table(call["schedule"])
-        call["schedule_options"] = {"values": table.sigmas, "unit": "sigma", "pure_noise": table.pure_noise}
-        call["schedule"] = "table"
-
     from gen.generator import Generator
 
     call |= {name: value for name, value in tasks.items() if value is not None}

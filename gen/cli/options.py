@@ -23,6 +23,24 @@ Written = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="OUT", help="What to write, as in every other command.", show_default=False),
 ]
+Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]")]
+Guidance = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which guidance acts.")
+]
+Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
+Bins = Annotated[
+    bool | None, typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]")
+]
+Fast = Annotated[
+    bool | None, typer.Option("--fast/--no-fast", help="The default model's 4-step student. [default: where it serves]")
+]
+AnyModel = Annotated[
+    str | None,
+    typer.Option("--model", help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
@@ -121,6 +139,41 @@ class MethodOptions:
         """Those that were given, as a call takes them."""
         pairs_of = {option.name: getattr(self, option.name) for option in fields(MethodOptions)}
         return {f"{name}s": parse_options(pairs) for name, pairs in pairs_of.items() if pairs}
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """How a picture is sampled, and how large it is: settings of one call, with `MethodOptions` beside."""
+
+    sampler: Sampler = None
+    schedule: Schedule = None
+    guidance_scale: GuidanceScale = None
+    negative: Negative = None
+    guidance: Guidance = None
+    guidance_interval: GuidanceInterval = None
+    cache: Cache = None
+    height: Height = None
+    width: Width = None
+    bins: Bins = None
+    lora_dir: LoraDir = None
+    prompt_syntax: PromptSyntax = None
+
+    def keywords(self) -> dict[str, Any]:
+        """As a call of a `Generator` takes them. A schedule that is a file of levels is read."""
+        call = {**vars(self)}
+        call["negative_prompt"], call["use_resolution_binning"] = call.pop("negative"), call.pop("bins")
+        return call | schedule_keywords(self.schedule)
+
+
+def schedule_keywords(schedule: str | None) -> dict[str, Any]:
+    """The keywords of a schedule's name, or of a table of levels in a file NAME.json."""
+    if not str(schedule).lower().endswith(".json"):
+        return {"schedule": schedule}
+    from samplers.search.table import read_table
+
+    table = read_table(str(schedule))
+    options = {"values": table.sigmas, "unit": "sigma", "pure_noise": table.pure_noise}
+    return {"schedule": "table", "schedule_options": options}
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,23 @@ from typing import Annotated
 import typer
 
 from gen.cli.options import (
+    AnyModel,
+    CallOptions,
     Device,
     Dtype,
     Embedding,
-    GuidanceScale,
-    Height,
+    Fast,
     Import,
     Lora,
-    LoraDir,
     MethodOptions,
     ModelOption,
-    Negative,
     Nonfinite,
     Output,
     PartOptions,
-    PromptSyntax,
     Quiet,
-    Sampler,
     Steps,
     TextEncoder,
     Vae,
-    Width,
     model_arguments,
 )
 from gen.cli.task_options import TaskGroup, add_command
@@ -48,38 +44,14 @@ def image(
         int | None, typer.Option(help="The first picture's seed; the next get seed + 1, ... [default: random]")
     ] = None,
     steps: Steps = None,
-    sampler: Sampler = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]")
-    ] = None,
-    guidance_scale: GuidanceScale = None,
-    negative: Negative = None,
-    guidance: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
-    ] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which guidance acts.")
-    ] = None,
-    cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
+    sampling: CallOptions,
     methods: MethodOptions,
     tasks: TaskGroup,
-    height: Height = None,
-    width: Width = None,
-    bins: Annotated[
-        bool | None,
-        typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]"),
-    ] = None,
     lora: Lora = None,
     embedding: Embedding = None,
-    lora_dir: LoraDir = None,
-    prompt_syntax: PromptSyntax = None,
     allow_nonfinite: Nonfinite = False,
-    fast: Annotated[
-        bool | None, typer.Option("--fast/--no-fast", help="The default model's 4-step student. [default: where it serves]")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id.")
-    ] = None,
+    fast: Fast = None,
+    model: AnyModel = None,
     parts: PartOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
@@ -117,23 +89,11 @@ def image(
         plan=plan,
         quiet=quiet,
         lora=[*(lora or []), *(embedding or [])],
-        **methods.keywords(),
-        lora_dir=lora_dir,
-        prompt_syntax=prompt_syntax,
+        **{**sampling.keywords(), **methods.keywords()},
         allow_nonfinite=allow_nonfinite,
         num_images_per_prompt=number,
         seed=seed,
         num_inference_steps=steps,
-        sampler=sampler,
-        schedule=schedule,
-        guidance_scale=guidance_scale,
-        negative_prompt=negative,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        cache=cache,
-        height=height,
-        width=width,
-        use_resolution_binning=bins,
         batch_size=batch_size,
         batch_invariant=batch_invariant,
     )
