@@ -30,6 +30,8 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "easy_consistency": ("distill.objectives.easy_consistency", "EasyConsistencyConfig", "EasyConsistencyObjective"),
     "continuous_consistency": ("distill.objectives.scm", "ContinuousConsistencyConfig", "ContinuousConsistencyObjective"),
     "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
+    "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
+    "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
     "decoder": ("distill.objectives.decoder", "DecoderConfig", "DecoderObjective"),

@@ -106,24 +106,37 @@ class MeanFlowObjective(StudentObjective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, x0 = self.config, self.clean(batch)
+        x0 = self.clean(batch)
         (condition, null), scale = self.dropped_condition(batch, draws, x0.device), self.scale(draws, x0.device)
         r, t = self.times(draws, x0.device)
         eps = draws.normal_like("eps", x0)
         x = self.path(t).mix(x0, eps)
         v = self.velocity(models, x0, eps, x, t, condition, scale, null)
+        target = self.target(models, x, v, r, t, condition, scale, step)
+        u = self.mean_velocity(models["student"], x, r, t, condition, scale)
+        # arXiv 2505.13447, equation 9
+        error = (u - target).flatten(1).square().sum(1)
+        weight = self.weight(error.detach(), r, t, step)
+        return (weight * error).mean(), {"error": error.detach().mean() / x0[0].numel()}
+
+    def target(
+        self, models, x: Tensor, v: Tensor, r: Tensor, t: Tensor, condition: Condition, scale: Scale, step: int
+    ) -> Tensor:
+        """What u(x_t, r, t) is to be (B, C, H, W), without gradients."""
+        return v - expand(t - r, x) * self.change(models, x, v, r, t, condition, scale)  # equation 10
+
+    def change(self, models, x: Tensor, direction: Tensor, r: Tensor, t: Tensor, condition: Condition, scale: Scale) -> Tensor:
+        """du(x_t, r, t)/dt where x moves in a direction (B, C, H, W) and r stays, without gradients."""
         network = unwrap(models["student"])
 
         def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
             return self.mean_velocity(network, x, r, t, condition, scale)
 
-        _, change = jvp(mean_velocity, (x, t), (v, torch.ones_like(t)), self.derivative)
-        target = v - expand(t - r, x) * change  # equation 10
-        u = self.mean_velocity(models["student"], x, r, t, condition, scale)
-        # arXiv 2505.13447, equation 9
-        error = (u - target).flatten(1).square().sum(1)
-        weight = (error.detach() + config.floor) ** -config.power  # equation 22
-        return (weight * error).mean(), {"error": error.detach().mean() / x0[0].numel()}
+        return jvp(mean_velocity, (x, t), (direction, torch.ones_like(t)), self.derivative)[1]
+
+    def weight(self, error: Tensor, r: Tensor, t: Tensor, step: int) -> Tensor:
+        """Of every sample's squared error (B,)."""
+        return (error + self.config.floor) ** -self.config.power  # equation 22
 
 
 def with_target_time(condition: Condition, time: Tensor) -> Condition:

@@ -132,5 +132,13 @@ CASES: dict[str, dict[str, Any]] = {
         "labels",
     ),
     "mean_flow": student("mean_flow", scalars=("target_time",), omega=0.8, kappa=0.5, different=0.5),
+    "alpha_flow": student("alpha_flow", scalars=("target_time",), anneal=[0, 4], temperature=3.0, different=0.5),
+    "improved_mean_flow": student(
+        "improved_mean_flow",
+        teacher={"guidance_scale": [1.0, 8.0]},
+        scalars=("target_time", "guidance"),
+        embed_guidance=True,
+        different=0.5,
+    ),
     "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
 }
