@@ -8,7 +8,10 @@ from typing import Any
 STEPS = 8  # of the fast model, at most; who asks for more means the default model
 SCALES = (2.0, 8.0)  # the guidance scales that it learned
 NAG = "nag"  # guidance that needs no evaluation without a prompt, and gives it negative prompts
-TAKES = ("prompt", "num_images_per_prompt", "seed", "height", "width", "batch_size", "batch_invariant", "prompt_syntax")
+TAKES = (
+    *("prompt", "num_images_per_prompt", "seed", "seeds", "height", "width"),
+    *("batch_size", "batch_invariant", "prompt_syntax"),
+)
 KEPT = ("quantize", "offload", "vae_tile")  # how its parts are kept, and where
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gen.cli.asked import Asked
 from gen.cli.choose import choose_model
 from gen.cli.energies import ENERGIES
 from gen.cli.output import OutputTarget, check_png, exit_code, save_free, say
 from gen.cli.values import parse_options as parse_options
 
 
-def subjects(generator: Any, prompts: Sequence[str]) -> dict[str, Any]:
-    """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise."""
+def subjects(generator: Any, prompts: Sequence[str], typed: bool = True) -> dict[str, Any]:
+    """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise. typed: on a
+    command line, where quotes get lost."""
     if generator.text_encoder is not None:
         if not prompts:
             raise ValueError('No prompt was given; write one in quotes, for example: fewstep image "a red heart".')
-        _hint_quotes(prompts)
+        if typed:
+            _hint_quotes(prompts)
         return {"prompt": list(prompts)}
     if generator.classes:
         return {"class_labels": list(prompts) or [-1]}
@@ -38,8 +43,10 @@ def _hint_quotes(prompts: Sequence[str]) -> None:
 
 
 def run(
-    prompts: Sequence[str],
+    asked: Asked,
     *,
+    steps: Sequence[int | None] = (None,),
+    typed: bool = True,
     model: str | None,
     fast: bool | None = None,
     parts: Mapping[str, Any],
@@ -55,27 +62,22 @@ def run(
     plan: bool = False,
     **call: Any,
 ) -> int:
-    """Generate and save; returns the exit code. Arguments are the command's; tasks: the keywords of tasks; plan: only say what
-    memory it needs."""
-    target = OutputTarget.of(output)
-    sheet = None if grid is None else check_png(grid)
+    """Generate and save; returns the exit code. Arguments are the command's.
+
+    steps: all pictures with each of these numbers of steps.
+    typed: the prompts stood on the command line.
+    tasks: the keywords of tasks.
+    plan: only say what memory it needs.
+    """
+    place = Saving(OutputTarget.of(output), metadata, None if grid is None else check_png(grid), many_steps=len(steps) > 1)
 
     from gen.generator import Generator
 
-    call |= {name: value for name, value in tasks.items() if value is not None}
-    model = choose_model(model, fast, {**call, **parts, "lora": lora})
+    call |= {name: value for name, value in tasks.items() if value is not None} | asked.call
+    most = max((count for count in steps if count is not None), default=None)
+    model = choose_model(model, fast, {**call, **parts, "lora": lora, "num_inference_steps": most})
     if plan:
-        from gen.cli.show import model_memory
-
-        pictures = max(len(prompts), 1) * (call.get("num_images_per_prompt") or 1)
-        scale = call.get("guidance_scale")
-        guided = None if scale is None else scale not in (0, 1)
-        batch = min(pictures, call.get("batch_size") or 8)
-        size = {"height": call.get("height"), "width": call.get("width")}
-        print(model_memory(model, parts, device, dtype, batch=batch, guided=guided, **size))
-        more = {"lora": lora, "controlnet": call.get("controlnet"), "cache": call["cache"], "guide": call.get("guide")}
-        if left := [f"--{name}" for name, value in more.items() if value]:
-            print(f"not counted: what {', '.join(left)} may add")
+        _print_plan(model, parts, device, dtype, asked.count, lora, call)
         return 0
     generator = Generator.from_pretrained(model, device, dtype, **parts)
     add_energies(generator)
@@ -83,38 +85,77 @@ def run(
         from gen.cli.lora import load
 
         load(generator, lora, quiet, allow_nonfinite)
-    subject = subjects(generator, prompts)
-    saved: list[Path] = []
-    shown: list[tuple[Any, str]] = []
-
-    def save(batch: Any) -> None:
-        for image, recipe in zip(batch.images, batch.recipes, strict=True):
-            label = _label(generator, recipe)
-            path = save_free(image, target.path(label, recipe.seed), recipe if metadata else None)
-            saved.append(path)
-            print(path, flush=True)
-            if sheet is not None:
-                shown.append((image, f"{label}\nseed {recipe.seed}".strip()))
-
-    start = time.perf_counter()
+    subject = subjects(generator, asked.prompts, typed)
     try:
-        result = generator(**subject, **call, progress=not quiet, on_images=save)
+        for count in steps:
+            start, before = time.perf_counter(), len(place.saved)
+            result = generator(
+                **subject, **call, num_inference_steps=count, progress=not quiet, on_images=partial(place.save, generator)
+            )
+            first = result.recipes[0]
+            say(
+                f"{_pictures(len(place.saved) - before)} by {generator.name}, seed {_range(result.seeds)}, {first.sampler} on "
+                f"{first.schedule}, {first.num_inference_steps} steps, guidance {first.guidance_scale:g}, "
+                f"{time.perf_counter() - start:.1f} s on {generator.device} in {first.machine.dtype}",
+                quiet,
+            )
     except KeyboardInterrupt as stop:
-        say(f"Interrupted; {_pictures(len(saved))} saved.", quiet)
+        say(f"Interrupted; {_pictures(len(place.saved))} saved.", quiet)
         return exit_code(stop)
-    first = result.recipes[0]
-    say(
-        f"{_pictures(len(saved))} by {generator.name}, seed {_range(result.seeds)}, {first.sampler} on {first.schedule}, "
-        f"{first.num_inference_steps} steps, guidance {first.guidance_scale:g}, {time.perf_counter() - start:.1f} s "
-        f"on {generator.device} in {first.machine.dtype}",
-        quiet,
-    )
-    if sheet is not None:
-        from gen.io.contact_sheet import contact_sheet
-
-        images, captions = zip(*shown, strict=True)
-        print(save_free(contact_sheet(images, captions), sheet), flush=True)
+    place.save_sheet()
     return 0
+
+
+def _print_plan(
+    model: str,
+    parts: Mapping[str, Any],
+    device: str | None,
+    dtype: str | None,
+    count: int,
+    lora: Sequence[str],
+    call: Mapping[str, Any],
+) -> None:
+    """What memory so many pictures need."""
+    from gen.cli.show import model_memory
+
+    scale = call.get("guidance_scale")
+    guided = None if scale is None else scale not in (0, 1)
+    batch = min(count, call.get("batch_size") or 8)
+    size = {"height": call.get("height"), "width": call.get("width")}
+    print(model_memory(model, parts, device, dtype, batch=batch, guided=guided, **size))
+    more = {"lora": lora, "controlnet": call.get("controlnet"), "cache": call["cache"], "guide": call.get("guide")}
+    if left := [f"--{name}" for name, value in more.items() if value]:
+        print(f"not counted: what {', '.join(left)} may add")
+
+
+@dataclass
+class Saving:
+    """Saves the pictures of a command as they are made, and keeps them for a contact sheet where one is asked for."""
+
+    target: OutputTarget
+    metadata: bool
+    sheet: Path | None
+    many_steps: bool = False
+    saved: list[Path] = field(default_factory=list)
+    shown: list[tuple[Any, str]] = field(default_factory=list)
+
+    def save(self, generator: Any, batch: Any) -> None:
+        """A batch of a call. Prints the paths."""
+        for image, recipe in zip(batch.images, batch.recipes, strict=True):
+            label = label_of(generator, recipe)
+            steps = f"{recipe.num_inference_steps} steps" if self.many_steps else ""
+            path = save_free(image, self.target.path(f"{label} {steps}", recipe.seed), recipe if self.metadata else None)
+            self.saved.append(path)
+            print(path, flush=True)
+            if self.sheet is not None:
+                self.shown.append((image, "\n".join(filter(None, (label, steps, f"seed {recipe.seed}")))))
+
+    def save_sheet(self) -> None:
+        if self.sheet is not None:
+            from gen.io.contact_sheet import contact_sheet
+
+            images, captions = zip(*self.shown, strict=True)
+            print(save_free(contact_sheet(images, captions), self.sheet), flush=True)
 
 
 def add_energies(generator: Any) -> None:
@@ -125,7 +166,7 @@ def add_energies(generator: Any) -> None:
         generator.energies[name] = EnergyInfo(name, *row)
 
 
-def _label(generator: Any, recipe: Any) -> str:
+def label_of(generator: Any, recipe: Any) -> str:
     if recipe.class_label is None or recipe.class_label < 0:
         return recipe.prompt
     names = generator.config.classes or ()

@@ -22,7 +22,6 @@ from gen.cli.options import (
     Output,
     PartOptions,
     Quiet,
-    Steps,
     TextEncoder,
     Vae,
     model_arguments,
@@ -41,9 +40,21 @@ def image(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="Pictures per prompt.")] = 1,
     seed: Annotated[
-        int | None, typer.Option(help="The first picture's seed; the next get seed + 1, ... [default: random]")
+        str | None,
+        typer.Option(
+            metavar="N|FROM-TO", help="The first picture's; the next get seed + 1, ... 1-16: a picture each. [default: random]"
+        ),
     ] = None,
-    steps: Steps = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N[,N...]", help="Sampling steps; all pictures with each. [default: the model's]")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line, # before remarks; - is stdin.")
+    ] = None,
+    wildcards: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Read __name__ (a line of DIR/name.txt) and {a|b} in prompts, drawn by the seed."),
+    ] = None,
     sampling: CallOptions,
     methods: MethodOptions,
     tasks: TaskGroup,
@@ -70,13 +81,18 @@ def image(
     quiet: Quiet = False,
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
+    from gen.calls.ranges import numbers
+    from gen.cli.asked import asked
     from gen.cli.image import run
     from gen.io.user_code import import_files
 
     import_files(import_)
+    counts = [None] if steps is None else numbers("--steps", steps)
 
     return run(
-        prompts or [],
+        asked(prompts or [], prompts_file, number, seed, wildcards, again=len(counts) > 1),
+        steps=counts,
+        typed=prompts_file is None,
         model=model,
         fast=fast,
         parts=parts.arguments(),
@@ -91,9 +107,6 @@ def image(
         lora=[*(lora or []), *(embedding or [])],
         **{**sampling.keywords(), **methods.keywords()},
         allow_nonfinite=allow_nonfinite,
-        num_images_per_prompt=number,
-        seed=seed,
-        num_inference_steps=steps,
         batch_size=batch_size,
         batch_invariant=batch_invariant,
     )

@@ -554,3 +554,69 @@ def test_an_interrupt_while_the_program_is_read_is_one_line(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENV)
     assert (ran.returncode, ran.stderr) == (130, "Interrupted.\n")
+
+
+# ---- several steps and seeds, prompts from files ----
+
+
+def test_every_prompt_is_drawn_with_every_seed(image):
+    code, out, err = image("a cat", "a dog", "--seed", "3,7-8", "--steps", 2)
+    assert code == 0, err
+    assert out.split() == [f"a-{name}-{seed}.png" for name in ("cat", "dog") for seed in (3, 7, 8)]
+    image("a dog", "--seed", 8, "--steps", 2, "-o", "alone")
+    assert Path("alone/a-dog-8.png").read_bytes() != b"" and read_recipe("a-dog-8.png").seed == 8
+    with Image.open("alone/a-dog-8.png") as alone, Image.open("a-dog-8.png") as among:
+        assert alone.tobytes() == among.tobytes()
+
+
+def test_every_picture_is_drawn_with_every_number_of_steps(image):
+    code, out, _ = image("a cat", "--seed", 3, "--steps", "2,4-5", "--grid", "g.png")
+    assert code == 0 and out.split() == [*(f"a-cat-{n}-steps-3.png" for n in (2, 4, 5)), "g.png"]
+    assert [read_recipe(path).num_inference_steps for path in out.split()[:-1]] == [2, 4, 5]
+    out = image("a cat", "-n", 2, "--steps", "2,3")[1]
+    seeds = [read_recipe(path).seed for path in out.split()]
+    assert seeds[:2] == seeds[2:] and seeds[1] == seeds[0] + 1  # drawn at random once
+
+
+def test_prompts_come_from_a_file_or_from_stdin(image, monkeypatch):
+    import io
+
+    Path("p.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\r\n# not this\r\n  a dog  \n")
+    assert image("a moon", "--prompts", "p.txt", "--seed", 1)[1].split() == ["a-moon-1.png", "a-cat-2.png", "a-dog-3.png"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ein Hérz\n".encode())))
+    assert image("--prompts", "-", "--seed", 1)[1].split() == ["ein-hérz-1.png"]
+    code, _, err = image("--prompts", "p.txt", "--seed", 1)
+    assert code == 0 and "in quotes" not in err  # the hint is for what a shell took apart
+
+
+def test_wildcards_are_drawn_by_the_seed_of_each_picture(image):
+    from gen.calls.wildcards import WildcardFiles, expand
+
+    Path("words").mkdir()
+    Path("words/animal.txt").write_text("cat\ndog\nheart\n")
+    template = "a {red|blue} __animal__"
+    code, out, err = image(template, "--wildcards", "words", "--seed", "1-6", "--steps", 1)
+    assert code == 0, err
+    prompts = [read_recipe(path).prompt for path in out.split()]
+    assert prompts == [expand(template, seed, 0, WildcardFiles("words")) for seed in range(1, 7)] and len(set(prompts)) > 2
+    out = image(template, "--wildcards", "words", "--seed", 3, "-n", 2, "--steps", 1, "-o", "again")[1]
+    assert [read_recipe(path).prompt for path in out.split()] == prompts[2:4]
+    assert read_recipe(image("a {cat|dog}", "--seed", 1, "--steps", 1)[1].strip()).prompt == "a {cat|dog}"
+    assert "no wildcard" in image("__none__", "--wildcards", "words")[2].lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "1-3", "-n", "2"], "give one of them"),
+        (["--seed", "x"], "--seed is 'x'"),
+        (["--steps", "4,x"], "--steps is '4,x'"),
+        (["--prompts", "none.txt"], "none.txt: does not exist"),
+        (["--prompts", "empty.txt"], "empty.txt holds no prompt"),
+        (["--wildcards", "none"], "none is not a folder"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence(image, arguments, message):
+    Path("empty.txt").write_text("# nothing\n")
+    code, out, err = image("a cat", *arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1 and "defect" not in err
