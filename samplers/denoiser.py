@@ -101,7 +101,9 @@ AdapterWeights = Mapping[str, float | Sequence[float] | Tensor] | Sequence[Mappi
 
 
 def adapters_key(adapters: AdapterWeights) -> tuple:
-    """What tells one choice of adapters from another; the same for equal ones."""
+    """What tells one choice of adapters from another; the same for equal ones. Other packages' own kinds say it as `key`."""
+    if (key := getattr(adapters, "key", None)) is not None:
+        return key
     if not isinstance(adapters, Mapping):
         return tuple(tuple(sorted(one.items())) for one in adapters)
     values = {name: w.tolist() if isinstance(w, Tensor) else w for name, w in adapters.items()}

@@ -12,8 +12,6 @@ different adapters: `Context.adapters` is then one mapping per sample, or holds 
 from __future__ import annotations
 
 import contextvars
-import itertools
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,13 +24,12 @@ from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.report import LoadReport
 from gen.adapters.resolve import Index, resolve
+from gen.adapters.rows import Blocks, Rows, Segments, blocks_of, per_sample
 from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate, weight_and_bias, wide_copies, write_weights
-from samplers.denoiser import AdapterWeights, Context, adapters_key
+from gen.nn.batch_invariance import aligned, as_rows
+from samplers.denoiser import AdapterWeights, Context
 from samplers.lookup import nearest
-
-Rows = dict[str, tuple[list[int], list[float]]]
-Blocks = tuple[tuple[str, ...], tuple[float, ...], slice]
 
 
 @dataclass(eq=False)
@@ -41,6 +38,7 @@ class _Active:
 
     batch: samples in the call, -1 outside of one.
     blocks: see `blocks_of`.
+    parts: of rows that several runs share a call with, each with its first and last row (`gen.adapters.rows.Segments`).
     tensors: samples and weights on the device, made once per call and group.
     """
 
@@ -49,6 +47,7 @@ class _Active:
     rows: Rows | None = None
     batch: int = 0
     blocks: Blocks | None = None
+    parts: list[tuple[int, int, _Active]] = field(default_factory=list)
     tensors: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     outer: _Active | None = None
 
@@ -164,6 +163,9 @@ class Adapters:
     def _activate(self, weights: AdapterWeights, batch: int, outer: _Active | None) -> _Active:
         """The adapters of a call; work in their number only, not in the number loaded or the size of the network."""
         active = _Active(weights, batch=batch, outer=outer)
+        if isinstance(weights, Segments):
+            active.parts = [(first, end, self._activate(own, end - first, None)) for first, end, own in weights.parts(batch)]
+            return active
         numbers = {name: w for name, w in weights.items() if isinstance(w, int | float)} if isinstance(weights, Mapping) else {}
         if isinstance(weights, Mapping) and len(numbers) == len(weights):
             active.uniform = {name: float(w) for name, w in numbers.items() if w != 0}
@@ -245,50 +247,6 @@ def inner(network: nn.Module) -> nn.Module:
     return cast("nn.Module", network.network) if getattr(network, "bridged", False) else network
 
 
-def per_sample(weights: AdapterWeights, batch: int) -> Rows:
-    """adapter -> (samples that have it, their weights), zeros left out. A batch of several times as many samples, as guidance
-    makes, has them over and over. AdapterError where the numbers do not agree."""
-    if isinstance(weights, Mapping):
-        numbers = {name: adapters_key({name: w})[0][1] for name, w in weights.items()}
-        lengths = {len(w) for w in numbers.values() if isinstance(w, tuple)}
-        count = next(iter(lengths), 1)
-        table = {name: list(w) if isinstance(w, tuple) else [w] * count for name, w in numbers.items()}
-        if len(lengths) > 1:
-            raise AdapterError(
-                f"The adapters have {' and '.join(map(str, sorted(lengths)))} weights; give one per sample to each."
-            )
-    else:
-        count = len(weights)
-        names = dict.fromkeys(name for sample in weights for name in sample)
-        table = {name: [float(sample.get(name, 0.0)) for sample in weights] for name in names}
-    if not count or batch % count:
-        raise AdapterError(f"The adapters are given for {count} samples, and the network was given {batch}; give one for each.")
-    rows: Rows = {}
-    for name, sample_weights in table.items():
-        nonzero = [(i, sample_weights[i % count]) for i in range(batch) if sample_weights[i % count] != 0]
-        if nonzero:
-            rows[name] = [i for i, _ in nonzero], [w for _, w in nonzero]
-    return rows
-
-
-def blocks_of(rows: Rows, batch: int) -> Blocks | None:
-    """(adapters, weights, samples) where neighbouring samples, as many for each, have one adapter each, as in a composite;
-    else None. Samples before the first and after the last may have none."""
-    owner: list[tuple[str, float] | None] = [None] * batch
-    for name, (samples, weights) in rows.items():
-        for row, weight in zip(samples, weights, strict=True):
-            if owner[row] is not None:
-                return None
-            owner[row] = name, weight
-    owned_rows = [row for row, name_of_row in enumerate(owner) if name_of_row is not None]
-    if not owned_rows or owned_rows[-1] - owned_rows[0] + 1 != len(owned_rows):
-        return None
-    inside = [name_of_row for name_of_row in owner if name_of_row is not None]
-    length = math.gcd(*(len(list(run)) for _, run in itertools.groupby(inside)))
-    names, each = zip(*inside[::length], strict=True)
-    return names, each, slice(owned_rows[0], owned_rows[-1] + 1)
-
-
 @dataclass(eq=False)
 class _Hook:
     """Adds to a module's output what the adapters in force make of its input."""
@@ -299,9 +257,45 @@ class _Hook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         active = _ACTIVE.get({}).get(self.adapters)
-        if active is None or not (active.uniform or active.rows):
+        if active is None or not self.touches(active):
             return output
-        x, total = next(iter((*args, *kwargs.values()))), _Sum(output, channel_axis(module))
+        x = next(iter((*args, *kwargs.values())))
+        if not active.parts:
+            return self.changed(module, x, output, active)
+        self._check_rows(len(x), active)
+        outputs, each = [], len(x) // active.batch  # rows of the layer for each of the batch
+        for first, end, part in active.parts:
+            rows = slice(first * each, end * each)
+            with as_rows(part.batch):
+                own = output[rows]
+                outputs.append(self.changed(module, aligned(x[rows]), own, part) if self.touches(part) else own)
+        return torch.cat(outputs)
+
+    def _check_rows(self, count: int, active: _Active) -> None:
+        """AdapterError where it is not known which of a layer's rows belong to which sample."""
+        if count == active.batch:
+            return
+        if not self.name.startswith(getattr(self.adapters.network, "sample_rows", ())) or count % active.batch:
+            raise AdapterError(
+                f"{self.name} sees {count} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
+            )
+
+    def touches(self, active: _Active) -> bool:
+        """Does any adapter in force change this layer?"""
+        if active.parts:
+            return any(self.touches(part) for _, _, part in active.parts)
+        return any(name in self.terms for name in (active.uniform if active.rows is None else active.rows))
+
+    def changed_rows(self) -> list[tuple[int, int, bool]]:
+        """(first, end, changed) of the parts of the batch under way, where the layer is changed in some of it."""
+        active = _ACTIVE.get({}).get(self.adapters)
+        if active is None or not self.touches(active):
+            return []
+        return [(first, end, self.touches(part)) for first, end, part in active.parts] or [(0, active.batch, True)]
+
+    def changed(self, module: nn.Module, x: Tensor, output: Tensor, active: _Active) -> Tensor:
+        """A layer's output with the adapters in force for all of its rows."""
+        total = _Sum(output, channel_axis(module))
         if active.rows is None:
             for name, weight in active.uniform.items():
                 for term in self.terms.get(name, ()):
@@ -310,12 +304,9 @@ class _Hook:
             return total.value
         here = {name: rows for name, rows in active.rows.items() if name in self.terms}
         if here and len(x) != active.batch:
-            if not self.name.startswith(getattr(self.adapters.network, "sample_rows", ())) or len(x) % active.batch:
-                raise AdapterError(
-                    f"{self.name} sees {len(x)} rows of a batch of {active.batch}, so samples cannot differ in adapters there."
-                )
+            self._check_rows(len(x), active)
             of_samples = [value.unflatten(0, (active.batch, -1)) for value in (x, output)]
-            return self(module, (of_samples[0],), {}, of_samples[1]).flatten(0, 1)
+            return self.changed(module, *of_samples, active).flatten(0, 1)
         if here and (done := self._in_blocks(module, x, output, active)) is not None:
             return done
         groups: dict[Hashable, list[tuple[LowRank, int, float]]] = {}  # by rank and output rows

@@ -159,7 +159,7 @@ class _Call:
         blocks = [[*args] for _ in range(0, self.count, size)]
         for place in self.places:
             for block, part in zip(blocks, args[place].split(size), strict=True):
-                block[place] = part if part.is_cuda or part.data_ptr() % 64 == 0 else part.clone()  # as a tensor alone lies
+                block[place] = aligned(part)
         return torch.cat([self.func(*block, **self.kwargs) for block in blocks])
 
     def largest(self, unit: int) -> int:
@@ -264,6 +264,30 @@ def call_in_mode(func: Any, *args: Any, **kwargs: Any) -> Any:
     """func(*args, **kwargs) as the mode would call it, from within `without_mode`."""
     mode = getattr(_run, "mode", None)
     return func(*args, **kwargs) if mode is None else mode.run(func, PRODUCTS.get(func, (0,)), args, kwargs)
+
+
+@contextmanager
+def as_rows(count: int) -> Iterator[None]:
+    """Inside, what is computed counts as a batch of `count` rows: of the rows that a layer sees, those of one run."""
+    mode = getattr(_run, "mode", None)
+    if mode is None:
+        yield
+        return
+    before, mode.rows = mode.rows, count
+    try:
+        yield
+    finally:
+        mode.rows = before
+
+
+def aligned(part: Tensor) -> Tensor:
+    """Rows of a tensor as they lie in memory alone."""
+    return part if part.is_cuda or part.data_ptr() % 64 == 0 else part.clone()
+
+
+def is_invariant() -> bool:
+    """Does this thread compute so that rows do not depend on their batch?"""
+    return getattr(_run, "mode", None) is not None
 
 
 @dataclass(frozen=True)

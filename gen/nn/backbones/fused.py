@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gen.nn.batch_invariance import call_in_mode, without_mode
+from gen.nn.batch_invariance import aligned, as_rows, call_in_mode, without_mode
 
 ROWS = 512
 _SMALLEST = 1 << 14  # numbers in a weight; below, a call costs more than its product
@@ -77,11 +77,40 @@ def reordered(weight: Tensor) -> Tensor:
 
 def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
     """gelu(layer(x)), approximate "none" or "tanh", in one kernel where that is possible."""
-    plain = type(layer) in (nn.Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
+    changed = _changed_rows(layer)
     with without_mode():
-        if plain and isinstance(layer, nn.Linear) and _serves(layer, x):
+        serves = changed is not None and isinstance(layer, nn.Linear) and _serves(layer, x)
+        whole = not serves or not changed or all(touched for _, _, touched in changed)
+        if serves and not changed:
             return _kernel(layer, x, "gelu", approximate)
-    return F.gelu(layer(x), approximate=approximate)
+    if whole:
+        return F.gelu(layer(x), approximate=approximate)
+    each = len(x) // changed[-1][1]  # type: ignore[index]
+    unfused = layer(x)
+    parts = []
+    for first, end, touched in changed or ():
+        rows = slice(first * each, end * each)
+        with as_rows(end - first):
+            if touched:
+                parts.append(F.gelu(aligned(unfused[rows]), approximate=approximate))
+            else:
+                with without_mode():
+                    parts.append(_kernel(layer, aligned(x[rows]), "gelu", approximate))  # type: ignore[arg-type]
+    return torch.cat(parts)
+
+
+def _changed_rows(layer: nn.Module) -> list[tuple[int, int, bool]] | None:
+    """(first, end, changed) of parts of the batch under way, none where nothing changes the layer's output; None for a layer
+    that only its own call computes. Adapters that do not act here leave a layer as it is without them."""
+    if type(layer) not in (nn.Linear, PackedLinear) or layer._forward_pre_hooks:
+        return None
+    changed: list[tuple[int, int, bool]] = []
+    for hook in layer._forward_hooks.values():
+        asked = getattr(hook, "changed_rows", None)
+        if asked is None or (changed and asked()):
+            return None
+        changed = asked()
+    return changed
 
 
 def _kernel(layer: nn.Linear, x: Tensor, activation: str, algorithm: str) -> Tensor:
