@@ -6,7 +6,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,10 +14,13 @@ from torch import nn
 Method = TypeVar("Method", bound=Callable[..., Any])
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
 _guard = threading.Lock()
+_lent = threading.local()
 
 
 def lock_of(network: nn.Module) -> Any:
     """The lock of everything that runs this network, `Generator`s that share it included; a thread may take it again."""
+    if any(network is other for other in getattr(_lent, "networks", ())):
+        return nullcontext()
     with _guard:
         return _locks.setdefault(network, threading.RLock())
 
@@ -31,6 +34,18 @@ def exclusive(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return alone  # type: ignore[return-value]
+
+
+@contextmanager
+def lent(network: nn.Module) -> Iterator[None]:
+    """Inside, this thread works for another one that holds the network's lock, waits for this one, and so needs not be waited
+    for."""
+    before = getattr(_lent, "networks", ())
+    _lent.networks = (*before, network)
+    try:
+        yield
+    finally:
+        _lent.networks = before
 
 
 @contextmanager
