@@ -146,6 +146,7 @@ class Generator(Model):
         batch_size: int | None = None,
         batch_invariant: bool | None = None,
         prompt_syntax: str | None = None,
+        noise_kind: str | None = None,
         lora_dir: str | Path | None = None,
         progress: bool = True,
         on_images: Callable[[Output], None] | None = None,
@@ -191,6 +192,7 @@ class Generator(Model):
         batch_size: pictures per network call; halved by itself when memory runs out.
         batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
             on a CPU.
+        noise_kind: "torch", or None: drawn by torch's generator of the CPU; "philox": on the device (docs/devices.md).
         prompt_syntax: "full" reads prompts that change on the way, join others or name LoRAs (docs/prompts.md); "weights" only
             weights in brackets; None: "full".
         lora_dir: a folder of LoRA files, which prompts name as <lora:NAME:WEIGHT>; those that are loaded need none.

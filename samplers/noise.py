@@ -1,7 +1,8 @@
 """Counter-based noise: every number is a function of (seed, purpose), never of what was drawn before.
 
 Image i then depends on its own seed alone, not on the batch it shares; a repeated step draws the same noise; and a run
-resumes from nothing but its step number. Numbers are drawn on the CPU, so that they are the same on every device.
+resumes from nothing but its step number. Numbers are the same on every device: either torch's generator of the CPU makes them
+(kind "torch"), or Philox in whole numbers where they are needed ("philox", `samplers.philox`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from samplers.lookup import nearest
 from samplers.path import NoiseLevel
+from samplers.philox import keys_of, philox_normal
 
 # (s, t) -> unit normal noise (B, C, H, W) for the step from level s to level t
 NoiseSource = Callable[[NoiseLevel, NoiseLevel], Tensor]
+
+KINDS = ("torch", "philox")
+PINNED = {"cuda"}  # devices that copy from pinned memory while the host goes on
 
 _MASK = (1 << 64) - 1
 
@@ -36,20 +42,50 @@ def fold(seed: int, *words: int | float | str) -> int:
     return state >> 1
 
 
-def normal(seeds: Sequence[int], shape: Sequence[int], *purpose: int | float | str, device=None, dtype=None) -> Tensor:
-    """Unit normal noise (len(seeds), *shape); row i depends on seeds[i] and the purpose only."""
+def check_kind(kind: object) -> str:
+    """The name of a kind of noise; ValueError if there is none such."""
+    if kind not in KINDS:
+        near = nearest(str(kind), KINDS)
+        hint = f" Did you mean {near}?" if near else ""
+        raise ValueError(f"Unknown kind of noise {kind!r}: choose {' or '.join(KINDS)}.{hint}")
+    return str(kind)
+
+
+def normal(
+    seeds: Sequence[int], shape: Sequence[int], *purpose: int | float | str, device=None, dtype=None, kind: str = "torch"
+) -> Tensor:
+    """Unit normal noise (len(seeds), *shape); row i depends on seeds[i] and the purpose only.
+
+    kind: "torch", drawn on the CPU, or "philox", drawn on the device.
+    """
+    if check_kind(kind) == "philox":
+        return philox_normal(keys_of([fold(seed) for seed in seeds], device), shape, fold(0, *purpose)).to(dtype=dtype)
     rows = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(fold(seed, *purpose))
         rows.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(rows).to(device=device, dtype=dtype)
+    return on_device(torch.stack(rows), device, dtype)
 
 
-def seeded_noise(seeds: Sequence[int], like: Tensor) -> NoiseSource:
-    """The noise source of a run: one seed per row of `like` (B, C, H, W)."""
+def on_device(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the CPU on a device, in a dtype: where the device allows it, the host does not wait for the copy."""
+    value = value.to(dtype=dtype)
+    if device is None or torch.device(device).type not in PINNED:
+        return value.to(device=device)
+    return value.pin_memory().to(device=device, non_blocking=True)
 
-    def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
-        return normal(seeds, like.shape[1:], "step", float(s.t), float(t.t), device=like.device, dtype=like.dtype)
+
+def seeded_noise(seeds: Sequence[int], like: Tensor, kind: str = "torch") -> NoiseSource:
+    """The noise source of a run: one seed per row of `like` (B, C, H, W). kind: how it is drawn (`normal`)."""
+    if check_kind(kind) == "philox":
+        keys, shape = keys_of([fold(seed) for seed in seeds], like.device), like.shape[1:]
+
+        def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+            return philox_normal(keys, shape, fold(0, "step", float(s.t), float(t.t))).to(like.dtype)
+    else:
+
+        def draw(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+            return normal(seeds, like.shape[1:], "step", float(s.t), float(t.t), device=like.device, dtype=like.dtype)
 
     draw.independent = True  # type: ignore[attr-defined]  # of one another, also where steps overlap
     return draw

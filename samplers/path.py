@@ -26,6 +26,14 @@ else:
     Scalar = float | Tensor
 
 
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 def lift(function: Callable[[Tensor], Tensor], value: Scalar) -> Scalar:
     """Apply a torch function to a float (in float64, returning a float) or to a tensor."""
     if isinstance(value, Tensor):
@@ -285,6 +293,18 @@ class VariancePreserving:
         logsnr = torch.tensor([v for v in self.table if math.isfinite(v)], dtype=torch.float64)
         return torch.arange(1, len(logsnr) + 1, dtype=torch.float64) / len(self.table), logsnr
 
+    def _knots_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`_knots` on a device, copied there once, in its widest dtype."""
+        if device not in self._copies:
+            clock, logsnr = self._knots
+            wide = wide_dtype(device)
+            self._copies[device] = (clock.to(wide).to(device), logsnr.to(wide).to(device))
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
     @cached_property
     def _ends(self) -> tuple[float, float, float, float]:
         """(first clock, its sigma, last finite clock, its alpha)."""
@@ -296,9 +316,9 @@ class VariancePreserving:
         if not isinstance(t, Tensor):
             level = self(torch.tensor(t, dtype=torch.float64))
             return NoiseLevel(t, level.alpha.item(), level.sigma.item())
-        clock, table = (k.to(t.device) for k in self._knots)
+        clock, table = self._knots_on(t.device)
         first, sigma_first, last, alpha_last = self._ends
-        u = t.double()
+        u = t.to(clock.dtype)
         logsnr = _interpolate(u, clock, table)
         alpha, sigma = torch.sigmoid(2 * logsnr).sqrt(), torch.sigmoid(-2 * logsnr).sqrt()
         near = u < first
@@ -314,9 +334,9 @@ class VariancePreserving:
         if not isinstance(value, Tensor):
             level = self.at_logsnr(torch.tensor(value, dtype=torch.float64))
             return NoiseLevel(level.t.item(), level.alpha.item(), level.sigma.item())
-        clock, table = (k.to(value.device) for k in self._knots)
+        clock, table = self._knots_on(value.device)
         first, sigma_first, last, alpha_last = self._ends
-        v = value.double()
+        v = value.to(clock.dtype)
         alpha, sigma = torch.sigmoid(2 * v).sqrt(), torch.sigmoid(-2 * v).sqrt()
         t = _interpolate(-v, -table, clock)
         t = torch.where(v > table[0], first * sigma / sigma_first, t)
@@ -329,9 +349,9 @@ class VariancePreserving:
             as_tensor = NoiseLevel(*(torch.tensor(v, dtype=torch.float64) for v in (level.t, level.alpha, level.sigma)))
             d_alpha, d_sigma = self.rate(as_tensor)
             return d_alpha.item(), d_sigma.item()
-        clock, table = (k.to(level.t.device) for k in self._knots)
+        clock, table = self._knots_on(level.t.device)
         first, sigma_first, last, alpha_last = self._ends
-        t, alpha, sigma = (v.double() for v in (level.t, level.alpha, level.sigma))
+        t, alpha, sigma = (v.to(clock.dtype) for v in (level.t, level.alpha, level.sigma))
         index = torch.searchsorted(clock, t.contiguous()).clamp(1, len(clock) - 1)
         slope = (table[index] - table[index - 1]) / (clock[index] - clock[index - 1])
         d_alpha, d_sigma = alpha * sigma**2 * slope, -sigma * alpha**2 * slope  # from alpha^2 = sigmoid(2 logsnr)

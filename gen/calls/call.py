@@ -142,7 +142,8 @@ class Call:
 _SAME = (
     *("negative_prompt", "prompt_syntax", "seed", "height", "width", "num_inference_steps", "sampler", "sampler_options"),
     *("schedule", "schedule_options", "guidance", "guidance_options", "guidance_interval", "cache", "cache_options"),
-    *("composition", "composition_options", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
+    *("noise_kind", "composition", "composition_options"),
+    *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
 )
 _READING = ("clip_skip", "max_sequence_length")
 _PICTURES_OF = {  # fields of recipes that know pictures by their sha256 alone, or belong to methods of their own

@@ -10,7 +10,7 @@ SCALES = (2.0, 8.0)  # the guidance scales that it learned
 NAG = "nag"  # guidance that needs no evaluation without a prompt, and gives it negative prompts
 TAKES = (
     *("prompt", "num_images_per_prompt", "seed", "seeds", "height", "width"),
-    *("batch_size", "batch_invariant", "prompt_syntax"),
+    *("batch_size", "batch_invariant", "prompt_syntax", "noise_kind"),
 )
 KEPT = ("quantize", "offload", "vae_tile")  # how its parts are kept, and where
 

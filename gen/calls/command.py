@@ -24,6 +24,7 @@ _VALUES = {
     "width": "--width",
     "batch_size": "--batch-size",
     "prompt_syntax": "--prompt-syntax",
+    "noise_kind": "--noise-kind",
     "lora_dir": "--lora-dir",
     "mask": "--mask",
     "strength": "--strength",

@@ -13,7 +13,7 @@ IMAGE = (
     *("prompt", "negative_prompt", "class_labels", "height", "width", "num_inference_steps", "guidance_scale"),
     *("num_images_per_prompt", "seed", "seeds", "sampler", "sampler_options", "schedule", "schedule_options"),
     *("guidance_interval", "guidance", "guidance_options", "cache", "cache_options", "use_resolution_binning"),
-    *("batch_size", "batch_invariant", "prompt_syntax", "lora_dir"),
+    *("batch_size", "batch_invariant", "prompt_syntax", "noise_kind", "lora_dir"),
 )
 _WINDOWS = ("window", "stride", "weights", "shift_from", "window_batch")
 OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__call__`

@@ -79,6 +79,9 @@ LoraDir = Annotated[
 PromptSyntax = Annotated[
     str | None, typer.Option(metavar="full|weights", help="What of prompts is more than words. [default: full]")
 ]
+NoiseKind = Annotated[
+    str | None, typer.Option(metavar="torch|philox", help="Draw noise on the CPU, or on the device. [default: torch]")
+]
 Embedding = Annotated[list[str] | None, typer.Option(metavar="FILE", help="Learned words (textual inversion); repeatable.")]
 Import = Annotated[
     list[Path] | None,
@@ -157,6 +160,7 @@ class CallOptions:
     bins: Bins = None
     lora_dir: LoraDir = None
     prompt_syntax: PromptSyntax = None
+    noise_kind: NoiseKind = None
 
     def keywords(self) -> dict[str, Any]:
         """As a call of a `Generator` takes them. A schedule that is a file of levels is read."""

@@ -71,6 +71,7 @@ class PlainRecipe(Record):
     guidance_options: dict[Name, Option] = Field({})
     cache: Name = ""
     cache_options: dict[Name, Option] = Field({})
+    noise_kind: Literal["philox"] | None = Field(None, description="how noise was drawn, where torch's CPU generator did not")
     adapters: dict[Name, float] = Field({})
     adapter_files: dict[Name, Digest] | None = Field(None, description="name -> sha256 of the adapter's file")
     stopped_at: int | None = Field(None, ge=1, description="steps done when the run was interrupted")

@@ -63,6 +63,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
             guidance_options=dict(settings.guidance.guidance_options),
             cache=settings.guidance.cache_name,
             cache_options=dict(settings.guidance.cache_options),
+            noise_kind="philox" if settings.noise_kind == "philox" else None,
             adapters=settings.adapters,
             adapter_files=files or None,
             imports=imported() or None,

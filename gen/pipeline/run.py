@@ -203,12 +203,13 @@ def _batch(model: Model, scene: Scene, guided: bool) -> SamplingBatch:
     items, settings = scene.items, scene.settings
     shape = (model.channels, settings.height // model.factor, settings.width // model.factor)
     if items[0].latent is None:
-        noise = normal([item.seed for item in items], shape, "latents", device=model.device)
+        noise = normal([item.seed for item in items], shape, "latents", device=model.device, kind=settings.noise_kind)
     else:
         noise = torch.stack([item.latent for item in items if item.latent is not None]).to(model.device)
     condition, negative = _conditions(model, items, settings)
     seeds, x = [item.seed for item in items], noise * settings.levels[0].sigma
-    source = brownian_noise(seeds, noise) if settings.brownian else seeded_noise(seeds, noise)
+    kind, draw = settings.noise_kind, brownian_noise if settings.brownian else seeded_noise
+    source = draw(seeds, noise, kind=kind)
     batch = SamplingBatch(model, items, settings, noise, condition, negative, guided, x, source)
     for task in settings.tasks.values():
         batch = task.prepare(batch)

@@ -12,6 +12,7 @@ from gen.pipeline.guidance_stack import GuidanceStack, with_usual_rule
 from gen.pipeline.scenes import check_syntax
 from gen.pipeline.task_table import TaskArgs, frame_of, with_tasks
 from gen.pipeline.types import Settings
+from samplers.noise import check_kind
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Sampling:
     cache_options: Any = None
     batch_invariant: Any = None
     prompt_syntax: Any = None
+    noise_kind: Any = None
     recorded: bool = False
 
     @classmethod
@@ -108,6 +110,7 @@ def make_settings(
         guidance=stack,
         batch_invariant=_invariant(model, sampling.batch_invariant),
         prompt_syntax=check_syntax(sampling.prompt_syntax),
+        noise_kind=check_kind(sampling.noise_kind or "torch"),
         adapters=model.active_adapters(model.adapters if adapters is None else adapters),
         **{**steps, "unrecorded": (*steps["unrecorded"], *stack.unrecorded)},
     )

@@ -93,7 +93,7 @@ class SamplingBatch:
 
     def seeded_noise(self) -> NoiseSource:
         """Noise for stochastic steps, drawn by the pictures' seeds."""
-        return seeded_noise(self.seeds, self.noise)
+        return seeded_noise(self.seeds, self.noise, self.settings.noise_kind)
 
 
 class Caller(Protocol):
@@ -229,6 +229,7 @@ class Settings:
     own_steps: the solver chooses its own.
     reading: how text encoders read prompts.
     prompt_syntax: what of prompts is more than words: "full" or "weights" (`gen.models.prompt_syntax`).
+    noise_kind: how noise is drawn (`samplers.noise.normal`).
     brownian: noise comes from one Brownian path per picture.
     batch_invariant: no bit of a picture depends on its batch (`gen.nn.batch_invariance`).
     stop_at: end after this many steps, as an interrupted run did.
@@ -255,6 +256,7 @@ class Settings:
     own_steps: bool = False
     reading: Reading = USUAL
     prompt_syntax: str = "full"
+    noise_kind: str = "torch"
     brownian: bool = False
     batch_invariant: bool = False
     unrecorded: tuple[str, ...] = ()

@@ -173,6 +173,7 @@ REFUSED = {
     "layout": ({"layout": [{"prompt": "a cat", "box": (0, 0, 16, 16)}]}, "takes no layout: prompts by region"),
     "control": ({"control": Image.new("RGB", (8, 8))}, "takes no control: a ControlNet is part of a pipeline made for it"),
     "prompt_syntax": ({"prompt_syntax": "full"}, "takes no prompt_syntax: the pipeline reads its prompts itself"),
+    "noise_kind": ({"noise_kind": "philox"}, "takes no noise_kind: the pipeline draws its noise itself"),
     "guide": ({"guide": "brightness"}, "takes no guide: guidance by an energy needs the network's gradients"),
     "negtome": ({"negtome": True}, "takes no negtome: it changes the inside"),
     "composition": ({"composition": "switch"}, "its adapters are the pipeline's own"),

@@ -9,7 +9,8 @@ import torch
 
 from samplers import Multistep, RectifiedFlow, VarianceExploding, brownian_noise, sample, seeded_noise
 from samplers.analytic import Gaussian, Mixture
-from samplers.brownian import CLOCKS
+from samplers.brownian import CLOCKS, DEPTH, head_weights
+from samplers.noise import KINDS, fold, normal
 from samplers.prediction import Prediction
 from samplers.solvers.singlestep import Singlestep
 
@@ -26,9 +27,10 @@ def weighted(clock, source, s, t):
     return math.sqrt(CLOCKS[clock](s.logsnr, t.logsnr)) * source(s, t)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_increments_add_up(clock):
-    source = brownian_noise([7, 8], torch.zeros(2, 3, 4, dtype=torch.float64), clock)
+def test_increments_add_up(clock, kind):
+    source = brownian_noise([7, 8], torch.zeros(2, 3, 4, dtype=torch.float64), clock, kind)
     for i, s in enumerate(CUTS):
         for j in range(i + 2, len(CUTS)):
             parts = sum(weighted(clock, source, a, b) for a, b in pairwise(CUTS[i : j + 1]))
@@ -36,9 +38,10 @@ def test_increments_add_up(clock):
             assert (parts - whole).abs().max() < 1e-12 * max(1.0, whole.abs().max())
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_increments_are_unit_normal(clock):
-    source = brownian_noise([3], LIKE, clock)
+def test_increments_are_unit_normal(clock, kind):
+    source = brownian_noise([3], LIKE, clock, kind)
     short = RF.at_logsnr(-2.6 + 2.5e-5)  # less than two of the finest parts of the tree: rounding to them would show
     for s, t in [
         (CUTS[1], short),
@@ -54,29 +57,32 @@ def test_increments_are_unit_normal(clock):
         assert abs((z**4).mean() - 3) < 4 * (96 / COUNT) ** 0.5  # a normal's fourth moment
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_disjoint_increments_are_independent(clock):
-    source = brownian_noise([4], LIKE, clock)
+def test_disjoint_increments_are_independent(clock, kind):
+    source = brownian_noise([4], LIKE, clock, kind)
     zs = [source(a, b) for a, b in pairwise(CUTS)]
     for i, a in enumerate(zs):
         for b in zs[:i]:
             assert abs((a * b).mean()) < 4 / COUNT**0.5
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_overlapping_increments_share_their_overlap(clock):
+def test_overlapping_increments_share_their_overlap(clock, kind):
     """corr(z(s, m), z(s, t)) = sqrt((c_m - c_s) / (c_t - c_s))."""
-    source = brownian_noise([5], LIKE, clock)
+    source = brownian_noise([5], LIKE, clock, kind)
     for i, j, k in ((0, 1, 2), (0, 2, 4), (1, 3, 4), (3, 4, 5)):
         s, m, t = CUTS[i], CUTS[j], CUTS[k]
         expected = math.sqrt(CLOCKS[clock](s.logsnr, m.logsnr) / CLOCKS[clock](s.logsnr, t.logsnr))
         assert abs((source(s, m) * source(s, t)).mean() - expected) < 4 * ((1 + expected**2) / COUNT) ** 0.5
 
 
-def test_the_path_does_not_depend_on_the_questions():
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_path_does_not_depend_on_the_questions(kind):
     """Two sources of one seed, asked in other orders and at other points, give the same increments; backwards, negated."""
     like = torch.zeros(1, 5, dtype=torch.float64)
-    first, second = brownian_noise([9], like), brownian_noise([9], like)
+    first, second = (brownian_noise([9], like, kind=kind) for _ in range(2))
     forwards = [first(a, b) for a, b in pairwise(CUTS)]
     for level in (RF.at_logsnr(-2.47), RF.at_logsnr(0.01)):
         second(level, CUTS[-1])
@@ -92,13 +98,44 @@ def test_the_same_level_on_any_path():
     assert (a - b).abs().max() < 1e-7
 
 
-def test_rows_depend_on_their_own_seed():
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_depend_on_their_own_seed(kind):
     like = torch.zeros(3, 4, dtype=torch.float32)
-    together, alone = brownian_noise([11, 12, 13], like), brownian_noise([12], like[:1])
+    together, alone = brownian_noise([11, 12, 13], like, kind=kind), brownian_noise([12], like[:1], kind=kind)
     a = together(CUTS[0], CUTS[4])
     assert torch.equal(a[1], alone(CUTS[0], CUTS[4])[0])
     assert a.dtype == torch.float32 and a.shape == like.shape
     assert not torch.allclose(a[0], a[1])
+    forked = together.fork("again")(CUTS[0], CUTS[4])
+    assert not torch.allclose(forked, a)
+    again = brownian_noise([fold(seed, "again") for seed in (11, 12, 13)], like, kind=kind)
+    assert torch.equal(forked, again(CUTS[0], CUTS[4]))
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_the_weights_of_a_place_are_the_bridges_one_by_one(clock):
+    """The same bridges as tensors: W at a log-SNR from the normals of its nodes, drawn one after another."""
+    span, seeds, shape = CLOCKS[clock], [3], (5,)
+    for position in (-2.0, -1.99, -0.2, 0.0, 0.5, 0.3, 5.75, 6.1):
+        cell = math.floor(position)
+        low, high, node = float(cell), cell + 1.0, 1
+        w_low = torch.zeros(1, 5, dtype=torch.float64)
+        w_high = math.sqrt(span(low, high)) * normal(seeds, shape, "brownian", cell, 0).double()
+        for depth in range(DEPTH + 1):
+            if position == low:
+                break
+            middle = (low + high) / 2 if depth < DEPTH else position
+            before, after = span(low, middle), span(middle, high)
+            line = w_low + before / (before + after) * (w_high - w_low)
+            z = normal(seeds, shape, "brownian", cell, node).double()
+            w_middle = line + math.sqrt(before * after / (before + after)) * z
+            if position < middle:
+                high, w_high, node = middle, w_middle, 2 * node
+            else:
+                low, w_low, node = middle, w_middle, 2 * node + 1
+        weights = head_weights(span, position)
+        total = sum((w * normal(seeds, shape, "brownian", cell, n).double() for n, w in weights.items()), torch.zeros(1, 5))
+        assert (total - w_low).abs().max() < 1e-12 * max(1.0, w_low.abs().max())
 
 
 MIXTURE = replace(Mixture.example(VE), stds=Mixture.example(VE).stds + 0.5)  # smooth: no image jumps between modes

@@ -36,6 +36,7 @@ REFUSED = {
     "layout": "prompts by region need the network alone",
     "guide": "guidance by an energy needs the network's gradients",
     "prompt_syntax": "the pipeline reads its prompts itself",
+    "noise_kind": "the pipeline draws its noise itself",
     "lora_dir": "the pipeline reads its prompts itself; load LoRAs with its load_lora_weights",
     "use_resolution_binning": "the pipeline chooses its sizes; give it in pipeline_options if that takes it",
 }
