@@ -28,6 +28,7 @@ __all__ = ["ENERGIES", "MODULES", "app", "hand_over", "main", "program"]
 # what its commands need inside of them, so that `--help` stays quick.
 COMMANDS = (
     "pictures",  # image, replay
+    "ui",
     "task_options",  # restore, layout, panorama, ...
     "sweep",
     "compare",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gen.calls.names import slug as slug
 
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg"}
 
@@ -24,12 +25,6 @@ def say(message: str, quiet: bool = False) -> None:
 def exit_code(stop: KeyboardInterrupt) -> int:
     """130 after Ctrl-C, 143 after SIGTERM, which `gen.cli.app` makes an interrupt of its own."""
     return 143 if type(stop) is not KeyboardInterrupt else 130
-
-
-def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
-    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
-    return words.encode()[:60].decode(errors="ignore").strip("-") or "image"
 
 
 def check_writable(folder: Path) -> None:

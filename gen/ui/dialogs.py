@@ -1,0 +1,257 @@
+"""What opens over the page: a picture's details, code, two pictures beside one another; and what is done with a picture."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import run, ui
+
+from gen.calls.call import Call
+from gen.calls.command import as_command
+from gen.calls.errors import sentence
+from gen.calls.script import as_python
+from gen.io.errors import RecipeError, printable
+from gen.ui.page import Page
+from gen.ui.settings import FieldError
+
+HIDDEN = ("machine", "batch", "model", "version", "adapter_files", "prompt_syntax", "batch_invariant")
+
+
+def _dialog() -> Any:
+    dialog = ui.dialog()
+    dialog.on("hide", dialog.delete)
+    return dialog
+
+
+def _close(dialog: Any) -> None:
+    ui.button(icon="close", on_click=dialog.close).props('flat dense round color=grey aria-label="Close"')
+
+
+# ---- a picture ----
+
+
+def detail(page: Page, name: str) -> None:
+    """A picture with its recipe and what can be done with it."""
+    try:
+        path = page.studio.gallery.path(name)
+    except ValueError as error:
+        page.say(str(error), "negative")
+        page.tell("pictures")
+        return
+    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-detail"):
+        with ui.element("div").classes("fs-row").style("align-items: center"):
+            ui.label(name).classes("fs-caption")
+            _close(dialog)
+        with ui.element("div").classes("fs-detail"):
+            with ui.element("div").classes("fs-frame"):
+                picture = ui.element("img")
+                picture.props["src"], picture.props["alt"] = f"/pictures/{quote(name)}", name
+            with ui.element("div").classes("fs-form"):
+                _facts(page, name)
+                said = ui.label("").classes("fs-about").props('role="status" data-replay')
+                with ui.element("div").classes("fs-actions"):
+                    for label, icon, action, do in (
+                        ("Use settings", "tune", "d-use", lambda: (use_settings(page, name), dialog.close())),
+                        ("Again, another seed", "autorenew", "d-again", lambda: (draw_again(page, name), dialog.close())),
+                        ("Replay", "replay", "d-replay", lambda: _replay(page, name, said)),
+                        ("As code", "code", "d-code", lambda: picture_as_code(page, name)),
+                        ("Delete", "delete", "d-delete", lambda: (delete(page, name), dialog.close())),
+                    ):
+                        ui.button(label, icon=icon, on_click=do).props(f'flat dense size=13px data-action="{action}"')
+    del path
+    dialog.open()
+
+
+def _facts(page: Page, name: str) -> None:
+    """What a picture's recipe says, as a list."""
+    try:
+        recipe = page.studio.gallery.recipe(name)
+    except (RecipeError, OSError, ValueError) as error:
+        ui.label(sentence(error)).classes("fs-about")
+        return
+    rows = {key: value for key, value in recipe.named_values().items() if value not in ({}, (), "") and key not in HIDDEN}
+    rows |= {"model": recipe.model.name, "device": f"{recipe.machine.device}, {recipe.machine.dtype}"}
+    with ui.element("dl").classes("fs-facts"):
+        for key, value in rows.items():
+            with ui.element("dt"):
+                ui.label(key.replace("num_inference_", "").replace("_", " "))
+            with ui.element("dd"):
+                ui.label(printable(_shown(value)))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(_shown, value)) if isinstance(value, tuple | list) else str(value)
+
+
+async def _replay(page: Page, name: str, said: Any) -> None:
+    said.set_text("Making it again …")
+    try:
+        said.set_text(await run.io_bound(page.studio.replay, name))
+    except Exception as error:
+        said.set_text(sentence(error))
+
+
+def use_settings(page: Page, name: str) -> None:
+    """The picture's settings into the fields."""
+    try:
+        call, missing = page.studio.call_of(name)
+    except (RecipeError, ValueError, OSError) as error:
+        page.say(sentence(error), "negative")
+        return
+    load(page, call, missing)
+
+
+def load(page: Page, call: Call, missing: tuple[str, ...], source: str = "") -> None:
+    """A call's settings into the fields, with a word on what is not among them."""
+    page.clear_errors()
+    page.settings.load(call)
+    page.tell("settings")
+    page.to_tab("draw")
+    said = f"The settings{f' of {source}' if source else ''} are in the fields."
+    page.say(f"{said} Not among them: {printable(', '.join(missing))}." if missing else said)
+
+
+def draw_again(page: Page, name: str) -> None:
+    """A picture's settings with another seed, into the queue."""
+    try:
+        call, missing = page.studio.call_of(name)
+        page.studio.submit(call.with_arguments(seed=None))
+        if missing:
+            page.say(f"Without {printable(', '.join(missing))}, which the recipe does not hold.", "warning")
+    except (RecipeError, ValueError, OSError) as error:
+        page.say(sentence(error), "negative")
+
+
+def delete(page: Page, name: str) -> None:
+    """Into the trash, with a button that brings it back."""
+    try:
+        kept = page.studio.gallery.delete(name)
+    except (ValueError, OSError) as error:
+        page.say(sentence(error), "negative")
+        return
+    page.tell("pictures")
+    note = ui.notification(f"{name} is in the trash.", position="bottom", timeout=8)
+    with note:
+        ui.button("Undo", on_click=lambda: undo()).props('flat dense data-action="undo"').style("color: #fff")
+
+    def undo() -> None:
+        note.dismiss()
+        try:
+            page.studio.gallery.restore(kept)
+        except (ValueError, OSError) as error:
+            page.say(sentence(error), "negative")
+        page.tell("pictures")
+
+
+# ---- code ----
+
+
+def settings_as_code(page: Page) -> None:
+    """What the fields say now, as Python and as a command line."""
+    page.clear_errors()
+    try:
+        call = page.studio.settled(page.settings.to_call(page.studio.catalogue))
+    except FieldError as error:
+        if not page.mark(error.field, str(error)):
+            page.say(str(error), "negative")
+        return
+    except ValueError as error:
+        page.show_error(str(error))
+        return
+    code(page, call)
+
+
+def picture_as_code(page: Page, name: str) -> None:
+    """What made a picture, likewise."""
+    try:
+        call, missing = page.studio.call_of(name)
+    except (RecipeError, ValueError, OSError) as error:
+        page.say(sentence(error), "negative")
+        return
+    code(page, call, name, missing)
+
+
+def code(page: Page, call: Call, output: str = "picture.png", missing: tuple[str, ...] = ()) -> None:
+    """Both texts, with buttons that copy them."""
+    texts = {"Python": as_python(call, output, page.studio.energies.keys() & {call.arguments.get("guide")} != set())}
+    try:
+        texts["Command line"] = as_command(call, output)
+    except ValueError as error:
+        texts["Command line"] = str(error)
+    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-code"):
+        with ui.element("div").classes("fs-row").style("align-items: center"):
+            ui.label("The same picture, to the byte" if not missing else "Nearly the same picture").classes("fs-caption")
+            _close(dialog)
+        if missing:
+            ui.label(f"The recipe does not hold {printable(', '.join(missing))}.").classes("fs-about")
+        for title, text in texts.items():
+            with ui.element("div").classes("fs-row").style("align-items: center"):
+                ui.label(title).classes("fs-title")
+                copy = ui.button("Copy", icon="content_copy", on_click=lambda text=text: _copy(page, text))
+                copy.props("flat dense size=sm color=grey").classes("fs-fixed")
+            with ui.element("pre").classes("fs-code").props("tabindex=0"):
+                ui.label(text).props(f'data-text="{title}"')
+    dialog.open()
+
+
+def _copy(page: Page, text: str) -> None:
+    ui.clipboard.write(text)
+    page.say("Copied.", "positive")
+
+
+# ---- two pictures ----
+
+
+def compare(page: Page, first: str, second: str) -> None:
+    """Two pictures over one another with a slider, and beside one another."""
+    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-compare"):
+        with ui.element("div").classes("fs-row").style("align-items: center"):
+            ui.label(f"{first}  |  {second}").classes("fs-caption")
+            beside = ui.switch("Side by side")
+            _close(dialog)
+        with ui.element("div").classes("fs-form").style("max-width: 640px; margin: 0 auto") as over:
+            with ui.element("div").classes("fs-compare"):
+                for name, kind in ((second, ""), (first, "fs-over")):
+                    image = ui.element("img").classes(kind)
+                    image.props["src"], image.props["alt"] = f"/pictures/{quote(name)}", name
+            cut = ui.element("input").classes("fs-range")
+            cut.props('type=range min=0 max=100 value=50 aria-label="Where the first picture ends"')
+        with ui.element("div").classes("fs-pair") as pair:
+            for name in (first, second):
+                with ui.element("div").classes("fs-frame"):
+                    image = ui.element("img")
+                    image.props["src"], image.props["alt"] = f"/pictures/{quote(name)}", name
+        pair.set_visibility(False)
+        beside.on_value_change(lambda event: (pair.set_visibility(event.value), over.set_visibility(not event.value)))
+    dialog.open()
+
+
+# ---- pictures from outside ----
+
+
+async def read_dropped(page: Page, name: str, data: bytes) -> None:
+    """A picture that was dropped on the page: its settings into the fields, or what to do with one that has none."""
+
+    def read() -> tuple[Call, tuple[str, ...]]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "dropped.png"
+            path.write_bytes(data)
+            try:
+                return page.studio.call_of_file(path)
+            except (RecipeError, ValueError) as error:
+                raise ValueError(str(error).replace(str(path), printable(name))) from None
+
+    try:
+        call, missing = await run.io_bound(read)
+    except Exception as error:
+        page.say(sentence(error), "negative")
+        return
+    load(page, replace(call, model=page.studio.known_model(call.model)), missing, printable(name))

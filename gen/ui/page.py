@@ -1,0 +1,175 @@
+"""The frame of the page: its head, its tabs, and what the parts of one open page share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from gen.calls.errors import sentence
+from gen.ui.jobs import DrawJob
+from gen.ui.settings import DrawSettings, FieldError
+from gen.ui.studio import Studio
+from gen.ui.tabs import TABS
+
+TICK = 0.1  # seconds between two looks at the queue
+SHOWN = 6.0  # seconds that a message stays
+
+Listener = Callable[..., Any]
+
+
+class Page:
+    """One open page: its settings, and who wants to hear of what.
+
+    Events: "ready" (the registries are read), "jobs" (something of the queue changed), "settings" (loaded from outside: fields
+    show them anew), "show" (a picture's name, to be looked at), "pictures" (the gallery changed).
+    """
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.settings = DrawSettings(model=studio.model)
+        self.fields: dict[str, Any] = {}
+        self.shown = ""  # the picture in the middle
+        self.tabs: Any = None
+        self.loud = False  # it is known whether everything is ready
+        self._listeners: dict[str, list[Listener]] = {}
+        self._version = -1
+        self._told: set[int] = {job.id for job in studio.jobs.over()}
+
+    # ---- events ----
+
+    def on(self, event: str, listener: Listener) -> None:
+        """Call a function whenever this happens."""
+        self._listeners.setdefault(event, []).append(listener)
+
+    def tell(self, event: str, *values: Any) -> None:
+        """It has happened. What a listener raises is said on the page, and the others hear of it all the same."""
+        for listener in self._listeners.get(event, ()):
+            try:
+                listener(*values)
+            except Exception as error:
+                self.say(sentence(error), "negative")
+
+    def tick(self) -> None:
+        """Look what has changed since the last time."""
+        if not self.loud and self.studio.ready.is_set():
+            self.loud = True
+            if self.studio.problem:
+                self.say(self.studio.problem, "negative")
+            self.tell("ready")
+        if (version := self.studio.jobs.version) != self._version:
+            self._version = version
+            self._hear_of_ends()
+            self.tell("jobs")
+
+    def _hear_of_ends(self) -> None:
+        for job in self.studio.jobs.over():
+            if job.id not in self._told:
+                self._told.add(job.id)
+                if job.error:
+                    self.show_error(job.error)
+                self.tell("pictures")
+
+    # ---- messages ----
+
+    def say(self, text: str, kind: str = "info") -> None:
+        """A message that goes away by itself; errors stay until they are closed."""
+        wrong = kind == "negative"
+        ui.notify(text, type=kind, position="bottom", multi_line=True, timeout=0 if wrong else SHOWN * 1000, close_button=wrong)  # type: ignore[arg-type]
+
+    def show_error(self, text: str) -> None:
+        """Beside the field that an error begins with, as in "guidance_scale is 200; ...", else as a message."""
+        keyword = text.partition(" ")[0]
+        name = KEYWORD_FIELDS.get(keyword, keyword)
+        if not self.mark(name, text):
+            self.say(text, "negative")
+
+    def mark(self, name: str, text: str | None) -> bool:
+        """Put a sentence beside a field, None takes it away; False if there is no such field."""
+        field = self.fields.get(name)
+        if field is None:
+            return False
+        field.error = text
+        return True
+
+    def clear_errors(self) -> None:
+        """Take all sentences beside fields away."""
+        for field in self.fields.values():
+            if getattr(field, "error", None):
+                field.error = None
+
+    # ---- what is done ----
+
+    def draw(self, **other: Any) -> DrawJob | None:
+        """Put the settings into the queue, with other values for some arguments; None where they cannot be."""
+        self.clear_errors()
+        try:
+            call = self.settings.to_call(self.studio.catalogue)
+            return self.studio.submit(call.with_arguments(**other) if other else call)
+        except FieldError as error:
+            if not self.mark(error.field, str(error)):
+                self.say(str(error), "negative")
+        except ValueError as error:
+            self.show_error(str(error))
+        return None
+
+    def show(self, name: str) -> None:
+        """Look at a picture of the gallery in the middle."""
+        self.shown = name
+        self.tell("show", name)
+
+    def to_tab(self, name: str) -> None:
+        """Go to a tab."""
+        self.tabs.set_value(name)
+
+
+KEYWORD_FIELDS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "scale",
+    "num_images_per_prompt": "number",
+    "batch_size": "at_once",
+    "negative_prompt": "negative",
+    "guidance": "rule",
+}
+
+
+def build_page(studio: Studio) -> None:
+    """All of one page, for one browser."""
+    page = Page(studio)
+    ui.add_head_html('<link rel="stylesheet" href="/page/style.css"><script src="/page/page.js" defer></script>')
+    ui.colors(primary="#3d5afe", negative="#c62828", dark="#1b1b1e", dark_page="#131315")
+    dark = ui.dark_mode(None)
+    with ui.element("header").classes("fs-head"):
+        with ui.element("h1").classes("fs-mark"):
+            ui.element("img").props('src="/page/icon.svg" alt=""')
+            ui.html("fewstep", tag="span", sanitize=False)
+        page.tabs = ui.tabs(value=TABS[0].name).props("dense no-caps indicator-color=primary")
+        with page.tabs:
+            for row in TABS:
+                ui.tab(row.name, row.label).props(f'data-tab="{row.name}"')
+        ui.element("div").classes("fs-space")
+        status = ui.label("Opening the model …").classes("fs-status").props('role="status"')
+        _dark_button(dark)
+    with ui.tab_panels(page.tabs, value=TABS[0].name, animated=False, keep_alive=True).classes("w-full"):
+        for row in TABS:
+            with ui.tab_panel(row.name).classes("fs-panel-page"):
+                importlib.import_module(f"gen.ui.tabs.{row.module}").build(page)
+    page.on("ready", lambda: status.set_text("Not ready" if studio.problem else "Ready"))
+    page.tick()
+    ui.timer(TICK, page.tick)
+
+
+def _dark_button(dark: Any) -> None:
+    """Between the system's own look, light and dark."""
+    looks = {None: ("brightness_auto", "as the system"), False: ("light_mode", "light"), True: ("dark_mode", "dark")}
+    order = [None, False, True]
+    button = ui.button(icon=looks[None][0]).props('flat round dense color=grey aria-label="Look: as the system"')
+
+    def turn() -> None:
+        dark.value = order[(order.index(dark.value) + 1) % 3]
+        icon, words = looks[dark.value]
+        button.props(f'icon={icon} aria-label="Look: {words}"')
+
+    button.on_click(turn)

@@ -1,0 +1,28 @@
+"""The model, the size, how many."""
+
+from __future__ import annotations
+
+import secrets
+
+from nicegui import ui
+
+from gen.ui import fields
+from gen.ui.page import Page
+
+TITLE = "Picture"
+OPEN = True
+
+
+def build(page: Page) -> None:
+    """The section's fields."""
+    fields.choice(page, "model", "Model", page.studio.models(), search=False)
+    with ui.element("div").classes("fs-row"):
+        fields.number(page, "width", "Width", "model's", step=8, low=8)
+        fields.number(page, "height", "Height", "model's", step=8, low=8)
+        fields.number(page, "number", "Pictures", "1", low=1)
+    with ui.element("div").classes("fs-row"):
+        seed = fields.number(page, "seed", "Seed", "another every time", low=0)
+        with ui.button(icon="casino", on_click=lambda: seed.set_value(secrets.randbelow(1 << 32))) as dice:
+            dice.props('flat dense color=grey aria-label="A random seed that stays"').classes("fs-fixed")
+            ui.tooltip("A random seed that stays")
+        fields.number(page, "steps", "Steps", "model's", low=1, high=1000)

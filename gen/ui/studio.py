@@ -1,0 +1,236 @@
+"""What one `fewstep ui` has for all its pages: the queue, the gallery, models that stay open, and what can be chosen."""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gen.calls.call import Call
+from gen.calls.errors import sentence
+from gen.calls.foreign import call_of_picture
+from gen.calls.run import run
+from gen.io.errors import printable
+from gen.ui.forms import Catalogue, read_catalogue
+from gen.ui.gallery import Gallery
+from gen.ui.jobs import DrawJob, JobQueue, JobWatch
+from gen.ui.models import AUTOMATIC, WarmModels, adapters_in, chosen_model, controlnets_in, models_in
+from gen.ui.replays import replay
+
+PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps"}
+_listening = threading.local()
+
+
+@dataclass
+class Studio:
+    """output: the gallery's folder.
+    models_dir, lora_dir: where further models and adapters are.
+    model: the one that the page begins with, `AUTOMATIC` for fast or default as a call asks.
+    energies: rows of other packages (`gen.cli.energies`).
+    """
+
+    output: Path
+    models_dir: Path | None = None
+    lora_dir: Path | None = None
+    model: str = AUTOMATIC
+    energies: Mapping[str, Any] = field(default_factory=dict)
+    catalogue: Catalogue | None = None
+    problem: str = ""  # why it is not ready, if it never will be
+
+    def __post_init__(self) -> None:
+        for folder in (self.models_dir, self.lora_dir):
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder} is not a folder; give one that is there.")
+        self.gallery = Gallery(self.output)
+        self.warm = WarmModels(prepare=self._add_energies)
+        self.jobs = JobQueue(self._work)
+        self.ready = threading.Event()
+
+    def begin(self) -> None:
+        """Load torch, read the registries and open the first model, beside whatever else goes on."""
+        threading.Thread(target=self._begin, name="opening", daemon=True).start()
+
+    def _begin(self) -> None:
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _tell
+        try:
+            self.catalogue = read_catalogue(self.energies)
+            self.warm.get("fast" if self.model == AUTOMATIC else self.model)
+        except Exception as error:
+            self.problem = sentence(error)
+        self.ready.set()
+
+    # ---- what can be chosen ----
+
+    def models(self) -> dict[str, str]:
+        """What `Generator.from_pretrained` takes -> name on the page."""
+        names = {AUTOMATIC: "automatic", **PACKAGED, **{path: name for name, path in models_in(self.models_dir).items()}}
+        return names if self.model in names else {**names, self.model: Path(self.model).name}
+
+    def adapters(self) -> dict[str, str]:
+        """Name -> file of every adapter in the folder."""
+        return adapters_in(self.lora_dir)
+
+    def controlnets(self) -> dict[str, str]:
+        """Name -> folder of every ControlNet among the models."""
+        return controlnets_in(self.models_dir)
+
+    def known_model(self, name: str) -> str:
+        """What opens the model of a recipe, by its name: one of those on the page, `AUTOMATIC` if none has it. A file from
+        outside must not choose what is opened."""
+        if name in PACKAGED:
+            return name
+        paths = [path for path in self.models() if path not in (AUTOMATIC, *PACKAGED) and _name_of_model(path) == name]
+        return paths[0] if paths else AUTOMATIC
+
+    def adapter_files(self) -> dict[str, Path]:
+        """sha256 -> file of every adapter in the folder."""
+        from gen.io.digests import file_digest
+
+        return {file_digest(path): Path(path) for path in self.adapters().values()}
+
+    # ---- pictures ----
+
+    def call_of(self, name: str) -> tuple[Call, tuple[str, ...]]:
+        """(a call that makes a picture of the gallery again, what its recipe does not hold)."""
+        call, missing = self.call_of_file(self.gallery.path(name))
+        return replace(call, model=self.known_model(call.model)), missing
+
+    def call_of_file(self, path: Path) -> tuple[Call, tuple[str, ...]]:
+        """Likewise of any file."""
+        return call_of_picture(path, self.adapter_files())
+
+    def replay(self, name: str) -> str:
+        """Make a picture of the gallery again, beside the queue; a sentence says whether it is the same."""
+        self.ready.wait()
+        path = self.gallery.path(name)
+        recipe = self.gallery.recipe(name)
+        model = self.known_model(recipe.model.name)
+        if model == AUTOMATIC:
+            raise ValueError(
+                f"It was made with the model {printable(recipe.model.name)!r}, which is not among those of the page."
+            )
+        generator = self.warm.get(model)
+        from gen.io.threads import lock_of
+
+        with lock_of(generator.network):  # its adapters change
+            return replay(generator, path, self.adapter_files())
+
+    # ---- jobs ----
+
+    def settled(self, call: Call) -> Call:
+        """With a seed and a model where a call says none: what makes its pictures again is then known."""
+        if call.arguments.get("seed") is None:
+            call = call.with_arguments(seed=secrets.randbelow(1 << 32))
+        return replace(call, model=chosen_model(call)) if call.model == AUTOMATIC else call
+
+    def submit(self, call: Call, label: str = "") -> DrawJob:
+        """Put a call into the queue."""
+        call = self.settled(call)
+        if not label:
+            subject = call.arguments.get("prompt") or call.arguments.get("class_labels") or ""
+            label = ", ".join(map(str, subject)) if isinstance(subject, list) else str(subject)
+        return self.jobs.add(call, label or "without a prompt")
+
+    def close(self) -> None:
+        """End the queue; a picture under way is given up."""
+        self.jobs.close()
+
+    def _work(self, call: Call, watch: JobWatch) -> None:
+        if not self.ready.is_set() or not self.warm.is_open(call.model):
+            watch.stage("Opening the model")
+        self.ready.wait()
+        if self.problem and self.catalogue is None:
+            raise ValueError(self.problem)
+        generator = self.warm.get(call.model)
+        from gen.io.threads import lock_of
+
+        call = fitted(call, generator)
+        watch.stage("Beginning")
+        draw = _Drawing(call, generator, watch, self.gallery)
+        with notes_to(watch), lock_of(generator.network):  # a replay would change its adapters
+            run(call, generator, on_step=draw.step, on_images=draw.finished)
+
+    def _add_energies(self, generator: Any) -> None:
+        from gen.tasks.energies import EnergyInfo
+
+        for name, row in self.energies.items():
+            generator.energies[name] = EnergyInfo(name, *row)
+
+
+def _name_of_model(path: str) -> str:
+    """What recipes call the model at a path."""
+    return Path(path).resolve().name if Path(path).is_dir() else Path(path).name.split(".safetensors")[0].removesuffix(".gguf")
+
+
+class _Drawing:
+    """The callbacks of one call: they count its work, keep its pictures and end it where the user says so."""
+
+    def __init__(self, call: Call, generator: Any, watch: JobWatch, gallery: Gallery):
+        self.watch, self.gallery = watch, gallery
+        arguments = call.arguments
+        subject = arguments.get("prompt", arguments.get("class_labels"))
+        subjects = len(subject) if isinstance(subject, list) and call.method != "panorama" else 1
+        pictures = subjects * arguments.get("num_images_per_prompt", 1)
+        self.batches = math.ceil(pictures / (arguments.get("batch_size") or 8))
+        self.steps = expected_steps(call, generator)
+        self.done = 0
+
+    def step(self, generator: Any, step: int, t: float, tensors: Mapping[str, Any]) -> None:
+        """After every step."""
+        if self.watch.stopped:
+            generator.interrupt = True
+            return
+        steps = max(self.steps, step + 1)
+        preview = io.BytesIO()
+        generator.preview(tensors["denoised"][:1])[0].save(preview, "PNG")
+        share = (self.done + (step + 1) / steps) / max(self.batches, self.done + 1)
+        self.watch.step(step + 1, steps, share, preview.getvalue())
+
+    def finished(self, batch: Any) -> None:
+        """After every batch. A picture that was stopped on its way is not kept."""
+        self.done += 1
+        for image, recipe in zip(batch.images, batch.recipes, strict=True):
+            if not (batch.interrupted and recipe.stopped_at is not None):
+                self.watch.made(self.gallery.save(image, recipe))
+
+
+def fitted(call: Call, generator: Any) -> Call:
+    """The call with its prompt as what a model is asked for: the name of a class, or nothing, where it reads no text."""
+    if generator.text_encoder is not None or call.method != "image" or getattr(generator.network, "whole", False):
+        return call
+    prompt = call.arguments.get("prompt") or None
+    return call.with_arguments(prompt=None, class_labels=(prompt or -1) if generator.classes else None)
+
+
+def expected_steps(call: Call, generator: Any) -> int:
+    """Steps of a picture, as far as they are known before it is begun: a solver may choose its own."""
+    steps = call.arguments.get("num_inference_steps") or generator.config.defaults.num_inference_steps
+    strength = call.arguments.get("strength", 1.0 if "mask" in call.arguments else 0.8)
+    if "image" in call.arguments and call.method in ("image", "upscale"):
+        steps = max(1, math.ceil(steps * (strength if call.method == "image" else call.arguments.get("strength", 0.4))))
+    return steps
+
+
+@contextmanager
+def notes_to(watch: JobWatch) -> Iterator[None]:
+    """What this thread warns of, as notes of a job."""
+    _listening.watch = watch
+    try:
+        yield
+    finally:
+        _listening.watch = None
+
+
+def _tell(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """In the place of `warnings.showwarning`: a user's warning goes to the job of its thread."""
+    watch = getattr(_listening, "watch", None)
+    if watch is not None and issubclass(category, UserWarning):
+        watch.note(str(message))

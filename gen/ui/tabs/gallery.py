@@ -1,0 +1,82 @@
+"""The tab "Gallery": all pictures of the folder, newest first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import ui
+
+from gen.calls.errors import sentence
+from gen.ui import dialogs
+from gen.ui.page import Page
+from gen.ui.stage import thumb
+
+PORTION = 60  # pictures that are shown at first, and with every "More"
+
+
+def build(page: Page) -> None:
+    """Fill the tab."""
+    state = {"shown": PORTION, "words": "", "compare": None}
+    with ui.element("main").classes("fs-gallery"):
+        with ui.element("div").classes("fs-bar-top"):
+            search = ui.input(placeholder="Search names").props('outlined dense clearable aria-label="Search names"')
+            count = ui.label("").classes("fs-about")
+            ui.element("div").style("flex: 1")
+            compare = ui.button("Compare two", icon="compare").props('flat dense color=grey data-action="compare"')
+            drop = ui.upload(auto_upload=True, multiple=True, max_files=20, max_file_size=64 << 20).classes("fs-hidden")
+            drop.props('data-drop accept="image/*" aria-hidden="true" tabindex=-1')
+            ui.button("Read a picture", icon="upload_file", on_click=lambda: drop.run_method("pickFiles")).props(
+                'flat dense color=grey data-action="read"'
+            )
+        grid = ui.element("div").classes("fs-grid").props('role="group" aria-label="Pictures"')
+        more = ui.button("More", on_click=lambda: enlarge()).props("flat color=grey")
+
+    def fill() -> None:
+        words = str(state["words"] or "").lower().split()
+        entries = [one for one in page.studio.gallery.entries() if all(word in one.name.lower() for word in words)]
+        count.set_text(f"{len(entries)} picture{'s' * (len(entries) != 1)} in {page.studio.gallery.folder}")
+        grid.clear()
+        with grid:
+            for entry in entries[: int(state["shown"] or 0)]:
+                thumb(entry.name, lambda name=entry.name: chosen(name))
+        more.set_visibility(len(entries) > int(state["shown"] or 0))
+
+    def chosen(name: str) -> None:
+        waiting = state["compare"]
+        if waiting is None:
+            dialogs.detail(page, name)
+        elif waiting == "":
+            state["compare"] = name
+            page.say("Choose the other picture.")
+        else:
+            state["compare"] = None
+            compare.props("color=grey")
+            dialogs.compare(page, str(waiting), name)
+
+    def begin() -> None:
+        state["compare"] = "" if state["compare"] is None else None
+        compare.props(f"color={'primary' if state['compare'] is not None else 'grey'}")
+        if state["compare"] is not None:
+            page.say("Choose the first of two pictures.")
+
+    def enlarge() -> None:
+        state["shown"] = int(state["shown"] or 0) + PORTION
+        fill()
+
+    def searched(event: Any) -> None:
+        state["words"], state["shown"] = event.value, PORTION
+        fill()
+
+    async def dropped(event: Any) -> None:
+        try:
+            data = await event.file.read()
+            await dialogs.read_dropped(page, event.file.name, data)
+        except Exception as error:
+            page.say(sentence(error), "negative")
+        drop.reset()
+
+    compare.on_click(begin)
+    search.on_value_change(searched)
+    drop.on_upload(dropped)
+    page.on("pictures", fill)
+    fill()
