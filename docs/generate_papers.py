@@ -47,6 +47,7 @@ COMMANDS = {
     ("task", "pipeline"): "fewstep image --pipeline-option",
     ("task", "image"): "fewstep image --image",
     ("task", "control"): "fewstep image --control",
+    ("task", "image_prompt"): "fewstep image --image-prompt",
     ("training-free change", "reference"): "fewstep image --reference",
     ("training-free change", "negtome"): "fewstep image --negtome",
     ("training-free change", "aesthetic"): "fewstep image --aesthetic",

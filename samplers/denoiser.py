@@ -17,6 +17,7 @@ from samplers.path import NoiseLevel, Path, Scalar, expand
 from samplers.prediction import Prediction, prediction_row
 
 MAP = "map:"  # begins the names of further tensors that lie over x
+NULL = "null:"  # begins the names of those that stand in for others where nothing is asked for
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Condition:
 
     label (B,) integers, negative = unconditional; tokens (B, L, D) text features with mask (B, L), True = a real token (a row
     without any is unconditional); pooled (B, P); image (B, C, H, W) aligned with x; extra: further tensors by name, of which
-    those whose name begins with "map:" are (B, C, H, W) and aligned with x too.
+    those whose name begins with "map:" are (B, C, H, W) and aligned with x too, and extra["null:NAME"] is what extra["NAME"] is
+    in the unconditional counterpart.
     """
 
     label: Tensor | None = None
@@ -81,13 +83,14 @@ class Condition:
         return replace(self, image=other.image, extra={**self.extra, **maps})
 
     def null(self) -> Condition:
-        """The unconditional counterpart: label -1, no real tokens, zero pooled vector."""
+        """The unconditional counterpart: label -1, no real tokens, zero pooled vector, of `extra` what stands in."""
         return replace(
             self,
             label=None if self.label is None else torch.full_like(self.label, -1),
             tokens=None if self.tokens is None else torch.zeros_like(self.tokens),
             mask=None if self.tokens is None else self.tokens.new_zeros(self.tokens.shape[:2], dtype=torch.bool),
             pooled=None if self.pooled is None else torch.zeros_like(self.pooled),
+            extra={name: self.extra.get(NULL + name, value) for name, value in self.extra.items()},
         )
 
     def __getitem__(self, rows: Any) -> Condition:

@@ -254,7 +254,7 @@ def _stack(regions: Sequence[Region], condition: Condition, batch: int) -> tuple
     negative = None
     if any(r.negative is not None for r in regions):
         refused = [
-            rows(merge_condition(r.negative, condition), r.window) if r.negative is not None else c.null()
+            rows(merge_condition(r.negative, condition.null()), r.window) if r.negative is not None else c.null()
             for r, c in zip(regions, own, strict=True)
         ]
         negative = stack_conditions(refused)

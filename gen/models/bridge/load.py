@@ -60,6 +60,7 @@ CLASSES: dict[str, str] = {
     "VQModel": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
+    "CLIPVisionModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "UMT5EncoderModel": "transformers",
     "Gemma2Model": "transformers",

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from gen.models.bridge.control import Control
 from gen.models.bridge.hook_layouts import shows
 from gen.models.bridge.hooks import hooked
+from gen.models.bridge.ip_adapter.attention import ImagePrompt
+from gen.models.bridge.ip_adapter.file import IPAdapter
 from gen.nn.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
@@ -35,6 +37,7 @@ class BridgedNetwork(nn.Module):
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     most_pictures = 1  # that it reads at a time; those beside the first are `extra["reference_2"]` and so on
     controlled_by: tuple[str, ...] = ()  # the classes of control that it takes (`gen.models.bridge.control`)
+    takes_image_prompts = False  # IP-Adapters (`gen.models.bridge.ip_adapter`)
     mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
@@ -46,6 +49,8 @@ class BridgedNetwork(nn.Module):
         self.null: Condition | None = None
         self.controls: dict[str, Control] = {}  # no part of its weights; likewise those by their folders
         self.opened_controls: dict[str, Control] = {}
+        self.image_prompts: dict[str, ImagePrompt] = {}  # likewise
+        self.opened_ip_adapters: dict[tuple[str, str], IPAdapter] = {}
 
     @property
     def shows(self) -> str:

@@ -20,6 +20,7 @@ from gen.io.errors import opened
 from gen.io.weights import CheckpointError, listed, regular_file, write_weights
 
 NESTINGS = ("ema", "state_dict", "model")  # where training code puts the weights; the first that is there is taken
+IP_ADAPTER = ("image_proj", "ip_adapter")  # the entries of an IP-Adapter's file, both of them weights
 BUDGET = 1.5  # bytes of tensors, or of unpacked entries, per byte of file
 SLACK = 1 << 20
 
@@ -98,6 +99,8 @@ def _bare(source: Path) -> bool:
 
 def _weights(source: Path, value: Any, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
     keys: list[str] = []
+    if isinstance(value, Mapping) and value.keys() == {*IP_ADAPTER} and all(map(_is_weights, value.values())):
+        value = {f"{part}.{name}": tensor for part in IP_ADAPTER for name, tensor in value[part].items()}
     while isinstance(value, Mapping) and len(keys) < 3 and not _is_weights(value):
         inner = key if key is not None and not keys else next((name for name in NESTINGS if name in value), None)
         if inner not in value:

@@ -17,11 +17,9 @@ from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task
 from gen.tasks.control.options import ControlKeywords, ControlRecord
 from gen.tasks.edit.task import fit_and_warn, size_tolerance
-from samplers.denoiser import Condition, Context, Denoiser
-from samplers.interval import EVERYWHERE, contains
-from samplers.path import NoiseLevel
-from samplers.prediction import Prediction
-from samplers.wrappers import DenoiserWrapper
+from gen.tasks.ranges import WithinRanges
+from samplers.denoiser import Condition, Denoiser
+from samplers.interval import EVERYWHERE
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -124,31 +122,10 @@ class ControlTask(Task):
 
     def wrap_network(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
         ranges = {one.name: one.record.interval for one in self.followed if one.record.interval is not None}
-        return ControlRanges(denoiser, ranges) if ranges else denoiser
+        return WithinRanges(denoiser, ranges, (PICTURE, WEIGHT, MODE)) if ranges else denoiser
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"control": tuple(one.record for one in self.followed)}
-
-
-@dataclass(frozen=True)
-class ControlRanges(DenoiserWrapper):
-    """Takes pictures out of the condition at levels beyond their range. ranges: name -> (lowest, highest) log-SNR."""
-
-    denoiser: Denoiser
-    ranges: Mapping[str, tuple[float, float]]
-
-    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition, context: Context) -> Prediction:
-        away = tuple(name for name, interval in self.ranges.items() if not contains(interval, level))
-        if not away:
-            return self.denoiser(x, level, condition, context)
-        inside = context.fork("without", away)
-        without = inside.memo("without control", (condition,), lambda: _without(condition, away))
-        return self.denoiser(x, level, without, replace(inside, branch=context.branch))
-
-
-def _without(condition: Condition, names: tuple[str, ...]) -> Condition:
-    gone = {prefix + name for name in names for prefix in (PICTURE, WEIGHT, MODE)}
-    return replace(condition, extra={name: value for name, value in condition.extra.items() if name not in gone})
 
 
 def _follow(

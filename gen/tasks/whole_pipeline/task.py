@@ -33,6 +33,7 @@ REFUSED = {
     "regions": "its adapters are the pipeline's own, for all pictures alike; load them with its load_lora_weights",
     "control": "a ControlNet is part of a pipeline made for it, whose pictures are image= or pipeline_options",
     "controlnet": "a ControlNet is part of a pipeline made for it, whose pictures are image= or pipeline_options",
+    "ip_adapter": "its own load_ip_adapter loads one; give ip_adapter_image in pipeline_options",
     "layout": "prompts by region need the network alone",
     "guide": "guidance by an energy needs the network's gradients",
     "prompt_syntax": "the pipeline reads its prompts itself",

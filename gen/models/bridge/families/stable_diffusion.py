@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
+from gen.models.bridge.ip_adapter.attention import image_prompted, prepared
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
@@ -34,6 +35,10 @@ class UNet(BridgedNetwork):
         self.embeds = bool(self.guidance_dim)
 
     controlled_by: tuple[str, ...] = ("ControlNetModel", "T2IAdapter")
+    takes_image_prompts = True
+
+    def prepare(self, condition: Condition) -> Condition:
+        return prepared(self.image_prompts, condition, len(setting(self.network, "block_out_channels")))
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
@@ -43,14 +48,11 @@ class UNet(BridgedNetwork):
             scale = condition.extra.get("guidance", torch.full((len(x),), LCM_GUIDANCE, device=x.device))
             guidance = embed_scale(scale.float() - 1, self.guidance_dim).to(x.dtype)
         shared = {"timestep_cond": guidance, "added_cond_kwargs": self.added(x, condition), "return_dict": False}
-        return self.network(
-            x,
-            time,
-            encoder_hidden_states=condition.tokens,
-            encoder_attention_mask=mask,
-            **shared,
-            **self.control(x, time, condition, mask, shared),
-        )[0]
+        added = self.control(x, time, condition, mask, shared)
+        with image_prompted(self.network, self.image_prompts, condition, x.shape[2:]):
+            return self.network(
+                x, time, encoder_hidden_states=condition.tokens, encoder_attention_mask=mask, **shared, **added
+            )[0]
 
     def control(self, x: Tensor, time: Tensor, condition: Condition, mask: Tensor | None, shared: Any) -> dict[str, Any]:
         """What ControlNets add. They know no mask, so that prompts of unequal length are read one by one."""
@@ -84,6 +86,7 @@ class UNet(BridgedNetwork):
         return {**places, "down_intrablock_additional_residuals": inside}
 
     def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None] | None:
+        """Conditions of the network's own beside text and time."""
         return None
 
 

@@ -1,0 +1,1 @@
+"""Image prompts: pictures whose content or style a picture takes up, through IP-Adapters."""
