@@ -191,6 +191,8 @@ class Generator(Model):
         layout: prompts by region (`gen.tasks.layout.task`); `Generator.layout` takes its size from it, and reads files.
         negtome, reference, concepts, aesthetic, greedy: training-free changes, with their options
             (`gen.tasks.training_free.options.TrainingFreeOptions`).
+        variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
+            that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
         batch_size: pictures per network call; halved by itself when memory runs out.
         batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
             on a CPU.
@@ -256,7 +258,10 @@ class Generator(Model):
                 "guidance nag.",
                 stacklevel=3,
             )
-        items = make_items(prompts, negatives, classes, per_prompt, draw_seeds(total, seed, seeds, generator), noise)
+        drawn = draw_seeds(total, seed, seeds, generator)
+        if seeds is None and generator is None and any(task.traits.one_seed for task in settings.tasks.values()):
+            drawn = drawn[:1] * total
+        items = make_items(prompts, negatives, classes, per_prompt, drawn, noise)
         for task in settings.tasks.values():
             items = task.change_items(items, per_prompt)
         check_prompts(self, items, settings)

@@ -33,6 +33,8 @@ _VALUES = {
     "guide_method": "--guide-method",
     "greedy": "--greedy",
     "composition": "--compose",
+    "variation_seed": "--variation-seed",
+    "variation_strength": "--variation-strength",
     "clip_skip": "--clip-skip",
     "max_sequence_length": "--max-sequence-length",
     "prompt_2": "--prompt-2",

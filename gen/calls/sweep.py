@@ -220,7 +220,8 @@ def _together(cells: Sequence[SweepCell]) -> Iterator[list[SweepCell]]:
     """Cells in their order, neighbours that differ by prompt and seed alone together."""
     group: list[SweepCell] = []
     for cell in cells:
-        if group and (len(group) == AT_ONCE or _rest(cell) != _rest(group[0])):
+        alone = cell.call.get("variation_seed") is not None  # which counts up over pictures of one seed in a call
+        if group and (alone or len(group) == AT_ONCE or _rest(cell) != _rest(group[0])):
             yield group
             group = []
         group.append(cell)

@@ -97,6 +97,8 @@ def to_infotext(recipe: Recipe) -> str:
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
         **({"Denoising strength": recipe.start.strength} if recipe.start and recipe.start.strength is not None else {}),
+        **({"Variation seed": recipe.variation.seed} if recipe.variation else {}),
+        **({"Variation seed strength": recipe.variation.strength} if recipe.variation else {}),
         **({"Guidance": recipe.guidance} if recipe.guidance != "cfg" else {}),
         **({"Cache": recipe.cache} if recipe.cache else {}),
         **({"Composition": recipe.composition} if recipe.composition else {}),

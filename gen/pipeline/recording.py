@@ -75,6 +75,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
             batch_invariant=settings.batch_invariant,
             machine=computed_with,
             **fields,
+            **{name: value for task in settings.tasks.values() for name, value in task.record_one(item).items()},
         )
         for row, item in enumerate(items)
     ]

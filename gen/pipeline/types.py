@@ -50,7 +50,8 @@ Decode = Callable[[Tensor, Crop | None], Tensor]  # latents (B, C, h, w) -> pict
 @dataclass(frozen=True)
 class Item:
     """One picture to make. label -1 is unconditional; `latent` (C, h, w) is its unit noise where the caller gave it; others,
-    negative_others: prompts of the second and third text encoder, None where they read the first's."""
+    negative_others: prompts of the second and third text encoder, None where they read the first's; variation: a seed that its
+    noise is turned towards."""
 
     prompt: str
     negative_prompt: str
@@ -59,6 +60,7 @@ class Item:
     latent: Tensor | None = None
     others: tuple[str | None, ...] = (None, None)
     negative_others: tuple[str | None, ...] = (None, None)
+    variation: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class TaskTraits:
     guides_itself: what it puts around the network is guided already, so that neither caches nor guidance go around that.
     chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
     one_prompt: a picture has one prompt, which cannot be several that are joined.
+    one_seed: all pictures of a call have its first seed, unless it gives one for each.
     copies: rows of x for one picture.
     label: its name in this run, for messages.
     unrecorded: what took part and is in no recipe.
@@ -128,6 +131,7 @@ class TaskTraits:
     guides_itself: bool = False
     chooses_size: bool = False
     one_prompt: bool = False
+    one_seed: bool = False
     copies: int = 1
     label: str = ""
     unrecorded: tuple[str, ...] = ()
@@ -210,6 +214,10 @@ class Task:
 
     def record(self, items: Sequence[Item]) -> Mapping[str, Any]:
         """Fields of the batch's recipes (`gen.pipeline.recipe.Recipe`)."""
+        return {}
+
+    def record_one(self, item: Item) -> Mapping[str, Any]:
+        """Fields of one picture's recipe, where those of a batch differ."""
         return {}
 
 

@@ -41,3 +41,19 @@ def slerp(a: Tensor, b: Tensor, u: Scalar) -> Tensor:
     on_b = torch.where(straight, u, (u * angle).sin() / sine)
     norm = (1 - u) * norm_a + u * norm_b
     return on_a * (norm / norm_a) * a + on_b * (norm / norm_b) * b
+
+
+def slerp_columns(a: Tensor, b: Tensor, u: float) -> Tensor:
+    """Turn every column of a (B, C, H, W) towards that of b by the part u of the angle between them.
+
+    A column is the H numbers of one image, channel and place along the width, which is what AUTOMATIC1111's web UI turns for
+    variation seeds (`slerp` of its modules/rng.py): sin((1 - u) angle) / sin(angle) a + sin(u angle) / sin(angle) b. Lengths
+    are not evened, so independent unit noises give nearly unit noise. Columns that are parallel go straight, and so do zeros.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=-2).unsqueeze(-2).clamp(-1, 1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    straight = sine < 1e-6
+    on_a = torch.where(straight, 1 - u, ((1 - u) * angle).sin() / sine)
+    on_b = torch.where(straight, u, (u * angle).sin() / sine)
+    return on_a * a + on_b * b

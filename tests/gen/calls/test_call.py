@@ -29,7 +29,7 @@ from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 
 RUNTIME = {  # of `Generator.__call__`: what is no plain data, or belongs to who calls
     *("self", "generator", "latents", "output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
-    *("progress", "on_images", "_task_args", "tasks"),
+    *("progress", "on_images", "_task_args", "_check_only", "tasks"),
 }
 
 
