@@ -31,6 +31,7 @@ COMMANDS = (
     "ui",
     "task_options",  # restore, layout, panorama, ...
     "sweep",
+    "batch",
     "compare",
     "about",  # info, env, samplers, models
     "convert",

@@ -1,0 +1,203 @@
+"""`fewstep batch`: a table of prompts to pictures, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gen.cli.groups import grouped
+from gen.cli.options import (
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Import,
+    Lora,
+    LoraDir,
+    MethodOptions,
+    Negative,
+    PartOptions,
+    PromptSyntax,
+    Quiet,
+    Sampler,
+    Steps,
+    Width,
+)
+from gen.cli.output import exit_code, say
+
+
+def add(app: typer.Typer) -> None:
+    """Make it part of the program."""
+    app.command()(batch)
+
+
+@grouped
+def batch(
+    *,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Rows: .txt, .csv, .tsv, .jsonl, .parquet; a folder or hf:NAME of datasets; - is standard input.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The batch's own folder.")],
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="KEYWORD=COLUMN", help="The column that has it: prompt=caption; repeatable.")
+    ] = None,
+    extra: Annotated[bool, typer.Option("--extra", help="Carry other columns along, for --name and records.")] = False,
+    wildcards: Annotated[Path | None, typer.Option(metavar="DIR", help="Files that __name__ in prompts draws from.")] = None,
+    combinatorial: Annotated[bool, typer.Option("--combinatorial", help="Every prompt of {a|b} and __name__.")] = False,
+    templates: Annotated[bool, typer.Option("--templates/--no-templates", help="Read {a|b} and __name__ in prompts.")] = True,
+    number: Annotated[int, typer.Option("--number", "-n", help="Pictures per prompt.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="The first picture's; picture i of rows without one gets seed + i. [default: drawn once]")
+    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    schedule: Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")] = None,
+    guidance_scale: GuidanceScale = None,
+    negative: Negative = None,
+    guidance: Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
+    methods: MethodOptions,
+    height: Height = None,
+    width: Width = None,
+    lora: Lora = None,
+    lora_dir: LoraDir = None,
+    prompt_syntax: PromptSyntax = None,
+    fast: Annotated[
+        bool | None,
+        typer.Option("--fast/--no-fast", help="The default model's student. [default: where it serves the first row]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id.")
+    ] = None,
+    parts: PartOptions,
+    to: Annotated[str, typer.Option(metavar="KIND", help="files, webdataset or parquet.")] = "files",
+    name: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help="Of files, with {index}, {thousand}, {line}, {seed}, {slug} or a column.")
+    ] = "{index:06d}-{slug}-{seed}.png",
+    per_file: Annotated[int, typer.Option(help="Pictures in each file of the other kinds.")] = 1000,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Part I of N, from 0. [default: torchrun's, or all]")] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="In a folder of another batch: keep what is there, make what is not.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="In a folder of another batch: replace what is there.")
+    ] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try rows again that failed before.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first row that fails.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read all rows, say which are wrong, and make nothing.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures per network call.")] = 8,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant/--no-batch-invariant", help="No bit of a picture depends on the others, on any device."
+        ),
+    ] = True,
+    device: Device = None,
+    dtype: Dtype = None,
+    import_: Import = None,
+    quiet: Quiet = False,
+) -> int:
+    """Make pictures of a table of prompts; the same command again goes on. Exit code 1 if rows failed."""
+    from gen.batch.settings import BatchSettings, Share
+    from gen.calls.call import AdapterUse
+    from gen.cli.choose import choose_model
+    from gen.cli.lora import parse_lora
+    from gen.io.user_code import import_files
+
+    import_files(import_)
+    if skip_existing and overwrite:
+        raise ValueError("--skip-existing keeps pictures that --overwrite replaces; give one of them.")
+    defaults = {
+        "num_inference_steps": steps,
+        "sampler": sampler,
+        "schedule": schedule,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative,
+        "guidance": guidance,
+        "cache": cache,
+        **methods.keywords(),
+        "height": height,
+        "width": width,
+        "prompt_syntax": prompt_syntax,
+    }
+    named = [parse_lora(one) for one in lora or []]
+    settings = BatchSettings(
+        source,
+        output,
+        defaults={keyword: value for keyword, value in defaults.items() if value is not None},
+        columns=columns_of(column or []),
+        extra=extra,
+        templates=templates,
+        combinatorial=combinatorial,
+        wildcards=wildcards,
+        number=number,
+        seed=seed,
+        model=choose_model(model, fast, {**defaults, **parts.arguments(), "lora": lora}) if model or fast is not None else None,
+        model_arguments=parts.arguments(),
+        device=Share.device(device),
+        dtype=dtype,
+        adapters=tuple(AdapterUse(str(file), 1.0 if weight is None else weight) for file, weight in named),
+        lora_dir=lora_dir,
+        kind=to,
+        name=name,
+        per_file=per_file,
+        share=Share.of(shard),
+        existing="skip" if skip_existing else "overwrite" if overwrite else "refuse",
+        retry_errors=retry_errors,
+        strict=strict,
+        batch_size=batch_size,
+        batch_invariant=batch_invariant,
+    )
+    return only_check(settings, quiet) if check else run(settings, quiet)
+
+
+def columns_of(pairs: Sequence[str]) -> dict[str, str]:
+    """keyword -> column, of "keyword=column"."""
+    columns = dict[str, str]()
+    for pair in pairs:
+        keyword, equals, column = pair.partition("=")
+        if not (keyword and equals and column):
+            raise ValueError(f"--column {pair!r}: write it as KEYWORD=COLUMN, for example prompt=caption.")
+        columns[keyword] = column
+    return columns
+
+
+def only_check(settings: Any, quiet: bool) -> int:
+    """Say which rows are wrong."""
+    from gen.batch.run import check_rows
+    from gen.io.errors import printable
+
+    pictures, bad = check_rows(settings, lambda row: print(printable(f"{settings.source}, line {row.line}: {row.reason}")))
+    say(f"{pictures} pictures can be made; {bad} {'row is' if bad == 1 else 'rows are'} wrong.", quiet)
+    return 1 if bad else 0
+
+
+def run(settings: Any, quiet: bool) -> int:
+    """Make them, with a bar."""
+    from tqdm import tqdm
+
+    from gen.batch.run import run_batch
+    from gen.io.errors import printable
+
+    def bar(total: int | None, there: int) -> Any:
+        hide = True if quiet or settings.share.index else None  # None: where nobody looks
+        return tqdm(total=total, initial=there, unit=" pictures", disable=hide, smoothing=0.05, dynamic_ncols=True)
+
+    try:
+        result = run_batch(settings, progress=bar, say=lambda text: say(printable(text), quiet))
+    except KeyboardInterrupt as stop:
+        say("Interrupted; what was made is saved. The same command goes on.", quiet)
+        return exit_code(stop)
+    say(
+        f"{result.made} pictures made, {result.there} in {settings.output}; {result.failed} "
+        f"{'row' if result.failed == 1 else 'rows'} failed{' (errors.jsonl)' if result.failed else ''}.",
+        quiet,
+    )
+    return 1 if result.failed else 0
