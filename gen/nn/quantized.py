@@ -14,6 +14,7 @@ Every tensor that a weight consists of has its rows first, so rows can be cut ou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -215,7 +216,14 @@ def _int_products(x: Tensor, data: Tensor) -> bool:
     """Whether the device multiplies int8 matrices of these sizes: CPUs do, CUDA in multiples of 8 with more than 16 rows."""
     if x.device.type == "cuda":
         return len(x) > 16 and data.shape[0] % 8 == 0 and data.shape[1] % 8 == 0
-    return x.device.type == "cpu" and len(x) > 0
+    return x.device.type == "cpu" and len(x) > 0 and exact_int8_products()
+
+
+@functools.cache
+def exact_int8_products() -> bool:
+    """Whether this processor adds int8 products without loss: those before VNNI keep sums of two in 16 bits, which overflow."""
+    largest = torch.full((32, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, -largest.t()) == -64 * 127**2).all())
 
 
 def _fp8(parts: Parts, columns: int, kind: torch.dtype) -> Tensor:

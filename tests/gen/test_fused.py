@@ -17,6 +17,9 @@ def layer_and_input(dtype=torch.float32):
     return nn.Linear(24, 40).to(dtype), torch.randn(2, 7, 24).to(dtype)
 
 
+needs_kernels = pytest.mark.skipif(not fused.has_bfloat16_kernels(), reason="oneDNN does not multiply bfloat16 here")
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The activations of the kernel's calls."""
@@ -36,7 +39,8 @@ def test_equals_the_two_layers(approximate, dtype, tolerance, bias, calls):
     expected = F.gelu(product, approximate=approximate)
     with torch.inference_mode():
         result = linear_gelu(layer, x, approximate)
-    assert calls == [approximate] * torch.backends.mkldnn.is_available() and result.dtype == dtype
+    served = fused.has_bfloat16_kernels() if dtype == torch.bfloat16 else torch.backends.mkldnn.is_available()
+    assert calls == [approximate] * served and result.dtype == dtype
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -68,6 +72,20 @@ def test_hooks_other_layers_and_autocast_take_the_ordinary_way(calls):
     assert not calls
 
 
+def test_a_processor_without_bfloat16_kernels_takes_the_ordinary_way(calls, monkeypatch):
+    """Where the kernels would raise."""
+    monkeypatch.setattr(fused, "has_bfloat16_kernels", lambda: False)
+    packed, plain, x = packed_pair()
+    assert [type(m) for m in packed] == [nn.Linear, nn.SiLU, nn.Linear]
+    assert not fused.packed_bytes(plain, torch.bfloat16, torch.device("cpu"))
+    with torch.inference_mode():
+        assert torch.equal(packed(x), plain(x))
+        linear_gelu(plain[0], x, "none")
+        assert not calls
+        linear_gelu(plain[0].float(), x.float(), "none")
+    assert len(calls) == torch.backends.mkldnn.is_available()
+
+
 def packed_pair(dtype=torch.bfloat16):
     """(packed, plain) networks of the same weights, large enough to be packed, and an input."""
     torch.manual_seed(0)
@@ -77,6 +95,7 @@ def packed_pair(dtype=torch.bfloat16):
     return packed, plain, torch.randn(2, 9, 128).to(dtype)
 
 
+@needs_kernels
 def test_packed_weights_give_the_same_bits_and_follow_every_change():
     packed, plain, x = packed_pair()
     assert [type(m) for m in packed] == [PackedLinear, nn.SiLU, PackedLinear]
@@ -97,6 +116,7 @@ def test_packed_weights_give_the_same_bits_and_follow_every_change():
             torch.testing.assert_close(packed(x), plain(x), rtol=8e-3, atol=8e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@needs_kernels
 def test_packing_changes_neither_names_nor_copies_nor_training():
     packed, plain, x = packed_pair()
     assert list(packed.state_dict()) == list(plain.state_dict())
@@ -128,6 +148,7 @@ def test_what_is_not_packed(monkeypatch):
     assert PackedLinear not in kinds(nn.Sequential(nn.Linear(128, 128)).bfloat16())
 
 
+@needs_kernels
 def test_a_generator_packs_anew_for_every_run(tiny_model, monkeypatch):
     monkeypatch.setattr(fused, "_SMALLEST", 1)
     generator = Generator.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")

@@ -56,18 +56,23 @@ def pack(network: nn.Module) -> None:
         vars(layer)["_packed"] = None
     layers = [m for m in layers if m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
     needed = sum(m.weight.nbytes for m in layers)
-    if layers and torch.backends.mkldnn.is_available() and needed < _free_memory() / 2:
+    if layers and has_bfloat16_kernels() and needed < _free_memory() / 2:
         for layer in layers:
             layer.__class__ = PackedLinear
 
 
 def packed_bytes(network: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of the second copies that `pack` makes of a network that runs in a dtype on a device, where memory allows them."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if dtype != torch.bfloat16 or device.type != "cpu" or not has_bfloat16_kernels():
         return 0
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, PackedLinear)]
     needed = sum(2 * w.numel() for w in weights if w.numel() >= _SMALLEST and type(w) is nn.Parameter)
     return needed if needed < _free_memory() / 2 else 0
+
+
+def has_bfloat16_kernels() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this processor: AVX-512 at least, on x86."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def reordered(weight: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ def _serves(layer: nn.Linear, x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch.backends.mkldnn.is_available()
+        and (torch.backends.mkldnn.is_available() if x.dtype == torch.float32 else has_bfloat16_kernels())
     )
 
 
