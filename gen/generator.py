@@ -191,6 +191,8 @@ class Generator(Model):
         layout: prompts by region (`gen.tasks.layout.task`); `Generator.layout` takes its size from it, and reads files.
         negtome, reference, concepts, aesthetic, greedy: training-free changes, with their options
             (`gen.tasks.training_free.options.TrainingFreeOptions`).
+        hires: draw, enlarge so many times, draw on, with hires_strength, hires_steps, hires_window and hires_upscaler
+            ("picture", "latent").
         variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
             that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
         batch_size: pictures per network call; halved by itself when memory runs out.

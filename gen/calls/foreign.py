@@ -49,9 +49,24 @@ def call_of_infotext(fields: Mapping[str, str]) -> tuple[Call, tuple[str, ...]]:
         _put(arguments, missing, "width", width, int)
         _put(arguments, missing, "height", height, int)
     _put_methods(arguments, missing, fields.get("Sampler"), fields.get("Schedule type"))
-    if "Denoising strength" in fields:
+    for label, name, kind in (("seed", "seed", int), ("seed strength", "strength", float)):
+        _put(arguments, missing, f"variation_{name}", fields.get(f"Variation {label}"), kind)
+    if "Hires upscale" in fields:
+        _put_hires(arguments, missing, fields)
+    elif "Denoising strength" in fields:
         missing.append("the picture it began with")
     return _checked(arguments, missing)
+
+
+def _put_hires(arguments: dict[str, Any], missing: list[str], fields: Mapping[str, str]) -> None:
+    """The second pass of hires fix. Its upscalers that are networks become ours, which are none."""
+    for label, name, kind in (("Hires upscale", "hires", float), ("Hires steps", "hires_steps", int)):
+        _put(arguments, missing, name, fields.get(label), kind)
+    _put(arguments, missing, "hires_strength", fields.get("Denoising strength"), float)
+    upscaler = fields.get("Hires upscaler", "")
+    arguments["hires_upscaler"] = "latent" if upscaler.startswith("Latent") else "picture"
+    if upscaler and not upscaler.startswith(("Latent", "Lanczos")):
+        missing.append(f"the upscaler {upscaler!r:.40}")
 
 
 def call_of_graph(text: str) -> tuple[Call, tuple[str, ...]]:
@@ -88,6 +103,8 @@ def call_of_graph(text: str) -> tuple[Call, tuple[str, ...]]:
 def _checked(arguments: dict[str, Any], missing: list[str]) -> tuple[Call, tuple[str, ...]]:
     limits = {"num_inference_steps": (1, 1000), "guidance_scale": (0, 100), "seed": (0, (1 << 63) - 1)}
     limits |= dict.fromkeys(("width", "height"), (8, 4096))
+    limits |= {"variation_seed": limits["seed"], "variation_strength": (0, 1)}
+    limits |= {"hires": (1.01, 8), "hires_steps": (1, 1000), "hires_strength": (0.01, 1)}
     for name, (low, high) in limits.items():
         if name in arguments and not low <= arguments[name] <= high:
             missing.append(f"{name} {arguments.pop(name)!s:.30}")

@@ -95,7 +95,8 @@ def to_infotext(recipe: Recipe) -> str:
         "Schedule type": SCHEDULES.get(recipe.schedule, recipe.schedule),
         "CFG scale": recipe.guidance_scale,
         "Seed": recipe.seed,
-        "Size": f"{recipe.width}x{recipe.height}",
+        "Size": "{1}x{0}".format(*_size(recipe)),
+        **_hires(recipe),
         **({"Denoising strength": recipe.start.strength} if recipe.start and recipe.start.strength is not None else {}),
         **({"Variation seed": recipe.variation.seed} if recipe.variation else {}),
         **({"Variation seed strength": recipe.variation.strength} if recipe.variation else {}),
@@ -110,6 +111,23 @@ def to_infotext(recipe: Recipe) -> str:
     lines = [_written(recipe.prompt)]
     lines += [f"{NEGATIVE} {_written(recipe.negative_prompt)}"] * bool(recipe.negative_prompt)
     return "\n".join([*lines, ", ".join(f"{name}: {_quote(value)}" for name, value in pairs.items())])
+
+
+def _size(recipe: Recipe) -> tuple[int, int]:
+    """Height and width, of the first pass where there are two."""
+    return recipe.made_at if recipe.hires and recipe.made_at else (recipe.height, recipe.width)
+
+
+def _hires(recipe: Recipe) -> dict[str, object]:
+    """The second pass, in the words of hires fix."""
+    if recipe.hires is None:
+        return {}
+    return {
+        "Denoising strength": recipe.hires.strength,
+        "Hires upscale": recipe.hires.scale,
+        "Hires steps": recipe.hires.steps,
+        "Hires upscaler": "Latent" if recipe.hires.upscaler == "latent" else "Lanczos",
+    }
 
 
 def _written(prompt: str) -> str:

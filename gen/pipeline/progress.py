@@ -43,3 +43,15 @@ class CountEvaluations(DenoiserWrapper):
         prediction = self.denoiser(x, level, condition, context)
         self.bar.evaluated(context.evaluations - before)
         return prediction
+
+
+@dataclass(frozen=True)
+class StepsOnly:
+    """A bar of steps for a run that counts evaluations."""
+
+    bar: Any
+
+    def update(self, steps: int) -> None:
+        self.bar.update(steps)
+
+    def evaluated(self, rows: int) -> None: ...

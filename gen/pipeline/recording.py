@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 OTHER_PROMPTS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")  # of further text encoders
 
 
-def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]:
-    """One for each picture, of the last state. edited: a callback changed latents."""
+def recipes_of(batch: SamplingBatch, state: State, edited: bool, stopped_at: int | None = None) -> list[Recipe]:
+    """One for each picture, of the last state. edited: a callback changed latents. stopped_at: the steps of a run that ended
+    early, where those of the state do not say so."""
     model, settings, items = batch.model, batch.settings, batch.items
     files = _adapter_files(model, settings)
     changed = ("callback edits",) if edited else ()
@@ -67,7 +68,7 @@ def recipes_of(batch: SamplingBatch, state: State, edited: bool) -> list[Recipe]
             adapters=settings.adapters,
             adapter_files=files or None,
             imports=imported() or None,
-            stopped_at=state.step if early else None,
+            stopped_at=state.step if early else stopped_at,
             unrecorded=(*settings.unrecorded, *["latents"] * (item.latent is not None), *changed, *beside),
             nfe=state.evaluations * settings.copies,
             model=ModelRecord(name=model.name[:300], weights=model.weights),

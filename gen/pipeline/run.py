@@ -18,7 +18,7 @@ from gen.nn.conditions import pad_to_longest, with_picture_size
 from gen.pipeline.callback import WithCallback, clean
 from gen.pipeline.finite import Watch, check_begin, check_end, check_shown
 from gen.pipeline.output import Output
-from gen.pipeline.progress import CountEvaluations, EvaluationBar
+from gen.pipeline.progress import CountEvaluations, EvaluationBar, StepsOnly
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.recording import recipes_of
 from gen.pipeline.scenes import Scene, group_of, scenes_of, token_counts
@@ -27,7 +27,7 @@ from samplers.brownian import brownian_noise
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.multi_model.stages import CLOSE, LevelStage, LevelStages, StagedDenoiser, StagedSolver
 from samplers.noise import normal, seeded_noise
-from samplers.sample import Solver, trajectory
+from samplers.sample import Solver, State, trajectory
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -110,7 +110,8 @@ def _halved(model: Model, rows: list[int], settings: Settings) -> tuple[list[lis
 @contextlib.contextmanager
 def progress_bar(settings: Settings, batches: int, show: bool):
     """A bar of steps on a terminal; nothing elsewhere, and nothing if not wanted."""
-    steps = (len(settings.levels) - 1) * batches
+    more = sum(task.traits.more_steps for task in settings.tasks.values())
+    steps = (len(settings.levels) - 1 + more) * batches
     with open_bar(steps, show) as bar:
         yield bar if settings.frame is None else EvaluationBar(bar, steps)
 
@@ -146,24 +147,58 @@ def make_batch(
 def _make_batch(
     model: Model, items: Sequence[Item], settings: Settings, output_type: str, callback: tuple | None, bar: Any
 ) -> FinishedBatch:
+    first = _sample(model, items, settings, callback, bar)
+    final, shown_by, state = first, settings, first.state
+    two = any(task.traits.more_steps for task in settings.tasks.values())
+    stopped_at = state.step if two and first.stopped else None  # maybe at the very end of the first run
+    second = None if first.stopped else _second_run(model, first.latents[: len(items)], settings)
+    if second is not None:
+        steps = len(settings.levels) - 1
+        left = None if settings.stop_at is None else settings.stop_at - steps
+        final = _sample(model, items, replace(second, stop_at=left), callback, StepsOnly(bar) if second.frame else bar)
+        shown_by = second
+        state = replace(first.state, evaluations=first.state.evaluations + final.state.evaluations)
+        stopped_at = steps + final.state.step if final.state.step < len(second.levels) - 1 else None
+    model.in_tiles = False
+    latents = final.latents
+    shown = latents[: len(items)] if output_type == "latent" else _show(model, latents, shown_by)
+    check_shown(model, shown)
+    asked = replace(first.batch, items=items, settings=settings)  # recipes have the prompts as they were given
+    recipes = recipes_of(asked, state, first.edited or final.edited, stopped_at)
+    return FinishedBatch(to_output_type(shown, output_type), recipes)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A run to its end, or to where it was stopped. latents: what is shown of its last state."""
+
+    batch: SamplingBatch
+    state: State
+    latents: Tensor
+    edited: bool
+    stopped: bool
+
+
+def _sample(model: Model, items: Sequence[Item], settings: Settings, callback: tuple | None, bar: Any) -> _Sampled:
     watch = Watch()
     batch, denoiser, solver, condition = _staged(model, items, settings, bar, watch)
     solver = solver if callback is None else WithCallback(solver, model, *callback)
     check_begin(batch, batch.x)
-    context = Context(adapters=batch.settings.adapters)
+    context, stopped = Context(adapters=batch.settings.adapters), False
     for state in trajectory(denoiser, solver, batch.x, settings.levels, condition, noise=batch.source, context=context):
         bar.update(1)
-        if model.interrupt or state.step == settings.stop_at:
+        stopped = model.interrupt or state.step == settings.stop_at
+        if stopped:
             break
     latents = clean(state) if state.step < len(settings.levels) - 1 else state.x
     check_end(batch, watch, latents, settings.sampler)
-    model.in_tiles = False
-    shown = latents[: len(items)] if output_type == "latent" else _show(model, latents, settings)
-    check_shown(model, shown)
-    asked = replace(batch, items=items, settings=settings)  # recipes have the prompts as they were given
-    return FinishedBatch(
-        to_output_type(shown, output_type), recipes_of(asked, state, isinstance(solver, WithCallback) and solver.edited)
-    )
+    return _Sampled(batch, state, latents, isinstance(solver, WithCallback) and solver.edited, stopped)
+
+
+def _second_run(model: Model, latents: Tensor, settings: Settings) -> Settings | None:
+    """The settings of the run that a task goes on with."""
+    runs = (task.second_run(model, latents, settings) for task in settings.tasks.values())
+    return next((run for run in runs if run is not None), None)
 
 
 def _staged(

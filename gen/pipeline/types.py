@@ -123,6 +123,7 @@ class TaskTraits:
     one_prompt: a picture has one prompt, which cannot be several that are joined.
     one_seed: all pictures of a call have its first seed, unless it gives one for each.
     copies: rows of x for one picture.
+    more_steps: steps of a second run.
     label: its name in this run, for messages.
     unrecorded: what took part and is in no recipe.
     """
@@ -133,6 +134,7 @@ class TaskTraits:
     one_prompt: bool = False
     one_seed: bool = False
     copies: int = 1
+    more_steps: int = 0
     label: str = ""
     unrecorded: tuple[str, ...] = ()
 
@@ -207,6 +209,11 @@ class Task:
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         """Around guidance, and around the solver."""
         return denoiser, solver
+
+    def second_run(self, model: Model, latents: Tensor, settings: Settings) -> Settings | None:
+        """The settings of another run that goes on from these latents (B, C, h, w), and whose pictures are shown; None for
+        none."""
+        return None
 
     def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """Pictures (B, 3, H, W) of latents, cropped; `decode` is what the model, and tasks before this one, make of them."""

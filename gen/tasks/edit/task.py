@@ -74,7 +74,8 @@ class Edit(Task):
         edit = make_edit(model, args.image, args.mask, args.strength, settings.height, settings.width)
         if edit is None:
             return None, settings
-        settings = edit._shorten(model, settings)
+        if edit.begun.strength is not None:
+            settings = shortened(model, settings, edit.begun.strength)
         if edit.seen:
             settings = replace(settings, reading=replace(settings.reading, pictures=edit.seen))
         return edit, settings
@@ -88,21 +89,6 @@ class Edit(Task):
             image, mask = replayed_pictures(recipe, image, mask)
         check_given(recipe.start or recipe.restore, image, mask)
         return None if recipe.start is None else EditKeywords(image, mask, recipe.start.strength)
-
-    def _shorten(self, model: Model, settings: Settings) -> Settings:
-        """With the levels from which the picture is noised by its strength."""
-        from samplers.editing import start_at, start_at_level
-        from samplers.registry import get_grid
-        from samplers.solvers.adaptive import Adaptive
-
-        levels, strength = settings.levels, self.begun.strength
-        if strength is None:
-            return settings
-        if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
-            return replace(settings, levels=start_at(levels, strength))
-        # two steps are no measure of a strength: the level is that of the schedule's own hundred
-        fine = get_grid(settings.schedule, model.denoiser.path, 100, **settings.schedule_options)
-        return replace(settings, levels=start_at_level(levels, start_at(fine, strength)[0]))
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
         if recipe is not None:
@@ -148,6 +134,20 @@ class Edit(Task):
         return {"start": self.begun}
 
 
+def shortened(model: Model, settings: Settings, strength: float) -> Settings:
+    """With the levels from which a picture is noised by a strength, 0 to 1."""
+    from samplers.editing import start_at, start_at_level
+    from samplers.registry import get_grid
+    from samplers.solvers.adaptive import Adaptive
+
+    levels = settings.levels
+    if not isinstance(settings.solver, Adaptive) or settings.schedule in ("custom", "table"):
+        return replace(settings, levels=start_at(levels, strength))
+    # two steps are no measure of a strength: the level is that of the schedule's own hundred
+    fine = get_grid(settings.schedule, model.denoiser.path, 100, **settings.schedule_options)
+    return replace(settings, levels=start_at_level(levels, start_at(fine, strength)[0]))
+
+
 def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int, width: int) -> Edit | None:
     """None where no image is given. ValueError for anything that is not a usable picture, mask or strength."""
     if image is None:
@@ -185,7 +185,7 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
     pixel_mask = None if pixel_mask is None else pixel_mask.to(model.device)
     # a latent that touches any pixel to be made is made
     latent_mask = None if pixel_mask is None else F.max_pool2d(pixel_mask, model.factor)
-    latents = None if amount is None else _encode(model, picture * 2 - 1)
+    latents = None if amount is None else encode(model, picture * 2 - 1)
     edit = Edit(picture, latents, pixel_mask, latent_mask, start)
     if reads == "picture":
         pictures = (source, *beside)
@@ -196,7 +196,7 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
         return replace(edit, references=tuple(_reference(model, one) for one in pictures), seen=seen)
     if reads == "mask" and pixel_mask is not None:
         opened = (pixel_mask >= 0.5).float()
-        kept = _encode(model, (picture * 2 - 1) * (1 - opened))
+        kept = encode(model, (picture * 2 - 1) * (1 - opened))
         return replace(edit, filled=torch.cat([kept, F.pixel_unshuffle(opened, model.factor)], dim=1))
     return edit
 
@@ -207,11 +207,11 @@ def _reference(model: Model, picture: Tensor) -> Tensor:
     size = model.network.picture_size(*picture.shape[-2:])
     sides = [max(side // multiple, 1) * multiple for side in size]
     scaled = fit(resize(picture, *size), *sides) if getattr(model.network, "crops", False) else resize(picture, *sides)
-    return _encode(model, scaled.to(model.device) * 2 - 1)
+    return encode(model, scaled.to(model.device) * 2 - 1)
 
 
 @torch.no_grad()
-def _encode(model: Model, pictures: Tensor) -> Tensor:
+def encode(model: Model, pictures: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] as the denoiser sees them."""
     if model.autoencoder is None:
         return pictures

@@ -1,0 +1,1 @@
+"""A picture drawn twice: at its size, then enlarged and drawn on, as "hires fix" does."""
