@@ -101,7 +101,8 @@ text have no prompts.
 
 ## What differs
 `nag` is normalised attention guidance, `pag` and `seg` perturbed attention; block caches are `first_block` and `taylor`, which
-leave out blocks, and skip-layer guidance (`slg`) needs the same. The last column is what prompts may be read with.
+leave out blocks, and skip-layer guidance (`slg`) needs the same. `--native` (`native=True`) runs the denoiser in our own
+network, [which computes the same](pipelines.md#in-our-own-networks). The last column is what prompts may be read with.
 
 | model | ControlNet | edits by itself | `nag` | `pag`, `seg` | block caches | reading |
 |---|---|---|---|---|---|---|
@@ -137,7 +138,7 @@ def _works(name: str) -> str:
         "yes" if row.network.controlled_by else "",
         EDITS[row.network.reads],
         _yes(text and "text" not in without),
-        _yes("heads" not in without),
+        "with `--native`" if "heads" in without and family.native else _yes("heads" not in without),
         _yes("block" not in without),
         options,
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 from torch import nn
 
@@ -348,6 +349,28 @@ def originals(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
         targets = swapped(ours[0], modules) if type(parent).__name__ in SWAPPED else stacked(ours, modules)
         if targets:
             yield theirs, targets
+
+
+# our network -> how those who publish adapters for its family spell the names of diffusers' layers
+SPELLED: dict[str, Rows] = {"MMDiT": SD3, "FluxTransformer": FLUX}
+
+
+def composed(
+    network: nn.Module, targets: Mapping[str, tuple[Target, ...]], modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, tuple[Target, ...]]]:
+    """`originals` of our own networks, by way of the names that diffusers has for their layers, which `targets` has."""
+    for theirs, parts in _listed(SPELLED.get(type(network).__name__, ()))(network, dict.fromkeys(targets, network)):
+        found = [targets.get(part, ()) for part in parts]
+        if len(found) == 1 and found[0]:
+            yield theirs, found[0]
+        if len(found) < 2 or any(len(one) != 1 for one in found):
+            continue
+        pieces, stop = [], 0
+        for (target,) in found:
+            start, end = target.rows or (0, cast("nn.Linear", modules[target.module]).out_features)
+            pieces.append(Target(target.module, target.rows, (stop, stop + end - start)))
+            stop += end - start
+        yield theirs, tuple(pieces)
 
 
 def in_files(network: nn.Module, name: str) -> str:

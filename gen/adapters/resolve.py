@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.join import joined
-from gen.adapters.originals import in_files, originals
+from gen.adapters.originals import composed, in_files, originals
 from gen.adapters.report import SHOWN, LoadReport, nearest
 from gen.adapters.targets import Target, stacked
 
@@ -60,8 +60,9 @@ class Index:
         for name, targets in originals(network, self.modules):
             self._add(name, targets)
         self._split()
-        if dit:
-            self._published(network)
+        self._published(network)
+        for name, targets in composed(network, self.targets, self.modules):
+            self._add(name, targets)
         self.underscored: dict[str, set[tuple[Target, ...]]] = {}
         real = {name.replace(".", "_") for name in self.modules}
         for name, targets in self.targets.items():
@@ -86,18 +87,23 @@ class Index:
                 self._add(f"{parent}.{other}", (Target(name),))
 
     def _published(self, network: Any) -> None:
-        """diffusers' names for the rest of a DiT, its embeddings and head. What a format repeats per block has no one name."""
-        from gen.models.formats.read import slots_of
-        from gen.models.formats.registry import FORMATS
+        """The names that layers of our network have in published files, diffusers' and the authors'; of a DiT those that the
+        rules above leave out. What a format repeats per block has no one name."""
+        from gen.models.formats.registry import adapted_formats
 
-        slots = slots_of(FORMATS["diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"], network)
-        times = Counter(slots.values())
-        for theirs, slot in slots.items():
-            name, _, leaf = slot.name.rpartition(".")
-            if leaf == "weight" and name in self.modules and times[slot] == 1:
-                size = self.modules[name].weight.shape[0] // slot.parts
-                rows = (slot.part * size, (slot.part + 1) * size) if slot.parts > 1 else None
-                self._add(theirs.rpartition(".")[0], (Target(name, rows),))
+        for slots in adapted_formats(network):
+            times = Counter(slots.values())
+            for theirs, pieces in slots.items():
+                layers = [slot.name.rpartition(".")[0] for slot in pieces]
+                if not theirs.endswith(".weight") or times[pieces] > 1 or not all(name in self.modules for name in layers):
+                    continue
+                targets, stop = [], 0
+                for slot, name in zip(pieces, layers, strict=True):
+                    size = self.modules[name].weight.shape[0] // slot.parts
+                    rows = (slot.part * size, (slot.part + 1) * size) if slot.parts > 1 else None
+                    targets.append(Target(name, rows, (stop, stop + size) if len(pieces) > 1 else None))
+                    stop += size
+                self._add(theirs.rpartition(".")[0], tuple(targets))
 
     def _split(self) -> None:
         """Fused names for modules that are apart."""

@@ -104,9 +104,10 @@ def _read(source: Path, heads: int | None, size: int | None) -> nn.Module:
     """A network from a published checkpoint, or from a folder of our own."""
     from gen.io.weights import read_json
     from gen.models.components import load_component
+    from gen.models.folder import PARTS
     from gen.models.formats.read import read_checkpoint
 
     config = source / "config.json"
     if source.is_dir() and config.is_file() and "type" in read_json(config):
-        return load_component(source, "uvit", "dit")
+        return load_component(source, *PARTS["denoiser"])
     return read_checkpoint(source, dtype=None, heads=heads, size=size)

@@ -65,7 +65,8 @@ VaeTile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size, for less memory. [default: whole]")
 ]
 Native = Annotated[
-    bool | None, typer.Option("--native/--no-native", help="Run diffusers' DiT and PixArt in our network. [default: yes]")
+    bool | None,
+    typer.Option("--native/--no-native", help="Run a pipeline's denoiser in our network. [default: DiT and PixArt]"),
 ]
 ModelOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="What a checkpoint does not tell, e.g. heads=16; repeatable.")

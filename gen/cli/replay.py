@@ -53,6 +53,8 @@ def run(
     arguments = dict(parts)
     if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
         arguments["native"] = False
+    elif recipe.machine.attention and _native_by_choice(model):
+        arguments["native"] = True
     if recipe.machine.quantize is not None:
         arguments.setdefault("quantize", recipe.machine.quantize)
     if recipe.machine.vae_tile is not None:
@@ -124,6 +126,20 @@ def _pixels(path: Path) -> np.ndarray:
             f"{path} is damaged: its recipe can be read and its pixels cannot ({error}), so there is nothing to compare with. "
             "Get the whole file; `fewstep info` shows the recipe."
         ) from None
+
+
+def _native_by_choice(model: str | Path | None) -> bool:
+    """Is this a diffusers pipeline whose denoiser runs in our network only where that is asked for?"""
+    if model is None:
+        return False
+    from gen.models.pretrained import find_model
+
+    _, folder = find_model(model)
+    if not (folder / "model_index.json").is_file() or (folder / "config.json").exists():
+        return False
+    from gen.models.bridge.pipeline import native_by_choice
+
+    return native_by_choice(folder)
 
 
 def _device(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """A model as a folder: `config.json`, one subfolder per network, `README.md`.
 
     config.json          the path, what the network predicts, its clock, the defaults (`ModelConfig`)
-    denoiser/            a backbone (uvit, dit)
+    denoiser/            a backbone (uvit, dit, mmdit and the like)
     autoencoder/         pictures <-> latents; models of pixels have none
     text_encoder/        class-conditional and unconditional models have none
 
@@ -31,7 +31,7 @@ from samplers import path as paths
 from samplers.denoiser import Network, NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "denoiser": ("uvit", "dit", "dimr"),
+    "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux"),
     "autoencoder": ("autoencoder", "diffusers_autoencoder"),
     "text_encoder": ("text_encoder", "t5", "clip"),
 }

@@ -127,8 +127,8 @@ class Model:
             float32 on a CPU.
         vae, text_encoder: folders or hub ids of what a checkpoint lacks, an autoencoder of diffusers and a text encoder of
             transformers; vae also replaces a diffusers pipeline's own, and text_encoder is the one that HiDream's lack.
-        native: run a diffusers pipeline's denoiser in our network, which is faster and takes every cache and guidance (True),
-            or in diffusers' (False); None: in ours where it computes the same (DiT, PixArt).
+        native: run a diffusers pipeline's denoiser in our network, which takes every cache and guidance (True), or in
+            diffusers' (False); None: in ours where that is the default (DiT, PixArt; docs/pipelines.md has the others).
         model_options: what a checkpoint does not tell (docs/formats.md).
         variant: the weights of a diffusers pipeline by the name in their files, such as "fp16"; None: those of half the size
             where they are there and dtype is half precision, else the full ones.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gen.models.model import Model
 
 OWN, THEIRS = "fewstep", "diffusers"
+# our network -> diffusers' format of it; a DiT has two
+THEIR_FORMATS = {"MMDiT": "diffusers-sd3", "FluxTransformer": "diffusers-flux"}
 # how noise and sampler are spelled in a scheduler's config
 BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012)}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -107,10 +109,12 @@ def _write_native(network: Any, folder: Path, dtype: torch.dtype | None, reads: 
     features of no text again."""
     from gen.models.formats.write import write_checkpoint
 
-    format = "diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"
+    format = THEIR_FORMATS.get(type(network).__name__)
+    if format is None:
+        format = "diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"
     with warnings.catch_warnings():
         if reads:
-            warnings.filterwarnings("ignore", message=r".*no place for null_text")
+            warnings.filterwarnings("ignore", message=r".*no place for null_(text|pooled)")
         write_checkpoint(network, folder, format, dtype=dtype)
     return read_json(folder / "config.json")["_class_name"]
 

@@ -31,6 +31,8 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.nn.backbones.uvit", "UViTConfig", "UViT"),
     "dit": ("gen.nn.backbones.dit", "DiTConfig", "DiT"),
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
+    "mmdit": ("gen.nn.backbones.mmdit", "MMDiTConfig", "MMDiT"),
+    "flux": ("gen.nn.backbones.flux", "FluxConfig", "FluxTransformer"),
     "autoencoder": ("gen.nn.autoencoder", "AutoencoderConfig", "Autoencoder"),
     "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),

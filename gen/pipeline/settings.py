@@ -92,7 +92,9 @@ def make_settings(
     seen = frame.window if frame else (height, width)
     if stack.acts_always and not getattr(model.network, "embeds", False):
         raise ValueError(f"The model {model.name!r} reads no guidance scale; choose other guidance than {stack.name!r}.")
-    if "guidance" in getattr(model.network.config, "scalars", ()) and not stack.acts_always and stack.own_rule is None:
+    config = model.network.config
+    needs = "guidance" in getattr(config, "scalars", ()) and getattr(config, "usual_guidance", None) is None
+    if needs and not stack.acts_always and stack.own_rule is None:
         raise ValueError(
             f"The model {model.name!r} receives its guidance scale as an input; in the place of guidance={stack.name!r} leave "
             "the rule out, or name 'embedded' and what goes with it ('nag')."

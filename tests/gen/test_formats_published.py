@@ -53,9 +53,9 @@ def check_sizes(name: str, shapes: published.Shapes, expected: dict) -> torch.nn
         network = build(config)
     slots, own = slots_of(kind, network), own_tensors(network)
     assert slots.keys() == shapes.keys()
-    for theirs, slot in slots.items():
+    for theirs, (slot,) in slots.items():
         assert slot.parts == 1 and tuple(own[slot.name].shape) == shapes[theirs], theirs
-    assert own.keys() - {slot.name for slot in slots.values()} == set(kind.absent) & own.keys()
+    assert own.keys() - {slot.name for (slot,) in slots.values()} == set(kind.absent) & own.keys()
     return network
 
 
@@ -100,7 +100,7 @@ def test_size_conditions_have_their_place(name):
     """1024 pixels: two more MLPs, 256 -> dim / 3 -> dim / 3."""
     own = {f"{part}.{i}.{leaf}" for part in ("size_embed", "aspect_embed") for i in (0, 2) for leaf in ("weight", "bias")}
     table = expand(FORMATS[name].table, 28)
-    assert own <= {slot.name for slot in table.values()}
+    assert own <= {slot.name for slots in table.values() for slot in slots}
     if name == "pixart":
         shapes = published.pixart(size=128, conditions=True)
         weights = published.count(shapes) - 120 * 4096 - 64 * 64 * 1152
@@ -109,10 +109,13 @@ def test_size_conditions_have_their_place(name):
         assert FORMATS[name].infer(shapes, {})["size_conditions"] is True
         if "size_conditions" in DiTConfig.model_fields:
             check_sizes(name, shapes, {"size_conditions": True})
-        assert [table[f"{x}_embedder.mlp.0.bias"].name for x in ("csize", "ar")] == ["size_embed.0.bias", "aspect_embed.0.bias"]
+        assert [table[f"{x}_embedder.mlp.0.bias"][0].name for x in ("csize", "ar")] == [
+            "size_embed.0.bias",
+            "aspect_embed.0.bias",
+        ]
     else:
-        assert table["adaln_single.emb.resolution_embedder.linear_2.bias"].name == "size_embed.2.bias"
-        assert table["adaln_single.emb.aspect_ratio_embedder.linear_1.weight"].name == "aspect_embed.0.weight"
+        assert table["adaln_single.emb.resolution_embedder.linear_2.bias"][0].name == "size_embed.2.bias"
+        assert table["adaln_single.emb.aspect_ratio_embedder.linear_1.weight"][0].name == "aspect_embed.0.weight"
 
 
 def save(folder, shapes, **options):

@@ -73,6 +73,31 @@ SHAPES = {
     "DiT": {"type": "dit", "num_classes": 4, "learned_variance": True, "qkv_bias": False},
     "DiT, text": {"type": "dit", **TEXT, "pooled_text": True, "size_conditions": True, "mlp_ratio": 3.0},
     "PixArt": {"type": "dit", **TEXT, "modulation": "adaln_single", "size_conditions": True},
+    "MMDiT": {"type": "mmdit", **TEXT, "pooled_text": True, "dual_blocks": 2, "num_classes": 3},
+    "FLUX": {"type": "flux", **TEXT, "single_depth": 2, "axes": [4, 4, 4], "scalars": ["guidance"]},
+    "MMDiT of 3": {"type": "mmdit", **TEXT, "padded_text": False, "qk_norm": "none", "scalars": ["guidance"]},
+}
+# name -> (diffusers' class, its config as published)
+SD3 = {"sample_size": 128, "in_channels": 16, "caption_projection_dim": 1536, "num_layers": 24, "num_attention_heads": 24}
+DIFFUSERS = {
+    "sd3-medium": ("SD3Transformer2DModel", {**SD3, "pos_embed_max_size": 192}),
+    "sd3.5-medium": (
+        "SD3Transformer2DModel",
+        {**SD3, "pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))},
+    ),
+    "sd3.5-large": (
+        "SD3Transformer2DModel",
+        {
+            **SD3,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+        },
+    ),
+    "flux.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "flux.1-schnell": ("FluxTransformer2DModel", {}),
 }
 
 
@@ -111,7 +136,21 @@ def test_every_published_size_is_there():
     expected = {f"uvit-{size}" for size in uvit} | {f"pixart-alpha-{size}" for size in (256, 512, 1024)}
     expected |= {f"dit-{size}-{patch}" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)}
     assert expected <= {name for name, (millions, _) in PUBLISHED.items() if millions is not None}
-    assert PUBLISHED.keys() | {f"uvit-h{dim}-d{depth}" for dim, depth in SCALED} == PRESETS.keys()
+    scaled = {f"uvit-h{dim}-d{depth}" for dim, depth in SCALED}
+    assert PUBLISHED.keys() | scaled | DIFFUSERS.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_sizes_are_those_of_diffusers_networks(name):
+    """Every number but those of no text, which are ours."""
+    import diffusers
+
+    kind, config = DIFFUSERS[name]
+    with torch.device("meta"):
+        theirs, net = getattr(diffusers, kind)(**config), build_preset(name)
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    count = sum(p.numel() for key, p in own.items() if not key.startswith("null_"))
+    assert count == sum(p.numel() for p in theirs.state_dict().values())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -133,6 +172,7 @@ def count_operations(net) -> int:
     x, time = torch.zeros(1, config.channels, config.size, config.size), torch.zeros(1)
     tokens = torch.zeros(1, config.text_tokens, config.text_dim) if config.text_dim else None
     extra = {"size": torch.zeros(1, 2), "aspect": torch.ones(1, 1)} if getattr(config, "size_conditions", False) else {}
+    extra |= {"guidance": torch.ones(1)} if "guidance" in getattr(config, "scalars", ()) else {}
     condition, context = Condition(tokens=tokens, extra=extra), Context()
     with torch.no_grad():
         net(x, time, condition, context)

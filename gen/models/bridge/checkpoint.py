@@ -15,7 +15,7 @@ from torch import nn
 from gen.io.weights import CheckpointError, read_json
 from gen.models.bridge.load import digest
 from gen.models.components import component_digest, load_component
-from gen.models.folder import Opened, model_config
+from gen.models.folder import PARTS, Opened, model_config
 from gen.models.formats.files import open_checkpoint
 from gen.models.formats.read import configure, read_checkpoint
 from gen.models.formats.table import nearest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TOLD = ("format", "heads", "size", "position_scale", "null_label", "text_tokens")  # arguments of read_checkpoint
 OPTIONS = (*TOLD, "latent_scale")
+ALONE = ("uvit", "dit")  # networks that open by themselves, with an autoencoder and one text encoder
 COCO_SCALE = (
     0.23010  # of the latents that the text-to-image U-ViTs learned; the others learned their autoencoder's own, 0.18215
 )
@@ -149,8 +150,12 @@ def _sizes(path: Path, our_folder: bool, overrides: dict[str, Any]) -> Any:
         sizes = {name: value for name, value in overrides.items() if name in TOLD and name != "format"}
         source = open_checkpoint(path)
         _, values = configure(source, overrides.get("format"), sizes)
+    if (kind := values.get("type")) in PARTS["denoiser"] and kind not in ALONE:
+        raise CheckpointError(
+            path, f"is a network alone, of type {kind}; open the folder of its pipeline (native=True takes our network for it)."
+        )
     try:
-        return from_registry({name: COMPONENTS[name] for name in ("uvit", "dit")}, "network type", values)[1]
+        return from_registry({name: COMPONENTS[name] for name in ALONE}, "network type", values)[1]
     except ValueError as error:
         raise CheckpointError(path, str(error)) from None
 
@@ -175,7 +180,7 @@ def _network(
     path: Path, our_folder: bool, overrides: dict[str, Any], text: dict[str, Any], dtype: torch.dtype
 ) -> tuple[nn.Module, str]:
     if our_folder:
-        return load_component(path, "uvit", "dit"), component_digest(path)
+        return load_component(path, *ALONE), component_digest(path)
     files = open_checkpoint(path)
     kind, _ = configure(files, overrides.get("format"), {name: value for name, value in overrides.items() if name in TOLD[1:]})
     if not kind.absent:  # the file has its own features of no text

@@ -1,16 +1,20 @@
-"""diffusers' DiT and PixArt in our own network, which computes the same, faster, and has hooks for caches and guidance.
+"""diffusers' networks in our own ones, which compute the same, and have hooks inside of attention for caches and guidance.
 
 The weights are read by the tables of `gen.models.formats`. What the empty prompt gives, the pipeline's text encoder tells.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from gen.models.bridge.load import STEMS, VARIANTS, digest, find_weights
+from gen.models.bridge.load import STEMS, VARIANTS, digest, find_weights, library_class
 from gen.models.bridge.parts import TextPart
 from gen.models.formats.files import open_checkpoint
 from gen.models.formats.read import configure, read_checkpoint
@@ -20,6 +24,20 @@ def _place(folder: Path, variants: tuple[str, ...] = VARIANTS) -> Path:
     """What `open_checkpoint` opens: the file, which may be a variant such as fp16, or the folder of several."""
     _, files = find_weights(folder, STEMS["diffusers"], variants)
     return files[0] if len(files) == 1 else folder
+
+
+@dataclass(frozen=True)
+class Described:
+    """A diffusers network that is not there, as far as its config tells what it is: of the whole config, defaults included."""
+
+    config: Mapping[str, Any]
+
+
+def described(name: str, config: Mapping[str, Any]) -> Described:
+    """What readers of prompts and defaults ask a network of this class and config for."""
+    parameters = inspect.signature(library_class(name).__init__).parameters.values()
+    usual = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    return Described({**usual, **config})
 
 
 def why_not(folder: Path, format: str) -> str | None:
@@ -52,4 +70,6 @@ def null_of(text: TextPart) -> dict:
     empty = text.condition("")
     assert empty.tokens is not None and empty.mask is not None
     length, real = empty.tokens.shape[1], int(empty.mask.sum())
-    return {"null_text": empty.tokens[0].float(), "text_tokens": length, "null_length": None if real == length else real}
+    pooled = {} if empty.pooled is None else {"null_pooled": empty.pooled[0].float()}
+    null_length = None if real == length else real
+    return {"null_text": empty.tokens[0].float(), "text_tokens": length, "null_length": null_length, **pooled}

@@ -136,7 +136,7 @@ def open_pipeline(
     """A pipeline's folder.
 
     dtype: of the denoiser and the text encoders; the autoencoder is float32, as some overflow in half precision.
-    native: the denoiser in our own network (True), in diffusers' (False), or in ours where there is one that computes the same
+    native: the denoiser in our own network (True), in diffusers' (False), or in ours where that is usual for the family
         (None).
     vae: another autoencoder in place of the pipeline's (`gen.models.bridge.parts`).
     variant: which weights are read, such as "fp16", of the parts that have it; None as of
@@ -144,6 +144,8 @@ def open_pipeline(
     quantize: of `gen.nn.quantized`, in which diffusers' denoiser is read.
     text_encoder: where the text encoder is that the published pipeline lacks (HiDream).
     """
+    from gen.models.bridge.native import described
+
     family, classes, index = read_index(folder)
     lender = _lender(folder, family, classes, text_encoder)
     _check_variant(folder, classes, variant)
@@ -169,7 +171,9 @@ def open_pipeline(
         elif part == "vae" and vae is not None:
             swapped, weights[part] = open_autoencoder(vae, like=configs["vae"])
             loaded[part] = swapped.vae
-        elif not (use_native and part == family.backbone):
+        elif use_native and part == family.backbone:
+            loaded[part] = described(name, configs[part])
+        else:
             scheme = quantize if part == family.backbone else None
             loaded[part], weights[part] = _load(folder / part, name, dtype, variant, scheme)
 
@@ -218,21 +222,23 @@ def assemble(
     settings: what `gen.models.bridge.schedule.sampling` makes of the scheduler's.
     backbone: the config of the network that predicts.
     loaded: networks and tokenizers by part name, None for a part that the pipeline does without.
-    native_network: our own network for the reader of prompts, or None; the network is then not among `loaded`.
+    native_network: our own network for the reader of prompts, or None; `loaded` has a description of the network then.
     """
     try:
         autoencoder = BridgedAutoencoder(loaded["vae"])
         reader = None if family.reader is None else family.reader(loaded, index)
+        shown = loaded[family.backbone]
         network: Any = native_network(reader)
         if network is not None:
             loaded[family.backbone] = network
             size = network.config.size * autoencoder.factor
         else:
+            shown = loaded[family.backbone]
             network = family.network(loaded, index)
-            size = family.size(loaded[family.backbone], autoencoder.factor)
+            size = family.size(shown, autoencoder.factor)
         _check_fit(network, autoencoder, loaded[family.backbone])
         bins = binned(size, family.bins)
-        usual = few_steps(family.defaults(loaded[family.backbone]), (index, backbone, source), noise, family.few)
+        usual = few_steps(family.defaults(shown), (index, backbone, source), noise, family.few)
         config = model_config(
             {
                 "clock": family.clock,
@@ -300,9 +306,16 @@ def _native(
         return None, ""
 
 
+def native_by_choice(folder: Path) -> bool:
+    """Has the family of a pipeline's folder a network of ours that is not the default?"""
+    family = PIPELINES.get(str(read_json(folder / INDEX).get("_class_name")))
+    return family is not None and family.native is not None and not family.native_usual
+
+
 def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
     """Whether our own network takes the place of the pipeline's; ValueError where it is asked for and cannot."""
-    if native is False or (native is None and (family.native is None or wants_sizes_only())):
+    usual = family.native is not None and family.native_usual and not wants_sizes_only()
+    if native is False or (native is None and not usual):
         return False
     if family.native is None:
         with_one = ", ".join(name for name, family_row in PIPELINES.items() if family_row.native)

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen.io.weights import CheckpointError, listed
 from gen.models.formats.files import CheckpointFiles, open_checkpoint
 from gen.models.formats.format import Format
 from gen.models.formats.registry import detect, find
-from gen.models.formats.table import Slot, expand, nearest
+from gen.models.formats.table import Slots, expand, nearest
 from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
 from gen.nn.registry import build
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+CHAINS = ("single_depth", "refiner_depth")  # of configs: numbers of further chains of blocks
 SCALES = (1.0, 2.0, 0.5, 4.0)  # of sine-cosine positions
 
 
@@ -34,12 +36,14 @@ def read_checkpoint(
     dtype: torch.dtype | None = torch.float32,
     allow_nonfinite: bool = False,
     null_text: Tensor | None = None,
+    null_pooled: Tensor | None = None,
     heads: int | None = None,
     size: int | None = None,
     position_scale: float | None = None,
     null_label: bool | None = None,
     text_tokens: int | None = None,
     null_length: int | None = None,
+    axes: tuple[int, int, int] | None = None,
 ) -> nn.Module:
     """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
@@ -47,12 +51,14 @@ def read_checkpoint(
     dtype: of the network; None: each tensor keeps the file's.
     null_text: features of the empty prompt (text_tokens, text_dim), for the formats that do not store them; without it they
         are zeros, and a warning says so.
+    null_pooled: the pooled vector that goes with null_text, for networks that read one.
     null_length: how many tokens of null_text are real; None: all.
     heads, size: the number of attention heads and the latent size, where neither a published width nor a config.json tells
         them.
     position_scale: the spacing of positions.
     null_label: the last label is "no label".
     text_tokens: the length of the text.
+    axes: how many channels of a head turn with the three axes of rotary positions.
 
     The network is in evaluation mode, without gradients.
 
@@ -61,7 +67,7 @@ def read_checkpoint(
     """
     source = open_checkpoint(path)
     options = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
-    options = {**options, "text_tokens": text_tokens, "null_length": null_length}
+    options = {**options, "text_tokens": text_tokens, "null_length": null_length, "axes": axes}
     options = {name: value for name, value in options.items() if value is not None}
     kind, config = configure(source, format, options)
     device = torch.device(device)
@@ -70,7 +76,7 @@ def read_checkpoint(
     _place(network, slots, source, dtype, device)
     with torch.no_grad():
         _fill(network, kind, slots, source, allow_nonfinite)
-        _fill_null(network, kind, null_text, path)
+        _fill_null(network, kind, null_text, null_pooled, path)
     return network.eval().requires_grad_(False)
 
 
@@ -132,15 +138,14 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
-def slots_of(kind: Format, network: nn.Module) -> dict[str, Slot]:
+def slots_of(kind: Format, network: nn.Module) -> dict[str, Slots]:
     """Every name that a file of this network has in this format."""
     config: Any = network.config
-    tensors, depth = own_tensors(network), config.depth
-    table = expand(kind.table, depth // 2 if kind.kind == "uvit" else depth)
-    return {theirs: slot for theirs, slot in table.items() if slot.name in tensors}
+    blocks = config.depth // 2 if kind.kind == "uvit" else max(config.depth, *(getattr(config, name, 0) for name in CHAINS))
+    return expand(kind.table, blocks, own_tensors(network))
 
 
-def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slot]:
+def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch.dtype | None) -> dict[str, Slots]:
     """The network's slots, once names, shapes and dtypes of the file are found to be theirs."""
     slots, tensors, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
     missing = sorted(slots.keys() - shapes.keys() - ({kind.positions} if kind.positions_optional else set()))
@@ -150,9 +155,8 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
         problems.append(f"has unknown {listed(unknown)}{nearest(unknown[0], missing or slots)}")
     wrong, odd = [], []
     for name in sorted(slots.keys() & shapes.keys()):
-        slot = slots[name]
-        first, *rest = tensors[slot.name].shape
-        needed = (first // slot.parts, *rest)
+        parts = [(tensors[slot.name].shape, slot.parts) for slot in slots[name]]
+        needed = (sum(shape[0] // count for shape, count in parts), *parts[0][0][1:])
         if shapes[name] != needed:
             wrong.append(f"{name} is {shapes[name]}, the model needs {needed}")
         if dtypes[name] not in DTYPES:
@@ -163,15 +167,15 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
         raise CheckpointError(source.path, f"does not fit the format {kind.name}: {'; '.join(problems)}.")
     if dtype is None:
         names_of_slots: dict[str, str] = {}
-        for name in sorted(slots.keys() & shapes.keys()):
-            if names_of_slots.setdefault(slots[name].name, dtypes[name]) != dtypes[name]:
+        for name, slot in ((theirs, one) for theirs in sorted(slots.keys() & shapes.keys()) for one in slots[theirs]):
+            if names_of_slots.setdefault(slot.name, dtypes[name]) != dtypes[name]:
                 raise CheckpointError(source.path, f"mixes dtypes in what is one tensor here, with {name!r}; give a dtype.")
     return slots
 
 
-def _place(network: nn.Module, slots: Mapping[str, Slot], source: CheckpointFiles, dtype: torch.dtype | None, device) -> None:
+def _place(network: nn.Module, slots: Mapping[str, Slots], source: CheckpointFiles, dtype: torch.dtype | None, device) -> None:
     """Give every tensor of the network its device and dtype. Nothing has been written to them, so no memory is used twice."""
-    dtypes = {slots[name].name: DTYPES[spelled] for name, spelled in source.dtypes.items()}
+    dtypes = {slot.name: DTYPES[spelled] for name, spelled in source.dtypes.items() for slot in slots[name]}
     usual = dtype or next(iter(dtypes.values()))
     for prefix, module in network.named_modules():
         for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
@@ -184,11 +188,16 @@ def _place(network: nn.Module, slots: Mapping[str, Slot], source: CheckpointFile
                 module._parameters[leaf] = nn.Parameter(torch.empty(value.shape, dtype=target, device=device))
 
 
-def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: CheckpointFiles, allow_nonfinite: bool) -> None:
-    tensors, filled = own_tensors(network), dict[Slot, str]()
+def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slots], source: CheckpointFiles, allow_nonfinite: bool) -> None:
+    tensors, filled = own_tensors(network), dict[Slots, str]()
     for name, tensor in source.tensors(allow_nonfinite):
         slot = slots[name]
-        target = tensors[slot.name].chunk(slot.parts)[slot.part]
+        if len(slot) > 1:
+            targets = [one.of(tensors) for one in slot]
+            for target, part in zip(targets, tensor.split([len(target) for target in targets]), strict=True):
+                target.copy_(part)
+            continue
+        target = slot[0].of(tensors)
         if name == kind.positions:
             tolerance = max(_tolerance(tensor.dtype), _tolerance(target.dtype))
             if not (tensor.to(target) - target).abs().max() < tolerance:
@@ -203,7 +212,9 @@ def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slot], source: C
         filled.setdefault(slot, name)
 
 
-def default_null(network: nn.Module, kind: Format, features: Tensor | None = None) -> dict[str, Tensor]:
+def default_null(
+    network: nn.Module, kind: Format, features: Tensor | None = None, pooled: Tensor | None = None
+) -> dict[str, Tensor]:
     """What the tensors that a format lacks are for these features of "no text"; for zeros where there are none."""
     tensors = own_tensors(network)
     config: Any = network.config
@@ -214,13 +225,19 @@ def default_null(network: nn.Module, kind: Format, features: Tensor | None = Non
     if features is None:
         features = torch.zeros(config.text_tokens, config.text_dim)
     features = features.to(first)
-    return {"null_tokens": weight(features)} if "null_tokens" in tensors else {"null_text": features}
+    made = {"null_tokens": weight(features)} if "null_tokens" in tensors else {"null_text": features}
+    if "null_pooled" in tensors:
+        made["null_pooled"] = torch.zeros_like(tensors["null_pooled"]) if pooled is None else pooled
+    return made
 
 
-def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, path: Path | str) -> None:
+def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, pooled: Tensor | None, path: Path | str) -> None:
     config: Any = network.config
     shape = (config.text_tokens, config.text_dim)
     needed = any(name in own_tensors(network) for name in kind.absent)
+    length = getattr(config, "null_length", 0)
+    if features is not None and features.ndim == 2 and 0 < length <= len(features) < config.text_tokens:
+        features = F.pad(features, (0, 0, 0, config.text_tokens - len(features)))  # room for longer texts
     if features is not None and (not needed or features.shape != shape):
         why = f"is {tuple(features.shape)}; this network needs {shape}" if needed else "is not needed: the file tells it"
         raise ValueError(f"null_text {why}.")
@@ -230,5 +247,5 @@ def _fill_null(network: nn.Module, kind: Format, features: Tensor | None, path: 
             "prompt with every call.",
             stacklevel=3,
         )
-    for name, value in default_null(network, kind, features).items():
+    for name, value in default_null(network, kind, features, pooled).items():
         own_tensors(network)[name].copy_(value)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
+
+from torch import nn
 
 from gen.io.weights import listed
-from gen.models.formats import diffusers_dit, diffusers_pixart, dit, pixart, uvit
+from gen.models.formats import diffusers_dit, diffusers_flux, diffusers_pixart, diffusers_sd3, dit, flux, pixart, sd3, uvit
 from gen.models.formats.format import Format
-from gen.models.formats.table import nearest
+from gen.models.formats.table import Slots, nearest
+from gen.nn.registry import COMPONENTS
 
 FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT for module in (uvit, dit, pixart, diffusers_dit, diffusers_pixart)
+    module.FORMAT.name: module.FORMAT
+    for module in (uvit, dit, pixart, diffusers_dit, diffusers_pixart, sd3, diffusers_sd3, flux, diffusers_flux)
 }
+
+
+def adapted_formats(network: nn.Module) -> list[dict[str, Slots]]:
+    """For every format that adapters for a network of ours may be named by: their names and where they belong in it.
+
+    Of a DiT that is diffusers' format alone, as the authors' names are ours; [] for a network of others."""
+    from gen.models.formats.read import slots_of
+
+    path = type(network).__module__, type(network).__qualname__
+    kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == path), None)
+    formats = [format for format in FORMATS.values() if format.kind == kind and kind not in ("uvit", "dit")]
+    if kind == "dit":
+        config: Any = network.config
+        formats = [FORMATS["diffusers-dit" if config.modulation == "adaln" else "diffusers-pixart"]]
+    return [slots_of(format, network) for format in formats]
 
 
 def find(name: str) -> Format:

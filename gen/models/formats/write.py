@@ -16,7 +16,7 @@ from gen.models.formats.files import NAMES
 from gen.models.formats.format import Format
 from gen.models.formats.read import default_null, own_tensors, slots_of
 from gen.models.formats.registry import find
-from gen.models.formats.table import Slot
+from gen.models.formats.table import Slots
 from gen.nn.registry import config_of
 
 
@@ -70,15 +70,16 @@ def named_tensors(network: nn.Module, kind: Format) -> dict[str, Tensor]:
     network_tensors, slots, written_slots, tensors = (
         own_tensors(network),
         slots_of(kind, network),
-        set[Slot](),
+        set[Slots](),
         dict[str, Tensor](),
     )
     for name, slot in slots.items():
-        part = network_tensors[slot.name].detach().chunk(slot.parts)[slot.part]
+        parts = [one.of(network_tensors).detach() for one in slot]
+        part = parts[0] if len(parts) == 1 else torch.cat(parts)
         tensors[name] = part.clone() if slot in written_slots else part
         written_slots.add(slot)
     if lost := sorted(
-        {slot for slot in network_tensors if slot not in {s.name for s in slots.values()}} - {*kind.absent, "pos_embed"}
+        set(network_tensors) - {one.name for slot in slots.values() for one in slot} - {*kind.absent, "pos_embed"}
     ):
         raise ValueError(f"The format {kind.name} has no place for {listed(lost)}.")
     if lacking := [name for name in kind.signature if name not in tensors]:

@@ -6,7 +6,7 @@ Shapes: images (B, C, H, W), tokens (B, L, D), time and labels (B,).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -241,8 +241,9 @@ class ExtraScalars(nn.ModuleDict):
         "target_time": 1.0,
     }  # to the range in which time embeddings tell numbers apart
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[str], dim: int, scales: Mapping[str, float] | None = None):
         super().__init__({name: TimeMLP(SCALAR_FREQUENCIES, dim, dim) for name in names})
+        self.scales = {**self.SCALES, **(scales or {})}  # scales: of published networks, where other than ours
 
     def reset_parameters(self) -> None:
         for mlp in self.mlps().values():
@@ -265,7 +266,7 @@ class ExtraScalars(nn.ModuleDict):
                     f"This network receives its {name}: give condition.extra[{name!r}], one number per image{hint}. With "
                     f"{batch} images it is {'missing' if value is None else tuple(value.shape)}."
                 )
-            frequencies = timestep_embedding(self.SCALES[name] * value, SCALAR_FREQUENCIES)
+            frequencies = timestep_embedding(self.scales[name] * value, SCALAR_FREQUENCIES)
             total = total + mlp(frequencies.to(mlp.linears[0].weight.dtype))
         return total
 

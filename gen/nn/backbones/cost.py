@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gen.nn.backbones.dimr import DiMRConfig
     from gen.nn.backbones.dit import DiTConfig
+    from gen.nn.backbones.joint_network import JointConfig
     from gen.nn.backbones.uvit import UViTConfig
 
 
@@ -44,9 +45,11 @@ class Cost:
         self.linear(tokens, hidden, out)
 
 
-def cost(config: DiTConfig | UViTConfig | DiMRConfig) -> Cost:
+def cost(config: DiTConfig | UViTConfig | DiMRConfig | JointConfig) -> Cost:
     """Parameters and operations of a backbone with this config."""
-    return COSTS[type(config).__name__](config)
+    from gen.nn.backbones.joint_cost import JOINT_COSTS
+
+    return {**COSTS, **JOINT_COSTS}[type(config).__name__](config)
 
 
 def preset_cost(name: str) -> Cost:

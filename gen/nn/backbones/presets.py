@@ -75,7 +75,31 @@ def _dimr() -> dict[str, Row]:
     return rows
 
 
-PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr()}
+LATENT_16 = {"size": 128, "channels": 16, "patch": 2, "padded_text": False}
+
+
+def _mmdit() -> dict[str, Row]:
+    """Stable Diffusion 3 (arXiv 2403.03206) and 3.5, with 77 tokens of CLIP and 256 of T5."""
+    common: Row = {"type": "mmdit", **LATENT_16, "text_tokens": 333, "text_dim": 4096, "pooled_dim": 2048}
+    medium: Row = {"dim": 1536, "depth": 24, "heads": 24}
+    return {
+        "sd3-medium": common | medium | {"qk_norm": "none", "position_grid": 192},
+        "sd3.5-medium": common | medium | {"dual_blocks": 13, "position_grid": 384},
+        "sd3.5-large": common | {"dim": 2432, "depth": 38, "heads": 38, "position_grid": 192},
+    }
+
+
+def _flux() -> dict[str, Row]:
+    """FLUX.1, dev and schnell, of 12 billion parameters."""
+    common: Row = {"type": "flux", **LATENT_16, "dim": 3072, "depth": 19, "single_depth": 38, "heads": 24}
+    common |= {"text_dim": 4096, "pooled_dim": 768}
+    return {
+        "flux.1-dev": common | {"text_tokens": 512, "scalars": ["guidance"], "usual_guidance": 3.5},
+        "flux.1-schnell": common | {"text_tokens": 256},
+    }
+
+
+PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr(), **_mmdit(), **_flux()}
 
 
 def preset(name: str, **changes: Any) -> Row:

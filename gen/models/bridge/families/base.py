@@ -26,6 +26,7 @@ class Family:
     clock: as of `samplers.denoiser.NetworkDenoiser`. defaults(parts, index): guidance, steps, size and so on, over what the
         scheduler says.
     native: the format of `gen.models.formats` by which our own network reads the backbone.
+    native_usual: our own network is the default. Otherwise it is there for who asks for it.
     bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
     own_sigmas: the pipeline hands even sigmas to a flow scheduler; "whole": of whole timesteps, which the network is told
         without a shift.
@@ -45,6 +46,7 @@ class Family:
     size: Callable[[nn.Module, int], int]
     optional: tuple[str, ...] = ()
     native: str | None = None
+    native_usual: bool = True
     bins: bool | None = None
     own_sigmas: bool | str = False
     mu: Callable[[Mapping[str, Any]], str | float] = field(default=lambda index: "line")

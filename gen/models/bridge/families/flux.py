@@ -133,4 +133,6 @@ FAMILY = Family(
     defaults=defaults,
     size=lambda backbone, factor: 128 * factor,
     own_sigmas=True,
+    native="diffusers-flux",
+    native_usual=False,
 )

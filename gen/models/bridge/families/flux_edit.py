@@ -71,10 +71,11 @@ def fill(parts: Parts, index: Mapping[str, Any]) -> Fill:
     return Fill(parts["transformer"], pixels_per_latent(parts["vae"].config))
 
 
-KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=kontext)
+KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=kontext, native=None)
 FILL = replace(
     flux.FAMILY,
     name="FLUX Fill",
     network=fill,
+    native=None,
     defaults=lambda backbone: {"num_inference_steps": 50, "guidance": "embedded", "guidance_scale": 30.0},
 )

@@ -106,4 +106,6 @@ FAMILY = Family(
     reader=reader,
     defaults=lambda backbone: {"num_inference_steps": 28, "guidance_scale": 7.0},
     size=latent_size,
+    native="diffusers-sd3",
+    native_usual=False,
 )
