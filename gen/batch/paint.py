@@ -20,6 +20,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.subjects import read_labels
 
 WINDOW = 32  # network calls whose jobs are looked at together, so that few of them go alone
+NOTES = 5  # warnings that are told
 VARYING = ("prompt", "negative_prompt", "seed", "class_labels")  # among the pictures of one call
 
 
@@ -40,15 +41,26 @@ def model_identity(generator: Any) -> dict[str, Any]:
     }
 
 
+def group_of_job(job: PictureJob) -> str:
+    """What jobs of one call have in common."""
+    call = job.call
+    fixed = {name: value for name, value in call.arguments.items() if name not in VARYING}
+    given = [name for name in VARYING if name in call.arguments]
+    loras = sorted(take_loras(job.prompt)[1].items())
+    return json.dumps([fixed, given, loras, [[use.file, use.weight] for use in call.adapters]], sort_keys=True)
+
+
 class Painter:
     """Makes pictures of jobs.
 
     generator: a `Generator` of the batch's model.
     batch: the hash of the batch, which pictures carry.
+    note: told of warnings, of each once, and of a few of them.
     """
 
-    def __init__(self, settings: BatchSettings, generator: Any, batch: str):
-        self.settings, self.generator, self.batch = settings, generator, batch
+    def __init__(self, settings: BatchSettings, generator: Any, batch: str, note: Callable[[str], None] | None = None):
+        self.settings, self.generator, self.batch, self.note = settings, generator, batch, note
+        self._noted = set[str]()
 
     @property
     def window(self) -> int:
@@ -64,17 +76,9 @@ class Painter:
         """
         groups: dict[str, list[PictureJob]] = defaultdict(list)
         for job in jobs:
-            groups[self._group(job)].append(job)
+            groups[group_of_job(job)].append(job)
         for alike in groups.values():
             self._together(alike, done, failed)
-
-    def _group(self, job: PictureJob) -> str:
-        """What jobs of one call have in common."""
-        call = job.call
-        fixed = {name: value for name, value in call.arguments.items() if name not in VARYING}
-        given = [name for name in VARYING if name in call.arguments]
-        loras = sorted(take_loras(job.prompt)[1].items())
-        return json.dumps([fixed, given, loras, [[use.file, use.weight] for use in call.adapters]], sort_keys=True)
 
     def _together(
         self, jobs: list[PictureJob], done: Callable[[Painted], None], failed: Callable[[PictureJob, str], None]
@@ -112,9 +116,17 @@ class Painter:
         if settings.lora_dir is not None:
             arguments["lora_dir"] = str(settings.lora_dir)
         together = {"batch_size": settings.batch_size, "batch_invariant": settings.batch_invariant or None}
-        with warnings.catch_warnings():
-            warnings.simplefilter("once")
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             run(replace(first, arguments={**arguments, **together}), self.generator, on_images=deliver)
+        self._tell([str(one.message) for one in warned if issubclass(one.category, UserWarning)])
+
+    def _tell(self, texts: Sequence[str]) -> None:
+        """A table of a million rows may have a warning for each."""
+        for text in texts:
+            if self.note is not None and text not in self._noted and len(self._noted) < NOTES:
+                self._noted.add(text)
+                self.note(f"Note: {text}{' Further notes are left out.' if len(self._noted) == NOTES else ''}")
 
     def _call_of(self, job: PictureJob) -> Call:
         """A prompt that is meant for a model of classes names one."""

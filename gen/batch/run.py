@@ -180,7 +180,7 @@ def run_batch(
     """Make what is missing of a batch, or of this process's share of it.
 
     progress: (pictures of all, those that are there) -> a bar.
-    say: told of rows that fail.
+    say: told of rows that fail, and of warnings.
     generator: a `Generator` that is open already.
     Raises ValueError in a sentence for what cannot begin, and for the first row that fails if `strict`.
     """
@@ -188,7 +188,7 @@ def run_batch(
     model = chosen_model(settings, source)
     generator = open_generator(settings, model) if generator is None else generator
     with opened_batch(settings, source, model, model_identity(generator), say) as batch:
-        painter = Painter(settings, generator, batch.store.batch)
+        painter = Painter(settings, generator, batch.store.batch, say)
         total = expected_pictures(settings, source)
         with progress(total, len(batch.ledger.done)) as bar:
 

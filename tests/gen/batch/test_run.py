@@ -67,6 +67,13 @@ def test_rows_of_equal_settings_share_calls(rows, tmp_path, tiny, monkeypatch):
     assert max(sizes) == 8 and len(sizes) == 2 + 3  # four rows of each, with and without the prompt, in one call a step
 
 
+def test_of_many_warnings_a_few_are_told(tmp_path, tiny):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"word{i}", "steps": 1} for i in range(20)])
+    said: list[str] = []
+    assert make(rows, tmp_path / "out", tiny, said).made == 20
+    assert len(said) == 5 and all("does not know" in text for text in said) and said[-1].endswith("left out.")
+
+
 @pytest.mark.parametrize("kind", ["files", "webdataset"])
 def test_killed_at_every_write_it_goes_on_to_the_same(kind, tmp_path, tiny, monkeypatch):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "cat"}, {"prompt": "{dog"}, {"prompt": "moon"}])
