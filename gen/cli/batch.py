@@ -99,6 +99,12 @@ def batch(
             "--batch-invariant/--no-batch-invariant", help="No bit of a picture depends on the others, on any device."
         ),
     ] = True,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Have Ray make them: local, auto, HOST:PORT or ray://HOST:PORT; docs/batch.md."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="Processes of Ray's. [default: one a GPU, or all cores]")] = None,
+    cpus_per_actor: Annotated[int, typer.Option(help="Cores, and threads, of each.")] = 1,
     device: Device = None,
     dtype: Dtype = None,
     import_: Import = None,
@@ -155,7 +161,13 @@ def batch(
         batch_size=batch_size,
         batch_invariant=batch_invariant,
     )
-    return only_check(settings, quiet) if check else run(settings, quiet)
+    if check:
+        return only_check(settings, quiet)
+    if ray is None:
+        return run(settings, quiet)
+    from gen.batch.ray_pool import RayOptions
+
+    return run(settings, quiet, RayOptions(ray, actors, cpus_per_actor, tuple(import_ or ())))
 
 
 def columns_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -179,8 +191,8 @@ def only_check(settings: Any, quiet: bool) -> int:
     return 1 if bad else 0
 
 
-def run(settings: Any, quiet: bool) -> int:
-    """Make them, with a bar."""
+def run(settings: Any, quiet: bool, ray: Any = None) -> int:
+    """Make them, with a bar; on a cluster if `ray` says which."""
     from tqdm import tqdm
 
     from gen.batch.run import run_batch
@@ -190,8 +202,16 @@ def run(settings: Any, quiet: bool) -> int:
         hide = True if quiet or settings.share.index else None  # None: where nobody looks
         return tqdm(total=total, initial=there, unit=" pictures", disable=hide, smoothing=0.05, dynamic_ncols=True)
 
+    def tell(text: str) -> None:
+        say(printable(text), quiet)
+
     try:
-        result = run_batch(settings, progress=bar, say=lambda text: say(printable(text), quiet))
+        if ray is None:
+            result = run_batch(settings, progress=bar, say=tell)
+        else:
+            from gen.batch.ray_pool import run_on_ray
+
+            result = run_on_ray(settings, ray, progress=bar, say=tell)
     except KeyboardInterrupt as stop:
         say("Interrupted; what was made is saved. The same command goes on.", quiet)
         return exit_code(stop)

@@ -1,0 +1,250 @@
+"""A batch on a cluster: Ray Data hands jobs to actors that have opened the model once; this process writes the pictures.
+
+An actor is a process with a GPU, or with some cores. Where it dies, or its machine does, Ray starts another and hands it the
+units that were on their way. Units are small, results are taken as they come, and Ray holds back what nobody takes, so memory
+stays bounded. All that is written is written here: no other machine needs the batch's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import pickle
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gen.batch.ledger import STATE
+from gen.batch.paint import WINDOW, Painter, group_of_job, model_identity, open_generator
+from gen.batch.readers import open_source
+from gen.batch.rows import PictureJob
+from gen.batch.run import BatchResult, OpenBatch, PictureBar, chosen_model, expected_pictures, opened_batch, windows
+from gen.batch.settings import BatchSettings
+from gen.batch.store import Painted
+from gen.io.extras import install
+
+UNIT = 4  # network calls that are handed over together
+ROUND = 50_000  # pictures of one data set of Ray's, whose units this process holds
+SPARE_CPUS = 2  # of a cluster that is started here, beside those of actors: Ray's own tasks need some
+RETRIES = 10  # of a unit whose actor died
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where actors are started, and how many.
+
+    address: of a cluster ("auto", "HOST:PORT", "ray://HOST:10001"); "local": one is started here, and ended afterwards.
+    actors: None: one for every GPU, or for all cores.
+    cpus_per_actor: cores of each, and threads that it computes with.
+    imports: Python files of the user's own that every actor runs.
+    """
+
+    address: str = "local"
+    actors: int | None = None
+    cpus_per_actor: int = 1
+    imports: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("--actors", 1 if self.actors is None else self.actors), ("--cpus-per-actor", self.cpus_per_actor)):
+            if not 1 <= value <= 10_000:
+                raise ValueError(f"{name} is {value}; give a whole number from 1 to 10000.")
+
+
+def ray_module(name: str = "ray") -> Any:
+    """Ray, or a module of it; ValueError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"--ray needs the package ray: {install('ray')}.") from None
+
+
+@contextlib.contextmanager
+def cluster(options: RayOptions) -> Iterator[Any]:
+    """Ray, connected; what is started here is ended. ValueError if the cluster does not answer."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its logs stay in its files
+    ray = ray_module()
+    if ray.is_initialized():
+        yield ray
+        return
+    _check_answers(options.address)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if options.address == "local":
+            cores = max(os.cpu_count() or 1, (options.actors or 1) * options.cpus_per_actor) + SPARE_CPUS
+            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=options.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"No Ray cluster answers at {options.address!r} ({str(error).splitlines()[0]}).") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """ValueError where nothing listens at HOST:PORT, for which Ray itself waits minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"No Ray cluster answers at {address!r} ({error}).") from None
+
+
+def resources(ray: Any, settings: BatchSettings, options: RayOptions) -> tuple[int, dict[str, Any]]:
+    """(how many actors, what each needs)."""
+    there = ray.cluster_resources()
+    on_gpu = there.get("GPU", 0) >= 1 and not str(settings.device or "").startswith("cpu")
+    needs: dict[str, Any] = {"num_cpus": options.cpus_per_actor, "num_gpus": 1 if on_gpu else 0}
+    spare = SPARE_CPUS if options.address == "local" else 0
+    room = int((there.get("CPU", 1) - spare) // options.cpus_per_actor)
+    room = min(room, int(there["GPU"])) if on_gpu else room
+    if room < 1:
+        raise ValueError(
+            f"The cluster has {there.get('CPU', 0):g} cores, and an actor needs {options.cpus_per_actor}; "
+            "lower --cpus-per-actor."
+        )
+    return min(options.actors or room, room), needs
+
+
+def _prepare(options: RayOptions) -> None:
+    """In an actor's process, before a model is opened."""
+    import torch
+
+    from gen.io.user_code import import_files
+
+    import_files(options.imports)
+    torch.set_num_threads(options.cpus_per_actor)
+
+
+def describe(settings: BatchSettings, model: str, options: RayOptions) -> dict[str, Any]:
+    """`model_identity`, as an actor has it."""
+    _prepare(options)
+    return model_identity(open_generator(settings, model))
+
+
+class PaintActor:
+    """Opens the model once, and makes pictures of units."""
+
+    def __init__(self, settings: BatchSettings, model: str, batch: str, options: RayOptions):
+        _prepare(options)
+        self.painter = Painter(settings, open_generator(settings, model), batch)
+
+    def __call__(self, columns: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"results": [pack(self.paint(unpack(unit))) for unit in columns["units"]]}
+
+    def paint(self, jobs: Sequence[PictureJob]) -> list[tuple[int, bytes | None, str]]:
+        """(index, PNG, "") of each job, or (index, None, why it cannot be made)."""
+        results: list[tuple[int, bytes | None, str]] = []
+
+        def done(painted: Painted) -> None:
+            data = painted.data if isinstance(painted.data, bytes) else painted.data()
+            results.append((painted.job.index, data, ""))
+
+        self.painter.paint(jobs, done, lambda job, reason: results.append((job.index, None, reason)))
+        return results
+
+
+def pack(value: Any) -> bytes:
+    """For another process of this cluster, which runs our code anyway."""
+    return zlib.compress(pickle.dumps(value), 1)
+
+
+def unpack(data: bytes) -> Any:
+    return pickle.loads(zlib.decompress(data))
+
+
+def units_of(jobs: Sequence[PictureJob], size: int) -> Iterator[list[PictureJob]]:
+    """Jobs of equal settings, so many at a time."""
+    for some in windows(jobs, WINDOW * size):
+        yield from windows(sorted(some, key=group_of_job), size)
+
+
+def run_on_ray(
+    settings: BatchSettings,
+    options: RayOptions,
+    *,
+    progress: Callable[[int | None, int], contextlib.AbstractContextManager[PictureBar]],
+    say: Callable[[str], None],
+) -> BatchResult:
+    """Make what is missing of a batch on a cluster: the pictures that `run_batch` would make, whatever the number of actors.
+
+    progress, say: as of `run_batch`.
+    Raises ValueError in a sentence for what cannot begin, and where actors fail again and again.
+    """
+    source = open_source(settings.source, settings.output / STATE / "input")
+    model = chosen_model(settings, source)
+    with cluster(options) as ray:
+        actors, needs = resources(ray, settings, options)
+        try:
+            opened = ray.get(ray.remote(**needs)(describe).remote(settings, model, options))
+        except ray.exceptions.RayTaskError as error:
+            raise ValueError(_reason(error)) from None
+        with opened_batch(settings, source, model, opened, say) as batch:
+            total = expected_pictures(settings, source)
+            with progress(total, len(batch.ledger.done)) as bar:
+                jobs = batch.jobs()
+                while some := list(islice(jobs, ROUND)):
+                    pool = (PaintActor, (settings, model, batch.store.batch, options), actors, needs)
+                    _round(batch, some, pool, bar)
+                    batch.store.flush()
+                    if batch.packer is not None:
+                        batch.packer.pack_until(some[-1].index)
+            batch.store.flush()
+            if batch.packer is not None:
+                batch.packer.pack_rest()
+            return batch.result()
+
+
+def _round(batch: OpenBatch, jobs: Sequence[PictureJob], pool: tuple, bar: PictureBar) -> None:
+    """Have these jobs made, and write what comes."""
+    data = ray_module("ray.data")
+    actor, arguments, actors, needs = pool
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    by_index = {job.index: job for job in jobs}
+    units = [{"units": pack(unit)} for unit in units_of(jobs, UNIT * batch.settings.batch_size)]
+    made = data.from_items(units, override_num_blocks=len(units)).map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="numpy",
+        compute=data.ActorPoolStrategy(size=min(actors, len(units)), max_tasks_in_flight_per_actor=2),
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+        **needs,
+    )
+    try:
+        for columns in made.iter_batches(batch_size=None, batch_format="numpy"):
+            for results in map(unpack, columns["results"]):
+                for index, picture, reason in results:
+                    job = by_index.pop(index, None)
+                    if job is None:  # of a unit that was handed over twice
+                        continue
+                    if picture is None:
+                        batch.failed_job(job, reason)
+                    else:
+                        batch.store.put(Painted(job, picture))
+                        bar.update(1)
+    except ray_module("ray.exceptions").RayError as error:
+        raise ValueError(_reason(error)) from None
+    if by_index:
+        raise ValueError(f"Ray ended without {len(by_index)} of {len(jobs)} pictures; the same command goes on.")
+
+
+def _reason(error: Exception) -> str:
+    """The first cause of an error in an actor, in a sentence."""
+    cause = getattr(error, "cause", None)
+    while cause is not None and getattr(cause, "cause", None) is not None:
+        cause = cause.cause
+    if isinstance(cause, ValueError):
+        return str(cause)
+    return f"An actor failed ({str(cause or error).strip().splitlines()[-1]}); the same command goes on."
