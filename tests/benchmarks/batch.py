@@ -1,0 +1,122 @@
+"""Pictures per second of a batch, part by part.
+
+    python -m tests.benchmarks.batch                 the network alone; with PNG and disk in a row; behind the queue
+    python -m tests.benchmarks.batch --ray 2         and by so many actors, with the time that Ray takes to begin
+    python -m tests.benchmarks.batch --png           time and size of a PNG by level of zlib, on a picture of the default model
+
+Times mean something on a quiet machine only. They are of one process, in turns, medians over `--rounds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gen.batch.ledger import Ledger
+from gen.batch.paint import Painter
+from gen.batch.ray_pool import RayOptions, run_on_ray
+from gen.batch.readers import open_source
+from gen.batch.rows import PictureJob, RowReader
+from gen.batch.settings import BatchSettings, Share
+from gen.batch.store import PictureStore
+from gen.generator import Generator
+
+PROMPTS = Path(__file__).parents[2] / "docs" / "prompts.txt"
+
+
+@contextlib.contextmanager
+def no_bar(total: int | None, there: int):
+    class Bar:
+        def update(self, pictures: int) -> None: ...
+
+    yield Bar()
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def paint(settings: BatchSettings, generator: Generator, jobs: list[PictureJob], folder: Path, threads: int | None) -> None:
+    """Make pictures, and write them by so many threads; None: throw them away."""
+    (folder / ".batch").mkdir(parents=True)
+    ledger = Ledger(folder, Share())
+    store = PictureStore(folder, ledger, "benchmark", threads=threads or 0)
+    Painter(settings, generator, "benchmark").paint(jobs, (lambda one: None) if threads is None else store.put, lambda *_: None)
+    store.close()
+    ledger.close()
+
+
+def rates(args: argparse.Namespace) -> None:
+    folder = Path(tempfile.mkdtemp())
+    source = folder / "prompts.txt"
+    prompts = PROMPTS.read_text().splitlines()
+    source.write_text("\n".join(prompts[i % len(prompts)] for i in range(args.pictures)))
+    settings = BatchSettings(
+        str(source), folder / "out", seed=0, model=args.model, device=args.device, batch_size=args.batch_size
+    )
+    generator = Generator.from_pretrained(args.model, args.device)
+    jobs = [job for job in RowReader(settings, open_source(str(source), folder), 0, args.model) if isinstance(job, PictureJob)]
+    kinds = {"network alone": None, "PNG and disk after each": 0, "behind the queue": 2}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    paint(settings, generator, jobs[: args.batch_size], folder / "warm", None)
+    for number in range(args.rounds):
+        for name, threads in kinds.items():
+            out = folder / f"{number}-{threads}"
+            times[name].append(seconds(lambda out=out, threads=threads: paint(settings, generator, jobs, out, threads)))
+    for name, values in times.items():
+        print(f"{name:28} {len(jobs) / statistics.median(values):8.2f} pictures/s")
+    if args.ray:
+        few = BatchSettings(**{**vars(settings), "source": str(_first(source, 1)), "output": folder / "one"})
+        begin = seconds(lambda: run_on_ray(few, RayOptions(actors=args.ray), progress=no_bar, say=print))
+        whole = seconds(lambda: run_on_ray(settings, RayOptions(actors=args.ray), progress=no_bar, say=print))
+        print(f"Ray, {args.ray} actors: {begin:.1f} s for one picture, begin and end included")
+        print(f"{'Ray, beyond that':28} {(len(jobs) - 1) / max(whole - begin, 1e-9):8.2f} pictures/s")
+
+
+def _first(source: Path, lines: int) -> Path:
+    path = source.with_name("first.txt")
+    path.write_text("\n".join(source.read_text().splitlines()[:lines]))
+    return path
+
+
+def png_levels(args: argparse.Namespace) -> None:
+    picture = Generator.from_pretrained(args.model, args.device)("a purple car", seed=0, progress=False).images[0]
+    large = picture.resize((1024, 1024), Image.Resampling.BICUBIC)
+    for name, image in (("as drawn", picture), ("at 1024 x 1024", large)):
+        for level in (0, 1, 2, 3, 4, 6, 9):
+            buffer = io.BytesIO()
+            times = []
+            for _ in range(args.rounds):
+                buffer = io.BytesIO()
+                times.append(
+                    seconds(lambda buffer=buffer, image=image, level=level: image.save(buffer, "PNG", compress_level=level))
+                )
+            print(f"{name:16} level {level}: {1000 * statistics.median(times):8.2f} ms {buffer.tell() / 1024:8.1f} KiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fast")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ray", type=int, default=0, metavar="ACTORS")
+    parser.add_argument("--png", action="store_true")
+    args = parser.parse_args()
+    (png_levels if args.png else rates)(args)
+
+
+if __name__ == "__main__":
+    main()
