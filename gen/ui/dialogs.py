@@ -21,14 +21,17 @@ from gen.ui.settings import FieldError
 HIDDEN = ("machine", "batch", "model", "version", "adapter_files", "prompt_syntax", "batch_invariant")
 
 
-def _dialog() -> Any:
-    dialog = ui.dialog()
+def _dialog(page: Page) -> Any:
+    """A dialog that stands on the page itself, not in what opened it, and is gone when it is closed."""
+    with page.root:
+        dialog = ui.dialog()
     dialog.on("hide", dialog.delete)
     return dialog
 
 
 def _close(dialog: Any) -> None:
-    ui.button(icon="close", on_click=dialog.close).props('flat dense round color=grey aria-label="Close"')
+    button = ui.button(icon="close", on_click=dialog.close, color=None).classes("fs-fixed")
+    button.props('flat dense round aria-label="Close"')
 
 
 # ---- a picture ----
@@ -37,12 +40,12 @@ def _close(dialog: Any) -> None:
 def detail(page: Page, name: str) -> None:
     """A picture with its recipe and what can be done with it."""
     try:
-        path = page.studio.gallery.path(name)
+        page.studio.gallery.path(name)
     except ValueError as error:
         page.say(str(error), "negative")
         page.tell("pictures")
         return
-    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-detail"):
+    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-detail"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label(name).classes("fs-caption")
             _close(dialog)
@@ -61,8 +64,9 @@ def detail(page: Page, name: str) -> None:
                         ("As code", "code", "d-code", lambda: picture_as_code(page, name)),
                         ("Delete", "delete", "d-delete", lambda: (delete(page, name), dialog.close())),
                     ):
-                        ui.button(label, icon=icon, on_click=do).props(f'flat dense size=13px data-action="{action}"')
-    del path
+                        ui.button(label, icon=icon, on_click=do, color=None).props(
+                            f'flat dense size=13px data-action="{action}"'
+                        )
     dialog.open()
 
 
@@ -138,17 +142,15 @@ def delete(page: Page, name: str) -> None:
         page.say(sentence(error), "negative")
         return
     page.tell("pictures")
-    note = ui.notification(f"{name} is in the trash.", position="bottom", timeout=8)
-    with note:
-        ui.button("Undo", on_click=lambda: undo()).props('flat dense data-action="undo"').style("color: #fff")
 
     def undo() -> None:
-        note.dismiss()
         try:
             page.studio.gallery.restore(kept)
         except (ValueError, OSError) as error:
             page.say(sentence(error), "negative")
         page.tell("pictures")
+
+    page.say(f"{name} is in the trash.", "info", "Undo", undo)
 
 
 # ---- code ----
@@ -186,7 +188,7 @@ def code(page: Page, call: Call, output: str = "picture.png", missing: tuple[str
         texts["Command line"] = as_command(call, output)
     except ValueError as error:
         texts["Command line"] = str(error)
-    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-code"):
+    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-code"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label("The same picture, to the byte" if not missing else "Nearly the same picture").classes("fs-caption")
             _close(dialog)
@@ -195,8 +197,8 @@ def code(page: Page, call: Call, output: str = "picture.png", missing: tuple[str
         for title, text in texts.items():
             with ui.element("div").classes("fs-row").style("align-items: center"):
                 ui.label(title).classes("fs-title")
-                copy = ui.button("Copy", icon="content_copy", on_click=lambda text=text: _copy(page, text))
-                copy.props("flat dense size=sm color=grey").classes("fs-fixed")
+                copy = ui.button("Copy", icon="content_copy", on_click=lambda text=text: _copy(page, text), color=None)
+                copy.props("flat dense size=sm").classes("fs-fixed")
             with ui.element("pre").classes("fs-code").props("tabindex=0"):
                 ui.label(text).props(f'data-text="{title}"')
     dialog.open()
@@ -212,10 +214,10 @@ def _copy(page: Page, text: str) -> None:
 
 def compare(page: Page, first: str, second: str) -> None:
     """Two pictures over one another with a slider, and beside one another."""
-    with _dialog() as dialog, ui.card().classes("fs-sheet").props("data-compare"):
+    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-compare"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label(f"{first}  |  {second}").classes("fs-caption")
-            beside = ui.switch("Side by side")
+            beside = ui.switch("Side by side").classes("fs-fixed")
             _close(dialog)
         with ui.element("div").classes("fs-form").style("max-width: 640px; margin: 0 auto") as over:
             with ui.element("div").classes("fs-compare"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ def _field(name: str, parameter: inspect.Parameter | None, needed: bool) -> Opti
     if isinstance(default, int) and "float" not in annotation:
         return OptionField(name, "whole", str(default))
     if isinstance(default, int | float):
-        return OptionField(name, "number", str(default))
+        return OptionField(name, "number", str(default) if math.isfinite(default) else "")  # no call can say infinity
     try:
         return OptionField(name, "text", "" if default is None else write_value(default))
     except ValueError:

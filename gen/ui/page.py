@@ -13,9 +13,9 @@ from gen.ui.jobs import DrawJob
 from gen.ui.settings import DrawSettings, FieldError
 from gen.ui.studio import Studio
 from gen.ui.tabs import TABS
+from gen.ui.toasts import Toasts
 
 TICK = 0.1  # seconds between two looks at the queue
-SHOWN = 6.0  # seconds that a message stays
 
 Listener = Callable[..., Any]
 
@@ -33,6 +33,8 @@ class Page:
         self.fields: dict[str, Any] = {}
         self.shown = ""  # the picture in the middle
         self.tabs: Any = None
+        self.toasts: Any = None
+        self.root: Any = None  # where dialogs are made
         self.loud = False  # it is known whether everything is ready
         self._listeners: dict[str, list[Listener]] = {}
         self._version = -1
@@ -74,10 +76,12 @@ class Page:
 
     # ---- messages ----
 
-    def say(self, text: str, kind: str = "info") -> None:
-        """A message that goes away by itself; errors stay until they are closed."""
-        wrong = kind == "negative"
-        ui.notify(text, type=kind, position="bottom", multi_line=True, timeout=0 if wrong else SHOWN * 1000, close_button=wrong)  # type: ignore[arg-type]
+    def say(self, text: str, kind: str = "info", action: str = "", do: Callable[[], Any] | None = None) -> None:
+        """A message that goes away by itself; one that says what is wrong ("negative") stays until it is closed.
+
+        action, do: a button in it.
+        """
+        self.toasts.add(text, kind, action, do)
 
     def show_error(self, text: str) -> None:
         """Beside the field that an error begins with, as in "guidance_scale is 200; ...", else as a message."""
@@ -141,6 +145,8 @@ def build_page(studio: Studio) -> None:
     ui.add_head_html('<link rel="stylesheet" href="/page/style.css"><script src="/page/page.js" defer></script>')
     ui.colors(primary="#3d5afe", negative="#c62828", dark="#1b1b1e", dark_page="#131315")
     dark = ui.dark_mode(None)
+    page.root = ui.element("div").classes("fs-over-page")
+    page.toasts = Toasts()
     with ui.element("header").classes("fs-head"):
         with ui.element("h1").classes("fs-mark"):
             ui.element("img").props('src="/page/icon.svg" alt=""')
@@ -152,7 +158,7 @@ def build_page(studio: Studio) -> None:
         ui.element("div").classes("fs-space")
         status = ui.label("Opening the model …").classes("fs-status").props('role="status"')
         _dark_button(dark)
-    with ui.tab_panels(page.tabs, value=TABS[0].name, animated=False, keep_alive=True).classes("w-full"):
+    with ui.tab_panels(page.tabs, value=TABS[0].name, animated=False, keep_alive=True).classes("fs-wide"):
         for row in TABS:
             with ui.tab_panel(row.name).classes("fs-panel-page"):
                 importlib.import_module(f"gen.ui.tabs.{row.module}").build(page)
@@ -165,7 +171,7 @@ def _dark_button(dark: Any) -> None:
     """Between the system's own look, light and dark."""
     looks = {None: ("brightness_auto", "as the system"), False: ("light_mode", "light"), True: ("dark_mode", "dark")}
     order = [None, False, True]
-    button = ui.button(icon=looks[None][0]).props('flat round dense color=grey aria-label="Look: as the system"')
+    button = ui.button(icon=looks[None][0], color=None).props('flat round dense aria-label="Look: as the system"')
 
     def turn() -> None:
         dark.value = order[(order.index(dark.value) + 1) % 3]

@@ -76,5 +76,5 @@ def _row(page: Page, job: DrawJob, first: bool) -> Any:
 
 
 def _small(icon: str, label: str, do: Any, action: str) -> None:
-    button = ui.button(icon=icon, on_click=do).props(f'flat dense round size=sm data-job-action="{action}"')
+    button = ui.button(icon=icon, on_click=do, color=None).props(f'flat dense round size=sm data-job-action="{action}"')
     button.props["aria-label"] = label

@@ -37,14 +37,13 @@ class PictureStage:
             with ui.element("div").classes("fs-empty") as self.empty:
                 ui.html("Write what you would like to see", tag="b", sanitize=False)
                 ui.label("Pictures appear here as they are drawn.")
-        with ui.element("div").classes("fs-progress"):
+        with ui.element("div").classes("fs-progress fs-idle") as self.row:
             with ui.element("div").classes("fs-bar").props('role="progressbar" aria-label="Progress"'):
                 self.bar = ui.element("div")
             self.said = ui.label("").classes("fs-said").props('role="status" data-progress')
-            self.stop = ui.button("Stop", icon="stop", on_click=lambda: page.studio.jobs.stop())
-            self.stop.props('flat dense color=grey data-action="stop"').disable()
+            self.stop = ui.button("Stop", icon="stop", on_click=lambda: page.studio.jobs.stop(), color=None)
+            self.stop.props('flat dense data-action="stop"').disable()
         with ui.element("div").classes("fs-actions"):
-            self.caption = ui.label("").classes("fs-caption").props("data-caption")
             self.buttons = [
                 self._button("Again, another seed", "autorenew", "again", self.again),
                 self._button("Use settings", "tune", "use", lambda: dialogs.use_settings(page, page.shown)),
@@ -56,7 +55,7 @@ class PictureStage:
         self._enable()
 
     def _button(self, label: str, icon: str, action: str, do: Any) -> Any:
-        return ui.button(label, icon=icon, on_click=do).props(f'flat dense size=13px data-action="{action}"')
+        return ui.button(label, icon=icon, on_click=do, color=None).props(f'flat dense size=13px data-action="{action}"')
 
     def follow(self) -> None:
         """Something of the queue changed: the preview, the progress, a new picture."""
@@ -85,7 +84,8 @@ class PictureStage:
         self.stop.set_enabled(job is not None)
         share = 0.0 if job is None else job.progress.share
         self.bar.style(f"width: {100 * share:.1f}%")
-        self.said.set_text("" if job is None else progress_words(job))
+        self.said.set_text(self.page.shown if job is None else progress_words(job))
+        self.row.classes(add="fs-idle" if job is None else "", remove="" if job is None else "fs-idle")
 
     def _put(self, source: str, preview: bool = False) -> None:
         self.empty.set_visibility(False)
@@ -99,11 +99,11 @@ class PictureStage:
             self.image.props["src"] = ""
             self.image.update()
             self.empty.set_visibility(True)
-            self.caption.set_text("")
         else:
             self.image.props["alt"] = name
             self._put(f"/pictures/{quote(name)}")
-            self.caption.set_text(name)
+        if self.page.studio.jobs.running is None:
+            self.said.set_text(name)
         self._enable()
         self._press()
 

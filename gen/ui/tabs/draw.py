@@ -35,8 +35,10 @@ def _prompt(page: Page) -> None:
         ui.tooltip("Ctrl+Enter")
     with ui.element("div").classes("fs-row"):
         ui.label("Ctrl+Enter draws, Esc stops").classes("fs-hint").style("text-align: left")
-        code = ui.button("As code", icon="code", on_click=lambda: dialogs.settings_as_code(page)).classes("fs-fixed")
-        code.props('flat dense size=sm color=grey data-action="code"')
+        code = ui.button("As code", icon="code", on_click=lambda: dialogs.settings_as_code(page), color=None).classes(
+            "fs-fixed"
+        )
+        code.props('flat dense size=sm data-action="code"')
 
 
 def _settings(page: Page) -> None:

@@ -21,15 +21,17 @@ def build(page: Page) -> None:
         with ui.element("div").classes("fs-bar-top"):
             search = ui.input(placeholder="Search names").props('outlined dense clearable aria-label="Search names"')
             count = ui.label("").classes("fs-about")
-            ui.element("div").style("flex: 1")
-            compare = ui.button("Compare two", icon="compare").props('flat dense color=grey data-action="compare"')
+            compare = (
+                ui.button("Compare two", icon="compare", color=None)
+                .props('flat dense data-action="compare"')
+                .classes("fs-right")
+            )
             drop = ui.upload(auto_upload=True, multiple=True, max_files=20, max_file_size=64 << 20).classes("fs-hidden")
             drop.props('data-drop accept="image/*" aria-hidden="true" tabindex=-1')
-            ui.button("Read a picture", icon="upload_file", on_click=lambda: drop.run_method("pickFiles")).props(
-                'flat dense color=grey data-action="read"'
-            )
+            read = ui.button("Read a picture", icon="upload_file", on_click=lambda: drop.run_method("pickFiles"), color=None)
+            read.props('flat dense data-action="read"')
         grid = ui.element("div").classes("fs-grid").props('role="group" aria-label="Pictures"')
-        more = ui.button("More", on_click=lambda: enlarge()).props("flat color=grey")
+        more = ui.button("More", on_click=lambda: enlarge(), color=None).props("flat")
 
     def fill() -> None:
         words = str(state["words"] or "").lower().split()
@@ -47,17 +49,21 @@ def build(page: Page) -> None:
             dialogs.detail(page, name)
         elif waiting == "":
             state["compare"] = name
-            page.say("Choose the other picture.")
+            count.set_text("Choose the other picture.")
         else:
             state["compare"] = None
-            compare.props("color=grey")
+            compare.classes(remove="fs-on")
+            fill()
             dialogs.compare(page, str(waiting), name)
 
     def begin() -> None:
         state["compare"] = "" if state["compare"] is None else None
-        compare.props(f"color={'primary' if state['compare'] is not None else 'grey'}")
+        compare.classes(
+            add="fs-on" if state["compare"] is not None else "", remove="" if state["compare"] is not None else "fs-on"
+        )
+        fill()
         if state["compare"] is not None:
-            page.say("Choose the first of two pictures.")
+            count.set_text("Choose the first of two pictures.")
 
     def enlarge() -> None:
         state["shown"] = int(state["shown"] or 0) + PORTION

@@ -1,0 +1,175 @@
+"""The studio with a model: jobs make the pictures that the same call makes, show their steps, stop, and say what is wrong."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import pytest
+from PIL import Image
+
+from gen import Generator, Recipe
+from gen.adapters import Adapter, write_adapter
+from gen.calls.call import AdapterUse, Call
+from gen.calls.run import run
+from gen.ui.jobs import JobState
+from gen.ui.models import adapters_in, controlnets_in, models_in
+from gen.ui.studio import Studio, expected_steps, fitted
+from tests.gen.test_adapters_generator import DENOISER, lora
+
+
+@pytest.fixture
+def studio(tiny_model, tmp_path):
+    folder = tmp_path / "loras"
+    (folder / "more").mkdir(parents=True)
+    write_adapter(Adapter("style", lora(0, *DENOISER)), folder / "more" / "style.safetensors", "kohya")
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        one = Studio(tmp_path / "out", tiny_model.parent, folder, str(tiny_model))
+        one.begin()
+        assert one.ready.wait(60) and not one.problem
+        yield one
+        one.close()
+    assert warnings.showwarning is before
+
+
+def call(studio, **arguments) -> Call:
+    given = {"prompt": "a red heart", "seed": 3, "num_inference_steps": 3, "batch_size": 1, **arguments}
+    return Call(given, model=studio.model)
+
+
+def done(studio, *calls):
+    jobs = [studio.submit(one) for one in calls]
+    assert studio.jobs.wait(60)
+    return jobs
+
+
+def test_a_job_makes_what_the_call_makes(studio, tiny_model, tmp_path):
+    uses = (AdapterUse(studio.adapters()["more/style"], 0.5),)
+    plain = call(studio, num_images_per_prompt=2)
+    styled = Call(plain.arguments, adapters=uses, model=plain.model)
+    jobs = done(studio, plain, styled, plain)
+    assert [job.state for job in jobs] == [JobState.DONE] * 3 and not any(job.error for job in jobs)
+    for job, one in zip(jobs, (plain, styled, plain), strict=True):
+        direct = run(one, Generator.from_pretrained(tiny_model)).save(tmp_path / f"{job.id}.png")
+        assert [studio.gallery.path(name).read_bytes() for name in job.pictures] == [path.read_bytes() for path in direct]
+    assert jobs[0].previews == 6 and studio.gallery.entries()[0].name == jobs[2].pictures[1]
+
+
+def test_every_step_has_a_preview_and_a_share(studio):
+    seen, shares = [], []
+    real = studio.jobs._work
+
+    def work(one, watch):
+        step = watch.step
+
+        def noted(number, steps, share, preview=None):
+            seen.append((number, steps, Image.open(io.BytesIO(preview)).size))
+            shares.append(share)
+            step(number, steps, share, preview)
+
+        watch.step = noted
+        real(one, watch)
+
+    studio.jobs._work = work
+    done(studio, call(studio, num_images_per_prompt=2))
+    assert seen == [(1, 3, (8, 8)), (2, 3, (8, 8)), (3, 3, (8, 8))] * 2
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+
+
+def test_a_stopped_job_keeps_its_finished_pictures(studio):
+    second = threading.Event()
+    real = studio.jobs._work
+
+    def work(one, watch):
+        made = watch.made
+
+        def stop_after(name):
+            made(name)
+            studio.jobs.stop()
+            second.set()
+
+        watch.made = stop_after
+        real(one, watch)
+
+    studio.jobs._work = work
+    job = studio.submit(call(studio, num_images_per_prompt=5))
+    assert second.wait(60) and studio.jobs.wait(60)
+    assert job.state is JobState.STOPPED and job.pictures == ["a-red-heart-3.png"]
+    assert [entry.name for entry in studio.gallery.entries()] == job.pictures
+    assert studio.gallery.recipe(job.pictures[0]).stopped_at is None
+    studio.jobs._work = real
+    assert done(studio, call(studio))[0].state is JobState.DONE  # the model is as it was
+
+
+def test_errors_and_warnings_reach_the_job(studio, tmp_path):
+    wrong, warned, missing, after = done(
+        studio,
+        call(studio, sampler="euler_b"),
+        call(studio, prompt="a zeppelin"),
+        Call({"prompt": "a"}, model=str(tmp_path / "nowhere")),
+        call(studio),
+    )
+    assert wrong.state is JobState.FAILED and "did you mean" in wrong.error
+    assert missing.state is JobState.FAILED and "does not exist" in missing.error
+    assert warned.state is JobState.DONE and any("zeppelin" in note for note in warned.notes)
+    assert after.state is JobState.DONE and after.notes == []
+
+
+def test_a_seed_and_a_model_are_chosen_before_the_job_waits(studio):
+    job = done(studio, Call({"prompt": "a cat", "num_inference_steps": 1}, model=studio.model))[0]
+    seed = job.call.arguments["seed"]
+    assert 0 <= seed < 1 << 32 and job.pictures == [f"a-cat-{seed}.png"]
+    assert studio.settled(Call({"prompt": "a"}, model="automatic")).model == "fast"
+
+
+def test_a_picture_gives_its_call_back_and_replays(studio, tiny_model):
+    uses = (AdapterUse(studio.adapters()["more/style"], 0.5),)
+    job = done(studio, Call(call(studio).arguments, adapters=uses, model=studio.model))[0]
+    name = job.pictures[0]
+    again, missing = studio.call_of(name)
+    assert missing == () and again.adapters == uses and again.model == str(tiny_model)
+    assert studio.replay(name) == "Made again: equal to the last byte."
+    copy = studio.gallery.path(done(studio, again)[0].pictures[0])
+    assert copy.read_bytes() == studio.gallery.path(name).read_bytes()
+    recipe = studio.gallery.recipe(name)
+    other = Image.new("RGB", (32, 32), "red")
+    fake = studio.gallery.save(other, recipe)
+    assert "of the pixels differ" in studio.replay(fake)
+    smaller = studio.gallery.save(other.resize((16, 16)), recipe)
+    assert "the file is 16 x 16, its recipe 32 x 32" in studio.replay(smaller)
+    values = recipe.model_dump() | {"model": {"name": "/etc/passwd"}}
+    foreign = studio.gallery.save(other, Recipe(**values))
+    with pytest.raises(ValueError, match="not among those of the page"):
+        studio.replay(foreign)
+    assert studio.call_of(foreign)[0].model == "automatic"
+
+
+def test_models_of_other_kinds_are_asked_for_what_they_read(class_model, pixel_model, studio):
+    for folder, prompt, name in ((class_model, "dog", "image-3.png"), (pixel_model, "", "image-3-1.png")):
+        job = done(studio, Call({"prompt": prompt, "seed": 3, "num_inference_steps": 1}, model=str(folder)))[0]
+        assert job.error == "" and job.pictures == [name]
+    assert fitted(Call({"prompt": "dog"}), Generator.from_pretrained(class_model)).arguments == {"class_labels": "dog"}
+
+
+def test_the_steps_of_a_call(tiny):
+    assert expected_steps(Call({"prompt": "a"}), tiny) == 4
+    assert expected_steps(Call({"prompt": "a", "num_inference_steps": 10, "image": "x", "strength": 0.45}), tiny) == 5
+    assert expected_steps(Call({"prompt": "a", "num_inference_steps": 10, "image": "x", "mask": "y"}), tiny) == 10
+    assert expected_steps(Call({"image": "x", "num_inference_steps": 10}, "upscale"), tiny) == 4
+
+
+def test_folders_are_read_for_what_is_in_them(tiny_model, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "mine").symlink_to(tiny_model)
+    for name, text in (("net", '{"_class_name": "ControlNetModel"}'), ("odd", "[" * 100_000), ("list", "[]")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+    (folder / "notes.txt").write_text("")
+    write_adapter(Adapter("style", lora(0, *DENOISER)), folder / "style.safetensors", "kohya")
+    assert set(models_in(folder)) == {"mine", "odd", "list"} and set(controlnets_in(folder)) == {"net"}
+    assert set(adapters_in(folder)) >= {"style"} and models_in(None) == adapters_in(None) == {}
+    with pytest.raises(ValueError, match="not a folder"):
+        Studio(tmp_path / "out", tmp_path / "nowhere")
