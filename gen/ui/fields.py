@@ -13,11 +13,12 @@ from gen.ui.page import Page
 DENSE = "outlined dense stack-label"
 
 
-def number(
-    page: Page, name: str, label: str, usual: str = "", *, step: float = 1, low: float | None = None, high: float | None = None
-) -> Any:
-    """A number of the settings; empty where the model decides. usual: what is then taken, shown in grey."""
-    field = ui.number(label, value=getattr(page.settings, name), step=step, min=low, max=high, placeholder=usual)
+def number(page: Page, name: str, label: str, usual: str = "", step: float = 1) -> Any:
+    """A number of the settings; empty where the model decides. usual: what is then taken, shown in grey.
+
+    It has no bounds of its own, to which a number would jump without a word: the settings say what is wrong with it.
+    """
+    field = ui.number(label, value=getattr(page.settings, name), step=step, placeholder=usual)
     return _kept(page, name, field.props(DENSE).classes("fs-field"))
 
 
@@ -33,12 +34,6 @@ def choice(page: Page, name: str, label: str, options: Mapping[Any, str], *, sev
     known = value if several or value in options else next(iter(options))
     field = ui.select(dict(options), label=label, value=known, multiple=several, with_input=search)
     return _kept(page, name, field.props(f"{DENSE} options-dense" + (" use-chips" if several else "")).classes("fs-field"))
-
-
-def slider(page: Page, name: str, label: str, low: float, high: float, step: float, usual: float) -> Any:
-    """A number between two, None where it stands at the usual one and was not moved."""
-    field = ui.number(label, value=getattr(page.settings, name), min=low, max=high, step=step, placeholder=f"{usual:g}")
-    return _kept(page, name, field.props(DENSE).classes("fs-field"))
 
 
 def _kept(page: Page, name: str, field: Any) -> Any:

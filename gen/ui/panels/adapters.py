@@ -69,7 +69,7 @@ def _row(page: Page, file: str, name: str, show: Any) -> None:
         show()
 
     with ui.element("div").classes("fs-row"):
-        weight = ui.number(name, value=page.settings.adapters[file], step=0.1, min=-100, max=100, on_change=weigh)
+        weight = ui.number(name, value=page.settings.adapters[file], step=0.1, on_change=weigh)
         weight.props(f'{fields.DENSE} data-adapter="{name}"')
         away = ui.button(icon="close", on_click=leave, color=None).props("flat dense round").classes("fs-fixed")
         away.props["aria-label"] = f"Without {name}"

@@ -17,12 +17,12 @@ def build(page: Page) -> None:
     """The section's fields."""
     fields.choice(page, "model", "Model", page.studio.models(), search=False)
     with ui.element("div").classes("fs-row"):
-        fields.number(page, "width", "Width", "model's", step=8, low=8)
-        fields.number(page, "height", "Height", "model's", step=8, low=8)
-        fields.number(page, "number", "Pictures", "1", low=1)
+        fields.number(page, "width", "Width", "model's", step=8)
+        fields.number(page, "height", "Height", "model's", step=8)
+        fields.number(page, "number", "Pictures", "1")
     with ui.element("div").classes("fs-row"):
-        seed = fields.number(page, "seed", "Seed", "random", low=0)
+        seed = fields.number(page, "seed", "Seed", "random")
         with ui.button(icon="casino", on_click=lambda: seed.set_value(secrets.randbelow(1 << 32)), color=None) as dice:
             dice.props('flat dense aria-label="A random seed that stays"').classes("fs-fixed")
             ui.tooltip("A random seed that stays")
-        fields.number(page, "steps", "Steps", "model's", low=1, high=1000)
+        fields.number(page, "steps", "Steps", "model's")

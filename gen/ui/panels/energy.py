@@ -26,7 +26,7 @@ def build(page: Page) -> None:
             how = ui.element("div").classes("fs-form")
             with how:
                 fields.choice(page, "guide_method", "By", fields.choices_of(catalogue.methods, "the energy's own way"))
-                fields.number(page, "guide_strength", "Strength", "the method's", step=0.5, low=0)
+                fields.number(page, "guide_strength", "Strength", "the method's", step=0.5)
 
         def show() -> None:
             describe()

@@ -12,7 +12,7 @@ TITLE = "Guidance"
 
 def build(page: Page) -> None:
     """The section's fields; rules once the registries are read."""
-    fields.number(page, "scale", "Guidance scale", "model's", step=0.5, low=0, high=100)
+    fields.number(page, "scale", "Guidance scale", "model's", step=0.5)
     place = ui.element("div").classes("fs-form")
 
     def fill() -> None:

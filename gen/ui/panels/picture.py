@@ -18,7 +18,7 @@ TITLE = "From a picture"
 def build(page: Page) -> None:
     """The section's fields; those of ControlNets where there are some among the models."""
     _given(page, "image", "A picture to start from")
-    fields.number(page, "strength", "How much of it is made anew", "0.8", step=0.05, low=0, high=1)
+    fields.number(page, "strength", "How much of it is made anew", "0.8", step=0.05)
     networks = {path: name for name, path in page.studio.controlnets().items()}
     if networks:
         fields.choice(page, "controlnet", "ControlNet", {"": "none", **networks}, search=False)

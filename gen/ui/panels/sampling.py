@@ -23,7 +23,7 @@ def build(page: Page) -> None:
             _part(page, "sampler", "Sampler", fields.choices_of(catalogue.samplers))
             _part(page, "schedule", "Schedule", fields.choices_of(catalogue.schedules))
             _part(page, "caches", "Cache", {name: name for name in catalogue.caches}, options="cache_options")
-            fields.number(page, "at_once", "Pictures at once", "as many as fit", low=1, high=1024)
+            fields.number(page, "at_once", "Pictures at once", "as many as fit")
 
     page.on("ready", fill)
     fill()

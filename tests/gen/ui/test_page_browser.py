@@ -328,7 +328,8 @@ def test_the_keyboard_alone_is_enough(page):
             page.evaluate(
                 "(() => { const e = document.activeElement, b = e.getBoundingClientRect(), s = getComputedStyle(e);"
                 "return [e.getAttribute('aria-label') || e.innerText || e.labels?.[0]?.innerText || e.title || '',"
-                " s.outlineStyle !== 'none' || s.boxShadow !== 'none' || !!e.closest('.q-field--focused'), b.width * b.height > 0] })()"
+                " s.outlineStyle !== 'none' || s.boxShadow !== 'none' || !!e.closest('.q-field--focused'),"
+                " b.width * b.height > 0] })()"
             )
         )
         if names[-1][0] == "Steps":
