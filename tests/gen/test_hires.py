@@ -140,7 +140,7 @@ def test_the_work_of_a_recipe_counts_both_passes(tiny):
         ({"hires_steps": 3}, "hires_steps was given without hires"),
         ({"hires": 2, "hires_strength": 0}, "hires_strength is 0"),
         ({"hires": 2, "hires_steps": 0}, "hires_steps is 0"),
-        ({"hires": 2, "hires_steps": 1000}, "part of a schedule of 2000"),
+        ({"hires": 2, "hires_steps": 1000}, "part of a schedule of 3334"),
         ({"hires": 2, "hires_upscaler": "latents"}, "did you mean 'latent'"),
         ({"hires": 2, "hires_window": 20}, "not a multiple of 8"),
         ({"hires": 2, "image": Image.new("RGB", (32, 32))}, "hires goes without image"),
