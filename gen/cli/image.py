@@ -52,6 +52,8 @@ def run(
     parts: Mapping[str, Any],
     tasks: Mapping[str, Any],
     output: Path | None,
+    format: str | None = None,
+    quality: int | None = None,
     grid: Path | None,
     device: str | None,
     dtype: str | None,
@@ -69,7 +71,9 @@ def run(
     tasks: the keywords of tasks.
     plan: only say what memory it needs.
     """
-    place = Saving(OutputTarget.of(output), metadata, None if grid is None else check_png(grid), many_steps=len(steps) > 1)
+    place = Saving(
+        OutputTarget.of(output, format, quality), metadata, None if grid is None else check_png(grid), many_steps=len(steps) > 1
+    )
 
     from gen.generator import Generator
 
@@ -144,7 +148,8 @@ class Saving:
         for image, recipe in zip(batch.images, batch.recipes, strict=True):
             label = label_of(generator, recipe)
             steps = f"{recipe.num_inference_steps} steps" if self.many_steps else ""
-            path = save_free(image, self.target.path(f"{label} {steps}", recipe.seed), recipe if self.metadata else None)
+            path = self.target.path(f"{label} {steps}", recipe.seed)
+            path = save_free(image, path, recipe if self.metadata else None, self.target.quality)
             self.saved.append(path)
             print(path, flush=True)
             if self.sheet is not None:

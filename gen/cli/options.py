@@ -18,7 +18,9 @@ GuidanceScale = Annotated[float | None, typer.Option(help="0 and 1 are no guidan
 Negative = Annotated[str | None, typer.Option(help="What the picture should not be.")]
 Height = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 Width = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png, .jpg, .webp or .avif file, or a folder.")
+]
 Written = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="OUT", help="What to write, as in every other command.", show_default=False),

@@ -13,7 +13,8 @@ from typing import Any
 
 from gen.calls.names import slug as slug
 
-OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg"}
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".avif")  # formats that hold a recipe (gen.pipeline.exif.FORMATS)
+OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".jxl"}
 
 
 def say(message: str, quiet: bool = False) -> None:
@@ -43,7 +44,7 @@ def check_writable(folder: Path) -> None:
 
 def check_png(path: Path) -> Path:
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
+        raise ValueError(f"{path}: sheets are saved as PNG; give a name that ends in .png.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file.")
     check_writable(path.parent)
@@ -52,31 +53,65 @@ def check_png(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class OutputTarget:
-    """Where `-o` says: one file's name, or a folder in which names are made from prompt and seed."""
+    """Where `-o` says: one file's name, or a folder in which names are made from prompt and seed.
+
+    suffix: of the names that are made.
+    quality: of formats that lose some, None for the usual.
+    """
 
     folder: Path
     name: str | None = None
+    suffix: str = ".png"
+    quality: int | None = None
 
     @classmethod
-    def of(cls, output: Path | None) -> OutputTarget:
-        """Checked before anything is generated; None is the current folder."""
+    def of(cls, output: Path | None, kind: str | None = None, quality: int | None = None) -> OutputTarget:
+        """Checked before anything is generated; None is the current folder. kind: png, jpg, webp or avif; ValueError where the
+        name says another, and for a quality outside of 1 to 100."""
         output = Path() if output is None else output
-        if output.is_dir():
-            target = cls(output)
-        elif output.suffix.lower() == ".png":
-            target = cls(output.parent, output.name)
-        elif output.suffix.lower() in OTHER_FORMATS:
-            raise ValueError(f"{output}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
+        suffix = _suffix(kind)
+        ending = output.suffix.lower()
+        if output.is_dir() or (ending not in WRITTEN and ending not in OTHER_FORMATS):
+            target = cls(output, None, suffix or WRITTEN[0], quality)
+        elif ending in WRITTEN:
+            if suffix is not None and _same(suffix) != _same(ending):
+                raise ValueError(f"-o {output} says one format and --format {kind} another; give one of them.")
+            target = cls(output.parent, output.name, ending, quality)
         else:
-            target = cls(output)
+            raise ValueError(
+                f"{output}: pictures are saved as PNG, JPEG, WebP or AVIF, which hold their recipe; give a name that ends in "
+                ".png, .jpg, .webp or .avif."
+            )
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"--quality is {quality}; give a number from 1 to 100.")
+        if quality is not None and target.suffix == ".png":
+            raise ValueError("--quality says nothing of a PNG, which keeps every pixel; give --format jpg, webp or avif too.")
         check_writable(target.folder)
         return target
 
     def path(self, prompt: str, seed: int) -> Path:
-        return self.folder / (self.name or f"{slug(prompt)}-{seed}.png")
+        return self.folder / (self.name or f"{slug(prompt)}-{seed}{self.suffix}")
 
 
-def save_free(image, path: Path, recipe=None) -> Path:
+def _suffix(kind: str | None) -> str | None:
+    if kind is None:
+        return None
+    suffix = f".{kind.lower().removeprefix('.')}"
+    if suffix not in WRITTEN:
+        from samplers.lookup import nearest
+
+        known = [one.removeprefix(".") for one in WRITTEN]
+        near = nearest(kind, known)
+        hint = f"; did you mean {near!r}?" if near else "."
+        raise ValueError(f"Unknown format {kind!r:.80}{hint} Known: {', '.join(known)}.")
+    return suffix
+
+
+def _same(suffix: str) -> str:
+    return ".jpg" if suffix == ".jpeg" else suffix
+
+
+def save_free(image, path: Path, recipe=None, quality: int | None = None) -> Path:
     """Save under the first free name: nothing is ever overwritten."""
     from gen.io.errors import RecipeError
     from gen.pipeline.png import free_name, save_image
@@ -84,7 +119,7 @@ def save_free(image, path: Path, recipe=None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(100):
         try:
-            return save_image(image, free_name(path), recipe)
+            return save_image(image, free_name(path), recipe, quality=quality)
         except RecipeError as error:
             if not isinstance(error.__context__, FileExistsError):
                 raise

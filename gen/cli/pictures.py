@@ -66,6 +66,12 @@ def image(
     parts: PartOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="png|jpg|webp|avif", help="Of the files. [default: as -o ends, else png]")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(help="Of jpg, webp and avif, 1 to 100; at 100 webp keeps every pixel. [default: 90]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per network call. [default: 8]")] = None,
     batch_invariant: Annotated[
         bool | None,
@@ -98,6 +104,8 @@ def image(
         parts=parts.arguments(),
         tasks=tasks.keywords(),
         output=output,
+        format=format,
+        quality=quality,
         grid=grid,
         device=device,
         dtype=dtype,

@@ -96,12 +96,36 @@ def run(
             f"Different: the file is {before.shape[1]} x {before.shape[0]}, its recipe {recipe.width} x {recipe.height}.", quiet
         )
         return 1
+    if not keeps_pixels(path):
+        kind = path.suffix.lstrip(".").upper()
+        say(
+            f"{path} is a {kind}, which keeps pixels only nearly, so they cannot be compared: they differ by "
+            f"{difference.mean():.1f} of 255 on average, by at most {difference.max()}. The replay is the picture before "
+            f"that.{why}",
+            quiet,
+        )
+        return 0
     if not difference.any():
         say(f"The same in every pixel; only the file around them differs.{why}", quiet)
         return 0
     share = (difference.max(-1) > 0).mean()
     say(f"Different: {share:.1%} of the pixels, by at most {difference.max()} of 255.{why}", quiet)
     return 1
+
+
+def keeps_pixels(path: Path) -> bool:
+    """Is it a PNG, or a WebP without loss?"""
+    with open_picture(path, READ) as picture:
+        kind = picture.format
+    if kind != "WEBP":
+        return kind == "PNG"
+    data, at = path.read_bytes(), 12  # a RIFF of parts: name, length, content, each at an even place
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name in (b"VP8L", b"VP8 "):
+            return name == b"VP8L"
+        at += 8 + length + length % 2
+    return False
 
 
 def machine_changes(recipe: Recipe, now: Machine) -> str:

@@ -46,15 +46,16 @@ class Output:
             interrupted,
         )
 
-    def save(self, path: Path | str, overwrite: bool = False) -> list[Path]:
-        """Write PIL pictures as PNG with their recipes: heart.png, or heart-0.png, heart-1.png, ... for several."""
+    def save(self, path: Path | str, overwrite: bool = False, quality: int | None = None) -> list[Path]:
+        """Write PIL pictures with their recipes: heart.png, or heart-0.png, heart-1.png, ... for several; .jpg, .webp and
+        .avif likewise, with a quality from 1 to 100 (90)."""
         if self.images is None:
             raise ValueError("The pictures went to on_images and are not kept; save them there, or call without it.")
         if not isinstance(self.images, list):
             raise ValueError('Only PIL pictures are saved with their recipes; call with output_type="pil".')
         path = Path(path)
         names = [path] if len(self.images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.images))]
-        return [save_image(*entry, overwrite) for entry in zip(self.images, names, self.recipes, strict=True)]
+        return [save_image(*entry, overwrite, quality) for entry in zip(self.images, names, self.recipes, strict=True)]
 
 
 def _as_type(shown: Iterable[Tensor], output_type: str) -> Any:

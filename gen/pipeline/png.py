@@ -1,4 +1,7 @@
-"""Recipes in pictures: two text chunks of a PNG, `parameters` as other programs read it and `fewstep`, the recipe as JSON."""
+"""Recipes in pictures: two text chunks of a PNG, `parameters` as other programs read it and `fewstep`, the recipe as JSON.
+
+`gen.pipeline.exif` says where they are in a JPEG, WebP or AVIF.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from PIL import Image, PngImagePlugin
 
 from gen.io.errors import RecipeError
 from gen.io.images import open_picture
+from gen.pipeline.exif import FORMATS, encoded, recipe_json
 from gen.pipeline.recipe import Recipe
 from samplers.atomic import written
 
 CHUNK = "fewstep"
 MAX_TEXT = 1_000_000  # characters of a comment; PNG text is bounded by Pillow
-READ = ("PNG", "JPEG", "WEBP", "GIF")  # where recipes are looked for
+READ = ("PNG", "JPEG", "WEBP", "AVIF", "GIF")  # where recipes are looked for
 
 
 def free_name(path: Path | str) -> Path:
@@ -44,18 +48,24 @@ def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
     return info
 
 
-def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = None, overwrite: bool = False) -> Path:
-    """Write a PNG in one piece: the whole picture under its name, or nothing. Returns the path.
+def save_image(
+    image: Image.Image, path: Path | str, recipe: Recipe | None = None, overwrite: bool = False, quality: int | None = None
+) -> Path:
+    """Write a picture in one piece: the whole of it under its name, or nothing. Returns the path.
 
-    RecipeError if the name does not end in .png, if a file of that name exists and `overwrite` is not set, or if the
-    folder cannot be written to.
+    path: ends in .png, which keeps every pixel, or in .jpg, .webp or .avif.
+    quality: of those, 1 to 100, 90 if None; at 100 WebP keeps every pixel too.
+    RecipeError for another ending, if a file of that name exists and `overwrite` is not set, if the folder cannot be written
+    to, or if the format cannot hold the recipe.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise RecipeError(f"{path}: pictures are saved as PNG, which holds their recipe; give a name that ends in .png.")
+    check_suffix(path)
     try:
         with written(path, overwrite) as temporary, open(temporary, "xb") as file:
-            image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
+            if path.suffix.lower() == ".png":
+                image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
+            else:
+                file.write(encoded(image, path.suffix, recipe, quality))
     except FileExistsError:
         raise RecipeError(f"{path} exists already; choose another name, or pass overwrite=True.") from None
     except OSError as error:
@@ -63,9 +73,18 @@ def save_image(image: Image.Image, path: Path | str, recipe: Recipe | None = Non
     return path
 
 
+def check_suffix(path: Path) -> None:
+    """RecipeError for the name of a format that holds no recipe."""
+    if path.suffix.lower() not in FORMATS:
+        raise RecipeError(
+            f"{path}: pictures are saved as PNG, JPEG, WebP or AVIF, which hold their recipe; give a name that ends in .png, "
+            ".jpg, .webp or .avif."
+        )
+
+
 def read_chunks(path: Path | str) -> dict[str, str]:
-    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text; of a JPEG, WebP or GIF
-    the user comment of its EXIF or its comment, where other programs keep what a PNG has as "parameters"."""
+    """The text chunks of a PNG by name, without decoding its pixels unless they stand before the text; of a JPEG, WebP, AVIF
+    or GIF the user comment of its EXIF or its comment, where other programs keep what a PNG has as "parameters"."""
     with open_picture(path, READ) as image:
         if image.format != "PNG":
             return _comments(image)
@@ -81,8 +100,11 @@ def read_chunks(path: Path | str) -> dict[str, str]:
 def _comments(image: Image.Image) -> dict[str, str]:
     """`parameters`, or a recipe of ours, from the comments of a picture that is no PNG; of several the first with a text."""
     values: list[object] = []
+    texts: dict[str, str] = {}
     try:
         exif = image.getexif()
+        if (own := recipe_json(exif, MAX_TEXT)) is not None:
+            texts[CHUNK] = own
         values = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
         pass  # damaged EXIF holds no recipe
@@ -90,8 +112,8 @@ def _comments(image: Image.Image) -> dict[str, str]:
         text = _comment(value) if isinstance(value, bytes) else value
         if isinstance(text, str) and text.strip("\0 \n"):
             text = text.strip("\0 \n")[:MAX_TEXT]
-            return {CHUNK if text.startswith('{"version"') else "parameters": text}
-    return {}
+            return {CHUNK if text.startswith('{"version"') else "parameters": text} | texts
+    return texts
 
 
 def _comment(value: bytes) -> str:

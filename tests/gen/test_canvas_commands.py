@@ -90,7 +90,7 @@ def _info(path):
         (["panorama", "a cat", "--option", "eta=0.5"], "write OF:NAME=VALUE"),
         (["panorama", "a cat", "--circular", "round"], "choose one of none, horizontal, vertical, both"),
         (["outpaint", "missing.png", "--left", "8"], "missing.png"),
-        (["outpaint", "missing.png", "-o", "x.jpg"], "saved as PNG"),
+        (["outpaint", "missing.png", "-o", "x.gif"], "saved as PNG"),
     ],
 )
 def test_wrong_requests_are_one_sentence(fewstep, arguments, message):

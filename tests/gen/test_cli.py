@@ -163,7 +163,7 @@ def test_replay_gives_the_same_bytes(fewstep, tiny_model, dtype):
     for folder in ("there", "new/"):
         code, out, _ = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", folder, "-q")
         assert code == 0 and out == f"{Path(folder) / 'image-4-replay.png'}\n"
-    code, _, err = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", "image-4.jpg")
+    code, _, err = fewstep("replay", "image-4.png", "--model", tiny_model, "-o", "image-4.gif")
     assert code == 2 and "saved as PNG" in err
 
 
@@ -278,7 +278,11 @@ MISTAKES = [
     (["--batch-size", "0"], "batch_size is 0"),
     (["--device", "tpu9"], "Unknown device 'tpu9'"),
     (["--dtype", "int4"], "Unknown dtype 'int4'"),
-    (["-o", "x.jpg"], "ends in .png"),
+    (["-o", "x.gif"], "ends in .png"),
+    (["-o", "x.png", "--format", "webp"], "says one format"),
+    (["--format", "wep"], "did you mean 'webp'"),
+    (["--format", "webp", "--quality", "0"], "--quality is 0"),
+    (["--quality", "80"], "says nothing of a PNG"),
     (["-o", "taken/x.png"], "not a folder"),
     (["-o", "taken"], "not a folder"),
     (["--grid", "x.gif"], "ends in .png"),
@@ -387,7 +391,7 @@ def run_as_program(*arguments: object, **options) -> subprocess.CompletedProcess
 def test_as_a_program(tiny_model, tmp_path):
     done = run_as_program("image", "a cat", "--seed", 1, "--model", tiny_model, "-q", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a-cat-1.png\n", "")
-    done = run_as_program("image", "a cat", "-o", "x.jpg", cwd=tmp_path)  # refused before anything loads
+    done = run_as_program("image", "a cat", "-o", "x.gif", cwd=tmp_path)  # refused before anything loads
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and files(tmp_path) == ["a-cat-1.png"]
 
 

@@ -377,7 +377,7 @@ def test_saving_never_overwrites_unless_told(tmp_path):
     assert path.read_bytes() != before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert free_name(path).name == "a-1.png"
     with pytest.raises(RecipeError, match=r"ends in \.png"):
-        save_image(PICTURE, tmp_path / "a.jpg")
+        save_image(PICTURE, tmp_path / "a.gif")
     with pytest.raises(RecipeError, match="cannot be written"):
         save_image(PICTURE, tmp_path / "no" / "a.png")
 
