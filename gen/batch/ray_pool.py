@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
-import pickle
+import re
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,12 +28,14 @@ from gen.batch.rows import PictureJob
 from gen.batch.run import BatchResult, OpenBatch, PictureBar, chosen_model, expected_pictures, opened_batch, windows
 from gen.batch.settings import BatchSettings
 from gen.batch.store import Painted
+from gen.calls.call import Call
 from gen.io.extras import install
 
 UNIT = 4  # network calls that are handed over together
 ROUND = 50_000  # pictures of one data set of Ray's, whose units this process holds
 SPARE_CPUS = 2  # of a cluster that is started here, beside those of actors: Ray's own tasks need some
 RETRIES = 10  # of a unit whose actor died
+_SAID = re.compile(r"^(\w+(?:Error|Exception|Exit|Interrupt)): ?(.*)$", re.MULTILINE)  # the end of a traceback
 
 
 @dataclass(frozen=True)
@@ -137,28 +140,29 @@ class PaintActor:
         _prepare(options)
         self.painter = Painter(settings, open_generator(settings, model), batch)
 
-    def __call__(self, columns: dict[str, Any]) -> dict[str, list[bytes]]:
-        return {"results": [pack(self.paint(unpack(unit))) for unit in columns["units"]]}
-
-    def paint(self, jobs: Sequence[PictureJob]) -> list[tuple[int, bytes | None, str]]:
-        """(index, PNG, "") of each job, or (index, None, why it cannot be made)."""
-        results: list[tuple[int, bytes | None, str]] = []
+    def __call__(self, columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Of units: the index of each job with its PNG, or with the reason why it cannot be made."""
+        results: list[tuple[int, bytes, str]] = []
 
         def done(painted: Painted) -> None:
             data = painted.data if isinstance(painted.data, bytes) else painted.data()
             results.append((painted.job.index, data, ""))
 
-        self.painter.paint(jobs, done, lambda job, reason: results.append((job.index, None, reason)))
-        return results
+        for unit in columns["units"]:
+            self.painter.paint(unpack(unit), done, lambda job, reason: results.append((job.index, b"", reason)))
+        return {name: [result[i] for result in results] for i, name in enumerate(("index", "png", "reason"))}
 
 
-def pack(value: Any) -> bytes:
-    """For another process of this cluster, which runs our code anyway."""
-    return zlib.compress(pickle.dumps(value), 1)
+def pack(jobs: Sequence[PictureJob]) -> bytes:
+    """Jobs as compressed JSON."""
+    values = [[job.index, job.line, job.call.to_dict(), job.name, dict(job.extra)] for job in jobs]
+    return zlib.compress(json.dumps(values).encode(), 1)
 
 
-def unpack(data: bytes) -> Any:
-    return pickle.loads(zlib.decompress(data))
+def unpack(data: bytes) -> list[PictureJob]:
+    """What `pack` made."""
+    values = json.loads(zlib.decompress(data))
+    return [PictureJob(index, line, Call.from_dict(call), name, extra) for index, line, call, name, extra in values]
 
 
 def units_of(jobs: Sequence[PictureJob], size: int) -> Iterator[list[PictureJob]]:
@@ -224,16 +228,15 @@ def _round(batch: OpenBatch, jobs: Sequence[PictureJob], pool: tuple, bar: Pictu
     )
     try:
         for columns in made.iter_batches(batch_size=None, batch_format="numpy"):
-            for results in map(unpack, columns["results"]):
-                for index, picture, reason in results:
-                    job = by_index.pop(index, None)
-                    if job is None:  # of a unit that was handed over twice
-                        continue
-                    if picture is None:
-                        batch.failed_job(job, reason)
-                    else:
-                        batch.store.put(Painted(job, picture))
-                        bar.update(1)
+            for index, png, reason in zip(columns["index"], columns["png"], columns["reason"], strict=True):
+                job = by_index.pop(int(index), None)
+                if job is None:  # of a unit that was handed over twice
+                    continue
+                if reason:
+                    batch.failed_job(job, str(reason))
+                else:
+                    batch.put(Painted(job, bytes(png)))
+                    bar.update(1)
     except ray_module("ray.exceptions").RayError as error:
         raise ValueError(_reason(error)) from None
     if by_index:
@@ -241,10 +244,7 @@ def _round(batch: OpenBatch, jobs: Sequence[PictureJob], pool: tuple, bar: Pictu
 
 
 def _reason(error: Exception) -> str:
-    """The first cause of an error in an actor, in a sentence."""
-    cause = getattr(error, "cause", None)
-    while cause is not None and getattr(cause, "cause", None) is not None:
-        cause = cause.cause
-    if isinstance(cause, ValueError):
-        return str(cause)
-    return f"An actor failed ({str(cause or error).strip().splitlines()[-1]}); the same command goes on."
+    """What an actor said last, out of the traceback that Ray makes of it."""
+    said = _SAID.findall(re.sub(r"\x1b\[[\d;]*m", "", str(error)))
+    kind, text = said[-1] if said else (type(error).__name__, "no reason is known")
+    return text if kind == "ValueError" else f"An actor failed ({kind}: {text}); the same command goes on."

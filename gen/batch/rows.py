@@ -87,6 +87,8 @@ class RowReader:
         self.name = NameTemplate(settings.name, None if settings.extra else ())
         self.known = [name for name in keywords_of("image") if name not in OF_THE_BATCH]
         self.loras: Mapping[str, Path] | None = None
+        check_arguments(settings.defaults)  # what is wrong with all rows is said once
+        Call(settings.defaults, adapters=settings.adapters, model=model)
 
     def __iter__(self) -> Iterator[PictureJob | BadRow]:
         return self.jobs(lambda index: True)

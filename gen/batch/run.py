@@ -20,6 +20,7 @@ from gen.calls.wildcards import WildcardFiles
 from gen.io.digests import file_digest
 
 SHOWN = 5  # failed rows that are named on the way
+ALIKE = 100  # jobs that fail one after the other for one reason, which is then the batch's and not theirs
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class OpenBatch:
     packer: Packer | None
     say: Callable[[str], None]
     named: int = 0
+    alike: tuple[str, int] = ("", 0)  # the reason of the last failure, and how many in a row had it
 
     def wanted(self, index: int) -> bool:
         """A picture of this share that is not there yet."""
@@ -131,8 +133,19 @@ class OpenBatch:
             self.say(sentence + (" (more are in errors.jsonl)" if self.named == SHOWN else ""))
 
     def failed_job(self, job: PictureJob, reason: str) -> None:
-        """Write down a job that could not be made."""
+        """Write down a job that could not be made. ValueError where a hundred in a row fail alike."""
+        self.alike = (reason, self.alike[1] + 1 if self.alike[0] == reason else 1)
         self.fail(job.index, job.line, reason, {**job.call.arguments, **job.extra})
+        if self.alike[1] == ALIKE:
+            raise ValueError(
+                f"{ALIKE} rows one after the other failed alike: {reason} The batch ends here; when that is mended, "
+                "--retry-errors tries them again."
+            )
+
+    def put(self, painted: Painted) -> None:
+        """Hand a finished picture to the store."""
+        self.alike = ("", 0)
+        self.store.put(painted)
 
     def result(self) -> BatchResult:
         return BatchResult(self.store.written, self.ledger.pictures, self.ledger.failed)
@@ -193,7 +206,7 @@ def run_batch(
         with progress(total, len(batch.ledger.done)) as bar:
 
             def done(painted: Painted) -> None:
-                batch.store.put(painted)
+                batch.put(painted)
                 bar.update(1)
 
             for some in windows(batch.jobs(), painter.window):
