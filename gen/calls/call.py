@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from gen.calls.keywords import FOLDERS, MAPPED, NAMES_ONLY, OWN, PICTURES, files_in, keywords_of
+from gen.calls.keywords import FOLDERS, MAPPED, NAMES_ONLY, OWN, PICTURES, files_in, flat, keywords_of
 from gen.io.validators import check_float
+from gen.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
@@ -123,9 +124,14 @@ class Call:
         if recipe.encoding is not None:
             arguments |= {name: value for name in _READING if (value := getattr(recipe.encoding, name)) is not None}
             missing += ["the sizes that its model was told"] * bool(recipe.encoding.size_ids)
-        for name, what in _PICTURES_OF.items():
-            if getattr(recipe, name):
-                missing.append(what)
+        if recipe.variation is not None:
+            arguments |= {"variation_seed": recipe.variation.seed, "variation_strength": recipe.variation.strength}
+        if recipe.hires is not None:
+            record = recipe.hires
+            arguments |= {"hires": record.scale, **{f"hires_{name}": getattr(record, name) for name in _HIRES}}
+            if recipe.made_at is not None:  # the second pass made the picture that large
+                arguments |= dict(zip(("height", "width"), recipe.made_at, strict=True))
+        missing += [_MISSING.get(name, f"its {name.replace('_', ' ')}") for name in _unread(recipe)]
         uses = []
         for name, weight in recipe.adapters.items():
             file = (adapter_files or {}).get((recipe.adapter_files or {}).get(name, ""))
@@ -144,9 +150,12 @@ _SAME = (
     *("schedule", "schedule_options", "guidance", "guidance_options", "guidance_interval", "cache", "cache_options"),
     *("noise_kind", "composition", "composition_options"),
     *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
+    "noise_kind",
 )
 _READING = ("clip_skip", "max_sequence_length")
-_PICTURES_OF = {  # fields of recipes that know pictures by their sha256 alone, or belong to methods of their own
+_HIRES = ("strength", "steps", "upscaler", "window")
+_READ = (*_SAME, "guide", "encoding", "variation", "hires")  # of the fields of tasks
+_MISSING = {  # fields of recipes that know pictures by their sha256 alone, or belong to methods of their own
     "start": "the picture it began with",
     "control": "the pictures it followed",
     "restore": "the picture that was restored",
@@ -158,6 +167,12 @@ _PICTURES_OF = {  # fields of recipes that know pictures by their sha256 alone, 
     "own_tasks": "tasks of its maker's own",
     "pipeline": "what its pipeline was given",
 }
+
+
+def _unread(recipe: Recipe) -> list[str]:
+    """The fields of tasks that say something and that no call is made of."""
+    own = ((name, one) for row in TASKS.values() for name, one in row.options.fields.items() if name not in _READ)
+    return [name for name, one in own if getattr(recipe, name) != one.default] + ["own_tasks"] * bool(recipe.own_tasks)
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:
@@ -182,8 +197,7 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
 def _check_files(arguments: Mapping[str, Any]) -> None:
     for name in (*PICTURES, *FOLDERS):
         value = arguments.get(name)
-        values = value if isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(one, str) and one and "\0" not in one for one in values):
+        if value is not None and not all(isinstance(one, str) and one and "\0" not in one for one in flat(value)):
             raise ValueError(f"{name} is {value!r:.80}; give the path of a file, or a list of them.")
     for name in MAPPED:
         value = arguments.get(name)

@@ -26,15 +26,19 @@ OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__cal
     "layout": ("layout",),
 }
 # keywords that are a picture's file, or a list of them; and those that map names to files
-PICTURES = ("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask")
-FOLDERS = ("controlnet", "lora_dir")
+PICTURES = (
+    *("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask", "ip_adapter_image"),
+    "ip_adapter_mask",
+)
+FOLDERS = ("controlnet", "lora_dir", "ip_adapter", "ip_adapter_encoder")  # or files that are no pictures
 MAPPED = ("regions",)
+TENSORS = ("ip_adapter_image_embeds",)  # no plain data
 NAMES_ONLY = ("guide", "greedy")  # a name of the table of energies: a file of code is never run for a call
 
 
 def keywords_of(method: str) -> tuple[str, ...]:
     """All that a method takes: its own, those of every call, those of tasks."""
-    tasks = tuple(name for row in TASKS.values() if not row.registered for name in row.options.keywords)
+    tasks = (name for row in TASKS.values() if not row.registered for name in row.options.keywords if name not in TENSORS)
     return tuple(dict.fromkeys((*OWN[method], *IMAGE, *tasks)))
 
 
@@ -42,7 +46,11 @@ def files_in(arguments: Mapping[str, Any]) -> Iterator[Path]:
     """Every file and folder that the arguments name."""
     for name, value in arguments.items():
         if name in (*PICTURES, *FOLDERS):
-            values = value if isinstance(value, list | tuple) else [value]
-            yield from (Path(one) for one in values if isinstance(one, str) and (name, one) != ("negtome", "batch"))
+            yield from (Path(one) for one in flat(value) if (name, one) != ("negtome", "batch"))
         elif name in MAPPED and isinstance(value, Mapping):
             yield from map(Path, value.values())
+
+
+def flat(value: Any) -> list[Any]:
+    """The values in lists within lists, in their order; one that is no list by itself."""
+    return [one for inner in value for one in flat(inner)] if isinstance(value, list | tuple) else [value]

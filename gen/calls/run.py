@@ -51,7 +51,7 @@ def python_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*PICTURES, *FOLDERS):
         if name in values and values[name] != "batch":
             value = values[name]
-            values[name] = [Path(one) for one in value] if isinstance(value, list) else Path(value)
+            values[name] = _paths(value)
     for name in MAPPED:
         if name in values:
             values[name] = {key: Path(file) for key, file in values[name].items()}
@@ -60,8 +60,12 @@ def python_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 PAIRS = (  # keywords whose lists of numbers are one value
     *("guidance_interval", "control_range", "window", "stride", "original_size", "crops_coords_top_left", "target_size"),
-    *("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
+    *("ip_adapter_range", "negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
 )
+
+
+def _paths(value: Any) -> Any:
+    return [_paths(one) for one in value] if isinstance(value, list) else Path(value)
 
 
 def _tuples(value: Any) -> Any:

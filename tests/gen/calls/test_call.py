@@ -18,13 +18,14 @@ from gen import Generator, Recipe, read_recipe
 from gen.adapters import Adapter, write_adapter
 from gen.calls.call import AdapterUse, Call
 from gen.calls.command import COMMANDS, as_arguments, as_command
-from gen.calls.keywords import IMAGE, OWN, files_in
+from gen.calls.keywords import FOLDERS, IMAGE, MAPPED, NAMES_ONLY, OWN, PICTURES, TENSORS, files_in
 from gen.calls.run import run
 from gen.calls.script import as_python
 from gen.calls.values import parse_options, write_options
 from gen.pipeline.task_table import METHODS
 from gen.tasks.restore.task import COMMON
 from gen.tasks.restore.task import TASKS as RESTORATIONS
+from gen.tasks.table import TASKS
 from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 
 RUNTIME = {  # of `Generator.__call__`: what is no plain data, or belongs to who calls
@@ -244,6 +245,27 @@ def test_a_recipe_becomes_a_call_that_makes_the_picture_again(tiny, tiny_model, 
     assert run(again, tiny).images[0].tobytes() == made.images[0].tobytes()
     _, missing = Call.from_recipe(recipe)
     assert missing == ("the adapter 'style'", "the adapter 'style-2'")
+
+
+def test_a_variation_and_a_second_pass_come_back_from_a_recipe(tiny, tiny_model):
+    asked = {"prompt": "a cat", "seed": 3, "num_inference_steps": 3, "variation_seed": 9, "variation_strength": 0.5}
+    call = Call({**asked, "hires": 2.0, "hires_steps": 2, "hires_strength": 0.7}, model=str(tiny_model))
+    made = run(call, tiny)
+    again, missing = Call.from_recipe(made.recipes[0])
+    assert missing == () and run(again, tiny).recipes[0].to_json() == made.recipes[0].to_json()
+
+
+def test_every_keyword_that_may_be_a_file_is_known_as_one():
+    """What may hold anything is a picture's file, a folder, a name, or one of these, which open nothing."""
+    harmless = {"layout", "aesthetic", "guide", "greedy", "ip_adapter_scale", "ip_adapter_range", *TENSORS}
+    known = {*PICTURES, *FOLDERS, *MAPPED, *NAMES_ONLY, *harmless}
+    for name, row in TASKS.items():
+        of = row.options.arguments
+        for one in dataclasses.fields(of) if of is not None else ():
+            if "Any" in str(one.type) and "Mapping" not in str(one.type) and one.name in row.options.keywords:
+                assert one.name in known, (name, one.name)
+    nested = Call({"ip_adapter_image": [["a.png"], ["b.png", "c.png"]], "ip_adapter": "f.safetensors"})
+    assert [str(path) for path in nested.files()] == ["a.png", "b.png", "c.png", "f.safetensors"]
 
 
 def test_what_a_recipe_knows_by_its_sha_alone_is_said(tiny, picture):
