@@ -33,6 +33,7 @@ COMMANDS = (
     "sweep",
     "batch",
     "compare",
+    "gallery",
     "about",  # info, env, samplers, models
     "convert",
     "other_packages",  # train, evaluate, words, data

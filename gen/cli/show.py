@@ -51,23 +51,31 @@ def catalogue(header: Sequence[str], rows: Sequence[Sequence[str]], width: int |
 def info(path: Path, as_json: bool) -> str:
     """The recipe in a picture, ours or in AUTOMATIC1111's grammar."""
     from gen.io.errors import RecipeError
+    from gen.pipeline.png import read_recipe
+
+    if as_json:
+        return read_recipe(path).to_json()
+    rows = recipe_rows(path)
+    if not rows:
+        raise RecipeError(f"{path} holds no recipe.")
+    return aligned({printable(name): printable(value) for name, value in rows.items()})
+
+
+def recipe_rows(path: Path) -> dict[str, str]:
+    """Names and values of the recipe in a picture, ours or AUTOMATIC1111's, as they stand there; none where it has none."""
     from gen.pipeline.infotext import from_infotext
     from gen.pipeline.png import CHUNK, read_chunks, read_recipe
 
     chunks = read_chunks(path)
     if CHUNK in chunks:
         recipe = read_recipe(path)
-        if as_json:
-            return recipe.to_json()
         rows = {name: value for name, value in recipe.named_values().items() if value not in ({}, (), "")}
         machine, model, batch = rows.pop("machine"), rows.pop("model"), rows.pop("batch")
         rows |= {"model": model["name"]} | {f"{part} sha256": digest for part, digest in model["weights"].items()}
         rows |= {"batch": f"picture {batch['row'] + 1} of {batch['size']}", **machine}
-        return aligned({name.replace("_", " "): printable(str(value)) for name, value in rows.items()})
-    if "parameters" in chunks and not as_json:
-        fields = from_infotext(chunks["parameters"])
-        return aligned({printable(name): printable(value) for name, value in fields.items() if value})
-    raise RecipeError(f"{path} holds no {'fewstep ' if as_json else ''}recipe.")
+        return {name.replace("_", " "): str(value) for name, value in rows.items()}
+    fields = from_infotext(chunks["parameters"]) if "parameters" in chunks else {}
+    return {name: value for name, value in fields.items() if value}
 
 
 def is_model(name: str) -> bool:
