@@ -80,6 +80,8 @@ def open_batch(output: Path, identity: Mapping[str, Any], seed: int | None, exis
     existing: as of `BatchSettings`.
     Raises ValueError, with what differs, where the folder is another batch's or holds pictures already.
     """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is not a folder; give the batch one of its own with -o.")
     state = output / STATE
     state.mkdir(parents=True, exist_ok=True)
     with _alone(state / "lock-run"):
@@ -126,6 +128,8 @@ def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any], seed: int | 
     before = {**kept.get("identity", {}), "seed": kept.get("asked seed")}
     now = {**wanted["identity"], "seed": seed}
     names = [name for name in {**before, **now} if before.get(name) != json.loads(json.dumps(now.get(name), default=str))]
+    if "model" in names:
+        names = [name for name in names if name not in ("weights", "dtype")]  # which go with it
     parts = [
         f"its {name} is another"
         if len(repr(before.get(name)) + repr(now.get(name))) > 120

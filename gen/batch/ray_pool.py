@@ -183,7 +183,7 @@ def run_on_ray(
     progress, say: as of `run_batch`.
     Raises ValueError in a sentence for what cannot begin, and where actors fail again and again.
     """
-    source = open_source(settings.source, settings.output / STATE / "input")
+    source = open_source(settings.source, settings.output / STATE)
     model = chosen_model(settings, source)
     with cluster(options) as ray:
         actors, needs = resources(ray, settings, options)

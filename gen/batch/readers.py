@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen.io.errors import opened
-from samplers.atomic import written
+from gen.io.errors import opened, read_text
+from samplers.atomic import beside, sync
 from samplers.lookup import nearest
 
 LONGEST = 1_000_000  # characters of a line
@@ -89,15 +90,15 @@ class RowSource:
         return total.hexdigest()
 
 
-def open_source(source: str, keep: Path) -> RowSource:
-    """The source of a name. keep: where standard input is kept, so that the same batch can go on without it.
+def open_source(source: str, state: Path) -> RowSource:
+    """The source of a name. state: the folder where standard input is kept, so that the same batch can go on without it.
 
     Raises ValueError for what is no file of a kind that is read.
     """
     if source.startswith(HUB):
         return RowSource(source, None, None)
     if source == "-":
-        return RowSource("-", _keep_input(keep), None)
+        return RowSource("-", _keep_input(state), None)
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{source} does not exist; give a file of prompts, - for standard input, or {HUB}NAME for a data set.")
@@ -112,21 +113,37 @@ def open_source(source: str, keep: Path) -> RowSource:
     return RowSource(source, path, path.parent)
 
 
-def _keep_input(keep: Path) -> Path:
-    """What standard input holds as a file; what was kept before, where there is none now (a terminal, or an empty pipe)."""
-    held = next((path for suffix in (".txt", ".jsonl") if (path := keep.with_suffix(suffix)).is_file()), None)
+def _keep_input(state: Path) -> Path:
+    """What standard input holds, as a file that is named by its content. Where there is nothing now (a terminal, or an empty
+    pipe), what the batch of this folder began with."""
     piped = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
     first = b"" if piped is None else piped.readline(LONGEST)
     if piped is None or not first:
-        if held is None:
-            raise ValueError("Nothing came from standard input; pipe prompts into it, one a line, or JSON lines.")
-        return held
-    path = keep.with_suffix(".jsonl" if first.lstrip().startswith(b"{") and _is_json(first) else ".txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary, open(temporary, "xb") as file:
-        file.write(first)
-        shutil.copyfileobj(piped, file)
+        return _begun_with(state)
+    ending = ".jsonl" if first.lstrip().startswith(b"{") and _is_json(first) else ".txt"
+    state.mkdir(parents=True, exist_ok=True)
+    temporary = beside(state / f"input{ending}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(first)
+            shutil.copyfileobj(piped, file)
+        path = state / f"input-{RowSource('-', temporary, None).digest()[:16]}{ending}"
+        os.replace(temporary, path)
+        sync(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def _begun_with(state: Path) -> Path:
+    try:
+        digest = json.loads(read_text(state / "run.json"))["identity"]["input"]
+    except (ValueError, KeyError, TypeError):
+        digest = ""
+    kept = next((path for path in state.glob("input-*") if RowSource("-", path, None).digest() == digest), None)
+    if kept is None:
+        raise ValueError("Nothing came from standard input; pipe prompts into it, one a line, or JSON lines.")
+    return kept
 
 
 def _is_json(line: bytes) -> bool:

@@ -74,7 +74,7 @@ def identity_of(settings: BatchSettings, source: RowSource, model: str, opened: 
 
 def check_rows(settings: BatchSettings, on_bad: Callable[[BadRow], None]) -> tuple[int, int]:
     """(pictures, rows that cannot be made) of all rows, without a model and without making any."""
-    source = open_source(settings.source, settings.output / STATE / "input")
+    source = open_source(settings.source, settings.output / STATE)
     pictures = bad = 0
     for job in RowReader(settings, source, settings.seed or 0, chosen_model(settings, source)):
         if isinstance(job, BadRow):
@@ -197,7 +197,7 @@ def run_batch(
     generator: a `Generator` that is open already.
     Raises ValueError in a sentence for what cannot begin, and for the first row that fails if `strict`.
     """
-    source = open_source(settings.source, settings.output / STATE / "input")
+    source = open_source(settings.source, settings.output / STATE)
     model = chosen_model(settings, source)
     generator = open_generator(settings, model) if generator is None else generator
     with opened_batch(settings, source, model, model_identity(generator), say) as batch:

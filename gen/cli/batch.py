@@ -187,7 +187,7 @@ def only_check(settings: Any, quiet: bool) -> int:
     from gen.io.errors import printable
 
     pictures, bad = check_rows(settings, lambda row: print(printable(f"{settings.source}, line {row.line}: {row.reason}")))
-    say(f"{pictures} pictures can be made; {bad} {'row is' if bad == 1 else 'rows are'} wrong.", quiet)
+    say(f"{_count(pictures, 'picture')} can be made; {_count(bad, 'row')} cannot.", quiet)
     return 1 if bad else 0
 
 
@@ -216,8 +216,12 @@ def run(settings: Any, quiet: bool, ray: Any = None) -> int:
         say("Interrupted; what was made is saved. The same command goes on.", quiet)
         return exit_code(stop)
     say(
-        f"{result.made} pictures made, {result.there} in {settings.output}; {result.failed} "
-        f"{'row' if result.failed == 1 else 'rows'} failed{' (errors.jsonl)' if result.failed else ''}.",
+        f"{_count(result.made, 'picture')} made, {result.there} in {settings.output}; {_count(result.failed, 'row')} failed"
+        f"{' (errors.jsonl)' if result.failed else ''}.",
         quiet,
     )
     return 1 if result.failed else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -48,7 +48,7 @@ def test_wrong_rows_are_said_and_tell_by_the_exit_code(rows, tmp_path, tiny_mode
     command = ["batch", str(rows), "-o", str(tmp_path / "out"), "--model", str(tiny_model)]
     assert main([*command, "--check"]) == 1 and not (tmp_path / "out").exists()
     said = capsys.readouterr()
-    assert "line 3: num_inference_steps is 'no'" in said.out and "1 pictures can be made; 1 row is wrong." in said.err
+    assert "line 3: num_inference_steps is 'no'" in said.out and "1 picture can be made; 1 row cannot." in said.err
     assert main(command) == 1
     assert json.loads((tmp_path / "out" / "errors.jsonl").read_text())["line"] == 3
     assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--strict"]) == 2

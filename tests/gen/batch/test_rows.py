@@ -26,7 +26,7 @@ ROWS = [
 
 def read(path: Path | str, tmp_path: Path, **settings) -> list:
     settings = BatchSettings(str(path), tmp_path / "out", **{"seed": 5, **settings})
-    return list(RowReader(settings, open_source(settings.source, tmp_path / "kept" / "input"), settings.seed, "default"))
+    return list(RowReader(settings, open_source(settings.source, tmp_path / "kept"), settings.seed, "default"))
 
 
 def arguments(jobs: list) -> list[dict]:
@@ -96,18 +96,25 @@ def test_tables_read_the_same(tmp_path):
 
 
 def test_standard_input_is_kept(tmp_path, monkeypatch):
-    class Pipe(io.TextIOWrapper):
-        def isatty(self):
-            return False
+    state = tmp_path / "kept"
 
-    for piped in (b"a cat\na dog\n", b'{"prompt": "a cat"}\n{"prompt": "a dog"}\n', b"", b"{cat|cat}\n{dog}\n"):
-        monkeypatch.setattr(sys, "stdin", Pipe(io.BytesIO(piped)))
-        assert [job.prompt.strip("a ") for job in read("-", tmp_path)] == ["cat", "dog"]
-        (tmp_path / "kept" / "input.jsonl").unlink(missing_ok=True) if b"prompt" not in piped else None
-    (tmp_path / "kept" / "input.txt").unlink()
-    monkeypatch.setattr(sys, "stdin", Pipe(io.BytesIO(b"")))
+    def pipe(data: bytes) -> Path:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        return open_source("-", state).path
+
+    def prompts(path: Path) -> list[str]:
+        return [row["prompt"] for _, row in open_source(str(path), state).rows()]
+
+    text, lines = pipe(b"{cat|cat}\n{dog}\n"), pipe(b'{"prompt": "cat"}\n{"prompt": "dog"}\n')
+    assert prompts(text) == ["{cat|cat}", "{dog}"] and prompts(lines) == ["cat", "dog"]  # the second took nothing of the first
+    assert pipe(b"{cat|cat}\n{dog}\n") == text
     with pytest.raises(ValueError, match="Nothing came from standard input"):
-        read("-", tmp_path)
+        pipe(b"")
+    for path in (text, lines):  # goes on with what the batch began with
+        digest = open_source(str(path), state).digest()
+        (state / "run.json").write_text(json.dumps({"identity": {"input": digest}}))
+        assert pipe(b"") == path
+    assert len(list(state.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
