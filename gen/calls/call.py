@@ -150,7 +150,6 @@ _SAME = (
     *("schedule", "schedule_options", "guidance", "guidance_options", "guidance_interval", "cache", "cache_options"),
     *("noise_kind", "composition", "composition_options"),
     *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
-    "noise_kind",
 )
 _READING = ("clip_skip", "max_sequence_length")
 _HIRES = ("strength", "steps", "upscaler", "window")

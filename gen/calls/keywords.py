@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ PICTURES = (
 )
 FOLDERS = ("controlnet", "lora_dir", "ip_adapter", "ip_adapter_encoder")  # or files that are no pictures
 MAPPED = ("regions",)
+WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files
 TENSORS = ("ip_adapter_image_embeds",)  # no plain data
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".safetensors", ".json", ".yaml")
 NAMES_ONLY = ("guide", "greedy")  # a name of the table of energies: a file of code is never run for a call
 
 
@@ -49,6 +52,13 @@ def files_in(arguments: Mapping[str, Any]) -> Iterator[Path]:
             yield from (Path(one) for one in flat(value) if (name, one) != ("negtome", "batch"))
         elif name in MAPPED and isinstance(value, Mapping):
             yield from map(Path, value.values())
+        elif name in WITH_FILES and isinstance(value, Mapping):
+            yield from (Path(one) for one in flat(list(value.values())) if isinstance(one, str) and _may_be_file(one))
+
+
+def _may_be_file(text: str) -> bool:
+    """Could an option's text be a file or folder, for all that is known of it here?"""
+    return "/" in text or "\\" in text or Path(text).suffix.lower() in ENDINGS or os.path.exists(text[:1000].replace("\0", ""))
 
 
 def flat(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from gen import Generator, Recipe, read_recipe
 from gen.adapters import Adapter, write_adapter
 from gen.calls.call import AdapterUse, Call
 from gen.calls.command import COMMANDS, as_arguments, as_command
-from gen.calls.keywords import FOLDERS, IMAGE, MAPPED, NAMES_ONLY, OWN, PICTURES, TENSORS, files_in
+from gen.calls.keywords import FOLDERS, IMAGE, MAPPED, NAMES_ONLY, OWN, PICTURES, TENSORS, WITH_FILES, files_in
 from gen.calls.run import run
 from gen.calls.script import as_python
 from gen.calls.values import parse_options, write_options
@@ -258,7 +258,7 @@ def test_a_variation_and_a_second_pass_come_back_from_a_recipe(tiny, tiny_model)
 def test_every_keyword_that_may_be_a_file_is_known_as_one():
     """What may hold anything is a picture's file, a folder, a name, or one of these, which open nothing."""
     harmless = {"layout", "aesthetic", "guide", "greedy", "ip_adapter_scale", "ip_adapter_range", *TENSORS}
-    known = {*PICTURES, *FOLDERS, *MAPPED, *NAMES_ONLY, *harmless}
+    known = {*PICTURES, *FOLDERS, *MAPPED, *NAMES_ONLY, *WITH_FILES, *harmless}
     for name, row in TASKS.items():
         of = row.options.arguments
         for one in dataclasses.fields(of) if of is not None else ():
@@ -266,6 +266,13 @@ def test_every_keyword_that_may_be_a_file_is_known_as_one():
                 assert one.name in known, (name, one.name)
     nested = Call({"ip_adapter_image": [["a.png"], ["b.png", "c.png"]], "ip_adapter": "f.safetensors"})
     assert [str(path) for path in nested.files()] == ["a.png", "b.png", "c.png", "f.safetensors"]
+    options = Call(
+        {
+            "pipeline_options": {"image": ["a.png", "/etc/passwd"], "size": 3},
+            "guide_options": {"text": "a cat", "image": "b.PNG"},
+        }
+    )
+    assert [str(path) for path in options.files()] == ["a.png", "/etc/passwd", "b.PNG"]
 
 
 def test_what_a_recipe_knows_by_its_sha_alone_is_said(tiny, picture):
