@@ -32,6 +32,7 @@ COMMANDS = (
     "task_options",  # restore, layout, panorama, ...
     "sweep",
     "batch",
+    "serve",
     "compare",
     "gallery",
     "about",  # info, env, samplers, models

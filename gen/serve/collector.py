@@ -18,7 +18,7 @@ from gen.adapters.rows import Segments
 from gen.generator import Generator
 from gen.models.decoding import free, is_out_of_memory
 from gen.models.model import Model
-from gen.nn.batch_invariance import aligned, batch_invariance
+from gen.nn.batch_invariance import batch_invariance
 from gen.serve.sharing import Alone, DecodeCall, NetworkCall, Raised, SharedCall
 from samplers.denoiser import Condition, Context, adapters_key
 
@@ -112,7 +112,7 @@ class Collector:
         if len(group) == 1:
             call = group[0]
             return network(call.x, call.time, call.condition, call.context)
-        x, time = (torch.cat([getattr(call, name) for call in group]) for name in ("x", "time"))
+        x, time = joined([call.x for call in group]), torch.cat([call.time for call in group])
         condition, store = self._condition(group)
         adapters: Any = group[0].context.adapters
         if len({adapters_key(call.context.adapters) for call in group}) > 1 or not _one_for_all(adapters):
@@ -131,12 +131,26 @@ class Collector:
         return self._joined[key][1:]
 
     def _decode(self, group: list[DecodeCall]) -> Tensor:
-        latents = group[0].x if len(group) == 1 else torch.cat([call.x for call in group])
-        return Model.decode(self.generator, aligned(latents), group[0].size)
+        return Model.decode(self.generator, joined([call.x for call in group]), group[0].size)
 
     def forget(self) -> None:
         """Let go of what was kept for runs that are over."""
         self._joined.clear()
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors whose rows lie alike in memory as one in which they lie so too."""
+    if len(tensors) == 1:
+        return tensors[0]
+    first, rows = tensors[0], sum(map(len, tensors))
+    whole = torch.empty_strided((rows, *first.shape[1:]), _strides(first, rows), dtype=first.dtype, device=first.device)
+    return torch.cat(list(tensors), out=whole) if whole.is_contiguous() else whole.copy_(torch.cat(list(tensors)))
+
+
+def _strides(like: Tensor, rows: int) -> tuple[int, ...]:
+    """Those of `rows` rows that lie one after another, each as in a tensor."""
+    extent = 1 + sum((side - 1) * step for side, step in zip(like.shape[1:], like.stride()[1:], strict=True))
+    return (max(extent, 1), *like.stride()[1:])
 
 
 def _one_for_all(adapters: Any) -> bool:

@@ -8,6 +8,7 @@ samplers and guidance are, and each is to the last bit what it is alone (on a CP
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -42,6 +43,7 @@ from gen.serve.sharing import NetworkCall, SharedCall, SharedGenerator
 from gen.serve.waiting import FairQueue, WaitingPicture
 from samplers.lookup import nearest
 
+log = logging.getLogger("fewstep.serve")
 GUESS = 2  # rows of a picture whose first call has not been made: guided, it has one with the prompt and one without
 WINDOW = 32  # pictures that the time of one is reckoned from
 
@@ -105,7 +107,9 @@ class ServingEngine:
         self._queue = FairQueue()
         self._jobs: dict[str, ServeJob] = {}
         self._dropped: list[ServeJob] = []
+        self.preload: list[str] = []  # models that are opened before they are asked for
         self._closing = False
+        self._refused = 0.0
         self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
         self.pool.on_open = self._wake
@@ -140,6 +144,19 @@ class ServingEngine:
         """End a job after the step that it is at; its pictures are shown as they are, those that wait are not made."""
         job.interrupt = True
         self._wake()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def refuse(self) -> None:
+        """Take no more jobs. For a signal's handler too, so it waits for no lock."""
+        if not self._closing:
+            self._closing, self._refused = True, time.monotonic()
+
+    def rest_of(self, grace: float) -> float:
+        """What is left of the seconds after `refuse`."""
+        return max(grace - (time.monotonic() - self._refused if self._closing else 0.0), 0.0)
 
     def jobs(self) -> list[ServeJob]:
         """Those that are not over, the ones at work first."""
@@ -180,8 +197,8 @@ class ServingEngine:
 
     def close(self, timeout: float = 0.0) -> None:
         """Take nothing more, finish what runs within `timeout` seconds, and drop the rest."""
+        self.refuse()
         with self._changed:
-            self._closing = True
             waiting = self._queue.jobs()
             self._changed.notify_all()
         for job in waiting:
@@ -269,15 +286,18 @@ class ServingEngine:
         while True:
             try:
                 with self._changed:
-                    ready = self.pool.get(list(dict.fromkeys(job.model for job in self._queue.jobs())))
+                    ready = self.pool.get(list(dict.fromkeys([*(job.model for job in self._queue.jobs()), *self.preload])))
                     one = self._queue.take(set(ready)) if self._has_room() else None
             except OpeningFailed as failed:
+                self.preload = [name for name in self.preload if name != failed.name]
+                log.error("%s", failed)
                 for job in [job for job in self._queue.jobs() if job.model == failed.name]:
                     self._remove(job, FAILED, failed)
                 continue
             for job in self._queue.jobs():
                 if job.state in (QUEUED, LOADING):
                     job.state = QUEUED if job.model in ready else LOADING
+            self.preload = [name for name in self.preload if name not in self.pool.loaded]
             if one is None:
                 return
             self._begin(one, ready[one.job.model])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,7 @@ class ServeJob:
     preview: Any = None
     interrupt: bool = False
     cancelled: bool = False
+    came: float = field(default_factory=time.monotonic)
     finished: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -142,7 +142,7 @@ class ModelPool:
         (name, opened), self._opened, self._opening = self._opened, None, None
         if isinstance(opened, Exception):
             raise OpeningFailed(name, opened)
-        size = size_of(opened)
+        size = max(size_of(opened), self.sources[name].size)
         self.loaded[name] = LoadedModel(name, opened, Collector(opened, self.max_rows), size, self.clock())
 
     def _make_room(self, name: str, wanted: Sequence[str]) -> bool:

@@ -134,7 +134,7 @@ class SharedGenerator(Generator):
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         key = None
         if self.vae_tile is None and self.offload is None and not latents.requires_grad:
-            key = (*latents.shape[1:], latents.dtype, size, is_invariant())
+            key = (row_layout(latents), size, is_invariant())
         answer = self.ask(DecodeCall(latents, size, is_invariant(), key))
         if answer is Alone:
             return super().decode(latents, size)
@@ -164,8 +164,13 @@ def tensors_of(condition: Condition) -> list[tuple[str, Tensor]]:
 
 def shape_key(x: Tensor, time: Tensor, condition: Condition, model: SharedGenerator) -> tuple:
     """All but the number of rows that calls of one forward pass must have in common."""
-    shapes = tuple((name, value.shape[1:], value.dtype) for name, value in tensors_of(condition))
+    shapes = tuple((name, row_layout(value)) for name, value in tensors_of(condition))
     counts: Hashable = None
     if condition.mask is not None and getattr(model.text_encoder, "varies", False):
         counts = frozenset(condition.mask.sum(1).tolist())  # texts of other lengths round otherwise
-    return (is_invariant(), x.shape[1:], x.dtype, time.dtype, shapes, counts)
+    return (is_invariant(), row_layout(x), time.dtype, shapes, counts)
+
+
+def row_layout(tensor: Tensor) -> tuple:
+    """What a kernel is chosen by, but for the number of rows: also how a row lies in memory, as channels may come last."""
+    return (tensor.shape[1:], tensor.stride()[1:], tensor.dtype)

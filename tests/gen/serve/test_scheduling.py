@@ -11,7 +11,7 @@ from gen.io.threads import lock_of
 from gen.serve.engine import GUESS, ServingEngine
 from gen.serve.jobs import DeadlineExceeded, QueueFull, ServeError, Unavailable
 from gen.serve.models import HOLD, ModelSource, size_of
-from tests.gen.serve.test_engine import alone, engine_of, job, pixels, run_all
+from tests.gen.serve.test_engine import QUICK, alone, engine_of, job, pixels, run_all
 from tests.gen.test_adapters_generator import DENOISER, lora
 
 
@@ -100,7 +100,7 @@ def test_an_interrupted_job_shows_what_it_came_to(tiny):
     def stop(generator, step, t, given):
         generator.interrupt = step + 1 == recipe.stopped_at
 
-    same = tiny("a cat", seed=1, num_inference_steps=20, callback_on_step_end=stop, progress=False)
+    same = tiny("a cat", seed=1, callback_on_step_end=stop, progress=False, **{**QUICK, "num_inference_steps": 20})
     assert pixels(image) == pixels(same.images[0])
 
 

@@ -1,0 +1,134 @@
+"""Our own endpoints: /v1/pictures takes what a call of `Generator` takes as plain data; /v1/jobs looks at what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from gen.serve.http.board import FinishedPicture, FollowedJob, encode
+from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
+from gen.serve.http.openai import sse
+from gen.serve.http.requests import Asked
+from gen.serve.http.service import Service, base64_of, client_of
+from gen.serve.jobs import JobEvent
+
+OWN = ("model", "method", "adapters", "wait", "stream", "previews", "deadline")
+
+
+class PicturesRequest(BaseModel):
+    """A call of `Generator`. All other fields are its keywords (docs/serve.md): prompt, seed, sampler, image (in base64), ...
+
+    model: one of /v1/models; left out: the first, or whichever packaged model serves the call.
+    method: image, panorama, outpaint, upscale, restore, ambiguous or layout.
+    adapters: name -> weight, of /sdapi/v1/loras.
+    wait: false: answer at once with a job to be asked for.
+    stream: answer with server-sent events.
+    previews: in a stream, a small picture after every so many steps.
+    deadline: seconds.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    method: Literal["image", "panorama", "outpaint", "upscale", "restore", "ambiguous", "layout"] = "image"
+    adapters: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    wait: bool = True
+    stream: bool = False
+    previews: Annotated[int, Field(ge=0, le=1000)] = 0
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class PictureItem(BaseModel):
+    """index: in its job. png: base64. recipe: as `fewstep info --json` shows it."""
+
+    index: int
+    seed: int
+    png: str
+    recipe: dict[str, Any]
+
+
+class JobAnswer(BaseModel):
+    """A job. status: queued, loading, running, done, failed, cancelled or interrupted. progress: 0 to 1."""
+
+    id: str
+    status: str
+    progress: float
+    error: str | None
+    pictures: list[PictureItem]
+
+
+def item(picture: FinishedPicture) -> dict[str, Any]:
+    recipe = picture.recipe.named_values("json")
+    return {"index": picture.index, "seed": picture.recipe.seed, "png": base64_of(picture.png), "recipe": recipe}
+
+
+def describe(followed: FollowedJob) -> dict[str, Any]:
+    job = followed.job
+    is_over = followed.over.is_set()
+    status = job.state if is_over or not job.is_over else "running"  # its last picture is being written
+    error = said(job.error)[1] if job.error is not None and is_over else None
+    made = [item(picture) for picture in followed.made]
+    return {"id": job.id, "status": status, "progress": job.progress, "error": error, "pictures": made}
+
+
+def router(service: Service) -> APIRouter:
+    api = APIRouter(prefix="/v1", tags=["fewstep"], default_response_class=AsciiJSON)
+
+    @api.post("/pictures", response_model=None, responses={200: {"model": JobAnswer}, 202: {"model": JobAnswer}})
+    async def pictures(body: PicturesRequest, request: Request) -> Any:
+        arguments, inputs = service.intake.pictures(body.model_extra or {})
+        previews = body.previews if body.stream else 0
+        asked = Asked(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline)
+        followed = service.submit(asked, request)
+        if body.stream:
+            headers = {"Cache-Control": "no-cache", "Location": f"/v1/jobs/{followed.job.id}"}
+            happening = service.board.stream(followed)
+            return StreamingResponse(stream(followed, happening), media_type="text/event-stream", headers=headers)
+        if not body.wait:
+            return AsciiJSON(describe(followed), 202, headers={"Location": f"/v1/jobs/{followed.job.id}"})
+        await service.board.result(followed, request)
+        return AsciiJSON(describe(followed))
+
+    async def stream(followed: FollowedJob, happening: AsyncIterator[JobEvent | FinishedPicture]) -> AsyncIterator[str]:
+        yield sse("queued", {"id": followed.job.id})
+        async for event in happening:
+            if isinstance(event, FinishedPicture):
+                yield sse("picture", item(event))
+            elif event.kind == "step":
+                shown = {} if event.preview is None else {"preview": base64_of(encode(event.preview, None))}
+                yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
+            elif isinstance(event, JobEvent):
+                error = followed.job.error
+                more = {} if error is None else body_of("/v1", *said(error))
+                yield sse(event.kind, {"id": followed.job.id, **more})
+
+    def found(name: str, request: Request) -> FollowedJob:
+        followed = service.board.find(name, client_of(request))
+        if followed is None:
+            raise BadRequest(f"There is no job {name[:40]!r} of yours; those that are over are kept for a while.", "id", 404)
+        return followed
+
+    @api.get("/jobs/{name}", response_model=None, responses={200: {"model": JobAnswer}})
+    async def job(name: str, request: Request) -> Any:
+        return AsciiJSON(describe(found(name, request)))
+
+    @api.delete("/jobs/{name}", response_model=None, responses={200: {"model": JobAnswer}})
+    async def cancel(name: str, request: Request) -> Any:
+        followed = found(name, request)
+        if not followed.job.is_over:
+            service.engine.cancel(followed.job)
+            await followed.over.wait()
+        return AsciiJSON(describe(followed))
+
+    @api.get("/jobs/{name}/{index}.png", response_model=None, responses={200: {"content": {"image/png": {}}}})
+    async def picture(name: str, index: int, request: Request) -> Any:
+        made = found(name, request).pictures.get(index)
+        if made is None:
+            return answer(request.url.path, 404, f"The job has no picture {index} yet.")
+        return Response(made.png, media_type="image/png")
+
+    return api

@@ -1,0 +1,380 @@
+"""Endpoints, as programs call them: pictures are those of a direct call, errors are sentences of the right kind."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.pipeline.png import read_recipe
+from gen.serve.http.settings import ServerSettings, read_bytes_count, read_keys
+from tests.gen.serve.conftest import client_of, make_engine
+
+
+def opened(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def square(colour=(200, 30, 30, 255), side=32):
+    return Image.new("RGBA", (side, side), colour)
+
+
+def direct(tiny, **call):
+    return np.asarray(tiny(progress=False, **call).images[0])
+
+
+def same(text, picture):
+    return np.array_equal(np.asarray(opened(text)), picture)
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.split("\n") for block in response.text.strip().split("\n\n")]
+    found = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+    assert all(name == data["type"] for name, data in found)
+    return found
+
+
+def test_generations_are_direct_pictures_with_recipes(client, tiny, tmp_path):
+    body = {"prompt": "a cat", "n": 2, "seed": 5, "size": "32x32", "sampler": "euler_a", "model": "tiny"}
+    answer = client.post("/v1/images/generations", json=body).json()
+    expected = [direct(tiny, prompt="a cat", seed=seed, sampler="euler_a") for seed in (5, 6)]
+    assert [same(item["b64_json"], own) for item, own in zip(answer["data"], expected, strict=True)] == [True, True]
+    (tmp_path / "a.png").write_bytes(base64.b64decode(answer["data"][1]["b64_json"]))
+    recipe = read_recipe(tmp_path / "a.png")
+    assert recipe.seed == 6 and np.array_equal(np.asarray(tiny.replay(recipe, progress=False).images[0]), expected[1])
+    url = client.post("/v1/images/generations", json={**body, "response_format": "url"}).json()["data"][0]["url"]
+    assert same(url.removeprefix("data:image/png;base64,"), expected[0])
+
+
+def test_generations_stream_partial_pictures(client, tiny):
+    body = {"prompt": "a cat", "seed": 5, "stream": True, "partial_images": 2, "num_inference_steps": 9}
+    *partial, (name, last) = events(client.post("/v1/images/generations", json=body))
+    assert [one[0] for one in partial] == ["image_generation.partial_image"] * 2 and name == "image_generation.completed"
+    assert [one[1]["partial_image_index"] for one in partial] == [0, 1]
+    shown = [np.asarray(opened(one[1]["b64_json"])) for one in partial]
+    assert shown[0].shape == (64, 64, 3) and not np.array_equal(*shown)
+    assert same(last["b64_json"], direct(tiny, prompt="a cat", seed=5, num_inference_steps=9)) and last["size"] == "32x32"
+
+
+def test_edits_make_the_transparent_part_anew(client, tiny):
+    mask = square()
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    form = {"prompt": "a dog", "seed": "3", "num_inference_steps": "4"}
+    files = {"image": ("a.png", png(square()), "image/png"), "mask": ("m.png", png(mask), "image/png")}
+    made = client.post("/v1/images/edits", data=form, files=files).json()["data"][0]["b64_json"]
+    ours = np.zeros((32, 32), np.uint8)
+    ours[:, :16] = 255
+    expected = direct(tiny, prompt="a dog", seed=3, num_inference_steps=4, image=square().convert("RGB"), mask=ours)
+    assert same(made, expected) and (np.asarray(opened(made))[:, 16:] == (200, 30, 30)).all()
+    clear = client.post("/v1/images/edits", data=form, files={"image": ("a.png", png(Image.composite(
+        square(), Image.new("RGBA", (32, 32)), mask.getchannel("A"))), "image/png")}).json()["data"][0]["b64_json"]  # fmt: skip
+    assert (np.asarray(opened(clear))[:, 16:] == (200, 30, 30)).all()
+    again = events(client.post("/v1/images/edits", data={**form, "stream": "true"}, files=files))
+    assert again[-1][0] == "image_edit.completed" and same(again[-1][1]["b64_json"], expected)
+
+
+def test_pictures_take_every_keyword(client, tiny):
+    call = {"prompt": "a cat", "seed": 1, "guidance": "apg + rescale", "cache": "reuse", "guidance_interval": [-3, 3]}
+    answer = client.post("/v1/pictures", json={**call, "num_inference_steps": 6}).json()
+    assert answer["status"] == "done" and answer["progress"] == 1.0
+    own = {**call, "guidance_interval": (-3, 3), "num_inference_steps": 6}
+    assert same(answer["pictures"][0]["png"], direct(tiny, **own))
+    assert answer["pictures"][0]["recipe"]["guidance"] == "apg + rescale"
+    image = base64.b64encode(png(square())).decode()
+    answer = client.post("/v1/pictures", json={"prompt": "a cat", "seed": 1, "image": image, "strength": 0.5}).json()
+    expected = direct(tiny, prompt="a cat", seed=1, image=square().convert("RGB"), strength=0.5)
+    assert same(answer["pictures"][0]["png"], expected)
+    wide = {"method": "panorama", "prompt": "a cat", "seed": 2, "width": 64, "height": 32, "window": 32}
+    answer = client.post("/v1/pictures", json=wide).json()
+    expected = np.asarray(tiny.panorama("a cat", seed=2, width=64, height=32, window=32, progress=False).images[0])
+    assert same(answer["pictures"][0]["png"], expected)
+    region = {"prompt": "a dog", "box": [0, 0, 0.5, 1]}
+    answer = client.post("/v1/pictures", json={"layout": {"background": "a cat", "regions": [region]}, "seed": 3}).json()
+    expected = direct(tiny, layout={"background": "a cat", "regions": [region]}, seed=3)
+    assert same(answer["pictures"][0]["png"], expected)
+
+
+def test_adapters_are_known_by_name_alone(client, tiny_model, lora_files):
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
+    generator.load_adapter(lora_files["style"], "style", weight=0.7)
+    expected = direct(generator, prompt="a cat", seed=1)
+    answer = client.post("/v1/pictures", json={"prompt": "a cat", "seed": 1, "adapters": {"style": 0.7}}).json()
+    assert same(answer["pictures"][0]["png"], expected)
+    answer = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat <lora:style:0.7>", "seed": 1}).json()
+    generator.set_adapters({})
+    assert same(answer["images"][0], direct(generator, prompt="a cat <lora:style:0.7>", seed=1))
+    for name in ("stile", str(lora_files["style"]), "../style"):
+        refused = client.post("/v1/pictures", json={"prompt": "a cat", "adapters": {name: 1.0}})
+        assert refused.status_code == 400 and "no LoRA" in refused.json()["error"]["message"]
+
+
+def test_jobs_are_asked_for_and_cancelled(client):
+    body = {"prompt": "a cat", "seed": 1, "wait": False, "num_inference_steps": 50}
+    first = client.post("/v1/pictures", json={**body, "num_inference_steps": 2})
+    assert first.status_code == 202 and first.headers["location"] == f"/v1/jobs/{first.json()['id']}"
+    many = client.post("/v1/pictures", json={**body, "num_images_per_prompt": 4}).json()
+    gone = client.delete(f"/v1/jobs/{many['id']}").json()
+    assert gone["status"] == "cancelled" and len(gone["pictures"]) < 4
+    followed = client.app.state.service.board.jobs[first.json()["id"]]
+    assert followed.job.finished.wait(60)
+    while (answer := client.get(first.headers["location"]).json())["status"] != "done":
+        pass
+    data = client.get(f"{first.headers['location']}/0.png")
+    assert data.headers["content-type"] == "image/png" and base64.b64decode(answer["pictures"][0]["png"]) == data.content
+    assert client.get("/v1/jobs/nothing").status_code == 404
+    found = events(
+        client.post("/v1/pictures", json={"prompt": "a cat", "stream": True, "previews": 1, "num_inference_steps": 3})
+    )
+    assert [name for name, _ in found] == ["queued", "started", "step", "step", "step", "picture", "done"]
+    assert len({data["preview"] for name, data in found if name == "step"}) == 3
+
+
+def test_the_web_ui_s_requests(client, tiny):
+    body = {"prompt": "a cat", "negative_prompt": "blurry", "seed": 4, "steps": 3, "cfg_scale": 5, "width": 32, "height": 32,
+            "sampler_name": "DPM++ 2M", "scheduler": "Karras", "batch_size": 2, "n_iter": 1}  # fmt: skip
+    answer = client.post("/sdapi/v1/txt2img", json=body).json()
+    call = {"prompt": "a cat", "negative_prompt": "blurry", "num_inference_steps": 3, "guidance_scale": 5.0}
+    call |= {"sampler": "dpmpp_2m", "schedule": "karras"}
+    assert all(same(answer["images"][i], direct(tiny, seed=4 + i, **call)) for i in (0, 1))
+    info = json.loads(answer["info"])
+    assert info["all_seeds"] == [4, 5] and "Sampler: DPM++ 2M" in info["infotexts"][0]
+    read = client.post("/sdapi/v1/png-info", json={"image": answer["images"][0]}).json()
+    assert read["info"] == info["infotexts"][0] and read["parameters"]["Seed"] == "4" and "fewstep" in read["items"]
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    start = base64.b64encode(png(square())).decode()
+    edit = {"init_images": [start], "mask": base64.b64encode(png(Image.fromarray(mask))).decode(), "mask_blur": 0}
+    edit |= {"prompt": "a dog", "seed": 2, "denoising_strength": 0.9, "inpainting_mask_invert": 1}
+    made = client.post("/sdapi/v1/img2img", json=edit).json()["images"][0]
+    own = {"image": square().convert("RGB"), "mask": 255 - mask, "strength": 0.9}
+    assert same(made, direct(tiny, prompt="a dog", seed=2, **own))
+
+
+def test_the_web_ui_s_lists(client):
+    names = [one["name"] for one in client.get("/sdapi/v1/samplers").json()]
+    assert {"Euler a", "DPM++ 2M", "unipc"} & set(names) >= {"Euler a", "DPM++ 2M"} and len(set(names)) == len(names)
+    assert [one["title"] for one in client.get("/sdapi/v1/sd-models").json()] == ["tiny", "other"]
+    assert [one["name"] for one in client.get("/sdapi/v1/loras").json()] == ["style"]
+    assert client.get("/sdapi/v1/upscalers").json() == []
+    assert client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
+    assert client.post("/sdapi/v1/interrupt").json() == {}
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "tiny"
+    client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "other", "samples_save": True})
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "other"
+    client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "tiny"})
+    refused = client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "/etc/passwd"})
+    assert refused.status_code == 422 and "There is no model" in refused.json()["detail"]
+    for field, value in {"enable_hr": True, "tiling": True, "script_name": "x", "styles": ["a"]}.items():
+        refused = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat", field: value})
+        assert refused.status_code == 422 and refused.json()["detail"] == f"{field} is not done here; leave it out."
+
+
+def test_limits(client):
+    def refused(status, says, path="/v1/pictures", **body):
+        answer = client.post(path, json={"prompt": "a cat", **body})
+        text = answer.json()["error"]["message"] if path.startswith("/v1") else answer.json()["detail"]
+        assert answer.status_code == status and says in text, answer.text
+
+    refused(400, "51 steps are asked for, and 50 are the most here", num_inference_steps=51)
+    refused(400, "128 x 64 pixels are asked for, and 4096 are the most here", width=128, height=64)
+    refused(400, "128 x 64 pixels", "/v1/images/generations", size="128x64")
+    refused(400, "give a whole number from 1 to 4", num_images_per_prompt=5)
+    large = base64.b64encode(png(square(side=65))).decode()
+    refused(400, "65 x 65 pixels", image=large)
+    refused(400, "256 x 256 pixels", method="upscale", image=base64.b64encode(png(square(side=64))).decode(), scale=4)
+    refused(413, "larger than 2 MiB", image="A" * (3 << 20))
+    refused(404, "no model 'gpt-image-2' here; there are tiny, other", "/v1/images/generations", model="gpt-image-2")
+    refused(400, "pictures are PNG here", "/v1/images/generations", output_format="svg")
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    refused(400, "million pixels", image=base64.b64encode(bomb.getvalue()).decode())
+
+
+@pytest.mark.parametrize("body", [
+    {"image": "/etc/passwd"}, {"image": "https://example.com/a.png"}, {"image": "file:///etc/passwd"}, {"lora_dir": "/tmp"},
+    {"controlnet": "/tmp", "control": "AAAA"}, {"guide": "clip", "guide_options": {"model": "a/clip"}}, {"guide": "a.py:f"},
+    {"aesthetic": "/tmp/a.safetensors"}, {"guide": "colour", "guide_options": {"colour": "../../a.png"}}, {"layout": "a.yaml"},
+    {"layout": {"background": "a", "regions": [{"prompt": "b", "mask": "/etc/passwd"}]}},
+    {"method": "panorama", "sync": 1.0, "sync_distance": "lpips:/tmp/x.safetensors"}, {"model": "/tmp"}, {"model": "../x"},
+    {"batch_size": 512}, {"greedy": "/tmp/f.py:g"}, {"regions": {"style": "/etc/passwd"}}, {"__class__": 1}, {"latents": [1]},
+    {"callback_on_step_end": "print"}, {"output_type": "latent"}, {"_task_args": {}}, {"method": "replay"},
+])  # fmt: skip
+def test_no_request_opens_a_file(client, body, monkeypatch):
+    import pathlib
+
+    def forbidden(self, *args, **kwargs):
+        raise AssertionError(f"{self} was opened.")
+
+    monkeypatch.setattr(pathlib.Path, "open", forbidden)
+    answer = client.post("/v1/pictures", json={"prompt": "a cat", **body})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["error"]["message"].endswith((".", "?"))
+
+
+def test_keys(tiny_model, lora_files):
+    keys = ("secret-key-one", "secret-key-two")
+    with client_of(make_engine(tiny_model), api_keys=keys) as client:
+        refused = client.get("/v1/models")
+        assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/sdapi/v1/options").status_code == 401
+        assert client.get("/health/live").status_code == 200 and client.get("/metrics").status_code == 401
+        wrong = [
+            "Bearer secret-key-on",
+            "Bearer secret-key-one2",
+            "Bearer",
+            "Basic !!",
+            "Basic c2VjcmV0",
+            "Digest secret-key-one",
+        ]
+        assert {client.get("/v1/models", headers={"Authorization": value}).status_code for value in wrong} == {401}
+        for key in keys:
+            assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+            assert client.get("/v1/models", auth=("anyone", key)).status_code == 200
+        first, second = ({"Authorization": f"Bearer {key}"} for key in keys)
+        job = client.post("/v1/pictures", json={"prompt": "a cat", "seed": 1}, headers=first).json()
+        assert client.get(f"/v1/jobs/{job['id']}", headers=first).status_code == 200
+        assert client.get(f"/v1/jobs/{job['id']}", headers=second).status_code == 404
+        assert client.delete(f"/v1/jobs/{job['id']}", headers=second).status_code == 404
+
+
+def test_other_hosts_need_a_key():
+    with pytest.raises(ValueError, match=r"can be reached from other machines: give --api-key"):
+        ServerSettings(host="0.0.0.0")
+    assert ServerSettings(host="0.0.0.0", api_keys=("long enough".replace(" ", "-"),)).hosts == ("*",)
+    with pytest.raises(ValueError, match="at least 8 printable"):
+        ServerSettings(api_keys=("short",))
+
+
+def test_keys_and_sizes_are_read(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nsecret-key-one\n\nsecret-key-two\n")
+    assert read_keys(["secret-key-three"], file) == ("secret-key-three", "secret-key-one", "secret-key-two")
+    assert [read_bytes_count(text) for text in ("8GiB", "512M", "1.5 kb", "100")] == [8 << 30, 512 << 20, 1536, 100]
+    for text in ("", "much", "-1G", "0"):
+        with pytest.raises(ValueError, match="such as 8GiB"):
+            read_bytes_count(text)
+
+
+def test_hosts_and_origins(client, tiny_model):
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/health", headers={"Host": "localhost:8188"}).status_code == 200
+    assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert client.get("/v1/models", headers={"Origin": "http://127.0.0.1:8188"}).status_code == 200
+    assert "access-control-allow-origin" not in client.get("/v1/models").headers
+    with client_of(make_engine(tiny_model), origins=("https://ours.example",), api_keys=("secret-key",)) as open_to:
+        asked = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
+        assert open_to.options("/v1/models", headers=asked).headers["access-control-allow-origin"] == "https://ours.example"
+        assert open_to.get("/v1/models", headers={"Origin": "https://ours.example"}).status_code == 401
+
+
+def test_a_full_queue_is_429_with_retry_after(tiny_model):
+    with client_of(make_engine(tiny_model, max_queue=1)) as client:
+        refused = client.post("/v1/images/generations", json={"prompt": "a cat", "n": 2})
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_deadline_is_504(client):
+    refused = client.post("/v1/pictures", json={"prompt": "a cat", "deadline": 1e-9})
+    assert refused.status_code == 504 and "deadline" in refused.json()["error"]["message"]
+
+
+def test_saved_before_it_is_sent(tiny_model, tmp_path):
+    with client_of(make_engine(tiny_model), save=tmp_path) as client:
+        answer = client.post("/v1/images/generations", json={"prompt": "A cat!/..", "n": 2, "seed": 3}).json()
+        files = {path.read_bytes() for path in tmp_path.iterdir()}
+        assert files == {base64.b64decode(item["b64_json"]) for item in answer["data"]}
+        assert all(path.name.startswith("a-cat-") and path.suffix == ".png" for path in tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said(tiny_model, tmp_path, monkeypatch):
+    from gen.serve.http import board
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "written", full)
+    with client_of(make_engine(tiny_model), save=tmp_path) as client:
+        refused = client.post("/v1/images/generations", json={"prompt": "a cat"})
+        assert refused.status_code == 500 and refused.json()["error"]["message"] == "The server failed; its log says more."
+
+
+def test_what_fails_inside_is_no_stack_trace(client, monkeypatch):
+    from gen.serve.engine import ServingEngine
+
+    def broken(*args):
+        raise RuntimeError("secret of the house")
+
+    monkeypatch.setattr(ServingEngine, "_make", broken)
+    refused = client.post("/v1/images/generations", json={"prompt": "a cat"})
+    assert refused.status_code == 500 and "secret" not in refused.text and "Traceback" not in refused.text
+
+
+def test_health_and_metrics(client):
+    assert client.get("/health/live").json() == {"status": "ok"}
+    client.post("/v1/images/generations", json={"prompt": "a cat", "n": 3})
+    assert client.get("/health/ready").json()["status"] == "ready"
+    text = client.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['fewstep_shared_rows_total{model="tiny"}']) > 0
+    assert float(values["fewstep_pictures_total"]) >= 3 and float(values["fewstep_running_rows"]) == 0
+
+
+def test_the_schema_is_true(client):
+    """Every operation that it lists is there, and answers no 500 to an empty body."""
+    schema = client.get("/openapi.json").json()
+    assert {"/v1/images/generations", "/v1/images/edits", "/v1/pictures", "/sdapi/v1/txt2img"} <= set(schema["paths"])
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            answer = client.request(method, path.replace("{name}", "x").replace("{index}", "0"), json={})
+            assert answer.status_code < 500 and answer.status_code != 405, (path, answer.text)
+
+
+def test_a_client_that_leaves_frees_its_rows(client):
+    """The application is told of it while the job is at work."""
+    engine, app = client.engine, client.app
+
+    async def leave():
+        body = json.dumps({"prompt": "a cat", "num_images_per_prompt": 4, "num_inference_steps": 50}).encode()
+        sent, asked = [], 0
+        began = asyncio.Event()
+
+        async def receive():
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                return {"type": "http.request", "body": body, "more_body": False}
+            while not engine.runs:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            began.set()
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/v1/pictures",
+                 "raw_path": b"/v1/pictures", "root_path": "", "scheme": "http", "query_string": b"", "headers": headers,
+                 "client": ("127.0.0.9", 1), "server": ("127.0.0.1", 8188), "state": {}}  # fmt: skip
+        await app(scope, receive, send)
+        return sent
+
+    before = engine.counts.cancelled
+    client.portal.call(leave)
+    while engine.jobs():
+        pass
+    assert engine.counts.cancelled == before + 1 and not engine.runs
