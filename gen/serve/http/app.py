@@ -20,7 +20,7 @@ from gen.io.version import __version__
 from gen.serve.engine import ServingEngine
 from gen.serve.http import openai, pictures, webui, webui_lists
 from gen.serve.http.errors import AsciiJSON, add_handlers
-from gen.serve.http.guard import Guard
+from gen.serve.http.guard import RequestGuard
 from gen.serve.http.service import Service
 from gen.serve.http.settings import ServerSettings
 
@@ -57,7 +57,7 @@ def create_app(engine: ServingEngine, settings: ServerSettings) -> FastAPI:
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"])
     answers = service.metrics.answers
-    app.add_middleware(Guard, settings=settings, answered=lambda path, status: answers.labels(path, str(status)).inc())
+    app.add_middleware(RequestGuard, settings=settings, answered=lambda path, status: answers.labels(path, str(status)).inc())
     return app
 
 

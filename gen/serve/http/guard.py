@@ -19,15 +19,15 @@ OPEN = ("/health", "/health/live", "/health/ready")  # without a key, for load b
 BODY_SECONDS = 60.0  # in which the body of a request arrives
 
 
-class TooLarge(Exception):
+class BodyTooLarge(Exception):
     """The body went beyond what is allowed while it was read."""
 
 
-class TooSlow(Exception):
+class BodyTooSlow(Exception):
     """The body did not arrive in time."""
 
 
-class Guard:
+class RequestGuard:
     """Middleware. A request that passes has `scope["state"]["client"]`: its key's number, or its address without keys.
 
     answered: told the path of the route and the status of every answer to such a request.
@@ -61,10 +61,10 @@ class Guard:
 
         try:
             await self.app(scope, self._counted(receive), watched)
-        except (TooLarge, TooSlow) as error:
+        except (BodyTooLarge, BodyTooSlow) as error:
             if started:
                 return
-            large = isinstance(error, TooLarge)
+            large = isinstance(error, BodyTooLarge)
             await answer(scope["path"], 413 if large else 408, self._too_large() if large else _SLOW)(scope, receive, watched)
         except Exception as error:
             if started:
@@ -127,10 +127,10 @@ class Guard:
             try:
                 message: Any = await asyncio.wait_for(receive(), max(end - asyncio.get_running_loop().time(), 0.01))
             except TimeoutError:
-                raise TooSlow from None
+                raise BodyTooSlow from None
             size += len(message.get("body", b""))
             if size > self.settings.max_body:
-                raise TooLarge
+                raise BodyTooLarge
             whole = not message.get("more_body", False)
             return message
 

@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 from gen.io.images import alpha
 from gen.serve.http.board import FinishedPicture, encode
 from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, describe_validation, said
-from gen.serve.http.requests import Asked
+from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, read_size
 from gen.serve.http.uploads import open_upload
 from gen.serve.jobs import JobEvent
@@ -79,7 +79,7 @@ class ImagesAnswer(BaseModel):
     usage: dict[str, Any]
 
 
-def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool) -> Asked:
+def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool) -> PictureRequest:
     """In our words; BadRequest for what is not done here."""
     if body.output_format not in (None, "png"):
         raise BadRequest(f"output_format is {body.output_format[:40]!r}; pictures are PNG here.", "output_format")
@@ -93,7 +93,7 @@ def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool)
         arguments |= {"width": size[0], "height": size[1]}
     if not is_edit and body.strength is not None:
         raise BadRequest("strength belongs to edits; send the picture to /v1/images/edits.", "strength")
-    return Asked(arguments, pictures, body.model, adapters=body.adapters, previews=1 if body.stream else 0)
+    return PictureRequest(arguments, pictures, body.model, adapters=body.adapters, previews=1 if body.stream else 0)
 
 
 def usage() -> dict[str, Any]:
@@ -116,7 +116,9 @@ def completed(body: ImagesRequest, made: list[FinishedPicture]) -> dict[str, Any
     return {**common, "size": size_of_picture(made[0]), "data": items, "usage": usage()}
 
 
-async def events(service: Service, request: Request, body: ImagesRequest, asked: Asked, kind: str) -> StreamingResponse:
+async def events(
+    service: Service, request: Request, body: ImagesRequest, asked: PictureRequest, kind: str
+) -> StreamingResponse:
     """Server-sent events: partial pictures, then every finished one. What is refused at once is an ordinary error."""
     followed = service.submit(asked, request)
     happening = service.board.stream(followed)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gen.serve.http.board import FinishedPicture, FollowedJob, encode
 from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
 from gen.serve.http.openai import sse
-from gen.serve.http.requests import Asked
+from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, client_of
 from gen.serve.jobs import JobEvent
 
@@ -42,7 +42,7 @@ class PicturesRequest(BaseModel):
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class PictureItem(BaseModel):
+class JobPicture(BaseModel):
     """index: in its job. png: base64. recipe: as `fewstep info --json` shows it."""
 
     index: int
@@ -58,7 +58,7 @@ class JobAnswer(BaseModel):
     status: str
     progress: float
     error: str | None
-    pictures: list[PictureItem]
+    pictures: list[JobPicture]
 
 
 def item(picture: FinishedPicture) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def router(service: Service) -> APIRouter:
     async def pictures(body: PicturesRequest, request: Request) -> Any:
         arguments, inputs = service.intake.pictures(body.model_extra or {})
         previews = body.previews if body.stream else 0
-        asked = Asked(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline)
+        asked = PictureRequest(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline)
         followed = service.submit(asked, request)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "Location": f"/v1/jobs/{followed.job.id}"}

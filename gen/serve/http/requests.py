@@ -30,7 +30,7 @@ _PLACE = re.compile(r"[/\\]|\.(safetensors|json|ya?ml|py|pt|pth|bin|ckpt|png)$",
 
 
 @dataclass(frozen=True)
-class Asked:
+class PictureRequest:
     """A request in our words.
 
     method: of `gen.calls.keywords.OWN`. arguments: of the call as plain data, pictures left out. pictures: keyword -> PIL
@@ -53,7 +53,7 @@ class Intake:
     def __init__(self, engine: ServingEngine, settings: ServerSettings) -> None:
         self.engine, self.settings = engine, settings
 
-    def job(self, asked: Asked, client: str) -> ServeJob:
+    def job(self, asked: PictureRequest, client: str) -> ServeJob:
         """The job of a request; BadRequest or ValueError says in a sentence what cannot be."""
         call = Call({name: value for name, value in asked.arguments.items() if value is not None}, asked.method)
         given = dict(call.arguments)
@@ -84,7 +84,7 @@ class Intake:
             deadline=self.engine.clock() + seconds,
         )
 
-    def _model(self, asked: Asked, keywords: Mapping[str, Any]) -> str:
+    def _model(self, asked: PictureRequest, keywords: Mapping[str, Any]) -> str:
         """The model named; else the first, or the packaged student where the first two are it and its teacher and it serves."""
         names = list(self.engine.pool.sources)
         if asked.model is not None:
@@ -101,7 +101,7 @@ class Intake:
         first = secrets.randbelow(1 << 32) if seed is None else check_int("seed", seed, 0, SEED_END - 1 - count)
         return list(range(first, first + count))
 
-    def _check_work(self, given: Mapping[str, Any], asked: Asked) -> None:
+    def _check_work(self, given: Mapping[str, Any], asked: PictureRequest) -> None:
         """BadRequest beyond the server's limits of steps and pixels."""
         steps = given.get("num_inference_steps")
         if steps is not None and check_int("num_inference_steps", steps, 1, 1 << 30) > self.settings.max_steps:
@@ -165,7 +165,7 @@ class Intake:
         return values
 
 
-def _size(given: Mapping[str, Any], asked: Asked) -> tuple[int, int]:
+def _size(given: Mapping[str, Any], asked: PictureRequest) -> tuple[int, int]:
     """(width, height) of the picture that is made, as far as the request says it."""
     image = asked.pictures.get("image")
     first = image[0] if isinstance(image, list) and image else image

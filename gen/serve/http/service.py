@@ -12,7 +12,7 @@ from gen.serve.engine import ServingEngine
 from gen.serve.http.board import FinishedPicture, FollowedJob, JobBoard
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.metrics import EngineMetrics
-from gen.serve.http.requests import Asked, Intake
+from gen.serve.http.requests import Intake, PictureRequest
 from gen.serve.http.settings import ServerSettings
 
 
@@ -33,10 +33,10 @@ class Service:
     def models(self) -> list[str]:
         return list(self.engine.pool.sources)
 
-    def submit(self, asked: Asked, request: Request) -> FollowedJob:
+    def submit(self, asked: PictureRequest, request: Request) -> FollowedJob:
         return self.board.submit(self.intake.job(asked, client_of(request)))
 
-    async def make(self, asked: Asked, request: Request) -> list[FinishedPicture]:
+    async def make(self, asked: PictureRequest, request: Request) -> list[FinishedPicture]:
         """The pictures of a request, once they are all there."""
         return await self.board.result(self.submit(asked, request), request)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gen.pipeline.infotext import to_infotext
 from gen.serve.http.board import FinishedPicture, encode
 from gen.serve.http.errors import AsciiJSON, BadRequest
-from gen.serve.http.requests import Asked
+from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, client_of
 from gen.serve.http.uploads import read_upload
 from gen.serve.jobs import ServeJob
@@ -87,7 +87,7 @@ def check_done_here(body: Txt2ImgRequest) -> None:
             raise BadRequest(f"The script {name!r:.80} is not there; leave it out of alwayson_scripts.", name, 422)
 
 
-def asked_of(body: Txt2ImgRequest, model: str | None, pictures: Mapping[str, Any], strength: float | None) -> Asked:
+def asked_of(body: Txt2ImgRequest, model: str | None, pictures: Mapping[str, Any], strength: float | None) -> PictureRequest:
     """In our words."""
     check_done_here(body)
     arguments: dict[str, Any] = {
@@ -105,7 +105,7 @@ def asked_of(body: Txt2ImgRequest, model: str | None, pictures: Mapping[str, Any
     }
     if body.eta is not None and arguments["sampler"] is not None and "eta" in solver_info(arguments["sampler"]).options:
         arguments["sampler_options"] = {"eta": body.eta}
-    return Asked(arguments, pictures, model, previews=1)
+    return PictureRequest(arguments, pictures, model, previews=1)
 
 
 def info_of(made: list[FinishedPicture], body: Txt2ImgRequest) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
         title = (body.override_settings or {}).get("sd_model_checkpoint")
         return sessions.get(client_of(request)) if title is None else model_named(title, service)
 
-    async def made(body: Txt2ImgRequest, asked: Asked, request: Request, kept: dict[str, Any]) -> Any:
+    async def made(body: Txt2ImgRequest, asked: PictureRequest, request: Request, kept: dict[str, Any]) -> Any:
         pictures = await service.make(asked, request)
         if not pictures:  # interrupted before any
             return AsciiJSON({"images": [], "parameters": kept, "info": "{}"})
