@@ -39,6 +39,7 @@ COMMANDS = (
     "convert",
     "other_packages",  # train, evaluate, words, data
     "lora_commands",
+    "completion",
 )
 
 app = typer.Typer(

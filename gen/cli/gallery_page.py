@@ -30,7 +30,7 @@ img{width:100%;height:auto;display:block;background:#8882}
 figcaption{padding:.3rem 0}
 summary{cursor:pointer;color:GrayText;font-size:.85rem}
 table{font-size:.8rem;border-collapse:collapse}
-th{text-align:left;font-weight:normal;color:GrayText;padding-right:.5rem;vertical-align:top}
+th{overflow-wrap:normal;text-align:left;font-weight:normal;color:GrayText;padding-right:.5rem;vertical-align:top}
 td{white-space:pre-wrap}
 [hidden]{display:none}
 """

@@ -9,11 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from gen.cli import complete
 from gen.cli.output import OutputTarget
 from gen.cli.values import parse_options
 
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")]
-Sampler = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
+Sampler = Annotated[
+    str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]", autocompletion=complete.samplers)
+]
 GuidanceScale = Annotated[float | None, typer.Option(help="0 and 1 are no guidance. [default: the model's]")]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not be.")]
 Height = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
@@ -25,14 +28,24 @@ Written = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="OUT", help="What to write, as in every other command.", show_default=False),
 ]
-Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="See `fewstep samplers`; or a table, NAME.json. [default: the model's]", autocompletion=complete.schedules
+    ),
+]
 Guidance = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]")
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="See `fewstep samplers`; 'apg + rescale' stacks. [default: cfg]", autocompletion=complete.guidance
+    ),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which guidance acts.")
 ]
-Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
+Cache = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.", autocompletion=complete.caches)
+]
 Bins = Annotated[
     bool | None, typer.Option("--bins/--no-bins", help="Make it at a size the model knows, then cut. [default: the model's]")
 ]
@@ -41,13 +54,26 @@ Fast = Annotated[
 ]
 AnyModel = Annotated[
     str | None,
-    typer.Option("--model", help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id."),
+    typer.Option(
+        "--model",
+        help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id.",
+        autocompletion=complete.models,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]")]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: the best present]", autocompletion=complete.devices)
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="auto, float32, bfloat16, float16. [default: the device's fast one]", autocompletion=complete.dtypes),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of finished files.")]
 Model = Annotated[
-    str, typer.Option(help="default, a model folder of ours or diffusers', a checkpoint's file, or a hub id (owner/name).")
+    str,
+    typer.Option(
+        help="default, a model folder of ours or diffusers', a checkpoint's file, or a hub id (owner/name).",
+        autocompletion=complete.models,
+    ),
 ]
 Vae = Annotated[
     str | None, typer.Option(metavar="DIR|ID", help="The autoencoder, for a checkpoint or instead of a pipeline's.")
@@ -57,11 +83,18 @@ Variant = Annotated[
     str | None, typer.Option(help="Weights of a diffusers pipeline by the name in their files: fp16. [default: by --dtype]")
 ]
 Quantize = Annotated[
-    str | None, typer.Option(help="Hold the denoiser's layers in fewer bits: int8, fp8, int4, nf4. [default: as they are]")
+    str | None,
+    typer.Option(
+        help="Hold the denoiser's layers in fewer bits: int8, fp8, int4, nf4. [default: as they are]",
+        autocompletion=complete.quantize,
+    ),
 ]
 Offload = Annotated[
     str | None,
-    typer.Option(help="Bring to the device only what is in use: model, group, sequential, disk. [default: all is there]"),
+    typer.Option(
+        help="Bring to the device only what is in use: model, group, sequential, disk. [default: all is there]",
+        autocompletion=complete.offload,
+    ),
 ]
 VaeTile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size, for less memory. [default: whole]")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gen.cli import complete
 from gen.cli.options import (
     AnyModel,
     CallOptions,
@@ -67,7 +68,13 @@ def image(
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
     format: Annotated[
-        str | None, typer.Option("--format", metavar="png|jpg|webp|avif", help="Of the files. [default: as -o ends, else png]")
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="png|jpg|webp|avif",
+            help="Of the files. [default: as -o ends, else png]",
+            autocompletion=complete.formats,
+        ),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(help="Of jpg, webp and avif, 1 to 100; at 100 webp keeps every pixel. [default: 90]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gen.cli import complete
 from gen.cli.options import AnyModel, CallOptions, Device, Dtype, Fast, Import, Lora, MethodOptions, PartOptions, Quiet, Steps
 from gen.cli.output import check_png, check_writable, exit_code, save_free, say, slug
 from gen.cli.task_options import TaskGroup, add_command
@@ -30,6 +31,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUES",
+            autocompletion=complete.varied,
             help="steps=4,8,20, guidance-scale=1-7:2, lora:NAME=0,.5,1, prompt:cat=dog,horse; once across, twice down, a third "
             "time a sheet each.",
         ),

@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Device, Dtype, GuidanceScale, MethodOptions, Negative, Output, Quiet, Sampler, Steps
+from gen.cli.options import (
+    Cache,
+    Device,
+    Dtype,
+    Guidance,
+    GuidanceScale,
+    MethodOptions,
+    Model,
+    Negative,
+    Output,
+    Quiet,
+    Sampler,
+    Schedule,
+    Steps,
+)
 from gen.cli.output import OutputTarget, exit_code, save_all, say
 from gen.cli.values import parse_options, sides
 
@@ -28,14 +42,10 @@ ShiftFrom = Annotated[
 WindowBatch = Annotated[int, typer.Option(help="Windows per network call; fewer need less memory.")]
 Number = Annotated[int, typer.Option("--number", "-n", help="How many pictures.")]
 Seed = Annotated[int | None, typer.Option(help="The first picture's seed. [default: random]")]
-Schedule = Annotated[str | None, typer.Option(help="See `fewstep samplers`. [default: the model's]")]
-Guidance = Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")]
-Cache = Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")]
 Option = Annotated[  # an earlier spelling of --sampler-option and the like
     list[str] | None, typer.Option(metavar="OF:NAME=VALUE", hidden=True)
 ]
 Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative; repeatable.")]
-Model = Annotated[str, typer.Option(help="default, a model folder of ours or diffusers', or a hub id (owner/name).")]
 
 
 @dataclass(frozen=True)
