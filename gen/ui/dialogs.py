@@ -15,6 +15,7 @@ from gen.calls.command import as_command
 from gen.calls.errors import sentence
 from gen.calls.script import as_python
 from gen.io.errors import RecipeError, printable
+from gen.ui.gallery import MOST_GIVEN
 from gen.ui.page import Page
 from gen.ui.settings import FieldError
 
@@ -237,6 +238,21 @@ def compare(page: Page, first: str, second: str) -> None:
 
 
 # ---- pictures from outside ----
+
+
+def build_reading(page: Page) -> Any:
+    """What takes pictures that are dropped anywhere on the page (`page.js`), or chosen by `run_method("pickFiles")`."""
+
+    async def given(event: Any) -> None:
+        try:
+            await read_dropped(page, event.file.name, await event.file.read())
+        except Exception as error:
+            page.say(sentence(error), "negative")
+        box.reset()
+
+    box = ui.upload(auto_upload=True, multiple=True, max_files=20, max_file_size=MOST_GIVEN, on_upload=given)
+    box.on("rejected", lambda: page.say(f"That is no picture of at most {MOST_GIVEN >> 20} MiB.", "negative"))
+    return box.classes("fs-hidden").props('data-drop accept="image/*" aria-hidden="true" tabindex=-1 inert')
 
 
 async def read_dropped(page: Page, name: str, data: bytes) -> None:

@@ -35,6 +35,7 @@ class Page:
         self.tabs: Any = None
         self.toasts: Any = None
         self.root: Any = None  # where dialogs are made
+        self.reading: Any = None  # what takes pictures whose settings are to be read
         self.loud = False  # it is known whether everything is ready
         self._listeners: dict[str, list[Listener]] = {}
         self._version = -1
@@ -147,6 +148,10 @@ def build_page(studio: Studio) -> None:
     dark = ui.dark_mode(None)
     page.root = ui.element("div").classes("fs-over-page")
     page.toasts = Toasts()
+    from gen.ui.dialogs import build_reading  # which knows pages
+
+    with page.root:
+        page.reading = build_reading(page)
     with ui.element("header").classes("fs-head"):
         with ui.element("h1").classes("fs-mark"):
             ui.element("img").props('src="/page/icon.svg" alt=""')

@@ -96,6 +96,16 @@ class Studio:
 
         return {file_digest(path): Path(path) for path in self.adapters().values()}
 
+    def usual(self, model: str) -> dict[str, str]:
+        """What a model takes where the page says nothing, by field; of one that is not open nothing is known."""
+        name = "fast" if model == AUTOMATIC else model
+        if not self.warm.is_open(name):
+            return {}
+        config = self.warm.get(name).config
+        side = str(config.sample_size)
+        usual = {"steps": str(config.defaults.num_inference_steps), "scale": f"{config.defaults.guidance_scale:g}"}
+        return {**usual, "width": side, "height": side}
+
     # ---- pictures ----
 
     def call_of(self, name: str) -> tuple[Call, tuple[str, ...]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from nicegui import ui
 
-from gen.calls.errors import sentence
 from gen.ui import dialogs
 from gen.ui.page import Page
 from gen.ui.stage import thumb
@@ -20,15 +19,15 @@ def build(page: Page) -> None:
     with ui.element("main").classes("fs-gallery"):
         with ui.element("div").classes("fs-bar-top"):
             search = ui.input(placeholder="Search names").props('outlined dense clearable aria-label="Search names"')
-            count = ui.label("").classes("fs-about")
+            count = ui.label("").classes("fs-about").tooltip(str(page.studio.gallery.folder))
             compare = (
                 ui.button("Compare two", icon="compare", color=None)
                 .props('flat dense data-action="compare"')
                 .classes("fs-right")
             )
-            drop = ui.upload(auto_upload=True, multiple=True, max_files=20, max_file_size=64 << 20).classes("fs-hidden")
-            drop.props('data-drop accept="image/*" aria-hidden="true" tabindex=-1')
-            read = ui.button("Read a picture", icon="upload_file", on_click=lambda: drop.run_method("pickFiles"), color=None)
+            read = ui.button(
+                "Read a picture", icon="upload_file", on_click=lambda: page.reading.run_method("pickFiles"), color=None
+            )
             read.props('flat dense data-action="read"')
         grid = ui.element("div").classes("fs-grid").props('role="group" aria-label="Pictures"')
         more = ui.button("More", on_click=lambda: enlarge(), color=None).props("flat")
@@ -36,7 +35,7 @@ def build(page: Page) -> None:
     def fill() -> None:
         words = str(state["words"] or "").lower().split()
         entries = [one for one in page.studio.gallery.entries() if all(word in one.name.lower() for word in words)]
-        count.set_text(f"{len(entries)} picture{'s' * (len(entries) != 1)} in {page.studio.gallery.folder}")
+        count.set_text(f"{len(entries)} picture{'s' * (len(entries) != 1)} in {page.studio.gallery.folder.name}")
         grid.clear()
         with grid:
             for entry in entries[: int(state["shown"] or 0)]:
@@ -73,16 +72,7 @@ def build(page: Page) -> None:
         state["words"], state["shown"] = event.value, PORTION
         fill()
 
-    async def dropped(event: Any) -> None:
-        try:
-            data = await event.file.read()
-            await dialogs.read_dropped(page, event.file.name, data)
-        except Exception as error:
-            page.say(sentence(error), "negative")
-        drop.reset()
-
     compare.on_click(begin)
     search.on_value_change(searched)
-    drop.on_upload(dropped)
     page.on("pictures", fill)
     fill()

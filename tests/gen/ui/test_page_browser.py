@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -264,6 +265,21 @@ def test_pictures_that_are_read_fill_the_fields(page):
         drop(page, "bad.png", data)
         page.locator("[data-kind=negative]").filter(has_text=re.compile(words)).first.wait_for()
     assert page.get_by_role("textbox", name="Search names").is_visible()
+
+
+def test_a_picture_is_dropped_anywhere(page):
+    ready(page)
+    data = base64.b64encode(png(parameters=A1111)).decode()
+    page.evaluate(
+        "data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), given = new DataTransfer();"
+        "given.items.add(new File([bytes], 'there.png', {type: 'image/png'}));"
+        "for (const kind of ['dragenter', 'dragover', 'drop'])"
+        " document.body.dispatchEvent(new DragEvent(kind, {dataTransfer: given, bubbles: true, cancelable: true})); }",
+        data,
+    )
+    page.get_by_text("The settings of there.png are in the fields.").wait_for()
+    holds(page, "prompt", "a green tree")
+    assert not page.evaluate("document.body.classList.contains('fs-dropping')")
 
 
 def test_the_gallery_replays_deletes_and_compares(page, site):

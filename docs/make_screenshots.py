@@ -1,0 +1,122 @@
+"""The pictures of docs/ui.md: python docs/make_screenshots.py serves the page, uses it in Chromium, and writes docs/ui/*.png.
+
+Needs the extra dev, and Chromium (CHROMIUM, or `chromium` on the path).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+OUT = Path(__file__).parent / "ui"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "chromium"
+PROMPTS = ("a red heart", "a yellow sun with a face", "a house with a green roof", "a purple flower", "a blue car", "a cat")
+COLOURS = 240  # of a picture's palette: small files
+
+
+@contextlib.contextmanager
+def served(folder: str) -> Iterator[str]:
+    """The address of a page of its own."""
+    command = [sys.executable, "-m", "gen", "ui", "--no-browser", "-o", f"{folder}/outputs"]
+    server = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    try:
+        assert server.stderr is not None
+        address = re.search(r"http://\S+", server.stderr.readline())
+        assert address, server.stderr.read()
+        yield address[0]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+def keep(page: Any, name: str) -> None:
+    """What is seen now, with few colours."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
+    print(OUT / f"{name}.png")
+
+
+def field(page: Any, name: str) -> Any:
+    return page.locator(f"[data-field='{name}']")
+
+
+def open_section(page: Any, title: str) -> None:
+    page.locator(".fs-section").get_by_text(title, exact=True).first.click()
+    page.wait_for_timeout(500)
+
+
+def shoot(page: Any) -> None:
+    """Use the page as a person does, and keep what is seen on the way."""
+    prompt = page.get_by_role("textbox", name="Prompt")
+    page.get_by_text("Ready", exact=True).wait_for()
+    for seed, text in enumerate(PROMPTS):
+        prompt.fill(text)
+        field(page, "seed").fill(str(seed))
+        page.keyboard.press("Control+Enter")
+        page.wait_for_function(f"document.querySelectorAll('[data-state=done]').length >= {seed + 1}")
+    page.wait_for_timeout(500)
+    keep(page, "drawn")
+    field(page, "steps").fill("60")
+    for text in ("a dog in a hat", "a rainbow", "a green apple"):
+        prompt.fill(text)
+        page.keyboard.press("Control+Enter")
+    page.wait_for_function("parseFloat(document.querySelector('.fs-bar > div').style.width) > 35")
+    keep(page, "queue")
+    page.wait_for_function("!document.querySelector('[data-state=running], [data-state=queued]')")
+    field(page, "steps").fill("")
+    open_section(page, "Guidance")
+    field(page, "rule").click()
+    page.get_by_role("option", name="apg", exact=True).click()
+    open_section(page, "Picture")
+    page.wait_for_timeout(500)
+    keep(page, "guidance")
+    page.locator("[data-action=code]").click()
+    page.wait_for_timeout(700)
+    keep(page, "code")
+    page.keyboard.press("Escape")
+    page.locator("[data-tab=gallery]").click()
+    page.locator(".fs-grid .fs-thumb").nth(3).click()
+    page.locator("[data-action=d-replay]").click()
+    page.get_by_text("Made again:").wait_for()
+    keep(page, "details")
+    page.keyboard.press("Escape")
+    page.locator("[data-detail]").wait_for(state="detached")
+    page.get_by_label("Look: as the system").click()
+    page.get_by_label("Look: light").click()
+    page.wait_for_timeout(500)
+    keep(page, "gallery")
+    page.locator("[data-tab=draw]").click()
+    page.set_viewport_size({"width": 390, "height": 780})
+    page.wait_for_timeout(700)
+    keep(page, "phone")
+
+
+def main() -> None:
+    from playwright.sync_api import sync_playwright
+
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, served(folder) as address, sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 780})
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        shoot(page)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
