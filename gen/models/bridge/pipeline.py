@@ -16,28 +16,8 @@ import torch
 from torch import nn
 
 from gen.io.weights import CheckpointError, read_json
-from gen.models.bridge.families import (
-    auraflow,
-    chroma,
-    cogview4,
-    dit,
-    flux,
-    flux2,
-    flux_edit,
-    hidream,
-    kolors,
-    krea2,
-    lumina2,
-    pixart,
-    qwen_image,
-    qwen_image21,
-    sana,
-    sd3,
-    sdxl,
-    stable_diffusion,
-    z_image,
-)
 from gen.models.bridge.families.base import Family
+from gen.models.bridge.families.table import FAMILIES
 from gen.models.bridge.generic.table import WHOLE
 from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import CLASSES, STEMS, load_network, load_tokenizer, read_part_config, variants_for, weight_files
@@ -52,34 +32,7 @@ from samplers.lookup import nearest
 
 INDEX = "model_index.json"
 
-PIPELINES: dict[str, Family] = {
-    "AuraFlowPipeline": auraflow.FAMILY,
-    "ChromaPipeline": chroma.FAMILY,
-    "CogView4Pipeline": cogview4.FAMILY,
-    "HiDreamImagePipeline": hidream.FAMILY,
-    "KolorsPipeline": kolors.FAMILY,
-    "Lumina2Pipeline": lumina2.FAMILY,
-    "StableDiffusionPipeline": stable_diffusion.FAMILY,
-    "LatentConsistencyModelPipeline": stable_diffusion.LCM,
-    "StableDiffusionXLPipeline": sdxl.FAMILY,
-    "PixArtAlphaPipeline": pixart.ALPHA,
-    "PixArtSigmaPipeline": pixart.SIGMA,
-    "DiTPipeline": dit.FAMILY,
-    "StableDiffusion3Pipeline": sd3.FAMILY,
-    "FluxPipeline": flux.FAMILY,
-    "FluxKontextPipeline": flux_edit.KONTEXT,
-    "FluxFillPipeline": flux_edit.FILL,
-    "SanaPipeline": sana.FAMILY,
-    "SanaSprintPipeline": sana.SPRINT,
-    "Flux2Pipeline": flux2.DEV,
-    "Flux2KleinPipeline": flux2.KLEIN,
-    "Krea2Pipeline": krea2.FAMILY,
-    "QwenImagePipeline": qwen_image.FAMILY,
-    "QwenImage21Pipeline": qwen_image21.FAMILY,
-    "QwenImageEditPipeline": qwen_image.EDIT,
-    "QwenImageEditPlusPipeline": qwen_image.EDIT_PLUS,
-    "ZImagePipeline": z_image.FAMILY,
-}
+PIPELINES: dict[str, Family] = {name: row.family for name, row in FAMILIES.items()}
 
 
 def is_pipeline(folder: Path) -> bool:

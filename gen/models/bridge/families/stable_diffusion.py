@@ -47,15 +47,21 @@ class UNet(BridgedNetwork):
         if self.embeds:
             scale = condition.extra.get("guidance", torch.full((len(x),), LCM_GUIDANCE, device=x.device))
             guidance = embed_scale(scale.float() - 1, self.guidance_dim).to(x.dtype)
-        shared = {"timestep_cond": guidance, "added_cond_kwargs": self.added(x, condition), "return_dict": False}
+        shared = {"added_cond_kwargs": self.added(x, condition), "return_dict": False}
         added = self.control(x, time, condition, mask, shared)
         with image_prompted(self.network, self.image_prompts, condition, x.shape[2:]):
             return self.network(
-                x, time, encoder_hidden_states=condition.tokens, encoder_attention_mask=mask, **shared, **added
+                x,
+                time,
+                encoder_hidden_states=condition.tokens,
+                encoder_attention_mask=mask,
+                timestep_cond=guidance,
+                **shared,
+                **added,
             )[0]
 
     def control(self, x: Tensor, time: Tensor, condition: Condition, mask: Tensor | None, shared: Any) -> dict[str, Any]:
-        """What ControlNets add. They know no mask, so that prompts of unequal length are read one by one."""
+        """What ControlNets add. They know no guidance scale and no mask, so prompts of unequal length are read one by one."""
 
         def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any, Any, Any]:
             """What is added to the skips, to the middle, and inside of the levels on the way down."""
