@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from gen.cli.groups import grouped
 from gen.cli.options import Device, Dtype, LoraDir, PartOptions, Quiet
 from gen.cli.output import say
+from gen.io.extras import install
 
 
 def add(app: typer.Typer) -> None:
@@ -78,7 +80,7 @@ def serve(
         batch_invariant=batch_invariant,
     )
     budget = None if memory is None else read_bytes_count(memory)
-    from gen.serve.http.server import run_server  # which needs the extra
+    run_server = server_program()
     from gen.serve.start import make_engine
 
     arguments: dict[str, Any] = {**parts.arguments(), "device": device, "dtype": dtype}
@@ -91,6 +93,17 @@ def serve(
         adapters={} if lora_dir is None else dict(lora_files(lora_dir)),
     )
     return run_server(engine, settings, (lambda text: None) if quiet else say, quiet)
+
+
+def server_program() -> Callable[..., int]:
+    """`gen.serve.http.server.run_server`; ValueError where a package of the extra is missing."""
+    try:
+        import python_multipart  # noqa: F401  (which forms need)
+
+        from gen.serve.http.server import run_server
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`fewstep serve` needs the package {error.name}, of the extra serve: {install('serve')}.") from None
+    return run_server
 
 
 def writable_folder(path: Path) -> Path:

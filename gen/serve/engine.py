@@ -39,6 +39,7 @@ from gen.serve.jobs import (
     Unavailable,
 )
 from gen.serve.models import LoadedModel, ModelPool, ModelSource, OpeningFailed
+from gen.serve.notes import noted_by
 from gen.serve.sharing import NetworkCall, SharedCall, SharedGenerator
 from gen.serve.waiting import FairQueue, WaitingPicture
 from samplers.lookup import nearest
@@ -373,7 +374,7 @@ class ServingEngine:
         view = SharedGenerator.of(generator, desk.ask, run.model.told, job.adapters, job.alone)
         seeds: Sequence[int] = job.seeds if job.together else [job.seeds[run.waiting.index]]
         call = getattr(view, job.method) if job.method else view
-        with lent(generator.network):
+        with lent(generator.network), noted_by(job):
             return call(
                 **{**job.keywords, "seeds": list(seeds), "num_images_per_prompt": len(seeds), "progress": False},
                 callback_on_step_end=lambda *given: self._stepped(run, *given),

@@ -108,6 +108,7 @@ class ServeJob:
     preview: Any = None
     interrupt: bool = False
     cancelled: bool = False
+    notes: list[str] = field(default_factory=list)
     came: float = field(default_factory=time.monotonic)
     finished: threading.Event = field(default_factory=threading.Event)
 

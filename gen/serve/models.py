@@ -152,7 +152,7 @@ class ModelPool:
         if self.memory is None:
             return True
         if size > self.memory:
-            few = f"it needs {_size(size)}, and {_size(self.memory)} are allowed; raise --memory"
+            few = f"it needs {describe_size(size)}, and {describe_size(self.memory)} are allowed; raise --memory"
             raise OpeningFailed(name, ValueError(few))
         while self.used + size > self.memory:
             held = [model for model in self.loaded.values() if model.name in wanted and self.clock() - model.since < HOLD]
@@ -205,5 +205,6 @@ def size_of(generator: Generator) -> int:
     return sum(stored_bytes(part) for part in parts if part is not None)
 
 
-def _size(count: int) -> str:
+def describe_size(count: int) -> str:
+    """512 MiB, 8 GiB."""
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"

@@ -11,7 +11,7 @@ from gen.models.memory import plan
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, resolve_device, resolve_dtype
 from gen.serve.engine import ServingEngine
-from gen.serve.models import ModelSource
+from gen.serve.models import ModelSource, describe_size
 
 
 def make_engine(models: Sequence[str], arguments: Mapping[str, Any], *, memory: int | None, **limits: Any) -> ServingEngine:
@@ -52,6 +52,6 @@ def source(model: str, arguments: Mapping[str, Any], memory: int | None) -> Mode
         except ValueError:  # a pipeline that runs as a whole, whose size shows once it is open
             size = 0
         if size > memory:
-            needs, has = f"{size / 2**30:.3g} GiB", f"{memory / 2**30:.3g} GiB"
+            needs, has = describe_size(size), describe_size(memory)
             raise ValueError(f"The model {model!r} needs {needs} for its weights, and --memory is {has}; allow more.")
     return ModelSource(lambda: Generator.from_pretrained(model, **arguments), size)

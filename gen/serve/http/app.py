@@ -6,15 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gen.io.extras import install
-
-try:
-    from fastapi import FastAPI, Response
-    from fastapi.middleware.cors import CORSMiddleware
-    from prometheus_client import CONTENT_TYPE_LATEST
-    from python_multipart import multipart  # noqa: F401  (which forms need)
-except ImportError as error:
-    raise ValueError(f"The server needs the extra `serve` ({error.name}): {install('serve')}.") from None
+import anyio
+from fastapi import FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from gen.io.version import __version__
 from gen.serve.engine import ServingEngine
@@ -23,6 +18,7 @@ from gen.serve.http.errors import AsciiJSON, add_handlers
 from gen.serve.http.guard import RequestGuard
 from gen.serve.http.service import Service
 from gen.serve.http.settings import ServerSettings
+from gen.serve.notes import notes_kept
 
 
 def create_app(engine: ServingEngine, settings: ServerSettings) -> FastAPI:
@@ -31,10 +27,9 @@ def create_app(engine: ServingEngine, settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        yield
-        import anyio
-
+        with notes_kept():
+            engine.start()
+            yield
         await anyio.to_thread.run_sync(engine.close, engine.rest_of(settings.grace))
         await service.board.close()
 

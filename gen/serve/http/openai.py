@@ -77,6 +77,7 @@ class ImagesAnswer(BaseModel):
     size: str
     data: list[ImageItem]
     usage: dict[str, Any]
+    notes: list[str]
 
 
 def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool) -> PictureRequest:
@@ -106,14 +107,14 @@ def size_of_picture(picture: FinishedPicture) -> str:
     return f"{picture.recipe.width}x{picture.recipe.height}"
 
 
-def completed(body: ImagesRequest, made: list[FinishedPicture]) -> dict[str, Any]:
+def completed(body: ImagesRequest, made: list[FinishedPicture], notes: list[str]) -> dict[str, Any]:
     items = []
     for picture in made:
         text = base64_of(picture.png)
         item = {"url": f"data:image/png;base64,{text}"} if body.response_format == "url" else {"b64_json": text}
         items.append({**item, "seed": picture.recipe.seed})
     common = {"created": int(time.time()), "background": "opaque", "output_format": "png", "quality": "auto"}
-    return {**common, "size": size_of_picture(made[0]), "data": items, "usage": usage()}
+    return {**common, "size": size_of_picture(made[0]), "data": items, "usage": usage(), "notes": notes}
 
 
 async def events(
@@ -173,7 +174,7 @@ def router(service: Service) -> APIRouter:
         asked = asked_of(body, {}, is_edit=False)
         if body.stream:
             return await events(service, request, body, asked, "image_generation")
-        return AsciiJSON(completed(body, await service.make(asked, request)))
+        return AsciiJSON(completed(body, *await service.make(asked, request)))
 
     @api.post(
         "/images/edits",
@@ -194,7 +195,7 @@ def router(service: Service) -> APIRouter:
         asked = asked_of(body, pictures, is_edit=True)
         if body.stream:
             return await events(service, request, body, asked, "image_edit")
-        return AsciiJSON(completed(body, await service.make(asked, request)))
+        return AsciiJSON(completed(body, *await service.make(asked, request)))
 
     @api.get("/models")
     async def models() -> dict[str, Any]:

@@ -52,12 +52,17 @@ class JobPicture(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """A job. status: queued, loading, running, done, failed, cancelled or interrupted. progress: 0 to 1."""
+    """A job.
+
+    status: queued, loading, running, done, failed, cancelled or interrupted. progress: 0 to 1.
+    notes: what was said of it, such as words that the model does not know.
+    """
 
     id: str
     status: str
     progress: float
     error: str | None
+    notes: list[str]
     pictures: list[JobPicture]
 
 
@@ -72,7 +77,7 @@ def describe(followed: FollowedJob) -> dict[str, Any]:
     status = job.state if is_over or not job.is_over else "running"  # its last picture is being written
     error = said(job.error)[1] if job.error is not None and is_over else None
     made = [item(picture) for picture in followed.made]
-    return {"id": job.id, "status": status, "progress": job.progress, "error": error, "pictures": made}
+    return {"id": job.id, "status": status, "progress": job.progress, "error": error, "notes": job.notes, "pictures": made}
 
 
 def router(service: Service) -> APIRouter:

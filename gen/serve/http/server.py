@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
+import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -43,13 +43,28 @@ def make_server(engine: ServingEngine, settings: ServerSettings, log_level: str 
     return GracefulServer(config, engine)
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Bound, before a model is opened. ValueError where that cannot be."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"The port {port} of {host} cannot be listened on ({error.strerror}); choose another with --port."
+        ) from None
+    return listener
+
+
 def run_server(engine: ServingEngine, settings: ServerSettings, say: Callable[[str], None], quiet: bool = False) -> int:
     """Serve until a signal. The exit code."""
+    listener = listening_socket(settings.host, settings.port)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     server = make_server(engine, settings, "warning" if quiet else "info")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    say(f"fewstep serves {', '.join(engine.pool.sources)} on http://{host}:{settings.port} (Ctrl-C stops)")
+    models = ", ".join(engine.pool.sources)
+    say(f"fewstep serves {models} on http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)")
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        server.run([listener])
     return 0 if server.started else 2

@@ -36,9 +36,10 @@ class Service:
     def submit(self, asked: PictureRequest, request: Request) -> FollowedJob:
         return self.board.submit(self.intake.job(asked, client_of(request)))
 
-    async def make(self, asked: PictureRequest, request: Request) -> list[FinishedPicture]:
-        """The pictures of a request, once they are all there."""
-        return await self.board.result(self.submit(asked, request), request)
+    async def make(self, asked: PictureRequest, request: Request) -> tuple[list[FinishedPicture], list[str]]:
+        """The pictures of a request, once they are all there, and what was said of them."""
+        followed = self.submit(asked, request)
+        return await self.board.result(followed, request), followed.job.notes
 
 
 def client_of(request: Request) -> str:

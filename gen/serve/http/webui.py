@@ -179,10 +179,10 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
         return sessions.get(client_of(request)) if title is None else model_named(title, service)
 
     async def made(body: Txt2ImgRequest, asked: PictureRequest, request: Request, kept: dict[str, Any]) -> Any:
-        pictures = await service.make(asked, request)
+        pictures, notes = await service.make(asked, request)
         if not pictures:  # interrupted before any
             return AsciiJSON({"images": [], "parameters": kept, "info": "{}"})
-        info = json.dumps(info_of(pictures, body))
+        info = json.dumps({**info_of(pictures, body), "notes": notes})
         images = [base64_of(picture.png) for picture in pictures] if body.send_images is not False else []
         return AsciiJSON({"images": images, "parameters": kept, "info": info})
 

@@ -106,6 +106,18 @@ def test_pictures_take_every_keyword(client, tiny):
     assert same(answer["pictures"][0]["png"], expected)
 
 
+def test_what_is_said_of_a_call_is_in_its_answer_and_in_no_log(tiny_model, capsys):
+    """Of a prompt that is read for the first time."""
+    with client_of(make_engine(tiny_model)) as client:
+        notes = client.post("/v1/pictures", json={"prompt": "a flumpf"}).json()["notes"]
+        assert len(notes) == 1 and "does not know 'flumpf'" in notes[0]
+        assert len(client.post("/v1/images/generations", json={"prompt": "a flumpf cat"}).json()["notes"]) == 1
+        answer = client.post("/sdapi/v1/txt2img", json={"prompt": "a flumpf dog"}).json()
+        assert len(json.loads(answer["info"])["notes"]) == 1
+        assert client.post("/v1/pictures", json={"prompt": "a cat"}).json()["notes"] == []
+    assert "flumpf" not in "".join(capsys.readouterr())
+
+
 def test_adapters_are_known_by_name_alone(client, tiny_model, lora_files):
     from gen.generator import Generator
 
