@@ -19,6 +19,8 @@ PACKAGES = (
     "accelerate",
     "safetensors",
     "xformers",
+    "flash-attn",
+    "sageattention",
     "fastapi",
     "nicegui",
     "pyarrow",

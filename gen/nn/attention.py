@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen.io.extras import install
+from gen.nn import attention_kernels as kernels
+from gen.nn.attention_kernels import Lengths, additive
 from gen.nn.batch_invariance import call_in_mode, without_mode
 from samplers.lookup import nearest
 
-Lengths = tuple[Sequence[int], Sequence[int]]
 # CPU, half precision, training: up to this many tokens plain matrix products beat the fused kernel, whose backward is slow
 SHORT = 1024
 
@@ -41,7 +42,7 @@ def attention(
     bias: bool (True = attend) or an additive float, broadcastable to (B, H, Lq, Lk). A query that attends to nothing gives 0.
     lengths: (query lengths, key lengths) of sequences packed one after another into B = 1; each sees only its own keys.
     scale: D ** -0.5 unless given.
-    backend: auto (see `choose`), math, sdpa, xformers or flex.
+    backend: auto (see `choose`) or a name of `BACKENDS`.
     Raises ValueError with a reason.
     """
     with without_mode():
@@ -60,17 +61,19 @@ def attention(
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Lengths | None = None) -> str:
-    """What `auto` runs: on CUDA xformers where it serves the call; on a CPU math to train on short sequences of half precision;
-    else sdpa."""
+    """What `auto` runs: on CUDA the first of `PREFERRED` that serves the call; on a CPU math to train on short sequences of
+    half precision; else sdpa."""
     if q.device.type == "cuda":
-        return "sdpa" if xformers_why_not(q, bias, lengths) else "xformers"
+        return next((name for name in PREFERRED if not BACKENDS[name][1](q, bias, lengths)), "sdpa")
     longest = max(q.shape[1], k.shape[1]) if lengths is None else max(*lengths[0], *lengths[1])
     return "math" if q.device.type == "cpu" and q.dtype.itemsize == 2 and q.requires_grad and longest <= SHORT else "sdpa"
 
 
 def available_backends() -> dict[str, str | None]:
     """Every backend with None, or the reason why it cannot run on this machine."""
-    probe = torch.empty(1, 8, 1, 16, device="cuda" if torch.cuda.is_available() else "cpu")
+    probe = torch.empty(1, 8, 1, 64)
+    if torch.cuda.is_available():
+        probe = probe.to("cuda", torch.float16)
     return {name: why_not(probe, None, None) for name, (_, why_not) in BACKENDS.items()}
 
 
@@ -112,7 +115,7 @@ def math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
     scores = (q * scale) @ k.transpose(-2, -1)
     if bias is None:  # PyTorch's softmax of half precision computes in float32 inside, without a float32 copy
         return (scores.softmax(-1) @ v).transpose(1, 2)
-    bias, empty = _additive(bias, torch.float64 if q.dtype == torch.float64 else torch.float32)
+    bias, empty = additive(bias, torch.float64 if q.dtype == torch.float64 else torch.float32)
     weights = (scores + bias).softmax(-1).masked_fill(empty, 0.0)
     return (weights.to(v.dtype) @ v).transpose(1, 2)
 
@@ -126,15 +129,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
             bias = bias[(None,) * (4 - bias.ndim)].to(torch.bool if bias.dtype == torch.bool else q.dtype)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return call_in_mode(F.scaled_dot_product_attention, q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-
-
-def _additive(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A bias as an additive 4-d one without fully masked rows, and which rows those were: their softmax would be NaN."""
-    bias = bias[(None,) * (4 - bias.ndim)]
-    if bias.dtype == torch.bool:
-        bias = torch.zeros_like(bias, dtype=dtype).masked_fill_(~bias, -torch.inf)
-    empty = bias.amax(-1, keepdim=True) == -torch.inf
-    return bias.to(dtype).masked_fill(empty, 0.0), empty
 
 
 @cache
@@ -175,7 +169,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Leng
     if lengths is not None:
         mask = _segments(fmha, tuple(lengths[0]), tuple(lengths[1]), q.device)
     elif bias is not None:
-        bias, empty = _additive(bias, q.dtype)
+        bias, empty = additive(bias, q.dtype)
         bias = bias.expand(*bias.shape[:-1], k.shape[1])
         mask = F.pad(bias, (0, -k.shape[1] % 8))[..., : k.shape[1]].expand(q.shape[0], q.shape[2], q.shape[1], -1)
     out = fmha.memory_efficient_attention(q, k, v, attn_bias=mask, scale=scale)
@@ -204,7 +198,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths 
             return torch.where(owner_q[i] == owner_k[j], score, -torch.inf)
 
     elif bias is not None:
-        bias, empty = _additive(bias, torch.float32)
+        bias, empty = additive(bias, torch.float32)
         bias = bias.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
 
         def change(score, b, h, i, j):
@@ -221,4 +215,13 @@ BACKENDS: dict[str, tuple[Callable[..., Tensor], Callable[..., str | None]]] = {
     "sdpa": (sdpa, lambda *_: None),
     "xformers": (xformers, xformers_why_not),
     "flex": (flex, flex_why_not),
+    "flash": (kernels.flash, kernels.flash_why_not),
+    "flash3": (kernels.flash3, kernels.flash3_why_not),
+    "sage": (kernels.sage, kernels.sage_why_not),
+    "cudnn": (kernels.cudnn, kernels.cudnn_why_not),
 }
+# Of `auto` on CUDA, in this order: who installed FlashAttention meant it to be used, and its kernels are newer than those that
+# PyTorch and xFormers bring; xFormers takes float32 and any bias as well. Not among them: sage, which computes in fewer bits;
+# cudnn, which sdpa chooses itself where PyTorch finds it faster; flex, which is compiled for every shape.
+PREFERRED = ("flash3", "flash", "xformers")
+PACKING = PREFERRED  # those for which text is packed: they see no padding

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.attention import choose
+from gen.nn.attention import PACKING, choose
 from gen.nn.backbones.blocks import (
     MLP,
     BackboneConfig,
@@ -149,7 +149,7 @@ class DiT(nn.Module):
     """DiT backbone. `attention_backend` may be set to any name that `gen.nn.attention` knows, for this network alone.
 
     packed_text: True packs the rows' text one after another, so that cross-attention sees no padding; False pads and masks;
-    None packs where xFormers runs, whose kernels then need no mask. On a CPU masked padding costs no more than packing.
+    None packs where xFormers or FlashAttention runs, whose kernels then need no mask. On a CPU masked padding costs no more.
     """
 
     attention_backend: str = "auto"
@@ -321,10 +321,10 @@ class DiT(nn.Module):
     def packs(self, tokens: Tensor) -> bool:
         """Whether text of this device and dtype is packed: see the class."""
         waits = tokens.device.type != "cpu" and torch.is_grad_enabled()  # for the lengths, in every step of training
-        if self.packed_text is not None or waits or self.attention_backend not in ("auto", "xformers"):
+        if self.packed_text is not None or waits or self.attention_backend not in ("auto", *PACKING):
             return bool(self.packed_text)
         probe = tokens.new_empty(1, 1, self.config.heads, self.config.dim // self.config.heads)
-        return self.attention_backend == "xformers" or choose(probe, probe, probe, None, ([1], [1])) == "xformers"
+        return self.attention_backend in PACKING or choose(probe, probe, probe, None, ([1], [1])) in PACKING
 
     def positions(self, rows: int, columns: int, context: Context | None) -> Tensor:
         """(1, rows * columns, dim)."""
