@@ -21,7 +21,7 @@ from torch import Tensor
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids.common import ratio_bounds
 from samplers.noise import normal
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, wide_dtype
 from samplers.tableaus import TABLEAUS, Tableau
 
 DIVERGENCES = ("auto", "exact", "rademacher", "gaussian")
@@ -112,7 +112,7 @@ def log_likelihood(
 
     alpha = _vp(first)[0]
     scale = alpha / (start.alpha if start is not None else 1.0)  # from the path's coordinates to those of (1)
-    y, gained = x.detach() * scale, x.new_zeros(len(x), dtype=torch.float64)
+    y, gained = x.detach() * scale, x.new_zeros(len(x), dtype=wide_dtype(x.device))
     if start is None or start.sigma == 0:
         y, gained = _from_clean(denoiser, x.detach(), path.at_logsnr(first), condition, context, directions)
         y = y * scale
@@ -123,7 +123,7 @@ def log_likelihood(
 
     end_alpha, end_sigma = _vp(last)
     variance = end_sigma**2 + (end_alpha * (data_std or 0.0)) ** 2
-    prior = -0.5 * (y.double() ** 2 / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
+    prior = -0.5 * (_wide(y) ** 2 / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
     if data_std is None:
         prior = prior + _prior_gain(denoiser, y / end_alpha, path.at_logsnr(last), condition, context, directions)
     nats = prior + gained + dims * math.log(scale)
@@ -165,7 +165,7 @@ def _prior_gain(
         image = denoiser(level.alpha * y, level, condition, context).x0
         spread = _divergence(image, y, directions)
         [turned] = torch.autograd.grad(image, y, y.detach(), retain_graph=True)
-    at, image, turned = (v.detach().double().flatten(1) for v in (y, image, turned))
+    at, image, turned = (_wide(v.detach()).flatten(1) for v in (y, image, turned))
     inner = (at * image).sum(1) - (at * turned).sum(1) / 2 - (image - turned).square().sum(1) / 2
     return inner / square - spread / 2
 
@@ -186,13 +186,13 @@ def _probes(x: Tensor, seeds: Sequence[int] | None, count: int, kind: str) -> li
 def _divergence(f: Tensor, y: Tensor, directions: Sequence[Tensor] | None) -> Tensor:
     """(B,) float64: the trace of df/dy, exactly where `directions` is None."""
     if directions is None:
-        total = y.new_zeros(len(y), dtype=torch.float64)
+        total = y.new_zeros(len(y), dtype=wide_dtype(y.device))
         for k in range(y[0].numel()):
             row = torch.autograd.grad(f.flatten(1)[:, k].sum(), y, retain_graph=True)[0]
-            total = total + row.flatten(1)[:, k].double()
+            total = total + _wide(row.flatten(1)[:, k])
         return total
     rows = [torch.autograd.grad(f, y, e, retain_graph=True)[0] * e for e in directions]
-    return torch.stack([r.double().flatten(1).sum(1) for r in rows]).mean(0)
+    return torch.stack([_wide(r).flatten(1).sum(1) for r in rows]).mean(0)
 
 
 Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -232,7 +232,7 @@ def _adaptive(slope: Slope, y: Tensor, gained: Tensor, first: float, last: float
         new_y, new_gained = _add(y, gained, h, tableau.weights, slopes)
         off_y, off_gained = _add(torch.zeros_like(y), torch.zeros_like(gained), h, tableau.error or (), slopes)
         scaled = off_y / (tolerance * (1 + torch.maximum(y.abs(), new_y.abs())))
-        spread = scaled.flatten(1).double().square().mean(1).sqrt()
+        spread = _wide(scaled.flatten(1)).square().mean(1).sqrt()
         error = torch.maximum(spread, off_gained.abs() / (tolerance * (1 + new_gained.abs()))).max().item()
         if math.isnan(error):
             break
@@ -240,3 +240,8 @@ def _adaptive(slope: Slope, y: Tensor, gained: Tensor, first: float, last: float
             y, gained, l = new_y, new_gained, (last if h == last - l else l + h)
         h *= min(max(0.9 * max(error, 1e-10) ** -0.2, 0.2), 5.0)
     raise ValueError(f"The likelihood cannot be integrated to {tolerance} at log-SNR {l:.4g}: try a larger tolerance.")
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In the widest numbers that its device has."""
+    return value.to(wide_dtype(value.device))

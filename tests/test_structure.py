@@ -18,7 +18,7 @@ ORDER = ["samplers", "gen", "distill", "customization"]  # each imports only fro
 # Packages that are not listed are not checked yet.
 LAYERS: dict[str, list[list[str]]] = {
     "samplers": [
-        ["path", "lookup", "atomic", "renamed", "tableaus", "philox"],
+        ["path", "lookup", "atomic", "renamed", "tableaus", "philox", "constants"],
         ["prediction", "noise", "noise_ratio", "interval"],
         ["denoiser", "brownian"],
         ["sample", "rows", "hooks", "step_cache", "analytic"],

@@ -28,6 +28,7 @@ from gen.adapters.rows import Blocks, Rows, Segments, blocks_of, per_sample
 from gen.adapters.targets import Target
 from gen.adapters.terms import LowRank, Term, along, bind, channel_axis, operate, weight_and_bias, wide_copies, write_weights
 from gen.nn.batch_invariance import aligned, as_rows
+from samplers.constants import constant
 from samplers.denoiser import AdapterWeights, Context
 from samplers.lookup import nearest
 
@@ -39,7 +40,7 @@ class _Active:
     batch: samples in the call, -1 outside of one.
     blocks: see `blocks_of`.
     parts: of rows that several runs share a call with, each with its first and last row (`gen.adapters.rows.Segments`).
-    tensors: samples and weights on the device, made once per call and group.
+    tensors: samples and weights on the device, looked up once per call and group.
     """
 
     weights: AdapterWeights
@@ -55,8 +56,7 @@ class _Active:
         """(indices (n,), weights (n,)) on the device of `like`."""
         key = (tuple(rows), tuple(weights), like.device, like.dtype)
         if key not in self.tensors:
-            pair = torch.tensor(rows, device=like.device), torch.tensor(weights, device=like.device, dtype=like.dtype)
-            self.tensors[key] = pair
+            self.tensors[key] = constant(rows, like.device), constant(weights, like.device, like.dtype)
         return self.tensors[key]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from gen.nn.batch_invariance import call_in_mode
+from samplers.constants import constant
 
 GROUP = 64  # numbers that share a scale, of int4 and nf4
 SCHEMES = ("int8", "fp8", "int4", "nf4")
@@ -246,7 +247,7 @@ def _int4(parts: Parts, columns: int) -> Tensor:
 
 
 def _nf4(parts: Parts, columns: int) -> Tensor:
-    levels = torch.tensor(NF4, device=parts["data"].device)
+    levels = constant(NF4, parts["data"].device)
     return _scaled(parts, columns, levels[_nibbles(parts["data"]).int()])
 
 

@@ -62,7 +62,8 @@ class SyncTweedies(DenoiserWrapper):
             raise ValueError(f"{len(x)} rows are not {len(self.views)} views each; start from project(views, noise).")
         own = context.memo("view conditions", (self.views, condition), lambda: conditions(self.views, condition, len(x)))
         said = self.denoiser(x, level, own, context.fork("views"))
-        return said.with_x0(project(self.views, unproject(self.views, said.x0)))  # equation 8 (arXiv 2403.14370)
+        weights = context.memo("view weights", (self.views,), lambda: [view.weight.to(x) for view in self.views])
+        return said.with_x0(project(self.views, unproject(self.views, said.x0, weights)))  # equation 8 (arXiv 2403.14370)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class CanonicalDenoiser(DenoiserWrapper):
         rows = count * len(x)
         own = context.memo("view conditions", (self.views, condition), lambda: conditions(self.views, condition, rows))
         said = self.denoiser(project(self.views, x), repeat_level(level, count), own, context.fork("views"))
-        return Prediction(x, level, unproject(self.views, said.x0), (1.0, 0.0))
+        weights = context.memo("view weights", (self.views,), lambda: [view.weight.to(x) for view in self.views])
+        return Prediction(x, level, unproject(self.views, said.x0, weights), (1.0, 0.0))
 
 
 def project(views: Sequence[View], canonical: Tensor) -> Tensor:
@@ -96,10 +98,11 @@ def project(views: Sequence[View], canonical: Tensor) -> Tensor:
     return torch.cat(shown)
 
 
-def unproject(views: Sequence[View], instances: Tensor) -> Tensor:
-    """The weighted mean (B, C, H, W) of stacked views on the canonical thing."""
+def unproject(views: Sequence[View], instances: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+    """The weighted mean (B, C, H, W) of stacked views on the canonical thing. weights: the views' on the device, if they are
+    there already."""
     back = [view.unproject(one) for view, one in zip(views, instances.chunk(len(views)), strict=True)]
-    weights = [view.weight.to(back[0]) for view in views]
+    weights = [view.weight.to(back[0]) for view in views] if weights is None else weights
     return torch.stack([w * one for w, one in zip(weights, back, strict=True)]).sum(0) / torch.stack(weights).sum(0)
 
 

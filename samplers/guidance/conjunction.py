@@ -63,7 +63,8 @@ class Conjunction(DenoiserWrapper):
         for k, one in enumerate(conditions):
             joined = self.denoiser(x_cond, level_cond, one, base.fork("AND", k + 1))
             raws.append(read_as(joined, own.row))
-        weights = self.weights.to(x).repeat(1, len(x_cond) // self.weights.shape[1])
+        weights = base.memo("joined weights", (self.weights,), lambda: self.weights.to(x))
+        weights = weights.repeat(1, len(x_cond) // self.weights.shape[1])
         weights = weights.view(*weights.shape, *[1] * (x.ndim - 1))
         if self.mean:
             weights = weights / weights.sum(0)

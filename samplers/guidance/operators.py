@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samplers.constants import constant
+from samplers.path import wide_dtype
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -125,8 +128,9 @@ def check_adjoint(linear: Linear, x: Tensor, name: str) -> None:
                 f"The adjoint of {name} makes {tuple(back.shape)} of a measurement {tuple(v.shape)}; it must give back "
                 f"{tuple(x.shape)}."
             )
-        left, right = (forward.double() * v.double()).sum(), (u.double() * back.double()).sum()
-        size = forward.double().norm() * v.double().norm() + u.double().norm() * back.double().norm()
+        forward, v, u, back = (one.to(wide_dtype(x.device)) for one in (forward, v, u, back))
+        left, right = (forward * v).sum(), (u * back).sum()
+        size = forward.norm() * v.norm() + u.norm() * back.norm()
     tolerance = 1e-8 if x.dtype == torch.float64 else 1e-3
     if not bool((left - right).abs() <= tolerance * size):
         raise ValueError(
@@ -182,6 +186,6 @@ def grey(weights: tuple[float, float, float] = (0.299, 0.587, 0.114)) -> LinearO
     """The brightness (B, 1, H, W) of a colour picture; the weights are those of BT.601."""
 
     def mix(x: Tensor) -> Tensor:
-        return (x * x.new_tensor(weights).reshape(1, -1, 1, 1)).sum(1, keepdim=True)
+        return (x * constant(weights, x.device, x.dtype).reshape(1, -1, 1, 1)).sum(1, keepdim=True)
 
-    return LinearOperator(mix, lambda y: y * y.new_tensor(weights).reshape(1, -1, 1, 1), "grey")
+    return LinearOperator(mix, lambda y: y * constant(weights, y.device, y.dtype).reshape(1, -1, 1, 1), "grey")

@@ -16,7 +16,7 @@ from samplers.denoiser import AdapterWeights, Condition, Context, Denoiser
 from samplers.guidance.two_branch import Schedule, check_scale
 from samplers.multi_model.masks import Box, check_box, check_mask
 from samplers.noise import fold
-from samplers.path import NoiseLevel, Scalar
+from samplers.path import NoiseLevel, Scalar, wide_dtype
 from samplers.prediction import Prediction
 from samplers.rows import expand_rows, merge_condition, read_as, repeat_level, repeat_rows, stack_conditions, take_rows
 from samplers.wrappers import DenoiserWrapper
@@ -134,7 +134,7 @@ class Regions(DenoiserWrapper):
         """weight_i mask_i, inside the window."""
         found = []
         for region in self.regions:
-            own = region.weight * region.mask.double()
+            own = region.weight * region.mask.to(wide_dtype(region.mask.device))
             if region.window is not None:
                 inside = torch.zeros_like(own)
                 _crop(inside, region.window)[:] = 1
@@ -195,7 +195,14 @@ class Regions(DenoiserWrapper):
             scales = [self.guidance_scale if r.guidance_scale is None else r.guidance_scale for r in regions]
             scale: float | Schedule = scales[0]
             if len(set(scales)) > 1:
-                by_row = torch.tensor(scales, dtype=torch.float64).repeat_interleave(batch)
+                wide = wide_dtype(x.device)
+                by_row = context.memo(
+                    "region scales",
+                    (self.regions,),
+                    lambda: torch.tensor(scales, dtype=wide, device=x.device).repeat_interleave(
+                        batch, output_size=batch * len(scales)
+                    ),
+                )
 
                 def scale(level: NoiseLevel) -> Scalar:
                     return by_row

@@ -6,6 +6,7 @@ called; what is common is here: rows without a real token are unconditional, and
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.control import Control
-from gen.models.bridge.hook_layouts import shows
+from gen.models.bridge.hook_layouts import inside, shows
 from gen.models.bridge.hooks import hooked
 from gen.models.bridge.ip_adapter.attention import ImagePrompt
 from gen.models.bridge.ip_adapter.file import IPAdapter
+from gen.models.bridge.remembered import Remembering, remembered
 from gen.nn.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
@@ -41,6 +43,7 @@ class BridgedNetwork(nn.Module):
     mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # for the recipe: diffusers chooses it
+    remembers: Mapping[str, Remembering] = {}  # parts whose results are the same for a whole run
     sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another
 
     def __init__(self, network: nn.Module, config: BridgedConfig):
@@ -64,14 +67,26 @@ class BridgedNetwork(nn.Module):
         """A condition as `call` takes it, made once for every prompt: on x's device, rows without a real token filled in."""
         return condition
 
+    def place(self, condition: Condition, x: Tensor) -> Condition:
+        """A prepared condition with what only the shape of x (B, C, h, w) decides, made once for a run."""
+        return condition
+
     def set_null(self, null: Condition) -> None:
         """What the empty prompt gives (batch of 1)."""
         self.null = null
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context) -> Tensor:
         ready = context.memo("bridge condition", (condition,), lambda: self._ready(condition, x))
+        ready = context.memo(f"bridge places {tuple(x.shape)}", (ready,), lambda: self.place(ready, x))
         patch = self.config.patch
-        with hooked(self.network, context, x.shape[2] // patch, x.shape[3] // patch):
+
+        def keep(name: str, compute: Callable[[], Any]) -> Any:
+            return context.memo(f"bridge {name}", (ready,), compute)
+
+        with (
+            remembered(inside(self.network), self.remembers, keep, x.device),
+            hooked(self.network, context, x.shape[2] // patch, x.shape[3] // patch),
+        ):
             return self.call(x, time, ready)
 
     def _ready(self, condition: Condition, x: Tensor) -> Condition:

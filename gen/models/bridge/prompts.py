@@ -157,8 +157,7 @@ class Sentence(nn.Module):
         if any(weight != 1 for weight in scale):
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[None, :, None]
         if instruction:
-            positions = [0, *range(room - length + 1, room)]
-            tokens, mask = tokens[:, positions], mask[:, positions]
+            tokens, mask = (torch.cat([v[:, :1], v[:, room - length + 1 : room]], dim=1) for v in (tokens, mask))
         return tokens, mask.bool()
 
 

@@ -22,6 +22,7 @@ from gen.nn.backbones.recompute import checkpointed
 from gen.nn.batch_invariance import call_in_mode, without_mode
 from gen.nn.initialisation import initialise
 from gen.nn.registry import Config
+from samplers.constants import constant
 from samplers.denoiser import Condition, Context
 from samplers.hooks import Site
 
@@ -195,7 +196,7 @@ def unpacked(keys_values: tuple[Tensor, Tensor], visible: Visible) -> tuple[tupl
     if not isinstance(visible, tuple):
         return keys_values, visible
     k, v = (nn.utils.rnn.pad_sequence(list(part[0].split(visible)), batch_first=True) for part in keys_values)
-    is_real = torch.arange(k.shape[1], device=k.device) < torch.tensor(visible, device=k.device)[:, None]
+    is_real = torch.arange(k.shape[1], device=k.device) < constant(visible, k.device)[:, None]
     return (k, v), is_real[:, None, None]
 
 

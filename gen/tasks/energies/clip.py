@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gen.io.validators import check_float
 from gen.io.weights import read_weights
+from samplers.constants import constant
 from samplers.denoiser import Condition
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on, and their deviations
@@ -43,7 +44,7 @@ def embed_images(model: Any, images: Tensor) -> Tensor:
     """Unit embeddings (B, E) of pictures in [0, 1], brought to CLIP's square size; differentiable."""
     size = model.config.vision_config.image_size
     resized = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)
-    mean, deviation = (images.new_tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+    mean, deviation = (constant(v, images.device, images.dtype)[:, None, None] for v in (MEAN, DEVIATION))
     pooled = model.vision_model(pixel_values=((resized - mean) / deviation).to(model.dtype)).pooler_output
     return F.normalize(model.visual_projection(pooled), dim=-1)
 

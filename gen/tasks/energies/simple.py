@@ -9,6 +9,7 @@ from PIL import ImageColor
 from torch import Tensor
 
 from gen.io.validators import check_float
+from samplers.constants import constant
 from samplers.denoiser import Condition
 
 LUMA = (0.299, 0.587, 0.114)
@@ -18,7 +19,7 @@ AROUND = 0.8  # mean brightness of drawings on white
 
 def mean_brightness(images: Tensor) -> Tensor:
     """(B,), by the weights of BT.601."""
-    return (images.mean((2, 3)) * images.new_tensor(LUMA)).sum(1)
+    return (images.mean((2, 3)) * constant(LUMA, images.device, images.dtype)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Colour:
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         rows, columns = (torch.linspace(-0.5, 0.5, n, device=images.device, dtype=images.dtype) for n in images.shape[2:])
         window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / self.width**2)
-        mean, target = (images * (window / window.sum())).sum((2, 3)), images.new_tensor(self.target())
+        mean, target = (images * (window / window.sum())).sum((2, 3)), constant(self.target(), images.device, images.dtype)
         if self.match == "hue":
             mean, target = _luma_and_chroma(mean), _luma_and_chroma(target)
             brightness = self.share * target[:1] + (1 - self.share) * AROUND
@@ -83,7 +84,7 @@ class Colour:
 
 def _luma_and_chroma(rgb: Tensor) -> Tensor:
     """(..., 3) as Y, Cb and Cr of BT.601, the last two in [-0.5, 0.5]."""
-    y = (rgb * rgb.new_tensor(LUMA)).sum(-1)
+    y = (rgb * constant(LUMA, rgb.device, rgb.dtype)).sum(-1)
     return torch.stack([y, (rgb[..., 2] - y) / 1.772, (rgb[..., 0] - y) / 1.402], -1)
 
 

@@ -12,6 +12,7 @@ from gen.models.bridge.families.base import T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.families.flux import packed, positions, unpacked
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, Sentence
+from gen.models.bridge.remembered import Remembering, by_shape
 from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
@@ -20,6 +21,8 @@ TOKENS = 512
 
 class Chroma(BridgedNetwork):
     """Latents are packed 2 x 2 into tokens of 4 C channels."""
+
+    remembers: Mapping[str, Remembering] = {"time_text_embed.guidance_proj": by_shape}  # of a scale 0
 
     def __init__(self, network: Any):
         super().__init__(network, BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))

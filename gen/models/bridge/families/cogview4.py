@@ -15,6 +15,7 @@ from gen.models.bridge.families.base import FAST_TOKENIZER, VAES, Family, Parts,
 from gen.models.bridge.language import Language
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader, whole_mask
+from gen.models.bridge.remembered import Remembering, by_shape
 from gen.models.bridge.vae import pixels_per_latent
 from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
@@ -23,6 +24,8 @@ TOKENS, MULTIPLE = 1024, 16
 
 
 class CogView4(BridgedNetwork):
+    remembers: Mapping[str, Remembering] = {"rope": by_shape}
+
     def __init__(self, network: Any, factor: int):
         channels, patch = setting(network, "in_channels"), setting(network, "patch_size", 2)
         super().__init__(network, BridgedConfig(channels=channels, patch=patch))
@@ -32,12 +35,16 @@ class CogView4(BridgedNetwork):
         assert condition.mask is not None
         return replace(condition, mask=None) if bool(condition.mask.all()) else condition
 
+    def place(self, condition: Condition, x: Tensor) -> Condition:
+        size = x.new_tensor([side * self.factor for side in x.shape[2:]]).expand(len(x), 2)
+        return replace(condition, extra={**condition.extra, "size": size})
+
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if condition.mask is not None:
             for block in cast("Any", self.network).transformer_blocks:
                 if not isinstance(block.attn1.processor, MaskedAttention):
                     block.attn1.processor = MaskedAttention(block.attn1.processor)
-        size = x.new_tensor([side * self.factor for side in x.shape[2:]]).expand(len(x), 2)
+        size = condition.extra["size"]
         return self.network(
             hidden_states=x,
             encoder_hidden_states=condition.tokens,

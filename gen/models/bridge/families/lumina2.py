@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.families.base import VAES, Family, Parts, latent_size
 from gen.models.bridge.language import Language
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import PromptReader
+from gen.models.bridge.remembered import Keep, Remembering
 from gen.models.prompt_reading import USUAL, Reading
 from samplers.denoiser import Condition
 
@@ -21,8 +23,23 @@ SYSTEM = (
 )
 
 
+def _positions(module: Any, keep: Keep, device: torch.device) -> Callable[..., Any]:
+    """Of the rope embedder, which gives patches of x (B, patches, channels) and, beside them, what prompts and sizes decide."""
+    forward, patch = module.forward, module.patch_size
+
+    def remember(x: Tensor, mask: Tensor) -> Any:
+        rows, columns = x.shape[2] // patch, x.shape[3] // patch
+        places = keep(str(tuple(x.shape)), lambda: forward(x, mask)[1:])
+        cut = x.view(len(x), -1, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+        return cut.flatten(3).flatten(1, 2), *places
+
+    return remember
+
+
 class Lumina2(BridgedNetwork):
     """Its time runs from noise to picture, and it predicts x0 - eps."""
+
+    remembers: Mapping[str, Remembering] = {"rope_embedder": _positions}
 
     def __init__(self, network: Any):
         channels, patch = setting(network, "in_channels"), setting(network, "patch_size", 2)

@@ -54,7 +54,10 @@ class QwenImage21(BridgedNetwork):
         out = torch.empty_like(x)
         for length in set(lengths):
             rows = [row for row, own in enumerate(lengths) if own == length]
-            out[rows] = self._of_length(x[rows], time[rows], condition.tokens[rows, :length])
+            # row by row: a list of rows would be copied to the device at every step
+            alike = (torch.stack([value[row] for row in rows]) for value in (x, time, condition.tokens[:, :length]))
+            for row, made in zip(rows, self._of_length(*alike), strict=True):
+                out[row] = made
         return out
 
     def _of_length(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,11 +32,14 @@ class SDXLUNet(UNet):
             raise ValueError(f"its U-Net reads {expected} added numbers, not six size ids and {pooled} pooled ones")
 
     def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None]:
-        ids = condition.extra.get("size_ids")
-        if ids is None:
-            height, width = (side * self.factor for side in x.shape[2:])
-            ids = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device).expand(len(x), 6)
-        return {"text_embeds": condition.pooled, "time_ids": ids}
+        return {"text_embeds": condition.pooled, "time_ids": condition.extra["size_ids"]}
+
+    def place(self, condition: Condition, x: Tensor) -> Condition:
+        if "size_ids" in condition.extra:
+            return condition
+        height, width = (side * self.factor for side in x.shape[2:])
+        ids = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device).expand(len(x), 6)
+        return replace(condition, extra={**condition.extra, "size_ids": ids})
 
 
 class SDXLReader(PromptReader):

@@ -38,7 +38,11 @@ class UNet(BridgedNetwork):
     takes_image_prompts = True
 
     def prepare(self, condition: Condition) -> Condition:
-        return prepared(self.image_prompts, condition, len(setting(self.network, "block_out_channels")))
+        """With the lengths of long prompts on the host, by which ControlNets read them."""
+        condition = prepared(self.image_prompts, condition, len(setting(self.network, "block_out_channels")))
+        if not self.controls or condition.mask is None:
+            return condition
+        return replace(condition, extra={**condition.extra, "lengths": condition.mask.sum(1).cpu()})
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
@@ -69,14 +73,15 @@ class UNet(BridgedNetwork):
                 return None, None, network(picture[:, : network.config.in_channels])
             tokens = condition.tokens
             assert tokens is not None
-            if mask is None or bool(mask.all()):
+            lengths: list[int] = [] if mask is None else condition.extra["lengths"].tolist()
+            if mask is None or min(lengths) == mask.shape[1]:
                 down, middle = network(x, time, encoder_hidden_states=tokens, controlnet_cond=picture, **shared)
                 return down, [middle], None
             rows = []
             for i in range(len(x)):
                 row = slice(i, i + 1)
                 own = {name: _rows(value, row) for name, value in shared.items()}
-                seen = tokens[row, mask[i]]
+                seen = tokens[row, : lengths[i]]
                 rows.append(network(x[row], time[row], encoder_hidden_states=seen, controlnet_cond=picture[row], **own))
             skips = [torch.cat(parts) for parts in zip(*(down for down, _ in rows), strict=True)]
             return skips, [torch.cat([middle for _, middle in rows])], None
