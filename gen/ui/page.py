@@ -16,6 +16,7 @@ from gen.ui.tabs import TABS
 from gen.ui.toasts import Toasts
 
 TICK = 0.1  # seconds between two looks at the queue
+OPENS = 0.35  # seconds that a section takes to open
 
 Listener = Callable[..., Any]
 
@@ -94,9 +95,11 @@ class Page:
     def mark(self, name: str, text: str | None) -> bool:
         """Put a sentence beside a field, None takes it away; False if there is no such field."""
         field = self.fields.get(name)
-        if field is None:
+        if field is None or field.is_deleted:
             return False
         field.error = text
+        if text:
+            _bring_into_view(field)
         return True
 
     def clear_errors(self) -> None:
@@ -168,8 +171,20 @@ def build_page(studio: Studio) -> None:
             with ui.tab_panel(row.name).classes("fs-panel-page"):
                 importlib.import_module(f"gen.ui.tabs.{row.module}").build(page)
     page.on("ready", lambda: status.set_text("Not ready" if studio.problem else "Ready"))
+    ui.on_exception(lambda error: page.say(sentence(error), "negative"))
     page.tick()
     ui.timer(TICK, page.tick)
+
+
+def _bring_into_view(field: Any) -> None:
+    """Open the section that holds a field, and put the cursor into it once it is there."""
+    slot = field.parent_slot
+    while slot is not None:
+        if isinstance(slot.parent, ui.expansion):
+            slot.parent.set_value(True)
+        slot = slot.parent.parent_slot
+    with field.parent_slot:
+        ui.timer(OPENS, lambda: field.run_method("focus"), once=True)
 
 
 def _dark_button(dark: Any) -> None:

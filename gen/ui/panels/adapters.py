@@ -21,12 +21,20 @@ def build(page: Page) -> None:
     if not names:
         ui.label(f"There are no .safetensors files in {page.studio.lora_dir}.").classes("fs-about")
         return
-    add = ui.select(names, label="Add", with_input=True).props(f"{fields.DENSE} options-dense data-field=adapters")
-    add.props('aria-label="Add a LoRA or embedding"').classes("fs-field")
+    chooser = ui.element("div").classes("fs-form")
     rows = ui.element("div").classes("fs-form")
     several = ui.element("div").classes("fs-form")
 
+    def choose() -> None:
+        """The list anew, without those that act already: what was typed to find one is gone."""
+        chooser.clear()
+        rest = {file: name for file, name in names.items() if file not in page.settings.adapters}
+        with chooser:
+            add = ui.select(rest, label="Add", with_input=True, on_change=added)
+            add.props(f'{fields.DENSE} options-dense data-field=adapters aria-label="Add a LoRA or embedding"')
+
     def show() -> None:
+        choose()
         rows.clear()
         several.clear()
         with rows:
@@ -51,10 +59,8 @@ def build(page: Page) -> None:
     def added(event: Any) -> None:
         if event.value:
             page.settings.adapters.setdefault(event.value, 1.0)
-            add.set_value(None)
             show()
 
-    add.on_value_change(added)
     page.on("settings", show)
     page.on("ready", show)
     show()
@@ -71,5 +77,5 @@ def _row(page: Page, file: str, name: str, show: Any) -> None:
     with ui.element("div").classes("fs-row"):
         weight = ui.number(name, value=page.settings.adapters[file], step=0.1, on_change=weigh)
         weight.props(f'{fields.DENSE} data-adapter="{name}"')
-        away = ui.button(icon="close", on_click=leave, color=None).props("flat dense round").classes("fs-fixed")
+        away = ui.button(icon="close", on_click=leave, color=None).props("flat dense round size=sm").classes("fs-fixed")
         away.props["aria-label"] = f"Without {name}"

@@ -30,7 +30,9 @@ def _given(page: Page, name: str, label: str) -> None:
     """A picture that the user gives: chosen or dropped on the box, kept beside the gallery."""
     with ui.element("div").classes("fs-row"):
         said = ui.label("").classes("fs-about")
-        away = ui.button(icon="close", on_click=lambda: put(""), color=None).props("flat dense round").classes("fs-fixed")
+        away = (
+            ui.button(icon="close", on_click=lambda: put(""), color=None).props("flat dense round size=sm").classes("fs-fixed")
+        )
         away.props["aria-label"] = f"Without {label.lower()}"
     box = ui.upload(label=label, auto_upload=True, max_files=100, max_file_size=MOST_GIVEN).props(
         'flat bordered accept="image/*"'

@@ -240,6 +240,14 @@ def test_what_is_wrong_stands_beside_its_field(page):
     field(page, "width").fill("")
     page.keyboard.press("Control+Enter")
     ended(page)
+    section(page, "Energy")
+    field(page, "guide").click()
+    page.get_by_role("option", name="colour").click()
+    field(page, "guide_options.colour").wait_for()
+    section(page, "Energy")  # closed again
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("colour is needed; give a value.").wait_for()
+    page.wait_for_function("document.activeElement.dataset.field === 'guide_options.colour'")
     quiet(page)
 
 
