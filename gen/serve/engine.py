@@ -219,8 +219,13 @@ class ServingEngine:
 
     def _work(self) -> None:
         while True:
-            if self.round():
-                continue
+            try:
+                if self.round():
+                    continue
+            except Exception as error:  # a defect: those whose pictures are on the way are told, and others go on
+                log.error("A round of the engine failed", exc_info=error)
+                for job in {run.job for run in self.runs}:
+                    self._remove(job, FAILED, error)
             with self._changed:
                 if self._closing and not self.runs and not len(self._queue):
                     return
@@ -390,7 +395,7 @@ class ServingEngine:
         preview = None
         if job.previews and run.step % job.previews == 0:
             with suppress(ValueError):
-                preview = job.preview = view.preview(tensors["denoised"])[0]
+                preview = job.preview = run.model.generator.preview(tensors["denoised"])[0]  # which keeps its colours
         job.tell(JobEvent("step", run.waiting.index, run.step, job.steps, preview))
         if job.interrupt:
             view.interrupt = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from gen.pipeline.recipe import Recipe
 
+log = logging.getLogger("fewstep.serve")
 QUEUED, LOADING, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED = (
     "queued", "loading", "running", "done", "failed", "cancelled", "interrupted"
 )  # fmt: skip
@@ -128,8 +130,12 @@ class ServeJob:
         return min(self.step / (self.steps * self.count), 1.0) if self.steps else 0.0
 
     def tell(self, event: JobEvent) -> None:
-        if self.listener is not None:
+        if self.listener is None:
+            return
+        try:
             self.listener(event)
+        except Exception as error:  # a listener's own failure is none of the engine's
+            log.error("A listener of a job failed", exc_info=error)
 
     def end(self, state: str, error: Exception | None = None) -> None:
         """For good; what is told twice is told once."""

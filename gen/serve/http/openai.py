@@ -108,6 +108,8 @@ def size_of_picture(picture: FinishedPicture) -> str:
 
 
 def completed(body: ImagesRequest, made: list[FinishedPicture], notes: list[str]) -> dict[str, Any]:
+    if not made:
+        raise BadRequest("The job was interrupted before it had a picture; ask again.", status=409)
     items = []
     for picture in made:
         text = base64_of(picture.png)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -193,6 +194,27 @@ def test_the_web_ui_s_lists(client):
     for field, value in {"enable_hr": True, "tiling": True, "script_name": "x", "styles": ["a"]}.items():
         refused = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat", field: value})
         assert refused.status_code == 422 and refused.json()["detail"] == f"{field} is not done here; leave it out."
+
+
+def test_an_interrupted_job_without_pictures_is_said(client):
+    service = client.app.state.service
+    before = service.engine.max_rows
+    service.engine.max_rows = 0  # nothing begins while another picture is on the way
+    try:
+        long = client.post("/v1/pictures", json={"prompt": "a cat", "wait": False, "num_inference_steps": 50}).json()
+        made = []
+        body = {"prompt": "a dog"}
+        thread = threading.Thread(target=lambda: made.append(client.post("/v1/images/generations", json=body)))
+        thread.start()
+        while len(service.engine.jobs()) < 2 and thread.is_alive():
+            pass
+        client.post("/sdapi/v1/interrupt")
+        thread.join(60)
+    finally:
+        service.engine.max_rows = before
+    if not made[0].is_success:  # else it was quicker than the interruption
+        assert made[0].status_code == 409 and "interrupted" in made[0].json()["error"]["message"]
+    assert client.get(f"/v1/jobs/{long['id']}").json()["status"] in ("interrupted", "done", "running")
 
 
 def test_limits(client):

@@ -8,6 +8,7 @@ import pytest
 
 from gen.generator import Generator
 from gen.io.threads import lock_of
+from gen.serve.collector import Collector
 from gen.serve.engine import GUESS, ServingEngine
 from gen.serve.jobs import DeadlineExceeded, QueueFull, ServeError, Unavailable
 from gen.serve.models import HOLD, ModelSource, size_of
@@ -306,3 +307,22 @@ def test_previews_change(tiny):
     shown = [preview for preview in previews if preview is not None]
     assert len(shown) == 2 and pixels(shown[0]) != pixels(shown[1]) and shown[0].size == (8, 8)
     assert pixels(one.result(0)[0][0]) == pixels(alone(tiny, one)[0][0])
+
+
+def test_a_defect_fails_what_runs_and_no_more(tiny, monkeypatch):
+    """Of a round, or of somebody's listener."""
+
+    def broken(event):
+        raise RuntimeError("The listener is broken.")
+
+    engine = engine_of(tiny)
+    groups = Collector.groups
+    monkeypatch.setattr(Collector, "groups", lambda self, calls: 1 / 0)
+    one = engine.submit(job(1, listener=broken))
+    engine.start()
+    with pytest.raises(ZeroDivisionError):
+        one.result(60)
+    monkeypatch.setattr(Collector, "groups", groups)
+    two = engine.submit(job(2, listener=broken))
+    assert pixels(two.result(60)[0][0]) == pixels(alone(tiny, two)[0][0])
+    engine.close()
