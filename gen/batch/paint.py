@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from gen.batch.rows import PictureJob
 from gen.batch.settings import BatchSettings
 from gen.batch.store import Painted, encode_png
 from gen.calls.call import Call
+from gen.calls.errors import sentence
 from gen.calls.run import run
 from gen.models.prompt_syntax import take_loras
 from gen.pipeline.output import Output
@@ -85,21 +87,28 @@ class Painter:
     ) -> None:
         waiting: dict[tuple, deque[PictureJob]] = defaultdict(deque)
         left = {job.index: job for job in jobs}
+        not_taken: list[BaseException] = []  # what `done` raised: no fault of a job
 
         def deliver(output: Output) -> None:
             for image, recipe in zip(output.images, output.recipes, strict=True):
                 job = waiting[recipe.prompt, recipe.negative_prompt, recipe.seed, recipe.class_label].popleft()
                 del left[job.index]
-                done(Painted(job, partial(encode_png, image, recipe, job, self.batch)))
+                try:
+                    done(Painted(job, partial(encode_png, image, recipe, job, self.batch)))
+                except BaseException as error:
+                    not_taken.append(error)
+                    raise
 
         try:
             for job in jobs:
                 waiting[self._key(job)].append(job)
             self._call(jobs, deliver)
-        except ValueError as error:
+        except Exception as error:
+            if not_taken or (os.environ.get("FEWSTEP_TRACEBACK") and not isinstance(error, ValueError)):
+                raise
             rest = list(left.values())
             if len(rest) == 1:
-                failed(rest[0], str(error))
+                failed(rest[0], sentence(error))
             else:  # halves, until the one that is at fault is alone
                 self._together(rest[: len(rest) // 2], done, failed)
                 self._together(rest[len(rest) // 2 :], done, failed)

@@ -67,6 +67,18 @@ def test_rows_of_equal_settings_share_calls(rows, tmp_path, tiny, monkeypatch):
     assert max(sizes) == 8 and len(sizes) == 2 + 3  # four rows of each, with and without the prompt, in one call a step
 
 
+def test_a_defect_of_one_row_keeps_no_other_from_its_picture(tmp_path, tiny, monkeypatch):
+    real = type(tiny.text_encoder).condition
+    monkeypatch.setattr(
+        type(tiny.text_encoder), "condition",
+        lambda self, prompts, *args: real(self, prompts, *args) if "dog cat dog" not in prompts else 1 / 0,
+    )  # fmt: skip
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": prompt} for prompt in (*PROMPTS, "dog cat dog", "cat cat")])
+    said: list[str] = []
+    result = make(rows, tmp_path / "out", tiny, said)
+    assert (result.made, result.failed) == (9, 1) and "line 9: ZeroDivisionError" in said[0] and "defect" in said[0]
+
+
 def test_of_many_warnings_a_few_are_told(tmp_path, tiny):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"word{i}", "steps": 1} for i in range(20)])
     said: list[str] = []
@@ -219,7 +231,9 @@ def test_files_of_others_are_never_replaced(rows, tmp_path, tiny):
     assert (tmp_path / "deep" / "0" / "3.png").read_bytes() == b"my dog"
 
 
-def test_a_full_disk_ends_it_and_loses_nothing(rows, tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_full_disk_ends_it_and_loses_nothing(threads, rows, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(gen.batch.store, "THREADS", threads)
     make(rows, tmp_path / "whole", tiny)
     real, left = gen.batch.store.write_picture, 3
 
@@ -234,6 +248,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(rows, tmp_path, tiny, monkeypatch
         patch.setattr(gen.batch.store, "write_picture", full)
         with pytest.raises(OSError, match="No space left"):
             make(rows, tmp_path / "out", tiny)
+    assert len((tmp_path / "out" / "errors.jsonl").read_text().splitlines()) == 1  # no row is blamed for it
     assert make(rows, tmp_path / "out", tiny).there == 7
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
