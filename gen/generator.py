@@ -102,13 +102,16 @@ class Generator(Model):
     @exclusive
     def preview(self, latents: Tensor) -> list[Image.Image]:
         """Small pictures, one pixel per latent pixel, of what a callback gets as `denoised` (B, C, h, w); see
-        `gen.pipeline.preview`."""
+        `gen.pipeline.preview`. Of a model with a `preview_decoder` pictures of full size."""
         from gen.pipeline import preview
 
         if getattr(self.network, "whole", False):
             from gen.tasks.whole_pipeline.run import preview_pipeline
 
             return preview_pipeline(self, latents)
+        if self.preview_decoder is not None:
+            shown = self.preview_decoder.decode(latents.to(self.device).float() / self.config.latent_scale)
+            return preview.pictures((shown / 2 + 0.5).clamp(0, 1))
         if self.autoencoder is not None and self._colours is None:
             self._colours = preview.fit(self.autoencoder, self.device)
         scaled = latents.to(self.device).float() / self.config.latent_scale

@@ -99,6 +99,11 @@ Offload = Annotated[
 VaeTile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size, for less memory. [default: whole]")
 ]
+PreviewDecoder = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER|ID|FILE", help="A tiny decoder of its latents, such as TAESD: previews, --decoder tiny."),
+]
+Decoder = Annotated[str | None, typer.Option(metavar="tiny", help="What decodes pictures. [default: the model's autoencoder]")]
 Native = Annotated[
     bool | None,
     typer.Option("--native/--no-native", help="Run a pipeline's denoiser in our network. [default: DiT and PixArt]"),
@@ -227,6 +232,8 @@ class PartOptions:
     quantize: Quantize = None
     offload: Offload = None
     vae_tile: VaeTile = None
+    preview_decoder: PreviewDecoder = None
+    decoder: Decoder = None
     model_option: ModelOption = None
 
     def arguments(self) -> dict[str, Any]:

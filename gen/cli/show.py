@@ -9,6 +9,8 @@ from typing import Any
 
 from gen.io.errors import printable
 
+UNCOUNTED = ("offload", "vae_tile", "preview_decoder", "decoder")  # how a model is kept, beside its weights
+
 
 def aligned(rows: Mapping[str, object]) -> str:
     """name  value, the values in one column."""
@@ -98,7 +100,7 @@ def model_memory(
     from gen.models.pretrained import resolve_device, resolve_dtype
 
     where = resolve_device(device)
-    options = ModelOptions(**{name: value for name, value in parts.items() if name not in ("offload", "vae_tile")})
+    options = ModelOptions(**{name: value for name, value in parts.items() if name not in UNCOUNTED})
     size["vae_tile"] = parts.get("vae_tile")
     planned = plan(model, resolve_dtype(dtype, where), where, batch=batch, options=options, **size)
     return "\n".join(planned.lines())

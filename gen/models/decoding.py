@@ -6,6 +6,7 @@ Latents are (B, C, h, w), pictures (B, 3, H, W).
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,3 +85,22 @@ def to_output_type(shown: Tensor, output_type: str) -> Any:
         return shown.cpu()
     shown = shown.permute(0, 2, 3, 1)
     return ((shown * 255).round().to(torch.uint8) if output_type == "pil" else shown).contiguous().cpu()
+
+
+def set_tiny_decoder(model: Any, source: str | Path | None, decoder: str | None) -> None:
+    """Give a model a tiny decoder for previews, and for pictures too where `decoder` is "tiny". ValueError for one that does
+    not fit, and for models that decode nothing or by an autoencoder of ours."""
+    from gen.models.bridge.tiny import open_tiny
+    from gen.models.bridge.vae import BridgedAutoencoder
+
+    if decoder not in (None, "tiny"):
+        raise ValueError(f"decoder is {decoder!r:.60}; give 'tiny', or leave it out for the model's own.")
+    if source is None:
+        raise ValueError("decoder='tiny' needs a tiny decoder; give preview_decoder (--preview-decoder), such as TAESD.")
+    autoencoder = model.autoencoder
+    if not isinstance(autoencoder, BridgedAutoencoder):
+        raise ValueError(f"The model {model.name!r} has no autoencoder of diffusers; leave preview_decoder out.")
+    tiny = open_tiny(source, autoencoder.channels, autoencoder.factor)
+    model.preview_decoder, model.decoder = tiny.to(model.device), decoder
+    if decoder is not None:
+        model.weights["decoder"] = tiny.digest

@@ -51,6 +51,7 @@ class Model:
     interrupt: end the call under way early.
     in_tiles: the last pictures had to be decoded in tiles.
     vae_tile: pixels on the side of the tiles that pictures are decoded in, None for whole pictures.
+    preview_decoder: a tiny decoder (`gen.models.bridge.tiny`), which decodes pictures too where `decoder` is "tiny".
     quantize: how the denoiser's linear layers were quantised on opening.
     offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
@@ -93,6 +94,8 @@ class Model:
         self.interrupt = False
         self.in_tiles = False
         self.vae_tile: int | None = None
+        self.preview_decoder: Any = None
+        self.decoder: str | None = None
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
         self.weights = dict(weights or {})
@@ -116,6 +119,8 @@ class Model:
         quantize: str | None = None,
         offload: str | None = None,
         vae_tile: int | None = None,
+        preview_decoder: str | Path | None = None,
+        decoder: str | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
     ) -> Self:
@@ -137,6 +142,8 @@ class Model:
             (`gen.models.offload`).
         vae_tile: decode one picture at a time, in tiles of so many pixels a side, at least 64: less memory, and colours that
             may differ slightly between tiles. None: whole, and in tiles only where memory runs out.
+        preview_decoder: a tiny decoder such as TAESD for previews, a folder, hub id or safetensors file (docs/pipelines.md).
+        decoder: "tiny": it decodes finished pictures too.
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
@@ -159,6 +166,10 @@ class Model:
         )
         opened_model.pipeline, opened_model.quantize = opened.pipeline, quantize
         opened_model.vae_tile = None if vae_tile is None else check_int("vae_tile", vae_tile, 64, 1 << 16)
+        if preview_decoder is not None or decoder is not None:
+            from gen.models.decoding import set_tiny_decoder
+
+            set_tiny_decoder(opened_model, preview_decoder, decoder)
         return opened_model
 
     @property
@@ -242,7 +253,10 @@ class Model:
         (`gen.models.decoding`)."""
         images = latents.to(self.device).float()
         if self.autoencoder is not None:
-            images, decode = images / self.config.latent_scale, self.autoencoder.decode
+            images, decode = (
+                images / self.config.latent_scale,
+                (self.preview_decoder if self.decoder else self.autoencoder).decode,
+            )
             if self.vae_tile is None:
                 images = decoded(images, decode, self.factor, self._note_tiles)
             else:
