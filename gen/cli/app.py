@@ -28,6 +28,7 @@ __all__ = ["ENERGIES", "MODULES", "app", "hand_over", "main", "program"]
 # what its commands need inside of them, so that `--help` stays quick.
 COMMANDS = (
     "pictures",  # image, replay
+    "shell",
     "ui",
     "task_options",  # restore, layout, panorama, ...
     "sweep",
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "format_message"):
             print(error.format_message(), file=sys.stderr)  # the help text
         else:
-            print(f"fewstep: {_sentence(error)}", file=sys.stderr)
+            print(f"fewstep: {sentence(error)}", file=sys.stderr)
         return 2
 
 
@@ -129,7 +130,7 @@ def program() -> NoReturn:
     sys.exit(code)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     if hasattr(error, "format_message"):  # wrong usage, in the words of the parser
         context = getattr(error, "ctx", None)
         hint = f" See `{context.command_path} --help`." if context is not None else ""

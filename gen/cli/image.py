@@ -55,6 +55,7 @@ def run(
     format: str | None = None,
     quality: int | None = None,
     grid: Path | None,
+    show: bool = False,
     device: str | None,
     dtype: str | None,
     metadata: bool,
@@ -71,9 +72,8 @@ def run(
     tasks: the keywords of tasks.
     plan: only say what memory it needs.
     """
-    place = Saving(
-        OutputTarget.of(output, format, quality), metadata, None if grid is None else check_png(grid), many_steps=len(steps) > 1
-    )
+    target, sheet = OutputTarget.of(output, format, quality), None if grid is None else check_png(grid)
+    place = Saving(target, metadata, sheet, preview_kind(show), many_steps=len(steps) > 1)
 
     from gen.generator import Generator
 
@@ -110,6 +110,24 @@ def run(
     return 0
 
 
+def preview_kind(show: bool) -> str:
+    """How pictures are shown in this terminal, "none" unless asked for. A warning where it can show none."""
+    if not show:
+        return "none"
+    from gen.cli.terminal_pictures import detect
+
+    if (kind := detect()) == "none":
+        warnings.warn("This terminal does not say that it can show pictures, so none are shown.", stacklevel=2)
+    return kind
+
+
+def show_picture(image: Any, kind: str) -> None:
+    if kind != "none":
+        from gen.cli.terminal_pictures import show
+
+        show(image, kind)
+
+
 def _print_plan(
     model: str,
     parts: Mapping[str, Any],
@@ -139,6 +157,7 @@ class Saving:
     target: OutputTarget
     metadata: bool
     sheet: Path | None
+    preview: str = "none"
     many_steps: bool = False
     saved: list[Path] = field(default_factory=list)
     shown: list[tuple[Any, str]] = field(default_factory=list)
@@ -152,6 +171,7 @@ class Saving:
             path = save_free(image, path, recipe if self.metadata else None, self.target.quality)
             self.saved.append(path)
             print(path, flush=True)
+            show_picture(image, self.preview)
             if self.sheet is not None:
                 self.shown.append((image, "\n".join(filter(None, (label, steps, f"seed {recipe.seed}")))))
 

@@ -65,6 +65,7 @@ def image(
     fast: Fast = None,
     model: AnyModel = None,
     parts: PartOptions,
+    show: Annotated[bool, typer.Option("--show", help="Show the pictures in the terminal too, where it can.")] = False,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a contact sheet.")] = None,
     output: Output = None,
     format: Annotated[
@@ -114,6 +115,7 @@ def image(
         format=format,
         quality=quality,
         grid=grid,
+        show=show,
         device=device,
         dtype=dtype,
         metadata=metadata,

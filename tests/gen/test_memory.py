@@ -132,10 +132,10 @@ def test_with_on_images_nothing_is_kept(generator):
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: f"{type(error).__name__} {str(error)[:20]}")
 def test_the_command_line_says_that_memory_ran_out(error):
-    from gen.cli.app import _sentence
+    from gen.cli.app import sentence
 
-    assert "Memory ran out" in _sentence(error) and "defect" not in _sentence(error)
-    assert "defect of fewstep" in _sentence(RuntimeError("shapes"))
+    assert "Memory ran out" in sentence(error) and "defect" not in sentence(error)
+    assert "defect of fewstep" in sentence(RuntimeError("shapes"))
 
 
 def test_decoding_in_tiles_by_option(generator, tiny_model):
