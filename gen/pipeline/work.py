@@ -56,7 +56,7 @@ def work(recipe: Recipe) -> float:
     branches = 2 + sum(task.branches for task in tasks)
     repeated = 1.0
     tables = [recipe.sampler_options, recipe.guidance_options, *(table for task in tasks for table in task.options)]
-    for value in (*_repeats(tables), *(task.repeats for task in tasks)):
+    for value in (*option_repeats(tables), *(task.repeats for task in tasks)):
         repeated *= max(value, 1.0)
     return pixels * steps * pictures * branches * repeated / 1e6
 
@@ -71,18 +71,18 @@ def _evaluations(sampler: str) -> int:
     return 100 if info.adaptive else max(info.evaluations, 1)
 
 
-def _repeats(tables: Iterable[Options]) -> Iterator[float]:
+def option_repeats(tables: Iterable[Options]) -> Iterator[float]:
     """By how much each option repeats the work of a step."""
     for options in tables:
         for name, value in options.items():
-            for number in value if isinstance(value, tuple) else (value,):
+            for number in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     continue
                 if name in _REPEATS:
                     yield float(number)
                 elif name in ("rtol", "atol"):  # of adaptive steps, which are more where they are smaller; 0.05 is usual
                     yield 0.05 / max(float(number), 1e-12)
-            if name == "scales" and isinstance(value, tuple):
+            if name == "scales" and isinstance(value, tuple | list):
                 yield float(len(value))
 
 

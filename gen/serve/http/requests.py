@@ -16,6 +16,7 @@ from gen.calls.choose import beyond_student
 from gen.calls.keywords import FOLDERS, PICTURES
 from gen.calls.run import python_arguments
 from gen.io.validators import SEED_END, check_float, check_int
+from gen.pipeline.work import option_repeats
 from gen.serve.engine import ServingEngine
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.settings import ServerSettings
@@ -24,7 +25,11 @@ from gen.serve.jobs import ServeJob
 from gen.tasks.energies import energy_info
 
 # of the keywords of a call, those that name files or say what is the server's to say
-REFUSED = (*FOLDERS, "control", "control_weight", "control_range", "control_mode", "batch_size", "batch_invariant")
+REFUSED = (
+    *(*FOLDERS, "control", "control_weight", "control_range", "control_mode"),
+    *("batch_size", "window_batch", "batch_invariant"),
+)
+MAX_REPEATS = 200
 MAX_ADAPTERS = 8
 _PLACE = re.compile(r"[/\\]|\.(safetensors|json|ya?ml|py|pt|pth|bin|ckpt|png)$", re.IGNORECASE)
 
@@ -106,6 +111,13 @@ class Intake:
         steps = given.get("num_inference_steps")
         if steps is not None and check_int("num_inference_steps", steps, 1, 1 << 30) > self.settings.max_steps:
             raise BadRequest(f"{steps} steps are asked for, and {self.settings.max_steps} are the most here.")
+        repeated = 1.0
+        for times in option_repeats([given, *(table for table in given.values() if isinstance(table, Mapping))]):
+            repeated *= max(times, 1.0)
+        if repeated > MAX_REPEATS:
+            raise BadRequest(
+                f"The options repeat the work of a step {repeated:,.0f} times, and {MAX_REPEATS} are the most here."
+            )
         width, height = _size(given, asked)
         if width * height > self.settings.max_pixels:
             raise BadRequest(

@@ -230,6 +230,11 @@ def test_limits(client):
     large = base64.b64encode(png(square(side=65))).decode()
     refused(400, "65 x 65 pixels", image=large)
     refused(400, "256 x 256 pixels", method="upscale", image=base64.b64encode(png(square(side=64))).decode(), scale=4)
+    for options in ({"draws": 100_000}, {"iterations": 20, "scales": [1.0] * 50}):
+        refused(400, "repeat the work of a step", greedy="brightness", greedy_options=options)
+    refused(400, "repeat the work of a step", aesthetic="red", aesthetic_options={"steps": 10**6})
+    refused(400, "repeat the work of a step", sampler="dpm_adaptive", sampler_options={"rtol": 1e-9})
+    refused(400, "window_batch is not taken", method="panorama", window_batch=10_000)
     refused(413, "larger than 2 MiB", image="A" * (3 << 20))
     refused(404, "no model 'gpt-image-2' here; there are tiny, other", "/v1/images/generations", model="gpt-image-2")
     refused(400, "pictures are PNG here", "/v1/images/generations", output_format="svg")
