@@ -22,6 +22,7 @@ from gen.cli.options import (
     Nonfinite,
     Output,
     PartOptions,
+    PreviewDecoder,
     Quiet,
     TextEncoder,
     Vae,
@@ -138,6 +139,7 @@ def replay(
     model: Annotated[str | None, typer.Option(help="The model, where it is not the default one.")] = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
+    preview_decoder: PreviewDecoder = None,
     model_option: ModelOption = None,
     device: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
     dtype: Annotated[str | None, typer.Option(help="[default: the recipe's]")] = None,
@@ -162,7 +164,9 @@ def replay(
         picture,
         output=output,
         model=model,
-        parts=model_arguments({"vae": vae, "text_encoder": text_encoder, "model_options": model_option}),
+        parts=model_arguments(
+            {"vae": vae, "text_encoder": text_encoder, "preview_decoder": preview_decoder, "model_options": model_option}
+        ),
         tasks=tasks.keywords(),
         device=device,
         dtype=dtype,

@@ -59,6 +59,8 @@ def run(
         arguments.setdefault("quantize", recipe.machine.quantize)
     if recipe.machine.vae_tile is not None:
         arguments.setdefault("vae_tile", recipe.machine.vae_tile)
+    if "decoder" in recipe.model.weights:
+        arguments.setdefault("decoder", "tiny")
     generator = Generator.from_pretrained(
         model or recipe.model.name, device or _device(recipe), dtype or recipe.machine.dtype, **arguments
     )

@@ -114,8 +114,25 @@ def test_the_command_line_decodes_by_it(bridged, sources, tmp_path):
 
     pipeline, _ = bridged("stable_diffusion")
     folder, (_, (source, *_)) = pipelines.save(pipeline, tmp_path / "sd"), sources(4)
-    parts = ["--model", folder, "--preview-decoder", source, "--decoder", "tiny"]
-    command = ["image", "a cat", "--steps", 1, "--height", 32, "--width", 32, "-o", tmp_path / "a.png", *parts]
+    parts = ["--model", folder, "--preview-decoder", source]
+    command = [
+        "image",
+        "a cat",
+        "--steps",
+        1,
+        "--height",
+        32,
+        "--width",
+        32,
+        "-o",
+        tmp_path / "a.png",
+        *parts,
+        "--decoder",
+        "tiny",
+    ]
     assert app.main([str(part) for part in command]) == 0
     assert "decoder" in read_recipe(tmp_path / "a.png").model.weights
-    assert app.main([str(part) for part in ("replay", tmp_path / "a.png", *parts)]) == 0
+    again = [str(part) for part in ("replay", tmp_path / "a.png", "-o", tmp_path / "b.png", *parts)]
+    assert app.main(again) == 0
+    assert read_recipe(tmp_path / "b.png").model.weights == read_recipe(tmp_path / "a.png").model.weights
+    assert app.main(again[:-2]) == 2  # it needs the decoder again
