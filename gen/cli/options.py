@@ -104,6 +104,10 @@ PreviewDecoder = Annotated[
     typer.Option(metavar="FOLDER|ID|FILE", help="A tiny decoder of its latents, such as TAESD: previews, --decoder tiny."),
 ]
 Decoder = Annotated[str | None, typer.Option(metavar="tiny", help="What decodes pictures. [default: the model's autoencoder]")]
+AttentionBackend = Annotated[
+    str | None,
+    typer.Option(metavar="BACKEND", help="How attention is computed, a name that `fewstep env` lists. [default: auto]"),
+]
 Native = Annotated[
     bool | None,
     typer.Option("--native/--no-native", help="Run a pipeline's denoiser in our network. [default: DiT and PixArt]"),
@@ -234,6 +238,7 @@ class PartOptions:
     vae_tile: VaeTile = None
     preview_decoder: PreviewDecoder = None
     decoder: Decoder = None
+    attention: AttentionBackend = None
     model_option: ModelOption = None
 
     def arguments(self) -> dict[str, Any]:
@@ -244,6 +249,8 @@ class PartOptions:
 def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Generator.from_pretrained` that were given, from the options of a command."""
     arguments = {name: value for name, value in parts.items() if value is not None and value != []}
+    if "attention" in arguments:
+        arguments["attention_backend"] = arguments.pop("attention")
     if "model_options" in arguments:
         arguments["model_options"] = parse_options(arguments["model_options"])
     return arguments

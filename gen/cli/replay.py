@@ -49,9 +49,10 @@ def run(
     import torch
 
     from gen.generator import Generator
+    from gen.models.attention_choice import from_record
 
     arguments = dict(parts)
-    if recipe.machine.attention == "diffusers":  # a pipeline's own network made it
+    if recipe.machine.attention.startswith("diffusers"):  # a pipeline's own network made it
         arguments["native"] = False
     elif recipe.machine.attention and _native_by_choice(model):
         arguments["native"] = True
@@ -70,7 +71,7 @@ def run(
     if recipe.unrecorded:
         say(f"Note: the recipe does not hold the {printable(', '.join(recipe.unrecorded))}, so the picture will differ.", quiet)
     if hasattr(generator.network, "attention_backend"):
-        generator.network.attention_backend = recipe.machine.attention.split()[0] if recipe.machine.attention else "auto"
+        generator.network.attention_backend = from_record(recipe.machine.attention)
     if generator.device.type == "cpu" and recipe.machine.threads:
         torch.set_num_threads(min(recipe.machine.threads, os.cpu_count() or 1))
     generator.name = recipe.model.name

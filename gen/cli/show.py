@@ -9,7 +9,7 @@ from typing import Any
 
 from gen.io.errors import printable
 
-UNCOUNTED = ("offload", "vae_tile", "preview_decoder", "decoder")  # how a model is kept, beside its weights
+UNCOUNTED = ("offload", "vae_tile", "attention_backend", "preview_decoder", "decoder")  # how it is kept, beside its weights
 
 
 def aligned(rows: Mapping[str, object]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gen.io.images import cut_to
 from gen.io.threads import exclusive
 from gen.io.validators import check_float, check_int
+from gen.models.attention_choice import set_attention
 from gen.models.decoding import decoded, decoded_in_tiles
 from gen.models.folder import ModelConfig, Pipeline, model_config
 from gen.models.offload import check_offload, offload_parts
@@ -121,6 +122,7 @@ class Model:
         vae_tile: int | None = None,
         preview_decoder: str | Path | None = None,
         decoder: str | None = None,
+        attention_backend: str | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
     ) -> Self:
@@ -144,6 +146,8 @@ class Model:
             may differ slightly between tiles. None: whole, and in tiles only where memory runs out.
         preview_decoder: a tiny decoder such as TAESD for previews, a folder, hub id or safetensors file (docs/pipelines.md).
         decoder: "tiny": it decodes finished pictures too.
+        attention_backend: how the denoiser computes attention: auto, math, sdpa, xformers, flex, flash, flash3, sage or cudnn
+            (docs/devices.md); None: auto, and for a network of diffusers its own.
         batch_invariant: that of calls which do not say (`__call__`).
         Raises ValueError with the reason if the model cannot be used.
         """
@@ -170,6 +174,8 @@ class Model:
             from gen.models.decoding import set_tiny_decoder
 
             set_tiny_decoder(opened_model, preview_decoder, decoder)
+        if attention_backend is not None:
+            set_attention(opened_model.network, attention_backend, opened_model.device, opened_model.dtype)
         return opened_model
 
     @property

@@ -8,6 +8,7 @@ import torch
 
 from gen.io.user_code import imported
 from gen.io.version import __version__
+from gen.models.attention_choice import recorded
 from gen.nn.attention import choose
 from gen.pipeline.recipe import BatchRecord as BatchRecord
 from gen.pipeline.recipe import Machine, Recipe
@@ -117,7 +118,7 @@ def _attention(model: Model, network_size: tuple[int, int]) -> str:
     Nothing for a network of the user's own, which has no attention heads in its config.
     """
     network, config = model.network, model.network.config
-    backend = getattr(network, "attention_backend", "auto")
+    backend = recorded(network)
     if backend != "auto":
         return backend
     if not hasattr(config, "heads"):

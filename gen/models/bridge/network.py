@@ -19,6 +19,7 @@ from gen.models.bridge.hooks import hooked
 from gen.models.bridge.ip_adapter.attention import ImagePrompt
 from gen.models.bridge.ip_adapter.file import IPAdapter
 from gen.models.bridge.remembered import Remembering, remembered
+from gen.models.bridge.routed import routing
 from gen.nn.conditions import pad_tokens
 from samplers.denoiser import Condition, Context
 
@@ -42,7 +43,7 @@ class BridgedNetwork(nn.Module):
     takes_image_prompts = False  # IP-Adapters (`gen.models.bridge.ip_adapter`)
     mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
-    attention_backend = "diffusers"  # for the recipe: diffusers chooses it
+    attention_backend = "diffusers"  # or a name of `gen.nn.attention.BACKENDS`, which then computes it
     remembers: Mapping[str, Remembering] = {}  # parts whose results are the same for a whole run
     sample_rows: tuple[str, ...] = ()  # beginnings of modules that see the rows of every sample, one sample after another
 
@@ -84,6 +85,7 @@ class BridgedNetwork(nn.Module):
             return context.memo(f"bridge {name}", (ready,), compute)
 
         with (
+            routing(self.attention_backend),
             remembered(inside(self.network), self.remembers, keep, x.device),
             hooked(self.network, context, x.shape[2] // patch, x.shape[3] // patch),
         ):

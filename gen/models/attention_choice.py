@@ -1,0 +1,46 @@
+"""The attention backend of an opened model, as a user asks for it and as recipes hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gen.nn.attention import BACKENDS
+from samplers.lookup import nearest
+
+OWN = "diffusers"  # of networks of diffusers: their own attention
+
+
+def set_attention(network: Any, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Let a network compute attention by a backend: a name of `gen.nn.attention.BACKENDS`, "auto", or "diffusers" for a network
+    of theirs. ValueError for an unknown one, and for one that cannot run here, with the reason."""
+    if getattr(network, "whole", False):
+        raise ValueError(
+            "A pipeline that runs as a whole computes its attention itself; choose it with the set_attention_backend of its "
+            "network, and leave attention_backend out."
+        )
+    if not hasattr(network, "attention_backend"):
+        raise ValueError(f"A {type(network).__name__} has no attention of fewstep's; leave attention_backend out.")
+    names = ("auto", *BACKENDS, *((OWN,) if getattr(network, "bridged", False) else ()))
+    if backend not in names:
+        near = nearest(str(backend), names)
+        hint = f" Did you mean {near}?" if near else ""
+        raise ValueError(f"Unknown attention backend {backend!r}: choose {', '.join(names)}.{hint}")
+    if backend in BACKENDS and (
+        reason := BACKENDS[backend][1](torch.empty(1, 8, 1, 64, device=device, dtype=dtype), None, None)
+    ):
+        raise ValueError(f"The attention backend {backend!r} cannot run here: {reason}. Choose auto, or leave it out.")
+    network.attention_backend = backend
+
+
+def recorded(network: Any) -> str:
+    """The backend as recipes hold it: "diffusers (math)" for a network of theirs whose attention is ours."""
+    backend = getattr(network, "attention_backend", "auto")
+    return f"{OWN} ({backend})" if getattr(network, "bridged", False) and backend != OWN else backend
+
+
+def from_record(text: str) -> str:
+    """The backend that a recipe asks for: of "auto (sdpa)", what the choice came to here, it is "auto"."""
+    first, _, second = text.partition(" ")
+    return second.strip("()") if first == OWN and second else first or "auto"
