@@ -34,7 +34,6 @@ from gen.io.extras import install
 UNIT = 4  # network calls that are handed over together
 ROUND = 50_000  # pictures of one data set of Ray's, whose units this process holds
 SPARE_CPUS = 2  # of a cluster that is started here, beside those of actors: Ray's own tasks need some
-RETRIES = 10  # of a unit whose actor died
 _SAID = re.compile(r"^(\w+(?:Error|Exception|Exit|Interrupt)): ?(.*)$", re.MULTILINE)  # the end of a traceback
 
 
@@ -222,9 +221,7 @@ def _round(batch: OpenBatch, jobs: Sequence[PictureJob], pool: tuple, bar: Pictu
         batch_size=1,
         batch_format="numpy",
         compute=data.ActorPoolStrategy(size=min(actors, len(units)), max_tasks_in_flight_per_actor=2),
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-        **needs,
+        **needs,  # Ray Data restarts actors, and tries their units again, without a limit
     )
     try:
         for columns in made.iter_batches(batch_size=None, batch_format="numpy"):

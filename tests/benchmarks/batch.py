@@ -81,7 +81,8 @@ def rates(args: argparse.Namespace) -> None:
         begin = seconds(lambda: run_on_ray(few, RayOptions(actors=args.ray), progress=no_bar, say=print))
         whole = seconds(lambda: run_on_ray(settings, RayOptions(actors=args.ray), progress=no_bar, say=print))
         print(f"Ray, {args.ray} actors: {begin:.1f} s for one picture, begin and end included")
-        print(f"{'Ray, beyond that':28} {(len(jobs) - 1) / max(whole - begin, 1e-9):8.2f} pictures/s")
+        beyond = f"{(len(jobs) - 1) / (whole - begin):8.2f} pictures/s" if whole > begin else "too few pictures to tell"
+        print(f"{'Ray, beyond that':28} {beyond}")
 
 
 def _first(source: Path, lines: int) -> Path:

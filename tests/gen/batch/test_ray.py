@@ -45,15 +45,20 @@ def test_what_ray_cannot_begin_is_said(tmp_path):
         run_on_ray(settings, RayOptions(f"127.0.0.1:{port}"), progress=no_bar, say=print)
 
 
-def processes() -> dict[int, str]:
-    """pid -> title of this user's processes."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def descendants() -> dict[int, str]:
+    """pid -> title of every process that this one started, or that one of those did: others' are left alone."""
+    parents, titles = dict[int, int](), dict[int, str]()
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            found[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    return found
+    found, more = {os.getpid()}, True
+    while more:
+        new = {pid for pid, parent in parents.items() if parent in found} - found
+        found, more = found | new, bool(new)
+    return {pid: titles[pid] for pid in found - {os.getpid()} if pid in titles}
 
 
 @pytest.mark.slow
@@ -68,14 +73,15 @@ def test_two_actors_one_of_them_killed(tmp_path, tiny_model, monkeypatch):
     rows = write_rows(tmp_path / "rows.jsonl", [*mixed_rows(), *prompts])
     settings = {"model": str(tiny_model), "device": "cpu", "dtype": "float32", "seed": 5, "batch_size": 4}
     make(rows, tmp_path / "alone", None, **settings)
-    before = set(processes())
     killed: list[int] = []
+    seen: dict[int, str] = {}
 
     def kill_one() -> None:
         """Once pictures come, the newest actor that is at work."""
         while not list((tmp_path / "ray").glob("*.png")):
             time.sleep(0.02)
-        actors = [pid for pid, title in processes().items() if pid not in before and title.startswith("ray::MapWorker")]
+        seen.update(descendants())
+        actors = [pid for pid, title in seen.items() if title.startswith("ray::MapWorker")]
         if actors:
             os.kill(max(actors), signal.SIGKILL)
             killed.append(max(actors))
@@ -91,8 +97,7 @@ def test_two_actors_one_of_them_killed(tmp_path, tiny_model, monkeypatch):
     again = make(rows, tmp_path / "ray", None, **settings)  # one process goes on where actors began
     assert again.made == 0
     deadline = time.monotonic() + 60
-    while (left := [pid for pid, title in processes().items() if pid not in before and "ray" in title.split(" ")[0]]) and (
-        time.monotonic() < deadline
-    ):
+    assert any("raylet" in title for title in seen.values())
+    while (left := [pid for pid in seen if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
