@@ -25,11 +25,11 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
     return Path(text), None
 
 
-def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool) -> Any:
-    """The model of a command as a `Generator`, its --lora files in force."""
+def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool, **parts: Any) -> Any:
+    """The model of a command as a `Generator`, its --lora files in force. parts: further arguments of `from_pretrained`."""
     from gen.generator import Generator
 
-    generator = Generator.from_pretrained(model, device, dtype)
+    generator = Generator.from_pretrained(model, device, dtype, **parts)
     if lora:
         load(generator, lora, quiet)
     return generator

@@ -214,6 +214,22 @@ class CallOptions:
         return call | schedule_keywords(self.schedule)
 
 
+@dataclass(frozen=True)
+class RuleOptions(MethodOptions):
+    """The schedule, guidance and cache of commands beside `fewstep image`, with their options."""
+
+    schedule: Schedule = None
+    guidance: Guidance = None
+    guidance_interval: GuidanceInterval = None
+    cache: Cache = None
+    lora_dir: LoraDir = None
+
+    def keywords(self) -> dict[str, Any]:
+        """As a call of a `Generator` takes them."""
+        own = {"guidance": self.guidance, "guidance_interval": self.guidance_interval, "cache": self.cache}
+        return own | {"lora_dir": self.lora_dir} | super().keywords() | schedule_keywords(self.schedule)
+
+
 def schedule_keywords(schedule: str | None) -> dict[str, Any]:
     """The keywords of a schedule's name, or of a table of levels in a file NAME.json."""
     if not str(schedule).lower().endswith(".json"):

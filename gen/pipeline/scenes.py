@@ -211,7 +211,9 @@ def fixed_loras(prompt: str) -> dict[str, float] | None:
 def adapters_for(model: Model, prompts: Iterable[str], folder: object, syntax: str) -> dict[str, float]:
     """The adapters of a call whose prompts name LoRAs: the model's, with those that all prompts name alike in force, and the
     others known and without weight. Those that are not loaded come from `folder` (a LoRA's name is its file's), and stay
-    loaded. ValueError for a name that is nowhere."""
+    loaded. ValueError for a name that is nowhere, and a folder that is none."""
+    if folder is not None and not isinstance(folder, str | Path):
+        raise ValueError(f"lora_dir is {type(folder).__name__} {folder!r:.80}; give the path of a folder of LoRA files.")
     prompts = list(dict.fromkeys(prompts))
     named = {name for prompt in prompts for name in take_loras(prompt)[1]} if syntax == "full" else set()
     if not named:

@@ -19,10 +19,12 @@ from gen.cli.options import (
     Dtype,
     Guidance,
     GuidanceScale,
+    LoraDir,
     MethodOptions,
     Model,
     Negative,
     Output,
+    PartOptions,
     Quiet,
     Sampler,
     Schedule,
@@ -68,6 +70,7 @@ class WindowOptions(MethodOptions):
     cache: Cache = None
     option: Option = None
     lora: Lora = None
+    lora_dir: LoraDir = None
     model: Model = "default"
     output: Output = None
     device: Device = None
@@ -89,11 +92,12 @@ def panorama(
     sync: Annotated[float, typer.Option(help="SyncDiffusion: how strongly windows are brought together; 0 is not.")] = 0.0,
     sync_distance: Annotated[str, typer.Option(help="What of them: latent, pictures, lpips:FILE.")] = "latent",
     run: WindowOptions,
+    parts: PartOptions,
 ) -> int:
     """Make a picture of any size: windows denoised together, which flow into one another."""
     width, height = sides("--size", size) or (None, None)
     own = {"width": width, "height": height, "circular": circular, "sync": sync, "sync_distance": sync_distance}
-    return _run("panorama", (), list(prompts or []) or None, " ".join(prompts or []), own, run)
+    return _run("panorama", (), list(prompts or []) or None, " ".join(prompts or []), own, run, parts)
 
 
 @grouped
@@ -107,10 +111,11 @@ def outpaint(
     bottom: Annotated[int, typer.Option(help="Likewise.")] = 0,
     recurrence: Annotated[int, typer.Option(help="Passes of every step: more fit better to what is there.")] = 1,
     run: WindowOptions,
+    parts: PartOptions,
 ) -> int:
     """Paint around a picture, which stays as it is to the pixel."""
     own = {"left": left, "right": right, "top": top, "bottom": bottom, "recurrence": recurrence}
-    return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, run)
+    return _run("outpaint", (picture,), prompt, f"{picture.stem} outpainted", own, run, parts)
 
 
 @grouped
@@ -121,9 +126,10 @@ def upscale(
     scale: Annotated[float, typer.Option(help="How many times as wide and tall.")] = 2.0,
     strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
     run: WindowOptions,
+    parts: PartOptions,
 ) -> int:
     """Make a picture larger: enlarged, partly noised, denoised in windows."""
-    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, run)
+    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, run, parts)
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -161,7 +167,15 @@ def _processes(seed: int | None) -> tuple[Any, bool, int | None]:
     return torch.distributed.group.WORLD, torch.distributed.get_rank() == 0, one[0]
 
 
-def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: Mapping[str, Any], run: WindowOptions) -> int:
+def _run(
+    method: str,
+    pictures: tuple,
+    prompt: Any,
+    label: str,
+    method_options: Mapping[str, Any],
+    run: WindowOptions,
+    parts: PartOptions,
+) -> int:
     """Generate and save; returns the exit code. method_options: the arguments that are the command's own."""
     target = OutputTarget.of(run.output)
     call: dict[str, Any] = run.keywords()
@@ -170,7 +184,18 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: 
     for name in ("window", "stride"):
         both = sides(f"--{name}", getattr(run, name))
         call[name] = None if both is None else (both[1], both[0])
-    for name in ("weights", "shift_from", "window_batch", "seed", "sampler", "schedule", "guidance_scale", "guidance", "cache"):
+    for name in (
+        "weights",
+        "shift_from",
+        "window_batch",
+        "seed",
+        "sampler",
+        "schedule",
+        "guidance_scale",
+        "guidance",
+        "cache",
+        "lora_dir",
+    ):
         call[name] = getattr(run, name)
     quiet = run.quiet
 
@@ -178,7 +203,7 @@ def _run(method: str, pictures: tuple, prompt: Any, label: str, method_options: 
 
     group, first_process, call["seed"] = _processes(call["seed"])
     quiet = quiet or not first_process
-    generator = open_with(run.lora or [], run.model, run.device, run.dtype, quiet)
+    generator = open_with(run.lora or [], run.model, run.device, run.dtype, quiet, **parts.arguments())
     call |= _subject(generator, method, prompt) | {"group": group}
     start = time.perf_counter()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Lora, Model, Negative, PlaceOptions, SamplingOptions
+from gen.cli.options import Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions
 from gen.cli.output import make_and_save, say
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def layout(
     background: Annotated[str | None, typer.Option(help="The prompt of what no region covers.")] = None,
     sampling: SamplingOptions,
     negative: Negative = None,
+    rules: RuleOptions,
     lora: Lora = None,
     model: Model = "default",
+    parts: PartOptions,
     place: PlaceOptions,
 ) -> int:
     """Make a picture with a prompt for every region; see docs/regions.md."""
@@ -36,8 +38,8 @@ def layout(
 
     from gen.cli.lora import open_with
 
-    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet)
-    call = {"negative_prompt": negative, **sampling.keywords()}
+    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
+    call = {"negative_prompt": negative, **sampling.keywords(), **rules.keywords()}
     result, took = make_and_save(generator.layout, target, layout.stem, place.quiet, spec, **call)
     first = result.recipes[0]
     about = f"{first.num_inference_steps} steps, {first.nfe:g} evaluations a picture"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Height, Model, PlaceOptions, SamplingOptions, Width
+from gen.cli.options import Height, Lora, Model, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, Width
 from gen.cli.output import check_png, make_and_save, save_free, say
 from gen.cli.values import parse_options
 
@@ -27,7 +27,10 @@ def restore(
     sampling: SamplingOptions,
     height: Height = None,
     width: Width = None,
+    rules: RuleOptions,
+    lora: Lora = None,
     model: Model = "default",
+    parts: PartOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of before and after.")] = None,
     place: PlaceOptions,
 ) -> int:
@@ -36,12 +39,13 @@ def restore(
     sheet = None if grid is None else check_png(grid)
     options = parse_options(option or []) | ({"simulate": True} if simulate else {})
 
-    from gen.generator import Generator, to_pil
+    from gen.cli.lora import open_with
+    from gen.generator import to_pil
     from gen.tasks.restore.task import check_task, make_restoration
 
     check_task(task, options)
-    generator = Generator.from_pretrained(model, place.device, place.dtype)
-    call = {"mask": mask, "height": height, "width": width, **options, **sampling.keywords()}
+    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
+    call = {"mask": mask, "height": height, "width": width, **options, **sampling.keywords(), **rules.keywords()}
     label = f"{picture.stem}-{task}"
     result, took = make_and_save(generator.restore, target, label, place.quiet, picture, task, prompt, **call)
     first = result.recipes[0]

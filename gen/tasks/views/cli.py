@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Height, Lora, Model, Negative, PlaceOptions, SamplingOptions, Width
+from gen.cli.options import Height, Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, Width
 from gen.cli.output import check_png, make_and_save, save_free, say
 
 
@@ -29,8 +29,10 @@ def ambiguous(
     negative: Negative = None,
     height: Height = None,
     width: Width = None,
+    rules: RuleOptions,
     lora: Lora = None,
     model: Model = "default",
+    parts: PartOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of all views.")] = None,
     place: PlaceOptions,
 ) -> int:
@@ -43,8 +45,9 @@ def ambiguous(
     from gen.tasks.views.task import view_of
 
     turns = [view_of(name) for name in views]
-    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet)
+    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
     call = {"pixels_from": pixels_from, "negative_prompt": negative, "height": height, "width": width, **sampling.keywords()}
+    call |= rules.keywords()
     label = f"{prompt} {' '.join(others)}"
     result, took = make_and_save(generator.ambiguous, target, label, place.quiet, prompt, list(others), list(views), **call)
     say(f"{1 + len(turns)} views, {result.recipes[0].num_inference_steps} steps, {took}", place.quiet)
