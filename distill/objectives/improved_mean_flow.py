@@ -40,8 +40,8 @@ class ImprovedMeanFlowConfig(MeanFlowConfig):
     mode: Literal["training"] = "training"
     different: float = Field(default=0.5, ge=0, le=1)
     floor: float = Field(default=1e-2, gt=0)
-    omega: Literal[1.0] = 1.0
-    kappa: Literal[0.0] = 0.0
+    omega: float = Field(default=1.0, ge=1, le=1)
+    kappa: float = Field(default=0.0, ge=0, le=0)
     scale_power: float = Field(default=1.0, ge=0)
 
 
