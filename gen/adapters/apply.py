@@ -305,8 +305,8 @@ class _Hook:
         here = {name: rows for name, rows in active.rows.items() if name in self.terms}
         if here and len(x) != active.batch:
             self._check_rows(len(x), active)
-            of_samples = [value.unflatten(0, (active.batch, -1)) for value in (x, output)]
-            return self.changed(module, *of_samples, active).flatten(0, 1)
+            inside, outside = (value.unflatten(0, (active.batch, -1)) for value in (x, output))
+            return self.changed(module, inside, outside, active).flatten(0, 1)
         if here and (done := self._in_blocks(module, x, output, active)) is not None:
             return done
         groups: dict[Hashable, list[tuple[LowRank, int, float]]] = {}  # by rank and output rows

@@ -101,7 +101,11 @@ def call_of_graph(text: str) -> tuple[Call, tuple[str, ...]]:
 
 
 def _checked(arguments: dict[str, Any], missing: list[str]) -> tuple[Call, tuple[str, ...]]:
-    limits = {"num_inference_steps": (1, 1000), "guidance_scale": (0, 100), "seed": (0, (1 << 63) - 1)}
+    limits: dict[str, tuple[float, float]] = {
+        "num_inference_steps": (1, 1000),
+        "guidance_scale": (0, 100),
+        "seed": (0, (1 << 63) - 1),
+    }
     limits |= dict.fromkeys(("width", "height"), (8, 4096))
     limits |= {"variation_seed": limits["seed"], "variation_strength": (0, 1)}
     limits |= {"hires": (1.01, 8), "hires_steps": (1, 1000), "hires_strength": (0.01, 1)}
@@ -158,7 +162,8 @@ def _value(nodes: Mapping[str, Any], value: Any) -> Any:
 
 def _text_before(nodes: Mapping[str, Any], link: Any) -> str:
     """The first text on the way back from a conditioning."""
-    waiting, seen = [_source(link)], set()
+    waiting = [_source(link)]
+    seen: set[Any] = set()
     while waiting and len(seen) < DEEPEST:
         number = waiting.pop(0)
         if number in seen or number not in nodes:

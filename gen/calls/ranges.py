@@ -37,7 +37,7 @@ def numbers(name: str, text: str, kind: Callable[[str], Any] = int) -> list[Any]
     found: list[Any] = []
     for part in split_values(name, text):
         match = _RANGE.fullmatch(part)
-        texts = [part] if match is None else _steps(name, part, *match.groups(), whole=kind is int)
+        texts = [part] if match is None else _steps(name, part, match[1], match[2], match[3], whole=kind is int)
         try:
             found += [kind(one) for one in texts]
         except ValueError:

@@ -162,7 +162,7 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths
     if bias is not None:
         bias, empty = additive(bias, q.dtype)
         bias = bias.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    parts = (part.transpose(1, 2).contiguous() for part in (q, k, v))
+    q, k, v = (part.transpose(1, 2).contiguous() for part in (q, k, v))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        out = F.scaled_dot_product_attention(*parts, attn_mask=bias, scale=scale).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
     return out if empty is None else out.masked_fill(empty.transpose(1, 2), 0.0)

@@ -103,7 +103,7 @@ def unproject(views: Sequence[View], instances: Tensor, weights: Sequence[Tensor
     there already."""
     back = [view.unproject(one) for view, one in zip(views, instances.chunk(len(views)), strict=True)]
     weights = [view.weight.to(back[0]) for view in views] if weights is None else weights
-    return torch.stack([w * one for w, one in zip(weights, back, strict=True)]).sum(0) / torch.stack(weights).sum(0)
+    return torch.stack([w * one for w, one in zip(weights, back, strict=True)]).sum(0) / torch.stack(list(weights)).sum(0)
 
 
 def conditions(views: Sequence[View], condition: Condition, rows: int) -> Condition:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def repaint(
     the known part's noise takes part in it, so that both halves stay at one level. The solver starts afresh after a jump,
     and every pass draws new noise. Use a solver with noise (euler_a), as the paper does.
     """
-    shape, like = image.shape[1:], {"device": image.device, "dtype": image.dtype}
+    shape, like = image.shape[1:], cast(dict[str, Any], {"device": image.device, "dtype": image.dtype})
     if len(seeds) != len(image):
         raise ValueError(f"RePaint needs one seed per image: {len(seeds)} seeds for {len(image)} images.")
     context, condition = replace(context or Context(), steps=len(levels) - 1, levels=tuple(levels)), condition or Condition()

@@ -66,7 +66,7 @@ def read_checkpoint(
     one tensor and at most `TensorFile.WINDOW` bytes of mapped file.
     """
     source = open_checkpoint(path)
-    options = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
+    options: dict[str, Any] = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
     options = {**options, "text_tokens": text_tokens, "null_length": null_length, "axes": axes}
     options = {name: value for name, value in options.items() if value is not None}
     kind, config = configure(source, format, options)

@@ -131,8 +131,8 @@ class FluxTransformer(JointNetwork):
         """Angles of patches, and of text and then patches."""
 
         def compute() -> tuple[Tensor, Tensor]:
-            sides = (torch.arange(side, dtype=torch.float64, device=x.device) for side in (rows, columns))
-            places = grid_positions(*sides)
+            row, column = (torch.arange(side, dtype=torch.float64, device=x.device) for side in (rows, columns))
+            places = grid_positions(row, column)
             both = torch.cat([places.new_zeros(length, 3), places])
             turned = angles(both, self.config.axes, THETA, x.dtype)
             return turned[length:], turned

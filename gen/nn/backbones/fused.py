@@ -86,7 +86,7 @@ def linear_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
     with without_mode():
         serves = changed is not None and isinstance(layer, nn.Linear) and _serves(layer, x)
         whole = not serves or not changed or all(touched for _, _, touched in changed)
-        if serves and not changed:
+        if serves and not changed and isinstance(layer, nn.Linear):
             return _kernel(layer, x, "gelu", approximate)
     if whole:
         return F.gelu(layer(x), approximate=approximate)

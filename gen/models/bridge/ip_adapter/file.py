@@ -90,7 +90,8 @@ def _weights(path: Path, tensors: Mapping[str, Tensor], network: nn.Module) -> t
         raise CheckpointError(
             path, f"is for a network of {len(numbers)} attentions to text, and this one has {len(places)}; it is for another."
         )
-    keys, values = [], []
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     for number, (_, name, module) in zip(numbers, places, strict=True):
         for kind, kept in (("k", keys), ("v", values)):
             weight = tensors.get(f"{number}.to_{kind}_ip.weight")

@@ -66,6 +66,7 @@ def open_projection(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
     """The projection of the tensors behind `image_proj.` of a file. CheckpointError where they are of no known kind."""
     from diffusers.models import embeddings
 
+    made: nn.Module
     try:
         if "proj.weight" in tensors:
             out, width = tensors["proj.weight"].shape
