@@ -18,6 +18,7 @@ from samplers.registry import solver_names
 from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 from tests.gen.test_batches import HALF, rule_options
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of samplers that spoil pictures at three steps, say
 QUICK = {"num_inference_steps": 3, "output_type": "pt"}  # all bits of float32, which bytes of pictures would hide
 
 
