@@ -161,6 +161,42 @@ def test_a_union_is_told_its_control(bridged, opened):
         generator("a cat", control=EDGES, controlnet=folder, **CALL)
 
 
+def test_a_union_of_sdxl_is_told_its_control(bridged, tmp_path):
+    import diffusers
+
+    pipeline, generator = bridged("sdxl")
+    config = pipeline.unet.config
+    known = (
+        *("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "norm_num_groups"),
+        *("cross_attention_dim", "attention_head_dim", "addition_embed_type", "addition_time_embed_dim"),
+        *("transformer_layers_per_block", "projection_class_embeddings_input_dim", "use_linear_projection"),
+    )
+    width = config.block_out_channels[0]
+    control = pipelines.seeded(
+        diffusers.ControlNetUnionModel, **{name: config[name] for name in known}, num_control_type=4, num_trans_channel=width,
+        num_trans_head=2, num_proj_channel=width, conditioning_embedding_out_channels=(4, 8), seed=5,
+    )  # fmt: skip
+    control.save_pretrained(tmp_path / "union", safe_serialization=True)
+    made = diffusers.StableDiffusionXLControlNetUnionPipeline(**pipeline.components, controlnet=control)
+    made.set_progress_bar_config(disable=True)
+    x = noise(generator, 1)
+    asked = {"control": EDGES, "controlnet": tmp_path / "union", "control_weight": 0.7}
+    found = ours("sdxl", generator, x, 4.0, control_mode=2, **asked)
+    options = {"control_image": [EDGES[None]], "control_mode": [2], "controlnet_conditioning_scale": 0.7}
+    torch.testing.assert_close(found, theirs("sdxl", made, x, 4.0, **options), **CLOSE)
+    others = [ours("sdxl", generator, x, 4.0, control_mode=mode, **asked) for mode in (0, 3)]
+    assert all((other - found).abs().max() > 1e-4 for other in others)
+    prompts = ["a cat", "moon " * 40]  # of unequal length, which are read one by one
+    both = generator(prompts, "blurry", control_mode=1, **asked, **CALL).images
+    for i, prompt in enumerate(prompts):
+        alone = generator(prompt, "blurry", control_mode=1, **asked, **{**CALL, "seed": 1 + i}).images[0]
+        torch.testing.assert_close(alone, both[i], atol=2e-4, rtol=0)
+    with pytest.raises(ValueError, match="is a union; give control_mode"):
+        generator("a cat", **asked, **CALL)
+    with pytest.raises(ValueError, match="give a whole number from 0 to 3"):
+        generator("a cat", control_mode=4, **asked, **CALL)
+
+
 def test_it_acts_within_its_range(opened):
     """A run in which control acts in its first half is that run's first half, and plain from there on."""
     generator, _, folder = opened("stable_diffusion")

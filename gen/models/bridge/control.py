@@ -27,6 +27,7 @@ PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
     "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
+    "ControlNetUnionModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
     "T2IAdapter": ("channels",),
     "FluxControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
     "SD3ControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "caption_projection_dim"),
@@ -42,6 +43,13 @@ class Control:
 
     network: Any
     digest: str
+
+    @property
+    def modes(self) -> int | None:
+        """How many controls a union has, which must be asked for one of; None for a network of one control."""
+        if type(self.network).__name__ == "ControlNetUnionModel":
+            return self.network.config.num_control_type
+        return self.network.config.num_mode if getattr(self.network, "union", False) else None
 
     @property
     def reads_latents(self) -> bool:

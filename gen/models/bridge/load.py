@@ -31,6 +31,7 @@ from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
 CLASSES: dict[str, str] = {
     "UNet2DConditionModel": "diffusers",
     "ControlNetModel": "diffusers",
+    "ControlNetUnionModel": "diffusers",
     "FluxControlNetModel": "diffusers",
     "SD3ControlNetModel": "diffusers",
     "T2IAdapter": "diffusers",

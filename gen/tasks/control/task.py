@@ -134,7 +134,7 @@ def _follow(
     control = _opened(model, folder)
     picture = read_picture("control", source, "RGB")
     picture = fit_and_warn("control", picture, settings.height, settings.width, size_tolerance(model))
-    union = getattr(control.network, "union", False)
+    union = control.modes is not None
     if union != (mode is not None):
         raise ValueError(
             f"The ControlNet {str(folder)!r} is {'a union' if union else 'for one control'}; "
@@ -145,7 +145,7 @@ def _follow(
         network=control.digest,
         weight=check_float("control_weight", weight, -100, 100),
         interval=None if interval in (None, EVERYWHERE) else check_interval("control_range", interval),
-        mode=None if mode is None else check_int("control_mode", mode, 0, 100),
+        mode=None if control.modes is None else check_int("control_mode", mode, 0, control.modes - 1),
     )
     with torch.no_grad():
         read = control.picture(picture.to(model.device), model.autoencoder, model.config.latent_scale)

@@ -34,7 +34,7 @@ class UNet(BridgedNetwork):
         self.guidance_dim = setting(network, "time_cond_proj_dim", 0)
         self.embeds = bool(self.guidance_dim)
 
-    controlled_by: tuple[str, ...] = ("ControlNetModel", "T2IAdapter")
+    controlled_by: tuple[str, ...] = ("ControlNetModel", "ControlNetUnionModel", "T2IAdapter")
     takes_image_prompts = True
 
     def prepare(self, condition: Condition) -> Condition:
@@ -75,14 +75,16 @@ class UNet(BridgedNetwork):
             assert tokens is not None
             lengths: list[int] = [] if mask is None else condition.extra["lengths"].tolist()
             if mask is None or min(lengths) == mask.shape[1]:
-                down, middle = network(x, time, encoder_hidden_states=tokens, controlnet_cond=picture, **shared)
+                given = {**shared, **_seen(network, picture, mode)}
+                down, middle = network(x, time, encoder_hidden_states=tokens, **given)
                 return down, [middle], None
             rows = []
             for i in range(len(x)):
                 row = slice(i, i + 1)
                 own = {name: _rows(value, row) for name, value in shared.items()}
                 seen = tokens[row, : lengths[i]]
-                rows.append(network(x[row], time[row], encoder_hidden_states=seen, controlnet_cond=picture[row], **own))
+                own |= _seen(network, picture[row], None if mode is None else mode[row])
+                rows.append(network(x[row], time[row], encoder_hidden_states=seen, **own))
             skips = [torch.cat(parts) for parts in zip(*(down for down, _ in rows), strict=True)]
             return skips, [torch.cat([middle for _, middle in rows])], None
 
@@ -99,6 +101,15 @@ class UNet(BridgedNetwork):
     def added(self, x: Tensor, condition: Condition) -> dict[str, Tensor | None] | None:
         """Conditions of the network's own beside text and time."""
         return None
+
+
+def _seen(network: Any, picture: Tensor, mode: Tensor | None) -> dict[str, Any]:
+    """What a ControlNet is shown: its picture, and of a union which control that is (B, 1)."""
+    if type(network).__name__ != "ControlNetUnionModel":
+        return {"controlnet_cond": picture}
+    assert mode is not None
+    chosen = F.one_hot(mode[:, 0], network.config.num_control_type).to(picture)
+    return {"controlnet_cond": [picture], "control_type": chosen, "control_type_idx": [mode[:, 0]]}
 
 
 def _rows(value: Any, rows: slice) -> Any:
