@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from gen.adapters import Adapter, write_adapter
 from gen.generator import Generator
@@ -199,3 +200,18 @@ def test_a_whole_pipeline_runs_in_its_turn():
     jobs = [engine.submit(job(seed, client=str(seed), height=32, width=32)) for seed in (1, 2)]
     run_all(engine)
     assert all(pixels(one.result(0)[0][0]) == pixels(alone(generator, one)[0][0]) for one in jobs)
+
+
+def test_without_the_promise_pictures_agree_to_rounding(tiny):
+    """As in any batch; and those with it share no pass with those without."""
+    jobs = [job(seed, batch_invariant=False, prompt=prompt) for seed, prompt in enumerate(["a cat", "a dog", "the moon"])]
+    kept = [job(seed, prompt="a red heart") for seed in (4, 5)]
+    expected = [alone(tiny, one)[0][0] for one in (*jobs, *kept)]
+    engine = engine_of(tiny)
+    for one in (*jobs, *kept):
+        engine.submit(one)
+    run_all(engine)
+    assert engine.pool.loaded["tiny"].collector.passes.shared
+    for one, own in zip(jobs, expected, strict=False):
+        assert torch.allclose(one.result(0)[0][0], own, atol=1e-3)
+    assert all(torch.equal(one.result(0)[0][0], own) for one, own in zip(kept, expected[3:], strict=True))
