@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from nicegui import run, ui
 
@@ -46,6 +46,14 @@ def detail(page: Page, name: str) -> None:
         page.say(str(error), "negative")
         page.tell("pictures")
         return
+
+    def then_close(do: Callable[[Page, str], None]) -> Callable[[], None]:
+        def done() -> None:
+            do(page, name)
+            dialog.close()
+
+        return done
+
     with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-detail"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label(name).classes("fs-caption")
@@ -53,17 +61,17 @@ def detail(page: Page, name: str) -> None:
         with ui.element("div").classes("fs-detail"):
             with ui.element("div").classes("fs-frame"):
                 picture = ui.element("img")
-                picture.props["src"], picture.props["alt"] = f"/pictures/{quote(name)}", name
+                picture.props["src"], picture.props["alt"] = page.studio.gallery.address(name), name
             with ui.element("div").classes("fs-form"):
                 _facts(page, name)
                 said = ui.label("").classes("fs-about").props('role="status" data-replay')
                 with ui.element("div").classes("fs-actions"):
                     for label, icon, action, do in (
-                        ("Use settings", "tune", "d-use", lambda: (use_settings(page, name), dialog.close())),
-                        ("Again, another seed", "autorenew", "d-again", lambda: (draw_again(page, name), dialog.close())),
+                        ("Use settings", "tune", "d-use", then_close(use_settings)),
+                        ("Again, another seed", "autorenew", "d-again", then_close(draw_again)),
                         ("Replay", "replay", "d-replay", lambda: _replay(page, name, said)),
                         ("As code", "code", "d-code", lambda: picture_as_code(page, name)),
-                        ("Delete", "delete", "d-delete", lambda: (delete(page, name), dialog.close())),
+                        ("Delete", "delete", "d-delete", then_close(delete)),
                     ):
                         ui.button(label, icon=icon, on_click=do, color=None).props(
                             f'flat dense size=13px data-action="{action}"'
@@ -224,16 +232,16 @@ def compare(page: Page, first: str, second: str) -> None:
             with ui.element("div").classes("fs-compare"):
                 for name, kind in ((second, ""), (first, "fs-over")):
                     image = ui.element("img").classes(kind)
-                    image.props["src"], image.props["alt"] = f"/pictures/{quote(name)}", name
+                    image.props["src"], image.props["alt"] = page.studio.gallery.address(name), name
             cut = ui.element("input").classes("fs-range")
             cut.props('type=range min=0 max=100 value=50 aria-label="Where the first picture ends"')
         with ui.element("div").classes("fs-pair") as pair:
             for name in (first, second):
                 with ui.element("div").classes("fs-frame"):
                     image = ui.element("img")
-                    image.props["src"], image.props["alt"] = f"/pictures/{quote(name)}", name
-        pair.set_visibility(False)
-        beside.on_value_change(lambda event: (pair.set_visibility(event.value), over.set_visibility(not event.value)))
+                    image.props["src"], image.props["alt"] = page.studio.gallery.address(name), name
+        pair.bind_visibility_from(beside, "value")
+        over.bind_visibility_from(beside, "value", backward=lambda value: not value)
     dialog.open()
 
 

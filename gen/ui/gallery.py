@@ -16,6 +16,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from gen.calls.names import slug
 from gen.io.errors import RecipeError
@@ -69,6 +70,14 @@ class Gallery:
         except (OSError, ValueError):
             pass
         raise ValueError(f"There is no picture {name!r:.80} in the gallery; it may have been moved or deleted.")
+
+    def address(self, name: str, folder: str = "pictures") -> str:
+        """Where a picture (or, of "thumbnails", its thumbnail) is served: another address once the file is another one."""
+        try:
+            changed = os.stat(self.path(name)).st_mtime_ns
+        except (ValueError, OSError):
+            changed = 0
+        return f"/{folder}/{quote(name, safe='')}?{changed}"
 
     def recipe(self, name: str) -> Recipe:
         """What it was made with; RecipeError if it holds no recipe of ours."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 from typing import Any
-from urllib.parse import quote
 
 from nicegui import ui
 
 from gen.calls.errors import sentence
 from gen.ui import dialogs
+from gen.ui.gallery import Entry, Gallery
 from gen.ui.jobs import DrawJob
 from gen.ui.page import Page
 
@@ -30,6 +30,8 @@ class PictureStage:
 
     def __init__(self, page: Page):
         self.page = page
+        self.thumbs: dict[str, Any] = {}
+        self.entries: list[Entry] = []
         self.seen: tuple[int, int] = (0, 0)  # job and preview
         self.pictures: tuple[int, int] = (0, 0)  # job and pictures
         with ui.element("div").classes("fs-frame"):
@@ -101,7 +103,7 @@ class PictureStage:
             self.empty.set_visibility(True)
         else:
             self.image.props["alt"] = name
-            self._put(f"/pictures/{quote(name)}")
+            self._put(self.page.studio.gallery.address(name))
         if self.page.studio.jobs.running is None:
             self.said.set_text(name)
         self._enable()
@@ -114,18 +116,22 @@ class PictureStage:
     def download(self) -> None:
         """The file itself, its recipe in it."""
         try:
-            ui.download.from_url(f"/pictures/{quote(self.page.studio.gallery.path(self.page.shown).name)}", self.page.shown)
+            gallery = self.page.studio.gallery
+            ui.download.from_url(gallery.address(gallery.path(self.page.shown).name), self.page.shown)
         except ValueError as error:
             self.page.say(sentence(error), "negative")
 
     def fill_strip(self) -> None:
         """The thumbnails below, newest first."""
-        names = [entry.name for entry in self.page.studio.gallery.entries()[:RECENT]]
-        self.strip.clear()
-        self.thumbs = {}
-        with self.strip:
-            for name in names:
-                self.thumbs[name] = thumb(name, lambda name=name: self.page.show(name))
+        entries = self.page.studio.gallery.entries()[:RECENT]
+        names = [entry.name for entry in entries]
+        if entries != self.entries:
+            self.entries = entries
+            self.strip.clear()
+            with self.strip:
+                self.thumbs = {
+                    name: thumb(self.page.studio.gallery, name, lambda name=name: self.page.show(name)) for name in names
+                }
         if self.page.shown and self.page.shown not in names and not self._exists(self.page.shown):
             self.page.show(names[0] if names else "")
         self._press()
@@ -137,7 +143,7 @@ class PictureStage:
             return False
 
     def _press(self) -> None:
-        for name, button in getattr(self, "thumbs", {}).items():
+        for name, button in self.thumbs.items():
             button.props(f'aria-pressed="{"true" if name == self.page.shown else "false"}"')
 
     def _enable(self) -> None:
@@ -145,14 +151,14 @@ class PictureStage:
             button.set_enabled(bool(self.page.shown))
 
 
-def thumb(name: str, chosen: Any) -> Any:
+def thumb(gallery: Gallery, name: str, chosen: Any) -> Any:
     """A picture as a button."""
     button = ui.element("button").classes("fs-thumb").on("click", chosen)
     button.props["aria-label"] = name
     button.props["type"] = "button"
     with button:
         image = ui.element("img")
-        image.props["src"] = f"/thumbnails/{quote(name)}"
+        image.props["src"] = gallery.address(name, "thumbnails")
         image.props["alt"] = ""
         image.props["loading"] = "lazy"
     return button

@@ -136,7 +136,10 @@ class Studio:
     # ---- jobs ----
 
     def settled(self, call: Call) -> Call:
-        """With a seed and a model where a call says none: what makes its pictures again is then known."""
+        """With a seed and a model where a call says none, and the folder of the LoRAs that its prompt names: what makes its
+        pictures again is then known."""
+        if self.lora_dir is not None and "<lora:" in str(call.arguments.get("prompt", "")):
+            call = call.with_arguments(lora_dir=str(self.lora_dir))
         if call.arguments.get("seed") is None:
             call = call.with_arguments(seed=secrets.randbelow(1 << 32))
         return replace(call, model=chosen_model(call)) if call.model == AUTOMATIC else call

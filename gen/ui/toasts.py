@@ -22,12 +22,18 @@ class Toasts:
         """Show a message; the oldest goes if there are too many."""
         while len(self.shown) >= MOST:
             self.remove(self.shown[0])
+
+        def act() -> None:
+            self.remove(toast)
+            if do is not None:
+                do()
+
         with self.place, ui.element("div").classes(f"fs-toast fs-{kind}") as toast:
             toast.props(f'data-kind="{kind}" role="{"alert" if kind == "negative" else "status"}"')
             ui.label(text)
             if do is not None:
-                act = ui.button(action, on_click=lambda: (self.remove(toast), do()), color=None)
-                act.props(f'flat dense data-action="{action.lower()}"')
+                button = ui.button(action, on_click=act, color=None)
+                button.props(f'flat dense data-action="{action.lower()}"')
             close = ui.button(icon="close", on_click=lambda: self.remove(toast), color=None)
             close.props('flat dense round size=sm aria-label="Close"')
             if kind != "negative":

@@ -32,14 +32,19 @@ def build(page: Page) -> None:
         grid = ui.element("div").classes("fs-grid").props('role="group" aria-label="Pictures"')
         more = ui.button("More", on_click=lambda: enlarge(), color=None).props("flat")
 
+    drawn: list[tuple[str, int]] = []
+
     def fill() -> None:
         words = str(state["words"] or "").lower().split()
         entries = [one for one in page.studio.gallery.entries() if all(word in one.name.lower() for word in words)]
         count.set_text(f"{len(entries)} picture{'s' * (len(entries) != 1)} in {page.studio.gallery.folder.name}")
-        grid.clear()
-        with grid:
-            for entry in entries[: int(state["shown"] or 0)]:
-                thumb(entry.name, lambda name=entry.name: chosen(name))
+        names = [(entry.name, entry.changed) for entry in entries[: int(state["shown"] or 0)]]
+        if names != drawn:  # else what is about to be clicked would be made anew
+            drawn[:] = names
+            grid.clear()
+            with grid:
+                for name, _ in names:
+                    thumb(page.studio.gallery, name, lambda name=name: chosen(name))
         more.set_visibility(len(entries) > int(state["shown"] or 0))
 
     def chosen(name: str) -> None:

@@ -59,6 +59,15 @@ def test_what_is_deleted_comes_back(gallery, made):
     assert gallery.delete(name) == name and gallery.delete("a-red-heart-5-1.png") == "a-red-heart-5-1.png"
 
 
+def test_another_file_of_a_name_has_another_address(gallery, made):
+    name = fill(gallery, made)[0]
+    first = gallery.address(name)
+    assert first == gallery.address(name) and first.startswith("/pictures/a-red-heart-5.png?")
+    gallery.delete(name)
+    assert gallery.save(made.images[1], made.recipes[0]) == name and gallery.address(name) != first
+    assert gallery.address("a b?#.png", "thumbnails") == "/thumbnails/a%20b%3F%23.png?0"
+
+
 def test_no_name_leads_out_of_the_folder(gallery, made, tmp_path):
     fill(gallery, made)
     made.images[0].save(tmp_path / "secret.png")

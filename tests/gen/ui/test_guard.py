@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -104,3 +105,14 @@ def test_a_taken_port_is_passed_over_or_said():
     finally:
         first.close()
         second.close()
+
+
+def test_without_its_packages_the_page_says_what_to_install(monkeypatch, tmp_path):
+    from gen.ui.server import serve
+    from gen.ui.studio import Studio
+
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    studio = Studio(tmp_path)
+    with pytest.raises(ValueError, match=r"needs the package nicegui: .*pip install -e '\.\[ui\]'"):
+        serve(studio, browser=False)
+    studio.close()

@@ -298,7 +298,7 @@ def test_the_gallery_replays_deletes_and_compares(page, site):
     draw(page, "a purple flower")
     ended(page)
     page.locator("[data-tab=gallery]").click()
-    page.get_by_label("a-purple-flower-101.png", exact=True).last.click()
+    page.locator(".fs-grid").get_by_label("a-purple-flower-101.png").click()
     page.locator("[data-action=d-replay]").click()
     page.get_by_text("Made again: equal to the last byte.").wait_for()
     page.locator("[data-action=d-delete]").click()

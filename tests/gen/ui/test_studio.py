@@ -146,6 +146,20 @@ def test_a_picture_gives_its_call_back_and_replays(studio, tiny_model):
     assert studio.call_of(foreign)[0].model == "automatic"
 
 
+def test_a_prompt_names_loras_of_the_folder(studio):
+    """And is not the student's then, which takes none."""
+    named = Call({"prompt": "a cat <lora:style:0.5>"}, model="automatic")
+    settled = studio.settled(named)
+    assert settled.arguments["lora_dir"] == str(studio.lora_dir) and settled.model == "default"
+    (studio.lora_dir / "more" / "style.safetensors").rename(studio.lora_dir / "style.safetensors")
+    plain, with_it, after = done(studio, call(studio), call(studio, prompt="a red heart <lora:style:0.5>"), call(studio))
+    assert [studio.gallery.recipe(job.pictures[0]).adapters for job in (plain, with_it, after)] == [{}, {"style": 0.5}, {}]
+    again, missing = studio.call_of(with_it.pictures[0])
+    assert missing == ()
+    first, second = (studio.gallery.path(job.pictures[0]).read_bytes() for job in (with_it, done(studio, again)[0]))
+    assert first == second
+
+
 def test_models_of_other_kinds_are_asked_for_what_they_read(class_model, pixel_model, studio):
     for folder, prompt, name in ((class_model, "dog", "image-3.png"), (pixel_model, "", "image-3-1.png")):
         job = done(studio, Call({"prompt": prompt, "seed": 3, "num_inference_steps": 1}, model=str(folder)))[0]
