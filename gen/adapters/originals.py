@@ -352,7 +352,7 @@ def originals(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
 
 
 # our network -> how those who publish adapters for its family spell the names of diffusers' layers
-SPELLED: dict[str, Rows] = {"MMDiT": SD3, "FluxTransformer": FLUX}
+SPELLED: dict[str, Rows] = {"MMDiT": SD3, "FluxTransformer": FLUX, "ZImageTransformer": Z_IMAGE}
 
 
 def composed(

@@ -31,7 +31,7 @@ from samplers import path as paths
 from samplers.denoiser import Network, NetworkDenoiser
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux"),
+    "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux", "qwen_image", "z_image"),
     "autoencoder": ("autoencoder", "diffusers_autoencoder"),
     "text_encoder": ("text_encoder", "t5", "clip"),
 }

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 OWN, THEIRS = "fewstep", "diffusers"
 # our network -> diffusers' format of it; a DiT has two
-THEIR_FORMATS = {"MMDiT": "diffusers-sd3", "FluxTransformer": "diffusers-flux"}
+THEIR_FORMATS = {
+    "MMDiT": "diffusers-sd3",
+    "FluxTransformer": "diffusers-flux",
+    "QwenImageTransformer": "diffusers-qwen-image",
+    "ZImageTransformer": "diffusers-z-image",
+}
 # how noise and sampler are spelled in a scheduler's config
 BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012)}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}

@@ -33,6 +33,8 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
     "mmdit": ("gen.nn.backbones.mmdit", "MMDiTConfig", "MMDiT"),
     "flux": ("gen.nn.backbones.flux", "FluxConfig", "FluxTransformer"),
+    "qwen_image": ("gen.nn.backbones.qwen_image", "QwenImageConfig", "QwenImageTransformer"),
+    "z_image": ("gen.nn.backbones.z_image", "ZImageConfig", "ZImageTransformer"),
     "autoencoder": ("gen.nn.autoencoder", "AutoencoderConfig", "Autoencoder"),
     "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),

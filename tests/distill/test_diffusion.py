@@ -105,9 +105,15 @@ class LatentSource:
         return batch
 
 
-@pytest.mark.parametrize("network", ["uvit", "dit"])
+TEXT = {"text_tokens": 4, "text_dim": 6}
+
+
+@pytest.mark.parametrize("network", ["uvit", "dit", "mmdit", "flux", "qwen_image", "z_image"])
 def test_a_backbone_resumes_bit_for_bit(tmp_path, network):
     sizes = {"size": 4, "patch": 2, "channels": 2, "dim": 16, "depth": 3, "heads": 2, "num_classes": 3}
+    sizes |= TEXT if network not in ("uvit", "dit") else {}
+    sizes |= {"axes": [2, 2, 4]} if network in ("flux", "qwen_image", "z_image") else {}
+    sizes |= {"single_depth": 2} if network == "flux" else {}
 
     def trainer(output, max_steps):
         torch.manual_seed(0)

@@ -24,6 +24,13 @@ DIMR = {"size": 4, "channels": 2, "num_classes": 3, "stages": [
     {"kind": "convnext", "dim": 8, "hidden": 16, "depth": 2, "patch": 1},
 ]}  # fmt: skip
 NETWORKS = {"uvit": {"type": "uvit", **SIZES}, "dit": {"type": "dit", **SIZES}, "dimr": {"type": "dimr", **DIMR}}
+READS = {**SIZES, "text_tokens": 4, "text_dim": 6, "depth": 2}
+NETWORKS |= {
+    "mmdit": {"type": "mmdit", **READS, "dual_blocks": 1, "pooled_text": True},
+    "flux": {"type": "flux", **READS, "single_depth": 1, "axes": [2, 2, 4]},
+    "qwen_image": {"type": "qwen_image", **READS, "axes": [2, 2, 4]},
+    "z_image": {"type": "z_image", **READS, "axes": [2, 2, 4], "refiner_depth": 1},
+}
 # those of a case of their own (cases.py): they do not draw pictures
 OTHERS = {"autoencoder", "text_encoder", "influence"}
 TAUGHT = {"latent_consistency": {"teacher": {"steps": 6}, "steps": 2}, "distribution_matching": {"steps": 2}}

@@ -102,6 +102,34 @@ def call_flux(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Te
     return unpacked(out.sample, x)
 
 
+QWEN = {
+    "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+Z_IMAGE = {
+    "in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": WIDTH,
+    "axes_dims": [4, 6, 6], "axes_lens": [1024, 64, 64],
+}  # fmt: skip
+
+
+def call_qwen(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    from gen.models.bridge.families.flux import packed, unpacked
+
+    out = network(
+        hidden_states=packed(x),
+        timestep=time,
+        encoder_hidden_states=condition.tokens,
+        encoder_hidden_states_mask=condition.mask,
+        img_shapes=[[(1, x.shape[2] // 2, x.shape[3] // 2)]] * len(x),
+    )
+    return unpacked(out.sample, x)
+
+
+def call_z_image(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    captions = [row[keep] for row, keep in zip(condition.tokens, condition.mask, strict=True)]
+    return -torch.stack(network(list(x.unsqueeze(2)), 1 - time, captions, return_dict=False)[0])[:, :, 0]
+
+
 FAMILIES = {
     "sd3": Family(
         "SD3Transformer2DModel",
@@ -129,6 +157,25 @@ FAMILIES = {
         pipeline="flux",
         guided=True,
     ),
+    "qwen_image": Family(
+        "QwenImageTransformer2DModel",
+        {"published": QWEN},
+        call_qwen,
+        ("diffusers-qwen-image", "diffusers-qwen-image"),
+        scale=1.0,
+        masked=True,
+        pipeline="qwen_image",
+    ),
+    "z_image": Family(
+        "ZImageTransformer2DModel",
+        {"published": Z_IMAGE, "no refiners": Z_IMAGE | {"n_refiner_layers": 0}},
+        call_z_image,
+        ("diffusers-z-image", "z-image"),
+        scale=1.0,
+        masked=True,
+        rest={"axes": (4, 6, 6)},
+        pipeline="z_image",
+    ),
 }  # fmt: skip
 CASES = [(name, variant) for name, family in FAMILIES.items() for variant in family.variants]
 
@@ -137,4 +184,6 @@ TINY = {"size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2,
 OWN: dict[str, dict[str, Any]] = {
     "mmdit": {"type": "mmdit", **TINY, "depth": 3, "dual_blocks": 1, "pooled_text": True},
     "flux": {"type": "flux", **TINY, "single_depth": 2, "axes": [4, 4, 8], "pooled_text": True},
+    "qwen_image": {"type": "qwen_image", **TINY, "axes": [4, 6, 6]},
+    "z_image": {"type": "z_image", **TINY, "axes": [4, 6, 6], "refiner_depth": 1},
 }

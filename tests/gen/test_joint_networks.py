@@ -61,8 +61,11 @@ def test_a_fresh_network_is_zero_and_learns_everywhere(kind):
     randomise(fresh, 3)
     mixed = Condition(condition.label, condition.tokens, condition.mask & torch.tensor([[True], [False], [True]]), extra=extra)
     fresh(x, time, mixed).square().sum().backward()
-    still = [name for name, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not still
+    assert not [name for name, p in fresh.named_parameters() if p.grad is None]
+    still = {name for name, p in fresh.named_parameters() if not p.grad.any()}
+    # the published layout of Qwen-Image has weights for text that no block reads any more
+    spare = "blocks.1.text." if kind == "qwen_image" else "\0"
+    assert not {name for name in still if not name.startswith(spare)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

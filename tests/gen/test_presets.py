@@ -75,6 +75,8 @@ SHAPES = {
     "PixArt": {"type": "dit", **TEXT, "modulation": "adaln_single", "size_conditions": True},
     "MMDiT": {"type": "mmdit", **TEXT, "pooled_text": True, "dual_blocks": 2, "num_classes": 3},
     "FLUX": {"type": "flux", **TEXT, "single_depth": 2, "axes": [4, 4, 4], "scalars": ["guidance"]},
+    "Qwen-Image": {"type": "qwen_image", **TEXT, "axes": [4, 4, 4]},
+    "Z-Image": {"type": "z_image", **TEXT, "axes": [4, 4, 4]},
     "MMDiT of 3": {"type": "mmdit", **TEXT, "padded_text": False, "qk_norm": "none", "scalars": ["guidance"]},
 }
 # name -> (diffusers' class, its config as published)
@@ -98,6 +100,8 @@ DIFFUSERS = {
     ),
     "flux.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "flux.1-schnell": ("FluxTransformer2DModel", {}),
+    "qwen-image": ("QwenImageTransformer2DModel", {}),
+    "z-image": ("ZImageTransformer2DModel", {}),
 }
 
 

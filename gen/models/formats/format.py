@@ -27,6 +27,7 @@ class Format:
     published: fixed values that a network may differ in with a warning, since they change how weights are used and not what
         they are.
     absent: tensors of ours that the format has no place for.
+    ignored: names that files may have and that no network of the kind uses.
     positions: its name of fixed sine-cosine positions, which are checked against ours; optional: the file may lack them.
     config_in, config_out: a diffusers folder's config.json to settings, and back.
     """
@@ -42,6 +43,7 @@ class Format:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     published: frozenset[str] = frozenset()
     absent: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     positions: str | None = None
     positions_optional: bool = False
     config_in: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

@@ -149,7 +149,7 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
     """The network's slots, once names, shapes and dtypes of the file are found to be theirs."""
     slots, tensors, shapes, dtypes = slots_of(kind, network), own_tensors(network), source.shapes, source.dtypes
     missing = sorted(slots.keys() - shapes.keys() - ({kind.positions} if kind.positions_optional else set()))
-    unknown = sorted(shapes.keys() - slots.keys())
+    unknown = sorted(shapes.keys() - slots.keys() - set(kind.ignored))
     problems = [f"lacks {listed(missing)}"] * bool(missing)
     if unknown:
         problems.append(f"has unknown {listed(unknown)}{nearest(unknown[0], missing or slots)}")
@@ -175,7 +175,7 @@ def _fit(source: CheckpointFiles, kind: Format, network: nn.Module, dtype: torch
 
 def _place(network: nn.Module, slots: Mapping[str, Slots], source: CheckpointFiles, dtype: torch.dtype | None, device) -> None:
     """Give every tensor of the network its device and dtype. Nothing has been written to them, so no memory is used twice."""
-    dtypes = {slot.name: DTYPES[spelled] for name, spelled in source.dtypes.items() for slot in slots[name]}
+    dtypes = {slot.name: DTYPES[spelled] for name, spelled in source.dtypes.items() for slot in slots.get(name, ())}
     usual = dtype or next(iter(dtypes.values()))
     for prefix, module in network.named_modules():
         for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
@@ -191,8 +191,8 @@ def _place(network: nn.Module, slots: Mapping[str, Slots], source: CheckpointFil
 def _fill(network: nn.Module, kind: Format, slots: Mapping[str, Slots], source: CheckpointFiles, allow_nonfinite: bool) -> None:
     tensors, filled = own_tensors(network), dict[Slots, str]()
     for name, tensor in source.tensors(allow_nonfinite):
-        slot = slots[name]
-        if len(slot) > 1:
+        slot = slots.get(name, ())  # none where the name is ignored
+        if len(slot) != 1:
             targets = [one.of(tensors) for one in slot]
             for target, part in zip(targets, tensor.split([len(target) for target in targets]), strict=True):
                 target.copy_(part)

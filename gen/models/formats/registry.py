@@ -8,14 +8,30 @@ from typing import Any
 from torch import nn
 
 from gen.io.weights import listed
-from gen.models.formats import diffusers_dit, diffusers_flux, diffusers_pixart, diffusers_sd3, dit, flux, pixart, sd3, uvit
+from gen.models.formats import (
+    diffusers_dit,
+    diffusers_flux,
+    diffusers_pixart,
+    diffusers_qwen_image,
+    diffusers_sd3,
+    diffusers_z_image,
+    dit,
+    flux,
+    pixart,
+    sd3,
+    uvit,
+    z_image,
+)
 from gen.models.formats.format import Format
 from gen.models.formats.table import Slots, nearest
 from gen.nn.registry import COMPONENTS
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (uvit, dit, pixart, diffusers_dit, diffusers_pixart, sd3, diffusers_sd3, flux, diffusers_flux)
+    for module in (
+        *(uvit, dit, pixart, diffusers_dit, diffusers_pixart, sd3, diffusers_sd3, flux, diffusers_flux),
+        *(diffusers_qwen_image, z_image, diffusers_z_image),
+    )
 }
 
 

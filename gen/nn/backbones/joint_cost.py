@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from gen.nn.backbones.flux import FluxConfig
     from gen.nn.backbones.joint_network import JointConfig
     from gen.nn.backbones.mmdit import MMDiTConfig
+    from gen.nn.backbones.qwen_image import QwenImageConfig
+    from gen.nn.backbones.z_image import ZImageConfig
 
 
-def _conditions(total: Cost, config: JointConfig, time_dim: int) -> None:
+def _conditions(total: Cost, config: JointConfig, time_dim: int, time_hidden: int | None = None) -> None:
     """Layers that read conditions; text and pooled text are read once per run."""
-    total.mlp(1, FREQUENCIES, time_dim, time_dim)
+    total.mlp(1, FREQUENCIES, time_hidden or time_dim, time_dim)
     for _ in config.scalars:
         total.mlp(1, FREQUENCIES, time_dim, time_dim)
     if config.num_classes:
@@ -83,4 +85,50 @@ def _flux(config: FluxConfig) -> Cost:
     return total
 
 
-JOINT_COSTS: dict[str, Callable[[Any], Cost]] = {"MMDiTConfig": _mmdit, "FluxConfig": _flux}
+def _qwen_image(config: QwenImageConfig) -> Cost:
+    total, patches, text = Cost(), config.grid**2, config.text_tokens
+    total.linear(patches, config.patch**2 * config.channels, config.dim)
+    _conditions(total, config, config.dim)
+    total.parameters += config.text_dim  # the norm of text
+    for _ in range(config.depth):
+        _stream(total, config, patches, norms=True)
+        _stream(total, config, text, norms=True)
+    total.flops += config.depth * 4 * (patches + text) ** 2 * config.dim
+    _head(total, config, patches)
+    return total
+
+
+def _z_image(config: ZImageConfig) -> Cost:
+    from gen.nn.backbones.z_image import TIME_DIM, TIME_HIDDEN, WHOLE
+
+    total, dim, hidden, time_dim = Cost(), config.dim, int(config.dim * config.mlp_ratio), min(config.dim, TIME_DIM)
+    patches, text = (-(-count // WHOLE) * WHOLE for count in (config.grid**2, config.text_tokens))
+
+    def blocks(count: int, tokens: int, modulated: bool) -> None:
+        for _ in range(count):
+            if modulated:
+                total.linear(1, time_dim, 4 * dim)
+            total.parameters += 4 * dim + 2 * (dim // config.heads)
+            total.linear(tokens, dim, 3 * dim, bias=False)
+            total.linear(tokens, dim, dim, bias=False)
+            total.linear(tokens, dim, 2 * hidden, bias=False)
+            total.linear(tokens, hidden, dim, bias=False)
+            total.flops += 4 * tokens * tokens * dim
+
+    total.linear(config.grid**2, config.patch**2 * config.channels, dim)
+    _conditions(total, config, time_dim, TIME_HIDDEN)
+    total.parameters += config.text_dim + 2 * dim  # the norm of text, what fills up text and patches
+    blocks(config.refiner_depth, patches, modulated=True)
+    blocks(config.refiner_depth, 0, modulated=False)  # once per run
+    blocks(config.depth, patches + text, modulated=True)
+    total.linear(1, time_dim, dim)
+    total.linear(config.grid**2, dim, config.patch**2 * config.channels)
+    return total
+
+
+JOINT_COSTS: dict[str, Callable[[Any], Cost]] = {
+    "MMDiTConfig": _mmdit,
+    "FluxConfig": _flux,
+    "QwenImageConfig": _qwen_image,
+    "ZImageConfig": _z_image,
+}

@@ -84,10 +84,12 @@ class JointNetwork(nn.Module):
     scalar_scales: ClassVar[Mapping[str, float]] = {}
     config: JointConfig
 
-    def add_conditions(self, config: JointConfig, time_dim: int, text_embed: nn.Module | None = None) -> None:
-        """The layers that read conditions; text_embed: a linear layer unless given."""
+    def add_conditions(
+        self, config: JointConfig, time_dim: int, text_embed: nn.Module | None = None, time_hidden: int | None = None
+    ) -> None:
+        """The layers that read conditions; text_embed: a linear layer unless given; time_hidden: as wide as time_dim."""
         dim = config.dim
-        self.time_embed = TimeMLP(FREQUENCIES, time_dim, time_dim)
+        self.time_embed = TimeMLP(FREQUENCIES, time_dim, time_hidden or time_dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, time_dim) if config.num_classes else None
         self.scalar_embeds = ExtraScalars(config.scalars, time_dim, self.scalar_scales)
         self.text_embed = text_embed or nn.Linear(config.text_dim, dim)

@@ -99,7 +99,14 @@ def _flux() -> dict[str, Row]:
     }
 
 
-PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr(), **_mmdit(), **_flux()}
+# read by language models: Qwen-Image (arXiv 2508.02324) of 20 billion parameters, Z-Image (arXiv 2511.22699) of 6
+_READ: Row = {**LATENT_16, "text_tokens": 512}
+LANGUAGE: dict[str, Row] = {
+    "qwen-image": {"type": "qwen_image", **_READ, "text_dim": 3584, "dim": 3072, "depth": 60, "heads": 24},
+    "z-image": {"type": "z_image", **_READ, "text_dim": 2560, "dim": 3840, "depth": 30, "heads": 30},
+}
+
+PRESETS: dict[str, Row] = {**_uvit(), **_dit(), **_pixart(), **_dimr(), **_mmdit(), **_flux(), **LANGUAGE}
 
 
 def preset(name: str, **changes: Any) -> Row:

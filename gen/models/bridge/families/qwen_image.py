@@ -108,6 +108,8 @@ FAMILY = Family(
     defaults=defaults,
     size=lambda backbone, factor: 128 * factor,
     own_sigmas=True,
+    native="diffusers-qwen-image",
+    native_usual=False,
 )
-EDIT = replace(FAMILY, name="Qwen-Image-Edit", network=network(QwenImageEdit), reader=reader(EDIT_CHAT))
-EDIT_PLUS = replace(FAMILY, name="Qwen-Image-Edit-Plus", network=network(QwenImageEditPlus), reader=reader(PLUS_CHAT))
+EDIT = replace(FAMILY, name="Qwen-Image-Edit", network=network(QwenImageEdit), reader=reader(EDIT_CHAT), native=None)
+EDIT_PLUS = replace(EDIT, name="Qwen-Image-Edit-Plus", network=network(QwenImageEditPlus), reader=reader(PLUS_CHAT))

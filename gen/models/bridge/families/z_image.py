@@ -59,5 +59,7 @@ FAMILY = Family(
     defaults=lambda backbone: {"num_inference_steps": 50, "guidance_scale": 6.0},
     size=lambda backbone, factor: 128 * factor,
     own_sigmas=True,
+    native="diffusers-z-image",
+    native_usual=False,
     few={"turbo": 8},
 )
