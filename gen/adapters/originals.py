@@ -7,7 +7,7 @@ modulations are (shift, scale) where diffusers' `AdaLayerNormContinuous` has (sc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import nn
@@ -360,17 +360,22 @@ def composed(
 ) -> Iterator[tuple[str, tuple[Target, ...]]]:
     """`originals` of our own networks, by way of the names that diffusers has for their layers, which `targets` has."""
     for theirs, parts in _listed(SPELLED.get(type(network).__name__, ()))(network, dict.fromkeys(targets, network)):
-        found = [targets.get(part, ()) for part in parts]
-        if len(found) == 1 and found[0]:
-            yield theirs, found[0]
-        if len(found) < 2 or any(len(one) != 1 for one in found):
-            continue
-        pieces, stop = [], 0
-        for (target,) in found:
-            start, end = target.rows or (0, cast("nn.Linear", modules[target.module]).out_features)
-            pieces.append(Target(target.module, target.rows, (stop, stop + end - start)))
-            stop += end - start
-        yield theirs, tuple(pieces)
+        if found := side_by_side([targets.get(part, ()) for part in parts], modules):
+            yield theirs, found
+
+
+def side_by_side(parts: Sequence[tuple[Target, ...]], modules: Mapping[str, nn.Module]) -> tuple[Target, ...]:
+    """Where a layer goes whose rows are those of several layers, one after another; () where one of them goes nowhere."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(len(one) != 1 for one in parts):
+        return ()
+    pieces, stop = [], 0
+    for (target,) in parts:
+        start, end = target.rows or (0, cast("nn.Linear", modules[target.module]).out_features)
+        pieces.append(Target(target.module, target.rows, (stop, stop + end - start)))
+        stop += end - start
+    return tuple(pieces)
 
 
 def in_files(network: nn.Module, name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gen.adapters.adapter import Adapter
 from gen.adapters.delta import AdapterError, Delta
 from gen.adapters.join import joined
-from gen.adapters.originals import composed, in_files, originals
+from gen.adapters.originals import composed, in_files, originals, side_by_side
 from gen.adapters.report import SHOWN, LoadReport, nearest
 from gen.adapters.targets import Target, stacked
 
@@ -61,7 +61,7 @@ class Index:
             self._add(name, targets)
         self._split()
         self._published(network)
-        for name, targets in composed(network, self.targets, self.modules):
+        for name, targets in [*composed(network, self.targets, self.modules), *self._fused_elsewhere()]:
             self._add(name, targets)
         self.underscored: dict[str, set[tuple[Target, ...]]] = {}
         real = {name.replace(".", "_") for name in self.modules}
@@ -104,6 +104,19 @@ class Index:
                     targets.append(Target(name, rows, (stop, stop + size) if len(pieces) > 1 else None))
                     stop += size
                 self._add(theirs.rpartition(".")[0], tuple(targets))
+
+    def _fused_elsewhere(self) -> Iterator[tuple[str, tuple[Target, ...]]]:
+        """Fused names for rows of our projections that published files have apart; of a DiT they are there already."""
+        if not type(self.network).__module__.startswith("gen.nn.backbones.") or type(self.network).__name__ == "DiT":
+            return
+        for parent in {name.rpartition(".")[0] for name in self.targets if name.endswith(".to_v")}:
+            for fused, parts in FUSED.items():
+                rows = [
+                    next((self.targets[f"{parent}.{n}"] for n in names if f"{parent}.{n}" in self.targets), ())
+                    for names in parts
+                ]
+                if targets := side_by_side(rows, self.modules):
+                    yield f"{parent}.{fused}", targets
 
     def _split(self) -> None:
         """Fused names for modules that are apart."""
