@@ -12,6 +12,13 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# keywords that belong to opening a model, not to calling it
+OPENING = (
+    *("device", "dtype", "revision", "vae", "text_encoder", "native", "variant", "quantize", "offload", "vae_tile"),
+    *("preview_decoder", "decoder", "model_options"),
+)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What is said of a model beside its name: see `Generator.from_pretrained`."""

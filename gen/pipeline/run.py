@@ -296,7 +296,10 @@ def _denoiser(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tup
     settings, stack = batch.settings, batch.settings.guidance
     for name, task in settings.tasks.items():
         if task.traits.guides_itself:
-            guided = task.wrap_network(batch.model.denoiser, batch)
+            guided = batch.model.denoiser
+            for other in settings.tasks.values():
+                guided = other.wrap_network(guided, batch) if other.traits.by_level else guided
+            guided = task.wrap_network(guided, batch)
             return watch.stage(f"network or the guidance of {name}", guided), settings.solver
     network = batch.model.denoiser
     counted = network if settings.frame is None else CountEvaluations(network, bar)

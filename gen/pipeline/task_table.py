@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from gen.models.options import OPENING
 from gen.pipeline.types import Item, Settings, Task
 from gen.tasks.declaration import Frame
 from gen.tasks.table import TASKS, TaskRow
@@ -48,6 +49,8 @@ def check_keywords(keywords: Iterable[str], others: Iterable[str]) -> None:
         raise TypeError(f"The keyword {clash!r} of a registered task is one of every call; register the task with another one.")
     for name in keywords:
         if name not in known:
+            if name in OPENING:
+                raise TypeError(f"A call takes no {name!r}: it is for opening a model; give it to Generator.from_pretrained.")
             near = nearest(name, [*known, *others])
             hint = f"; did you mean {near!r}?" if near else "."
             raise TypeError(f"A call takes no {name!r}{hint}")

@@ -119,6 +119,8 @@ class TaskTraits:
 
     always_guided: guided whatever the call's prompts are.
     guides_itself: what it puts around the network is guided already, so that neither caches nor guidance go around that.
+    by_level: what it puts around the network goes inside of a task that guides itself as well: it only says at which noise
+        levels a condition is there.
     chooses_size: it sees to the size of pictures itself, so that nothing needs to be said of it.
     one_prompt: a picture has one prompt, which cannot be several that are joined.
     one_seed: all pictures of a call have its first seed, unless it gives one for each.
@@ -130,6 +132,7 @@ class TaskTraits:
 
     always_guided: bool = False
     guides_itself: bool = False
+    by_level: bool = False
     chooses_size: bool = False
     one_prompt: bool = False
     one_seed: bool = False

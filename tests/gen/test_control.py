@@ -266,8 +266,13 @@ def test_it_goes_with_regions(opened):
     placed = generator.layout(whole, control=EDGES, controlnet=folder, **CALL)
     plain = generator("a cat", control=EDGES, controlnet=folder, **CALL)
     torch.testing.assert_close(placed.images[0], plain.images[0], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="leave control_range out, or the layout"):
-        generator.layout(whole, control=EDGES, controlnet=folder, control_range=(-1, 1), **CALL)
+    asked = {"control": EDGES, "controlnet": folder, **CALL}
+    low = make_settings(generator, Sampling(num_inference_steps=2), 32, 32).levels[0].logsnr
+    early = generator.layout(whole, **asked, control_range=(low - 1, low + 0.1))
+    torch.testing.assert_close(
+        early.images[0], generator("a cat", **asked, control_range=(low - 1, low + 0.1)).images[0], atol=1e-5, rtol=0
+    )
+    assert (early.images[0] - placed.images[0]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="takes no control; leave it out"):
         generator.ambiguous("a cat", "a dog", control=EDGES, controlnet=folder, **CALL)
 

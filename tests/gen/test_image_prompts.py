@@ -222,6 +222,9 @@ def test_regions_and_their_negative_prompts(bridged, files):
     placed = generator.layout(whole, **shown, **CALL)
     plain = generator("a cat", "blurry", **shown, **CALL)
     torch.testing.assert_close(placed.images[0], plain.images[0], atol=1e-5, rtol=0)
+    never = generator.layout(whole, **shown, ip_adapter_range=(900, 1000), **CALL)
+    bare = generator("a cat", "blurry", **CALL)
+    torch.testing.assert_close(never.images[0], bare.images[0], atol=1e-5, rtol=0)
 
 
 def test_windows_of_a_canvas_have_their_part_of_the_masks(bridged, files):

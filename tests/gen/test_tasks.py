@@ -183,6 +183,7 @@ def test_a_frame_is_what_the_network_sees(tiny, monkeypatch):
     ({"concept": "cat"}, "A call takes no 'concept'; did you mean 'concepts'?"),
     ({"gide": "x"}, "A call takes no 'gide'; did you mean 'guide'?"),
     ({"zzzzzz": 1}, "A call takes no 'zzzzzz'."),
+    ({"vae_tile": 256}, "A call takes no 'vae_tile': it is for opening a model; give it to Generator.from_pretrained."),
 ])  # fmt: skip
 def test_keywords_of_no_task_are_refused_as_by_any_function(tiny, given, message):
     for call in (

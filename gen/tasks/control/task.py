@@ -14,7 +14,7 @@ from gen.io.images import digest, read_picture
 from gen.io.validators import check_float, check_int, check_interval
 from gen.models.bridge.control import MODE, PICTURE, WEIGHT, Control, open_control
 from gen.pipeline.recipe import Recipe
-from gen.pipeline.types import Item, SamplingBatch, Settings, Task
+from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.control.options import ControlKeywords, ControlRecord
 from gen.tasks.edit.task import fit_and_warn, size_tolerance
 from gen.tasks.ranges import WithinRanges
@@ -41,6 +41,10 @@ class ControlTask(Task):
     """The pictures that the pictures of a call follow."""
 
     followed: tuple[Followed, ...]
+
+    @property
+    def traits(self) -> TaskTraits:
+        return TaskTraits(by_level=True)
 
     @classmethod
     def from_call(cls, model: Model, args: ControlKeywords, settings: Settings) -> tuple[ControlTask | None, Settings]:
@@ -98,8 +102,6 @@ class ControlTask(Task):
         )
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
-        if "layout" in settings.tasks and any(one.record.interval is not None for one in self.followed):
-            raise ValueError("Control of regions acts from beginning to end; leave control_range out, or the layout.")
         for record, one in zip(recipe.control if recipe is not None else (), self.followed, strict=recipe is not None):
             changed = "control" if record.image != one.record.image else "controlnet"
             if (record.image, record.network) != (one.record.image, one.record.network):

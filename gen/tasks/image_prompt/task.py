@@ -54,7 +54,7 @@ class ImagePrompts(Task):
 
     @property
     def traits(self) -> TaskTraits:
-        return TaskTraits(always_guided=True)
+        return TaskTraits(always_guided=True, by_level=True)
 
     @classmethod
     def from_call(cls, model: Model, args: ImagePromptKeywords, settings: Settings) -> tuple[ImagePrompts | None, Settings]:
@@ -96,8 +96,6 @@ class ImagePrompts(Task):
         )
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
-        if "layout" in settings.tasks and any(one.record.interval is not None for one in self.shown):
-            raise ValueError("Image prompts of regions act from beginning to end; leave ip_adapter_range out, or the layout.")
         for record, one in zip(recipe.image_prompts if recipe is not None else (), self.shown, strict=recipe is not None):
             for part in ("adapter", "encoder", "images", "embeds", "masks"):
                 if getattr(record, part) != getattr(one.record, part):
