@@ -9,7 +9,7 @@ import math
 
 from torch import Tensor
 
-from samplers.path import NoiseLevel, Path, Scalar, VarianceExploding
+from samplers.path import NoiseLevel, Path, Scalar, VarianceExploding, wide_dtype
 
 
 def noise_ratio(level: NoiseLevel) -> float:
@@ -20,10 +20,10 @@ def noise_ratio(level: NoiseLevel) -> float:
 def at_ratio(path: Path, ratio: Scalar) -> NoiseLevel:
     """The level of a path with sigma / alpha = ratio; infinity is pure noise.
 
-    ratio: a float, or (B,) with one for each sample, in which case the level is found in float64.
+    ratio: a float, or (B,) with one for each sample, in which case the level is found in float64 where its device has it.
     """
     if isinstance(ratio, Tensor):
-        return path.at_logsnr(-ratio.double().log())
+        return path.at_logsnr(-ratio.to(wide_dtype(ratio.device)).log())
     if isinstance(path, VarianceExploding):
         return path(ratio)  # its clock, without a detour through the logarithm
     return path.at_logsnr(-math.log(ratio) if ratio else math.inf)

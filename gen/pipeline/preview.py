@@ -31,8 +31,8 @@ def fit(autoencoder: Any, device: torch.device, seed: int = 0) -> Tensor:
     pictures = torch.tanh(0.8 * pictures).to(device)
     latents = torch.cat([autoencoder.encode(picture[None]).float() for picture in pictures])
     colours = F.avg_pool2d(pictures, autoencoder.factor)
-    x = _with_one(latents).double().cpu()
-    y = colours.movedim(1, -1).reshape(-1, 3).double().cpu()
+    x = _with_one(latents).cpu().double()
+    y = colours.movedim(1, -1).reshape(-1, 3).cpu().double()
     # a little ridge: channels that random pictures do not move stay quiet
     gram = x.T @ x + 1e-6 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
     return torch.linalg.solve(gram, x.T @ y).float().to(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samplers.denoiser import Condition, Context, Denoiser
 from samplers.grids import Grid
-from samplers.path import NoiseLevel
+from samplers.path import NoiseLevel, wide_dtype
 from samplers.sample import Solver
 from samplers.solvers import Multistep, evaluate
 
@@ -45,7 +45,7 @@ def euler_costs(
     for i, prediction in enumerate(predictions):
         for j in range(i + 1, len(levels)):
             off = (levels[j].mix(prediction.x0, prediction.eps) - points[j]) / levels[j].alpha
-            costs[i, j] = off.double().flatten(1).norm(dim=1).mean()
+            costs[i, j] = off.to(wide_dtype(off.device)).flatten(1).norm(dim=1).mean()
     return costs
 
 

@@ -67,7 +67,7 @@ def optimise_grid(
         return (levels[0], *(path.at_logsnr(low + (high - low) * u) for u in share.tolist()), levels[-1])
 
     def end(along: Sequence[NoiseLevel]) -> Tensor:
-        return sample(denoiser, solver, x, along, condition, context=context).double().flatten().cpu()
+        return sample(denoiser, solver, x, along, condition, context=context).flatten().cpu().double()
 
     with torch.no_grad():
         goal = end(fine)

@@ -6,6 +6,7 @@ As `tests.samplers.test_waits`, which has the table of what must wait.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,16 @@ from PIL import Image
 import gen.pipeline.run
 from gen.adapters import Adapter, write_adapter
 from gen.generator import Generator
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal
 from samplers.registry import get_grid, get_solver
 from samplers.sample import trajectory
+from tests.gen.conftest import UVIT, randomise
+from tests.gen.joint import OWN as JOINT
 from tests.gen.test_adapters_generator import DENOISER, lora
+from tests.gen.test_dimr import TINY as DIMR
 from tests.gen.test_layout import TWO
 from tests.pretend import pretended
 from tests.samplers.test_waits import STAY, waits
@@ -133,3 +138,41 @@ def test_no_bridged_network_waits(pretended, bridged, name):
     assert not waits(pretended, 2), name
     stays = [wait for wait in pretended.between(2) if wait.line.split(":")[0] in STAY]
     assert bool(stays) == (name in STAY.values())
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "uvit": UVIT | {"num_classes": 3},
+    "dit": {"size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2, "text_tokens": 8, "text_dim": 16},
+    "dit with routing": {"size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2, "routing": {"share": 0.5}},
+    "dimr": {**DIMR, "channels": 4, "num_classes": 3},
+    **JOINT,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OWN)
+def test_no_network_of_ours_waits(pretended, name):
+    """With prompts of other lengths, and at a size it was not trained at where it has no table: after a run's first call."""
+    config = {"type": name.split()[0], **OWN[name]}
+    network = randomise(build(config), 3).to(pretended.device).eval()
+    x = pretended.put(torch.randn(2, config["channels"], 8, 8 if name == "mmdit" else 16))
+    condition, width = Condition(), config.get("text_dim", 0)
+    if width:
+        mask = torch.arange(config["text_tokens"]) < torch.tensor([[3], [7]])
+        condition = Condition(tokens=pretended.put(torch.randn(2, config["text_tokens"], width)), mask=pretended.put(mask))
+    if config.get("pooled_dim"):
+        condition = replace(condition, pooled=pretended.put(torch.randn(2, config["pooled_dim"])))
+    if config.get("num_classes"):
+        condition = replace(condition, label=pretended.put(torch.tensor([1, -1])))
+    if "guidance" in config.get("scalars", ()):
+        condition = replace(condition, extra={"guidance": pretended.put(torch.ones(2))})
+    context, time = Context(), pretended.put(torch.rand(2))
+    network(x, time, condition, context)
+    pretended.mark()
+    network(x, time, condition, context)
+    pretended.mark()
+    assert not waits(pretended), name
+
+
+def test_previews_need_no_float64(pretended, opened):
+    assert len(opened.preview(torch.randn(2, 4, 8, 8))) == 2

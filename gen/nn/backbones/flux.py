@@ -131,10 +131,10 @@ class FluxTransformer(JointNetwork):
         """Angles of patches, and of text and then patches."""
 
         def compute() -> tuple[Tensor, Tensor]:
-            row, column = (torch.arange(side, dtype=torch.float64, device=x.device) for side in (rows, columns))
+            row, column = (torch.arange(side, dtype=torch.float64) for side in (rows, columns))
             places = grid_positions(row, column)
             both = torch.cat([places.new_zeros(length, 3), places])
-            turned = angles(both, self.config.axes, THETA, x.dtype)
+            turned = angles(both, self.config.axes, THETA, x.dtype).to(x.device)
             return turned[length:], turned
 
         return memoize(self, context, f"rotations {rows} {columns} {length} {x.dtype}", (), compute)

@@ -58,15 +58,15 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def angles(positions: Tensor, axes: Sequence[int], theta: float, dtype: torch.dtype) -> Tensor:
-    """Rotary angles (L, sum of axes / 2) of positions (L, number of axes), as complex numbers.
+    """Rotary angles (L, sum of axes / 2) of positions (L, number of axes) on the host, as complex numbers.
 
     axes: how many channels of a head turn with each axis, at frequencies theta^(-2 i / channels).
     dtype: of what will be turned. Source: RoFormer, arXiv 2104.09864; by axes as in FLUX.1.
     """
-    parts = []
+    parts, places = [], positions.double()
     for axis, channels in enumerate(axes):
-        exponents = torch.arange(0, channels, 2, dtype=torch.float64, device=positions.device) / channels
-        parts.append(torch.outer(positions[:, axis].double(), theta**-exponents))
+        exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        parts.append(torch.outer(places[:, axis], theta**-exponents))
     turns = torch.cat(parts, dim=-1)
     return torch.polar(torch.ones_like(turns), turns).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gen.nn.registry import Config
+from samplers.path import wide_dtype
 
 
 class Routing(Config):
@@ -27,7 +28,7 @@ class Routing(Config):
         width = int(self.share * dim)
         if width == dim:
             return None
-        exact = time.float() if time.device.type == "mps" else time.double()
+        exact = time.to(wide_dtype(time.device))
         start = ((exact / self.last).clamp(0, 1) ** self.power * (dim - width)).round()[:, None, None]
         channel = torch.arange(dim, device=time.device)
         return ((channel >= start) & (channel < start + width)).to(dtype)
