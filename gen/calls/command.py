@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -96,7 +97,11 @@ _WINDOWS = {
 }
 _SIDES = ("window", "stride")
 _RESTORE = ("factor", "radius", "noise", "kind", "weight", "spread", "iterations")
-COMMANDS = ("image", "panorama", "outpaint", "upscale", "restore")
+COMMANDS = ("image", "panorama", "outpaint", "upscale", "restore", "layout")
+# all that commands with few options take
+_FEW = ("num_images_per_prompt", "seed", "num_inference_steps", "sampler", "guidance_scale")
+_TAKEN = {"layout": (*_FEW, "negative_prompt"), "restore": (*_FEW, "height", "width", "mask", "task", "simulate", *_RESTORE)}
+_NO_ADAPTERS = ("restore",)
 
 
 def as_command(call: Call, output: str = "picture.png") -> str:
@@ -111,6 +116,9 @@ def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
     rest = dict(call.arguments)
     subjects = _subjects(call.method, rest)
     words: list[str] = []
+    if call.method == "layout":
+        subjects = [json.dumps(rest.pop("layout", {}))]
+    _check_options(call, rest)
     if call.method == "panorama" and ("width" in rest or "height" in rest):
         width, height = rest.pop("width", None), rest.pop("height", None)
         if width is None or height is None:
@@ -122,6 +130,15 @@ def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
     words += [f"--model={call.model}", f"--output={output}"]
     plain = not any(subject.startswith("-") for subject in subjects)
     return [call.method, *subjects, *words] if plain else [call.method, *words, "--", *subjects]
+
+
+def _check_options(call: Call, rest: Mapping[str, Any]) -> None:
+    taken = _TAKEN.get(call.method, tuple(rest))
+    more = next((name for name in rest if name not in taken), None)
+    if more is None and call.adapters and call.method in _NO_ADAPTERS:
+        more = "adapters"
+    if more is not None:
+        raise ValueError(f"The command {call.method!r} has no option for {more}; take the Python of this call instead.")
 
 
 def _subjects(method: str, rest: dict[str, Any]) -> list[str]:

@@ -52,6 +52,10 @@ def files_in(arguments: Mapping[str, Any]) -> Iterator[Path]:
             yield from (Path(one) for one in flat(value) if (name, one) != ("negtome", "batch"))
         elif name in MAPPED and isinstance(value, Mapping):
             yield from map(Path, value.values())
+        elif name == "layout" and isinstance(value, Mapping):
+            regions = value.get("regions", ())
+            places = [value.get("painting"), *(one.get("mask") for one in regions if isinstance(one, Mapping))]
+            yield from (Path(one) for one in places if isinstance(one, str))
         elif name in WITH_FILES and isinstance(value, Mapping):
             yield from (Path(one) for one in flat(list(value.values())) if isinstance(one, str) and _may_be_file(one))
 

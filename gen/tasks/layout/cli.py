@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 @grouped
 def layout(
     *,
-    layout: Annotated[Path, typer.Argument(metavar="FILE", help="A layout (YAML, JSON), or a painting (PNG) with --colour.")],
+    layout: Annotated[
+        str, typer.Argument(metavar="FILE", help="A layout (YAML, JSON, or JSON itself), or a painting (PNG) with --colour.")
+    ],
     colour: Annotated[
         list[str] | None, typer.Option(metavar="COLOUR=PROMPT", help="What a painting's colour is; repeatable.")
     ] = None,
@@ -40,17 +43,23 @@ def layout(
 
     generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
     call = {"negative_prompt": negative, **sampling.keywords(), **rules.keywords()}
-    result, took = make_and_save(generator.layout, target, layout.stem, place.quiet, spec, **call)
+    label = "layout" if _is_json(layout) else Path(layout).stem
+    result, took = make_and_save(generator.layout, target, label, place.quiet, spec, **call)
     first = result.recipes[0]
     about = f"{first.num_inference_steps} steps, {first.nfe:g} evaluations a picture"
     say(f"{len(spec.regions)} regions, {about}, {took}", place.quiet)
     return 0
 
 
-def read_spec(path: Path, colours: Mapping[str, str], background: str | None) -> LayoutSpec:
-    """The layout of a file, or of a painting whose colours have prompts; ValueError where they do not go together."""
+def read_spec(given: str | Path, colours: Mapping[str, str], background: str | None) -> LayoutSpec:
+    """The layout of a file, of JSON itself, or of a painting whose colours have prompts; ValueError where they do not go
+    together."""
     from gen.tasks.layout.file import painted_layout, read_layout
 
+    if _is_json(given):
+        spec = _read_json(str(given))
+        return spec if background is None else spec.model_copy(update={"background": background})
+    path = Path(given)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
@@ -61,6 +70,19 @@ def read_spec(path: Path, colours: Mapping[str, str], background: str | None) ->
         raise ValueError(f"{path} says its regions itself; --colour is for a painting (PNG).")
     spec = read_layout(path)
     return spec if background is None else spec.model_copy(update={"background": background})
+
+
+def _is_json(given: str | Path) -> bool:
+    return str(given).lstrip().startswith("{")
+
+
+def _read_json(text: str) -> LayoutSpec:
+    from gen.tasks.layout.spec import read_spec
+
+    try:
+        return read_spec(json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"The layout is not JSON ({error}); mend it, or give a file.") from None
 
 
 def colour_table(pairs: Sequence[str]) -> dict[str, str]:
