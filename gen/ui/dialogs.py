@@ -192,24 +192,30 @@ def picture_as_code(page: Page, name: str) -> None:
 
 def code(page: Page, call: Call, output: str = "picture.png", missing: tuple[str, ...] = ()) -> None:
     """Both texts, with buttons that copy them."""
-    texts = {"Python": as_python(call, output, page.studio.energies.keys() & {call.arguments.get("guide")} != set())}
+    shown = {"Python": as_python(call, output, page.studio.energies.keys() & {call.arguments.get("guide")} != set())}
     try:
-        texts["Command line"] = as_command(call, output)
+        shown["Command line"] = as_command(call, output)
     except ValueError as error:
-        texts["Command line"] = str(error)
+        shown["Command line"] = str(error)
+    said = f"The recipe does not hold {printable(', '.join(missing))}." if missing else ""
+    show_texts(page, "The same picture, to the byte" if not missing else "Nearly the same picture", shown, said)
+
+
+def show_texts(page: Page, title: str, shown: dict[str, str], said: str = "") -> None:
+    """Programs under their names, with buttons that copy them. said: what they lack."""
     with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-code"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
-            ui.label("The same picture, to the byte" if not missing else "Nearly the same picture").classes("fs-caption")
+            ui.label(title).classes("fs-caption")
             _close(dialog)
-        if missing:
-            ui.label(f"The recipe does not hold {printable(', '.join(missing))}.").classes("fs-about")
-        for title, text in texts.items():
+        if said:
+            ui.label(said).classes("fs-about")
+        for name, text in shown.items():
             with ui.element("div").classes("fs-row").style("align-items: center"):
-                ui.label(title).classes("fs-title")
+                ui.label(name).classes("fs-title")
                 copy = ui.button("Copy", icon="content_copy", on_click=lambda text=text: _copy(page, text), color=None)
                 copy.props("flat dense size=sm").classes("fs-fixed")
             with ui.element("pre").classes("fs-code").props("tabindex=0"):
-                ui.label(text).props(f'data-text="{title}"')
+                ui.label(text).props(f'data-text="{name}"')
     dialog.open()
 
 

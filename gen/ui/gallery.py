@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import secrets
 import stat
 import threading
@@ -169,6 +170,13 @@ class Gallery:
             with written(target) as temporary, open(temporary, "xb") as file:
                 clean.save(file, "PNG")  # of any format, as a PNG without its metadata
         return target
+
+    def given(self, name: str) -> Path:
+        """The file of a picture that the user gave; ValueError for any other name."""
+        path = self.folder / GIVEN / name
+        if not re.fullmatch(r"[0-9a-f]{64}\.png", name) or not path.is_file():
+            raise ValueError(f"No picture {name!r:.80} was given.")
+        return path
 
 
 def _is_name(name: str) -> bool:

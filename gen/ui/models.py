@@ -13,6 +13,7 @@ from gen.calls.call import Call
 from gen.calls.choose import beyond_student
 
 AUTOMATIC = "automatic"  # the student wherever it serves, else its teacher
+PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps"}
 WARM = 3  # models that stay open
 FILES = (".safetensors", ".gguf")
 

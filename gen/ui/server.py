@@ -36,6 +36,10 @@ def make_app(studio: Studio, token: str | None = None) -> Any:
     def picture(name: str) -> FileResponse:
         return served(lambda: studio.gallery.path(name), "image/png")
 
+    @app.get("/given/{name}")
+    def given(name: str) -> FileResponse:
+        return served(lambda: studio.gallery.given(name), "image/png")
+
     @app.get("/thumbnails/{name}")
     def thumbnail(name: str) -> FileResponse:
         return served(lambda: studio.gallery.thumbnail(name), "image/webp")

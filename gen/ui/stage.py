@@ -49,6 +49,7 @@ class PictureStage:
             self.buttons = [
                 self._button("Again, another seed", "autorenew", "again", self.again),
                 self._button("Use settings", "tune", "use", lambda: dialogs.use_settings(page, page.shown)),
+                self._button("Edit", "edit", "edit", self.edit),
                 self._button("Details", "info", "details", lambda: dialogs.detail(page, page.shown)),
                 self._button("Download", "download", "download", self.download),
                 self._button("Delete", "delete", "delete", lambda: dialogs.delete(page, page.shown)),
@@ -112,6 +113,11 @@ class PictureStage:
     def again(self) -> None:
         """The shown picture's settings with another seed."""
         dialogs.draw_again(self.page, self.page.shown)
+
+    def edit(self) -> None:
+        """The shown picture on the tab "Edit"."""
+        self.page.to_tab("edit")
+        self.page.tell("edit", self.page.shown)
 
     def download(self) -> None:
         """The file itself, its recipe in it."""

@@ -21,10 +21,11 @@ from gen.io.errors import printable
 from gen.ui.forms import Catalogue, read_catalogue
 from gen.ui.gallery import Gallery
 from gen.ui.jobs import DrawJob, JobQueue, JobWatch
-from gen.ui.models import AUTOMATIC, WarmModels, adapters_in, chosen_model, controlnets_in, models_in
+from gen.ui.models import AUTOMATIC, PACKAGED, WarmModels, adapters_in, chosen_model, controlnets_in, models_in
 from gen.ui.replays import replay
 
-PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps"}
+LORAS = "loras"  # in the gallery's folder, where no other was named
+TRAINING_ENDS = 65.0  # seconds that one has to save its step
 _listening = threading.local()
 
 
@@ -51,6 +52,7 @@ class Studio:
         self.gallery = Gallery(self.output)
         self.warm = WarmModels(prepare=self._add_energies)
         self.jobs = JobQueue(self._work)
+        self.trainings = JobQueue(self._train)  # of their own: they are processes beside, and drawing goes on
         self.ready = threading.Event()
 
     def begin(self) -> None:
@@ -74,9 +76,14 @@ class Studio:
         names = {AUTOMATIC: "automatic", **PACKAGED, **{path: name for name, path in models_in(self.models_dir).items()}}
         return names if self.model in names else {**names, self.model: Path(self.model).name}
 
+    @property
+    def loras(self) -> Path:
+        """Where LoRAs that are taught here go."""
+        return self.lora_dir or self.gallery.folder / LORAS
+
     def adapters(self) -> dict[str, str]:
         """Name -> file of every adapter in the folder."""
-        return adapters_in(self.lora_dir)
+        return adapters_in(self.loras if self.loras.is_dir() else None)
 
     def controlnets(self) -> dict[str, str]:
         """Name -> folder of every ControlNet among the models."""
@@ -155,21 +162,35 @@ class Studio:
     def close(self) -> None:
         """End the queue; a picture under way is given up."""
         self.jobs.close()
+        self.trainings.close(TRAINING_ENDS)
 
-    def _work(self, call: Call, watch: JobWatch) -> None:
-        if not self.ready.is_set() or not self.warm.is_open(call.model):
+    def opened(self, model: str, watch: JobWatch) -> Any:
+        """The `Generator` of a model for a job, which says so where it has to wait for it."""
+        if not self.ready.is_set() or not self.warm.is_open(model):
             watch.stage("Opening the model")
         self.ready.wait()
         if self.problem and self.catalogue is None:
             raise ValueError(self.problem)
-        generator = self.warm.get(call.model)
+        generator = self.warm.get(model)
+        watch.stage("Beginning")
+        return generator
+
+    def _work(self, call: Any, watch: JobWatch) -> None:
+        """A `Call`, or work of several of them, which has a method `work(studio, watch)`."""
+        if not isinstance(call, Call):
+            with notes_to(watch):
+                call.work(self, watch)
+            return
+        generator = self.opened(call.model, watch)
         from gen.io.threads import lock_of
 
         call = fitted(call, generator)
-        watch.stage("Beginning")
         draw = _Drawing(call, generator, watch, self.gallery)
         with notes_to(watch), lock_of(generator.network):  # a replay would change its adapters
             run(call, generator, on_step=draw.step, on_images=draw.finished)
+
+    def _train(self, job: Any, watch: JobWatch) -> None:
+        job.work(self, watch)
 
     def _add_energies(self, generator: Any) -> None:
         from gen.tasks.energies import EnergyInfo

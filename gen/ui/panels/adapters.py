@@ -14,21 +14,29 @@ TITLE = "LoRAs and embeddings"
 
 def build(page: Page) -> None:
     """A row for each that acts, and a list to add from."""
-    if page.studio.lora_dir is None:
-        ui.label("Begin with `fewstep ui --lora-dir FOLDER` to choose from a folder of files.").classes("fs-about")
-        return
-    names = {path: name for name, path in page.studio.adapters().items()}
-    if not names:
-        ui.label(f"There are no .safetensors files in {page.studio.lora_dir}.").classes("fs-about")
-        return
+    names: dict[str, str] = {}
+    hint = ui.label("").classes("fs-about")
     chooser = ui.element("div").classes("fs-form")
     rows = ui.element("div").classes("fs-form")
     several = ui.element("div").classes("fs-form")
+
+    def read() -> bool:
+        """What is in the folder now; is it another than before?"""
+        found, before = {path: name for name, path in page.studio.adapters().items()}, dict(names)
+        names.clear()
+        names.update(found)
+        folder = page.studio.loras
+        none = f"There are no .safetensors files in {folder}. " if folder.is_dir() else ""
+        where = "" if page.studio.lora_dir else "Begin with `fewstep ui --lora-dir FOLDER` to choose from a folder of files. "
+        hint.set_text(f"{none}{where}One that is taught on the tab Teach is here too.")
+        hint.set_visibility(not names)
+        return found != before
 
     def choose() -> None:
         """The list anew, without those that act already: what was typed to find one is gone."""
         chooser.clear()
         rest = {file: name for file, name in names.items() if file not in page.settings.adapters}
+        chooser.set_visibility(bool(names))
         with chooser:
             add = ui.select(rest, label="Add", with_input=True, on_change=added)
             add.props(f'{fields.DENSE} options-dense data-field=adapters aria-label="Add a LoRA or embedding"')
@@ -61,8 +69,10 @@ def build(page: Page) -> None:
             page.settings.adapters.setdefault(event.value, 1.0)
             show()
 
-    page.on("settings", show)
+    page.on("settings", lambda: (read(), show()))
+    page.on("adapters", lambda: show() if read() else None)
     page.on("ready", show)
+    read()
     show()
 
 

@@ -18,4 +18,11 @@ class TabRow:
     module: str
 
 
-TABS = (TabRow("draw", "Draw", "brush", "draw"), TabRow("gallery", "Gallery", "grid_view", "gallery"))
+TABS = (
+    TabRow("draw", "Draw", "brush", "draw"),
+    TabRow("edit", "Edit", "edit", "edit"),
+    TabRow("compare", "Compare", "grid_on", "sweep"),
+    TabRow("teach", "Teach", "school", "train"),
+    TabRow("methods", "Methods", "functions", "methods"),
+    TabRow("gallery", "Gallery", "grid_view", "gallery"),
+)
