@@ -99,9 +99,11 @@ _SIDES = ("window", "stride")
 _RESTORE = ("factor", "radius", "noise", "kind", "weight", "spread", "iterations")
 COMMANDS = ("image", "panorama", "outpaint", "upscale", "restore", "layout")
 # all that commands with few options take
-_FEW = ("num_images_per_prompt", "seed", "num_inference_steps", "sampler", "guidance_scale")
+_FEW = (
+    *("num_images_per_prompt", "seed", "num_inference_steps", "sampler", "sampler_options", "schedule", "schedule_options"),
+    *("guidance_scale", "guidance", "guidance_options", "guidance_interval", "cache", "cache_options", "lora_dir"),
+)
 _TAKEN = {"layout": (*_FEW, "negative_prompt"), "restore": (*_FEW, "height", "width", "mask", "task", "simulate", *_RESTORE)}
-_NO_ADAPTERS = ("restore",)
 
 
 def as_command(call: Call, output: str = "picture.png") -> str:
@@ -135,8 +137,6 @@ def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
 def _check_options(call: Call, rest: Mapping[str, Any]) -> None:
     taken = _TAKEN.get(call.method, tuple(rest))
     more = next((name for name in rest if name not in taken), None)
-    if more is None and call.adapters and call.method in _NO_ADAPTERS:
-        more = "adapters"
     if more is not None:
         raise ValueError(f"The command {call.method!r} has no option for {more}; take the Python of this call instead.")
 

@@ -102,10 +102,10 @@ def test_a_layout_of_masks_names_its_files_and_one_of_boxes_is_a_command_line():
     assert [path.name for path in files_in(call.arguments)] == ["m.png"]
     words = as_arguments(call)
     assert words[0] == "layout" and json.loads(words[1]) == call.arguments["layout"] and "--seed=3" in words
-    with pytest.raises(ValueError, match="no option for schedule"):
-        as_arguments(call.with_arguments(schedule="karras"))
-    with pytest.raises(ValueError, match="no option for adapters"):
-        as_arguments(EXPECTED["restore"][0].to_call(BASE))
+    with pytest.raises(ValueError, match="no option for image"):
+        as_arguments(call.with_arguments(image="photo.png"))
+    with pytest.raises(ValueError, match="no option for negative_prompt"):
+        as_arguments(EXPECTED["restore"][0].to_call(BASE).with_arguments(negative_prompt="blurry"))
 
 
 def test_the_command_line_reads_the_layout_itself():
