@@ -143,6 +143,8 @@ def test_layers_that_take_part(bridged, files, adapted):
     asked = {"ip_adapter": file, "ip_adapter_image": rounded(SEEN)}
     found = ours("sdxl", generator, x, 4.0, **asked, ip_adapter_scale=scale)
     torch.testing.assert_close(found, reference, **CLOSE)
+    ours("sdxl", generator, x, 4.0, **asked)
+    assert len({prompt.layers for prompt in generator.network.image_prompts.values()}) >= 2  # a name for each choice of layers
     for wrong, said in (
         ({"upp": 1.0}, "names 'upp'; its parts are down, mid and up"),
         ({"up": {"block_7": 1.0}}, "names 'up_blocks.7', where this network has no attention"),

@@ -204,7 +204,9 @@ def _show(
     if masks is None and len(set(scale)) > 1:  # pictures of unequal strength are attended to each by itself
         masks = torch.ones(count, 1, settings.height, settings.width)
     prompt = ImagePrompt(adapter, factors(layers, [name for _, name, _ in to_text(model.network.network)]) if layers else ())
-    name = f"{number} {adapter.digest[:16]}"
+    # runs that share forward passes share the network's table: one name means one adapter on the same layers
+    by_layers = hashlib.sha256(repr(prompt.layers).encode()).hexdigest()[:8] if layers else "everywhere"
+    name = f"{number} {adapter.digest[:16]} {by_layers}"
     model.network.image_prompts[name] = prompt
     strengths = torch.tensor([scale if masks is None or len(scale) == count else scale * count], dtype=torch.float32)
     laid = None if masks is None else F.pixel_unshuffle(masks[:, 0][None], model.factor)
