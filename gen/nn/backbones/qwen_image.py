@@ -75,9 +75,11 @@ class QwenImageTransformer(JointNetwork):
         """Angles of text and of patches."""
 
         def compute() -> tuple[Tensor, Tensor]:
-            sides = (torch.arange(side, dtype=torch.float64, device=x.device) - (side - side // 2) for side in (rows, columns))
+            sides = (torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in (rows, columns))
             after = max(rows // 2, columns // 2)
-            text = torch.arange(after, after + length, dtype=torch.float64, device=x.device)[:, None].expand(-1, 3)
-            return tuple(angles(places, self.config.axes, THETA, x.dtype) for places in (text, grid_positions(*sides)))  # type: ignore[return-value]
+            text = torch.arange(after, after + length, dtype=torch.float64)[:, None].expand(-1, 3)
+            both = (angles(places, self.config.axes, THETA, x.dtype) for places in (text, grid_positions(*sides)))
+            of_text, of_image = (turned.to(x.device) for turned in both)
+            return of_text, of_image
 
         return memoize(self, context, f"rotations {rows} {columns} {length} {x.dtype}", (), compute)

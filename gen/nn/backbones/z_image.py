@@ -159,14 +159,14 @@ class ZImageTransformer(JointNetwork):
         seen = place < -(-real.sum(1, keepdim=True) // WHOLE) * WHOLE
         whole = length == WHOLE or (not torch.is_grad_enabled() and not self.config.padded_text and bool(seen.all()))
         visible = None if whole else seen[:, None, None]
-        turned = angles(self.text_places(place), self.config.axes, THETA, text.dtype)
+        turned = angles(self.text_places(torch.arange(length)), self.config.axes, THETA, text.dtype).to(text.device)
         for block in self.text_blocks:
             text = run_block(None, 0, 0, block, text, None, turned, visible, self.attention_backend)
         return text, None if whole else seen
 
     @staticmethod
     def text_places(place: Tensor) -> Tensor:
-        """Positions (T, 3) of text, from 1 along the first axis."""
+        """Positions (T, 3) of text on the host, from 1 along the first axis."""
         return F.pad((place + 1).double()[:, None], (0, 2))
 
     def rotations(self, rows: int, columns: int, read: JointText, x: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
@@ -175,14 +175,14 @@ class ZImageTransformer(JointNetwork):
 
         def compute() -> tuple[Tensor, Tensor]:
             batch, length = read.tokens.shape[:2]
-            lengths = [length] * batch if read.mask is None else read.mask.sum(1)
-            sides = (torch.arange(side, dtype=torch.float64, device=x.device) for side in (rows, columns))
+            lengths = [length] * batch if read.mask is None else read.mask.sum(1).tolist()
+            sides = (torch.arange(side, dtype=torch.float64) for side in (rows, columns))
             places = grid_positions(*sides).repeat(batch, 1, 1)
-            places[..., 0] = torch.as_tensor(lengths, device=x.device).double()[:, None] + 1
+            places[..., 0] = torch.tensor(lengths, dtype=torch.float64)[:, None] + 1
             places = F.pad(places, (0, 0, -(rows * columns) % WHOLE, 0))
-            text = self.text_places(torch.arange(length, device=x.device)).expand(batch, -1, -1)
+            text = self.text_places(torch.arange(length)).expand(batch, -1, -1)
             both = torch.cat([text, places], dim=1)
-            turned = angles(both.flatten(0, 1), self.config.axes, THETA, x.dtype).unflatten(0, (batch, -1))
+            turned = angles(both.flatten(0, 1), self.config.axes, THETA, x.dtype).to(x.device).unflatten(0, (batch, -1))
             return turned[:, length:], turned
 
         return memoize(self, context, f"rotations {rows} {columns} {x.dtype}", (read.tokens,), compute)
