@@ -1,4 +1,4 @@
-"""The pictures of docs/ui.md that show the tabs Edit, Compare and Teach; `make_screenshots.py` calls it."""
+"""The pictures of docs/ui.md that show the tabs Edit and Compare; `make_screenshots.py` calls it."""
 
 from __future__ import annotations
 
@@ -47,20 +47,6 @@ def shoot_tabs(page: Any, keep: Callable[[Any, str], None], gallery: Path) -> No
     page.wait_for_timeout(500)
     keep(page, "compare")
     page.wait_for_function("document.querySelectorAll('.fs-cell img').length === 12")
-
-    page.locator("[data-tab=teach]").click()
-    with page.expect_file_chooser() as chooser:
-        page.locator("[data-upload=train] .q-uploader__header .q-btn").last.click()
-    chooser.value.set_files(sorted(gallery.glob("*.png"))[:4])
-    page.get_by_text("4 pictures.").wait_for()
-    for name, text in (("name", "toys"), ("prompt", "a drawing, <toys> style"), ("word", "<toys>"), ("starts_as", "drawing")):
-        field(page, f"train.{name}").fill(text)
-    field(page, "train.steps").fill("8")
-    page.locator("[data-action=draw-training]").click()
-    page.wait_for_selector(".fs-sheet-shown[src^='data:']", timeout=600_000)
-    page.wait_for_timeout(500)
-    keep(page, "teach")
-    page.locator("[data-said=training]").filter(has_text="done").wait_for(timeout=600_000)
 
 
 def field(page: Any, name: str) -> Any:

@@ -1,5 +1,7 @@
 """The pictures of docs/ui.md: python docs/make_screenshots.py serves the page, uses it in Chromium, and writes docs/ui/*.png.
 
+With `tabs` only those of the tabs Edit and Compare.
+
 Needs the extra dev, and Chromium (CHROMIUM, or `chromium` on the path).
 """
 
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from editor_screenshots import shoot_tabs
 from PIL import Image
 
 OUT = Path(__file__).parent / "ui"
@@ -59,8 +62,8 @@ def open_section(page: Any, title: str) -> None:
     page.wait_for_timeout(500)
 
 
-def shoot(page: Any) -> None:
-    """Use the page as a person does, and keep what is seen on the way."""
+def draw_some(page: Any) -> None:
+    """Pictures for the other tabs to work on."""
     prompt = page.get_by_role("textbox", name="Prompt")
     page.get_by_text("Ready", exact=True).wait_for()
     for seed, text in enumerate(PROMPTS):
@@ -68,6 +71,12 @@ def shoot(page: Any) -> None:
         field(page, "seed").fill(str(seed))
         page.keyboard.press("Control+Enter")
         page.wait_for_function(f"document.querySelectorAll('[data-state=done]').length >= {seed + 1}")
+
+
+def shoot(page: Any) -> None:
+    """Use the page as a person does, and keep what is seen on the way."""
+    prompt = page.get_by_role("textbox", name="Prompt")
+    draw_some(page)
     page.wait_for_timeout(500)
     keep(page, "drawn")
     field(page, "steps").fill("60")
@@ -114,7 +123,15 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 780})
         page.set_default_timeout(120_000)
         page.goto(address)
-        shoot(page)
+        if "tabs" not in sys.argv[1:]:
+            shoot(page)
+        else:
+            draw_some(page)
+        page.close()
+        page = browser.new_page(viewport={"width": 1280, "height": 780})
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        shoot_tabs(page, keep, Path(folder) / "outputs")
         browser.close()
 
 

@@ -146,9 +146,9 @@ class TrainingJob:
                 if watch.stopped:
                     break
                 newest = max(samples.glob("*.png"), default=None)
-                preview = newest.read_bytes() if newest is not None and newest != shown else None
-                shown = newest
                 if heard.steps:
+                    preview = newest.read_bytes() if newest is not None and newest != shown else None
+                    shown = newest
                     watch.step(heard.step, heard.steps, heard.step / heard.steps, preview)
         finally:
             _end(process)
