@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,7 +98,7 @@ def _background(pixel: object, true_colour: bool) -> str:
 
 
 def _colour(code: int, pixel: object, true_colour: bool) -> str:
-    red, green, blue = pixel  # type: ignore[misc]
+    red, green, blue = cast(tuple[int, int, int], pixel)
     if true_colour:
         return f"{code};2;{red};{green};{blue}"
     near = [min(range(6), key=lambda i: abs(_CUBE[i] - value)) for value in (red, green, blue)]

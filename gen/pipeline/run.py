@@ -296,7 +296,7 @@ def _denoiser(batch: SamplingBatch, scene: Scene, bar: Any, watch: Watch) -> tup
     settings, stack = batch.settings, batch.settings.guidance
     for name, task in settings.tasks.items():
         if task.traits.guides_itself:
-            guided = batch.model.denoiser
+            guided: Denoiser = batch.model.denoiser
             for other in settings.tasks.values():
                 guided = other.wrap_network(guided, batch) if other.traits.by_level else guided
             guided = task.wrap_network(guided, batch)

@@ -282,7 +282,7 @@ async def read_dropped(page: Page, name: str, data: bytes) -> None:
                 raise ValueError(str(error).replace(str(path), printable(name))) from None
 
     try:
-        call, missing = await run.io_bound(read)
+        call, missing = await run.io_bound(read) or (Call(), ())  # nothing while the program ends
     except Exception as error:
         page.say(sentence(error), "negative")
         return

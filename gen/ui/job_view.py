@@ -56,7 +56,7 @@ class JobProgressBar:
 class JobView:
     """A frame with what a job makes, its progress below."""
 
-    def __init__(self, page: Page, name: str, empty: str, on_picture: Callable[[str], None] | None = None):
+    def __init__(self, page: Page, name: str, empty: str, on_picture: Callable[[str], Any] | None = None):
         self.page, self.name, self.shown, self.on_picture = page, name, "", on_picture
         self.seen = (0, 0)
         with ui.element("div").classes("fs-frame"):

@@ -159,7 +159,8 @@ def build_page(studio: Studio) -> None:
         with ui.element("h1").classes("fs-mark"):
             ui.element("img").props('src="/page/icon.svg" alt=""')
             ui.html("fewstep", tag="span", sanitize=False)
-        page.tabs = ui.tabs(value=TABS[0].name).props("dense no-caps indicator-color=primary")
+        page.tabs = ui.tabs(value=TABS[0].name)  # type: ignore[arg-type]
+        page.tabs.props("dense no-caps indicator-color=primary")
         with page.tabs:
             for row in TABS:
                 ui.tab(row.name, row.label).props(f'data-tab="{row.name}"')

@@ -45,12 +45,14 @@ class PicturePick:
 
     async def take(self, data: bytes) -> None:
         """Keep a picture's bytes and hand its file on."""
-        self.chosen(await run.io_bound(self.page.studio.gallery.keep_given, data))
+        kept = await run.io_bound(self.page.studio.gallery.keep_given, data)
+        if kept is not None:  # as it is while the program ends
+            self.chosen(kept)
 
     async def take_name(self, name: str) -> None:
         """A picture of the gallery."""
         try:
-            await self.take(await run.io_bound(self.page.studio.gallery.path(name).read_bytes))
+            await self.take(self.page.studio.gallery.path(name).read_bytes())
         except Exception as error:
             self.page.say(sentence(error), "negative")
 
@@ -71,7 +73,7 @@ class PicturePick:
             ui.html("Choose a picture", tag="h2", sanitize=False).classes("fs-title")
             with ui.element("div").classes("fs-grid"):
                 for entry in entries:
-                    thumb(entry.name, lambda name=entry.name: self._take_and_close(name, dialog))
+                    thumb(self.page.studio.gallery, entry.name, lambda name=entry.name: self._take_and_close(name, dialog))
         dialog.on("hide", dialog.delete)
         dialog.open()
 

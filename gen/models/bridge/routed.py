@@ -54,9 +54,9 @@ def routed(
             f"Attention by {backend!r} has no dropout, and {dropout_p} was asked for; leave attention_backend out."
         )
     if query.ndim == 3:
-        parts = (part.unsqueeze(1) for part in (query, key, value))
+        q, k, v = (part.unsqueeze(1) for part in (query, key, value))
         mask = attn_mask if attn_mask is None or attn_mask.ndim < 3 else attn_mask.unsqueeze(1)
-        return routed(backend, *parts, mask, dropout_p, is_causal, scale, enable_gqa).squeeze(1)
+        return routed(backend, q, k, v, mask, dropout_p, is_causal, scale, enable_gqa).squeeze(1)
     if enable_gqa and key.shape[1] != query.shape[1]:
         times = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(times, dim=1) for part in (key, value))

@@ -75,10 +75,10 @@ class QwenImageTransformer(JointNetwork):
         """Angles of text and of patches."""
 
         def compute() -> tuple[Tensor, Tensor]:
-            sides = (torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in (rows, columns))
+            row, column = (torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in (rows, columns))
             after = max(rows // 2, columns // 2)
             text = torch.arange(after, after + length, dtype=torch.float64)[:, None].expand(-1, 3)
-            both = (angles(places, self.config.axes, THETA, x.dtype) for places in (text, grid_positions(*sides)))
+            both = (angles(places, self.config.axes, THETA, x.dtype) for places in (text, grid_positions(row, column)))
             of_text, of_image = (turned.to(x.device) for turned in both)
             return of_text, of_image
 

@@ -176,8 +176,8 @@ class ZImageTransformer(JointNetwork):
         def compute() -> tuple[Tensor, Tensor]:
             batch, length = read.tokens.shape[:2]
             lengths = [length] * batch if read.mask is None else read.mask.sum(1).tolist()
-            sides = (torch.arange(side, dtype=torch.float64) for side in (rows, columns))
-            places = grid_positions(*sides).repeat(batch, 1, 1)
+            row, column = (torch.arange(side, dtype=torch.float64) for side in (rows, columns))
+            places = grid_positions(row, column).repeat(batch, 1, 1)
             places[..., 0] = torch.tensor(lengths, dtype=torch.float64)[:, None] + 1
             places = F.pad(places, (0, 0, -(rows * columns) % WHOLE, 0))
             text = self.text_places(torch.arange(length)).expand(batch, -1, -1)

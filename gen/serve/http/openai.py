@@ -86,7 +86,15 @@ def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool)
         raise BadRequest(f"output_format is {body.output_format[:40]!r}; pictures are PNG here.", "output_format")
     if body.background not in (None, "auto", "opaque"):
         raise BadRequest(f"background is {body.background[:40]!r}; pictures are opaque here.", "background")
-    own = ("negative_prompt", "guidance_scale", "sampler", "sampler_options", "schedule", "schedule_options", "guidance")
+    own: tuple[str, ...] = (
+        "negative_prompt",
+        "guidance_scale",
+        "sampler",
+        "sampler_options",
+        "schedule",
+        "schedule_options",
+        "guidance",
+    )
     own = (*own, "guidance_options", "cache", "cache_options", "seed", "prompt", "strength")
     arguments: dict[str, Any] = {name: getattr(body, name) for name in own}
     arguments |= {"num_inference_steps": body.num_inference_steps or body.steps, "num_images_per_prompt": body.n}
@@ -125,7 +133,8 @@ async def events(
     """Server-sent events: partial pictures, then every finished one. What is refused at once is an ordinary error."""
     followed = service.submit(asked, request)
     happening = service.board.stream(followed)
-    wanted, sent = body.partial_images or 0, {}
+    wanted = body.partial_images or 0
+    sent: dict[int, int] = {}
     size = read_size(body.size)
 
     async def stream() -> AsyncIterator[str]:

@@ -135,7 +135,8 @@ class Intake:
 
     def pictures(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(arguments without pictures, pictures) of arguments in which pictures are base64."""
-        plain, found, left = dict(arguments), {}, self.settings.max_inputs
+        plain, left = dict(arguments), self.settings.max_inputs
+        found: dict[str, Any] = {}
 
         def read(name: str, text: Any) -> Image.Image:
             nonlocal left

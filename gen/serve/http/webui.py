@@ -76,7 +76,12 @@ class WebUIAnswer(BaseModel):
 
 def check_done_here(body: Txt2ImgRequest) -> None:
     """BadRequest for what would change the picture and is not done here."""
-    names = {"enable_hr": body.enable_hr, "tiling": body.tiling, "restore_faces": body.restore_faces, "styles": body.styles}
+    names: dict[str, Any] = {
+        "enable_hr": body.enable_hr,
+        "tiling": body.tiling,
+        "restore_faces": body.restore_faces,
+        "styles": body.styles,
+    }
     names |= {"subseed_strength": body.subseed_strength, "script_name": body.script_name}
     for name, value in names.items():
         if value:

@@ -69,7 +69,8 @@ def build(page: Page) -> None:
             page.settings.adapters.setdefault(event.value, 1.0)
             show()
 
-    page.on("settings", lambda: (read(), show()))
+    page.on("settings", read)
+    page.on("settings", show)
     page.on("adapters", lambda: show() if read() else None)
     page.on("ready", show)
     read()

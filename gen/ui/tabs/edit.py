@@ -34,6 +34,8 @@ def build(page: Page) -> None:
 class EditTab:
     """The tab of one page."""
 
+    painter: PaintCanvas
+
     def __init__(self, page: Page):
         self.page, self.settings = page, EditSettings()
         self.own = OwnFields(page, "edit", self.settings)
@@ -234,7 +236,7 @@ class EditTab:
             return
         for number, painted in enumerate(layers[: len(one.regions)]):
             mask = "" if painted is None or painted.png is None else str(await run.io_bound(keep, painted.png))
-            one.regions[number] = replace(one.regions[number], box=painted and painted.box, mask=mask)
+            one.regions[number] = replace(one.regions[number], box=None if painted is None else painted.box, mask=mask)
 
     async def draw(self) -> None:
         """Put what is set into the queue."""

@@ -15,7 +15,7 @@ PORTION = 60  # pictures that are shown at first, and with every "More"
 
 def build(page: Page) -> None:
     """Fill the tab."""
-    state = {"shown": PORTION, "words": "", "compare": None}
+    state: dict[str, Any] = {"shown": PORTION, "words": "", "compare": None}
     with ui.element("main").classes("fs-gallery"):
         with ui.element("div").classes("fs-bar-top"):
             search = ui.input(placeholder="Search names").props('outlined dense clearable aria-label="Search names"')

@@ -146,7 +146,7 @@ class TrainTab:
         job = self.to_job()
         if job is not None:
             line = await run.io_bound(job.as_command, self.page.studio)
-            dialogs.show_texts(self.page, "The same training", {"Command line": line})
+            dialogs.show_texts(self.page, "The same training", {"Command line": line or ""})
 
     def update(self) -> None:
         """Look what the queue of trainings does."""
