@@ -30,11 +30,13 @@ class AlphaFlowConfig(MeanFlowConfig):
     anneal: (first, last) step between which alpha falls from 1 to 0, along a sigmoid.
     temperature: of that sigmoid; larger is steeper.
     clamp: alpha nearer to 0 or 1 than this is 0 (MeanFlow) or 1.
+    limit: targets between are kept within -limit and limit; None: as they are.
     """
 
     anneal: tuple[int, int] = (0, 1000)
     temperature: float = Field(default=25.0, gt=0)
     clamp: float = Field(default=5e-3, gt=0, lt=0.5)
+    limit: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check_anneal(self) -> AlphaFlowConfig:
@@ -70,6 +72,8 @@ class AlphaFlowObjective(MeanFlowObjective):
         middle = x - expand(first, x) * v
         rest = self.mean_velocity(unwrap(models["student"]), middle, r, t - first, condition, scale)
         target = alpha * v + (1 - alpha) * rest
+        if (limit := self.config.limit) is not None:
+            target = target.clamp(-limit, limit)
         return torch.where(expand(t - r, x) > 0, target, v)
 
     def weight(self, error: Tensor, r: Tensor, t: Tensor, step: int) -> Tensor:

@@ -79,6 +79,16 @@ def test_the_target_is_split_where_alpha_says(alpha):
     assert loss_of(objective, batch).item() == pytest.approx((error / alpha).mean().item(), rel=1e-8)
 
 
+def test_targets_are_kept_within_a_limit():
+    network, batch, settings = tiny(sizes=ENDS), small_batch(), {"different": 1.0, "power": 0.0}
+    free, held = (alpha_flow(network, alpha=0.5, limit=limit, **settings) for limit in (None, 0.5))
+    draws, v = Draws(0, batch.index, "student"), torch.full_like(batch.latents, 3.0)
+    r, t = free.times(draws, CPU)
+    condition = Condition(label=batch.labels)
+    targets = [one.target(models_of(one), batch.latents, v, r, t, condition, 1.0, 0) for one in (free, held)]
+    assert targets[0].max() > 0.5 and torch.equal(targets[1], targets[0].clamp(-0.5, 0.5))
+
+
 def test_equal_times_are_flow_matching_at_any_alpha():
     network, batch = tiny(sizes=ENDS), small_batch()
     losses = {loss_of(alpha_flow(network, alpha=alpha, different=0.0), batch).item() for alpha in (0.0, 0.3, 1.0)}
