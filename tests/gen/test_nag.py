@@ -97,7 +97,7 @@ def test_u_nets_are_guided_as_published(bridged, name):
     own = {key: CrossProcessor() if "attn2" in key else value for key, value in kept.items()}
     network.set_attn_processor(own)
     try:
-        added = generator.network.added(x, prompt)
+        added = generator.network.added(x, generator.network.place(prompt, x))
         time = torch.tensor([len(generator.denoiser.path.table) * level.t - 1])
         both = torch.cat([prompt.tokens, negative.tokens])
         expected = network(x, time, encoder_hidden_states=both, added_cond_kwargs=added, return_dict=False)[0]

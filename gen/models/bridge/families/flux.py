@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -82,15 +81,9 @@ def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
 
 def positions(x: Tensor) -> Tensor:
     """(h w / 4, 3) of the tokens of x (B, C, h, w): 0, the row, the column."""
-    return _positions(x.shape[2] // 2, x.shape[3] // 2, x.device, x.dtype)
-
-
-@lru_cache(maxsize=8)
-def _positions(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Made once for a size, not in every step."""
-    with torch.inference_mode(False):  # a tensor of that mode could not take part in a gradient later
-        row, column = torch.meshgrid(*(torch.arange(side, device=device) for side in (rows, columns)), indexing="ij")
-        return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(dtype)
+    rows, columns = (torch.arange(side // 2, device=x.device) for side in x.shape[2:])
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(x.dtype)
 
 
 class FluxReader(PromptReader):
