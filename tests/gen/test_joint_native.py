@@ -14,7 +14,7 @@ from tests.gen import pipelines, pipelines_chat
 from tests.gen.joint import FAMILIES
 
 NAMES = [family.pipeline for family in FAMILIES.values()]
-CALL = {"num_inference_steps": 3, "seed": 3, "output_type": "pt", "progress": False}
+CALL = {"num_inference_steps": 3, "seed": 3, "height": 64, "width": 64, "output_type": "pt", "progress": False}
 PROMPTS = ["a red cat", "a dog on the moon"]
 ON_CPU = {"device": "cpu", "dtype": "float32"}
 
@@ -38,7 +38,7 @@ def test_the_same_pictures(bridged, name):
     for call in ({}, {"negative_prompt": "blurry"}, {"height": 32, "width": 48}, {"guidance_scale": 1.0}):
         if call.get("negative_prompt") and theirs.config.defaults.guidance == "embedded":
             call = {**call, "guidance": "cfg", "guidance_scale": 3.0}
-        close(mine(PROMPTS, **CALL, **call).images, theirs(PROMPTS, **CALL, **call).images)
+        close(mine(PROMPTS, **{**CALL, **call}).images, theirs(PROMPTS, **{**CALL, **call}).images)
     assert mine.config == theirs.config and mine.weights == theirs.weights
 
 
