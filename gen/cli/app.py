@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
+from gen.calls import errors
 from gen.cli.energies import ENERGIES
 from gen.cli.other_packages import MODULES, hand_over, ran
 from gen.io.version import __version__
@@ -131,21 +132,12 @@ def program() -> NoReturn:
 
 
 def sentence(error: Exception) -> str:
-    if hasattr(error, "format_message"):  # wrong usage, in the words of the parser
+    """An error in words; wrong usage in those of the parser."""
+    if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         hint = f" See `{context.command_path} --help`." if context is not None else ""
         return f"{error.format_message()}{hint}"
-    if isinstance(error, ValueError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
-    kind = type(error).__name__
-    if isinstance(error, MemoryError | RuntimeError):
-        from gen.models.decoding import is_out_of_memory
-
-        if is_out_of_memory(error):
-            return "Memory ran out; make smaller pictures, or use a smaller model, another device or another dtype."
-    return f"{kind}: {error}. This is a defect of fewstep; set FEWSTEP_TRACEBACK=1 to see where it happened."
+    return errors.sentence(error)
 
 
 if __name__ == "__main__":

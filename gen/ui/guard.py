@@ -13,10 +13,11 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from gen.io.hosts import LOOPBACK, host_name
+
 Scope = MutableMapping[str, Any]
 Messages = Callable[..., Awaitable[Any]]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "fewstep_token"
 MOST = 80 * 1024 * 1024  # bytes of a request
 HEADERS = (
@@ -65,7 +66,7 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str]:
         """(status, sentence) of what is refused; (0, "") for what may pass."""
         host = headers.get("host", "")
-        if self.token is None and _name_of(host) not in LOOPBACK:
+        if self.token is None and host_name(host) not in LOOPBACK:
             return 421, f"The page answers at 127.0.0.1 and localhost only, not at {host[:80]!r}."
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -88,13 +89,6 @@ class Guard:
         given = (query.get("token", ""), cookie.value if cookie is not None else "")
         assert self.token is not None
         return any(hmac.compare_digest(one.encode(), self.token.encode()) for one in given)
-
-
-def _name_of(host: str) -> str:
-    """The name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
 
 
 async def _refuse(scope: Scope, receive: Messages, send: Messages, status: int, message: str) -> None:

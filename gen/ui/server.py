@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gen.io.extras import install
-from gen.ui.guard import LOOPBACK, Guard
+from gen.io.hosts import LOOPBACK
+from gen.ui.guard import Guard
 from gen.ui.studio import Studio
 
 STATIC = Path(__file__).parent / "static"

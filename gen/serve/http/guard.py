@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gen.io.hosts import host_name
 from gen.serve.http.errors import answer, answer_error
 from gen.serve.http.settings import ServerSettings
 
@@ -73,7 +74,7 @@ class RequestGuard:
 
     def _refused(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, dict[str, str]] | None:
         """(status, sentence, headers), None for a request that may pass."""
-        host = _host(headers.get("host", ""))
+        host = host_name(headers.get("host", ""))
         if "*" not in self.settings.hosts and host not in self.settings.hosts:
             return 400, f"The server does not go by the name {host[:100]!r}; start it with --allow-host to have it.", {}
         origin = headers.get("origin")
@@ -146,11 +147,3 @@ _SLOW = f"The request did not arrive within {BODY_SECONDS:g} seconds; send it ag
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
-
-
-def _host(value: str) -> str:
-    """The name in a Host header, without its port."""
-    value = value.strip().lower()
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value.partition(":")[0]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen.io.errors import read_text
+from gen.io.hosts import LOOPBACK
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
