@@ -66,6 +66,7 @@ def registered() -> dict[str, list[str]]:
     from customization.algebra.sparse import METHODS as MERGES
     from customization.registry import METHODS as CUSTOMIZATIONS
     from distill.registry import OBJECTIVES
+    from gen.rewards import REWARDS
     from gen.tasks.energies import ENERGIES
     from gen.tasks.table import TASKS
     from gen.tasks.training_free.task import TRAINING_FREE
@@ -82,7 +83,7 @@ def registered() -> dict[str, list[str]]:
         "cache": CACHES,
         "composition": COMPOSITIONS,
         "energy guidance": ENERGY_METHODS,
-        "energy": ENERGIES,
+        "energy": (*ENERGIES, *(f"reward:{name}" for name in REWARDS)),
         "task": TASKS,
         "training-free change": TRAINING_FREE,
         "objective": OBJECTIVES,

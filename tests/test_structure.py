@@ -33,7 +33,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["nn"],
         ["models/formats"],
         ["adapters"],
-        ["models"],
+        ["models", "rewards"],
         ["tasks/declaration"],
         ["tasks/*/options"],
         ["tasks/table"],

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.networks.feature_moments import root
-from gen.tasks.energies.simple import LUMA
+from gen.rewards.pixels import LUMA
 
 STRONG = 0.25  # of the range from black to white, from one pixel to the next
 WHITE = 254.5 / 255

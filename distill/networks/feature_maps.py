@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.networks.features import in_range, open_named
-from gen.tasks.energies.clip import open_transformers
+from gen.rewards.clip import open_transformers
 from gen.tasks.energies.lpips import WIDTHS, load_lpips
 
 

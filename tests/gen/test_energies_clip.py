@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gen.rewards.clip import DEVIATION, MEAN, embed_images, load_clip, read_head
 from gen.tasks.energies import energy_info, get_energy
-from gen.tasks.energies.clip import DEVIATION, MEAN, AestheticScore, ClipSimilarity, embed_images, read_head
+from gen.tasks.energies.clip import AestheticScore, ClipSimilarity
 from samplers.denoiser import Condition
 from tests.gen.pipelines import LETTERS, clip_tokenizer
 
@@ -68,7 +69,7 @@ def test_a_head_is_its_layers_one_after_another(folder, tmp_path):
         tensors[f"layers.{number}.bias"] = torch.randn(shape[0], generator=g)
     save_file(tensors, tmp_path / "head.safetensors")
     energy = AestheticScore(str(folder), str(tmp_path / "head.safetensors"), scale=2.0)
-    score = embed_images(energy._loaded[0][0], IMAGES)
+    score = embed_images(load_clip(str(folder))[0], IMAGES)
     for number in sizes:
         score = score @ tensors[f"layers.{number}.weight"].T + tensors[f"layers.{number}.bias"]
     torch.testing.assert_close(energy(IMAGES, Condition()), 2 * score[:, 0], rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@ when used.
 
 An energy is called with pictures (B, 3, H, W), nominally in [0, 1], and the run's condition, and returns log-densities (B,):
 -(distance / spread)^2 / 2 for those with a target. One with `for_prompts(prompts)` is asked for the energy of a batch.
+Every reward of `gen.rewards` is an energy too, as `reward:NAME`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gen.rewards import reward_info
 from samplers.lookup import build, check_free, check_options, find
 
 
@@ -106,9 +108,31 @@ def register_energy(
     _registered[name] = info
 
 
+PREFIX = "reward:"  # of energies that are rewards
+
+
 def energy_info(name: str, more: Mapping[str, EnergyInfo] | None = None) -> EnergyInfo:
-    """The record of an energy, by name or alias; `more`: rows of other packages."""
+    """The record of an energy, by name or alias, or of `reward:NAME`; `more`: rows of other packages."""
+    if isinstance(name, str) and name.startswith(PREFIX):
+        return reward_energy(name.removeprefix(PREFIX))
     return find({**ENERGIES, **_registered, **(more or {})}, name, "energy")
+
+
+def reward_energy(name: str) -> EnergyInfo:
+    """The record of a reward as an energy. Its options are the reward's, and `weight`."""
+    from gen.tasks.energies.rewarded import RewardEnergyFactory
+
+    info = reward_info(name)
+    return EnergyInfo(
+        f"{PREFIX}{info.name}",
+        "",
+        "",
+        info.description,
+        (*info.options, "weight"),
+        info.needs,
+        external=info.external,
+        made_by=RewardEnergyFactory(info),
+    )
 
 
 def get_energy(info: EnergyInfo, **options: Any) -> Any:

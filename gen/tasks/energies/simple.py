@@ -5,21 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from PIL import ImageColor
 from torch import Tensor
 
 from gen.io.validators import check_float
+from gen.rewards.pixels import GREY, luma_and_chroma, mean_brightness, mean_of_middle, named_colour
 from samplers.constants import constant
 from samplers.denoiser import Condition
 
-LUMA = (0.299, 0.587, 0.114)
-GREY = 0.03  # chroma below which a colour has no hue
 AROUND = 0.8  # mean brightness of drawings on white
-
-
-def mean_brightness(images: Tensor) -> Tensor:
-    """(B,), by the weights of BT.601."""
-    return (images.mean((2, 3)) * constant(LUMA, images.device, images.dtype)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -63,29 +56,18 @@ class Colour:
 
     def target(self) -> tuple[float, float, float]:
         """Red, green and blue in [0, 1]."""
-        try:
-            red, green, blue = ImageColor.getrgb(str(self.colour))[:3]
-        except ValueError:
-            raise ValueError(f"Unknown colour {self.colour!r}: give a name such as red or teal, or #rrggbb.") from None
-        return red / 255, green / 255, blue / 255
+        return named_colour(self.colour)
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
-        rows, columns = (torch.linspace(-0.5, 0.5, n, device=images.device, dtype=images.dtype) for n in images.shape[2:])
-        window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / self.width**2)
-        mean, target = (images * (window / window.sum())).sum((2, 3)), constant(self.target(), images.device, images.dtype)
+        mean = mean_of_middle(images, self.width)
+        target = constant(self.target(), images.device, images.dtype)
         if self.match == "hue":
-            mean, target = _luma_and_chroma(mean), _luma_and_chroma(target)
+            mean, target = luma_and_chroma(mean), luma_and_chroma(target)
             brightness = self.share * target[:1] + (1 - self.share) * AROUND
             chroma = self.share * target[1:]
             hueless = target[1:].norm() < GREY
             mean, target = (mean, torch.cat([brightness, chroma])) if hueless else (mean[:, 1:], chroma)
         return -0.5 * ((mean - target) / self.spread).square().sum(1)
-
-
-def _luma_and_chroma(rgb: Tensor) -> Tensor:
-    """(..., 3) as Y, Cb and Cr of BT.601, the last two in [-0.5, 0.5]."""
-    y = (rgb * constant(LUMA, rgb.device, rgb.dtype)).sum(-1)
-    return torch.stack([y, (rgb[..., 2] - y) / 1.772, (rgb[..., 0] - y) / 1.402], -1)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ReplayOptions:
 
 def energy_of(text: str | None, option: str = "--guide") -> Any:
     """What is typed after --guide, or after another option: a name, or the function of a file of the user's own."""
-    if text is None or ":" not in text:
+    if text is None or ":" not in text or text.startswith("reward:"):
         return text
     from gen.tasks.energy_guidance.task import read_function
 

@@ -23,7 +23,8 @@ from distill.networks.evaluator.augment import NUMBERS, augment
 from distill.networks.evaluator.energy import LabelEnergy, TextEnergy, grams, style_distance
 from distill.networks.evaluator.network import Evaluator
 from gen.io.images import read_picture
-from gen.tasks.energies.simple import Brightness, Colour, mean_brightness
+from gen.rewards.pixels import mean_brightness
+from gen.tasks.energies.simple import Brightness, Colour
 from samplers.guidance.operators import LinearOperator, downsample, keep
 
 TASKS = ("inpaint", "superres", "label", "colour", "brightness", "text", "style")
