@@ -29,6 +29,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     ),
     "easy_consistency": ("distill.objectives.easy_consistency", "EasyConsistencyConfig", "EasyConsistencyObjective"),
     "continuous_consistency": ("distill.objectives.scm", "ContinuousConsistencyConfig", "ContinuousConsistencyObjective"),
+    "consistency_trajectory": (
+        "distill.objectives.consistency_trajectory",
+        "ConsistencyTrajectoryConfig",
+        "ConsistencyTrajectoryObjective",
+    ),
     "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
     "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),

@@ -161,6 +161,11 @@ def check_flow_map(objective: StudentObjective) -> None:
             f"{type(objective).__name__.removesuffix('Objective')} is for rectified flows, and the teacher's path is "
             f"{type(objective.path).__name__}: give a teacher of that path."
         )
+    check_told_end(objective)
+
+
+def check_told_end(objective: StudentObjective) -> None:
+    """ValueError unless the student's network receives a second time."""
     network = objective.roles["student"].network
     if hasattr(network, "config") and "target_time" not in (getattr(network.config, "scalars", None) or ()):
         raise ValueError(

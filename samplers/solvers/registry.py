@@ -226,9 +226,11 @@ SOLVERS: dict[str, SolverInfo] = {
         SolverInfo(
             "flow_map",
             FlowMap,
-            "Flow maps (MeanFlow, IMM): straight steps of a network that receives the end of each one",
+            "Flow maps (MeanFlow, IMM, CTM): steps of a network that receives the end of each one; gamma = 1 is all new noise",
             1,
+            stochastic=True,
             grid="uniform",
+            options=("gamma",),
         ),
         SolverInfo(
             "restart",

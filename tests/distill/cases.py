@@ -121,6 +121,9 @@ CASES: dict[str, dict[str, Any]] = {
         refresh=1,
     ),
     "trajectory_consistency": student("trajectory_consistency", teacher={"steps": 6}, steps=2),
+    "consistency_trajectory": student(
+        "consistency_trajectory", scalars=("target_time",), levels=6, solver_steps=3, balance=True, adversarial_start=1
+    ),
     "consistency_distillation": student("consistency_distillation", teacher={"solver": "heun"}, levels=6),
     "consistency_training": student("consistency_training", total_steps=4, last_levels=10),
     "improved_consistency": student("improved_consistency", total_steps=4, first_levels=2, last_levels=8),
