@@ -34,6 +34,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "ConsistencyTrajectoryConfig",
         "ConsistencyTrajectoryObjective",
     ),
+    "regularized_consistency": ("distill.objectives.rcm", "RegularizedConsistencyConfig", "RegularizedConsistencyObjective"),
     "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
     "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),

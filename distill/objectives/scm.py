@@ -148,11 +148,15 @@ class ContinuousConsistencyObjective(StudentObjective):
         said, change = jvp(student, (x, angle), (expand(both, x) * rate, both), self.derivative)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         # arXiv 2410.11081, Algorithm 1: g = -cos^2(t) (sd F - dx/dt) - r cos(t) sin(t) (x + sd dF/dt)
-        g = -(cos**2) * (said - rate) - warm * (cos * sin * x + change)
+        g = -self.pull(cos, warm) * (said - rate) - warm * (cos * sin * x + change)
         if config.normalisation is not None:
             # Algorithm 1: tangent normalisation, g / (|g| + c)
             g = g / (expand(g.flatten(1).norm(dim=1), g) + config.normalisation)
         return x, said, g
+
+    def pull(self, cos: Tensor, warm: float) -> Tensor:
+        """What the tangent's first half counts, which draws F to dx/dt. warm: what the second does, in [0, 1]."""
+        return cos**2
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int

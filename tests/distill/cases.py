@@ -129,6 +129,15 @@ CASES: dict[str, dict[str, Any]] = {
     "improved_consistency": student("improved_consistency", total_steps=4, first_levels=2, last_levels=8),
     "easy_consistency": student("easy_consistency", stage_steps=1),
     "continuous_consistency": student("continuous_consistency", warmup=3, share=0.5),
+    "regularized_consistency": student(
+        "regularized_consistency",
+        teacher={"guidance_scale": [2.0, 5.0]},
+        scalars=("guidance",),
+        embed_guidance=True,
+        regularize_from=1,
+        warmup=3,
+        simulate=2,
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},

@@ -61,6 +61,7 @@ METHODS = {
     "adversarial_continuous": {"sigma_max": 10.0, "derivative": "difference"},
     "distribution_matching": {},
     "continuous_consistency": {"sigma_max": 10.0, "derivative": "difference"},
+    "regularized_consistency": {"sigma_max": 10.0, "derivative": "difference", "regularize_from": 0},
     "frechet": {"representations": ["teacher"], "population": 2, "reference": 4, "target_ema": None, "noisiest_share": 1.0},
 }
 
