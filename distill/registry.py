@@ -39,6 +39,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
+    "draft": ("distill.objectives.draft", "DraftConfig", "DraftObjective"),
     "autoencoder": ("distill.objectives.autoencoder", "AutoencoderObjectiveConfig", "AutoencoderObjective"),
     "decoder": ("distill.objectives.decoder", "DecoderConfig", "DecoderObjective"),
     "text": ("distill.objectives.text", "TextObjectiveConfig", "TextObjective"),

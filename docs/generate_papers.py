@@ -54,7 +54,7 @@ COMMANDS = {
     ("training-free change", "concepts"): "fewstep image --concept",
     ("training-free change", "greedy"): "fewstep image --greedy",
 }
-CONFIGS = {"objective": ("configs/distill", "configs/default"), "customization": ("configs/lora",)}
+CONFIGS = {"objective": ("configs/distill", "configs/preference", "configs/default"), "customization": ("configs/lora",)}
 
 
 def read_table() -> dict[str, Any]:
@@ -63,6 +63,7 @@ def read_table() -> dict[str, Any]:
 
 def registered() -> dict[str, list[str]]:
     """kind -> names of every method that can be chosen by a name."""
+    import distill.networks.evaluator  # noqa: F401  (makes its reward known)
     from customization.algebra.sparse import METHODS as MERGES
     from customization.registry import METHODS as CUSTOMIZATIONS
     from distill.registry import OBJECTIVES

@@ -34,6 +34,15 @@ def student(type: str, *, teacher: dict[str, Any] | None = None, scalars: tuple[
     return case(objective, {"type": "dit", **SIZES, "scalars": list(scalars)}, "labels")
 
 
+def policy(type: str, **options: Any) -> dict[str, Any]:
+    """A case of a method that tunes its teacher, without guidance, which would ask for no label in every call. Four samples, so
+    that each of two processes has two."""
+    teacher = {"model": "DECODED", "guidance_scale": 1.0, "steps": 4}
+    return {**student(type, teacher=teacher, **options), "batch_size": 4}
+
+
+BRIGHT = [{"type": "brightness", "weight": 100.0}]  # whose gradients a random decoder leaves small
+
 AUTOENCODER = {
     "type": "autoencoder", "factor": 4, "channels": 4, "encoder_widths": [8], "encoder_blocks": [1], "decoder_widths": [8],
     "decoder_blocks": [1],
@@ -153,4 +162,5 @@ CASES: dict[str, dict[str, Any]] = {
         different=0.5,
     ),
     "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
+    "draft": policy("draft", steps=3, through=2, rewards=BRIGHT),
 }

@@ -1,4 +1,4 @@
-"""The shipped configs of distillation: all are read, name real objectives, and say so where they were not run."""
+"""The shipped configs of distillation and preferences: all are read, name real objectives, and say where they were not run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from distill.config import load_config
 from distill.registry import OBJECTIVES, SOURCES
 from gen.nn.registry import COMPONENTS, from_registry
 
-FOLDER = Path(__file__).parents[2] / "configs" / "distill"
-SHIPPED, PUBLISHED = sorted(FOLDER.glob("*.yaml")), sorted((FOLDER / "published").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDERS = ("distill", "preference")
+SHIPPED, PUBLISHED = (
+    [file for folder in FOLDERS for file in sorted(CONFIGS.glob(f"{folder}/{within}*.yaml"))] for within in ("", "published/")
+)
 
 
 @pytest.mark.parametrize("file", [*SHIPPED, *PUBLISHED], ids=lambda file: f"{file.parent.name}/{file.stem}")

@@ -101,6 +101,7 @@ class StudentObjective(Objective):
         role = role or ("target" if "target" in self.roles else "student")
         return self.predict(unwrap(models[role]), x, level, condition, scale)
 
+    @torch.no_grad()
     def teacher_predict(
         self, models: Mapping[str, nn.Module], x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0
     ) -> Guided:

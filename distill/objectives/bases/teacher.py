@@ -164,7 +164,6 @@ class Teacher:
         return digest(sorted(self.weights.items()), self.model.model_dump_json())
 
 
-@torch.no_grad()
 def predict_guided(
     denoiser: Denoiser,
     x: Tensor,
@@ -174,7 +173,7 @@ def predict_guided(
     interval: tuple[float, float] | None = None,
 ) -> Guided:
     """The prediction under classifier-free guidance (arXiv 2207.12598, equation 6, whose w is scale - 1); `cond` is the one
-    without.
+    without. Differentiable.
 
     scale: of guidance, or one per sample (B,). interval: (low, high) of log-SNR in which it acts; None: everywhere.
     """
