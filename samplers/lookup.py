@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 4  # of 1; of names of up to so many letters, one of which may be wrong
+_MATCHES, _AS_NEAR = 8, 0.1  # names that are looked at, and by how much less like one may be to count as nearly as near
 _LONGEST = 200  # characters of a name that are compared
 
 
@@ -27,14 +28,28 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
 
     Every "did you mean" is of this. Names are compared as `normalise_name` spells them. Near is what shares three quarters of
     its letters, in their order, or all but one: a wrong suggestion sends people astray, and the known names are listed beside
-    it anyway.
+    it anyway. Of names nearly as near, one that has all that was written is meant: people leave letters out ("dpm2m").
     """
     names = dict[str, str]()
     for one in known:
         names.setdefault(normalise_name(one) or one, one)
     spelling = normalise_name(str(name)[:_LONGEST])
-    matches = difflib.get_close_matches(spelling, names, n=1, cutoff=_NEAR if len(spelling) > _SHORT else _NEAR_SHORT)
-    return names[matches[0]] if matches else None
+    matches = difflib.get_close_matches(spelling, names, n=_MATCHES, cutoff=_NEAR if len(spelling) > _SHORT else _NEAR_SHORT)
+    if not matches:
+        return None
+    least = _likeness(matches[0], spelling) - _AS_NEAR
+    whole = (one for one in matches if _holds(one, spelling) and _likeness(one, spelling) >= least)
+    return names[next(whole, matches[0])]
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()  # in the order of difflib's own search
+
+
+def _holds(name: str, letters: str) -> bool:
+    """Does a name have all these letters, in their order?"""
+    rest = iter(name)
+    return all(letter in rest for letter in letters)
 
 
 def find(table: dict[str, Any], name: str, kind: str) -> Any:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from gen.batch.settings import Share
+from gen.calls.command import OPTIONS
 from gen.io.errors import read_text
+from gen.pipeline.exif import FORMATS
 from samplers.atomic import sync, written
 
 try:
@@ -28,6 +30,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
 STATE = ".batch"
+PLURAL = tuple(f"its {name}" for name in ("columns", "extra columns", "templates", "wildcards", "weights", "adapters"))
 _LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # as `samplers.atomic.beside` names them
 
 
@@ -116,7 +119,7 @@ def _open_batch(output: Path, file: Path, identity: Mapping[str, Any], seed: int
 
 def _check_empty(output: Path, existing: str) -> None:
     """A batch begins in a folder without pictures of others."""
-    other = next((path for path in output.iterdir() if path.suffix.lower() in (".png", ".tar", ".parquet")), None)
+    other = next((path for path in output.iterdir() if path.suffix.lower() in (*FORMATS, ".tar", ".parquet")), None)
     if other is not None and existing == "refuse":
         raise ValueError(
             f"{output} holds {other.name}, which is of no batch; choose another folder with -o, or add --skip-existing or "
@@ -125,18 +128,29 @@ def _check_empty(output: Path, existing: str) -> None:
 
 
 def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any], seed: int | None) -> str:
-    before = {**kept.get("identity", {}), "seed": kept.get("asked seed")}
-    now = {**wanted["identity"], "seed": seed}
-    names = [name for name in {**before, **now} if before.get(name) != json.loads(json.dumps(now.get(name), default=str))]
-    if "model" in names:
-        names = [name for name in names if name not in ("weights", "dtype")]  # which go with it
-    parts = [
-        f"its {name} is another"
-        if len(repr(before.get(name)) + repr(now.get(name))) > 120
-        else f"its {name} was {before.get(name)!r}, and is {now.get(name)!r}"
-        for name in names
-    ]
-    return "; ".join(parts) or "its settings are others"
+    """What two batches differ by, in words."""
+    before = _plain_settings(kept.get("identity", {}), kept.get("asked seed"))
+    now = _plain_settings(wanted["identity"], seed)
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if "its model" in names:
+        names = [name for name in names if name not in ("its weights", "its dtype")]  # which go with it
+    return "; ".join(_change(name, before.get(name), now.get(name)) for name in names) or "its settings are others"
+
+
+def _plain_settings(identity: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """What a batch is, by the names that people know: options by themselves, the rest as "its ..."."""
+    values: dict[str, Any] = json.loads(json.dumps({**identity, "seed": seed}, default=str))
+    options = {**values.pop("options", {}), **values.pop("model options", {})}
+    known = {OPTIONS.get(name, f"--{name.replace('_', '-')}"): value for name, value in options.items()}
+    return {**{f"its {name}": value for name, value in values.items()}, **known}
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    were, are = ("were", "are") if name in PLURAL else ("was", "is")
+    if any(isinstance(one, dict | list) or len(repr(one)) > 60 for one in (before, now)):  # hashes, above all
+        return f"{name} {are} {'others' if name in PLURAL else 'another'}"
+    first, second = ("not given" if one is None else repr(one) for one in (before, now))
+    return f"{name} {were} {first}, and {are} {second}"
 
 
 def remove_leftovers(folder: Path) -> None:

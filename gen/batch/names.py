@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
+from gen.calls.names import slug
+from gen.pipeline.exif import FORMATS
 from samplers.lookup import nearest
 
 FIELDS = ("index", "thousand", "line", "seed", "slug")
@@ -14,19 +17,13 @@ LONGEST = 200  # bytes of one part of a path
 _FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d?))?\}")
 
 
-def slug(text: str) -> str:
-    """A text as part of a file name."""
-    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
-    return words.encode()[:60].decode(errors="ignore").strip("-") or "image"
-
-
 @dataclass(frozen=True)
 class NameTemplate:
     """Names with fields in braces: index (of the picture, from 0), thousand (index // 1000, for folders), line (of the source),
     seed, slug (of the prompt), and any column that is carried along.
 
-    Raises ValueError for a name without {index}, which alone tells all pictures apart, that does not end in .png, or that leads
-    out of the folder.
+    Raises ValueError for a name without {index}, which alone tells all pictures apart, that does not end as a format does which
+    holds recipes, or that leads out of the folder.
     """
 
     text: str
@@ -35,8 +32,11 @@ class NameTemplate:
     def __post_init__(self) -> None:
         said = f"--name {self.text!r}"
         names = [match[1] for match in _FIELD.finditer(self.text)]
-        if not self.text.lower().endswith(".png"):
-            raise ValueError(f"{said}: pictures are saved as PNG, which holds their recipe; let it end in .png.")
+        if PurePosixPath(self.text).suffix.lower() not in FORMATS:
+            raise ValueError(
+                f"{said}: pictures are saved as PNG, JPEG, WebP or AVIF, which hold their recipe; let it end in .png, .jpg, "
+                ".webp or .avif."
+            )
         if "index" not in names:
             raise ValueError(f"{said}: without {{index}} two pictures could have one name; put {{index:06d}} into it.")
         rest = _FIELD.sub("x", self.text)

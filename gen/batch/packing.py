@@ -17,10 +17,10 @@ from typing import Any
 
 from gen.batch.ledger import Ledger
 from gen.batch.settings import BatchSettings
-from gen.batch.store import CHUNK, staged_file
+from gen.batch.store import staged_file
 from gen.batch.tables import arrow
 from gen.pipeline.png import CHUNK as RECIPE
-from gen.pipeline.png import read_chunks
+from gen.pipeline.png import PLACE, read_chunks
 from samplers.atomic import written
 
 ROW_GROUP = 64  # pictures that are in memory together
@@ -29,7 +29,7 @@ ROW_GROUP = 64  # pictures that are in memory together
 def record_of(path: Path) -> dict[str, Any]:
     """What is known of a picture: its number and line, its recipe, columns that were carried along."""
     chunks = read_chunks(path)
-    place, recipe = json.loads(chunks[CHUNK]), json.loads(chunks[RECIPE])
+    place, recipe = json.loads(chunks[PLACE]), json.loads(chunks[RECIPE])
     return {
         "index": place["index"],
         "line": place["line"],

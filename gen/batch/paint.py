@@ -9,11 +9,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from gen.batch.rows import PictureJob
 from gen.batch.settings import BatchSettings
-from gen.batch.store import Painted, encode_png
+from gen.batch.store import Painted, encode_picture
 from gen.calls.call import Call
 from gen.calls.errors import sentence
 from gen.calls.run import run
@@ -31,6 +32,17 @@ def open_generator(settings: BatchSettings, model: str) -> Any:
     from gen.generator import Generator
 
     return Generator.from_pretrained(model, settings.device, settings.dtype, **settings.model_arguments)
+
+
+def check_defaults(settings: BatchSettings, generator: Any) -> None:
+    """ValueError for options that no row could be drawn with, before the first is. Options of a sampler and the like are left
+    to the rows, which may name another one."""
+    if not settings.defaults or any(name.endswith("_options") for name in settings.defaults):
+        return
+    subject: dict[str, Any] = {"prompt": "a picture"} if generator.text_encoder is not None else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generator.check(**subject, **settings.defaults)
 
 
 def model_identity(generator: Any) -> dict[str, Any]:
@@ -94,10 +106,15 @@ class Painter:
                 job = waiting[recipe.prompt, recipe.negative_prompt, recipe.seed, recipe.class_label].popleft()
                 del left[job.index]
                 try:
-                    done(Painted(job, partial(encode_png, image, recipe, job, self.batch)))
+                    done(Painted(job, partial(encode_picture, image, recipe, job, self.batch, *form(job))))
                 except BaseException as error:
                     not_taken.append(error)
                     raise
+
+        def form(job: PictureJob) -> tuple[str, int | None]:
+            """(ending, quality) of its file: one that waits to be packed is a PNG."""
+            ending = PurePosixPath(job.name).suffix.lower() if self.settings.kind == "files" else ""
+            return (ending or ".png"), self.settings.quality
 
         try:
             for job in jobs:

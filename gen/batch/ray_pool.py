@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gen.batch.ledger import STATE
-from gen.batch.paint import WINDOW, Painter, group_of_job, model_identity, open_generator
-from gen.batch.readers import open_source
+from gen.batch.paint import WINDOW, Painter, check_defaults, group_of_job, model_identity, open_generator
 from gen.batch.rows import PictureJob
-from gen.batch.run import BatchResult, OpenBatch, PictureBar, chosen_model, expected_pictures, opened_batch, windows
+from gen.batch.run import BatchResult, OpenBatch, PictureBar, expected_pictures, opened_batch, prepared, windows
 from gen.batch.settings import BatchSettings
 from gen.batch.store import Painted
 from gen.calls.call import Call
+from gen.io.errors import RecipeError
 from gen.io.extras import install
 
 UNIT = 4  # network calls that are handed over together
@@ -127,9 +126,11 @@ def _prepare(options: RayOptions) -> None:
 
 
 def describe(settings: BatchSettings, model: str, options: RayOptions) -> dict[str, Any]:
-    """`model_identity`, as an actor has it."""
+    """`model_identity`, as an actor has it; ValueError as of `check_defaults`."""
     _prepare(options)
-    return model_identity(open_generator(settings, model))
+    generator = open_generator(settings, model)
+    check_defaults(settings, generator)
+    return model_identity(generator)
 
 
 class PaintActor:
@@ -140,16 +141,20 @@ class PaintActor:
         self.painter = Painter(settings, open_generator(settings, model), batch)
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Of units: the index of each job with its PNG, or with the reason why it cannot be made."""
+        """Of units: the index of each job with its file, or with the reason why it cannot be made."""
         results: list[tuple[int, bytes, str]] = []
 
         def done(painted: Painted) -> None:
-            data = painted.data if isinstance(painted.data, bytes) else painted.data()
-            results.append((painted.job.index, data, ""))
+            try:
+                data = painted.data if isinstance(painted.data, bytes) else painted.data()
+            except RecipeError as error:
+                results.append((painted.job.index, b"", str(error)))
+            else:
+                results.append((painted.job.index, data, ""))
 
         for unit in columns["units"]:
             self.painter.paint(unpack(unit), done, lambda job, reason: results.append((job.index, b"", reason)))
-        return {name: [result[i] for result in results] for i, name in enumerate(("index", "png", "reason"))}
+        return {name: [result[i] for result in results] for i, name in enumerate(("index", "file", "reason"))}
 
 
 def pack(jobs: Sequence[PictureJob]) -> bytes:
@@ -182,8 +187,7 @@ def run_on_ray(
     progress, say: as of `run_batch`.
     Raises ValueError in a sentence for what cannot begin, and where actors fail again and again.
     """
-    source = open_source(settings.source, settings.output / STATE)
-    model = chosen_model(settings, source)
+    source, model = prepared(settings)
     with cluster(options) as ray:
         actors, needs = resources(ray, settings, options)
         try:
@@ -225,14 +229,14 @@ def _round(batch: OpenBatch, jobs: Sequence[PictureJob], pool: tuple, bar: Pictu
     )
     try:
         for columns in made.iter_batches(batch_size=None, batch_format="numpy"):
-            for index, png, reason in zip(columns["index"], columns["png"], columns["reason"], strict=True):
+            for index, file, reason in zip(columns["index"], columns["file"], columns["reason"], strict=True):
                 job = by_index.pop(int(index), None)
                 if job is None:  # of a unit that was handed over twice
                     continue
                 if reason:
                     batch.failed_job(job, str(reason))
                 else:
-                    batch.put(Painted(job, bytes(png)))
+                    batch.put(Painted(job, bytes(file)))
                     bar.update(1)
     except ray_module("ray.exceptions").RayError as error:
         raise ValueError(_reason(error)) from None

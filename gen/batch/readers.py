@@ -5,6 +5,7 @@ A row is (line number from 1, its columns). A line that cannot be read is (line 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -59,6 +60,21 @@ class RowSource:
 
             return read_parquet(self.path)
         return READERS[self.path.suffix.lower()](self.path)
+
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns of all rows; None where every row names its own."""
+        if self.path is None or self.path.is_dir():
+            from gen.batch.tables import dataset_columns
+
+            return dataset_columns(self.name)
+        if self.path.suffix.lower() in TABLES:
+            from gen.batch.tables import parquet_columns
+
+            return parquet_columns(self.path)
+        if READERS[self.path.suffix.lower()] is not read_csv:
+            return None
+        with _opened_table(self.path) as (_, names, _):
+            return names
 
     def count(self) -> int | None:
         """About how many rows there are; None where that is not known beforehand."""
@@ -180,15 +196,22 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """A table with a line of names; empty cells are left out. Commas, semicolons or tabs separate, as the names have them."""
+@contextlib.contextmanager
+def _opened_table(path: Path) -> Iterator[tuple[io.TextIOWrapper, tuple[str, ...], str]]:
+    """(text behind the line of names, the names, what separates cells: commas, semicolons or tabs, as the names have them)."""
     with opened(path) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         head = text.readline(LONGEST)
         separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
-        names = next(csv.reader([head], delimiter=separator), [])
-        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        names = tuple(name.strip() for name in next(csv.reader([head], delimiter=separator), []))
+        if len(set(names)) < len(names) or not all(names):
             raise ValueError(f"{path}: its first line must name every column once; it is {head.strip()[:200]!r}.")
+        yield text, names, separator
+
+
+def read_csv(path: Path) -> Iterator[Row]:
+    """A table with a line of names; empty cells are left out."""
+    with _opened_table(path) as (text, names, separator):
         reader = csv.reader(text, delimiter=separator, strict=True)
         while True:
             number = reader.line_num + 2
@@ -206,7 +229,7 @@ def read_csv(path: Path) -> Iterator[Row]:
             elif any("\udc80" <= c <= "\udcff" for cell in cells for c in cell):
                 yield number, BadLine("it is not UTF-8 text")
             else:
-                yield number, {name.strip(): cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+                yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | BadLine]]:

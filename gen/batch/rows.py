@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gen.batch.columns import Columns
 from gen.batch.names import NameTemplate
 from gen.batch.readers import BadLine, RowSource
 from gen.batch.settings import BatchSettings
 from gen.calls.call import AdapterUse, Call
 from gen.calls.choose import beyond_student
-from gen.calls.keywords import FOLDERS, MAPPED, PICTURES, keywords_of
+from gen.calls.keywords import MAPPED, PICTURES
 from gen.calls.values import parse_value
 from gen.calls.wildcards import Combinations, WildcardFiles, expand
 from gen.io.validators import (
@@ -29,23 +30,20 @@ from gen.io.validators import (
 from samplers.lookup import nearest
 from samplers.registry import grid_info, parse_sampler, solver_info
 
-OTHER_NAMES = {
-    "text": "prompt",
-    "caption": "prompt",
-    "negative": "negative_prompt",
-    "steps": "num_inference_steps",
-    "cfg_scale": "guidance_scale",
-    "class_label": "class_labels",
-    "label": "class_labels",
-}
-OF_THE_BATCH = ("num_images_per_prompt", "seeds", "batch_size", "batch_invariant", *FOLDERS)  # no columns
 TEXTS = (
     *("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "sampler", "schedule"),
     *("guidance", "cache", "prompt_syntax", "guide", "guide_method", "composition", "lora", "image", "mask", "control"),
 )
 WHOLE = {"num_inference_steps": (1, MAX_STEPS), "height": (1, 16_384), "width": (1, 16_384), "seed": (0, SEED_END - 1)}
 REAL = {"guidance_scale": (0.0, MAX_SCALE), "strength": (0.0, 1.0)}
-OPTIONS = ("sampler_options", "schedule_options", "guidance_options", "cache_options", "guide_options", "composition_options")
+OPTION_TABLES = (
+    "sampler_options",
+    "schedule_options",
+    "guidance_options",
+    "cache_options",
+    "guide_options",
+    "composition_options",
+)
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,16 @@ class RowReader:
         self.settings, self.source, self.seed, self.model = settings, source, seed, model
         self.files = WildcardFiles(settings.wildcards)
         self.name = NameTemplate(settings.name, None if settings.extra else ())
-        self.known = [name for name in keywords_of("image") if name not in OF_THE_BATCH]
         self.loras: Mapping[str, Path] | None = None
+        self.columns = Columns(settings.columns, settings.extra)
+        self.columns.options(settings.defaults)
+        self.columns.check(source)
         check_arguments(settings.defaults)  # what is wrong with all rows is said once
         Call(settings.defaults, adapters=settings.adapters, model=model)
+
+    def in_columns(self, sentence: str) -> str:
+        """What is wrong with a row, as whoever wrote the rows called it."""
+        return self.columns.respelt(sentence)
 
     def __iter__(self) -> Iterator[PictureJob | BadRow]:
         return self.jobs(lambda index: True)
@@ -107,7 +111,7 @@ class RowReader:
                 call, extra = self.call_of(row)
                 prompts = self.prompts_of(call)
             except ValueError as error:
-                yield BadRow(index, line, str(error), {} if isinstance(row, BadLine) else row, pictures)
+                yield BadRow(index, line, self.in_columns(str(error)), {} if isinstance(row, BadLine) else row, pictures)
                 index += pictures
                 continue
             for prompt in prompts:
@@ -116,7 +120,7 @@ class RowReader:
                         try:
                             yield self.job(index, line, call, prompt, copy, extra)
                         except ValueError as error:
-                            yield BadRow(index, line, str(error), row)
+                            yield BadRow(index, line, self.in_columns(str(error)), row)
                     index += 1
 
     def prompts_of(self, call: Call) -> Sequence[str | None]:
@@ -142,33 +146,17 @@ class RowReader:
 
     def call_of(self, row: Mapping[str, Any]) -> tuple[Call, dict[str, Any]]:
         """(what a row asks for, columns carried along); ValueError says what cannot be."""
-        settings = self.settings
-        values, extra, taken = dict[str, Any](), dict[str, Any](), dict[str, str]()
-        renamed = {column: keyword for keyword, column in settings.columns.items()}
-        for column, value in row.items():
-            column = str(column)
-            name = renamed.get(column) or (column if column in self.known else OTHER_NAMES.get(column, column))
-            if name in (*self.known, "lora"):
-                if name in taken:
-                    raise ValueError(f"its columns {taken[name]!r} and {column!r} both say {name}; leave one of them out")
-                taken[name] = column
-                values[name] = _value(name, value)
-            elif settings.extra:
-                extra.update({column: value} if _is_plain(value) else {})
-            else:
-                raise ValueError(self._unknown(column))
+        settings, row = self.settings, {str(column): value for column, value in row.items()}
+        taken = self.columns.keywords(row)
+        values = {
+            taken[str(column)]: _value(taken[str(column)], value) for column, value in row.items() if str(column) in taken
+        }
+        extra = {str(column): value for column, value in row.items() if str(column) not in taken and _is_plain(value)}
         adapters = settings.adapters if "lora" not in values else self.adapters_of(values.pop("lora"))
         arguments = {**settings.defaults, **{name: value for name, value in values.items() if value is not None}}
         self._confine(arguments, values)
         check_arguments(arguments)
         return Call(arguments, adapters=adapters, model=self.model), extra
-
-    def _unknown(self, column: str) -> str:
-        if column in OF_THE_BATCH:
-            return f"its column {column!r} is one for the whole batch; give it as an option of the command"
-        near = nearest(column, [*self.known, *OTHER_NAMES, "lora"])
-        hint = f" Did you mean {near!r}?" if near else ""
-        return f"its column {column!r} is no keyword of a call; rename it (--column), or carry it along (--extra).{hint}"
 
     def _confine(self, arguments: dict[str, Any], own: Mapping[str, Any]) -> None:
         """Pictures that a row names are files below the folder of its source."""
@@ -246,7 +234,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             check_int(name, value, *WHOLE[name])
         elif name in REAL:
             check_float(name, value, *REAL[name])
-        elif name in OPTIONS:
+        elif name in OPTION_TABLES:
             check_option_values(name, value)
         elif name == "guidance_interval":
             check_interval(name, value)

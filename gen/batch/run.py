@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from gen.batch.ledger import STATE, Ledger, open_batch, remove_leftovers
 from gen.batch.packing import Packer
-from gen.batch.paint import Painter, model_identity, open_generator
+from gen.batch.paint import Painter, check_defaults, model_identity, open_generator
 from gen.batch.readers import RowSource, open_source
 from gen.batch.rows import BadRow, PictureJob, RowReader, first_call
 from gen.batch.settings import BatchSettings
@@ -46,6 +46,16 @@ def chosen_model(settings: BatchSettings, source: RowSource) -> str:
     return "default" if first is None or beyond_student(first.arguments) is not None or first.adapters else "fast"
 
 
+def prepared(settings: BatchSettings) -> tuple[RowSource, str]:
+    """(the source, the model's name). ValueError for what is wrong with the whole batch, before anything is opened or made: a
+    source without rows, columns that mean nothing, options that no picture can have."""
+    source = open_source(settings.source, settings.output / STATE)
+    if next(iter(source.rows()), None) is None:
+        raise ValueError(f"{source.name} holds no rows; write a prompt a line, or a table with the column prompt.")
+    RowReader(settings, source, settings.seed or 0, settings.model or "default")
+    return source, chosen_model(settings, source)
+
+
 def identity_of(settings: BatchSettings, source: RowSource, model: str, opened: Mapping[str, Any]) -> dict[str, Any]:
     """What decides which pictures a batch has: nothing of shares, threads or, where pictures do not depend on it, batch sizes.
 
@@ -66,6 +76,7 @@ def identity_of(settings: BatchSettings, source: RowSource, model: str, opened: 
         "adapters": adapters,
         "output": settings.kind,
         "name": settings.name,
+        "quality": settings.quality,
         "per file": None if settings.kind == "files" else settings.per_file,
         "batch size": None if settings.batch_invariant else settings.batch_size,
     }
@@ -74,9 +85,9 @@ def identity_of(settings: BatchSettings, source: RowSource, model: str, opened: 
 
 def check_rows(settings: BatchSettings, on_bad: Callable[[BadRow], None]) -> tuple[int, int]:
     """(pictures, rows that cannot be made) of all rows, without a model and without making any."""
-    source = open_source(settings.source, settings.output / STATE)
+    source, model = prepared(settings)
     pictures = bad = 0
-    for job in RowReader(settings, source, settings.seed or 0, chosen_model(settings, source)):
+    for job in RowReader(settings, source, settings.seed or 0, model):
         if isinstance(job, BadRow):
             bad += 1
             on_bad(job)
@@ -134,6 +145,7 @@ class OpenBatch:
 
     def failed_job(self, job: PictureJob, reason: str) -> None:
         """Write down a job that could not be made. ValueError where a hundred in a row fail alike."""
+        reason = self.reader.in_columns(reason)
         self.alike = (reason, self.alike[1] + 1 if self.alike[0] == reason else 1)
         self.fail(job.index, job.line, reason, {**job.call.arguments, **job.extra})
         if self.alike[1] == ALIKE:
@@ -160,16 +172,18 @@ def opened_batch(
     opened: `model_identity` of the model that will make it.
     """
     identity = identity_of(settings, source, model, opened)
-    batch, seed = open_batch(settings.output, identity, settings.seed, settings.existing)
+    digest, seed = open_batch(settings.output, identity, settings.seed, settings.existing)
     ledger = Ledger(settings.output, settings.share, settings.retry_errors)
     try:
         if settings.share.count == 1:
             remove_leftovers(settings.output)
-        store = PictureStore(settings.output, ledger, batch, settings.kind != "files", settings.existing == "overwrite")
+        store = PictureStore(settings.output, ledger, digest, settings.kind != "files", settings.existing == "overwrite")
         packer = None if settings.kind == "files" else Packer(settings, ledger)
         reader = RowReader(settings, source, seed, model)
+        batch = OpenBatch(settings, source, reader, ledger, store, packer, say)
+        store.failed = batch.failed_job
         try:
-            yield OpenBatch(settings, source, reader, ledger, store, packer, say)
+            yield batch
         finally:
             store.close()
     finally:
@@ -197,9 +211,9 @@ def run_batch(
     generator: a `Generator` that is open already.
     Raises ValueError in a sentence for what cannot begin, and for the first row that fails if `strict`.
     """
-    source = open_source(settings.source, settings.output / STATE)
-    model = chosen_model(settings, source)
+    source, model = prepared(settings)
     generator = open_generator(settings, model) if generator is None else generator
+    check_defaults(settings, generator)
     with opened_batch(settings, source, model, model_identity(generator), say) as batch:
         painter = Painter(settings, generator, batch.store.batch, say)
         total = expected_pictures(settings, source)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gen.calls.call import AdapterUse
+from gen.io.validators import SEED_END, check_int
 
 KINDS = ("files", "webdataset", "parquet")
 
@@ -69,6 +70,7 @@ class BatchSettings:
     adapters: in force in every row that has no column `lora`, which names files of `lora_dir`.
     kind: "files", "webdataset" or "parquet". name: of files, a template (`gen.batch.names`).
     per_file: pictures in each file of the two others.
+    quality: of files in a format that loses some, 1 to 100; None for the usual.
     existing: where the folder holds another batch: "refuse" it, "skip" files that are there, or "overwrite" them.
     retry_errors: rows that failed before are tried again. strict: the first row that fails ends it.
     batch_size: pictures per network call. batch_invariant: no bit of a picture depends on the others.
@@ -93,6 +95,7 @@ class BatchSettings:
     kind: str = "files"
     name: str = "{index:06d}-{slug}-{seed}.png"
     per_file: int = 1000
+    quality: int | None = None
     share: Share = Share()
     existing: str = "refuse"
     retry_errors: bool = False
@@ -106,8 +109,14 @@ class BatchSettings:
         for name, value, high in (("number", self.number, 10_000), ("per_file", self.per_file, 1_000_000)):
             if not 1 <= value <= high:
                 raise ValueError(f"{name} is {value}; give a whole number from 1 to {high}.")
+        if self.seed is not None:
+            check_int("seed", self.seed, 0, SEED_END - 1)
         if not 1 <= self.batch_size <= 1024:
             raise ValueError(f"batch_size is {self.batch_size}; give a whole number from 1 to 1024.")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}; give a number from 1 to 100.")
+        if self.quality is not None and (self.kind != "files" or self.name.lower().endswith(".png")):
+            raise ValueError("quality says nothing of a PNG, which keeps every pixel; let name end in .jpg, .webp or .avif.")
         if self.kind != "files" and (self.existing != "refuse" or self.retry_errors):
             raise ValueError(
                 "Files of many pictures are written once: --skip-existing, --overwrite and --retry-errors go with single "

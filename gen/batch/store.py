@@ -17,7 +17,9 @@ from PIL import Image
 
 from gen.batch.ledger import STATE, Ledger
 from gen.batch.rows import PictureJob
-from gen.pipeline.png import png_chunks, read_chunks
+from gen.io.errors import RecipeError
+from gen.pipeline.exif import encoded
+from gen.pipeline.png import PLACE, png_chunks, read_chunks
 from gen.pipeline.recipe import BatchRecord, Recipe
 from samplers.atomic import beside, sync
 
@@ -26,18 +28,26 @@ WAITING = 64  # pictures, before the device is held up
 TOGETHER = 16  # pictures that one flush of a folder and one of the ledger are for
 PNG_LEVEL = 4  # of zlib: `python -m tests.benchmarks.batch --png` has times and sizes by level
 STAGED = "staged"
-CHUNK = "batch"
 
 
-def encode_png(image: Image.Image, recipe: Recipe, job: PictureJob, batch: str) -> bytes:
-    """A PNG with its recipe, and with its place in a batch of this hash, as JSON in the chunk "batch".
+def encode_picture(
+    image: Image.Image, recipe: Recipe, job: PictureJob, batch: str, suffix: str = ".png", quality: int | None = None
+) -> bytes:
+    """A file with its recipe, and with its place in a batch of this hash, as JSON.
+
+    suffix: of a format that holds a recipe (`gen.pipeline.exif.FORMATS`). quality: of those that lose some.
 
     Where no bit depends on the pictures beside it, the recipe is that of the picture alone: which ones they were depends on
     where the batch was stopped.
     """
-    chunks = png_chunks(recipe.model_copy(update={"batch": BatchRecord()}) if recipe.batch_invariant else recipe)
-    place = {"batch": batch, "index": job.index, "line": job.line, "columns": dict(job.extra)}
-    chunks.add_text(CHUNK, json.dumps(place, default=str))
+    if recipe.batch_invariant:
+        recipe = recipe.model_copy(update={"batch": BatchRecord()})
+    columns = {"batch": batch, "index": job.index, "line": job.line, "columns": dict(job.extra)}
+    place = json.dumps(columns, default=str)
+    if suffix != ".png":
+        return encoded(image, suffix, recipe, quality, place)
+    chunks = png_chunks(recipe)
+    chunks.add_text(PLACE, place)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL)
     return buffer.getvalue()
@@ -46,7 +56,7 @@ def encode_png(image: Image.Image, recipe: Recipe, job: PictureJob, batch: str) 
 def is_of_batch(path: Path, index: int, batch: str) -> bool:
     """Whether a file is the picture of this number of this batch."""
     try:
-        place = json.loads(read_chunks(path).get(CHUNK, "{}"))
+        place = json.loads(read_chunks(path).get(PLACE, "{}"))
     except ValueError:
         return False
     return isinstance(place, dict) and place.get("batch") == batch and place.get("index") == index
@@ -54,7 +64,7 @@ def is_of_batch(path: Path, index: int, batch: str) -> bool:
 
 @dataclass(frozen=True)
 class Painted:
-    """A picture that is made. data: its PNG, or what gives it."""
+    """A picture that is made. data: its file, or what gives it; RecipeError where it cannot be that."""
 
     job: PictureJob
     data: bytes | Callable[[], bytes]
@@ -82,6 +92,7 @@ class PictureStore:
     staged: pictures wait by number in the batch's own folder, to be packed into files of many.
     overwrite: files of others are replaced.
     threads: that encode and write; 0: it is done at once, by whoever calls.
+    failed: told of a picture that its format cannot hold, and why.
     Errors of the threads are raised by the next `put`, or by `close`.
     """
 
@@ -95,6 +106,7 @@ class PictureStore:
         threads: int | None = None,
     ):
         threads = THREADS if threads is None else threads
+        self.failed: Callable[[PictureJob, str], None] = _cannot_be
         self.output, self.ledger, self.batch, self.staged, self.overwrite = output, ledger, batch, staged, overwrite
         self.written = 0
         self._queue: queue.Queue[Painted | None] = queue.Queue(WAITING)
@@ -164,7 +176,11 @@ class PictureStore:
         folders: set[Path] = set()
         for painted in pictures:
             path = self.place(painted.job)
-            data = painted.data if isinstance(painted.data, bytes) else painted.data()
+            try:
+                data = painted.data if isinstance(painted.data, bytes) else painted.data()
+            except RecipeError as error:
+                self.failed(painted.job, str(error))
+                continue
             if not self.overwrite and path.exists() and not is_of_batch(path, painted.job.index, self.batch):
                 raise ValueError(
                     f"{path} exists, and is of no picture of this batch; move it, or add --skip-existing or --overwrite."
@@ -179,6 +195,10 @@ class PictureStore:
             self.ledger.add(lines)
             with self._lock:
                 self.written += len(lines)
+
+
+def _cannot_be(job: PictureJob, reason: str) -> None:
+    raise ValueError(f"Line {job.line}: {reason}")
 
 
 def staged_file(output: Path, index: int) -> Path:

@@ -34,6 +34,12 @@ def parquet_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """The names of a file's columns."""
+    with _parquet_file(path) as file:
+        return tuple(file.schema_arrow.names)
+
+
 def read_parquet(path: Path) -> Iterator[Row]:
     """Every row of a file; values that are missing are left out."""
     number = 0
@@ -64,6 +70,12 @@ def _opened_dataset(name: str) -> Any:
         raise ValueError(
             f"The data set {name} cannot be opened: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
+
+
+def dataset_columns(name: str) -> tuple[str, ...] | None:
+    """The names of a data set's columns; None where it does not tell."""
+    features = _opened_dataset(name).features
+    return None if features is None else tuple(features)
 
 
 def read_dataset(name: str) -> Iterator[Row]:

@@ -83,6 +83,21 @@ _OPTIONS = {
 }
 _TWEAKS = {f"{name}_options": name for name in ("negtome", "reference", "concepts", "aesthetic", "greedy")}
 _YES_NO = {"use_resolution_binning": "bins", "batch_invariant": "batch-invariant"}
+# keyword -> option, of all that an error may name
+OPTIONS = {
+    **_VALUES,
+    **_REPEATED,
+    **_PAIRS,
+    **_OPTIONS,
+    **{name: f"--{option}" for name, option in _YES_NO.items()},
+    "seeds": "--seed",
+    "ip_adapter_image": "--image-prompt",
+    "ip_adapter_scale": "--image-prompt",
+    "ip_adapter_mask": "--image-prompt-mask",
+    "ip_adapter_range": "--image-prompt-range",
+    "attention_backend": "--attention",
+    "model_options": "--model-option",
+}
 # of the commands of windows
 _WINDOWS = {
     "weights": "--weights",

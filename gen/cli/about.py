@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Device, Dtype, Height, PartOptions, Width
+from gen.cli.options import Device, Dtype, PartOptions, SizeOptions
+from gen.cli.spoken import SpokenCommand
 
 
 def add(app: typer.Typer) -> None:
     """Make them part of the program."""
     for command in (info, env, samplers, models):
-        app.command()(command)
+        app.command(cls=SpokenCommand)(command)
 
 
 @grouped
@@ -23,8 +24,7 @@ def info(
     *,
     picture: Annotated[str, typer.Argument(metavar="PICTURE|MODEL", help="A PNG, JPEG, WebP or GIF; or a model.")],
     json: Annotated[bool, typer.Option("--json", help="The recipe as JSON.")] = False,
-    height: Height = None,
-    width: Width = None,
+    size: SizeOptions,
     batch_size: Annotated[int, typer.Option(help="Pictures per network call of a model.", min=1, max=1024)] = 1,
     parts: PartOptions,
     device: Device = None,
@@ -36,7 +36,7 @@ def info(
     if not is_model(picture):
         print(info(Path(picture), json))
     else:
-        print(model_memory(picture, parts.arguments(), device, dtype, height=height, width=width, batch=batch_size))
+        print(model_memory(picture, parts.arguments(), device, dtype, **size.keywords(), batch=batch_size))
     return 0
 
 

@@ -136,7 +136,8 @@ def sentence(error: Exception) -> str:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         hint = f" See `{context.command_path} --help`." if context is not None else ""
-        return f"{error.format_message()}{hint}"
+        said = error.format_message()
+        return f"{said}{'' if said.endswith(('.', '?', '!')) else '.'}{hint}"
     return errors.sentence(error)
 
 

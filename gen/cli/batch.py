@@ -13,7 +13,6 @@ from gen.cli.options import (
     Device,
     Dtype,
     GuidanceScale,
-    Height,
     Import,
     Lora,
     LoraDir,
@@ -23,15 +22,16 @@ from gen.cli.options import (
     PromptSyntax,
     Quiet,
     Sampler,
+    SizeOptions,
     Steps,
-    Width,
 )
 from gen.cli.output import exit_code, say
+from gen.cli.spoken import SpokenCommand
 
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(batch)
+    app.command(cls=SpokenCommand)(batch)
 
 
 @grouped
@@ -64,8 +64,7 @@ def batch(
     guidance: Annotated[str | None, typer.Option(metavar="NAMES", help="See `fewstep samplers`. [default: cfg]")] = None,
     cache: Annotated[str | None, typer.Option(metavar="NAMES", help="Spare evaluations; see `fewstep samplers`.")] = None,
     methods: MethodOptions,
-    height: Height = None,
-    width: Width = None,
+    size: SizeOptions,
     lora: Lora = None,
     lora_dir: LoraDir = None,
     prompt_syntax: PromptSyntax = None,
@@ -79,9 +78,16 @@ def batch(
     parts: PartOptions,
     to: Annotated[str, typer.Option(metavar="KIND", help="files, webdataset or parquet.")] = "files",
     name: Annotated[
-        str, typer.Option(metavar="TEMPLATE", help="Of files, with {index}, {thousand}, {line}, {seed}, {slug} or a column.")
+        str,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="Of files, with {index}, {thousand}, {line}, {seed}, {slug} or a column; .png, .jpg, .webp, .avif.",
+        ),
     ] = "{index:06d}-{slug}-{seed}.png",
     per_file: Annotated[int, typer.Option(help="Pictures in each file of the other kinds.")] = 1000,
+    quality: Annotated[
+        int | None, typer.Option(help="Of files whose --name ends in .jpg, .webp or .avif. [default: 90]")
+    ] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Part I of N, from 0. [default: torchrun's, or all]")] = None,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="In a folder of another batch: keep what is there, make what is not.")
@@ -129,8 +135,7 @@ def batch(
         "guidance": guidance,
         "cache": cache,
         **methods.keywords(),
-        "height": height,
-        "width": width,
+        **size.keywords(),
         "prompt_syntax": prompt_syntax,
     }
     named = [parse_lora(one) for one in lora or []]
@@ -154,6 +159,7 @@ def batch(
         kind=to,
         name=name,
         per_file=per_file,
+        quality=quality,
         share=Share.of(shard),
         existing="skip" if skip_existing else "overwrite" if overwrite else "refuse",
         retry_errors=retry_errors,
@@ -161,6 +167,8 @@ def batch(
         batch_size=batch_size,
         batch_invariant=batch_invariant,
     )
+    if ray is None and (actors is not None or cpus_per_actor != 1):
+        raise ValueError("--actors and --cpus-per-actor are for Ray; give --ray local too, or leave them out.")
     if check:
         return only_check(settings, quiet)
     if ray is None:

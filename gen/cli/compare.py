@@ -16,11 +16,12 @@ import typer
 from gen.cli.groups import grouped
 from gen.cli.options import Device, Dtype, GuidanceScale, Import, Model, PartOptions, Quiet
 from gen.cli.output import check_png, save_free, say
+from gen.cli.spoken import SpokenCommand
 
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(compare)
+    app.command(cls=SpokenCommand)(compare)
 
 
 @grouped
@@ -114,7 +115,10 @@ def run(
     quiet: bool,
 ) -> int:
     """Generate, print the table, save the sheet (one row per contender, the first prompt's pictures); the exit code."""
+    from gen.io.validators import MAX_STEPS, check_int
+
     rows, counts = contenders(samplers, schedules), step_counts(steps)
+    check_int("--reference", reference, 1, MAX_STEPS)
     check_png(output)
 
     from gen.cli.image import subjects

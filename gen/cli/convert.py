@@ -10,6 +10,7 @@ import typer
 from gen.cli.options import Quiet, Written
 from gen.cli.output import say
 from gen.cli.parser import chosen_output
+from gen.cli.spoken import SpokenCommand
 from gen.io.errors import printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ OWN = "fewstep"
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(convert)
+    app.command(cls=SpokenCommand)(convert)
 
 
 def convert(

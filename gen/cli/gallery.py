@@ -10,6 +10,7 @@ import typer
 
 from gen.cli.options import Quiet
 from gen.cli.output import check_png, check_writable, save_free, say
+from gen.cli.spoken import SpokenCommand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +22,7 @@ SIDE = 256  # pixels of the longer side of a small copy
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(gallery)
+    app.command(cls=SpokenCommand)(gallery)
 
 
 def gallery(

@@ -16,6 +16,8 @@ from gen.cli.energies import ENERGIES
 from gen.cli.output import OutputTarget, check_png, exit_code, save_free, say
 from gen.cli.values import parse_options as parse_options
 
+MOST_SEEDS = 6  # that are said
+
 
 def subjects(generator: Any, prompts: Sequence[str], typed: bool = True) -> dict[str, Any]:
     """The call's subject: prompts of a text model, class names or numbers of a class model, nothing otherwise. typed: on a
@@ -73,7 +75,8 @@ def run(
     plan: only say what memory it needs.
     """
     target, sheet = OutputTarget.of(output, format, quality), None if grid is None else check_png(grid)
-    place = Saving(target, metadata, sheet, preview_kind(show), many_steps=len(steps) > 1)
+    labels, pictures = len(set(asked.prompts)), asked.count * len(steps)
+    place = Saving(target, metadata, sheet, preview_kind(show), labels > 1, len(steps) > 1, pictures > 1)
 
     from gen.generator import Generator
 
@@ -98,8 +101,8 @@ def run(
             )
             first = result.recipes[0]
             say(
-                f"{_pictures(len(place.saved) - before)} by {generator.name}, seed {_range(result.seeds)}, {first.sampler} on "
-                f"{first.schedule}, {first.num_inference_steps} steps, guidance {first.guidance_scale:g}, "
+                f"{_pictures(len(place.saved) - before)} by {generator.name}, {seeds_in_words(result.seeds)}, {first.sampler} "
+                f"on {first.schedule}, {first.num_inference_steps} steps, guidance {first.guidance_scale:g}, "
                 f"{time.perf_counter() - start:.1f} s on {generator.device} in {first.machine.dtype}",
                 quiet,
             )
@@ -152,13 +155,18 @@ def _print_plan(
 
 @dataclass
 class Saving:
-    """Saves the pictures of a command as they are made, and keeps them for a contact sheet where one is asked for."""
+    """Saves the pictures of a command as they are made, and keeps them for a contact sheet where one is asked for.
+
+    many_prompts, many_steps: the pictures differ by these. several: there is more than one.
+    """
 
     target: OutputTarget
     metadata: bool
     sheet: Path | None
     preview: str = "none"
+    many_prompts: bool = False
     many_steps: bool = False
+    several: bool = False
     saved: list[Path] = field(default_factory=list)
     shown: list[tuple[Any, str]] = field(default_factory=list)
 
@@ -167,7 +175,8 @@ class Saving:
         for image, recipe in zip(batch.images, batch.recipes, strict=True):
             label = label_of(generator, recipe)
             steps = f"{recipe.num_inference_steps} steps" if self.many_steps else ""
-            path = self.target.path(f"{label} {steps}", recipe.seed)
+            among = f"{label if self.many_prompts else ''} {steps}".strip() if self.several else None
+            path = self.target.of_recipe(recipe, f"{label} {steps}", among)
             path = save_free(image, path, recipe if self.metadata else None, self.target.quality)
             self.saved.append(path)
             print(path, flush=True)
@@ -202,5 +211,12 @@ def _pictures(count: int) -> str:
     return "1 picture" if count == 1 else f"{count} pictures"
 
 
-def _range(seeds: Sequence[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """ "seed 7", "seeds 7 to 9", "seeds 3, 7"; each seed once."""
+    own = list(dict.fromkeys(seeds))
+    if len(own) == 1:
+        return f"seed {own[0]}"
+    if own == list(range(own[0], own[0] + len(own))):
+        return f"seeds {own[0]} to {own[-1]}"
+    shown = own if len(own) <= MOST_SEEDS else [*own[: MOST_SEEDS - 1], "...", own[-1]]
+    return f"seeds {', '.join(map(str, shown))}"

@@ -9,6 +9,7 @@ import typer
 
 from gen.cli.options import Nonfinite, Quiet, Written
 from gen.cli.other_packages import HANDED_OVER, hand_over
+from gen.cli.spoken import SpokenCommand
 
 loras = typer.Typer(
     help="Train LoRAs; look into their files, convert and merge them.", no_args_is_help=True, rich_markup_mode=None
@@ -20,7 +21,7 @@ def add(app: typer.Typer) -> None:
     app.add_typer(loras, name="lora")
 
 
-@loras.command()
+@loras.command(cls=SpokenCommand)
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file, or a folder of peft or diffusers.")],
     model: Annotated[str | None, typer.Option(help="Say which layers fit this model; its weights are not read.")] = None,
@@ -33,7 +34,7 @@ def inspect(
     return inspect(file, model=model, as_json=json, allow_nonfinite=allow_nonfinite)
 
 
-@loras.command("convert")
+@loras.command("convert", cls=SpokenCommand)
 def convert_lora(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, or a folder of peft or diffusers.")],
     target: Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from gen.cli import complete
 from gen.cli.output import OutputTarget
-from gen.cli.values import parse_options
+from gen.cli.values import parse_options, sides
 
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")]
 Sampler = Annotated[
@@ -21,6 +21,10 @@ GuidanceScale = Annotated[float | None, typer.Option(help="0 and 1 are no guidan
 Negative = Annotated[str | None, typer.Option(help="What the picture should not be.")]
 Height = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 Width = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", help="Pixels of both sides, or one number for a square: --width and --height in one."),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png, .jpg, .webp or .avif file, or a folder.")
 ]
@@ -119,7 +123,13 @@ Lora = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA or a relative (safetensors); repeatable.")
 ]
 LoraDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="LoRA files that prompts name, as in <lora:NAME:0.8>; see docs/prompts.md.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="LoRA files that prompts name, as in <lora:NAME:0.8>; see docs/prompts.md.",
+    ),
 ]
 PromptSyntax = Annotated[
     str | None, typer.Option(metavar="full|weights", help="What of prompts is more than words. [default: full]")
@@ -190,7 +200,25 @@ class MethodOptions:
 
 
 @dataclass(frozen=True)
-class CallOptions:
+class SizeOptions:
+    """How large a picture is."""
+
+    height: Height = None
+    width: Width = None
+    size: Size = None
+
+    def keywords(self) -> dict[str, Any]:
+        """`height` and `width`, as a call takes them. ValueError where a side is said twice."""
+        both = sides("--size", self.size)
+        if both is None:
+            return {"height": self.height, "width": self.width}
+        if twice := "--height" if self.height is not None else "--width" if self.width is not None else None:
+            raise ValueError(f"--size says both sides, and {twice} says one again; give --size, or --width and --height.")
+        return {"height": both[1], "width": both[0]}
+
+
+@dataclass(frozen=True)
+class CallOptions(SizeOptions):
     """How a picture is sampled, and how large it is: settings of one call, with `MethodOptions` beside."""
 
     sampler: Sampler = None
@@ -200,8 +228,6 @@ class CallOptions:
     guidance: Guidance = None
     guidance_interval: GuidanceInterval = None
     cache: Cache = None
-    height: Height = None
-    width: Width = None
     bins: Bins = None
     lora_dir: LoraDir = None
     prompt_syntax: PromptSyntax = None
@@ -209,7 +235,8 @@ class CallOptions:
 
     def keywords(self) -> dict[str, Any]:
         """As a call of a `Generator` takes them. A schedule that is a file of levels is read."""
-        call = {**vars(self)}
+        call = {**vars(self), **super().keywords()}
+        call.pop("size")
         call["negative_prompt"], call["use_resolution_binning"] = call.pop("negative"), call.pop("bins")
         return call | schedule_keywords(self.schedule)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gen.calls.names import slug as slug
 
+if TYPE_CHECKING:
+    from gen.pipeline.output import Output
+    from gen.pipeline.recipe import Recipe
+
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".avif")  # formats that hold a recipe (gen.pipeline.exif.FORMATS)
-OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".jxl"}
+_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,5}")  # what is meant as the ending of a file's name: .gif, and not .5
 
 
 def say(message: str, quiet: bool = False) -> None:
@@ -71,7 +76,7 @@ class OutputTarget:
         output = Path() if output is None else output
         suffix = _suffix(kind)
         ending = output.suffix.lower()
-        if output.is_dir() or (ending not in WRITTEN and ending not in OTHER_FORMATS):
+        if output.is_dir() or not (ending in WRITTEN or _ENDING.fullmatch(ending)):
             target = cls(output, None, suffix or WRITTEN[0], quality)
         elif ending in WRITTEN:
             if suffix is not None and _same(suffix) != _same(ending):
@@ -80,7 +85,7 @@ class OutputTarget:
         else:
             raise ValueError(
                 f"{output}: pictures are saved as PNG, JPEG, WebP or AVIF, which hold their recipe; give a name that ends in "
-                ".png, .jpg, .webp or .avif."
+                f".png, .jpg, .webp or .avif, or make the folder {output} first."
             )
         if quality is not None and not 1 <= quality <= 100:
             raise ValueError(f"--quality is {quality}; give a number from 1 to 100.")
@@ -89,8 +94,24 @@ class OutputTarget:
         check_writable(target.folder)
         return target
 
-    def path(self, prompt: str, seed: int) -> Path:
-        return self.folder / (self.name or f"{slug(prompt)}-{seed}{self.suffix}")
+    def path(self, label: str, seed: int, variation: int | None = None, among: str | None = None) -> Path:
+        """The file of a picture.
+
+        label: of names that are made: a prompt, and what else tells pictures apart.
+        variation: its variation seed, if it has one.
+        among: None for the only picture under the name that was given; of several, what tells it from those of the same seed.
+        """
+        if self.name is not None and among is None:
+            return self.folder / self.name
+        numbers = f"{seed}" if variation is None else f"{seed}-variation-{variation}"
+        if self.name is None:
+            return self.folder / f"{slug(label)}-{numbers}{self.suffix}"
+        words = f"-{slug(among)}" if among else ""
+        return self.folder / f"{Path(self.name).stem}{words}-{numbers}{Path(self.name).suffix}"
+
+    def of_recipe(self, recipe: Recipe, label: str, among: str | None = None) -> Path:
+        """`path`, of a picture with this recipe."""
+        return self.path(label, recipe.seed, None if recipe.variation is None else recipe.variation.seed, among)
 
 
 def _suffix(kind: str | None) -> str | None:
@@ -126,10 +147,10 @@ def save_free(image, path: Path, recipe=None, quality: int | None = None) -> Pat
     raise ValueError(f"{path}: no free name was found in 100 attempts; choose another with -o.")
 
 
-def save_all(result, target: OutputTarget, label: str) -> None:
-    """Save a call's pictures under a label and their seeds, and print the paths."""
+def save_all(result: Output, target: OutputTarget, label: str, several: bool) -> None:
+    """Save pictures of a call under a label and their seeds, and print the paths. several: the call makes more than one."""
     for image, recipe in zip(result.images, result.recipes, strict=True):
-        print(save_free(image, target.path(label, recipe.seed), recipe), flush=True)
+        print(save_free(image, target.of_recipe(recipe, label, "" if several else None), recipe), flush=True)
 
 
 def make_and_save(
@@ -138,5 +159,5 @@ def make_and_save(
     """Make pictures by a method of a `Generator`, and save them: (its output, "0.7 s on cpu")."""
     start = time.perf_counter()
     result = method(*arguments, progress=not quiet, **call)
-    save_all(result, target, label)
+    save_all(result, target, label, len(result.images) > 1)
     return result, f"{time.perf_counter() - start:.1f} s on {method.__self__.device}"  # type: ignore[attr-defined]

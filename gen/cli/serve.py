@@ -11,12 +11,13 @@ import typer
 from gen.cli.groups import grouped
 from gen.cli.options import Device, Dtype, LoraDir, PartOptions, Quiet
 from gen.cli.output import say
+from gen.cli.spoken import SpokenCommand
 from gen.io.extras import install
 
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(grouped(serve))
+    app.command(cls=SpokenCommand)(grouped(serve))
 
 
 def serve(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.calls.axes import read_axis
+from gen.calls.axes import SHORT, keyword_kinds, read_axis
+from gen.calls.respell import respell
 from gen.cli.choose import choose_model
 from gen.cli.output import OutputTarget, save_free, say
 from gen.cli.terminal_pictures import show
@@ -61,8 +62,15 @@ class DrawingSession:
     open: dict[str, Any] = field(default_factory=dict)
 
     def handle(self, line: str) -> bool:
-        """Do what a line says: a prompt, or a command after a colon. False for the one that ends the session; ValueError for
-        what cannot be."""
+        """Do what a line says: a prompt, or a command after a colon. False for the one that ends the session; ValueError, in
+        the words that are typed here, for what cannot be."""
+        try:
+            return self._handle(line)
+        except ValueError as error:
+            words = {keyword: f"--{typed(keyword)}" for keyword in keyword_kinds()}
+            raise ValueError(respell(str(error), words)) from None
+
+    def _handle(self, line: str) -> bool:
         line = line.strip()
         if not line:
             return True
@@ -132,7 +140,7 @@ class DrawingSession:
     def set(self, text: str) -> None:
         """`steps 8`, or nothing, which lists the settings."""
         if not text:
-            say("\n".join(f"{name} {value}" for name, value in self.settings.items()) or "Nothing is set.")
+            say("\n".join(f"{typed(name)} {value}" for name, value in self.settings.items()) or "Nothing is set.")
             return
         name, _, value = text.partition(" ")
         self.settings |= one_setting(name, value.strip())
@@ -165,13 +173,30 @@ class DrawingSession:
 
     def save(self, text: str) -> None:
         picture = self.current()
-        target = OutputTarget.of(Path(text).expanduser()) if text else self.target
-        print(save_free(picture.image, target.path(picture.prompt, picture.recipe.seed), picture.recipe), flush=True)
+        target = self.place(Path(text).expanduser()) if text else self.target
+        print(save_free(picture.image, target.of_recipe(picture.recipe, picture.prompt), picture.recipe), flush=True)
+
+    def place(self, path: Path) -> OutputTarget:
+        """Where :save is told to. A name without an ending is a PNG's; ValueError for a folder that is not there, which is
+        nearly always a slip."""
+        if not path.is_dir() and not path.suffix:
+            path = path.with_name(f"{path.name}{self.target.suffix}")
+        if not path.is_dir() and not path.parent.is_dir():
+            raise ValueError(
+                f"There is no folder {path.parent}; make it first, or save somewhere else. The picture is kept here."
+            )
+        return OutputTarget.of(path)
 
     def current(self) -> DrawnPicture:
         if not self.drawn:
             raise ValueError("No picture is drawn yet; type a prompt.")
         return self.drawn[-1]
+
+
+def typed(keyword: str) -> str:
+    """A keyword of a call as it is typed here."""
+    short = next((name for name, whole in SHORT.items() if whole == keyword), keyword)
+    return short.replace("_", "-")
 
 
 def split_line(line: str) -> tuple[str, dict[str, Any]]:

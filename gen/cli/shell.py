@@ -14,13 +14,14 @@ import typer
 from gen.cli.groups import grouped
 from gen.cli.options import AnyModel, Device, Dtype, Fast, Lora, LoraDir, Output, PartOptions
 from gen.cli.output import OutputTarget, exit_code, say
+from gen.cli.spoken import SpokenCommand
 
 HISTORY = 1000  # lines that are kept
 
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(shell)
+    app.command(cls=SpokenCommand)(shell)
 
 
 @grouped

@@ -8,10 +8,10 @@ from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, Protocol, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from gen.cli.groups import grouped
+from gen.cli.spoken import SpokenCommand
 from gen.io.user_code import import_files
 from gen.tasks.table import TASKS
 
@@ -33,7 +33,7 @@ def commands() -> Iterator[Callable[..., int]]:
 def add(app: typer.Typer) -> None:
     """Make them part of the program."""
     for command in commands():
-        app.command()(command)
+        app.command(cls=SpokenCommand)(command)
 
 
 def groups_of(part: str) -> list[type[Any]]:
@@ -76,7 +76,7 @@ def add_command(app: typer.Typer, function: Callable[..., int], part: str) -> No
 
     built_in = groups_of(part)
 
-    class Importing(TyperCommand):
+    class Importing(SpokenCommand):
         """A command that runs the files after --import first, and then has the options of the tasks that they register."""
 
         def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

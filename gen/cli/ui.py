@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from gen.cli.energies import ENERGIES
+from gen.cli.spoken import SpokenCommand
 
 
 def add(app: typer.Typer) -> None:
     """Make it part of the program."""
-    app.command()(ui)
+    app.command(cls=SpokenCommand)(ui)
 
 
 def ui(

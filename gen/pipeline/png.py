@@ -14,11 +14,12 @@ from PIL import Image, PngImagePlugin
 
 from gen.io.errors import RecipeError
 from gen.io.images import open_picture
-from gen.pipeline.exif import FORMATS, encoded, recipe_json
+from gen.pipeline.exif import FORMATS, encoded, place_json, recipe_json
 from gen.pipeline.recipe import Recipe
 from samplers.atomic import written
 
 CHUNK = "fewstep"
+PLACE = "batch"  # which picture of a batch it is, as JSON
 MAX_TEXT = 1_000_000  # characters of a comment; PNG text is bounded by Pillow
 READ = ("PNG", "JPEG", "WEBP", "AVIF", "GIF")  # where recipes are looked for
 
@@ -105,6 +106,8 @@ def _comments(image: Image.Image) -> dict[str, str]:
         exif = image.getexif()
         if (own := recipe_json(exif, MAX_TEXT)) is not None:
             texts[CHUNK] = own
+        if (place := place_json(exif, MAX_TEXT)) is not None:
+            texts[PLACE] = place
         values = [exif.get_ifd(0x8769).get(0x9286), exif.get(0x9286), exif.get(0x010E)]  # user comment, image description
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
         pass  # damaged EXIF holds no recipe

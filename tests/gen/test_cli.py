@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gen.cli import app as cli
+from gen.cli.image import seeds_in_words
 from gen.cli.output import OutputTarget, slug
 from gen.io.errors import printable
 from gen.pipeline.png import read_recipe, save_image
@@ -49,7 +50,7 @@ def test_image_names_files_after_prompt_and_seed(image):
     names = ["a-red-heart-5.png", "a-red-heart-6.png", "hérz-日-7.png", "hérz-日-8.png"]
     assert code == 0 and out.split() == files() == names
     note, said = err.splitlines()
-    assert "4 pictures by tiny, seed 5 to 8" in said and note.startswith("Note: The text encoder does not know 'Hérz'")
+    assert "4 pictures by tiny, seeds 5 to 8" in said and note.startswith("Note: The text encoder does not know 'Hérz'")
     recipe = read_recipe(names[3])
     assert (recipe.prompt, recipe.seed, recipe.batch.row) == ("Hérz/../日", 8, 3)
 
@@ -58,7 +59,8 @@ def test_image_never_overwrites(image):
     image("a cat", "--seed", 1)
     before = Path("a-cat-1.png").read_bytes()
     assert image("a cat", "--seed", 1, "--steps", 2)[1].split() == ["a-cat-1-1.png"]
-    assert image("a dog", "a dog", "-o", "a-cat-1.png")[1].split() == ["a-cat-1-2.png", "a-cat-1-3.png"]
+    assert image("a dog", "-o", "a-cat-1.png")[1].split() == ["a-cat-1-2.png"]
+    assert image("a dog", "a dog", "-o", "a-cat.png", "--seed", 1)[1].split() == ["a-cat-1-3.png", "a-cat-2.png"]
     assert Path("a-cat-1.png").read_bytes() == before
 
 
@@ -260,7 +262,7 @@ def test_env_and_samplers(fewstep):
 
 
 MISTAKES = [
-    (["--steps", "0"], "num_inference_steps is 0"),
+    (["--steps", "0"], "--steps is 0"),
     (["--steps", "many"], "--steps"),
     (["--steps", "1000000"], "from 1 to 1000"),
     (["--stps", "3"], "--steps"),
@@ -268,17 +270,22 @@ MISTAKES = [
     (["--schedule", "karas"], "did you mean 'karras'"),
     (["--sampler-option", "eta"], "name=value"),
     (["--sampler-option", "etta=1"], "no option 'etta'"),
-    (["--guidance-scale", "nan"], "guidance_scale is nan"),
+    (["--guidance-scale", "nan"], "--guidance-scale is nan"),
     (["--guidance-scale", "-1"], "from 0 to 100"),
-    (["--seed", "-1"], "seed is -1"),
-    (["--seed", str(1 << 63)], "seed is 9223372036854775808"),
-    (["-n", "0"], "num_images_per_prompt is 0"),
+    (["--seed", "-1"], "--seed is -1"),
+    (["--seed", str(1 << 63)], "--seed is 9223372036854775808"),
+    (["-n", "0"], "--number is 0"),
     (["--height", "33"], "nearest allowed: 32 and 40"),
     (["--width", "1000000"], "megapixels"),
-    (["--batch-size", "0"], "batch_size is 0"),
+    (["--batch-size", "0"], "--batch-size is 0"),
     (["--device", "tpu9"], "Unknown device 'tpu9'"),
     (["--dtype", "int4"], "Unknown dtype 'int4'"),
     (["-o", "x.gif"], "ends in .png"),
+    (["-o", "x.xyz"], "ends in .png, .jpg, .webp or .avif, or make the folder x.xyz first"),
+    (["--size", "33"], "The height of --size is 33"),
+    (["--size", "32x"], "WIDTHxHEIGHT"),
+    (["--size", "32", "--width", "32"], "--width says one again"),
+    (["--lora-dir", "nowhere"], "--lora-dir"),
     (["-o", "x.png", "--format", "webp"], "says one format"),
     (["--format", "wep"], "did you mean 'webp'"),
     (["--format", "webp", "--quality", "0"], "--quality is 0"),
@@ -440,8 +447,41 @@ def test_slugs(prompt, name):
 def test_targets(tmp_path):
     assert OutputTarget.of(tmp_path / "new").path("A Cat", 3) == tmp_path / "new" / "a-cat-3.png"
     assert OutputTarget.of(tmp_path / "x.PNG").path("A Cat", 3) == tmp_path / "x.PNG"
+    assert OutputTarget.of(tmp_path / "v1.5").path("A Cat", 3) == tmp_path / "v1.5" / "a-cat-3.png"
     assert not (tmp_path / "new").exists()
+    (tmp_path / "run.new").mkdir()
+    assert OutputTarget.of(tmp_path / "run.new").path("A Cat", 3) == tmp_path / "run.new" / "a-cat-3.png"
     assert printable("a\x1b[0m\u202e\n\tb") == "a\\x1b[0m\\u202e\n\tb"
+
+
+def test_several_pictures_under_one_name_are_told_apart_by_their_seeds(image):
+    assert image("a cat", "--seed", "1-2", "--steps", 1, "-o", "c.webp")[1].split() == ["c-1.webp", "c-2.webp"]
+    assert image("a cat", "--seed", 4, "--steps", 1, "-o", "c.png")[1].split() == ["c.png"]
+    assert [read_recipe(f"c-{seed}.webp").seed for seed in (1, 2)] == [1, 2]
+    out = image("a cat", "a dog", "--seed", "1,7", "--steps", "1,2", "-o", "all/d.png", "-q")[1].split()
+    wanted = [f"all/d-a-{name}-{n}-steps-{seed}.png" for n in (1, 2) for name in ("cat", "dog") for seed in (1, 7)]
+    assert out == wanted
+    out = image("a cat", "--seed", 7, "-n", 2, "--variation-seed", 3, "--steps", 1, "-o", "v.png")[1].split()
+    assert out == ["v-7-variation-3.png", "v-7-variation-4.png"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ([7], "seed 7"),
+        ([7, 7, 7], "seed 7"),
+        ([5, 6, 7], "seeds 5 to 7"),
+        ([3, 7, 8, 3, 7, 8], "seeds 3, 7, 8"),
+        (range(0, 40, 2), "seeds 0, 2, 4, 6, 8, ..., 38"),
+    ],
+)
+def test_seeds_in_words(seeds, words):
+    assert seeds_in_words(seeds) == words
+
+
+def test_a_size_is_both_sides(image):
+    with Image.open(image("a cat", "--size", "48x32", "--seed", 1, "--steps", 1)[1].strip()) as made:
+        assert made.size == (48, 32)
 
 
 # ---- compare ----
@@ -483,7 +523,7 @@ def test_compare_takes_every_sampler_on_every_schedule(compare):
         (["--samplers", "eular"], "did you mean 'euler'"),
         (["--schedules", "karas"], "did you mean 'karras'"),
         (["--steps", "4,x"], "--steps is '4,x'; give whole numbers"),
-        (["--steps", "0"], "num_inference_steps"),
+        (["--steps", "0"], "--steps is 0"),
         (["-o", "sheet.jpg"], "ends in .png"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,15 @@ def test_models_of_classes_and_of_pixels(class_model):
     made = generator(class_labels=1, hires=2, num_inference_steps=2, seed=1, progress=False)
     assert made.images[0].size == (16, 16)
     assert generator.replay(made.recipes[0], progress=False).images[0].tobytes() == made.images[0].tobytes()
+
+
+def test_a_size_that_the_networks_cannot_divide_is_said(tiny):
+    with pytest.warns(UserWarning, match=r"hires=1.3 \(--hires 1.3\) makes 40 x 40, .*: 1.25 times as wide and 1.25 times"):
+        made = tiny("a cat", hires=1.3, num_inference_steps=1, progress=False)
+    assert made.images[0].size == (40, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny("a cat", hires=1.25, num_inference_steps=1, progress=False)
 
 
 def test_the_command(tiny_model, tmp_path, monkeypatch, capsys):

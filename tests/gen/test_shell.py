@@ -49,6 +49,22 @@ def test_lines_draw_what_a_call_draws(shell, tiny):
     assert read_recipe("one.png").sampler == "heun"
 
 
+def test_a_slip_while_saving_makes_no_folder(shell, tmp_path):
+    Path("there").mkdir()
+    lines = [
+        "a cat --steps 1 --seed 3",
+        ":save nowhere/one.png",
+        ":save one",
+        ":save one.xyz",
+        ":save there",
+        ":save there/two",
+    ]
+    code, out, err = shell(*lines)
+    assert code == 0 and out.split() == ["one.png", "there/a-cat-3.png", "there/two.png"], err
+    assert "There is no folder nowhere" in err and ".png, .jpg, .webp or .avif" in err
+    assert sorted(path.name for path in Path().iterdir()) == ["one.png", "there"]
+
+
 def test_the_model_is_opened_once(shell, monkeypatch):
     opened = []
     real = Generator.from_pretrained.__func__
@@ -64,7 +80,7 @@ def test_settings_hold_until_they_are_forgotten(shell):
     recipes = [read_recipe(path) for path in out.split()]
     assert [recipe.num_inference_steps for recipe in recipes] == [3, 2, 4]
     assert [dict(recipe.sampler_options) for recipe in recipes] == [{"eta": 0.5}, {"eta": 0.5}, {}]
-    assert "num_inference_steps 3" in err and "seed 5" in err
+    assert "steps 3" in err and "seed 5" in err
 
 
 def test_again_and_undo(shell):
@@ -99,7 +115,7 @@ def test_again_and_undo(shell):
         (":unset stps", "no setting 'stps'"),
         ("a cat --steps", "has no value"),
         ("a cat --steps 2 again", "stands after the settings"),
-        ("a cat --steps 0", "num_inference_steps is 0"),
+        ("a cat --steps 0", "--steps is 0"),
         ("a cat --steps 2-3", "several to fewstep sweep"),
         ("a cat --negative 'x", "cannot be read"),
         ("a cat --lora:x 1", "no setting here"),

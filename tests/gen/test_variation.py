@@ -141,7 +141,7 @@ def test_the_command(tiny_model, tmp_path, monkeypatch, capsys):
     arguments = ["image", "a cat", "--seed", "5", "-n", "2", "--steps", "2", "--model", str(tiny_model), "--device", "cpu"]
     assert main([*arguments, "--variation-seed", "9", "--variation-strength", "0.3", "-q"]) == 0
     files = capsys.readouterr().out.split()
-    assert files == ["a-cat-5.png", "a-cat-5-1.png"]
+    assert files == ["a-cat-5-variation-9.png", "a-cat-5-variation-10.png"]
     assert [read_recipe(file).variation.seed for file in files] == [9, 10]
     assert main(["replay", files[1], "--model", str(tiny_model)]) == 0
     assert "Identical to the last byte" in capsys.readouterr().err

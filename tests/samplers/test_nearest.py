@@ -35,6 +35,14 @@ def test_only_a_near_name_is_suggested(name, found):
     assert nearest(name, KNOWN) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("dpm2m", "dpmpp_2m"), ("dpm2", "dpm_2"), ("eulra", "euler_a"), ("eulerb", "euler"), ("dpm2ma", "dpm_2_a")],
+)
+def test_of_names_nearly_as_near_the_one_that_has_all_letters_is_meant(name, found):
+    assert nearest(name, ("dpm_2", "dpm_2_a", "dpmpp_2m", "dpm_solver_2m", "euler", "euler_a")) == found
+
+
 def test_long_names_cost_little_and_no_names_are_none():
     assert nearest("a" * 10_000_000, KNOWN) is None and nearest("euler", ()) is None
 

@@ -216,7 +216,7 @@ def _run(
             negative_prompt=run.negative,
             num_images_per_prompt=run.number,
             progress=not quiet,
-            on_images=(lambda batch: save_all(batch, target, label)) if first_process else None,
+            on_images=(lambda batch: save_all(batch, target, label, run.number > 1)) if first_process else None,
         )
     except KeyboardInterrupt as stop:
         say("Interrupted.", quiet)

@@ -7,6 +7,7 @@ of the schedule that the strength names.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,12 @@ class Hires(Task):
         height, width = target_size(model, settings, scale)
         if settings.shown not in (None, (height, width)):
             raise ValueError("hires makes the size itself; give use_resolution_binning=False (--no-bins), or leave hires out.")
+        if (height, width) != (round(settings.height * scale), round(settings.width * scale)):
+            warnings.warn(
+                f"hires={scale:g} (--hires {scale:g}) makes {width} x {height}, the nearest size that the model's networks can "
+                f"divide: {width / settings.width:.4g} times as wide and {height / settings.height:.4g} times as tall.",
+                stacklevel=2,
+            )
         second, record = second_settings(model, settings, record, height, width)
         return cls(record, second), replace(settings, shown=(height, width))
 

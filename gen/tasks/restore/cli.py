@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Height, Lora, Model, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, Width
+from gen.cli.options import Lora, Model, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
 from gen.cli.output import check_png, make_and_save, save_free, say
 from gen.cli.values import parse_options
 
@@ -25,8 +25,7 @@ def restore(
     ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="The picture is whole; damage it first.")] = False,
     sampling: SamplingOptions,
-    height: Height = None,
-    width: Width = None,
+    size: SizeOptions,
     rules: RuleOptions,
     lora: Lora = None,
     model: Model = "default",
@@ -45,7 +44,7 @@ def restore(
 
     check_task(task, options)
     generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
-    call = {"mask": mask, "height": height, "width": width, **options, **sampling.keywords(), **rules.keywords()}
+    call = {"mask": mask, **size.keywords(), **options, **sampling.keywords(), **rules.keywords()}
     label = f"{picture.stem}-{task}"
     result, took = make_and_save(generator.restore, target, label, place.quiet, picture, task, prompt, **call)
     first = result.recipes[0]

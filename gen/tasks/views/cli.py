@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Height, Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, Width
+from gen.cli.options import Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
 from gen.cli.output import check_png, make_and_save, save_free, say
 
 
@@ -27,8 +27,7 @@ def ambiguous(
     ] = None,
     sampling: SamplingOptions,
     negative: Negative = None,
-    height: Height = None,
-    width: Width = None,
+    size: SizeOptions,
     rules: RuleOptions,
     lora: Lora = None,
     model: Model = "default",
@@ -46,7 +45,7 @@ def ambiguous(
 
     turns = [view_of(name) for name in views]
     generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
-    call = {"pixels_from": pixels_from, "negative_prompt": negative, "height": height, "width": width, **sampling.keywords()}
+    call = {"pixels_from": pixels_from, "negative_prompt": negative, **size.keywords(), **sampling.keywords()}
     call |= rules.keywords()
     label = f"{prompt} {' '.join(others)}"
     result, took = make_and_save(generator.ambiguous, target, label, place.quiet, prompt, list(others), list(views), **call)

@@ -135,14 +135,16 @@ def test_options_that_no_row_could_have_end_it_at_once(tmp_path, tiny):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a cat"}] * 3)
     with pytest.raises(ValueError, match="Unknown sampler 'eulr'"):
         make(rows, tmp_path / "out", tiny, defaults={"sampler": "eulr"})
-    assert not (tmp_path / "out" / "errors.jsonl").exists()
+    with pytest.raises(ValueError, match="height is 30"):
+        make(rows, tmp_path / "out", tiny, defaults={"height": 30})
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_fails_for_every_row_ends_it(tmp_path, tiny):
     """A setting that this model cannot have is no fault of a hundred thousand rows."""
-    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"a cat {i}"} for i in range(300)])
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"a cat {i}", "height": 30} for i in range(300)])
     with pytest.raises(ValueError, match=r"one after the other failed alike: .*height is 30"):
-        make(rows, tmp_path / "out", tiny, defaults={"height": 30})
+        make(rows, tmp_path / "out", tiny)
     assert len((tmp_path / "out" / "errors.jsonl").read_text().splitlines()) == 100
     mixed = write_rows(
         tmp_path / "mixed.jsonl", [{"prompt": f"a cat {i}", "steps": 1, "height": 30 if i % 2 else 32} for i in range(40)]

@@ -178,7 +178,7 @@ def test_the_same_command_makes_nothing_twice(rows, tmp_path, tiny):
     ("changed", "said"),
     [
         ({"seed": 6}, "seed was 5, and is 6"),
-        ({"defaults": {"num_inference_steps": 3}}, "options was {}, and is"),
+        ({"defaults": {"num_inference_steps": 3}}, "--steps was not given, and is 3"),
         ({"number": 2}, "number was 1, and is 2"),
         ({"name": "{index}.png"}, "name was"),
         ({"rows": True}, "input"),

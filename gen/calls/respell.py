@@ -1,0 +1,35 @@
+"""Sentences about keywords of a call, in the words of whoever gave them: options of a command, or columns of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_SAID_BOTH = re.compile(r"\b[a-z_0-9]+=[^\s(]+ \((--[^)]+)\)")  # of a sentence for Python and the command line alike
+_BEFORE = r"(?:leave|give|without|no)"
+
+
+def respell(sentence: str, words: Mapping[str, str]) -> str:
+    """A sentence that names keywords, in other words.
+
+    words: keyword -> word.
+
+    A keyword with an underscore is replaced wherever it stands outside of quotes. One that is an English word too ("image",
+    "strength") is replaced where a sentence begins with it, in lower case, and where it is told to be left out or given.
+    """
+    if any(word.startswith("--") for word in words.values()):
+        sentence = _SAID_BOTH.sub(r"\1", sentence)
+    for keyword, word in sorted(words.items(), key=lambda pair: -len(pair[0])):
+        plain = re.escape(keyword)
+        if "_" in keyword:
+            sentence = re.sub(rf"(?<![\w'\"\-./]){plain}(?![\w'\"\-/])(=)?", lambda m, w=word: w + _joint(w, m[1]), sentence)
+        else:
+            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?){plain}(?=[ :\[])", lambda m, w=word: m[1] + w, sentence)
+            after = r"(?= too\b| out\b|[;.,:]| and\b)"
+            sentence = re.sub(rf"\b({_BEFORE} ){plain}{after}", lambda m, w=word: m[1] + w, sentence)
+    return sentence
+
+
+def _joint(word: str, equals: str | None) -> str:
+    """An option stands before its value, a column beside an equals sign."""
+    return "" if equals is None else " " if word.startswith("--") else "="

@@ -1,0 +1,95 @@
+"""Errors and notes of commands: in the words of the options that were typed, for every option of every command that draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from gen.calls.command import OPTIONS
+from gen.calls.respell import respell
+from gen.cli.app import app, main
+
+WORDS = {"num_inference_steps": "--steps", "steps": "--steps", "image": "--image", "hires": "--hires", "control": "--control"}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("num_inference_steps is 0; give more.", "--steps is 0; give more."),
+        ("Give num_inference_steps=20, or less.", "Give --steps 20, or less."),
+        ("With steps 0: num_inference_steps is 0.", "With steps 0: --steps is 0."),
+        (
+            "mask was given without an image to change; give image too.",
+            "mask was given without an image to change; give --image too.",
+        ),
+        ("image: x.png cannot be opened.", "--image: x.png cannot be opened."),
+        ("The image is small; control it.", "The image is small; control it."),
+        ("say how large with hires=2 (--hires 2).", "say how large with --hires 2."),
+        ("did you mean 'num_inference_steps'?", "did you mean 'num_inference_steps'?"),
+        ("a/num_inference_steps.png is no file.", "a/num_inference_steps.png is no file."),
+        ("my_num_inference_steps is 0.", "my_num_inference_steps is 0."),
+    ],
+)
+def test_keywords_become_options(sentence, said):
+    assert respell(sentence, WORDS) == said
+
+
+def test_keywords_become_columns():
+    assert (
+        respell("num_inference_steps is 'no'; give hires=2.", {"num_inference_steps": "steps"})
+        == "steps is 'no'; give hires=2."
+    )
+
+
+SUBJECTS = {
+    "image": ["a cat"],
+    "sweep": ["a cat", "--vary", "prompt:cat=cat,dog"],
+    "layout": ["l.yaml"],
+    "ambiguous": ["a cat", "a dog"],
+    "panorama": ["a cat"],
+    "outpaint": ["p.png", "a cat", "--left", "8"],
+    "upscale": ["p.png", "a cat"],
+    "restore": ["p.png", "a cat"],
+    "batch": ["r.csv", "-o", "b"],
+    "compare": ["a cat"],
+}
+ANY_TEXT = {"--negative", "--aesthetic", "--background", "--cells"}  # of which no text is wrong
+LATER = {"--output", "--import", "--model", "--device", "--dtype"}  # tested by themselves, or given here
+LAYOUT = "width: 32\nheight: 32\nregions:\n- {prompt: a heart, box: [0, 0, 16, 32]}\n- {prompt: a cat, box: [16, 0, 16, 32]}\n"
+
+
+def options_of(command: str) -> list[tuple[str, list[str]]]:
+    """(option, what it cannot be) of all that take a value."""
+    found = []
+    for one in typer.main.get_command(app).commands[command].params:
+        option = max(one.opts, key=len)
+        if one.param_type_name != "option" or one.is_flag or option in ANY_TEXT | LATER:
+            continue
+        kind = str(one.type_descriptor.annotation)
+        wrong = ["1", "zzz"] if "tuple" in kind else ["-7"] if "int" in kind else ["nan"] if "float" in kind else ["zzz"]
+        found.append((option, wrong))
+    return found
+
+
+@pytest.mark.parametrize("command", SUBJECTS)
+def test_an_error_names_the_option_that_was_typed(command, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("l.yaml").write_text(LAYOUT)
+    Path("r.csv").write_text("prompt\na cat\n")
+    Image.new("RGB", (32, 32), "white").save("p.png")
+    options = options_of(command)
+    assert len(options) > 5
+    keywords = {name for name in OPTIONS if "_" in name}
+    for option, wrong in options:
+        capsys.readouterr()
+        words = [command, *SUBJECTS[command], "--model", str(tiny_model), "--device", "cpu", "--dtype", "float32", "-q"]
+        code = main([*words, option, *wrong])
+        error = (capsys.readouterr().err.strip() or "nothing").splitlines()[-1]
+        assert code == 2, (option, error)
+        assert option in error or f"{wrong[0]!r}" in error, (option, error)  # a name that no table has is quoted
+        assert not [name for name in keywords if name in error], (option, error)
+        assert "defect" not in error and error.startswith("fewstep: ") and error.endswith((".", "?")), error
+    assert {path.name for path in Path().iterdir()} == {"l.yaml", "r.csv", "p.png"}
