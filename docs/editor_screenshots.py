@@ -9,7 +9,6 @@ from typing import Any
 
 def shoot_tabs(page: Any, keep: Callable[[Any, str], None], gallery: Path) -> None:
     """Use the tabs as a person does. gallery: a folder with pictures that the page has drawn."""
-    page.get_by_text("Ready", exact=True).wait_for()
     field(page, "seed").fill("4")
     page.locator("[data-tab=edit]").click()
     with page.expect_file_chooser() as chooser:

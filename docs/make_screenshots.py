@@ -1,6 +1,6 @@
 """The pictures of docs/ui.md: python docs/make_screenshots.py serves the page, uses it in Chromium, and writes docs/ui/*.png.
 
-With `tabs` only those of the tabs Edit and Compare.
+With names of parts (draw, stop, tabs, read, pairs, methods, teach, phones) only those.
 
 Needs the extra dev, and Chromium (CHROMIUM, or `chromium` on the path).
 """
@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from editor_screenshots import shoot_tabs
+from editor_screenshots import field, shoot_tabs
 from PIL import Image
+from tab_screenshots import shoot_methods, shoot_pairs, shoot_phones, shoot_read, shoot_stop, shoot_teach
 
 OUT = Path(__file__).parent / "ui"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "chromium"
 PROMPTS = ("a red heart", "a yellow sun with a face", "a house with a green roof", "a purple flower", "a blue car", "a cat")
-COLOURS = 240  # of a picture's palette: small files
+COLOURS, MOST = (240, 128, 64, 32), 100_000  # of a palette, tried in turn; bytes of a file
 
 
 @contextlib.contextmanager
@@ -47,14 +48,17 @@ def served(folder: str) -> Iterator[str]:
 
 
 def keep(page: Any, name: str) -> None:
-    """What is seen now, with few colours."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
-    print(OUT / f"{name}.png")
+    """What is seen now."""
+    save(Image.open(io.BytesIO(page.screenshot())), name)
 
 
-def field(page: Any, name: str) -> Any:
-    return page.locator(f"[data-field='{name}']")
+def save(picture: Image.Image, name: str) -> None:
+    """A picture of the page, with as many colours as keep its file small."""
+    for colours in COLOURS:
+        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
+        if (OUT / f"{name}.png").stat().st_size < MOST:
+            break
+    print(OUT / f"{name}.png", flush=True)
 
 
 def open_section(page: Any, title: str) -> None:
@@ -76,9 +80,6 @@ def draw_some(page: Any) -> None:
 def shoot(page: Any) -> None:
     """Use the page as a person does, and keep what is seen on the way."""
     prompt = page.get_by_role("textbox", name="Prompt")
-    draw_some(page)
-    page.wait_for_timeout(500)
-    keep(page, "drawn")
     field(page, "steps").fill("60")
     for text in ("a dog in a hat", "a rainbow", "a green apple"):
         prompt.fill(text)
@@ -108,10 +109,6 @@ def shoot(page: Any) -> None:
     page.get_by_label("Look: light").click()
     page.wait_for_timeout(500)
     keep(page, "gallery")
-    page.locator("[data-tab=draw]").click()
-    page.set_viewport_size({"width": 390, "height": 780})
-    page.wait_for_timeout(700)
-    keep(page, "phone")
 
 
 def main() -> None:
@@ -120,18 +117,34 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, served(folder) as address, sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 780})
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        if "tabs" not in sys.argv[1:]:
-            shoot(page)
-        else:
-            draw_some(page)
-        page.close()
-        page = browser.new_page(viewport={"width": 1280, "height": 780})
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        shoot_tabs(page, keep, Path(folder) / "outputs")
+        gallery = Path(folder) / "outputs"
+
+        def opened() -> Any:
+            page = browser.new_page(viewport={"width": 1280, "height": 780})
+            page.set_default_timeout(600_000)
+            page.goto(address)
+            page.get_by_text("Ready", exact=True).wait_for()
+            return page
+
+        page = opened()
+        draw_some(page)
+        page.wait_for_timeout(500)
+        keep(page, "drawn")
+        parts = {
+            "draw": shoot,
+            "stop": lambda page: shoot_stop(page, keep),
+            "tabs": lambda page: shoot_tabs(page, keep, gallery),
+            "read": lambda page: shoot_read(page, keep, gallery),
+            "pairs": lambda page: shoot_pairs(page, keep),
+            "methods": lambda page: shoot_methods(page, keep),
+            "teach": lambda page: shoot_teach(page, keep),
+            "phones": lambda page: shoot_phones(page, save),
+        }
+        for name, part in parts.items():
+            if not sys.argv[1:] or name in sys.argv[1:]:
+                page = opened()
+                part(page)
+                page.close()
         browser.close()
 
 

@@ -121,12 +121,16 @@ _FEW = (
 _TAKEN = {"layout": (*_FEW, "negative_prompt"), "restore": (*_FEW, "height", "width", "mask", "task", "simulate", *_RESTORE)}
 
 
-def as_command(call: Call, output: str = "picture.png") -> str:
-    """The line for a shell. ValueError says what no command has an option for."""
-    return shlex.join(["fewstep", *as_arguments(call, output)])
+def as_command(call: Call, output: str = "picture.png", quality: int | None = None) -> str:
+    """The line for a shell.
+
+    quality: of a format that loses some, the usual one if None.
+    ValueError says what no command has an option for.
+    """
+    return shlex.join(["fewstep", *as_arguments(call, output, quality)])
 
 
-def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
+def as_arguments(call: Call, output: str = "picture.png", quality: int | None = None) -> list[str]:
     """The words after `fewstep`."""
     if call.method not in COMMANDS:
         raise ValueError(f"No command line says a call of {call.method!r} from plain data; take its Python instead.")
@@ -145,6 +149,10 @@ def as_arguments(call: Call, output: str = "picture.png") -> list[str]:
         words += _words(call.method, name, value)
     words += [f"--lora={use.file}:{use.weight!r}" for use in call.adapters]
     words += [f"--model={call.model}", f"--output={output}"]
+    if quality is not None:
+        if call.method != "image":
+            raise ValueError(f"The command {call.method!r} has no option for quality; take the Python of this call instead.")
+        words.append(f"--quality={quality}")
     plain = not any(subject.startswith("-") for subject in subjects)
     return [call.method, *subjects, *words] if plain else [call.method, *words, "--", *subjects]
 

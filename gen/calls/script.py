@@ -8,10 +8,11 @@ from gen.calls.call import Call
 from gen.calls.run import PAIRS
 
 
-def as_python(call: Call, output: str = "picture.png", energies: bool = False) -> str:
+def as_python(call: Call, output: str = "picture.png", energies: bool = False, quality: int | None = None) -> str:
     """The text of a program.
 
     output: the file that it saves to; several pictures get -0, -1, ... before the ending.
+    quality: of a format that loses some, the usual one if None.
     energies: its guide is one of those that the command line adds (`gen.cli.energies`).
     """
     lines = ["from gen import Generator", "", f"generator = Generator.from_pretrained({call.model!r})"]
@@ -30,7 +31,8 @@ def as_python(call: Call, output: str = "picture.png", energies: bool = False) -
         lines.append(one_line)
     else:
         lines += [f"output = {method}(", *(f"    {argument}," for argument in given), ")"]
-    return "\n".join([*lines, f"output.save({output!r})", ""])
+    saved = repr(output) if quality is None else f"{output!r}, quality={quality}"
+    return "\n".join([*lines, f"output.save({saved})", ""])
 
 
 def _adapter(file: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What opens over the page: a picture's details, code, two pictures beside one another; and what is done with a picture."""
+"""What opens over the page: a picture's details, two pictures beside one another; and what is done with a picture."""
 
 from __future__ import annotations
 
@@ -11,28 +11,15 @@ from typing import Any
 from nicegui import run, ui
 
 from gen.calls.call import Call
-from gen.calls.command import as_command
 from gen.calls.errors import sentence
-from gen.calls.script import as_python
 from gen.io.errors import RecipeError, printable
-from gen.ui.gallery import MOST_GIVEN
+from gen.ui.code_dialog import picture_as_code
+from gen.ui.overlay import closing, overlay
 from gen.ui.page import Page
-from gen.ui.settings import FieldError
+from gen.ui.preferences import Preference
+from gen.ui.uploads import picture_upload
 
 HIDDEN = ("machine", "batch", "model", "version", "adapter_files", "prompt_syntax", "batch_invariant")
-
-
-def _dialog(page: Page) -> Any:
-    """A dialog that stands on the page itself, not in what opened it, and is gone when it is closed."""
-    with page.root:
-        dialog = ui.dialog()
-    dialog.on("hide", dialog.delete)
-    return dialog
-
-
-def _close(dialog: Any) -> None:
-    button = ui.button(icon="close", on_click=dialog.close, color=None).classes("fs-fixed")
-    button.props('flat dense round aria-label="Close"')
 
 
 # ---- a picture ----
@@ -54,10 +41,10 @@ def detail(page: Page, name: str) -> None:
 
         return done
 
-    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-detail"):
+    with overlay(page) as dialog, ui.card().classes("fs-sheet").props("data-detail"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label(name).classes("fs-caption")
-            _close(dialog)
+            closing(dialog)
         with ui.element("div").classes("fs-detail"):
             with ui.element("div").classes("fs-frame"):
                 picture = ui.element("img")
@@ -124,7 +111,7 @@ def use_settings(page: Page, name: str) -> None:
 
 def load(page: Page, call: Call, missing: tuple[str, ...], source: str = "") -> None:
     """A call's settings into the fields, with a word on what is not among them."""
-    page.clear_errors()
+    page.own.right()
     page.settings.load(call)
     page.tell("settings")
     page.to_tab("draw")
@@ -136,7 +123,7 @@ def draw_again(page: Page, name: str) -> None:
     """A picture's settings with another seed, into the queue."""
     try:
         call, missing = page.studio.call_of(name)
-        page.studio.submit(call.with_arguments(seed=None))
+        page.begun(page.studio.submit(call.with_arguments(seed=None), kind=page.settings.kind()))
         if missing:
             page.say(f"Without {printable(', '.join(missing))}, which the recipe does not hold.", "warning")
     except (RecipeError, ValueError, OSError) as error:
@@ -162,78 +149,16 @@ def delete(page: Page, name: str) -> None:
     page.say(f"{name} is in the trash.", "info", "Undo", undo)
 
 
-# ---- code ----
-
-
-def settings_as_code(page: Page) -> None:
-    """What the fields say now, as Python and as a command line."""
-    page.clear_errors()
-    try:
-        call = page.studio.settled(page.settings.to_call(page.studio.catalogue))
-    except FieldError as error:
-        if not page.mark(error.field, str(error)):
-            page.say(str(error), "negative")
-        return
-    except ValueError as error:
-        page.show_error(str(error))
-        return
-    code(page, call)
-
-
-def picture_as_code(page: Page, name: str) -> None:
-    """What made a picture, likewise."""
-    try:
-        call, missing = page.studio.call_of(name)
-    except (RecipeError, ValueError, OSError) as error:
-        page.say(sentence(error), "negative")
-        return
-    code(page, call, name, missing)
-
-
-def code(page: Page, call: Call, output: str = "picture.png", missing: tuple[str, ...] = ()) -> None:
-    """Both texts, with buttons that copy them."""
-    shown = {"Python": as_python(call, output, page.studio.energies.keys() & {call.arguments.get("guide")} != set())}
-    try:
-        shown["Command line"] = as_command(call, output)
-    except ValueError as error:
-        shown["Command line"] = str(error)
-    said = f"The recipe does not hold {printable(', '.join(missing))}." if missing else ""
-    show_texts(page, "The same picture, to the byte" if not missing else "Nearly the same picture", shown, said)
-
-
-def show_texts(page: Page, title: str, shown: dict[str, str], said: str = "") -> None:
-    """Programs under their names, with buttons that copy them. said: what they lack."""
-    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-code"):
-        with ui.element("div").classes("fs-row").style("align-items: center"):
-            ui.label(title).classes("fs-caption")
-            _close(dialog)
-        if said:
-            ui.label(said).classes("fs-about")
-        for name, text in shown.items():
-            with ui.element("div").classes("fs-row").style("align-items: center"):
-                ui.label(name).classes("fs-title")
-                copy = ui.button("Copy", icon="content_copy", on_click=lambda text=text: _copy(page, text), color=None)
-                copy.props("flat dense size=sm").classes("fs-fixed")
-            with ui.element("pre").classes("fs-code").props("tabindex=0"):
-                ui.label(text).props(f'data-text="{name}"')
-    dialog.open()
-
-
-def _copy(page: Page, text: str) -> None:
-    ui.clipboard.write(text)
-    page.say("Copied.", "positive")
-
-
 # ---- two pictures ----
 
 
 def compare(page: Page, first: str, second: str) -> None:
     """Two pictures over one another with a slider, and beside one another."""
-    with _dialog(page) as dialog, ui.card().classes("fs-sheet").props("data-compare"):
+    with overlay(page) as dialog, ui.card().classes("fs-sheet").props("data-compare"):
         with ui.element("div").classes("fs-row").style("align-items: center"):
             ui.label(f"{first}  |  {second}").classes("fs-caption")
             beside = ui.switch("Side by side").classes("fs-fixed")
-            _close(dialog)
+            closing(dialog)
         with ui.element("div").classes("fs-form").style("max-width: 640px; margin: 0 auto") as over:
             with ui.element("div").classes("fs-compare"):
                 for name, kind in ((second, ""), (first, "fs-over")):
@@ -246,9 +171,42 @@ def compare(page: Page, first: str, second: str) -> None:
                 with ui.element("div").classes("fs-frame"):
                     image = ui.element("img")
                     image.props["src"], image.props["alt"] = page.studio.gallery.address(name), name
+        if prompt := common_prompt(page, first, second):
+            with ui.element("div").classes("fs-actions fs-choose"):
+                for label, chosen, other in (("Left is better", first, second), ("Right is better", second, first)):
+                    row = Preference(prompt, chosen, other)
+                    better = ui.button(label, on_click=lambda row=row: keep_preference(page, row), color=None)
+                    better.props(f'flat dense size=13px data-better="{label.split()[0].lower()}"')
         pair.bind_visibility_from(beside, "value")
         over.bind_visibility_from(beside, "value", backward=lambda value: not value)
     dialog.open()
+
+
+def keep_preference(page: Page, row: Preference) -> None:
+    """A row of the file, with a button that takes it back."""
+    preferences = page.studio.preferences
+
+    def undo() -> None:
+        try:
+            preferences.take_back(row)
+            page.say("The choice is taken back.")
+        except (ValueError, OSError) as error:
+            page.say(sentence(error), "negative")
+
+    try:
+        preferences.add(row)
+        page.say(f"Kept: {row.chosen} is better.", "positive", "Undo", undo)
+    except (ValueError, OSError) as error:
+        page.say(sentence(error), "negative")
+
+
+def common_prompt(page: Page, first: str, second: str) -> str:
+    """The prompt that two pictures of the gallery have in common, "" if there is none."""
+    try:
+        prompts = {page.studio.gallery.recipe(name).prompt for name in (first, second)}
+    except (RecipeError, ValueError, OSError):
+        return ""
+    return str(prompts.pop()) if len(prompts) == 1 else ""
 
 
 # ---- pictures from outside ----
@@ -257,16 +215,8 @@ def compare(page: Page, first: str, second: str) -> None:
 def build_reading(page: Page) -> Any:
     """What takes pictures that are dropped anywhere on the page (`page.js`), or chosen by `run_method("pickFiles")`."""
 
-    async def given(event: Any) -> None:
-        try:
-            await read_dropped(page, event.file.name, await event.file.read())
-        except Exception as error:
-            page.say(sentence(error), "negative")
-        box.reset()
-
-    box = ui.upload(auto_upload=True, multiple=True, max_files=20, max_file_size=MOST_GIVEN, on_upload=given)
-    box.on("rejected", lambda: page.say(f"That is no picture of at most {MOST_GIVEN >> 20} MiB.", "negative"))
-    return box.classes("fs-hidden").props('data-drop accept="image/*" aria-hidden="true" tabindex=-1 inert')
+    box = picture_upload(page, "", lambda name, data: read_dropped(page, name, data), several=True)
+    return box.classes("fs-hidden").props('data-drop aria-hidden="true" tabindex=-1 inert')
 
 
 async def read_dropped(page: Page, name: str, data: bytes) -> None:

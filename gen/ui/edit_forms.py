@@ -101,8 +101,8 @@ def _outpaint(tab: EditTab) -> None:
 
 def _panorama(tab: EditTab) -> None:
     with ui.element("div").classes("fs-row"):
-        tab.own.number("width", "Width", "four times the model's", step=8).on_value_change(lambda: tab.show())
-        tab.own.number("height", "Height", "the model's", step=8).on_value_change(lambda: tab.show())
+        tab.own.number("width", "Width", str(4 * tab.tile), step=8).on_value_change(lambda: tab.show())
+        tab.own.number("height", "Height", str(tab.tile), step=8).on_value_change(lambda: tab.show())
     tab.own.choice("circular", "Closes in a circle", CIRCULAR)
     _windows(tab)
 

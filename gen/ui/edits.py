@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gen.calls.call import Call
+from gen.ui.checks import FieldError, number_in, whole_in
 from gen.ui.models import AUTOMATIC
-from gen.ui.settings import FieldError
 
 # name -> (label, what it does, does it begin with a picture)
 MODES: dict[str, tuple[str, str, bool]] = {
@@ -26,7 +26,10 @@ TASKS = {
 }
 CIRCULAR = {"": "no", "horizontal": "left to right", "vertical": "top to bottom", "both": "both ways"}
 SIDES = ("left", "right", "top", "bottom")
-_OF_DRAWING = ("image", "strength", "mask", "width", "height", "layout", "prompt", "negative_prompt")  # not taken over
+_OF_DRAWING = (  # not taken over
+    *("image", "strength", "mask", "width", "height", "layout", "prompt", "negative_prompt", "variation_seed"),
+    *("variation_strength", "hires", "hires_strength", "hires_steps", "hires_upscaler", "hires_window"),
+)
 
 
 @dataclass
@@ -161,15 +164,7 @@ class EditSettings:
     # ---- fields ----
 
     def _whole(self, name: str, low: int, high: int) -> int | None:
-        value = self._number(name, low, high)
-        if value is not None and value != int(value):
-            raise FieldError(name, f"Give a whole number from {low} to {high}.")
-        return None if value is None else int(value)
+        return whole_in(name, getattr(self, name), low, high)
 
     def _number(self, name: str, low: float, high: float) -> float | None:
-        value = getattr(self, name)
-        if value is None or value == "":
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise FieldError(name, f"Give a number from {low:g} to {high:g}.")
-        return value
+        return number_in(name, getattr(self, name), low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gen.calls.values import parse_value, write_value
@@ -17,7 +17,8 @@ RESERVED = ("scale", "negative", "interval", "noise")  # given by the call itsel
 class OptionField:
     """An option of a method.
 
-    kind: "switch" of true and false, "number", "whole" number, or "text" that is read as on the command line.
+    kind: "switch" of true and false, "number", "whole" number, "text" that is read as on the command line, "picture" or
+        "file": the path of a picture that is given, and of a model.
     default: as text, "" where there is none.
     needed: it has no default and must be given.
     """
@@ -31,6 +32,8 @@ class OptionField:
         """The value of what was typed; None for nothing. ValueError says what is wrong."""
         if text is None or (isinstance(text, str) and not text.strip()):
             return None
+        if self.kind in ("picture", "file"):
+            return str(text)
         value = parse_value(text.strip()) if isinstance(text, str) else text
         if self.kind == "switch" and not isinstance(value, bool):
             raise ValueError(f"{self.name} is {text!r:.80}; it is true or false.")
@@ -43,12 +46,17 @@ class OptionField:
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A method that can be chosen. about: its description; group: what kind of it; fields: its options."""
+    """A method that can be chosen.
+
+    about: its description. fields: its options. group: what kind of it.
+    also: its names in other programs.
+    """
 
     name: str
     about: str
     fields: tuple[OptionField, ...] = ()
     group: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def read_catalogue(energies: Mapping[str, Any] | None = None) -> Catalogue:
     from samplers.registry import GRIDS, SOLVERS
 
     rows = {**ENERGIES, **{name: EnergyInfo(name, *row) for name, row in (energies or {}).items()}}
-    shown = {name: info for name, info in rows.items() if not info.external}
+    shown = {name: info for name, info in rows.items() if info.made_by is None}
     return Catalogue(
         samplers={info.name: _choice(info) for info in SOLVERS.values()},
         schedules={info.name: _choice(info) for info in GRIDS.values() if info.name != "table"},
@@ -83,7 +91,7 @@ def read_catalogue(energies: Mapping[str, Any] | None = None) -> Catalogue:
         },
         caches={info.name: _choice(info) for info in CACHES.values()},
         compositions={info.name: _choice(info) for info in COMPOSITIONS.values()},
-        energies={name: _choice(info, _factory_of(info), info.needs) for name, info in shown.items()},
+        energies={name: _with_files(_choice(info, _factory_of(info), info.needs)) for name, info in shown.items()},
         methods={info.name: _choice(info) for info in METHODS.values()},
     )
 
@@ -116,9 +124,14 @@ def _field(name: str, parameter: inspect.Parameter | None, needed: bool) -> Opti
 
 
 def _choice(info: Any, make: Any = None, needs: tuple[str, ...] = (), group: str = "") -> MethodChoice:
-    return MethodChoice(
-        info.name, info.description, fields_of(make or getattr(info, "factory", None) or info.build, info.options, needs), group
-    )
+    own = fields_of(make or getattr(info, "factory", None) or info.build, info.options, needs)
+    return MethodChoice(info.name, info.description, own, group, tuple(getattr(info, "aliases", ())))
+
+
+def _with_files(energy: MethodChoice) -> MethodChoice:
+    """The options that are files, as such."""
+    kinds = {"image": "picture", "model": "file", "head": "file", "folder": "file"}
+    return replace(energy, fields=tuple(replace(one, kind=kinds.get(one.name, one.kind)) for one in energy.fields))
 
 
 def _group(info: Any) -> str:

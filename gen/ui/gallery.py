@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from gen.calls.names import slug
 from gen.io.errors import RecipeError
+from gen.pipeline.exif import FORMATS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
 TRASH, THUMBNAILS, GIVEN = "trash", ".thumbnails", ".given"
 THUMBNAIL = 256  # pixels of the longer side
 MOST_GIVEN = 64 * 1024 * 1024  # bytes of a picture that a user gives
+SHOWN = tuple(dict.fromkeys(FORMATS.values()))
 MOST_PIXELS = 64_000_000  # of one that a thumbnail is made of
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """How pictures are kept. suffix: of a format that holds recipes; quality: of one that loses some, 1 to 100, 90 if None."""
+
+    suffix: str = ".png"
+    quality: int | None = None
+
+
+PNG = FileKind()
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Gallery:
 
         return read_recipe(self.path(name))
 
-    def save(self, image: Image, recipe: Recipe | None, label: str = "") -> str:
+    def save(self, image: Image, recipe: Recipe | None, kind: FileKind = PNG, label: str = "") -> str:
         """Keep a picture with its recipe under the first free name."""
         from gen.pipeline.png import free_name, save_image
 
@@ -96,11 +109,11 @@ class Gallery:
             self.folder.mkdir(parents=True, exist_ok=True)
             for _ in range(100):
                 try:
-                    return save_image(image, free_name(self.folder / f"{stem}.png"), recipe).name
+                    return save_image(image, free_name(self.folder / f"{stem}{kind.suffix}"), recipe, quality=kind.quality).name
                 except RecipeError as error:  # another program took the name in between
                     if not isinstance(error.__context__, FileExistsError):
                         raise
-        raise ValueError(f"No free name for {stem}.png was found in {self.folder}; move some pictures away.")
+        raise ValueError(f"No free name for {stem}{kind.suffix} was found in {self.folder}; move some pictures away.")
 
     def delete(self, name: str) -> str:
         """Move a picture to the trash; its name there, which `restore` takes."""
@@ -135,7 +148,7 @@ class Gallery:
         target = self.folder / THUMBNAILS / f"{key}.webp"
         if not target.is_file():
             try:
-                with Image.open(path, formats=["PNG"]) as picture:  # our own reader would wait for torch
+                with Image.open(path, formats=SHOWN) as picture:  # our own reader would wait for torch
                     if picture.width * picture.height > MOST_PIXELS:
                         raise ValueError(f"{name} has too many pixels to be shown.")
                     small = picture.convert("RGB")
@@ -152,7 +165,8 @@ class Gallery:
         """Keep a picture that the user gave, under its content; ValueError if it cannot be read."""
         from PIL import UnidentifiedImageError
 
-        from gen.io.images import FORMATS, flat, open_header
+        from gen.io.images import FORMATS as READ
+        from gen.io.images import flat, open_header
         from samplers.atomic import written
 
         if len(data) > MOST_GIVEN:
@@ -160,10 +174,11 @@ class Gallery:
         target = self.folder / GIVEN / f"{hashlib.sha256(data).hexdigest()}.png"
         if not target.is_file():
             try:
-                with open_header(io.BytesIO(data)) as picture:
+                with open_header(io.BytesIO(data), (*READ, "AVIF")) as picture:
                     clean = flat(picture)
             except UnidentifiedImageError:
-                raise ValueError(f"That file is no picture that can be read; give one of {', '.join(FORMATS)}.") from None
+                known = ", ".join((*READ, "AVIF"))
+                raise ValueError(f"That file is no picture that can be read; give one of {known}.") from None
             except (OSError, SyntaxError, ValueError, EOFError) as error:
                 raise ValueError(f"That picture cannot be read: {error}.".replace("..", ".")) from None
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,8 +194,12 @@ class Gallery:
         return path
 
 
+def media_type(name: str) -> str:
+    """What a picture of the gallery is served as."""
+    return f"image/{FORMATS[Path(name).suffix.lower()].lower()}"
+
+
 def _is_name(name: str) -> bool:
-    """Is this the plain, visible name of a PNG?"""
-    return (
-        name.lower().endswith(".png") and not name.startswith(".") and not any(c in name for c in "/\\\0:") and len(name) < 255
-    )
+    """Is this the plain, visible name of a picture in a format that holds recipes?"""
+    plain = not name.startswith(".") and not any(c in name for c in "/\\\0:") and len(name) < 255
+    return plain and Path(name).suffix.lower() in FORMATS

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from gen.calls.errors import sentence
+from gen.ui.gallery import PNG, FileKind
 
 KEPT = 200  # finished jobs that are remembered
 
@@ -54,6 +55,7 @@ class DrawJob:
     """A call in the queue. Read it under `JobQueue.reading`, or take what is torn between two steps.
 
     label: what the page calls it.
+    kind: of the files that its pictures are kept in.
     pictures: names of what it made, in order.
     preview: a small picture of what is being made, as the bytes of a file; previews counts them.
     """
@@ -61,6 +63,7 @@ class DrawJob:
     id: int
     call: Any
     label: str
+    kind: FileKind = PNG
     state: JobState = JobState.QUEUED
     progress: JobProgress = field(default_factory=JobProgress)
     pictures: list[str] = field(default_factory=list)
@@ -82,6 +85,11 @@ class JobWatch:
     def __init__(self, queue: JobQueue, job: DrawJob, clock: Callable[[], float]):
         self._queue, self._job, self._clock = queue, job, clock
         self._first: tuple[float, float] | None = None  # time and share of the first step: before it things are warmed up
+
+    @property
+    def kind(self) -> FileKind:
+        """Of the files that its pictures are kept in."""
+        return self._job.kind
 
     @property
     def stopped(self) -> bool:
@@ -175,12 +183,12 @@ class JobQueue:
 
     # ---- what a user does ----
 
-    def add(self, call: Any, label: str) -> DrawJob:
+    def add(self, call: Any, label: str, kind: FileKind = PNG) -> DrawJob:
         """Put a call at the end of the queue."""
         with self._change():
             if self._closed:
                 raise ValueError("The program is ending, so no more pictures are begun.")
-            job = DrawJob(next(self._ids), call, label)
+            job = DrawJob(next(self._ids), call, label, kind)
             self._waiting.append(job)
         return job
 

@@ -16,6 +16,7 @@ AUTOMATIC = "automatic"  # the student wherever it serves, else its teacher
 PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps"}
 WARM = 3  # models that stay open
 FILES = (".safetensors", ".gguf")
+MOST_READ = 5000  # files of a folder that are looked at
 
 
 class WarmModels:
@@ -68,7 +69,7 @@ def models_in(folder: Path | None) -> dict[str, str]:
         return {}
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name.lower()):
-        if path.name.startswith(".") or _class_of(path).startswith("ControlNet") or is_adapter(path):
+        if path.name.startswith(".") or _class_of(path).startswith("ControlNet") or is_adapter(path) or is_ip_adapter(path):
             continue
         if path.suffix in FILES or any((path / name).is_file() for name in ("config.json", "model_index.json")):
             found[path.name] = str(path)
@@ -86,21 +87,37 @@ def adapters_in(folder: Path | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
-    return {str(path.relative_to(folder).with_suffix("")): str(path) for path in files[:5000] if path.is_file()}
+    return {str(path.relative_to(folder).with_suffix("")): str(path) for path in files[:MOST_READ] if path.is_file()}
+
+
+def ip_adapters_in(folder: Path | None) -> dict[str, str]:
+    """Name -> path of every IP-Adapter's file in a folder and those in it."""
+    files = [] if folder is None else sorted(folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
+    return {str(path.relative_to(folder).with_suffix("")): str(path) for path in files[:MOST_READ] if is_ip_adapter(path)}
+
+
+def is_ip_adapter(path: Path) -> bool:
+    """Is this file an IP-Adapter, by the names in its header?"""
+    return any(name.startswith(("ip_adapter.", "image_proj.")) for name in _tensor_names(path))
 
 
 def is_adapter(path: Path) -> bool:
     """Is this file a LoRA or the like, by the names in its header?"""
+    marks = ("lora_", "lora.", "lokr_", "hada_", "oft_", "string_to_param", "emb_params")
+    return any(mark in name.lower() for name in _tensor_names(path) for mark in marks)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """The first names in the header of a safetensors file; none for any other, and for one that is damaged."""
     if path.suffix != ".safetensors" or not path.is_file():
-        return False
+        return []
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             names = json.loads(file.read(length)) if length < 100_000_000 else {}
     except (OSError, ValueError, RecursionError):
-        return False
-    marks = ("lora_", "lora.", "lokr_", "hada_", "oft_", "string_to_param", "emb_params")
-    return isinstance(names, dict) and any(mark in str(name).lower() for name in list(names)[:20] for mark in marks)
+        return []
+    return [str(name) for name in list(names)[:20]] if isinstance(names, dict) else []
 
 
 def _class_of(path: Path) -> str:

@@ -8,9 +8,12 @@ from typing import Any
 
 from nicegui import ui
 
+from gen.calls.call import Call
 from gen.calls.errors import sentence
+from gen.ui.checks import FieldError
+from gen.ui.fields import FieldSet
 from gen.ui.jobs import DrawJob
-from gen.ui.settings import DrawSettings, FieldError
+from gen.ui.settings import DrawSettings
 from gen.ui.studio import Studio
 from gen.ui.tabs import TABS
 from gen.ui.toasts import Toasts
@@ -25,13 +28,15 @@ class Page:
     """One open page: its settings, and who wants to hear of what.
 
     Events: "ready" (the registries are read), "jobs" (something of the queue changed), "settings" (loaded from outside: fields
-    show them anew), "show" (a picture's name, to be looked at), "pictures" (the gallery changed).
+    show them anew), "show" (a picture's name, to be looked at), "pictures" (the gallery changed), "model" (another is
+    chosen).
     """
 
     def __init__(self, studio: Studio):
         self.studio = studio
         self.settings = DrawSettings(model=studio.model)
         self.fields: dict[str, Any] = {}
+        self.own = FieldSet(self, "", self.settings)
         self.shown = ""  # the picture in the middle
         self.tabs: Any = None
         self.toasts: Any = None
@@ -41,6 +46,7 @@ class Page:
         self._listeners: dict[str, list[Listener]] = {}
         self._version = -1
         self._told: set[int] = {job.id for job in studio.jobs.over()}
+        self._begun: dict[int, FieldSet | None] = {}
 
     # ---- events ----
 
@@ -72,9 +78,18 @@ class Page:
         for job in self.studio.jobs.over():
             if job.id not in self._told:
                 self._told.add(job.id)
-                if job.error:
-                    self.show_error(job.error)
+                if job.error and job.id in self._begun:  # of other pages the queue says it
+                    self._say_of(self._begun[job.id], job.error)
                 self.tell("pictures")
+
+    def _say_of(self, fields: FieldSet | None, text: str) -> None:
+        """What a job came to grief over: beside the field that it begins with, where that is one of the job's own tab."""
+        if fields is None:
+            self.say(text, "negative")
+        elif fields is self.own:
+            self.show_error(text)
+        else:
+            fields.mark_keyword(text)  # its tab shows the sentence with the job
 
     # ---- messages ----
 
@@ -86,41 +101,51 @@ class Page:
         self.toasts.add(text, kind, action, do)
 
     def show_error(self, text: str) -> None:
-        """Beside the field that an error begins with, as in "guidance_scale is 200; ...", else as a message."""
-        keyword = text.partition(" ")[0]
-        name = KEYWORD_FIELDS.get(keyword, keyword)
-        if not self.mark(name, text):
+        """Beside the field of Draw that an error begins with, as in "guidance_scale is 200; ...", else as a message."""
+        if not self.own.mark_keyword(text):
             self.say(text, "negative")
 
     def mark(self, name: str, text: str | None) -> bool:
         """Put a sentence beside a field, None takes it away; False if there is no such field."""
         field = self.fields.get(name)
-        if field is None or field.is_deleted:
+        if field is None or field.is_deleted or not hasattr(field, "error"):
             return False
         field.error = text
         if text:
             _bring_into_view(field)
         return True
 
-    def clear_errors(self) -> None:
-        """Take all sentences beside fields away."""
-        for field in self.fields.values():
-            if getattr(field, "error", None):
-                field.error = None
-
     # ---- what is done ----
+
+    def begun(self, job: DrawJob, fields: FieldSet | None = None) -> DrawJob:
+        """A job of this page: what goes wrong with it is said here, beside these fields, or as a message without any."""
+        self._begun[job.id] = fields
+        return job
 
     def draw(self, **other: Any) -> DrawJob | None:
         """Put the settings into the queue, with other values for some arguments; None where they cannot be."""
-        self.clear_errors()
+        self.own.right()
         try:
             call = self.settings.to_call(self.studio.catalogue)
-            return self.studio.submit(call.with_arguments(**other) if other else call)
+            job = self.studio.submit(call.with_arguments(**other) if other else call, kind=self.settings.kind())
+            return self.begun(job, self.own)
         except FieldError as error:
-            if not self.mark(error.field, str(error)):
-                self.say(str(error), "negative")
+            self.own.wrong(error.field, str(error))
         except ValueError as error:
             self.show_error(str(error))
+        return None
+
+    def call_of_draw(self) -> Call | None:
+        """What the tab Draw says, for another tab; None where it cannot be, which is then said with the field's name."""
+        try:
+            self.settings.kind()
+            return self.settings.to_call(self.studio.catalogue)
+        except FieldError as error:
+            field = self.fields.get(error.field)
+            name = error.field if field is None else field.props.get("label", error.field)
+            self.say(f"{name}, on the tab Draw: {error}", "negative")
+        except ValueError as error:
+            self.say(f"On the tab Draw: {error}", "negative")
         return None
 
     def show(self, name: str) -> None:
@@ -131,16 +156,6 @@ class Page:
     def to_tab(self, name: str) -> None:
         """Go to a tab."""
         self.tabs.set_value(name)
-
-
-KEYWORD_FIELDS = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "scale",
-    "num_images_per_prompt": "number",
-    "batch_size": "at_once",
-    "negative_prompt": "negative",
-    "guidance": "rule",
-}
 
 
 def build_page(studio: Studio) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from nicegui import run, ui
 
 from gen.calls.errors import sentence
-from gen.ui.gallery import MOST_GIVEN
 from gen.ui.page import Page
 from gen.ui.stage import thumb
+from gen.ui.uploads import picture_upload
 
 OFFERED = 120  # pictures of the gallery to choose from
 
@@ -24,24 +24,15 @@ class PicturePick:
 
     def __init__(self, page: Page, name: str, chosen: Callable[[Path], Any]):
         self.page, self.chosen = page, chosen
-        self.box = ui.upload(label="Drop a picture, or", auto_upload=True, max_file_size=MOST_GIVEN)
-        self.box.props(f'flat bordered accept="image/*" data-upload="{name}"').classes("fs-upload")
-        self.box.on_upload(self._uploaded)
-        self.box.on(
-            "rejected", lambda: page.say(f"A picture has at most {MOST_GIVEN >> 20} MiB; give a smaller one.", "negative")
-        )
+        self.box = picture_upload(page, "Drop a picture, or", self._uploaded).props(f'data-upload="{name}"')
         with ui.element("div").classes("fs-actions"):
             last = ui.button("Last picture", icon="history", on_click=self._last, color=None)
             last.props(f'flat dense size=13px data-action="{name}-last"')
             other = ui.button("From the gallery", icon="grid_view", on_click=self._gallery, color=None)
             other.props(f'flat dense size=13px data-action="{name}-gallery"')
 
-    async def _uploaded(self, event: Any) -> None:
-        try:
-            await self.take(await event.file.read())
-        except Exception as error:
-            self.page.say(sentence(error), "negative")
-        self.box.reset()
+    async def _uploaded(self, _: str, data: bytes) -> None:
+        await self.take(data)
 
     async def take(self, data: bytes) -> None:
         """Keep a picture's bytes and hand its file on."""

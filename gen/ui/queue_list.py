@@ -17,24 +17,27 @@ def build_queue(page: Page) -> None:
     """The list; rows are made anew only when the order or a state changes, so that the focus stays where it is."""
     ui.html("Queue", tag="h2", sanitize=False).classes("fs-title")
     empty = ui.label("Nothing waits. What you draw while a picture is made lines up here.").classes("fs-about")
-    rows = ui.element("div").props('role="list" data-queue')
+    keys = ui.label("Alt and the arrows move a job that waits, Delete takes it away.").classes("fs-about")
+    rows = ui.element("div").props('role="list" data-queue aria-label="Queue"')
     shape: list[Any] = []
     said: dict[int, Any] = {}
 
     def show() -> None:
         jobs = page.studio.jobs
         with jobs.reading():
-            listed = [*([jobs.running] if jobs.running else []), *jobs.waiting(), *jobs.over()[:OVER]]
+            waiting = jobs.waiting()
+            listed = [*([jobs.running] if jobs.running else []), *waiting, *jobs.over()[:OVER]]
             now = [(job.id, job.state, len(job.notes)) for job in listed]
             words = {job.id: state_words(job) for job in listed}
         empty.set_visibility(not listed)
+        keys.set_visibility(len(waiting) > 1)
         if now != shape:
             shape[:] = now
             said.clear()
             rows.clear()
             with rows:
-                for place, job in enumerate(listed):
-                    said[job.id] = _row(page, job, first=place <= (1 if jobs.running else 0))
+                for job in listed:
+                    said[job.id] = _row(page, job, waiting)
         for number, text in words.items():
             said[number].set_text(text)
 
@@ -54,17 +57,21 @@ def state_words(job: DrawJob) -> str:
     return f"{pictures}, {'stopped' if job.state is JobState.STOPPED else duration(job.seconds)}"
 
 
-def _row(page: Page, job: DrawJob, first: bool) -> Any:
+def _row(page: Page, job: DrawJob, waiting: list[DrawJob]) -> Any:
     jobs = page.studio.jobs
-    with ui.element("div").classes("fs-job").props(f'role="listitem" data-job="{job.id}" data-state="{job.state.value}"'):
+    with ui.element("div").classes("fs-job") as row:
+        row.props(f'role="listitem" tabindex=0 data-job="{job.id}" data-state="{job.state.value}"')
+        row.props["aria-label"] = job.label
         with ui.element("div").classes("fs-what"):
             ui.label(job.label).classes("fs-label")
             said = ui.label("").classes("fs-state" + (" fs-error" if job.state is JobState.FAILED else ""))
             for note in job.notes:
                 ui.label(note).classes("fs-state")
         if job.state is JobState.QUEUED:
-            if not first:
+            if job is not waiting[0]:
                 _small("arrow_upward", f"Sooner: {job.label}", lambda: jobs.move(job.id, -1), "sooner")
+            if job is not waiting[-1]:
+                _small("arrow_downward", f"Later: {job.label}", lambda: jobs.move(job.id, 1), "later")
             _small("close", f"Cancel: {job.label}", lambda: jobs.cancel(job.id), "cancel")
         elif job.state is JobState.RUNNING:
             _small("stop", f"Stop: {job.label}", lambda: jobs.cancel(job.id), "end")

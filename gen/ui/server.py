@@ -15,6 +15,7 @@ from typing import Any
 
 from gen.io.extras import install
 from gen.io.hosts import LOOPBACK
+from gen.ui.gallery import media_type
 from gen.ui.guard import Guard
 from gen.ui.studio import Studio
 
@@ -35,15 +36,15 @@ def make_app(studio: Studio, token: str | None = None) -> Any:
 
     @app.get("/pictures/{name}")
     def picture(name: str) -> FileResponse:
-        return served(lambda: studio.gallery.path(name), "image/png")
+        return served(lambda: studio.gallery.path(name), lambda path: media_type(path.name))
 
     @app.get("/given/{name}")
     def given(name: str) -> FileResponse:
-        return served(lambda: studio.gallery.given(name), "image/png")
+        return served(lambda: studio.gallery.given(name), lambda _: "image/png")
 
     @app.get("/thumbnails/{name}")
     def thumbnail(name: str) -> FileResponse:
-        return served(lambda: studio.gallery.thumbnail(name), "image/webp")
+        return served(lambda: studio.gallery.thumbnail(name), lambda _: "image/webp")
 
     @app.get("/page/{name}")
     def file_of_page(name: str) -> FileResponse:
@@ -52,9 +53,10 @@ def make_app(studio: Studio, token: str | None = None) -> Any:
             raise HTTPException(404)
         return FileResponse(known[name], headers={"cache-control": "no-cache"})
 
-    def served(find: Callable[[], Path], kind: str) -> FileResponse:
+    def served(find: Callable[[], Path], kind: Callable[[Path], str]) -> FileResponse:
         try:
-            return FileResponse(find(), media_type=kind, headers={"cache-control": "private, max-age=86400"})
+            path = find()
+            return FileResponse(path, media_type=kind(path), headers={"cache-control": "private, max-age=86400"})
         except (ValueError, OSError) as error:
             raise HTTPException(404, str(error)) from None
 

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from gen.calls.call import AdapterUse, Call
 from gen.calls.values import write_value
+from gen.ui.checks import FieldError, number_in, whole_in
 from gen.ui.forms import Catalogue, MethodChoice
+from gen.ui.gallery import FileKind
 from gen.ui.models import AUTOMATIC
-
-
-class FieldError(ValueError):
-    """A field holds what cannot be; field: its name in `DrawSettings`."""
-
-    def __init__(self, field: str, message: str):
-        super().__init__(message)
-        self.field = field
 
 
 @dataclass
 class DrawSettings:
     """None and "" are left to the model.
 
+    suffix, quality: of the files that pictures are kept in; no part of a call.
     at_once: pictures per network call.
     rule, modifiers, caches: names; each method's options are texts as typed.
     adapters: file -> weight.
-    image, control: files of the gallery's own.
+    image, control, ip_image: files of the gallery's own.
     """
 
     prompt: str = ""
     negative: str = ""
     model: str = AUTOMATIC
+    suffix: str = ".png"
+    quality: int | None = None
     width: int | None = None
     height: int | None = None
     number: int = 1
@@ -66,6 +61,16 @@ class DrawSettings:
     controlnet: str = ""
     control: str = ""
     control_weight: float | None = None
+    ip_adapter: str = ""
+    ip_image: str = ""
+    ip_scale: float | None = None
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_upscaler: str = ""
+    hires_window: int | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
     more: dict[str, Any] = field(default_factory=dict)  # keywords of a call that was loaded and that have no field
 
     def to_call(self, catalogue: Catalogue | None = None) -> Call:
@@ -89,12 +94,7 @@ class DrawSettings:
             arguments["guide_strength"] = self.number_of("guide_strength", 0, 1e6)
         if self.image:
             arguments |= {"image": self.image, "strength": self.number_of("strength", 0, 1)}
-        if self.control or self.controlnet:
-            for name, what in (("control", "a picture to follow"), ("controlnet", "a ControlNet")):
-                if not getattr(self, name):
-                    raise FieldError(name, f"Choose {what} too: a picture and a ControlNet go together.")
-            arguments |= {"control": self.control, "controlnet": self.controlnet}
-            arguments["control_weight"] = self.number_of("control_weight", -100, 100)
+        arguments |= self._conditions() | self._second_pass()
         uses = tuple(AdapterUse(file, weight) for file, weight in self.adapters.items())
         if len(uses) > 1 and self.composition:
             arguments["composition"] = self.composition
@@ -102,6 +102,43 @@ class DrawSettings:
             if options := self._options(name, methods):
                 arguments[name] = {**arguments.get(name, {}), **options}
         return Call(arguments, adapters=uses, model=self.model)
+
+    def _conditions(self) -> dict[str, Any]:
+        """A picture to follow, and one that is a prompt, each with the network that reads it."""
+        arguments: dict[str, Any] = {}
+        for picture, network, weight, what in (
+            ("control", "controlnet", "control_weight", "a ControlNet"),
+            ("ip_image", "ip_adapter", "ip_scale", "an IP-Adapter"),
+        ):
+            if not (getattr(self, picture) or getattr(self, network)):
+                continue
+            for name, missing in ((picture, "a picture"), (network, what)):
+                if not getattr(self, name):
+                    raise FieldError(name, f"Choose {missing} too: a picture and {what} go together.")
+            arguments |= {_KEYWORDS.get(name, name): getattr(self, name) for name in (picture, network)}
+            arguments[_KEYWORDS.get(weight, weight)] = self.number_of(weight, -100, 100)
+        return arguments
+
+    def _second_pass(self) -> dict[str, Any]:
+        """Hires and variations."""
+        arguments: dict[str, Any] = {
+            "variation_seed": self.whole("variation_seed", 0, (1 << 63) - 1),
+            "variation_strength": self.number_of("variation_strength", 0, 1),
+            "hires": self.number_of("hires", 1, 8),
+        }
+        own = {
+            "hires_strength": self.number_of("hires_strength", 0, 1),
+            "hires_steps": self.whole("hires_steps", 1, 1000),
+            "hires_upscaler": self.hires_upscaler or None,
+            "hires_window": self.whole("hires_window", 0, 16_384),
+        }
+        if arguments["hires"] is None and any(value is not None for value in own.values()):
+            raise FieldError("hires", "Say how many times as large; without it there is no second pass.")
+        return arguments | own
+
+    def kind(self) -> FileKind:
+        """Of the files that pictures are kept in; FieldError as above."""
+        return FileKind(self.suffix, None if self.suffix == ".png" else self.whole("quality", 1, 100))
 
     def methods(self, catalogue: Catalogue | None) -> dict[str, list[MethodChoice]]:
         """The methods that are chosen, by the field of their options."""
@@ -135,36 +172,22 @@ class DrawSettings:
 
     def whole(self, name: str, low: int, high: int) -> int | None:
         """A field's whole number; FieldError if it is none from low to high."""
-        value = getattr(self, name)
-        if value is None or value == "":
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not low <= value <= high:
-            raise FieldError(name, f"Give a whole number from {low} to {high}.")
-        return int(value)
+        return whole_in(name, getattr(self, name), low, high)
 
     def number_of(self, name: str, low: float, high: float) -> float | None:
         """A field's number, likewise."""
-        value = getattr(self, name)
-        if value is None or value == "":
-            return None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or not low <= value <= high
-        ):
-            raise FieldError(name, f"Give a number from {low:g} to {high:g}.")
-        return value
+        return number_in(name, getattr(self, name), low, high)
 
     def load(self, call: Call) -> None:
         """Take over the settings of a call; what has no field is kept in `more`."""
         blank = DrawSettings()
         for one in fields(self):
-            setattr(self, one.name, getattr(blank, one.name))
+            if one.name not in ("suffix", "quality"):
+                setattr(self, one.name, getattr(blank, one.name))
         rest = dict(call.arguments)
         prompt = rest.pop("prompt", rest.pop("class_labels", ""))
         self.prompt = " ".join(map(str, prompt)) if isinstance(prompt, list) else str(prompt)
-        for keyword, name in _FIELDS.items():
+        for keyword, name in FIELDS.items():
             if keyword in rest:
                 setattr(self, name, rest.pop(keyword))
         rules, self.caches = (_named(rest.pop(keyword, "")) for keyword in ("guidance", "cache"))
@@ -194,22 +217,21 @@ def _typed(value: Any) -> Any:
 OPTIONS = (
     *("sampler_options", "schedule_options", "guidance_options", "cache_options", "composition_options", "guide_options"),
 )
-_FIELDS = {  # keyword of a call -> field
+FIELDS = {  # keyword of a call -> field
     "negative_prompt": "negative",
     "num_inference_steps": "steps",
     "guidance_scale": "scale",
     "num_images_per_prompt": "number",
     "batch_size": "at_once",
+    "ip_adapter_image": "ip_image",
+    "ip_adapter_scale": "ip_scale",
     **{
         name: name
         for name in (
             *("width", "height", "seed", "sampler", "schedule", "composition", "guide", "guide_method", "guide_strength"),
-            *("image", "strength", "control", "controlnet", "control_weight"),
+            *("image", "strength", "control", "controlnet", "control_weight", "ip_adapter", "variation_seed"),
+            *("variation_strength", "hires", "hires_strength", "hires_steps", "hires_upscaler", "hires_window"),
         )
     },
 }
-
-
-def label_of_file(file: str) -> str:
-    """What the page calls an adapter's file."""
-    return Path(file).stem
+_KEYWORDS = {field: keyword for keyword, field in FIELDS.items()}

@@ -19,10 +19,12 @@ from gen.calls.foreign import call_of_picture
 from gen.calls.run import run
 from gen.io.errors import printable
 from gen.ui.forms import Catalogue, read_catalogue
-from gen.ui.gallery import Gallery
+from gen.ui.gallery import PNG, FileKind, Gallery
 from gen.ui.jobs import DrawJob, JobQueue, JobWatch
-from gen.ui.models import AUTOMATIC, PACKAGED, WarmModels, adapters_in, chosen_model, controlnets_in, models_in
+from gen.ui.models import AUTOMATIC, PACKAGED, WarmModels, adapters_in, chosen_model, controlnets_in, ip_adapters_in, models_in
+from gen.ui.preferences import Preferences
 from gen.ui.replays import replay
+from gen.ui.sizes import sizes_of
 
 LORAS = "loras"  # in the gallery's folder, where no other was named
 TRAINING_ENDS = 65.0  # seconds that one has to save its step
@@ -50,6 +52,7 @@ class Studio:
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder; give one that is there.")
         self.gallery = Gallery(self.output)
+        self.preferences = Preferences(self.gallery.folder)
         self.warm = WarmModels(prepare=self._add_energies)
         self.jobs = JobQueue(self._work)
         self.trainings = JobQueue(self._train)  # of their own: they are processes beside, and drawing goes on
@@ -89,6 +92,24 @@ class Studio:
         """Name -> folder of every ControlNet among the models."""
         return controlnets_in(self.models_dir)
 
+    def files(self) -> dict[str, str]:
+        """Path -> name of everything in the folder of models, for options that name a model of another kind."""
+        found = () if self.models_dir is None else sorted(self.models_dir.iterdir())
+        return {str(path): path.name for path in found if not path.name.startswith(".")}
+
+    def ip_adapters(self) -> dict[str, str]:
+        """Name -> file of every IP-Adapter among the models."""
+        return ip_adapters_in(self.models_dir)
+
+    def takes(self, model: str, what: str) -> bool | None:
+        """Does a model take "control" or an "image_prompt"? None of one that is not open, as long as nothing is known."""
+        if model in (AUTOMATIC, *PACKAGED):
+            return False
+        if not self.warm.is_open(model):
+            return None
+        network = self.warm.get(model).network
+        return bool(getattr(network, {"control": "controlled_by", "image_prompt": "takes_image_prompts"}[what], False))
+
     def known_model(self, name: str) -> str:
         """What opens the model of a recipe, by its name: one of those on the page, `AUTOMATIC` if none has it. A file from
         outside must not choose what is opened."""
@@ -112,6 +133,14 @@ class Studio:
         side = str(config.sample_size)
         usual = {"steps": str(config.defaults.num_inference_steps), "scale": f"{config.defaults.guidance_scale:g}"}
         return {**usual, "width": side, "height": side}
+
+    def sizes(self, model: str) -> dict[str, tuple[int, int]]:
+        """Shape -> (width, height) of pictures that a model draws; of one that is not open nothing is known."""
+        name = "fast" if model == AUTOMATIC else model
+        if not self.warm.is_open(name):
+            return {}
+        generator = self.warm.get(name)
+        return sizes_of(generator.config.sample_size, generator.factor * generator.network.config.patch)
 
     # ---- pictures ----
 
@@ -151,13 +180,13 @@ class Studio:
             call = call.with_arguments(seed=secrets.randbelow(1 << 32))
         return replace(call, model=chosen_model(call)) if call.model == AUTOMATIC else call
 
-    def submit(self, call: Call, label: str = "") -> DrawJob:
-        """Put a call into the queue."""
+    def submit(self, call: Call, label: str = "", kind: FileKind = PNG) -> DrawJob:
+        """Put a call into the queue. kind: of the files that its pictures are kept in."""
         call = self.settled(call)
         if not label:
             subject = call.arguments.get("prompt") or call.arguments.get("class_labels") or ""
             label = ", ".join(map(str, subject)) if isinstance(subject, list) else str(subject)
-        return self.jobs.add(call, label or "without a prompt")
+        return self.jobs.add(call, label or "without a prompt", kind)
 
     def close(self) -> None:
         """End the queue; a picture under way is given up."""
@@ -233,7 +262,7 @@ class _Drawing:
         self.done += 1
         for image, recipe in zip(batch.images, batch.recipes, strict=True):
             if not (batch.interrupted and recipe.stopped_at is not None):
-                self.watch.made(self.gallery.save(image, recipe))
+                self.watch.made(self.gallery.save(image, recipe, self.watch.kind))
 
 
 def fitted(call: Call, generator: Any) -> Call:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gen.calls.call import Call
 from gen.calls.command import as_arguments
 from gen.calls.sweep import Sweep, SweepCell
+from gen.ui.checks import FieldError
 from gen.ui.models import AUTOMATIC, chosen_model
-from gen.ui.settings import FieldError
 
 if TYPE_CHECKING:
     from gen.ui.jobs import JobWatch
@@ -109,7 +109,7 @@ class SweepJob:
                 if one.recipe.stopped_at is not None and watch.stopped:
                     break
                 made.append(one)
-                self.made[one.cell.position] = name = studio.gallery.save(one.image, one.recipe)
+                self.made[one.cell.position] = name = studio.gallery.save(one.image, one.recipe, watch.kind)
                 done += 1
                 watch.step(done, total, done / total)
                 watch.made(name)

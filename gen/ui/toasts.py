@@ -1,4 +1,4 @@
-"""Messages at the lower edge of the page, one above the other; a screen reader reads them out."""
+"""Messages in a corner of the page: one of each kind, which the next one replaces; a screen reader reads them out."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any
 from nicegui import ui
 
 SHOWN = 6.0  # seconds that a message stays
-MOST = 4  # messages at a time
 
 
 class Toasts:
-    """Where messages are shown."""
+    """Where messages are shown. What is wrong, what can be undone, and what is merely told have a place each."""
 
     def __init__(self) -> None:
         self.place = ui.element("div").classes("fs-toasts").props('aria-live="polite" data-toasts')
-        self.shown: list[Any] = []
+        self.shown: dict[str, Any] = {}
 
     def add(self, text: str, kind: str = "info", action: str = "", do: Callable[[], Any] | None = None) -> None:
-        """Show a message; the oldest goes if there are too many."""
-        while len(self.shown) >= MOST:
-            self.remove(self.shown[0])
+        """Show a message in the place of the last of its kind.
+
+        kind: "negative" stays until it is closed or replaced, any other goes away by itself.
+        action, do: a button in it.
+        """
+        place = "negative" if kind == "negative" else "action" if do is not None else "info"
+        self.forget(place)
 
         def act() -> None:
-            self.remove(toast)
+            self._remove(place, toast)
             if do is not None:
                 do()
 
@@ -34,14 +37,18 @@ class Toasts:
             if do is not None:
                 button = ui.button(action, on_click=act, color=None)
                 button.props(f'flat dense data-action="{action.lower()}"')
-            close = ui.button(icon="close", on_click=lambda: self.remove(toast), color=None)
+            close = ui.button(icon="close", on_click=lambda: self._remove(place, toast), color=None)
             close.props('flat dense round size=sm aria-label="Close"')
             if kind != "negative":
-                ui.timer(SHOWN if do is None else 2 * SHOWN, lambda: self.remove(toast), once=True)
-        self.shown.append(toast)
+                ui.timer(SHOWN if do is None else 2 * SHOWN, lambda: self._remove(place, toast), once=True)
+        self.shown[place] = toast
 
-    def remove(self, toast: Any) -> None:
-        """Take a message away, if it is still there."""
-        if toast in self.shown:
-            self.shown.remove(toast)
+    def forget(self, place: str) -> None:
+        """Take the message of a kind away, if there is one: "negative", "action" or "info"."""
+        if place in self.shown:
+            self._remove(place, self.shown[place])
+
+    def _remove(self, place: str, toast: Any) -> None:
+        if self.shown.get(place) is toast:
+            del self.shown[place]
             toast.delete()

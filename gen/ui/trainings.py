@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gen.calls.names import slug
+from gen.ui.checks import FieldError, whole_in
 from gen.ui.models import AUTOMATIC, PACKAGED
-from gen.ui.settings import FieldError
 
 if TYPE_CHECKING:
     from gen.ui.jobs import JobWatch
@@ -68,7 +68,7 @@ class TrainingSettings:
         word, starts_as = self.word.strip(), self.starts_as.strip()
         if word and not any(word in caption for caption in captions):
             raise FieldError("prompt", f"Write the new word {word} where the pictures are described, or teach no new word.")
-        options = {"steps": self._whole("steps", 1, 100_000), "rank": self._whole("rank", 1, 256)}
+        options = {"steps": whole_in("steps", self.steps, 1, 100_000), "rank": whole_in("rank", self.rank, 1, 256)}
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         words += [f"--token={word}={starts_as}" if starts_as else f"--token={word}"] if word else []
         words += [f"--class-prompt={self.class_prompt.strip()}"] if self.class_prompt.strip() else []
@@ -77,14 +77,6 @@ class TrainingSettings:
         return TrainingJob(
             slug(self.name), tuple((one.file, text) for one, text in zip(self.pictures, captions, strict=True)), words
         )
-
-    def _whole(self, name: str, low: int, high: int) -> int | None:
-        value = getattr(self, name)
-        if value is None or value == "":
-            return None
-        if isinstance(value, bool) or value != int(value) or not low <= value <= high:
-            raise FieldError(name, f"Give a whole number from {low} to {high}.")
-        return int(value)
 
 
 @dataclass

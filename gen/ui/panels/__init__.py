@@ -1,3 +1,3 @@
 """The sections of settings on the tab "Draw", a file each: a closed table, in their order. Each has TITLE and `build(page)`."""
 
-PANELS = ("basics", "sampling", "guidance", "adapters", "energy", "picture")
+PANELS = ("basics", "sampling", "guidance", "adapters", "energy", "picture", "second")

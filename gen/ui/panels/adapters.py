@@ -6,8 +6,9 @@ from typing import Any
 
 from nicegui import ui
 
-from gen.ui import fields
+from gen.ui.fields import DENSE, choices_of
 from gen.ui.page import Page
+from gen.ui.panels.frame import method_options
 
 TITLE = "LoRAs and embeddings"
 
@@ -39,7 +40,7 @@ def build(page: Page) -> None:
         chooser.set_visibility(bool(names))
         with chooser:
             add = ui.select(rest, label="Add", with_input=True, on_change=added)
-            add.props(f'{fields.DENSE} options-dense data-field=adapters aria-label="Add a LoRA or embedding"')
+            add.props(f'{DENSE} options-dense data-field=adapters aria-label="Add a LoRA or embedding"')
 
     def show() -> None:
         choose()
@@ -51,18 +52,8 @@ def build(page: Page) -> None:
         catalogue = page.studio.catalogue
         if catalogue is not None and len(page.settings.adapters) > 1:
             with several:
-                chosen = fields.choice(page, "composition", "Together by", fields.choices_of(catalogue.compositions, "merge"))
-                describe = fields.about(lambda: page.settings.methods(catalogue)["composition_options"])
-                options = ui.element("div").classes("fs-form")
-
-                def again() -> None:
-                    describe()
-                    options.clear()
-                    with options:
-                        fields.options(page, "composition_options", page.settings.methods(catalogue)["composition_options"])
-
-                chosen.on_value_change(again)
-                again()
+                chosen = page.own.choice("composition", "Together by", choices_of(catalogue.compositions, "merge"))
+                method_options(page, "composition_options", (chosen,))
 
     def added(event: Any) -> None:
         if event.value:
@@ -87,6 +78,6 @@ def _row(page: Page, file: str, name: str, show: Any) -> None:
 
     with ui.element("div").classes("fs-row"):
         weight = ui.number(name, value=page.settings.adapters[file], step=0.1, on_change=weigh)
-        weight.props(f'{fields.DENSE} data-adapter="{name}"')
+        weight.props(f'{DENSE} data-adapter="{name}"')
         away = ui.button(icon="close", on_click=leave, color=None).props("flat dense round size=sm").classes("fs-fixed")
         away.props["aria-label"] = f"Without {name}"

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 from nicegui import ui
 
-from gen.ui import fields
+from gen.ui.fields import choices_of
+from gen.ui.forms import Catalogue
 from gen.ui.page import Page
+from gen.ui.panels.frame import method_options, once_ready
 
 TITLE = "Guidance"
 
 
 def build(page: Page) -> None:
     """The section's fields; rules once the registries are read."""
-    fields.number(page, "scale", "Guidance scale", "model's", step=0.5)
-    place = ui.element("div").classes("fs-form")
+    page.own.number("scale", "Guidance scale", "model's", step=0.5)
 
-    def fill() -> None:
-        catalogue = page.studio.catalogue
-        place.clear()
-        if catalogue is None:
-            return
-        modifiers = {name: name for name, one in catalogue.guidance.items() if one.group != "a rule"}
+    def fill(catalogue: Catalogue) -> None:
         rules = {name: one for name, one in catalogue.guidance.items() if one.group == "a rule"}
-        with place:
-            rule = fields.choice(page, "rule", "Rule", fields.choices_of(rules))
-            others = fields.choice(page, "modifiers", "Around it", modifiers, several=True)
-            describe = fields.about(lambda: page.settings.methods(catalogue)["guidance_options"])
-            options = ui.element("div").classes("fs-form")
-            with ui.element("div").classes("fs-row"):
-                fields.number(page, "interval_low", "From log-SNR", "lowest", step=0.5)
-                fields.number(page, "interval_high", "To log-SNR", "highest", step=0.5)
+        others = {name: name for name, one in catalogue.guidance.items() if one.group != "a rule"}
+        chosen = (
+            page.own.choice("rule", "Rule", choices_of(rules)),
+            page.own.choice("modifiers", "Around it", others, several=True),
+        )
+        method_options(page, "guidance_options", chosen)
+        with ui.element("div").classes("fs-row"):
+            page.own.number("interval_low", "From log-SNR", "lowest", step=0.5)
+            page.own.number("interval_high", "To log-SNR", "highest", step=0.5)
+        ui.label("Autoguidance needs a weaker model beside this one, which only a program gives it.").classes("fs-about")
 
-        def show() -> None:
-            describe()
-            options.clear()
-            with options:
-                fields.options(page, "guidance_options", page.settings.methods(catalogue)["guidance_options"])
-
-        rule.on_value_change(show)
-        others.on_value_change(show)
-        page.on("settings", show)
-        show()
-
-    page.on("ready", fill)
-    fill()
+    once_ready(page, fill)

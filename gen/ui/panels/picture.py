@@ -1,63 +1,55 @@
-"""A picture to start from, and one to follow through a ControlNet."""
+"""A picture to start from, one to follow through a ControlNet, and one to see through an IP-Adapter."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from nicegui import ui
 
-from gen.calls.errors import sentence
-from gen.ui import fields
-from gen.ui.gallery import MOST_GIVEN
+from gen.ui.given import PictureField
 from gen.ui.page import Page
 
 TITLE = "From a picture"
+NONE_THERE = (
+    "ControlNets and IP-Adapters guide models of diffusers, such as Stable Diffusion, by a picture. They are listed here when "
+    "they are among the models: `fewstep ui --models FOLDER`."
+)
 
 
 def build(page: Page) -> None:
-    """The section's fields; those of ControlNets where there are some among the models."""
+    """The section's fields; those of ControlNets and IP-Adapters where some are among the models."""
     _given(page, "image", "A picture to start from")
-    fields.number(page, "strength", "How much of it is made anew", "0.8", step=0.05)
-    networks = {path: name for name, path in page.studio.controlnets().items()}
-    if networks:
-        fields.choice(page, "controlnet", "ControlNet", {"": "none", **networks}, search=False)
-        _given(page, "control", "A picture to follow")
-        fields.number(page, "control_weight", "How strongly", "1", step=0.1)
+    page.own.number("strength", "How much of it is made anew", "0.8", step=0.05)
+    nets, adapters = page.studio.controlnets(), page.studio.ip_adapters()
+    said = ui.label("").classes("fs-about").props("data-conditions")
+    parts = {}
+    if nets:
+        with ui.element("div").classes("fs-form") as parts["control"]:
+            page.own.choice("controlnet", "ControlNet", {"": "none", **{path: name for name, path in nets.items()}})
+            _given(page, "control", "A picture to follow")
+            page.own.number("control_weight", "How strongly", "1", step=0.1)
+    if adapters:
+        with ui.element("div").classes("fs-form") as parts["image_prompt"]:
+            page.own.choice("ip_adapter", "IP-Adapter", {"": "none", **{path: name for name, path in adapters.items()}})
+            _given(page, "ip_image", "A picture as a prompt")
+            page.own.number("ip_scale", "How strongly", "1", step=0.1)
+
+    def show() -> None:
+        """Where the model takes none of them, a sentence instead."""
+        name = page.studio.models().get(page.settings.model, page.settings.model)
+        refused = [one for one in parts if page.studio.takes(page.settings.model, one) is False]
+        for one, part in parts.items():
+            part.set_visibility(one not in refused)
+        words = " and ".join({"control": "ControlNets", "image_prompt": "IP-Adapters"}[one] for one in refused)
+        said.set_text(NONE_THERE if not parts else f"The model {name!r} takes no {words}." if refused else "")
+        said.set_visibility(bool(said.text))
+
+    for event in ("settings", "ready", "pictures", "model"):
+        page.on(event, show)
+    show()
 
 
 def _given(page: Page, name: str, label: str) -> None:
-    """A picture that the user gives: chosen or dropped on the box, kept beside the gallery."""
-    with ui.element("div").classes("fs-row"):
-        said = ui.label("").classes("fs-about")
-        away = (
-            ui.button(icon="close", on_click=lambda: put(""), color=None).props("flat dense round size=sm").classes("fs-fixed")
-        )
-        away.props["aria-label"] = f"Without {label.lower()}"
-    box = ui.upload(label=label, auto_upload=True, max_files=100, max_file_size=MOST_GIVEN).props(
-        'flat bordered accept="image/*"'
+    field = PictureField(
+        page, name, label, lambda: getattr(page.settings, name), lambda file: setattr(page.settings, name, file)
     )
-    box.classes("fs-upload").props(f'data-field="{name}"')
-
-    def put(file: str) -> None:
-        setattr(page.settings, name, file)
-        show()
-
-    def show() -> None:
-        file = getattr(page.settings, name)
-        said.set_text(f"{label}: {Path(file).name[:12]}" if file else "")
-        said.set_visibility(bool(file))
-        away.set_visibility(bool(file))
-
-    async def uploaded(event: Any) -> None:
-        from nicegui import run
-
-        try:
-            put(str(await run.io_bound(page.studio.gallery.keep_given, await event.file.read())))
-        except Exception as error:
-            page.say(sentence(error), "negative")
-        box.reset()
-
-    box.on_upload(uploaded)
-    page.on("settings", show)
-    show()
+    page.own.know(name, field)
+    page.on("settings", field.show)

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from nicegui import ui
-
-from gen.ui import fields
+from gen.ui.fields import choices_of, other_names
+from gen.ui.forms import Catalogue
 from gen.ui.page import Page
+from gen.ui.panels.frame import method_options, once_ready
 
 TITLE = "Sampler"
 
 
 def build(page: Page) -> None:
-    """The section's fields, once the registries are read."""
-    place = ui.element("div").classes("fs-form")
+    """The section's fields."""
 
-    def fill() -> None:
-        catalogue = page.studio.catalogue
-        place.clear()
-        if catalogue is None:
-            return
-        with place:
-            _part(page, "sampler", "Sampler", fields.choices_of(catalogue.samplers))
-            _part(page, "schedule", "Schedule", fields.choices_of(catalogue.schedules))
-            _part(page, "caches", "Cache", {name: name for name in catalogue.caches}, options="cache_options")
-            fields.number(page, "at_once", "Pictures at once", "as many as fit")
+    def fill(catalogue: Catalogue) -> None:
+        sampler = page.own.choice("sampler", "Sampler", choices_of(catalogue.samplers), also=other_names(catalogue.samplers))
+        method_options(page, "sampler_options", (sampler,))
+        schedule = page.own.choice(
+            "schedule", "Schedule", choices_of(catalogue.schedules), also=other_names(catalogue.schedules)
+        )
+        method_options(page, "schedule_options", (schedule,))
+        caches = page.own.choice("caches", "Cache", {name: name for name in catalogue.caches}, several=True)
+        method_options(page, "cache_options", (caches,))
+        page.own.number("at_once", "Pictures at once", "as many as fit")
 
-    page.on("ready", fill)
-    fill()
-
-
-def _part(page: Page, name: str, label: str, names: dict[str, str], options: str = "") -> None:
-    """A choice, what it is about, and its options."""
-    options = options or f"{name}_options"
-    chosen = fields.choice(page, name, label, names, several=name == "caches")
-    describe = fields.about(lambda: page.settings.methods(page.studio.catalogue)[options])
-    place = ui.element("div").classes("fs-form")
-
-    def show() -> None:
-        describe()
-        place.clear()
-        with place:
-            fields.options(page, options, page.settings.methods(page.studio.catalogue)[options])
-
-    chosen.on_value_change(show)
-    page.on("settings", show)
-    show()
+    once_ready(page, fill)

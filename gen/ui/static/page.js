@@ -6,11 +6,48 @@
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       event.stopPropagation(); // a button in focus would take it for its own
+      const field = document.activeElement;
+      if (field?.getAttribute("role") === "combobox") field.blur(); // what is typed there counts, too
       press("draw");
     } else if (event.key === "Escape" && !document.querySelector(".q-dialog, .q-menu")) {
       press("stop");
     }
   }, true);
+  // what is left in a list that can be typed into: Quasar would forget it without a word
+  document.addEventListener("focusout", (event) => {
+    const field = event.target;
+    if (!field.matches?.("input[role=combobox][data-field]") || event.relatedTarget?.closest(".q-menu")) return;
+    getElement(Number(field.id.slice(1)))?.$emit("typed", field.value);
+  }, true);
+  // which of two is better, by the arrows
+  const sides = { ArrowLeft: "left-better", ArrowRight: "right-better", ArrowDown: "neither" };
+  document.addEventListener("keydown", (event) => {
+    const own = event.target.closest?.("input, textarea, [role=tab], [role=combobox], .q-dialog");
+    const button = sides[event.key] && !own && !event.altKey && document.querySelector(`[data-action=${sides[event.key]}]`);
+    if (button?.offsetParent && !button.disabled) { event.preventDefault(); button.click(); }
+  });
+  // the queue: its rows are made anew when it changes, and the focus stays with its job
+  let held = null;
+  const keepFocus = new MutationObserver(() => {
+    if (!held || document.activeElement !== document.body) return;
+    const row = document.querySelector(`[data-job="${held.job}"]`) || document.querySelector("[data-job]");
+    (row?.querySelector(`[data-job-action="${held.action}"]`) || row)?.focus();
+  });
+  document.addEventListener("focusin", (event) => {
+    const row = event.target.closest?.("[data-job]");
+    held = row ? { job: row.dataset.job, action: event.target.dataset.jobAction || "" } : null;
+    if (row) keepFocus.observe(row.closest("[data-queue]"), { childList: true, subtree: true });
+  });
+  document.addEventListener("keydown", (event) => {
+    const row = event.target.closest?.("[data-job]");
+    if (!row) return;
+    const up = event.key === "ArrowUp", down = event.key === "ArrowDown";
+    if (event.altKey && (up || down)) row.querySelector(`[data-job-action=${up ? "sooner" : "later"}]`)?.click();
+    else if (up || down) (up ? row.previousElementSibling : row.nextElementSibling)?.focus();
+    else if (event.key === "Delete") row.querySelector("[data-job-action=cancel], [data-job-action=end], [data-job-action=forget]")?.click();
+    else return;
+    event.preventDefault();
+  });
   let depth = 0;
   const files = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
   const taking = () => [...document.querySelectorAll("[data-upload]")].find((one) => one.offsetParent); // of the tab that is shown

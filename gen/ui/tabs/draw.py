@@ -6,7 +6,7 @@ import importlib
 
 from nicegui import ui
 
-from gen.ui import dialogs, fields
+from gen.ui.code_dialog import settings_as_code
 from gen.ui.page import Page
 from gen.ui.panels import PANELS
 from gen.ui.queue_list import build_queue
@@ -27,17 +27,15 @@ def build(page: Page) -> None:
 
 
 def _prompt(page: Page) -> None:
-    prompt = fields.text(page, "prompt", "Prompt", rows=3, placeholder="a red heart")
+    prompt = page.own.text("prompt", "Prompt", "a red heart", rows=3)
     prompt.props("autofocus")
-    fields.text(page, "negative", "Not in the picture")
+    page.own.text("negative", "Not in the picture", rows=1)
     draw = ui.button("Draw", on_click=lambda: page.draw()).props('unelevated data-action="draw"').classes("fs-go")
     with draw:
         ui.tooltip("Ctrl+Enter")
     with ui.element("div").classes("fs-row"):
         ui.label("Ctrl+Enter draws, Esc stops").classes("fs-hint").style("text-align: left")
-        code = ui.button("As code", icon="code", on_click=lambda: dialogs.settings_as_code(page), color=None).classes(
-            "fs-fixed"
-        )
+        code = ui.button("As code", icon="code", on_click=lambda: settings_as_code(page), color=None).classes("fs-fixed")
         code.props('flat dense size=sm data-action="code"')
 
 

@@ -12,15 +12,16 @@ from nicegui import run, ui
 from gen.calls.call import Call
 from gen.calls.errors import sentence
 from gen.ui import dialogs
+from gen.ui.checks import FieldError
+from gen.ui.code_dialog import part_of, show_code
 from gen.ui.edit_forms import build_form
 from gen.ui.edits import MODES, SIDES, EditSettings
+from gen.ui.fields import FieldSet
 from gen.ui.job_view import JobView, primary
 from gen.ui.masks import mask_png, size_of
-from gen.ui.own_fields import OwnFields
 from gen.ui.page import Page
 from gen.ui.painter import BRUSH, COLOURS, LARGEST, SMALLEST, PaintCanvas
 from gen.ui.pick import PicturePick
-from gen.ui.settings import FieldError
 
 TILE = 128  # pixels of a panorama's middle, where the model's own size is not known yet
 
@@ -38,7 +39,7 @@ class EditTab:
 
     def __init__(self, page: Page):
         self.page, self.settings = page, EditSettings()
-        self.own = OwnFields(page, "edit", self.settings)
+        self.own = FieldSet(page, "edit", self.settings)
         self.modes: dict[str, Any] = {}
         with ui.element("main").classes("fs-draw fs-edit"):
             with ui.element("section").classes("fs-prompt").props('aria-label="What to do"'):
@@ -210,10 +211,7 @@ class EditTab:
         """What is set, as a call; None where it cannot be, which is then said."""
         self.own.right()
         page = self.page
-        try:
-            base = page.settings.to_call(page.studio.catalogue)
-        except (FieldError, ValueError) as error:
-            page.say(f"On the tab Draw: {error}", "negative")
+        if (base := page.call_of_draw()) is None:
             return None
         try:
             if self.settings.needs_mask or self.settings.mode == "regions":
@@ -240,17 +238,21 @@ class EditTab:
 
     async def draw(self) -> None:
         """Put what is set into the queue."""
-        call = await self.call()
+        call, page = await self.call(), self.page
         if call is None:
             return
         try:
             label = self.settings.prompt or " | ".join(one.prompt for one in self.settings.regions if one.prompt)
-            self.view.follow(self.page.studio.submit(call, f"{MODES[self.settings.mode][0]}: {label or 'without a prompt'}"))
+            job = page.studio.submit(
+                call, f"{MODES[self.settings.mode][0]}: {label or 'without a prompt'}", page.settings.kind()
+            )
+            self.view.follow(page.begun(job, self.own))
         except ValueError as error:
-            self.page.say(str(error), "negative")
+            page.say(str(error), "negative")
 
     async def show_code(self) -> None:
         """What is set, as Python and as a command line."""
         call = await self.call()
         if call is not None:
-            dialogs.code(self.page, self.page.studio.settled(call))
+            part = part_of(self.page, "What is set on this tab", self.page.studio.settled(call), kind=self.page.settings.kind())
+            show_code(self.page, [part])

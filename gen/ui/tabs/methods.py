@@ -29,13 +29,13 @@ class MethodsTab:
         self.filled: set[str] = set()
         with ui.element("main").classes("fs-gallery"):
             with ui.element("div").classes("fs-bar-top"):
-                kind = ui.select(KINDS, value=self.kind, on_change=self._to_kind)
-                kind.props('outlined dense options-dense aria-label="Kind of method" data-field="methods.kind"')
+                kind = ui.select(KINDS, label="Kind of method", value=self.kind, on_change=self._to_kind)
+                kind.props('outlined dense stack-label options-dense data-field="methods.kind"').style("min-width: 160px")
                 search = ui.input(placeholder="Search", on_change=self._search)
                 search.props('outlined dense clearable aria-label="Search methods" data-field="methods.search"')
                 self.draw_button = ui.button("Draw a picture of each", icon="image", on_click=self.draw, color=None)
                 self.draw_button.props('flat dense data-action="draw-examples"')
-            self.about = ui.label("").classes("fs-about")
+            self.about = ui.label("").classes("fs-about fs-methods-about")
             self.progress = JobProgressBar(page, name="examples")
             self.list = ui.element("div").classes("fs-methods").props('role="list"')
         page.on("ready", self.read)

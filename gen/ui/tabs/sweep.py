@@ -10,10 +10,12 @@ from nicegui import ui
 from gen.calls.call import Call
 from gen.calls.errors import sentence
 from gen.ui import dialogs
+from gen.ui.checks import FieldError
+from gen.ui.code_dialog import CodePart, show_code
+from gen.ui.fields import FieldSet
 from gen.ui.job_view import JobProgressBar, primary
-from gen.ui.own_fields import OwnFields
 from gen.ui.page import Page
-from gen.ui.settings import FieldError
+from gen.ui.pairs import PairView
 from gen.ui.sweeps import SweepJob, SweepSettings
 
 READY = {  # button -> the axes that it fills in
@@ -36,16 +38,28 @@ class SweepTab:
 
     def __init__(self, page: Page):
         self.page, self.settings = page, SweepSettings()
-        self.own = OwnFields(page, "sweep", self.settings)
+        self.own = FieldSet(page, "sweep", self.settings)
         self.job: SweepJob | None = None
         self.cells: dict[tuple[int, ...], Any] = {}
         self.filled: set[tuple[int, ...]] = set()
         with ui.element("main").classes("fs-draw fs-two"):
             with ui.element("section").classes("fs-prompt").props('aria-label="What to compare"'):
-                self._build_form()
+                with ui.element("div").classes("fs-modes fs-two-modes").props('role="group" aria-label="How to compare"'):
+                    self.modes = {
+                        name: ui.button(label, on_click=lambda name=name: self.to_mode(name), color=None)
+                        for name, label in (("grid", "A grid"), ("pairs", "Left or right"))
+                    }
+                with ui.element("div").classes("fs-form") as self.grid_form:
+                    self._build_form()
+                with ui.element("div").classes("fs-form") as self.pair_form:
+                    pass
             with ui.element("section").classes("fs-settings").props('aria-label="Ready-made comparisons"'):
                 self._build_ready()
-            with ui.element("section").classes("fs-stage").props('aria-label="The grid"'):
+            with ui.element("section").classes("fs-stage").props('aria-label="Which of two is better"') as self.pair_stage:
+                self.pairs = PairView(page)
+            with self.pair_form:
+                self.pairs.build_form()
+            with ui.element("section").classes("fs-stage").props('aria-label="The grid"') as self.grid_stage:
                 self.progress = JobProgressBar(page, name="sweep")
                 self.grids = ui.element("div").classes("fs-grids").props("data-grids")
                 with self.grids:
@@ -53,6 +67,16 @@ class SweepTab:
                         "fs-about"
                     )
         page.on("jobs", self.update)
+        self.to_mode("grid")
+
+    def to_mode(self, name: str) -> None:
+        """A grid, or pairs."""
+        for other, button in self.modes.items():
+            button.props(f'flat dense data-compare-mode="{other}" aria-pressed="{"true" if other == name else "false"}"')
+        for part in (self.grid_form, self.ready, self.grid_stage):
+            part.set_visibility(name == "grid")
+        for part in (self.pair_form, self.pair_stage):
+            part.set_visibility(name == "pairs")
 
     def _build_form(self) -> None:
         self.own.text("prompt", "Prompt, a sheet for each line", "a red heart", rows=2)
@@ -66,7 +90,7 @@ class SweepTab:
             code.props('flat dense size=sm data-action="code-sweep"')
 
     def _build_ready(self) -> None:
-        with ui.element("div").classes("fs-form fs-edit-form"):
+        with ui.element("div").classes("fs-form fs-edit-form") as self.ready:
             ui.html("Begin with", tag="h2", sanitize=False).classes("fs-title")
             with ui.element("div").classes("fs-actions"):
                 for label, axes in READY.items():
@@ -84,11 +108,9 @@ class SweepTab:
     def to_job(self) -> SweepJob | None:
         """What is set; None where it cannot be, which is then said."""
         self.own.right()
-        try:
-            base = self.page.studio.settled(self.page.settings.to_call(self.page.studio.catalogue))
-        except (FieldError, ValueError) as error:
-            self.page.say(f"On the tab Draw: {error}", "negative")
+        if (draw := self.page.call_of_draw()) is None:
             return None
+        base = self.page.studio.settled(draw)
         try:
             base = Call(base.arguments, base.method, base.adapters, self.page.settings.model)
             return self.settings.to_job(base)
@@ -104,7 +126,9 @@ class SweepTab:
         if job is None:
             return
         try:
-            queued = self.page.studio.jobs.add(job, f"Compare: {job.sweep.text}")
+            queued = self.page.begun(
+                self.page.studio.jobs.add(job, f"Compare: {job.sweep.text}", self.page.settings.kind()), self.own
+            )
         except ValueError as error:
             self.page.say(str(error), "negative")
             return
@@ -158,4 +182,4 @@ class SweepTab:
             line = job.as_command()
         except ValueError as error:
             line = str(error)
-        dialogs.show_texts(self.page, "The same pictures", {"Python": job.as_python(), "Command line": line})
+        show_code(self.page, [CodePart("The same pictures", {"Python": job.as_python(), "Command line": line})])

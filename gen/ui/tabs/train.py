@@ -9,15 +9,14 @@ from urllib.parse import quote
 
 from nicegui import run, ui
 
-from gen.calls.errors import sentence
-from gen.ui import dialogs
-from gen.ui.gallery import MOST_GIVEN
+from gen.ui.checks import FieldError
+from gen.ui.code_dialog import CodePart, show_code
+from gen.ui.fields import FieldSet
 from gen.ui.job_view import JobProgressBar, primary
 from gen.ui.jobs import DrawJob, JobState
-from gen.ui.own_fields import OwnFields
 from gen.ui.page import Page
-from gen.ui.settings import FieldError
 from gen.ui.trainings import TrainingJob, TrainingPicture, TrainingSettings
+from gen.ui.uploads import picture_upload
 
 LOOK = 0.5  # seconds between two looks at the queue of trainings
 
@@ -32,7 +31,7 @@ class TrainTab:
 
     def __init__(self, page: Page):
         self.page, self.settings = page, TrainingSettings()
-        self.own = OwnFields(page, "train", self.settings)
+        self.own = FieldSet(page, "train", self.settings)
         self.job: DrawJob | None = None
         self.version, self.shown, self.used = -1, 0, True
         with ui.element("main").classes("fs-draw fs-two"):
@@ -69,9 +68,8 @@ class TrainTab:
             ).classes("fs-about")
 
     def _build_pictures(self) -> None:
-        self.box = ui.upload(label="Drop pictures, or", multiple=True, auto_upload=True, max_file_size=MOST_GIVEN)
-        self.box.props('flat bordered accept="image/*" data-upload="train"').classes("fs-upload")
-        self.box.on_upload(self._uploaded)
+        box = picture_upload(self.page, "Drop pictures, or", self._uploaded, several=True)
+        box.props('data-upload="train"')
         self.said = ui.label("No pictures yet.").classes("fs-about").props('role="status" data-pictures')
         self.own.know("pictures", self.said)
         self.list = ui.element("div").classes("fs-lessons").props('role="list"')
@@ -82,14 +80,11 @@ class TrainTab:
 
     # ---- pictures ----
 
-    async def _uploaded(self, event: Any) -> None:
-        try:
-            file = await run.io_bound(self.page.studio.gallery.keep_given, await event.file.read())
-            if str(file) not in (one.file for one in self.settings.pictures):
-                self.settings.pictures.append(TrainingPicture(str(file)))
-                self._add(self.settings.pictures[-1])
-        except Exception as error:
-            self.page.say(sentence(error), "negative")
+    async def _uploaded(self, _: str, data: bytes) -> None:
+        file = await run.io_bound(self.page.studio.gallery.keep_given, data)
+        if str(file) not in (one.file for one in self.settings.pictures):
+            self.settings.pictures.append(TrainingPicture(str(file)))
+            self._add(self.settings.pictures[-1])
         self._count()
 
     def _add(self, picture: TrainingPicture) -> None:
@@ -113,7 +108,6 @@ class TrainTab:
     def _count(self) -> None:
         count = len(self.settings.pictures)
         self.said.set_text(f"{count} picture{'s' * (count != 1)}." if count else "No pictures yet.")
-        self.box.reset()
 
     # ---- teaching ----
 
@@ -146,7 +140,7 @@ class TrainTab:
         job = self.to_job()
         if job is not None:
             line = await run.io_bound(job.as_command, self.page.studio)
-            dialogs.show_texts(self.page, "The same training", {"Command line": line or ""})
+            show_code(self.page, [CodePart("The same training", {"Command line": line or ""})])
 
     def update(self) -> None:
         """Look what the queue of trainings does."""

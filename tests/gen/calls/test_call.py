@@ -182,6 +182,17 @@ def test_other_methods_have_their_commands(call, tiny, tiny_model, picture, tmp_
     assert read_recipe(tmp_path / "line.png") == read_recipe(tmp_path / "run.png")
 
 
+def test_a_format_and_its_quality_are_said_in_both(tiny, tiny_model, tmp_path):
+    call = Call({"prompt": "a cat", "seed": 1, "num_inference_steps": 1}, model=str(tiny_model))
+    run(call, tiny).save(tmp_path / "run.webp", quality=40)
+    made = (tmp_path / "run.webp").read_bytes()
+    exec(compile(as_python(call, str(tmp_path / "script.webp"), quality=40), "script", "exec"), {})
+    command(as_arguments(call, str(tmp_path / "line.webp"), 40), tmp_path)
+    assert (tmp_path / "script.webp").read_bytes() == (tmp_path / "line.webp").read_bytes() == made
+    with pytest.raises(ValueError, match="'upscale' has no option for quality"):
+        as_arguments(Call({"image": "a.png"}, "upscale"), "a.webp", 40)
+
+
 def test_every_command_is_one_of_fewstep_and_the_rest_is_refused():
     from typer.main import get_command
 

@@ -13,12 +13,12 @@ from PIL import Image
 from gen.calls.call import AdapterUse, Call
 from gen.calls.command import as_arguments
 from gen.calls.keywords import files_in
+from gen.ui.checks import FieldError
 from gen.ui.edits import MODES, EditSettings, RegionSettings
 from gen.ui.gallery import Gallery
 from gen.ui.masks import mask_png, size_of
 from gen.ui.models import AUTOMATIC
 from gen.ui.painter import MOST_PAINTED, PaintedLayer, read_layers
-from gen.ui.settings import FieldError
 
 BASE = Call(
     {"prompt": "of Draw", "seed": 3, "sampler": "euler", "image": "of-draw.png", "width": 64, "batch_size": 1},

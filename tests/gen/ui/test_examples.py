@@ -8,20 +8,10 @@ import pytest
 
 from gen.ui.examples import AROUND, KINDS, ExamplesJob, curve, example_file, method_rows
 from gen.ui.jobs import JobState
-from gen.ui.studio import Studio
 from samplers.cache import CACHES
 from samplers.guidance import GUIDANCE
 from samplers.path import RectifiedFlow
 from samplers.registry import GRIDS, SOLVERS, get_grid
-
-
-@pytest.fixture
-def studio(tmp_path, tiny):
-    one = Studio(tmp_path / "out")
-    one.warm._open = lambda name: tiny
-    one.ready.set()
-    yield one
-    one.close()
 
 
 def test_every_method_of_the_registries_is_explained():

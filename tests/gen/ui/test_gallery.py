@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from gen.ui.gallery import MOST_GIVEN, Gallery
+from gen.pipeline.exif import FORMATS
+from gen.ui.gallery import MOST_GIVEN, FileKind, Gallery, media_type
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,26 @@ def test_pictures_are_saved_beside_one_another_and_listed_newest_first(gallery, 
     assert gallery.recipe("a-red-heart-6.png") == made.recipes[1]
     again = Gallery(gallery.folder)  # another process
     assert again.entries() == gallery.entries()
+
+
+def test_pictures_of_every_format_that_holds_recipes_are_kept_and_shown(gallery, made):
+    for suffix, kind in FORMATS.items():
+        name = gallery.save(made.images[0], made.recipes[0], FileKind(suffix, None if suffix == ".png" else 80))
+        path = gallery.path(name)
+        assert name == f"a-red-heart-5{suffix}" and name in [entry.name for entry in gallery.entries()]
+        assert Image.open(path).format == kind and gallery.recipe(name) == made.recipes[0]
+        assert media_type(name) == f"image/{kind.lower()}"
+        assert Image.open(gallery.thumbnail(name)).size == Image.open(path).size
+        given = gallery.keep_given(path.read_bytes())
+        assert (np.asarray(Image.open(given)) == np.asarray(Image.open(path).convert("RGB"))).all()
+        assert gallery.restore(gallery.delete(name)) == name
+    sizes = {
+        quality: len(gallery.path(gallery.save(made.images[0], None, FileKind(".jpg", quality))).read_bytes())
+        for quality in (5, 95)
+    }
+    assert sizes[5] < sizes[95]
+    (gallery.folder / "film.mp4").write_text("")
+    assert len(gallery.entries()) == len(FORMATS) + 2
 
 
 def test_what_is_deleted_comes_back(gallery, made):

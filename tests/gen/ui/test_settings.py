@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from gen import Generator
 from gen.calls.call import AdapterUse, Call
 from gen.cli.energies import ENERGIES
 from gen.pipeline.guidance_stack import GuidanceStack
+from gen.tasks.energies import ENERGIES as own_energies
+from gen.tasks.energies import EnergyInfo
+from gen.ui.checks import UNREADABLE, FieldError
+from gen.ui.fields import other_names
 from gen.ui.forms import OptionField, fields_of, read_catalogue
+from gen.ui.gallery import FileKind
 from gen.ui.models import AUTOMATIC, chosen_model
-from gen.ui.settings import DrawSettings, FieldError
+from gen.ui.settings import DrawSettings
+from samplers.cache import CACHES
+from samplers.guidance import GUIDANCE
 from samplers.registry import GRIDS, SOLVERS, get_grid, get_solver
 
 
@@ -103,10 +112,24 @@ def test_everything_set_comes_back_from_its_call(catalogue):
         guide_options={"colour": "red"},
         image="in.png",
         strength=0.5,
+        controlnet="canny",
+        control="edges.png",
+        control_weight=0.7,
+        ip_adapter="face.safetensors",
+        ip_image="face.png",
+        ip_scale=0.6,
+        hires=2.0,
+        hires_strength=0.4,
+        hires_steps=5,
+        hires_upscaler="latent",
+        hires_window=32,
+        variation_seed=4,
+        variation_strength=0.1,
     )
     call = settings.to_call(catalogue)
     assert call.arguments["guidance"] == "cfg++ + rescale + nag" and call.arguments["guidance_interval"] == [-5.0, 3.0]
     assert call.arguments["composition_options"] == {"every": 2}
+    assert call.arguments["ip_adapter_image"] == "face.png" and call.arguments["ip_adapter_scale"] == 0.6
     other = DrawSettings(prompt="old", seed=1)
     other.load(call)
     assert other == settings and other.to_call(catalogue) == call
@@ -130,7 +153,8 @@ def test_what_has_no_field_is_kept(catalogue):
         ("steps", 1.5),
         ("steps", 1001),
         ("scale", -1),
-        ("scale", float("nan")),
+        ("scale", UNREADABLE),
+        ("steps", UNREADABLE),
         ("width", 1e9),
         ("number", 0),
         ("seed", -1),
@@ -138,6 +162,9 @@ def test_what_has_no_field_is_kept(catalogue):
         ("sampler_options.eta", "much"),
         ("guide_options.colour", ""),
         ("control", "x"),
+        ("ip_image", "x"),
+        ("ip_adapter", "x"),
+        ("hires", "x"),
     ],
 )
 def test_what_is_wrong_is_said_of_its_field(catalogue, field, value):
@@ -147,11 +174,57 @@ def test_what_is_wrong_is_said_of_its_field(catalogue, field, value):
         getattr(settings, name)[option] = value
     elif field == "control":
         settings.controlnet = "folder"
+    elif field.startswith("ip_"):
+        setattr(settings, "ip_image" if field == "ip_adapter" else "ip_adapter", "file")
+    elif field == "hires":
+        settings.hires_steps = 3
     else:
         setattr(settings, name, value)
     with pytest.raises(FieldError) as refusal:
         settings.to_call(catalogue)
     assert refusal.value.field == field and str(refusal.value).endswith(".")
+
+
+def test_a_number_that_cannot_be_read_is_refused_in_every_field():
+    numbers = [one.name for one in fields(DrawSettings) if "int" in str(one.type) or str(one.type).startswith("float")]
+    assert len(numbers) > 15
+    for name in numbers:
+        given = {"steps": 3, "hires": 2.0, "guide": "colour", "image": "a.png", "controlnet": "net", "control": "b.png"}
+        settings = DrawSettings(**{**given, "ip_adapter": "c", "ip_image": "d.png", "suffix": ".jpg", name: UNREADABLE})
+        with pytest.raises(FieldError) as refusal:
+            settings.to_call(), settings.kind()
+        assert refusal.value.field == name
+
+
+def test_pictures_are_kept_as_it_is_said_and_a_loaded_call_does_not_change_that():
+    settings = DrawSettings(suffix=".webp", quality=80)
+    assert settings.kind() == FileKind(".webp", 80)
+    settings.load(Call({"prompt": "a"}))
+    assert settings.kind() == FileKind(".webp", 80) and settings.prompt == "a"
+    assert DrawSettings(suffix=".png", quality=80).kind() == FileKind()
+    with pytest.raises(FieldError, match="from 1 to 100") as refusal:
+        DrawSettings(suffix=".jpg", quality=0).kind()
+    assert refusal.value.field == "quality"
+
+
+def test_every_rule_cache_and_energy_can_be_chosen(catalogue):
+    """But a rule that needs a second model, which no call as plain data has."""
+    assert set(GUIDANCE) - set(catalogue.guidance) == {"autoguidance"}
+    assert set(catalogue.caches) == set(CACHES)
+    assert set(catalogue.energies) == {*own_energies, *ENERGIES}
+    for name, energy in catalogue.energies.items():
+        info = {**own_energies, **{one: EnergyInfo(one, *row) for one, row in ENERGIES.items()}}[name]
+        assert {field.name for field in energy.fields} == set(info.options) - {"scale"}
+        assert {field.name for field in energy.fields if field.needed} == set(info.needs)
+        if info.external:
+            assert all(field.kind in ("file", "picture") for field in energy.fields if field.needed), name
+    style = DrawSettings(guide="style", guide_options={"image": "1,2.png"}).to_call(catalogue)
+    assert style.arguments["guide_options"] == {"image": "1,2.png"}
+
+
+def test_other_programs_names_are_known(catalogue):
+    also = other_names(catalogue.samplers)
+    assert also["DPM++ 2M"] == "dpmpp_2m" and also["Euler a"] == "euler_a"
 
 
 def test_automatic_is_the_student_where_it_serves():

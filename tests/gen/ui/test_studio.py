@@ -7,14 +7,18 @@ import threading
 import warnings
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from gen import Generator, Recipe
 from gen.adapters import Adapter, write_adapter
 from gen.calls.call import AdapterUse, Call
 from gen.calls.run import run
+from gen.pipeline.exif import FORMATS
+from gen.ui.gallery import FileKind
 from gen.ui.jobs import JobState
-from gen.ui.models import adapters_in, controlnets_in, models_in
+from gen.ui.models import AUTOMATIC, adapters_in, controlnets_in, ip_adapters_in, models_in
 from gen.ui.studio import Studio, expected_steps, fitted
 from tests.gen.test_adapters_generator import DENOISER, lora
 
@@ -146,6 +150,27 @@ def test_a_picture_gives_its_call_back_and_replays(studio, tiny_model):
     assert studio.call_of(foreign)[0].model == "automatic"
 
 
+def test_a_picture_of_any_format_replays(studio):
+    for suffix in FORMATS:
+        job = studio.submit(call(studio), kind=FileKind(suffix))
+        assert studio.jobs.wait(60) and job.pictures == [f"a-red-heart-3{suffix}"]
+        assert studio.replay(job.pictures[0]) == "Made again: equal to the last byte.", suffix
+    rough = studio.submit(call(studio), kind=FileKind(".jpg", 20))
+    assert studio.jobs.wait(60)
+    assert "A jpg keeps pixels only nearly." in studio.replay(rough.pictures[0])
+
+
+def test_a_model_says_what_it_takes_and_draws(studio):
+    assert studio.takes(AUTOMATIC, "control") is False and studio.takes("elsewhere", "control") is None
+    assert studio.takes(studio.model, "image_prompt") is False
+    assert studio.sizes("elsewhere") == {}
+    sizes = studio.sizes(studio.model)
+    assert sizes["1:1"] == (32, 32) and sizes["16:9"] == sizes["9:16"][::-1] == (40, 24)
+    for width, height in sizes.values():
+        done(studio, call(studio, width=width, height=height, num_inference_steps=1))
+        assert Image.open(studio.gallery.path(studio.gallery.entries()[0].name)).size == (width, height)
+
+
 def test_a_prompt_names_loras_of_the_folder(studio):
     """And is not the student's then, which takes none."""
     named = Call({"prompt": "a cat <lora:style:0.5>"}, model="automatic")
@@ -183,7 +208,14 @@ def test_folders_are_read_for_what_is_in_them(tiny_model, tmp_path):
         (folder / name / "config.json").write_text(text)
     (folder / "notes.txt").write_text("")
     write_adapter(Adapter("style", lora(0, *DENOISER)), folder / "style.safetensors", "kohya")
+    (folder / "ip").mkdir()
+    save_file(
+        {"image_proj.proj.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)},
+        folder / "ip" / "face.safetensors",
+    )
+    save_file({"image_proj.proj.weight": torch.zeros(1)}, folder / "plain.safetensors")
     assert set(models_in(folder)) == {"mine", "odd", "list"} and set(controlnets_in(folder)) == {"net"}
+    assert set(ip_adapters_in(folder)) == {"ip/face", "plain"} and ip_adapters_in(None) == {}
     assert set(adapters_in(folder)) >= {"style"} and models_in(None) == adapters_in(None) == {}
     with pytest.raises(ValueError, match="not a folder"):
         Studio(tmp_path / "out", tmp_path / "nowhere")

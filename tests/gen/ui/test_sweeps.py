@@ -9,22 +9,12 @@ import pytest
 from PIL import Image
 
 from gen.calls.call import Call
+from gen.ui.checks import FieldError
 from gen.ui.jobs import JobState
 from gen.ui.models import AUTOMATIC
-from gen.ui.settings import FieldError
-from gen.ui.studio import Studio
 from gen.ui.sweeps import SweepSettings
 
 BASE = Call({"seed": 3, "num_images_per_prompt": 4, "batch_size": 1}, model=AUTOMATIC)
-
-
-@pytest.fixture
-def studio(tmp_path, tiny):
-    one = Studio(tmp_path / "out")
-    one.warm._open = lambda name: tiny
-    one.ready.set()
-    yield one
-    one.close()
 
 
 def test_axes_are_read_and_what_is_wrong_is_said_of_its_field():

@@ -8,9 +8,9 @@ import threading
 import pytest
 from PIL import Image
 
+from gen.ui.checks import FieldError
 from gen.ui.jobs import JobState
 from gen.ui.models import AUTOMATIC
-from gen.ui.settings import FieldError
 from gen.ui.studio import Studio
 from gen.ui.trainings import TrainingPicture, TrainingSettings, _Heard
 
