@@ -69,6 +69,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "AdversarialDiffusionObjective",
     ),
     "distribution_matching": ("distill.objectives.dmd2", "DistributionMatchingConfig", "DistributionMatchingObjective"),
+    "sid": ("distill.objectives.sid", "ScoreIdentityConfig", "ScoreIdentityObjective"),
     "frechet": ("distill.objectives.frechet", "FrechetConfig", "FrechetObjective"),
     "trajectory_consistency": (
         "distill.objectives.trajectory_consistency",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.path import NoiseLevel
 
-Weight = Literal["uniform", "snr", "truncated_snr", "snr_plus_one"]
+Weight = Literal["uniform", "snr", "truncated_snr", "snr_plus_one", "edm"]
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ def level_weight(kind: Weight, level: NoiseLevel, largest: float = float("inf"))
     """What an error of x0 counts at a level, (B,); snr = alpha^2 / sigma^2.
 
     uniform 1; snr: an error of eps; truncated_snr: max(snr, 1) and snr_plus_one (on a variance-preserving path, an error of v),
-    both of arXiv 2202.00512, section 4.
+    both of arXiv 2202.00512, section 4; edm: snr + 4, with which an error of EDM's F counts 1 (sigma_data 0.5, arXiv
+    2206.00364, Table 1).
     """
     snr = (level.alpha / level.sigma) ** 2
     weight = {
@@ -45,6 +46,7 @@ def level_weight(kind: Weight, level: NoiseLevel, largest: float = float("inf"))
         "snr": lambda: snr,
         "truncated_snr": lambda: snr.clamp(min=1.0),
         "snr_plus_one": lambda: snr + 1,
+        "edm": lambda: snr + 4,
     }[kind]()
     return weight.clamp(max=largest)
 

@@ -25,14 +25,16 @@ class TimeConfig(Config):
 
     uniform: t uniform over the path's clock. logit_normal: t = t_noise sigmoid(mean + std n) (arXiv 2403.03206, section 3.1).
     log_normal: sigma / alpha = exp(mean + std n); EDM's is mean -1.2, std 1.2 (arXiv 2206.00364, Table 1). uniform_logsnr:
-    log(sigma / alpha) uniform from log(low) to log(high) (VDM, arXiv 2107.00630).
+    log(sigma / alpha) uniform from log(low) to log(high) (VDM, arXiv 2107.00630). karras: (sigma / alpha)^(1 / rho) uniform
+    from that of low to that of high, the density of EDM's grid (arXiv 2206.00364, equation 5).
     """
 
-    type: Literal["uniform", "logit_normal", "log_normal", "uniform_logsnr"] = "logit_normal"
+    type: Literal["uniform", "logit_normal", "log_normal", "uniform_logsnr", "karras"] = "logit_normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
-    low: float = Field(default=0.002, gt=0, description="of sigma / alpha, for uniform_logsnr")
+    low: float = Field(default=0.002, gt=0, description="of sigma / alpha, for uniform_logsnr and karras")
     high: float = Field(default=80.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> TimeConfig:
@@ -49,6 +51,10 @@ def draw_levels(time: TimeConfig, path: Path, draws: Draws, device: torch.device
         return path(torch.sigmoid(time.mean + time.std * draws.normal("time", device=device)) * path.t_noise)
     if time.type == "log_normal":
         logsnr = -(time.mean + time.std * draws.normal("time", device=device))
+    elif time.type == "karras":
+        first, last = time.low ** (1 / time.rho), time.high ** (1 / time.rho)
+        # arXiv 2206.00364, equation 5
+        logsnr = -time.rho * (first + (last - first) * draws.uniform("time", device=device)).log()
     else:
         low, high = math.log(time.low), math.log(time.high)
         logsnr = -(low + (high - low) * draws.uniform("time", device=device))
@@ -60,9 +66,12 @@ def log_density(time: TimeConfig, path: Path, level: NoiseLevel) -> Tensor:
     """log p(l) (B,) of the distribution that `draw_levels` draws from, where l = log(alpha / sigma)."""
     if time.type == "log_normal":
         return _log_normal(-level.logsnr, time.mean, time.std)
-    if time.type == "uniform_logsnr":
+    if time.type in ("uniform_logsnr", "karras"):
         inside = (level.logsnr <= -math.log(time.low)) & (level.logsnr >= -math.log(time.high))
-        return torch.where(inside, -math.log(math.log(time.high / time.low)), -math.inf)
+        if time.type == "uniform_logsnr":
+            return torch.where(inside, -math.log(math.log(time.high / time.low)), -math.inf)
+        span = time.high ** (1 / time.rho) - time.low ** (1 / time.rho)
+        return torch.where(inside, -level.logsnr / time.rho - math.log(time.rho * span), -math.inf)
     d_alpha, d_sigma = path.rate(level)
     slope = (d_sigma / level.sigma - d_alpha / level.alpha).abs().log()  # |dl / dt|
     if time.type == "uniform":

@@ -162,6 +162,14 @@ class PooledHeads(nn.Module):
         return torch.cat([head(part[:, : head[0].in_features]).float() for head, part in judged], dim=1)
 
 
+class ChannelMean(nn.Module):
+    """The mean over channels of every token, (B, L, D) each -> logits (B, sum of L): no weights of its own, so that the network
+    itself is the discriminator. Source: arXiv 2410.14919 (SiDA)."""
+
+    def forward(self, features: Sequence[Tensor], time: Tensor) -> Tensor:
+        return torch.cat([tokens.float().mean(2) for tokens in features], dim=1)
+
+
 def each_width(width: int | Sequence[int], blocks: int | None) -> tuple[int, ...]:
     """One width for every block."""
     return (width,) * (blocks or 1) if isinstance(width, int) else tuple(width)

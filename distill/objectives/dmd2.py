@@ -23,9 +23,10 @@ from distill.losses import distances as losses
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.networks.discriminator import PooledHeads, block_features, hook_of, quarter_blocks, record_features
 from distill.networks.lora.overlay import LoraNetwork
+from distill.objectives.bases.student import Places
 from distill.objectives.bases.student_network import copy_weights, freeze_unread, like_teacher
 from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
-from distill.objectives.bases.teacher import Scale
+from distill.objectives.bases.teacher import Scale, predict_guided
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import CLOCKS, Condition, Context
@@ -74,7 +75,7 @@ class DistributionMatchingConfig(RolloutConfig):
 class Critic(nn.Module):
     """A denoiser's network and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
 
-    def __init__(self, network: nn.Module, heads: PooledHeads | None, blocks: Sequence[int], heads_rate: float = 1.0):
+    def __init__(self, network: nn.Module, heads: nn.Module | None, blocks: Sequence[int], heads_rate: float = 1.0):
         super().__init__()
         self.network, self.heads, self.blocks, self.heads_rate = network, heads, blocks, heads_rate
 
@@ -97,11 +98,12 @@ class DistributionMatchingObjective(RolloutObjective):
 
     config: DistributionMatchingConfig
     source: ClassVar[str] = "arXiv 2405.14867"
+    critic_guidance: float = 1.0  # under which the critic trains
 
     def __init__(self, config, network, source=None, teacher=None):
         super().__init__(config, network, source, teacher)
         critic = self._critic()
-        if critic.heads is not None and source is not None:
+        if isinstance(critic.heads, PooledHeads) and source is not None:
             self._standardize(critic, source)
         self.roles["critic"] = Role(critic, ema=False)
 
@@ -113,18 +115,24 @@ class DistributionMatchingObjective(RolloutObjective):
             network = like_teacher(self.teacher, ("guidance",) if config.embed_guidance else ())
             copy_weights(teacher, network)
             freeze_unread(network)
-        if not config.adversarial_weight:
-            return Critic(network, None, ())
-        unet = hook_of(teacher) == "map"  # of which the middle is read, as published
-        blocks, widths = self.judged_blocks(config.blocks, quarter_blocks)
-        if unet and not config.blocks:
-            blocks, widths = blocks[-1:], widths[-1:]
-        return Critic(network, PooledHeads(widths), blocks, config.heads_rate)
+        heads, blocks = self._heads() if config.adversarial_weight else (None, ())
+        return Critic(network, heads, blocks, config.heads_rate)
+
+    def _heads(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """(what tells data from drawings by the critic's tokens, the blocks after which it reads them)."""
+        blocks, widths = self.read(quarter_blocks)
+        return PooledHeads(widths), blocks
+
+    def read(self, places: Places) -> tuple[tuple[int, ...], list[int]]:
+        """(the blocks of the critic that are read, the width of each); of a U-Net the middle, as published."""
+        blocks, widths = self.judged_blocks(self.config.blocks, places)
+        unet = hook_of(self.teacher.network) == "map"
+        return (blocks[-1:], widths[-1:]) if unet and not self.config.blocks else (blocks, widths)
 
     @torch.no_grad()
     def _standardize(self, critic: Critic, source: Source, count: int = 64) -> None:
         """Show the heads the first samples of the data as they will see them, at rising levels."""
-        assert critic.heads is not None
+        assert isinstance(critic.heads, PooledHeads)
         batch = source.batch(range(count))
         draws, x0 = Draws(0, batch.index, "heads"), self.clean(batch)
         condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
@@ -139,8 +147,10 @@ class DistributionMatchingObjective(RolloutObjective):
         critic = Phase("critic", "critic")
         return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
 
-    def judge(self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale) -> tuple[Prediction, Tensor]:
-        """(the critic's prediction at x, its logits (B, N): above 0 for real)."""
+    def judge(
+        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, guidance: float = 1.0
+    ) -> tuple[Prediction, Tensor]:
+        """(the critic's prediction at x, its logits (B, N): above 0 for real). guidance: scale of the critic's own guidance."""
         logits: list[Tensor] = []
 
         def network(*args: Any) -> Tensor:
@@ -149,12 +159,22 @@ class DistributionMatchingObjective(RolloutObjective):
             return raw
 
         dtype = self.dtype if self.config.lora is not None else None
-        return self.teacher.denoiser(network, dtype)(x, level, self.with_guidance(condition, scale, x), Context()), logits[0]  # type: ignore[arg-type]
+        denoiser = self.teacher.denoiser(network, dtype)  # type: ignore[arg-type]
+        prediction = predict_guided(denoiser, x, level, self.with_guidance(condition, scale, x), guidance)
+        return prediction, logits[0][: len(x)]  # of the branch that has the condition
 
     def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """The levels (B,) at which distributions are compared."""
+        return self.within(self.config.time, draws, device)
+
+    def within(self, time: TimeConfig, draws: Draws, device: torch.device) -> NoiseLevel:
+        """Levels (B,) of a distribution, kept within the range."""
         low, high = (share * self.path.t_noise for share in self.config.range)
-        return self.path(draw_levels(self.config.time, self.path, draws, device).t.double().clamp(low, high))
+        return self.path(draw_levels(time, self.path, draws, device).t.double().clamp(low, high))
+
+    def trained(self, draws: Draws, device: torch.device) -> NoiseLevel:
+        """The levels (B,) at which the critic trains."""
+        return self.compared(draws, device)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -178,19 +198,24 @@ class DistributionMatchingObjective(RolloutObjective):
         """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
         with torch.no_grad():
             x0, data, condition, scale = self.rollout(unwrap(models["student"]), batch, draws)
-        level = self.compared(draws, x0.device)
+        level = self.trained(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         if not self.config.adversarial_weight:
-            fake, _ = self.judge(models["critic"], x_t, level, condition, scale)
+            fake, _ = self.judge(models["critic"], x_t, level, condition, scale, self.critic_guidance)
             return self.denoising(fake.x0, x0, level)
         z_t = level.mix(data, draws.normal_like("real noise", x0))
         both, conditions, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
-        prediction, logits = self.judge(models["critic"], torch.cat([x_t, z_t]), both, conditions, twice)
+        x_both = torch.cat([x_t, z_t])
+        prediction, logits = self.judge(models["critic"], x_both, both, conditions, twice, self.critic_guidance)
         on_fake, on_real = logits.chunk(2)
-        loss_disc = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+        loss_disc = self.told_apart(on_fake, on_real, level)
         total, logged = self.denoising(prediction.x0.chunk(2)[0], x0, level)
         logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "loss_disc": loss_disc.detach()}
         return total + self.config.discriminator_weight * loss_disc, logged
+
+    def told_apart(self, on_fake: Tensor, on_real: Tensor, level: NoiseLevel) -> Tensor:
+        """The discriminator's loss of logits (B, N) on drawings and on data at their levels."""
+        return F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
 
     def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
@@ -202,6 +227,11 @@ def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     distributions' denoised means at a noised x0, over how far the true one is, so that all levels count alike."""
     x0 = x0.float() if x0.dtype != torch.float64 else x0
     # arXiv 2311.18828, equation 8: the weight; equation 7: the difference of scores, here of denoised means
-    far = (x0.detach() - real).abs().flatten(1).mean(1).clamp(min=1e-8)
-    direction = (fake - real) / expand(far, x0)
+    direction = (fake - real) / expand(how_far(x0, real), x0)
     return 0.5 * losses.squared(x0, (x0 - direction).detach())
+
+
+@torch.no_grad()
+def how_far(x0: Tensor, real: Tensor) -> Tensor:
+    """(B,): the mean over pixels of |x0 - real|, at least 1e-8; no gradients."""
+    return (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-8)

@@ -118,6 +118,17 @@ CASES: dict[str, dict[str, Any]] = {
         embed_guidance=True,
         critic_warmup=1,
     ),
+    "sid": student(
+        "sid",
+        scalars=(),
+        steps=2,
+        critic_guidance=1.5,
+        training_guidance=1.5,
+        adversarial_weight=1e-2,
+        discriminator_weight=1e-2,
+        critic_time={"type": "karras"},
+        critic_warmup=1,
+    ),
     "frechet": student(
         "frechet",
         teacher={"model": "DECODED", "steps": 6, "guidance_scale": [2.0, 5.0]},

@@ -313,6 +313,7 @@ def test_phases_must_divide_the_teachers_steps():
         {"type": "logit_normal", "mean": 0.2, "std": 0.7},
         {"type": "log_normal", "mean": -1.2, "std": 1.2},
         {"type": "uniform_logsnr", "low": 0.05, "high": 20.0},
+        {"type": "karras", "low": 0.05, "high": 20.0, "rho": 3.0},
     ],
     ids=lambda time: time["type"] if isinstance(time, dict) else None,
 )
@@ -323,10 +324,14 @@ def test_guidance_is_distilled_at_the_levels_asked_for(path, time):
     level = objective.draw_level(Draws(0, torch.arange(4000), "student"), CPU)
     share = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     normal = torch.special.ndtri(share)
-    if time["type"] in ("log_normal", "uniform_logsnr"):
+    if time["type"] in ("log_normal", "uniform_logsnr", "karras"):
         found = (-level.logsnr).quantile(share)
         low, high = math.log(0.05), math.log(20.0)
-        expected = -1.2 + 1.2 * normal if time["type"] == "log_normal" else low + (high - low) * share
+        expected = {
+            "log_normal": -1.2 + 1.2 * normal,
+            "uniform_logsnr": low + (high - low) * share,
+            "karras": 3 * torch.log(0.05 ** (1 / 3) + (20.0 ** (1 / 3) - 0.05 ** (1 / 3)) * share),
+        }[time["type"]]
         torch.testing.assert_close(found, expected, atol=0.12, rtol=0)
     else:
         found = (level.t / objective.path.t_noise).quantile(share)

@@ -104,6 +104,7 @@ def test_the_gradient_is_the_same_whatever_the_network_predicts(path, weighting)
         {"type": "logit_normal", "mean": -0.4, "std": 1.2},
         {"type": "uniform"},
         {"type": "uniform_logsnr", "low": 1e-3, "high": 1e3},
+        {"type": "karras", "low": 1e-3, "high": 1e3},
     ],
     ids=lambda t: t["type"],
 )
