@@ -37,6 +37,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "regularized_consistency": ("distill.objectives.rcm", "RegularizedConsistencyConfig", "RegularizedConsistencyObjective"),
     "mean_flow": ("distill.objectives.mean_flow", "MeanFlowConfig", "MeanFlowObjective"),
     "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
+    "align_your_flow": ("distill.objectives.align_your_flow", "AlignYourFlowConfig", "AlignYourFlowObjective"),
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "draft": ("distill.objectives.draft", "DraftConfig", "DraftObjective"),

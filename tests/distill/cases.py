@@ -158,6 +158,15 @@ CASES: dict[str, dict[str, Any]] = {
         warmup=3,
         simulate=2,
     ),
+    "align_your_flow": student(
+        "align_your_flow",
+        teacher={"guidance_scale": [1.0, 3.0]},
+        scalars=("target_time", "guidance"),
+        embed_guidance=True,
+        form="lagrangian",
+        weak="MODEL",
+        warmup=3,
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},
