@@ -55,13 +55,14 @@ def _holds(name: str, letters: str) -> bool:
 def find(table: dict[str, Any], name: str, kind: str) -> Any:
     """The row of a name or alias. ValueError, with the nearest name, if there is none; `kind` says what the table is of."""
     if not isinstance(name, str):
-        raise ValueError(f"A {kind} is chosen by its name, got {name!r}. Known: {', '.join(table)}.")
+        article = "An" if kind[0] in "aeiou" else "A"
+        raise ValueError(f"{article} {kind} is chosen by its name, got {name!r:.80}. Known: {', '.join(table)}.")
     names = spellings(table)
     if found := names.get(normalise_name(name)):
         return table[found]
     near = nearest(name, names)
     hint = f": did you mean {names[near]!r}?" if near else "."
-    raise ValueError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(table)}.")
+    raise ValueError(f"Unknown {kind} {name!r:.80}{hint} Known: {', '.join(table)}.")
 
 
 def check_free(table: dict[str, Any], info: Any, kind: str) -> None:

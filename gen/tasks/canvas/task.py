@@ -181,7 +181,7 @@ def make_canvas(model: Model, record: CanvasRecord, runtime: RuntimeObjects | No
     if down * across > MAX_WINDOWS:
         raise ValueError(f"The canvas would have some {down * across} windows, more than {MAX_WINDOWS}; give a larger stride.")
     if record.weights not in PROFILES:
-        raise ValueError(f"Unknown window weights {record.weights!r}: choose one of {', '.join(PROFILES)}.")
+        raise ValueError(f"Unknown window weights {record.weights!r:.80}: choose one of {', '.join(PROFILES)}.")
     if record.sync and runtime.group is not None:
         raise ValueError("SyncDiffusion needs all windows in one process; leave sync out, or group.")
     if record.sync and runtime.distance is None and record.sync_distance not in DISTANCES:
@@ -227,7 +227,7 @@ def make_record(
     stride = tuple(max(n // 2 // unit, 1) * unit for n in window) if stride is None else _sides("stride", stride)
     name = "horizontal" if circular is True else "none" if circular is False else circular
     if not isinstance(name, str) or name not in CIRCULAR:
-        raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}, or True for horizontal.")
+        raise ValueError(f"circular is {circular!r}; choose one of {', '.join(CIRCULAR)}; true is horizontal.")
     distance = sync_distance if callable(sync_distance) else _lpips(sync_distance)
     if distance is None and isinstance(sync_distance, str) and sync_distance not in DISTANCES:
         raise ValueError(_unknown_distance(sync_distance))
@@ -238,6 +238,8 @@ def make_record(
         raise ValueError(f"{len(prompts)} prompts were given; at most 100 are spread along a canvas.")
     if not isinstance(weights, str) or not (distance or isinstance(sync_distance, str)):
         raise ValueError("Window weights are given by name, and sync_distance by name or as a function.")
+    if weights not in PROFILES:
+        raise ValueError(f"Unknown window weights {weights!r:.80}: choose one of {', '.join(PROFILES)}.")
     record = CanvasRecord(
         kind=kind,  # type: ignore[arg-type]
         window=window,
