@@ -44,6 +44,7 @@ from gen.pipeline.task_table import (
     frame_of,
     with_chosen_size,
 )
+from gen.pipeline.types import Item, Settings
 from gen.pipeline.work import check_work
 from samplers.denoiser import Denoiser
 from samplers.path import NoiseLevel
@@ -270,10 +271,14 @@ class Generator(Model):
         for task in settings.tasks.values():
             items = task.change_items(items, per_prompt)
         check_prompts(self, items, settings)
+        self.allow(items, settings)
         if _check_only:
             return Output(None, [], [item.seed for item in items], 0.0)
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
+
+    def allow(self, items: Sequence[Item], settings: Settings) -> None:
+        """Called before a call draws, once all of it is checked. A subclass may refuse with ValueError; this one never does."""
 
     def check(self, prompt: str | Sequence[str] | None = None, **call: Any) -> None:
         """ValueError, or warnings, as a call with these arguments gives them before it draws; nothing is drawn.

@@ -45,6 +45,10 @@ def serve(
     max_pixels: Annotated[int, typer.Option(help="Of a picture.", min=64)] = 4_194_304,
     max_steps: Annotated[int, typer.Option(help="Of a picture.", min=1, max=1000)] = 200,
     max_pictures: Annotated[int, typer.Option(help="Of a request.", min=1, max=10_000)] = 16,
+    max_work: Annotated[
+        float,
+        typer.Option(metavar="PICTURES", help="Of a request, in pictures of the model's own size in 20 guided steps.", min=0.1),
+    ] = 256.0,
     timeout: Annotated[float, typer.Option(help="Seconds in which a request is done.", min=0.1)] = 600.0,
     grace: Annotated[float, typer.Option(help="Seconds for what runs when the server stops.", min=0)] = 30.0,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another name that the server goes by; repeatable.")] = None,
@@ -57,6 +61,16 @@ def serve(
             "--batch-invariant/--no-batch-invariant", help="The same picture to the bit however busy. [default: on a CPU]"
         ),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A ControlNet or T2I-Adapter that requests may name; repeatable."),
+    ] = None,
+    ip_adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="An IP-Adapter that requests may name; repeatable.")
+    ] = None,
+    ip_adapter_encoder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Their vision encoder. [default: image_encoder beside each]")
+    ] = None,
     parts: PartOptions,
     device: Device = None,
     dtype: Dtype = None,
@@ -64,7 +78,7 @@ def serve(
 ) -> int:
     """Serve pictures over HTTP, as OpenAI's and AUTOMATIC1111's servers do (docs/serve.md)."""
     from gen.pipeline.scenes import lora_files
-    from gen.serve.http.settings import ServerSettings, read_bytes_count, read_keys
+    from gen.serve.http.settings import ServerSettings, read_bytes_count, read_keys, read_named_paths
 
     settings = ServerSettings(
         host=host,
@@ -78,7 +92,11 @@ def serve(
         max_pictures=max_pictures,
         timeout=timeout,
         grace=grace,
+        max_work=max_work,
         batch_invariant=batch_invariant,
+        controlnets=read_named_paths("--controlnet", controlnet or []),
+        ip_adapters=read_named_paths("--ip-adapter", ip_adapter or []),
+        ip_adapter_encoder=ip_adapter_encoder,
     )
     budget = None if memory is None else read_bytes_count(memory)
     run_server = server_program()

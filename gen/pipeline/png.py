@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -49,6 +50,13 @@ def png_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
     return info
 
 
+def encode_png(image: Image.Image, recipe: Recipe | None = None) -> bytes:
+    """The bytes of a PNG, with the recipe in it."""
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
+    return file.getvalue()
+
+
 def save_image(
     image: Image.Image, path: Path | str, recipe: Recipe | None = None, overwrite: bool = False, quality: int | None = None
 ) -> Path:
@@ -63,10 +71,8 @@ def save_image(
     check_suffix(path)
     try:
         with written(path, overwrite) as temporary, open(temporary, "xb") as file:
-            if path.suffix.lower() == ".png":
-                image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
-            else:
-                file.write(encoded(image, path.suffix, recipe, quality))
+            is_png = path.suffix.lower() == ".png"
+            file.write(encode_png(image, recipe) if is_png else encoded(image, path.suffix, recipe, quality))
     except FileExistsError:
         raise RecipeError(f"{path} exists already; choose another name, or pass overwrite=True.") from None
     except OSError as error:

@@ -6,8 +6,9 @@ Work is counted in megapixel evaluations: pixels that the network sees, times ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from gen.io.validators import check_float, check_size
 from gen.tasks.declaration import Options
@@ -15,7 +16,9 @@ from gen.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
+    from gen.pipeline.types import Item, Settings
 
+MOST = 1e12  # of an option, as it is counted
 LIMIT = 4000.0  # megapixel evaluations of a replay that nobody allowed more: some 40 such pictures
 # options, of whatever takes part, that repeat the work of a step
 _REPEATS = (
@@ -44,6 +47,28 @@ def check_work(recipe: Recipe, limit: float | None = None) -> None:
             f"The recipe asks for about {cost:,.0f} megapixel evaluations, and a replay makes {limit:,.0f} at most unless "
             f"allowed more; give max_work={_rounded_up(cost)} (--max-work {_rounded_up(cost)}) if you trust it."
         )
+
+
+def asked_work(items: Sequence[Item], settings: Settings) -> float:
+    """An estimate, from above, of the megapixel evaluations of a call's pictures, before any is drawn."""
+    from gen.pipeline.task_table import record_of
+
+    fields = {name: one.default for row in TASKS.values() for name, one in row.options.fields.items()}
+    for name, task in settings.tasks.items():
+        fields |= record_of(name, task, items)
+    height, width = settings.shown or (settings.height, settings.width)
+    asked: Any = SimpleNamespace(
+        height=height,
+        width=width,
+        made_at=(settings.height, settings.width) if settings.shown else None,
+        num_inference_steps=settings.steps,
+        sampler=settings.sampler,
+        sampler_options=settings.sampler_options,
+        guidance_options=settings.guidance.guidance_options,
+        batch=SimpleNamespace(size=len(items)),
+        **fields,
+    )
+    return work(asked)
 
 
 def work(recipe: Recipe) -> float:
@@ -78,6 +103,7 @@ def option_repeats(tables: Iterable[Options]) -> Iterator[float]:
             for number in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     continue
+                number = min(max(number, -MOST), MOST)  # whole numbers may have any number of digits
                 if name in _REPEATS:
                     yield float(number)
                 elif name in ("rtol", "atol"):  # of adaptive steps, which are more where they are smaller; 0.05 is usual

@@ -9,19 +9,17 @@ samplers and guidance are, and each is to the last bit what it is alone (on a CP
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gen.io.threads import lent
 from gen.models.bridge.generic.handover import Desk, Handover, Returned
-from gen.models.prompt_syntax import take_loras
 from gen.pipeline.output import Output
+from gen.serve.front import GUESS, WINDOW, EngineFront, EngineNumbers
 from gen.serve.jobs import (
     CANCELLED,
     DONE,
@@ -34,7 +32,6 @@ from gen.serve.jobs import (
     JobCancelled,
     JobEvent,
     QueueFull,
-    ServeError,
     ServeJob,
     Unavailable,
 )
@@ -42,11 +39,8 @@ from gen.serve.models import LoadedModel, ModelPool, ModelSource, OpeningFailed
 from gen.serve.notes import noted_by
 from gen.serve.sharing import NetworkCall, SharedCall, SharedGenerator
 from gen.serve.waiting import FairQueue, WaitingPicture
-from samplers.lookup import nearest
 
 log = logging.getLogger("fewstep.serve")
-GUESS = 2  # rows of a picture whose first call has not been made: guided, it has one with the prompt and one without
-WINDOW = 32  # pictures that the time of one is reckoned from
 
 
 @dataclass(eq=False)
@@ -68,49 +62,22 @@ class PictureRun:
         return self.waiting.job
 
 
-@dataclass
-class EngineCounts:
-    """Since the engine was made, for metrics. seconds: of the last pictures, from their beginning."""
-
-    pictures: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    rounds: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-
-class ServingEngine:
-    """Jobs in, events out. `submit`, `cancel`, `interrupt` and `jobs` may be called from any thread.
+class ServingEngine(EngineFront):
+    """Draws by the models of this process.
 
     sources: name -> how a model is opened.
     memory: bytes that open models may take together, None for any number.
-    max_rows: of a forward pass, and of all pictures that run at a time (one that needs more runs alone).
-    max_queue: pictures that may wait.
-    adapters: name -> file of those that requests may name.
-    clock: seconds, for deadlines; monotonic.
+    limits: of `EngineFront`. A picture that needs more rows than `max_rows` runs alone.
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, ModelSource],
-        *,
-        memory: int | None = None,
-        max_rows: int = 16,
-        max_queue: int = 64,
-        adapters: Mapping[str, Path] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.pool = ModelPool(sources, memory, max_rows, clock)
-        self.max_rows, self.max_queue, self.clock = max_rows, max_queue, clock
-        self.adapters = dict(adapters or {})
-        self.counts = EngineCounts()
+    def __init__(self, sources: Mapping[str, ModelSource], *, memory: int | None = None, **limits: Any) -> None:
+        super().__init__(sources, **limits)
+        self.pool = ModelPool(sources, memory, self.max_rows, self.clock)
+        self.counts = EngineNumbers()
         self.runs: list[PictureRun] = []
         self._queue = FairQueue()
-        self._jobs: dict[str, ServeJob] = {}
         self._dropped: list[ServeJob] = []
         self.preload: list[str] = []  # models that are opened before they are asked for
-        self._closing = False
-        self._refused = 0.0
         self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
         self.pool.on_open = self._wake
@@ -118,86 +85,58 @@ class ServingEngine:
     # ---- from any thread ----
 
     def submit(self, job: ServeJob) -> ServeJob:
-        """Queue a job. QueueFull where too many pictures wait, ServeError for a model or adapter that is none of the server's,
-        Unavailable once the engine closes."""
-        self.pool.check(job.model)
+        self.check_model(job.model)
         self.adapter_files(job)
         with self._changed:
             if self._closing:
                 raise Unavailable("The server is stopping and takes no more requests.")
             new = [WaitingPicture(job, index) for index in range(1 if job.together else job.count)]
-            if len(self._queue) + len(new) > self.max_queue:
-                raise QueueFull(len(self._queue), self.max_queue, self.retry_after())
-            self._jobs[job.id] = job
+            waiting = len(self._queue)
+            if waiting + len(new) > self.max_queue:
+                raise QueueFull(waiting, self.max_queue, self.retry_after(waiting, self.counts.seconds))
             for one in new:
                 self._queue.add(one)
             self._changed.notify_all()
         return job
 
     def cancel(self, job: ServeJob) -> None:
-        """Drop a job; its rows are gone before the next forward pass."""
         with self._changed:
             job.cancelled = True
             self._dropped.append(job)
             self._changed.notify_all()
 
     def interrupt(self, job: ServeJob) -> None:
-        """End a job after the step that it is at; its pictures are shown as they are, those that wait are not made."""
         job.interrupt = True
         self._wake()
 
-    @property
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def refuse(self) -> None:
-        """Take no more jobs. For a signal's handler too, so it waits for no lock."""
-        if not self._closing:
-            self._closing, self._refused = True, time.monotonic()
-
-    def rest_of(self, grace: float) -> float:
-        """What is left of the seconds after `refuse`."""
-        return max(grace - (time.monotonic() - self._refused if self._closing else 0.0), 0.0)
-
     def jobs(self) -> list[ServeJob]:
-        """Those that are not over, the ones at work first."""
         with self._changed:
             running = dict.fromkeys(run.job for run in self.runs)
             return [*running, *(job for job in self._queue.jobs() if job not in running)]
 
     @property
-    def waiting(self) -> int:
-        return len(self._queue)
+    def open_models(self) -> list[str]:
+        return list(self.pool.loaded)
 
-    def retry_after(self) -> int:
-        """Seconds in which the queue will have moved, as it moved lately; 1 to 120."""
-        seconds = sorted(self.counts.seconds[-WINDOW:])
-        typical = seconds[len(seconds) // 2] if seconds else 2.0
-        at_once = max(self.max_rows // GUESS, 1)
-        return min(max(math.ceil(typical * len(self._queue) / at_once / 2), 1), 120)
-
-    def adapter_files(self, job: ServeJob) -> dict[str, Path]:
-        """name -> file of the adapters that a job names, also in its prompts. ServeError for one that is not the server's."""
-        prompt = str(job.keywords.get("prompt") or "")
-        named = {} if job.keywords.get("prompt_syntax") == "weights" else take_loras(prompt)[1]
-        names = [*job.adapters, *named]
-        for name in names:
-            if name not in self.adapters:
-                near = nearest(str(name)[:200], self.adapters)
-                hint = f" Did you mean {near!r}?" if near else ""
-                known = ", ".join(sorted(self.adapters)[:20]) or "none"
-                raise ServeError(f"There is no LoRA {str(name)[:200]!r} here; there are {known}.{hint}")
-        return {name: self.adapters[name] for name in names}
+    def numbers(self) -> EngineNumbers:
+        runs, models = list(self.runs), list(self.pool.loaded.values())
+        return replace(
+            self.counts,
+            evictions=self.pool.evictions,
+            waiting=len(self._queue),
+            running=len(runs),
+            running_rows=sum(run.rows for run in runs),
+            model_bytes=self.pool.used,
+            passes={model.name: model.collector.passes for model in models},
+        )
 
     # ---- the engine's thread ----
 
     def start(self) -> None:
-        """Work in a thread of its own until `close`."""
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def close(self, timeout: float = 0.0) -> None:
-        """Take nothing more, finish what runs within `timeout` seconds, and drop the rest."""
         self.refuse()
         with self._changed:
             waiting = self._queue.jobs()
@@ -262,7 +201,7 @@ class ServingEngine:
             with self._changed:
                 self._queue.remove(job)
             if not any(run.job is job for run in self.runs):
-                self._end(job, INTERRUPTED)
+                job.end(INTERRUPTED)
         for job in dropped:
             self._remove(job, CANCELLED)
         for job in late:
@@ -280,11 +219,6 @@ class ServingEngine:
         if not job.is_over:
             self.counts.cancelled += state == CANCELLED
             self.counts.failed += state == FAILED
-        self._end(job, state, error)
-
-    def _end(self, job: ServeJob, state: str, error: Exception | None = None) -> None:
-        with self._changed:
-            self._jobs.pop(job.id, None)
         job.end(state, error)
 
     def _let_in(self) -> None:
@@ -369,7 +303,7 @@ class ServingEngine:
             job.tell(JobEvent("picture", index, image=image, recipe=recipe))
         waits = any(one.job is job for one in self._queue)
         if not waits and not any(other.job is job for other in self.runs):
-            self._end(job, INTERRUPTED if job.interrupt else DONE)
+            job.end(INTERRUPTED if job.interrupt else DONE)
 
     # ---- a run's own thread ----
 
@@ -377,6 +311,7 @@ class ServingEngine:
         """A run's picture: what `Generator` makes of the same keywords."""
         job, generator = run.job, run.model.generator
         view = SharedGenerator.of(generator, desk.ask, run.model.told, job.adapters, job.alone)
+        view.allowed = None if job.limit is None else lambda items, of: job.limit.check(generator, items, of, job.count)
         seeds: Sequence[int] = job.seeds if job.together else [job.seeds[run.waiting.index]]
         call = getattr(view, job.method) if job.method else view
         with lent(generator.network), noted_by(job):

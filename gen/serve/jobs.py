@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gen.pipeline.recipe import Recipe
 
@@ -42,6 +42,12 @@ class DeadlineExceeded(ServeError):
     status = 504
 
 
+class NoSuchModel(ServeError):
+    """A name of none of the server's models."""
+
+    status = 404
+
+
 class JobCancelled(ServeError):
     """Nobody waits for a job any more."""
 
@@ -73,6 +79,12 @@ class JobEvent:
     error: Exception | None = None
 
 
+class RunLimit(Protocol):
+    """Refuses a run that asks for too much, once all of it is known (`gen.serve.limits`)."""
+
+    def check(self, model: Any, items: Sequence[Any], settings: Any, count: int) -> None: ...
+
+
 @dataclass(eq=False)
 class ServeJob:
     """One request.
@@ -87,6 +99,7 @@ class ServeJob:
     alone: none of its calls share a forward pass.
     previews: steps between previews, 0 for none.
     deadline: on the engine's clock, by which it is done or fails; None: no matter when.
+    limit: how much it may ask for; None: anything.
     listener: called with every `JobEvent`, in the engine's thread; it must return at once.
     """
 
@@ -100,6 +113,7 @@ class ServeJob:
     alone: bool = False
     previews: int = 0
     deadline: float | None = None
+    limit: RunLimit | None = None
     listener: Callable[[JobEvent], None] | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     state: str = QUEUED

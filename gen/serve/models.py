@@ -16,9 +16,8 @@ from gen.generator import Generator
 from gen.io.threads import lock_of
 from gen.nn.quantized import stored_bytes
 from gen.serve.collector import Collector
-from gen.serve.jobs import ServeError, Unavailable
+from gen.serve.jobs import Unavailable
 from gen.serve.sharing import Told
-from samplers.lookup import nearest
 
 MAX_ADAPTERS = 32  # that a model keeps loaded beyond those at work
 HOLD = 5.0  # seconds for which a model is worked with before one that waits may take its place
@@ -98,14 +97,6 @@ class ModelPool:
         self._opened: tuple[str, Generator | Exception] | None = None
         self._thread: threading.Thread | None = None
 
-    def check(self, name: str) -> str:
-        """ServeError for a name that is none of the server's."""
-        if name not in self.sources:
-            near = nearest(name[:200], self.sources)
-            hint = f" Did you mean {near!r}?" if near else ""
-            raise NoSuchModel(f"There is no model {name[:200]!r} here; there are {', '.join(self.sources)}.{hint}")
-        return name
-
     def get(self, wanted: Sequence[str]) -> dict[str, LoadedModel]:
         """Of the models that jobs wait for, those that are open and take runs. Others open as soon as there is memory.
         OpeningFailed where one cannot."""
@@ -183,12 +174,6 @@ class ModelPool:
     def used(self) -> int:
         """Bytes of the open models."""
         return sum(model.size for model in list(self.loaded.values()))
-
-
-class NoSuchModel(ServeError):
-    """A name of none of the server's models."""
-
-    status = 404
 
 
 class OpeningFailed(Unavailable):

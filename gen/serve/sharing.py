@@ -6,7 +6,7 @@ network, or decode, it hands the call over and waits: what may go together becom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from gen.generator import Generator
 from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.batch_invariance import is_invariant
+from gen.pipeline.types import Item, Settings
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 
 
@@ -105,6 +106,7 @@ class SharedGenerator(Generator):
     ask: Ask
     told: Told
     null_key: Any
+    allowed: Callable[[Sequence[Item], Settings], None] | None  # raises for a run that asks for too much
 
     @classmethod
     def of(cls, generator: Generator, ask: Ask, told: Told, adapters: Mapping[str, float], alone: bool = False) -> Self:
@@ -113,9 +115,14 @@ class SharedGenerator(Generator):
         view = object.__new__(cls)
         vars(view).update(vars(generator))
         view.ask, view.told, view.adapters, view.interrupt, view.null_key = ask, told, dict(adapters), False, None
+        view.allowed = None
         if isinstance(view.denoiser, NetworkDenoiser) and not alone:
             view.denoiser = replace(view.denoiser, network=SharedNetwork(view.denoiser.network, view))
         return view
+
+    def allow(self, items: Sequence[Item], settings: Settings) -> None:
+        if self.allowed is not None:
+            self.allowed(items, settings)
 
     def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """As ever; what the network was told is remembered, for other runs tell it something else."""

@@ -55,7 +55,7 @@ def client(url: str, number: int, end: float, done: list, errors: list) -> None:
             elif answer.status_code != 200:
                 errors.append(answer.text)
             else:
-                done.append((body, time.monotonic() - began, answer.json()["pictures"][0]["png"]))
+                done.append((body, time.monotonic() - began, answer.json()["pictures"][0]["image"]))
 
 
 def main() -> None:

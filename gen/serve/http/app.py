@@ -12,16 +12,18 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gen.io.version import __version__
-from gen.serve.engine import ServingEngine
+from gen.serve.front import EngineFront
 from gen.serve.http import openai, pictures, webui, webui_lists
-from gen.serve.http.errors import AsciiJSON, add_handlers
+from gen.serve.http.errors import AsciiJSON
 from gen.serve.http.guard import RequestGuard
+from gen.serve.http.handlers import add_handlers
 from gen.serve.http.service import Service
 from gen.serve.http.settings import ServerSettings
+from gen.serve.http.webui_options import WebUISessions
 from gen.serve.notes import notes_kept
 
 
-def create_app(engine: ServingEngine, settings: ServerSettings) -> FastAPI:
+def create_app(engine: EngineFront, settings: ServerSettings) -> FastAPI:
     """The application; the engine starts and closes with it."""
     service = Service(engine, settings)
 
@@ -44,10 +46,11 @@ def create_app(engine: ServingEngine, settings: ServerSettings) -> FastAPI:
     )
     app.state.service = service
     add_handlers(app)
-    sessions = webui.WebUISessions()
+    sessions = WebUISessions(service.models)
     for api in (openai.router(service), pictures.router(service), webui.router(service, sessions)):
         app.include_router(api)
     app.include_router(webui_lists.router(service, sessions))
+    app.include_router(webui_lists.controlnet_router(service))
     _add_own(app, service)
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"])
@@ -70,9 +73,9 @@ def _add_own(app: FastAPI, service: Service) -> None:
         """Requests are taken, and a model is open."""
         if engine.is_closing:
             return AsciiJSON({"status": "stopping"}, 503)
-        if not engine.pool.loaded:
+        if not (there := engine.open_models):
             return AsciiJSON({"status": "opening"}, 503)
-        return {"status": "ready", "models": list(engine.pool.loaded)}
+        return {"status": "ready", "models": there}
 
     @app.get("/metrics", tags=["state"], response_model=None)
     async def numbers() -> Response:

@@ -6,7 +6,6 @@ Encoding, and writing to the disk, is done in threads of their own; a picture co
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
 from starlette.requests import Request
 
-from gen.pipeline.png import png_chunks
 from gen.pipeline.recipe import Recipe
-from gen.serve.engine import ServingEngine
+from gen.serve.front import EngineFront
+from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.settings import ServerSettings
 from gen.serve.jobs import OVER, JobCancelled, JobEvent, ServeJob
 from samplers.atomic import written
@@ -29,18 +27,20 @@ ENCODERS = 2  # threads
 
 @dataclass(frozen=True)
 class FinishedPicture:
-    """index: in its job. png: the file, with its recipe."""
+    """index: in its job. data: the file's, in `format`, with its recipe."""
 
     index: int
-    png: bytes
+    data: bytes
+    format: PictureFormat
     recipe: Recipe
 
 
 @dataclass(eq=False)
 class FollowedJob:
-    """A job, its finished pictures, and those who follow it."""
+    """A job, what its pictures are sent as, those that are finished, and who follows it."""
 
     job: ServeJob
+    format: PictureFormat = PNG
     pictures: dict[int, FinishedPicture] = field(default_factory=dict)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     events: asyncio.Queue[JobEvent] = field(default_factory=asyncio.Queue)
@@ -52,21 +52,21 @@ class FollowedJob:
 
     @property
     def size(self) -> int:
-        return sum(len(picture.png) for picture in self.pictures.values())
+        return sum(len(picture.data) for picture in self.pictures.values())
 
 
 class JobBoard:
     """Follows jobs from the event loop. It belongs to one loop."""
 
-    def __init__(self, engine: ServingEngine, settings: ServerSettings, on_end: Callable[[ServeJob], None]) -> None:
+    def __init__(self, engine: EngineFront, settings: ServerSettings, on_end: Callable[[ServeJob], None]) -> None:
         self.engine, self.settings, self.on_end = engine, settings, on_end
         self.jobs: OrderedDict[str, FollowedJob] = OrderedDict()
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._tasks: set[asyncio.Task] = set()
 
-    def submit(self, job: ServeJob) -> FollowedJob:
+    def submit(self, job: ServeJob, format: PictureFormat = PNG) -> FollowedJob:
         """Hand a job to the engine and follow it; what the engine refuses is raised."""
-        loop, followed = asyncio.get_running_loop(), FollowedJob(job)
+        loop, followed = asyncio.get_running_loop(), FollowedJob(job, format)
         job.listener = lambda event: _put(loop, followed, event)
         self.engine.submit(job)
         self.jobs[job.id] = followed
@@ -134,7 +134,7 @@ class JobBoard:
             told: JobEvent | FinishedPicture = event
             if event.kind == "picture":
                 try:
-                    told = await loop.run_in_executor(self._encoders, self._finish, followed.job, event)
+                    told = await loop.run_in_executor(self._encoders, self._finish, followed, event)
                 except Exception as error:  # the disk is full, say
                     failed = error
                     self.engine.cancel(followed.job)
@@ -152,16 +152,16 @@ class JobBoard:
             if over:
                 return
 
-    def _finish(self, job: ServeJob, event: JobEvent) -> FinishedPicture:
+    def _finish(self, followed: FollowedJob, event: JobEvent) -> FinishedPicture:
         """Encode a picture, and save it where that is asked for, before anybody gets it."""
         assert event.recipe is not None
-        png = encode(event.image, event.recipe)
+        format, data = followed.format, followed.format.encode(event.image, event.recipe)
         if self.settings.save is not None:
             words = re.sub(r"[^a-z0-9]+", "-", event.recipe.prompt.lower())[:40].strip("-") or "picture"
-            path = self.settings.save / f"{words}-{event.recipe.seed}-{job.id}-{event.index}.png"
+            path = self.settings.save / f"{words}-{event.recipe.seed}-{followed.job.id}-{event.index}.{format.ending}"
             with written(path, overwrite=False) as temporary:
-                temporary.write_bytes(png)
-        return FinishedPicture(event.index, png, event.recipe)
+                temporary.write_bytes(data)
+        return FinishedPicture(event.index, data, format, event.recipe)
 
     def _keep_within_bounds(self) -> None:
         """Forget the oldest jobs that are over."""
@@ -172,13 +172,6 @@ class JobBoard:
                 return
             del self.jobs[followed.job.id]
             over, size = over[1:], size - followed.size
-
-
-def encode(image: Image.Image, recipe: Recipe | None) -> bytes:
-    """A PNG file, with the recipe in it."""
-    file = io.BytesIO()
-    image.save(file, "PNG", pnginfo=None if recipe is None else png_chunks(recipe))
-    return file.getvalue()
 
 
 def _put(loop: Any, followed: FollowedJob, event: JobEvent) -> None:

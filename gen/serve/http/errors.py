@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from pydantic import ValidationError
 
 from gen.io.errors import CheckpointError
 from gen.models.decoding import is_out_of_memory
 from gen.serve.jobs import ServeError
 
 log = logging.getLogger("fewstep.serve")
+LONGEST = 2000  # characters of an error
+_LONG_WORD = re.compile(r"\S{200,}")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {401: "invalid_api_key", 404: "not_found", 413: "request_too_large", 429: "rate_limit_exceeded"}
 OURS = "The server failed; its log says more."
+WRONG_KIND = "A value of the request is of a kind that its field does not take; docs/serve.md says what each takes."
 
 
 class AsciiJSON(JSONResponse):
@@ -46,10 +48,18 @@ def said(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CheckpointError | OSError):
         log.error("A file of the server cannot be used: %s", error)
         return 500, OURS
-    if isinstance(error, ValueError | TypeError) and not isinstance(error, UnicodeError):
-        return 400, str(error)[:2000]
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError | ValidationError):
+        return 400, cut(str(error))
     log.error("A request failed", exc_info=error)
+    if isinstance(error, TypeError | ValidationError | UnicodeError):  # a value that no check knew
+        return 400, WRONG_KIND
     return 500, OURS
+
+
+def cut(text: str) -> str:
+    """A sentence of a length that can be read: what a client sent is in it, however long that was."""
+    text = _LONG_WORD.sub(lambda word: word[0][:60] + "...", text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def body_of(path: str, status: int, message: str, param: str | None = None) -> dict[str, Any]:
@@ -72,42 +82,3 @@ def answer_error(path: str, error: BaseException) -> AsciiJSON:
     if (seconds := getattr(error, "retry_after", None)) is not None:
         headers["Retry-After"] = str(seconds)
     return answer(path, status, message, getattr(error, "param", None), headers)
-
-
-def describe_validation(errors: list[Any]) -> tuple[str, str | None]:
-    """(sentence, where) of the first thing that a model of pydantic refuses."""
-    first = errors[0]
-    where = ".".join(str(part) for part in first.get("loc", ())[1:]) or None
-    if first.get("type") == "json_invalid":
-        return "The body is not JSON; send an object as application/json.", None
-    if first.get("type") == "missing":
-        return f"{where or 'The body'} is missing; send it.", where
-    message = str(first.get("msg", "it is not valid")).removeprefix("Value error, ").rstrip(".")
-    return f"{where or 'The body'} is not valid: {message[:1].lower() + message[1:]}.", where
-
-
-def add_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        message, where = describe_validation(list(error.errors()))
-        status = 400 if request.url.path.startswith("/v1") else 422
-        return answer(request.url.path, status, message[:2000], where)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        text = str(error.detail)
-        if error.status_code == 404 and text == "Not Found":
-            text = f"There is no {request.url.path[:200]!r} here; /openapi.json lists what there is."
-        elif error.status_code == 405:
-            text = f"{request.url.path[:200]!r} does not take {request.method[:20]}."
-        elif error.status_code == 400:
-            text = "The body cannot be read; send it as /openapi.json says."
-        return answer(request.url.path, error.status_code, text, headers=error.headers)
-
-    @app.exception_handler(ServeError)
-    async def served(request: Request, error: ServeError) -> JSONResponse:
-        return answer_error(request.url.path, error)
-
-    @app.exception_handler(ValueError)
-    async def wrong(request: Request, error: ValueError) -> JSONResponse:
-        return answer_error(request.url.path, error)

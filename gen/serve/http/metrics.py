@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gen.serve.engine import ServingEngine
+from gen.serve.front import EngineFront
 from gen.serve.jobs import ServeJob
 
 BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -17,7 +17,7 @@ BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class EngineMetrics:
     """A collector of one engine."""
 
-    def __init__(self, engine: ServingEngine) -> None:
+    def __init__(self, engine: EngineFront) -> None:
         self.engine = engine
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -36,24 +36,22 @@ class EngineMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Of the engine and its models."""
-        engine, counts = self.engine, self.engine.counts
+        counts = self.engine.numbers()
         yield CounterMetricFamily("fewstep_pictures", "Pictures that were made.", value=counts.pictures)
         yield CounterMetricFamily("fewstep_rounds", "Rounds of the engine.", value=counts.rounds)
-        yield GaugeMetricFamily("fewstep_waiting_pictures", "Pictures that wait.", value=engine.waiting)
-        runs = list(engine.runs)
-        yield GaugeMetricFamily("fewstep_running_pictures", "Pictures on the way.", value=len(runs))
-        yield GaugeMetricFamily("fewstep_running_rows", "Their rows.", value=sum(run.rows for run in runs))
-        yield GaugeMetricFamily("fewstep_models_bytes", "Weights of the open models.", value=engine.pool.used)
-        yield CounterMetricFamily("fewstep_evictions", "Models closed for others.", value=engine.pool.evictions)
+        yield GaugeMetricFamily("fewstep_waiting_pictures", "Pictures that wait.", value=counts.waiting)
+        yield GaugeMetricFamily("fewstep_running_pictures", "Pictures on the way.", value=counts.running)
+        yield GaugeMetricFamily("fewstep_running_rows", "Their rows.", value=counts.running_rows)
+        yield GaugeMetricFamily("fewstep_models_bytes", "Weights of the open models.", value=counts.model_bytes)
+        yield CounterMetricFamily("fewstep_evictions", "Models closed for others.", value=counts.evictions)
         passes = CounterMetricFamily("fewstep_passes", "Forward passes of a network or decoder.", labels=["model"])
         rows = CounterMetricFamily("fewstep_rows", "Rows of those.", labels=["model"])
         shared = CounterMetricFamily("fewstep_shared_rows", "Of them, in passes of several pictures.", labels=["model"])
         alone = CounterMetricFamily("fewstep_calls_alone", "Calls that could not share, by reason.", labels=["model", "reason"])
-        for model in list(engine.pool.loaded.values()):
-            done = model.collector.passes
-            passes.add_metric([model.name], done.count)
-            rows.add_metric([model.name], done.rows)
-            shared.add_metric([model.name], done.shared)
+        for name, done in counts.passes.items():
+            passes.add_metric([name], done.count)
+            rows.add_metric([name], done.rows)
+            shared.add_metric([name], done.shared)
             for reason, calls in sorted(done.alone.items()):
-                alone.add_metric([model.name, reason], calls)
+                alone.add_metric([name, reason], calls)
         yield from (passes, rows, shared, alone)

@@ -16,52 +16,46 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from gen.calls.keywords import FOLDERS, PICTURES, keywords_of
+from gen.calls.kinds import KINDS, TEXT, TEXTS, shown
 from gen.io.images import alpha
-from gen.serve.http.board import FinishedPicture, encode
-from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, describe_validation, said
+from gen.serve.http.board import FinishedPicture
+from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
+from gen.serve.http.fields import Number, Prompt, Whole, check_known, describe_validation
+from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, read_size
 from gen.serve.http.uploads import open_upload
 from gen.serve.jobs import JobEvent
 
 MAX_PARTIAL = 3
-IGNORED = "quality, style, background (opaque or auto), moderation and user are read and change nothing"
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+UNREAD = ("quality", "style", "moderation", "user", "input_fidelity")  # OpenAI's fields that change nothing here
+IGNORED = f"{', '.join(UNREAD)} and background (opaque or auto) are read and change nothing"
+# keywords of a call that need no field of their own: a request may have them beside OpenAI's
+KEYWORDS = tuple(name for name in keywords_of("image") if name not in (*PICTURES, *FOLDERS, "regions", "layout"))
 
 
 class ImagesRequest(BaseModel):
-    """A request of OpenAI's, with our own settings beside; what else clients send changes nothing."""
+    """A request of OpenAI's. Beside its fields it may have any keyword of a call that is no picture (`gen.calls.kinds`)."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
-    prompt: Annotated[str, Field(max_length=10_000)]
+    prompt: Prompt
     model: str | None = None
-    n: Annotated[int, Field(ge=1)] = 1
+    n: Annotated[Whole, Field(ge=1)] | None = 1
     size: str | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: str | None = None
+    output_compression: Whole | None = None
     background: str | None = None
     stream: bool | None = False
-    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] | None = None
-    seed: int | None = None
-    negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None
-    num_inference_steps: int | None = None
-    steps: int | None = None
-    guidance_scale: Finite | None = None
-    sampler: str | None = None
-    sampler_options: dict[str, Any] | None = None
-    schedule: str | None = None
-    schedule_options: dict[str, Any] | None = None
-    guidance: str | None = None
-    guidance_options: dict[str, Any] | None = None
-    cache: str | None = None
-    cache_options: dict[str, Any] | None = None
-    strength: Finite | None = None
-    adapters: dict[str, Finite] | None = None
+    partial_images: Annotated[Whole, Field(ge=0, le=MAX_PARTIAL)] | None = None
+    steps: Whole | None = None
+    adapters: dict[str, Number] | None = None
 
 
 class ImageItem(BaseModel):
-    """A picture: a PNG in base64, or as a data: URL."""
+    """A picture: a file in base64, or as a data: URL."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -80,29 +74,27 @@ class ImagesAnswer(BaseModel):
     notes: list[str]
 
 
-def asked_of(body: ImagesRequest, pictures: Mapping[str, Any], *, is_edit: bool) -> PictureRequest:
+def asked_of(body: ImagesRequest, pictures: Mapping[str, Any]) -> PictureRequest:
     """In our words; BadRequest for what is not done here."""
-    if body.output_format not in (None, "png"):
-        raise BadRequest(f"output_format is {body.output_format[:40]!r}; pictures are PNG here.", "output_format")
     if body.background not in (None, "auto", "opaque"):
-        raise BadRequest(f"background is {body.background[:40]!r}; pictures are opaque here.", "background")
-    own: tuple[str, ...] = (
-        "negative_prompt",
-        "guidance_scale",
-        "sampler",
-        "sampler_options",
-        "schedule",
-        "schedule_options",
-        "guidance",
-    )
-    own = (*own, "guidance_options", "cache", "cache_options", "seed", "prompt", "strength")
-    arguments: dict[str, Any] = {name: getattr(body, name) for name in own}
-    arguments |= {"num_inference_steps": body.num_inference_steps or body.steps, "num_images_per_prompt": body.n}
-    if (size := read_size(body.size)) is not None:
-        arguments |= {"width": size[0], "height": size[1]}
-    if not is_edit and body.strength is not None:
+        raise BadRequest(f"background is {shown(body.background)}; pictures are opaque here, so leave it out.", "background")
+    more = {name: value for name, value in (body.model_extra or {}).items() if value is not None and name not in UNREAD}
+    check_known(more, (*KEYWORDS, *ImagesRequest.model_fields, *UNREAD))
+    if "strength" in more and not pictures:
         raise BadRequest("strength belongs to edits; send the picture to /v1/images/edits.", "strength")
-    return PictureRequest(arguments, pictures, body.model, adapters=body.adapters, previews=1 if body.stream else 0)
+    for own, theirs in (("num_inference_steps", "steps"), ("num_images_per_prompt", "n")):
+        if (value := getattr(body, theirs)) is not None:
+            more.setdefault(own, value)
+    if (size := read_size(body.size)) is not None:
+        more |= {"width": size[0], "height": size[1]}
+    return PictureRequest(
+        {**more, "prompt": body.prompt},
+        pictures,
+        body.model,
+        adapters=body.adapters,
+        previews=1 if body.stream else 0,
+        format=PictureFormat.asked(body.output_format, body.output_compression, "output_compression"),
+    )
 
 
 def usage() -> dict[str, Any]:
@@ -115,16 +107,22 @@ def size_of_picture(picture: FinishedPicture) -> str:
     return f"{picture.recipe.width}x{picture.recipe.height}"
 
 
-def completed(body: ImagesRequest, made: list[FinishedPicture], notes: list[str]) -> dict[str, Any]:
+def completed(body: ImagesRequest, asked: PictureRequest, made: list[FinishedPicture], notes: list[str]) -> dict[str, Any]:
     if not made:
         raise BadRequest("The job was interrupted before it had a picture; ask again.", status=409)
     items = []
     for picture in made:
-        text = base64_of(picture.png)
-        item = {"url": f"data:image/png;base64,{text}"} if body.response_format == "url" else {"b64_json": text}
+        text = base64_of(picture.data)
+        as_url = body.response_format == "url"
+        item = {"url": f"data:{picture.format.media_type};base64,{text}"} if as_url else {"b64_json": text}
         items.append({**item, "seed": picture.recipe.seed})
-    common = {"created": int(time.time()), "background": "opaque", "output_format": "png", "quality": "auto"}
+    common = {"created": int(time.time()), **said_of(asked.format)}
     return {**common, "size": size_of_picture(made[0]), "data": items, "usage": usage(), "notes": notes}
+
+
+def said_of(format: PictureFormat) -> dict[str, Any]:
+    """What every answer says of its pictures."""
+    return {"background": "opaque", "output_format": format.name, "quality": "auto"}
 
 
 async def events(
@@ -139,17 +137,17 @@ async def events(
 
     async def stream() -> AsyncIterator[str]:
         async for event in happening:
-            common = {"created_at": int(time.time()), "background": "opaque", "output_format": "png", "quality": "auto"}
+            common = {"created_at": int(time.time()), **said_of(PNG if isinstance(event, JobEvent) else asked.format)}
             if isinstance(event, FinishedPicture):
-                text = base64_of(event.png)
+                text = base64_of(event.data)
                 yield sse(f"{kind}.completed", {"b64_json": text, **common, "size": size_of_picture(event), "usage": usage()})
             elif event.preview is not None and sent.get(event.index, 0) < wanted and event.step < event.steps:
                 number = sent.get(event.index, 0)
                 if event.step * (wanted + 1) < (number + 1) * event.steps:
                     continue
                 sent[event.index] = number + 1
-                shown = enlarged(event.preview, size)
-                partial = {"b64_json": base64_of(encode(shown, None)), **common, "size": f"{shown.width}x{shown.height}"}
+                larger = enlarged(event.preview, size)
+                partial = {"b64_json": base64_of(PNG.encode(larger)), **common, "size": f"{larger.width}x{larger.height}"}
                 yield sse(f"{kind}.partial_image", {**partial, "partial_image_index": number})
             elif isinstance(event, JobEvent) and event.kind in ("failed", "cancelled"):
                 status, message = said(event.error or followed.job.error or BadRequest("The job was cancelled."))
@@ -182,10 +180,10 @@ def router(service: Service) -> APIRouter:
 
     @api.post("/images/generations", response_model=None, responses={200: {"model": ImagesAnswer}}, description=IGNORED)
     async def generations(body: ImagesRequest, request: Request) -> Any:
-        asked = asked_of(body, {}, is_edit=False)
+        asked = asked_of(body, {})
         if body.stream:
             return await events(service, request, body, asked, "image_generation")
-        return AsciiJSON(completed(body, *await service.make(asked, request)))
+        return AsciiJSON(completed(body, asked, *await service.make(asked, request)))
 
     @api.post(
         "/images/edits",
@@ -203,10 +201,10 @@ def router(service: Service) -> APIRouter:
         mask = edited_where(images[0], masks[0] if masks else None)
         pictures: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
         pictures |= {} if mask is None else {"mask": mask}
-        asked = asked_of(body, pictures, is_edit=True)
+        asked = asked_of(body, pictures)
         if body.stream:
             return await events(service, request, body, asked, "image_edit")
-        return AsciiJSON(completed(body, *await service.make(asked, request)))
+        return AsciiJSON(completed(body, asked, *await service.make(asked, request)))
 
     @api.get("/models")
     async def models() -> dict[str, Any]:
@@ -246,13 +244,24 @@ async def read_form(items: list[tuple[str, Any]]) -> tuple[ImagesRequest, dict[s
     for name, value in items:
         name = name.removesuffix("[]")
         if isinstance(value, UploadFile):
+            check_known([name], ("image", "mask"))
             files.setdefault(name, []).append(await value.read())
-        elif name in ImagesRequest.model_fields:
-            fields[name] = value or None if name != "prompt" else value
         elif name in ("image", "mask"):
             raise BadRequest(f"{name} is a text; send a file.", name)
+        elif value or name == "prompt":
+            fields[name] = value_of_form(name, value)
     try:
         return ImagesRequest(**fields), files
     except ValidationError as error:
         message, where = describe_validation([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
         raise BadRequest(message, where) from None
+
+
+def value_of_form(name: str, text: str) -> Any:
+    """The value that a form says as text: what is no text is written as JSON there."""
+    if (name in ImagesRequest.model_fields and name != "adapters") or KINDS.get(name, TEXT) in (TEXT, TEXTS):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from gen.serve.http.board import FinishedPicture, FollowedJob, encode
+from gen.serve.http.board import FinishedPicture, FollowedJob
 from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
+from gen.serve.http.fields import Number, Whole
+from gen.serve.http.formats import ENDINGS, PNG, PictureFormat
 from gen.serve.http.openai import sse
 from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, client_of
+from gen.serve.http.uploads import read_pictures
 from gen.serve.jobs import JobEvent
-
-OWN = ("model", "method", "adapters", "wait", "stream", "previews", "deadline")
 
 
 class PicturesRequest(BaseModel):
@@ -29,25 +30,30 @@ class PicturesRequest(BaseModel):
     stream: answer with server-sent events.
     previews: in a stream, a small picture after every so many steps.
     deadline: seconds.
+    output_format: png, jpeg, webp or avif.
+    quality: of the last three, 1 to 100; 90 if left out, and at 100 WebP keeps every pixel.
     """
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     method: Literal["image", "panorama", "outpaint", "upscale", "restore", "ambiguous", "layout"] = "image"
-    adapters: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    adapters: dict[str, Number] | None = None
     wait: bool = True
     stream: bool = False
-    previews: Annotated[int, Field(ge=0, le=1000)] = 0
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    previews: Annotated[Whole, Field(ge=0, le=1000)] = 0
+    deadline: Annotated[Number, Field(gt=0)] | None = None
+    output_format: str | None = None
+    quality: Whole | None = None
 
 
 class JobPicture(BaseModel):
-    """index: in its job. png: base64. recipe: as `fewstep info --json` shows it."""
+    """index: in its job. format: png, jpeg, webp or avif. image: the file in base64. recipe: as `fewstep info --json`."""
 
     index: int
     seed: int
-    png: str
+    format: str
+    image: str
     recipe: dict[str, Any]
 
 
@@ -68,7 +74,8 @@ class JobAnswer(BaseModel):
 
 def item(picture: FinishedPicture) -> dict[str, Any]:
     recipe = picture.recipe.named_values("json")
-    return {"index": picture.index, "seed": picture.recipe.seed, "png": base64_of(picture.png), "recipe": recipe}
+    file = {"format": picture.format.name, "image": base64_of(picture.data)}
+    return {"index": picture.index, "seed": picture.recipe.seed, **file, "recipe": recipe}
 
 
 def describe(followed: FollowedJob) -> dict[str, Any]:
@@ -85,9 +92,10 @@ def router(service: Service) -> APIRouter:
 
     @api.post("/pictures", response_model=None, responses={200: {"model": JobAnswer}, 202: {"model": JobAnswer}})
     async def pictures(body: PicturesRequest, request: Request) -> Any:
-        arguments, inputs = service.intake.pictures(body.model_extra or {})
+        format = PictureFormat.asked(body.output_format, body.quality)
+        arguments, inputs = read_pictures(body.model_extra or {}, service.settings)
         previews = body.previews if body.stream else 0
-        asked = PictureRequest(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline)
+        asked = PictureRequest(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline, format)
         followed = service.submit(asked, request)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "Location": f"/v1/jobs/{followed.job.id}"}
@@ -104,7 +112,7 @@ def router(service: Service) -> APIRouter:
             if isinstance(event, FinishedPicture):
                 yield sse("picture", item(event))
             elif event.kind == "step":
-                shown = {} if event.preview is None else {"preview": base64_of(encode(event.preview, None))}
+                shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
                 yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
             elif isinstance(event, JobEvent):
                 error = followed.job.error
@@ -129,11 +137,15 @@ def router(service: Service) -> APIRouter:
             await followed.over.wait()
         return AsciiJSON(describe(followed))
 
-    @api.get("/jobs/{name}/{index}.png", response_model=None, responses={200: {"content": {"image/png": {}}}})
-    async def picture(name: str, index: int, request: Request) -> Any:
-        made = found(name, request).pictures.get(index)
-        if made is None:
+    files: dict[int | str, Any] = {200: {"content": {f"image/{name}": {} for name in ENDINGS}}}
+
+    @api.get("/jobs/{name}/{index}.{ending}", response_model=None, responses=files)
+    async def picture(name: str, index: Annotated[Whole, Path()], ending: str, request: Request) -> Any:
+        followed = found(name, request)
+        if ending != followed.format.ending:
+            return answer(request.url.path, 404, f"The pictures of this job end in .{followed.format.ending}.")
+        if (made := followed.pictures.get(index)) is None:
             return answer(request.url.path, 404, f"The job has no picture {index} yet.")
-        return Response(made.png, media_type="image/png")
+        return Response(made.data, media_type=made.format.media_type)
 
     return api

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from gen.serve.engine import ServingEngine
+from gen.serve.front import EngineFront
 from gen.serve.http.app import create_app
 from gen.serve.http.settings import ServerSettings
 
@@ -19,7 +19,7 @@ from gen.serve.http.settings import ServerSettings
 class GracefulServer(uvicorn.Server):
     """A server whose first signal refuses new jobs at once and lets running ones be done within the settings' grace."""
 
-    def __init__(self, config: uvicorn.Config, engine: ServingEngine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: EngineFront) -> None:
         super().__init__(config)
         self.engine = engine
 
@@ -28,7 +28,7 @@ class GracefulServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def make_server(engine: ServingEngine, settings: ServerSettings, log_level: str = "warning") -> GracefulServer:
+def make_server(engine: EngineFront, settings: ServerSettings, log_level: str = "warning") -> GracefulServer:
     config = uvicorn.Config(
         create_app(engine, settings),
         host=settings.host,
@@ -57,13 +57,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_server(engine: ServingEngine, settings: ServerSettings, say: Callable[[str], None], quiet: bool = False) -> int:
+def run_server(engine: EngineFront, settings: ServerSettings, say: Callable[[str], None], quiet: bool = False) -> int:
     """Serve until a signal. The exit code."""
     listener = listening_socket(settings.host, settings.port)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     server = make_server(engine, settings, "warning" if quiet else "info")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    models = ", ".join(engine.pool.sources)
+    models = ", ".join(engine.models)
     say(f"fewstep serves {models} on http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run([listener])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from gen.serve.engine import ServingEngine
+from gen.serve.front import EngineFront
 from gen.serve.http.board import FinishedPicture, FollowedJob, JobBoard
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.metrics import EngineMetrics
@@ -20,7 +20,7 @@ from gen.serve.http.settings import ServerSettings
 class Service:
     """engine and settings of a server, and what is made of them. created: when it began, in seconds of 1970."""
 
-    engine: ServingEngine
+    engine: EngineFront
     settings: ServerSettings
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -31,10 +31,10 @@ class Service:
 
     @property
     def models(self) -> list[str]:
-        return list(self.engine.pool.sources)
+        return list(self.engine.models)
 
     def submit(self, asked: PictureRequest, request: Request) -> FollowedJob:
-        return self.board.submit(self.intake.job(asked, client_of(request)))
+        return self.board.submit(self.intake.job(asked, client_of(request)), asked.format)
 
     async def make(self, asked: PictureRequest, request: Request) -> tuple[list[FinishedPicture], list[str]]:
         """The pictures of a request, once they are all there, and what was said of them."""

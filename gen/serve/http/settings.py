@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gen.io.errors import read_text
@@ -21,12 +21,15 @@ class ServerSettings:
     origins: of web pages whose scripts may ask (CORS); none by default.
     save: a folder in which every picture is before it is sent; None: none is kept.
     max_pixels, max_steps, max_pictures: of one request.
+    max_work: of one request, in pictures of the model's own size (`gen.serve.limits`).
     max_body: bytes of a request.
     max_inputs: pictures in a request.
     timeout: seconds in which a job is done.
     grace: seconds in which what runs may finish when the server stops.
     kept_jobs: finished jobs that can be asked for, and kept_bytes: of their pictures.
     batch_invariant: of all pictures; None: as models are by default.
+    controlnets, ip_adapters: name -> folder or file of those that requests may name.
+    ip_adapter_encoder: folder of the vision encoder of these; None: beside each.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +41,7 @@ class ServerSettings:
     max_pixels: int = 4_194_304
     max_steps: int = 200
     max_pictures: int = 16
+    max_work: float = 256.0
     max_body: int = 64 << 20
     max_inputs: int = 8
     timeout: float = 600.0
@@ -45,6 +49,9 @@ class ServerSettings:
     kept_jobs: int = 100
     kept_bytes: int = 256 << 20
     batch_invariant: bool | None = None
+    controlnets: Mapping[str, Path] = field(default_factory=dict)
+    ip_adapters: Mapping[str, Path] = field(default_factory=dict)
+    ip_adapter_encoder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and not self.api_keys:
@@ -70,6 +77,22 @@ def read_keys(keys: Sequence[str], file: Path | None) -> tuple[str, ...]:
     found = tuple(dict.fromkeys([*keys, *(line for line in lines if line and not line.startswith("#"))]))
     if file is not None and not found:
         raise ValueError(f"{file} holds no API key; write one a line.")
+    return found
+
+
+def read_named_paths(option: str, texts: Sequence[str]) -> dict[str, Path]:
+    """name -> path of NAME=PATH, or of PATH, which is called as its file or folder is. ValueError for one that is not there,
+    and two of one name."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, place = text.partition("=")
+        path = Path(place if equals and name else text)
+        name = name if equals and name else path.stem if path.is_file() else path.name
+        if not path.exists():
+            raise ValueError(f"{option} {text}: {path} does not exist; give NAME=PATH of a file or folder that does.")
+        if name in found:
+            raise ValueError(f"{option}: two are called {name!r}; call one otherwise: {option} other={path}.")
+        found[name] = path
     return found
 
 

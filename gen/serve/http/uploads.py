@@ -6,14 +6,22 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
+from gen.calls.keywords import PICTURES
+from gen.calls.kinds import OBJECT, WHOLE, check_kind_of, shown
 from gen.io.images import PictureError, open_header
+from gen.io.validators import check_int
 from gen.serve.http.errors import BadRequest
+from gen.serve.http.settings import ServerSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+DEPTH = 2  # of lists of pictures
+MAX_SIDE = 1 << 14  # pixels
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,30};base64,", re.IGNORECASE)
 
 
@@ -40,7 +48,7 @@ def open_upload(name: str, data: bytes, max_pixels: int) -> Image.Image:
 def decode_base64(name: str, text: Any) -> bytes:
     """Bytes of base64, also as a data: URL. BadRequest for any other text: no URL and no path is followed."""
     if not isinstance(text, str):
-        raise BadRequest(f"{name} is no text; send a picture in base64.", name)
+        raise BadRequest(f"{name} is {shown(text)}; send a picture in base64.", name)
     if (match := _DATA_URL.match(text[:80])) is not None:
         text = text[match.end() :]
     try:
@@ -52,3 +60,69 @@ def decode_base64(name: str, text: Any) -> bytes:
 def read_upload(name: str, text: Any, max_pixels: int) -> Image.Image:
     """A picture from base64."""
     return open_upload(name, decode_base64(name, text), max_pixels)
+
+
+def read_pictures(arguments: Mapping[str, Any], settings: ServerSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments without pictures, pictures) of arguments in which pictures are base64; BadRequest for too many."""
+    plain, left = dict(arguments), settings.max_inputs
+    found: dict[str, Any] = {}
+
+    def read(name: str, value: Any, depth: int = 0) -> Any:
+        nonlocal left
+        if isinstance(value, list) and depth < DEPTH:
+            return [read(name, one, depth + 1) for one in value]
+        left -= 1
+        if left < 0:
+            raise BadRequest(f"A request holds at most {settings.max_inputs} pictures; send fewer.", name)
+        return read_upload(name, value, settings.max_pixels)
+
+    for name in PICTURES:
+        value = plain.get(name)
+        if value is not None and (name, value) != ("negtome", "batch"):
+            found[name] = read(name, plain.pop(name))
+    if isinstance(regions := plain.get("regions"), Mapping):
+        del plain["regions"]
+        found["regions"] = {str(key): read(f"regions[{shown(key)}]", text, DEPTH) for key, text in regions.items()}
+    if (layout := plain.pop("layout", None)) is not None:
+        check_kind_of("layout", layout, OBJECT)
+        found["layout"] = _layout(layout, read)
+    return plain, found
+
+
+def _layout(layout: Mapping[str, Any], read: Callable[..., Image.Image]) -> dict[str, Any]:
+    values = dict(layout)
+    check_texts_can_be_written(values)
+    if values.get("painting") is not None:
+        values["painting"] = read("layout.painting", values["painting"], DEPTH)
+    regions = values.get("regions")
+    if not isinstance(regions, list) or not all(isinstance(region, Mapping) for region in regions):
+        raise BadRequest(f"layout.regions is {shown(regions)}; give a list of objects.", "layout")
+    values["regions"] = [dict(region) for region in regions]
+    for i, region in enumerate(values["regions"]):
+        if region.get("mask") is not None:
+            region["mask"] = read(f"layout.regions[{i}].mask", region["mask"], DEPTH)
+    for side in ("height", "width"):
+        if values.get(side) is not None:
+            check_kind_of(f"layout.{side}", values[side], WHOLE)
+            check_int(f"layout.{side}", values[side], 1, MAX_SIDE)
+    return values
+
+
+def check_texts_can_be_written(given: Any) -> None:
+    """BadRequest for text that no file or terminal can hold: halves of characters, NUL."""
+    for text in strings_in(given):
+        if _UNWRITABLE.search(text):
+            raise BadRequest("A text of the request holds NUL, or half of a character; send valid Unicode.")
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every text in plain data, however deep it is."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one

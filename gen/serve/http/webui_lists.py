@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request
 from PIL import PngImagePlugin
 from pydantic import BaseModel, Field
 
+from gen.pipeline.exif import QUALITY
 from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext
 from gen.pipeline.png import MAX_TEXT
 from gen.serve.http.errors import AsciiJSON
 from gen.serve.http.service import Service, client_of
 from gen.serve.http.uploads import decode_base64, open_upload
-from gen.serve.http.webui import WebUISessions, model_named
+from gen.serve.http.webui_options import WebUISessions
 from samplers.registry import grid_names, solver_names
 
 EMPTY = (
@@ -28,7 +29,7 @@ class PngInfoRequest(BaseModel):
     image: Annotated[str, Field(max_length=100_000_000)]
 
 
-def texts_in(data: bytes, max_pixels: int) -> dict[str, str]:
+def chunks_of(data: bytes, max_pixels: int) -> dict[str, str]:
     """The text chunks of a PNG; none of other pictures."""
     image = open_upload("image", data, max_pixels)
     texts = getattr(image, "text", None) if isinstance(image, PngImagePlugin.PngImageFile) else None
@@ -64,20 +65,20 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     @api.get("/options")
     async def options(request: Request) -> dict[str, Any]:
-        name = sessions.get(client_of(request)) or service.models[0]
+        chosen = sessions.options(client_of(request))
         return {
-            "sd_model_checkpoint": name, "sd_checkpoint_hash": "", "samples_format": "png", "CLIP_stop_at_last_layers": 1,
-            "sd_vae": "Automatic", "live_previews_enable": True,
+            "sd_model_checkpoint": chosen.checkpoint, "sd_checkpoint_hash": "", "sd_vae": "Automatic",
+            "samples_format": chosen.format.ending, "jpeg_quality": chosen.format.quality or QUALITY,
+            "CLIP_stop_at_last_layers": chosen.clip_layers, "live_previews_enable": True,
         }  # fmt: skip
 
     @api.post("/options")
     async def set_options(body: dict[str, Any], request: Request) -> None:
-        if body.get("sd_model_checkpoint") is not None:
-            sessions.choose(client_of(request), model_named(body["sd_model_checkpoint"], service))
+        sessions.choose(client_of(request), body)
 
     @api.post("/png-info")
     async def png_info(body: PngInfoRequest) -> dict[str, Any]:
-        texts = texts_in(decode_base64("image", body.image), service.settings.max_pixels)
+        texts = chunks_of(decode_base64("image", body.image), service.settings.max_pixels)
         info = texts.pop("parameters", "")
         return {"info": info, "items": texts, "parameters": from_infotext(info) if info else {}}
 
@@ -95,7 +96,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     @api.get("/memory")
     async def memory() -> dict[str, Any]:
-        return {"ram": {"used": service.engine.pool.used}, "cuda": {}}
+        return {"ram": {"used": service.engine.numbers().model_bytes}, "cuda": {}}
 
     @api.post("/refresh-checkpoints")
     async def refresh() -> None:
@@ -112,4 +113,23 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     for name in EMPTY:
         nothing(name)
+    return api
+
+
+def controlnet_router(service: Service) -> APIRouter:
+    """What clients of the extension controlnet look up."""
+    api = APIRouter(tags=["AUTOMATIC1111"], default_response_class=AsciiJSON)
+
+    @api.get("/controlnet/model_list")
+    async def controlnets() -> dict[str, Any]:
+        return {"model_list": list(service.settings.controlnets)}
+
+    @api.get("/controlnet/module_list")
+    async def preprocessors() -> dict[str, Any]:
+        return {"module_list": ["none"], "module_detail": {}}
+
+    @api.get("/controlnet/version")
+    async def controlnet_version() -> dict[str, Any]:
+        return {"version": 2}
+
     return api

@@ -19,11 +19,11 @@ from gen.serve.models import ModelSource
 from tests.gen.test_adapters_generator import DENOISER, lora
 
 
-def make_engine(folder, **options):
+def make_engine(folder, names=("tiny", "other"), **options):
     def open_it():
         return Generator.from_pretrained(folder, "cpu", "float32")
 
-    return ServingEngine({"tiny": ModelSource(open_it), "other": ModelSource(open_it)}, **options)
+    return ServingEngine(dict.fromkeys(names, ModelSource(open_it)), **options)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import random
 import pytest
 from PIL import Image
 
-from tests.gen.serve.test_http import direct, same
+from tests.gen.serve.test_http import direct, same, sentence_of
 
 VALUES = [
     *(
@@ -66,12 +66,6 @@ PATHS = {
 }
 
 
-def sentence(answer):
-    """What an error says."""
-    body = answer.json()
-    return body["error"]["message"] if "error" in body else body["detail"]
-
-
 def picture(draw):
     """Bytes of a PNG, damaged."""
     file = io.BytesIO()
@@ -118,12 +112,12 @@ def check_all(client, tiny, numbers):
         assert answer.status_code < 500, (number, method, path, sent, answer.text[:500])
         if answer.status_code >= 400:
             refused += 1
-            text = sentence(answer)
+            text = sentence_of(answer)
             assert isinstance(text, str) and text and "Traceback" not in text and "\n  File" not in text, (number, text)
             assert text.endswith((".", "?", "!")) and len(text) < 3000, (number, path, sent, text)
     assert refused > 0.6 * len(numbers)  # of the others many are in order: a field that is left out is none
     answer = client.post("/v1/pictures", json={"prompt": "a cat", "seed": 1}).json()
-    assert same(answer["pictures"][0]["png"], direct(tiny, prompt="a cat", seed=1))
+    assert same(answer["pictures"][0]["image"], direct(tiny, prompt="a cat", seed=1))
     while client.engine.jobs():
         pass
 

@@ -31,6 +31,8 @@ from gen.cli.app import main
     (["--save", "/proc/no"], "can be written to"),
     (["--api-key", "short"], "at least 8 printable"),
     (["--api-key-file", "/no/such"], "does not exist"),
+    (["--controlnet", "edges=/no/such"], "--controlnet edges=/no/such: /no/such does not exist"),
+    (["--ip-adapter", "a=/etc", "--ip-adapter", "a=/tmp"], "two are called 'a'"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_at_once(options, says, capsys):
     assert main(["serve", *options]) == 2
