@@ -15,21 +15,21 @@ LARGEST = 1e300  # of other numbers
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """A kind of value. words: what an error says of it, after "give". takes: is a value of this kind?"""
 
     words: str
     takes: Callable[[Any], bool]
 
-    def or_list(self, words: str = "") -> Kind:
+    def or_list(self, words: str = "") -> ValueKind:
         """This, or a list of it."""
-        return Kind(words or f"{self.words}, or a list of such", lambda value: self.takes(value) or list_of(self)(value))
+        return ValueKind(words or f"{self.words}, or a list of such", lambda value: self.takes(value) or list_of(self)(value))
 
-    def or_else(self, other: Kind) -> Kind:
-        return Kind(f"{self.words}, or {other.words}", lambda value: self.takes(value) or other.takes(value))
+    def or_else(self, other: ValueKind) -> ValueKind:
+        return ValueKind(f"{self.words}, or {other.words}", lambda value: self.takes(value) or other.takes(value))
 
 
-def list_of(kind: Kind, count: int | None = None) -> Callable[[Any], bool]:
+def list_of(kind: ValueKind, count: int | None = None) -> Callable[[Any], bool]:
     """Whether a value is a list of a kind, of `count` entries where one is given."""
     return lambda value: isinstance(value, list) and len(value) == (count or len(value)) and all(map(kind.takes, value))
 
@@ -42,21 +42,21 @@ def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float) and abs(value) <= LARGEST)
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-WHOLE = Kind("a whole number", _is_whole)
-NUMBER = Kind("a number", _is_number)
-TEXT = Kind("a text", lambda value: isinstance(value, str))
+FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
+WHOLE = ValueKind("a whole number", _is_whole)
+NUMBER = ValueKind("a number", _is_number)
+TEXT = ValueKind("a text", lambda value: isinstance(value, str))
 TEXTS = TEXT.or_list()
 WHOLES = WHOLE.or_list()
 NUMBERS = NUMBER.or_list()
-TWO_WHOLES = Kind("a list of two whole numbers", list_of(WHOLE, 2))
-RANGE = Kind("a list of two numbers, the lower one first", list_of(NUMBER, 2))
-SIDES = WHOLE.or_else(Kind("a list of two, height first", TWO_WHOLES.takes))
+TWO_WHOLES = ValueKind("a list of two whole numbers", list_of(WHOLE, 2))
+RANGE = ValueKind("a list of two numbers, the lower one first", list_of(NUMBER, 2))
+SIDES = WHOLE.or_else(ValueKind("a list of two, height first", TWO_WHOLES.takes))
 FILES = TEXT.or_list("a picture, or a list of pictures")
 NAMES = TEXT.or_list("a name, or a list of names")
-OBJECT = Kind("an object of names and values", lambda value: isinstance(value, Mapping))
-ANYTHING = Kind("anything", lambda value: True)
-OPTION = Kind("a number, a text, true, false or a list of numbers", lambda value: _is_option(value))
+OBJECT = ValueKind("an object of names and values", lambda value: isinstance(value, Mapping))
+ANYTHING = ValueKind("anything", lambda value: True)
+OPTION = ValueKind("a number, a text, true, false or a list of numbers", lambda value: _is_option(value))
 
 
 def _is_option(value: Any) -> bool:
@@ -64,7 +64,7 @@ def _is_option(value: Any) -> bool:
 
 
 _OPTION_TABLES = ("sampler", "schedule", "guidance", "cache", "guide", "composition", "negtome", "reference", "concepts")
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ValueKind] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), TEXTS),
     **dict.fromkeys(("concepts", "aesthetic", "reference_prompt", "others", "view"), TEXTS),
     "class_labels": WHOLE.or_else(TEXT).or_list("a whole number or a name, or a list of such"),
@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("height", "width", "num_inference_steps", "num_images_per_prompt", "seed", "batch_size"), WHOLE),
     **dict.fromkeys(("window_batch", "recurrence", "left", "right", "top", "bottom", "iterations"), WHOLE),
     **dict.fromkeys(("hires_steps", "hires_window", "variation_seed", "clip_skip", "max_sequence_length"), WHOLE),
-    "seeds": Kind("a list of whole numbers", list_of(WHOLE)),
+    "seeds": ValueKind("a list of whole numbers", list_of(WHOLE)),
     **dict.fromkeys(("guidance_scale", "shift_from", "sync", "scale", "strength", "factor", "radius", "noise"), NUMBER),
     **dict.fromkeys(("weight", "spread", "pixels_from", "hires", "hires_strength", "variation_strength"), NUMBER),
     "guide_strength": NUMBER,
@@ -87,7 +87,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("control_range", "ip_adapter_range"), RANGE.or_list()),
     "control_weight": NUMBERS,
     "control_mode": WHOLES,
-    "ip_adapter_scale": NUMBERS.or_else(Kind("an object of numbers by layer", OBJECT.takes)),
+    "ip_adapter_scale": NUMBERS.or_else(ValueKind("an object of numbers by layer", OBJECT.takes)),
     **{f"{name}_options": OBJECT for name in (*_OPTION_TABLES, "aesthetic", "greedy", "pipeline")},
     **dict.fromkeys(("regions", "layout"), OBJECT),
     **dict.fromkeys(("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask"), FILES),
@@ -107,7 +107,7 @@ def check_kinds(arguments: Mapping[str, Any]) -> None:
                 check_kind_of(f"{name}[{shown(option)}]", one, OPTION)
 
 
-def check_kind_of(name: str, value: Any, kind: Kind) -> None:
+def check_kind_of(name: str, value: Any, kind: ValueKind) -> None:
     """ValueError for a value of another kind."""
     if not kind.takes(value):
         raise ValueError(f"{name} is {shown(value)}; give {kind.words}.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from PIL import Image, ImageChops, ImageFilter
 from pydantic import BaseModel, ConfigDict, Field
 
-from gen.calls.kinds import NUMBER, TEXT, Kind, check_kind_of, shown
+from gen.calls.kinds import NUMBER, TEXT, ValueKind, check_kind_of, shown
 from gen.pipeline.infotext import SAMPLERS, SCHEDULES
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.fields import Number, Prompt, Whole
@@ -174,7 +174,7 @@ def _hires(body: Txt2ImgRequest) -> dict[str, Any]:
     }
 
 
-_UNIT: dict[str, Kind] = {"model": TEXT, "weight": NUMBER}  # of the fields of a unit, those that are handed on
+_UNIT: dict[str, ValueKind] = {"model": TEXT, "weight": NUMBER}  # of the fields of a unit, those that are handed on
 
 
 def _controlnet(body: Txt2ImgRequest, settings: ServerSettings) -> dict[str, Any]:
