@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gen.calls.axes import SHORT, keyword_kinds, read_axis
 from gen.calls.respell import respell
 from gen.cli.choose import choose_model
+from gen.cli.live_preview import LivePreview
 from gen.cli.output import OutputTarget, save_free, say
 from gen.cli.terminal_pictures import show
 from samplers.lookup import nearest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
 
 _SETTING = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
+DENOISED = {"callback_on_step_end_tensor_inputs": ("denoised",)}
 HELP = """\
 a red heart                  draw it; a setting for this line: a red heart --steps 8 --sampler euler
 :set steps 8                 a setting for all lines from now on; :set lists them, :unset steps forgets one
@@ -106,7 +108,12 @@ class DrawingSession:
         from gen.cli.image import subjects
 
         subject = subjects(generator, [prompt] if prompt else [])
-        made = generator(**subject, **call, progress=True)
+        live = LivePreview(self.preview)
+        watched = {} if self.preview == "none" else {"callback_on_step_end": live, **DENOISED}
+        try:
+            made = generator(**subject, **call, **watched, progress=True)
+        finally:
+            live.close()
         picture = DrawnPicture(prompt, dict(own), made.images[0], made.recipes[0])
         self.drawn.append(picture)
         self.show(picture)

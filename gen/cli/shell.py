@@ -34,7 +34,7 @@ def shell(
     output: Output = None,
     save_all: Annotated[bool, typer.Option("--save-all", help="Save every picture, not only on :save.")] = False,
     preview: Annotated[
-        str, typer.Option(metavar="KIND", help="auto, none, kitty, iterm, blocks, blocks256: how pictures are shown.")
+        str, typer.Option(metavar="KIND", help="auto, none, kitty, iterm, sixel, blocks, blocks256: how pictures are shown.")
     ] = "auto",
     parts: PartOptions,
     device: Device = None,

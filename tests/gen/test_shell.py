@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
-import re
 import select
 import signal
 import subprocess
@@ -18,7 +16,6 @@ from PIL import Image
 
 from gen.cli import app as cli
 from gen.cli.session import one_setting, split_line
-from gen.cli.terminal_pictures import blocks, choose, detect, iterm, kitty
 from gen.generator import Generator
 from gen.pipeline.png import read_recipe
 
@@ -166,63 +163,7 @@ def test_a_setting_is_one_value():
     assert one_setting("guidance_scale", "3") == {"guidance_scale": 3.0}
 
 
-# ---- in terminals ----
-
-PICTURE = Image.new("RGB", (40, 30), (200, 10, 30))
-
-
-def test_what_a_terminal_shows_is_told_from_what_it_says():
-    def of(**environment: str) -> str:
-        return detect(environment, terminal=True)
-
-    assert of(TERM="xterm-kitty") == of(KITTY_WINDOW_ID="1") == of(TERM_PROGRAM="ghostty") == "kitty"
-    assert of(TERM_PROGRAM="iTerm.app") == of(LC_TERMINAL="iTerm2") == of(TERM_PROGRAM="WezTerm") == "iterm"
-    assert of(TERM="xterm-256color", COLORTERM="truecolor") == "blocks"
-    assert of(TERM="xterm-256color") == "blocks256" and of(TERM="dumb") == of() == of(TERM="vt100") == "none"
-    assert of(TERM="tmux-256color", TMUX="x", KITTY_WINDOW_ID="1", COLORTERM="truecolor") == "blocks"  # passes none on
-    assert detect({"TERM": "xterm-kitty"}, terminal=False) == "none"
-    with pytest.raises(ValueError, match="--preview is 'sixel'"):
-        choose("sixel")
-
-
-def test_kitty_gets_the_picture_in_chunks():
-    noise = Image.effect_noise((200, 200), 90)
-    messages = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty(noise))
-    assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in messages) == kitty(noise)
-    assert [keys for keys, _ in messages] == ["a=T,f=100,q=2,m=1", *["m=1"] * (len(messages) - 2), "m=0"]
-    assert len(messages) > 3 and all(len(data) <= 4096 for _, data in messages)
-    with Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in messages)))) as sent:
-        assert sent.tobytes() == noise.tobytes()
-
-
-def test_iterm_gets_a_file():
-    found = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);preserveAspectRatio=1:([^\x07]*)\x07", iterm(PICTURE))
-    data = base64.b64decode(found[2])
-    assert len(data) == int(found[1]) and Image.open(io.BytesIO(data)).size == (40, 30)
-
-
-def test_half_blocks_are_two_pixels_each():
-    picture = Image.new("RGB", (3, 3))
-    picture.putdata([(i * 20, 255 - i * 20, i) for i in range(9)])
-    lines = blocks(picture, 80).split("\n")
-    cells = [re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+);(?:48;2;(\d+);(\d+);(\d+)|49)m▀", line) for line in lines]
-    assert [len(row) for row in cells] == [3, 3] and all(line.endswith("\x1b[0m") for line in lines)
-    for y in range(3):
-        for x in range(3):
-            values = cells[y // 2][x][3 * (y % 2) : 3 * (y % 2) + 3]
-            assert tuple(map(int, values)) == picture.getpixel((x, y))
-    assert len(blocks(PICTURE, 20).split("\n")) == 8 and "38;5;160" in blocks(Image.new("RGB", (2, 2), (215, 0, 0)), 2, False)
-
-
-def test_image_shows_pictures(tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["image", "a cat", "--seed", "1", "--steps", "1", "--model", str(tiny_model), "--show"]
-    assert cli.main(arguments) == 0
-    assert "does not say that it can show pictures" in capsys.readouterr().err
-    monkeypatch.setattr("gen.cli.terminal_pictures.detect", lambda: "blocks")
-    assert cli.main(arguments) == 0
-    said = capsys.readouterr()
-    assert said.out == "a-cat-1-1.png\n" and said.err.count("▀") == 32 * 16
+# ---- in a terminal ----
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
@@ -251,6 +192,8 @@ def test_in_a_real_terminal(tiny_model, tmp_path):
     try:
         until(b"fewstep> ")
         os.write(master, b"a cat --seed 1 --steps 1\n")
+        until(b"\x1b7")  # a preview
+        until(b"\x1b[J")  # which goes
         until(b"\xe2\x96\x80")  # a half block
         until(b"seed 1, 1 steps")
         until(b"fewstep> ")
