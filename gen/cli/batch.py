@@ -10,17 +10,14 @@ import typer
 
 from gen.cli.groups import grouped
 from gen.cli.options import (
-    Device,
-    Dtype,
     GuidanceScale,
-    Import,
     Lora,
     LoraDir,
+    MachineOptions,
     MethodOptions,
     Negative,
     PartOptions,
     PromptSyntax,
-    Quiet,
     Sampler,
     SizeOptions,
     Steps,
@@ -111,19 +108,15 @@ def batch(
     ] = None,
     actors: Annotated[int | None, typer.Option(help="Processes of Ray's. [default: one a GPU, or all cores]")] = None,
     cpus_per_actor: Annotated[int, typer.Option(help="Cores, and threads, of each.")] = 1,
-    device: Device = None,
-    dtype: Dtype = None,
-    import_: Import = None,
-    quiet: Quiet = False,
+    machine: MachineOptions,
 ) -> int:
     """Make pictures of a table of prompts; the same command again goes on. Exit code 1 if rows failed."""
     from gen.batch.settings import BatchSettings, Share
     from gen.calls.call import AdapterUse
     from gen.cli.choose import choose_model
     from gen.cli.lora import parse_lora
-    from gen.io.user_code import import_files
 
-    import_files(import_)
+    machine.run_imports()
     if skip_existing and overwrite:
         raise ValueError("--skip-existing keeps pictures that --overwrite replaces; give one of them.")
     defaults = {
@@ -152,8 +145,8 @@ def batch(
         seed=seed,
         model=choose_model(model, fast, {**defaults, **parts.arguments(), "lora": lora}) if model or fast is not None else None,
         model_arguments=parts.arguments(),
-        device=Share.device(device),
-        dtype=dtype,
+        device=Share.device(machine.device),
+        dtype=machine.dtype,
         adapters=tuple(AdapterUse(str(file), 1.0 if weight is None else weight) for file, weight in named),
         lora_dir=lora_dir,
         kind=to,
@@ -170,12 +163,12 @@ def batch(
     if ray is None and (actors is not None or cpus_per_actor != 1):
         raise ValueError("--actors and --cpus-per-actor are for Ray; give --ray local too, or leave them out.")
     if check:
-        return only_check(settings, quiet)
+        return only_check(settings, machine.quiet)
     if ray is None:
-        return run(settings, quiet)
+        return run(settings, machine.quiet)
     from gen.batch.ray_pool import RayOptions
 
-    return run(settings, quiet, RayOptions(ray, actors, cpus_per_actor, tuple(import_ or ())))
+    return run(settings, machine.quiet, RayOptions(ray, actors, cpus_per_actor, tuple(machine.import_ or ())))
 
 
 def columns_of(pairs: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ steps of a deterministic sampler. Samplers that add noise go elsewhere, so their
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Device, Dtype, GuidanceScale, Import, Model, PartOptions, Quiet
+from gen.cli.options import GuidanceScale, MachineOptions, Model, PartOptions
 from gen.cli.output import check_png, save_free, say
 from gen.cli.spoken import SpokenCommand
 
@@ -39,31 +39,47 @@ def compare(
     model: Model = "default",
     parts: PartOptions,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")] = Path("compare.png"),
-    device: Device = None,
-    dtype: Dtype = None,
-    import_: Import = None,
-    quiet: Quiet = False,
+    machine: MachineOptions,
 ) -> int:
     """Compare samplers by step count: a sheet to look at, and distances to a fine reference."""
-    from gen.io.user_code import import_files
+    machine.run_imports()
 
-    import_files(import_)
+    from gen.io.validators import MAX_STEPS, check_int
 
-    return run(
-        prompts or [],
-        samplers=samplers,
-        schedules=schedules,
-        steps=steps,
-        reference=reference,
-        model=model,
-        parts=parts.arguments(),
-        seed=seed,
-        guidance_scale=guidance_scale,
-        output=output,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-    )
+    rows, counts = contenders(samplers, schedules), step_counts(steps)
+    check_int("--reference", reference, 1, MAX_STEPS)
+    check_png(output)
+
+    from gen.cli.image import subjects
+    from gen.generator import Generator
+
+    generator = Generator.from_pretrained(model, machine.device, machine.dtype, **parts.arguments())
+    call = {**subjects(generator, prompts or []), "guidance_scale": guidance_scale, "seed": seed, "progress": False}
+    truth = generator(**call, sampler="heun", schedule="uniform_time", num_inference_steps=reference, output_type="np").images
+
+    from tqdm import tqdm
+
+    distances: dict[tuple[Contender, int], float] = {}
+    shown: list[tuple[Any, str]] = []
+    with tqdm(total=len(rows) * len(counts), unit="sheet cell", disable=True if machine.quiet else None) as bar:
+        for row in rows:
+            for count in counts:
+                made = generator(
+                    **call, sampler=row.sampler, schedule=row.schedule, num_inference_steps=count, output_type="np"
+                )
+                distances[row, count] = float(((made.images - truth) ** 2).mean() ** 0.5)
+                shown.append((made.images[0], f"{row.label}\n{count} steps, {made.nfe:g} evaluations"))
+                bar.update()
+    print(_table(rows, counts, distances, reference))
+
+    from gen.generator import to_pil
+    from gen.io.contact_sheet import contact_sheet
+
+    images = [to_pil(image[None])[0] for image, _ in shown]
+    path = save_free(contact_sheet(images, [caption for _, caption in shown], len(counts)), output)
+    print(path, flush=True)
+    say(f"Distances over {len(truth)} picture{'s' * (len(truth) > 1)}, seeds from {seed}.", machine.quiet)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -96,61 +112,6 @@ def step_counts(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--steps is {text!r}; give whole numbers with commas between, for example 4,8,16,32.") from None
-
-
-def run(
-    prompts: Sequence[str],
-    *,
-    samplers: str,
-    schedules: str | None,
-    steps: str,
-    reference: int,
-    model: str,
-    parts: Mapping[str, Any],
-    seed: int,
-    guidance_scale: float | None,
-    output: Path,
-    device: str | None,
-    dtype: str | None,
-    quiet: bool,
-) -> int:
-    """Generate, print the table, save the sheet (one row per contender, the first prompt's pictures); the exit code."""
-    from gen.io.validators import MAX_STEPS, check_int
-
-    rows, counts = contenders(samplers, schedules), step_counts(steps)
-    check_int("--reference", reference, 1, MAX_STEPS)
-    check_png(output)
-
-    from gen.cli.image import subjects
-    from gen.generator import Generator
-
-    generator = Generator.from_pretrained(model, device, dtype, **parts)
-    call = {**subjects(generator, prompts), "guidance_scale": guidance_scale, "seed": seed, "progress": False}
-    truth = generator(**call, sampler="heun", schedule="uniform_time", num_inference_steps=reference, output_type="np").images
-
-    from tqdm import tqdm
-
-    distances: dict[tuple[Contender, int], float] = {}
-    shown: list[tuple[Any, str]] = []
-    with tqdm(total=len(rows) * len(counts), unit="sheet cell", disable=True if quiet else None) as bar:
-        for row in rows:
-            for count in counts:
-                made = generator(
-                    **call, sampler=row.sampler, schedule=row.schedule, num_inference_steps=count, output_type="np"
-                )
-                distances[row, count] = float(((made.images - truth) ** 2).mean() ** 0.5)
-                shown.append((made.images[0], f"{row.label}\n{count} steps, {made.nfe:g} evaluations"))
-                bar.update()
-    print(_table(rows, counts, distances, reference))
-
-    from gen.generator import to_pil
-    from gen.io.contact_sheet import contact_sheet
-
-    images = [to_pil(image[None])[0] for image, _ in shown]
-    path = save_free(contact_sheet(images, [caption for _, caption in shown], len(counts)), output)
-    print(path, flush=True)
-    say(f"Distances over {len(truth)} picture{'s' * (len(truth) > 1)}, seeds from {seed}.", quiet)
-    return 0
 
 
 def _table(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gen.calls.adapters import load_files, load_one
 from gen.calls.call import AdapterUse
+from gen.cli.options import Lora, Model, PartOptions, PlaceOptions
 from gen.cli.output import say
 from gen.io.errors import printable
 from gen.pipeline.recipe import Recipe
@@ -23,6 +24,18 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
         except ValueError:
             pass
     return Path(text), None
+
+
+@dataclass(frozen=True)
+class OpenOptions(PartOptions):
+    """The model that a command draws with, and the LoRAs in force."""
+
+    lora: Lora = None
+    model: Model = "default"
+
+    def opened(self, place: PlaceOptions) -> Any:
+        """A `Generator`, where `place` says."""
+        return open_with(self.lora or [], self.model, place.device, place.dtype, place.quiet, **self.arguments())
 
 
 def open_with(lora: Sequence[str], model: str, device: str | None, dtype: str | None, quiet: bool, **parts: Any) -> Any:

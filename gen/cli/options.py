@@ -181,6 +181,22 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True)
+class MachineOptions:
+    """Where a command computes, the user's own files that it runs first, and whether it says more than paths."""
+
+    device: Device = None
+    dtype: Dtype = None
+    import_: Import = None
+    quiet: Quiet = False
+
+    def run_imports(self) -> None:
+        """Before names are looked up that those files register."""
+        from gen.io.user_code import import_files
+
+        import_files(self.import_)
+
+
+@dataclass(frozen=True)
 class MethodOptions:
     """Options of the sampler, the schedule, the guidance and the cache."""
 
@@ -286,7 +302,8 @@ class PartOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Those of `Generator.from_pretrained` that were given."""
-        return model_arguments({**vars(self), "model_option": None, "model_options": self.model_option})
+        given = {option.name: getattr(self, option.name) for option in fields(PartOptions)}
+        return model_arguments({**given, "model_option": None, "model_options": self.model_option})
 
 
 def model_arguments(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from gen.cli import complete
 from gen.cli.options import (
     AnyModel,
     CallOptions,
-    Device,
-    Dtype,
     Embedding,
     Fast,
     Import,
     Lora,
+    MachineOptions,
     MethodOptions,
     ModelOption,
     Nonfinite,
@@ -88,20 +87,16 @@ def image(
             "--batch-invariant/--no-batch-invariant", help="The same picture to the bit at any batch size. [default: on a CPU]"
         ),
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the file.")] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Say what memory it will need, and make nothing.")] = False,
-    import_: Import = None,
-    quiet: Quiet = False,
+    machine: MachineOptions,
 ) -> int:
     """Make pictures from prompts. Files are named after prompt and seed; nothing is overwritten."""
     from gen.calls.ranges import numbers
     from gen.cli.asked import asked
     from gen.cli.image import run
-    from gen.io.user_code import import_files
 
-    import_files(import_)
+    machine.run_imports()
     counts = [None] if steps is None else numbers("--steps", steps)
 
     return run(
@@ -117,11 +112,11 @@ def image(
         quality=quality,
         grid=grid,
         show=show,
-        device=device,
-        dtype=dtype,
+        device=machine.device,
+        dtype=machine.dtype,
         metadata=metadata,
         plan=plan,
-        quiet=quiet,
+        quiet=machine.quiet,
         lora=[*(lora or []), *(embedding or [])],
         **{**sampling.keywords(), **methods.keywords()},
         allow_nonfinite=allow_nonfinite,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gen.cli import complete
-from gen.cli.options import AnyModel, CallOptions, Device, Dtype, Fast, Import, Lora, MethodOptions, PartOptions, Quiet, Steps
+from gen.cli.options import AnyModel, CallOptions, Fast, Lora, MachineOptions, MethodOptions, PartOptions, Steps
 from gen.cli.output import check_png, check_writable, exit_code, save_free, say, slug
 from gen.cli.task_options import TaskGroup, add_command
 
@@ -49,18 +49,14 @@ def sweep(
     fast: Fast = None,
     model: AnyModel = None,
     parts: PartOptions,
-    device: Device = None,
-    dtype: Dtype = None,
-    import_: Import = None,
-    quiet: Quiet = False,
+    machine: MachineOptions,
 ) -> int:
     """Draw two or three settings against one another: a sheet with their values beside, every recipe kept."""
     from gen.calls.sweep import Sweep
     from gen.cli.choose import choose_model
     from gen.cli.image import add_energies
-    from gen.io.user_code import import_files
 
-    import_files(import_)
+    machine.run_imports()
     check_png(output)
     if cells is not None:
         check_writable(cells / "x")
@@ -75,17 +71,17 @@ def sweep(
 
     from gen.generator import Generator
 
-    generator = Generator.from_pretrained(model, device, dtype, **parts.arguments())
+    generator = Generator.from_pretrained(model, machine.device, machine.dtype, **parts.arguments())
     add_energies(generator)
     if lora:
         from gen.cli.lora import load
 
-        load(generator, lora, quiet)
+        load(generator, lora, machine.quiet)
     if generator.text_encoder is not None and not any(cell.call["prompt"] for cell in asked.cells()):
         raise ValueError('No prompt was given; write one in quotes, for example: fewstep sweep "a red heart" --vary steps=4,8.')
     asked.check(generator)
-    say(f"{asked.text}, by {generator.name}", quiet)
-    return _draw(asked, generator, output, cells, quiet)
+    say(f"{asked.text}, by {generator.name}", machine.quiet)
+    return _draw(asked, generator, output, cells, machine.quiet)
 
 
 def _choice(call: Any) -> dict[str, Any]:

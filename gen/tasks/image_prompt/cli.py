@@ -31,32 +31,6 @@ Masks = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Where an
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Of `fewstep image`."""
-
-    image_prompt: Prompts = None
-    ip_adapter: Adapters = None
-    image_prompt_mask: Masks = None
-    ip_adapter_encoder: Encoder = None
-    image_prompt_range: Annotated[
-        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which it acts.")
-    ] = None
-
-    def keywords(self) -> dict[str, Any]:
-        """Of a call."""
-        given = [parse_lora(one) for one in self.image_prompt or ()]
-        scales = [1.0 if scale is None else scale for _, scale in given]
-        return {
-            "ip_adapter": self.ip_adapter or None,
-            "ip_adapter_image": [path for path, _ in given] or None,
-            "ip_adapter_scale": scales if any(scale != 1.0 for scale in scales) else None,
-            "ip_adapter_mask": self.image_prompt_mask or None,
-            "ip_adapter_encoder": self.ip_adapter_encoder,
-            "ip_adapter_range": self.image_prompt_range,
-        }
-
-
-@dataclass(frozen=True)
 class ReplayOptions:
     """Of `fewstep replay`."""
 
@@ -73,6 +47,22 @@ class ReplayOptions:
             "ip_adapter_mask": self.image_prompt_mask or None,
             "ip_adapter_encoder": self.ip_adapter_encoder,
         }
+
+
+@dataclass(frozen=True)
+class ImageOptions(ReplayOptions):
+    """Of `fewstep image`: scales and levels too, which a recipe holds."""
+
+    image_prompt_range: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Log-SNR levels at which it acts.")
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Of a call."""
+        given = [parse_lora(one)[1] for one in self.image_prompt or ()]
+        scales = [1.0 if scale is None else scale for scale in given]
+        own = {"ip_adapter_scale": scales if any(scale != 1.0 for scale in scales) else None}
+        return {**super().keywords(), **own, "ip_adapter_range": self.image_prompt_range}
 
 
 IMAGE, REPLAY, COMMANDS = ImageOptions, ReplayOptions, ()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions
+from gen.cli.lora import OpenOptions
+from gen.cli.options import Negative, PlaceOptions, RuleOptions, SamplingOptions
 from gen.cli.output import make_and_save, say
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ def layout(
     sampling: SamplingOptions,
     negative: Negative = None,
     rules: RuleOptions,
-    lora: Lora = None,
-    model: Model = "default",
-    parts: PartOptions,
+    model: OpenOptions,
     place: PlaceOptions,
 ) -> int:
     """Make a picture with a prompt for every region; see docs/regions.md."""
     target = place.target()
     spec = read_spec(layout, colour_table(colour or []), background)
 
-    from gen.cli.lora import open_with
-
-    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
+    generator = model.opened(place)
     call = {"negative_prompt": negative, **sampling.keywords(), **rules.keywords()}
     label = "layout" if _is_json(layout) else Path(layout).stem
     result, took = make_and_save(generator.layout, target, label, place.quiet, spec, **call)

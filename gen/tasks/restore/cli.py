@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Lora, Model, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
+from gen.cli.lora import OpenOptions
+from gen.cli.options import PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
 from gen.cli.output import check_png, make_and_save, save_free, say
 from gen.cli.values import parse_options
 
@@ -27,9 +28,7 @@ def restore(
     sampling: SamplingOptions,
     size: SizeOptions,
     rules: RuleOptions,
-    lora: Lora = None,
-    model: Model = "default",
-    parts: PartOptions,
+    model: OpenOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of before and after.")] = None,
     place: PlaceOptions,
 ) -> int:
@@ -38,12 +37,11 @@ def restore(
     sheet = None if grid is None else check_png(grid)
     options = parse_options(option or []) | ({"simulate": True} if simulate else {})
 
-    from gen.cli.lora import open_with
     from gen.generator import to_pil
     from gen.tasks.restore.task import check_task, make_restoration
 
     check_task(task, options)
-    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
+    generator = model.opened(place)
     call = {"mask": mask, **size.keywords(), **options, **sampling.keywords(), **rules.keywords()}
     label = f"{picture.stem}-{task}"
     result, took = make_and_save(generator.restore, target, label, place.quiet, picture, task, prompt, **call)

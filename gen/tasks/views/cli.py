@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from gen.cli.groups import grouped
-from gen.cli.options import Lora, Model, Negative, PartOptions, PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
+from gen.cli.lora import OpenOptions
+from gen.cli.options import Negative, PlaceOptions, RuleOptions, SamplingOptions, SizeOptions
 from gen.cli.output import check_png, make_and_save, save_free, say
 
 
@@ -29,9 +30,7 @@ def ambiguous(
     negative: Negative = None,
     size: SizeOptions,
     rules: RuleOptions,
-    lora: Lora = None,
-    model: Model = "default",
-    parts: PartOptions,
+    model: OpenOptions,
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save a sheet of all views.")] = None,
     place: PlaceOptions,
 ) -> int:
@@ -40,11 +39,10 @@ def ambiguous(
     sheet = None if grid is None else check_png(grid)
     views = view or ["rotate180"]
 
-    from gen.cli.lora import open_with
     from gen.tasks.views.task import view_of
 
     turns = [view_of(name) for name in views]
-    generator = open_with(lora or [], model, place.device, place.dtype, place.quiet, **parts.arguments())
+    generator = model.opened(place)
     call = {"pixels_from": pixels_from, "negative_prompt": negative, **size.keywords(), **sampling.keywords()}
     call |= rules.keywords()
     label = f"{prompt} {' '.join(others)}"

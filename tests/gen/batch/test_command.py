@@ -18,21 +18,13 @@ def rows(tmp_path):
     return path
 
 
+def batch_of(rows, out, model) -> list[str]:
+    return ["batch", str(rows), "-o", str(out), "--model", str(model)]
+
+
 def test_a_command_makes_what_image_makes_and_goes_on(rows, tmp_path, tiny_model, capsys):
     out = tmp_path / "out"
-    command = [
-        "batch",
-        str(rows),
-        "-o",
-        str(out),
-        "--model",
-        str(tiny_model),
-        "--seed",
-        "9",
-        "--extra",
-        "--name",
-        "{index}-{id}.png",
-    ]
+    command = [*batch_of(rows, out, tiny_model), "--seed", "9", "--extra", "--name", "{index}-{id}.png"]
     assert main(command) == 0
     assert "2 pictures made, 2 in" in capsys.readouterr().err
     assert main(["image", "a cat", "--model", str(tiny_model), "--seed", "10", "-o", str(tmp_path / "cat.png")]) == 0
@@ -46,7 +38,7 @@ def test_a_command_makes_what_image_makes_and_goes_on(rows, tmp_path, tiny_model
 
 def test_wrong_rows_are_said_and_tell_by_the_exit_code(rows, tmp_path, tiny_model, capsys):
     rows.write_text("prompt,steps\na cat,2\na dog,no\n")
-    command = ["batch", str(rows), "-o", str(tmp_path / "out"), "--model", str(tiny_model)]
+    command = batch_of(rows, tmp_path / "out", tiny_model)
     assert main([*command, "--check"]) == 1 and not (tmp_path / "out").exists()
     said = capsys.readouterr()
     assert "line 3: steps is 'no'" in said.out and "1 picture can be made; 1 row cannot." in said.err
@@ -87,7 +79,7 @@ def test_a_source_without_rows_is_said(name, text, tmp_path, tiny_model, capsys)
 def test_files_of_other_formats(ending, rows, tmp_path, tiny_model, capsys):
     """They hold recipe and place, and a file whose line in the ledger was lost is replaced by the same bytes."""
     out = tmp_path / "out"
-    command = ["batch", str(rows), "-o", str(out), "--model", str(tiny_model), "--seed", "9", "--extra", "--steps", "1"]
+    command = [*batch_of(rows, out, tiny_model), "--seed", "9", "--extra", "--steps", "1"]
     command += ["--name", f"{{index}}.{ending}", "--quality", "80", "-q"]
     assert main(command) == 0
     files = {path.name: path.read_bytes() for path in out.glob(f"*.{ending}")}
@@ -116,18 +108,7 @@ def test_a_recipe_that_a_format_cannot_hold_fails_its_row_alone(tmp_path, tiny_m
 def test_columns_by_other_names(rows, tmp_path, tiny_model):
     rows.write_text("words,number\na cat,5\n")
     out = tmp_path / "out"
-    command = [
-        "batch",
-        str(rows),
-        "-o",
-        str(out),
-        "--model",
-        str(tiny_model),
-        "--column",
-        "prompt=words",
-        "--column",
-        "seed=number",
-    ]
+    command = [*batch_of(rows, out, tiny_model), "--column", "prompt=words", "--column", "seed=number"]
     assert main(command) == 0 and list(pixels(out)) == ["000000-a-cat-5.png"]
 
 
