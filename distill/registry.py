@@ -28,6 +28,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "ImprovedConsistencyObjective",
     ),
     "easy_consistency": ("distill.objectives.easy_consistency", "EasyConsistencyConfig", "EasyConsistencyObjective"),
+    "truncated_consistency": (
+        "distill.objectives.truncated_consistency",
+        "TruncatedConsistencyConfig",
+        "TruncatedConsistencyObjective",
+    ),
     "continuous_consistency": ("distill.objectives.scm", "ContinuousConsistencyConfig", "ContinuousConsistencyObjective"),
     "consistency_trajectory": (
         "distill.objectives.consistency_trajectory",

@@ -167,6 +167,7 @@ CASES: dict[str, dict[str, Any]] = {
         weak="MODEL",
         warmup=3,
     ),
+    "truncated_consistency": student("truncated_consistency", teacher={"guidance_scale": 1.0}, boundary_share=0.5),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},
