@@ -82,6 +82,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyConfig",
         "TrajectoryConsistencyObjective",
     ),
+    "single_trajectory": ("distill.objectives.single_trajectory", "SingleTrajectoryConfig", "SingleTrajectoryObjective"),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),

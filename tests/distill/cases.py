@@ -168,6 +168,9 @@ CASES: dict[str, dict[str, Any]] = {
         warmup=3,
     ),
     "truncated_consistency": student("truncated_consistency", teacher={"guidance_scale": 1.0}, boundary_share=0.5),
+    "single_trajectory": student(
+        "single_trajectory", teacher={"steps": 6}, steps=2, lora={"rank": 2}, slots=4, bank_share=0.9, reach=0.5
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},

@@ -137,6 +137,8 @@ class Source:
         return 1000
 
     def batch(self, counters) -> Batch:
-        batch = batch_of(len(counters), counters[0], self.shape)
-        batch.latents = batch.latents.float()
-        return batch
+        rows = [batch_of(1, int(counter), self.shape) for counter in counters]
+        index, latents, labels = (
+            torch.cat(parts) for parts in zip(*((r.index, r.latents, r.labels) for r in rows), strict=True)
+        )
+        return Batch(index=index, latents=latents.float(), labels=labels)

@@ -63,6 +63,7 @@ METHODS = {
     "sid": {"critic_guidance": 1.5, "adversarial_weight": 1e-2, "discriminator_weight": 1e-2},
     "continuous_consistency": {"sigma_max": 10.0, "derivative": "difference"},
     "regularized_consistency": {"sigma_max": 10.0, "derivative": "difference", "regularize_from": 0},
+    "single_trajectory": {"bank_share": 0.0},
     "frechet": {"representations": ["teacher"], "population": 2, "reference": 4, "target_ema": None, "noisiest_share": 1.0},
 }
 
