@@ -187,4 +187,10 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "moment_matching": student("moment_matching", scalars=("target_time",), particles=2),
     "draft": policy("draft", steps=3, through=2, rewards=BRIGHT),
+    "diffusion_dpo": policy("diffusion_dpo", beta=10.0),
+    "pso": policy("pso", steps=3, rewards=BRIGHT),
+    "spo": policy("spo", steps=3, skipped=0, threshold=0.0, candidates=2, rewards=BRIGHT),
+    "ddo": policy("ddo", steps=2, round_steps=2),
+    "flow_grpo": policy("flow_grpo", steps=3, group=2, refresh=2, clip=0.2, rewards=BRIGHT),
+    "diffusion_nft": policy("diffusion_nft", steps=2, group=2, rewards=BRIGHT),
 }

@@ -56,6 +56,10 @@ class PolicyObjective(StudentObjective):
         """The reference's prediction, without gradients."""
         return self.predict(models["teacher"], x, level, condition, scale)
 
+    def training_scale(self) -> Scale:
+        """The scale at which errors of denoising are compared: 1, or, of a network that receives one, that of its samples."""
+        return self.config.default_guidance_scale if self.config.embed_guidance else 1.0
+
     # ---- the batch ----
 
     def clean(self, batch: Batch) -> Tensor:
