@@ -72,15 +72,15 @@ class ConsistencyTrajectoryConfig(ConsistencyConfig, LatentDiscriminatorConfig):
 
 
 class Trajectories(NamedTuple):
-    """Samples on their trajectories: clean (B, C, h, w), at t, the levels t, u and s (B,), how many steps of the grid from t to
-    u, and the condition with its guidance scale."""
+    """Samples on their trajectories: clean (B, C, h, w), at t, the levels t and s (B,), t's place on the grid, how many steps
+    of it the solver goes from there, and the condition with its guidance scale."""
 
     x0: Tensor
     x_t: Tensor
     t: NoiseLevel
     s: NoiseLevel
-    index: Tensor
-    count: int
+    place: Tensor
+    gone: int
     condition: Condition
     scale: Scale
 
@@ -140,8 +140,8 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
     def target(self, models: Mapping[str, nn.Module], at: Trajectories) -> Tensor:
         """The average's clean image of what the teacher's solver makes of x_t."""
         grid, x, level = self.grid(at.x_t.device), at.x_t, at.t
-        for taken in range(1, at.count + 1):
-            below = at_ratio(self.path, grid[at.index - taken])
+        for taken in range(1, at.gone + 1):
+            below = at_ratio(self.path, grid[at.place - taken])
             x, level = self.teacher_step(models, x, level, below, at.condition, at.scale), below
         network = unwrap(models["target"])
         jumped = self.end(network, x, level, at.s, at.condition, at.scale)  # equation 5

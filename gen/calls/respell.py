@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 _SAID_BOTH = re.compile(r"\b[a-z_0-9]+=[^\s(]+ \((--[^)]+)\)")  # of a sentence for Python and the command line alike
 _BEFORE = r"(?:leave|give|without|no)"
@@ -22,14 +23,18 @@ def respell(sentence: str, words: Mapping[str, str]) -> str:
     for keyword, word in sorted(words.items(), key=lambda pair: -len(pair[0])):
         plain = re.escape(keyword)
         if "_" in keyword:
-            sentence = re.sub(rf"(?<![\w'\"\-./]){plain}(?![\w'\"\-/])(=)?", lambda m, w=word: w + _joint(w, m[1]), sentence)
+            sentence = re.sub(rf"(?<![\w'\"\-./]){plain}(?![\w'\"\-/])(=)?", partial(_in_place, word), sentence)
         else:
-            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?){plain}(?=[ :\[])", lambda m, w=word: m[1] + w, sentence)
+            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?){plain}(?=[ :\[])", partial(_after, word), sentence)
             after = r"(?= too\b| out\b|[;.,:]| and\b)"
-            sentence = re.sub(rf"\b({_BEFORE} ){plain}{after}", lambda m, w=word: m[1] + w, sentence)
+            sentence = re.sub(rf"\b({_BEFORE} ){plain}{after}", partial(_after, word), sentence)
     return sentence
 
 
-def _joint(word: str, equals: str | None) -> str:
-    """An option stands before its value, a column beside an equals sign."""
-    return "" if equals is None else " " if word.startswith("--") else "="
+def _in_place(word: str, match: re.Match[str]) -> str:
+    """The word and what joins it to a value: an option stands before its value, a column beside an equals sign."""
+    return word + ("" if match[1] is None else " " if word.startswith("--") else "=")
+
+
+def _after(word: str, match: re.Match[str]) -> str:
+    return match[1] + word

@@ -311,7 +311,8 @@ class ServingEngine(EngineFront):
         """A run's picture: what `Generator` makes of the same keywords."""
         job, generator = run.job, run.model.generator
         view = SharedGenerator.of(generator, desk.ask, run.model.told, job.adapters, job.alone)
-        view.allowed = None if job.limit is None else lambda items, of: job.limit.check(generator, items, of, job.count)
+        if (limit := job.limit) is not None:
+            view.allowed = lambda items, of: limit.check(generator, items, of, job.count)
         seeds: Sequence[int] = job.seeds if job.together else [job.seeds[run.waiting.index]]
         call = getattr(view, job.method) if job.method else view
         with lent(generator.network), noted_by(job):

@@ -92,7 +92,9 @@ def adapters_in(folder: Path | None) -> dict[str, str]:
 
 def ip_adapters_in(folder: Path | None) -> dict[str, str]:
     """Name -> path of every IP-Adapter's file in a folder and those in it."""
-    files = [] if folder is None else sorted(folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
+    if folder is None:
+        return {}
+    files = sorted(folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
     return {str(path.relative_to(folder).with_suffix("")): str(path) for path in files[:MOST_READ] if is_ip_adapter(path)}
 
 

@@ -50,5 +50,4 @@ class Toasts:
 
     def _remove(self, place: str, toast: Any) -> None:
         if self.shown.get(place) is toast:
-            del self.shown[place]
-            toast.delete()
+            self.shown.pop(place).delete()

@@ -73,11 +73,11 @@ def test_the_target_takes_the_teachers_steps_and_then_the_averages():
     seen = set()
     for step in range(12):
         at = objective.trajectories(batch, draws, step)
-        seen.add(at.count)
+        seen.add(at.gone)
         condition, grid = Condition(label=batch.labels), objective.grid(CPU)
         x = at.x_t
-        for taken in range(at.count):
-            high, low = grid[at.index - taken], grid[at.index - taken - 1]
+        for taken in range(at.gone):
+            high, low = grid[at.place - taken], grid[at.place - taken - 1]
             t, u = at_ratio(objective.path, high), at_ratio(objective.path, low)
             eps = objective.teacher_predict(models_of(objective), x, t, condition).eps
             x = expand(u.alpha, x) * (x / expand(t.alpha, x) + expand(low - high, x) * eps)

@@ -209,7 +209,7 @@ def _add_unit(unit: Any, found: dict[str, list[Any]], settings: ServerSettings) 
             raise BadRequest(f"controlnet.{name} is {shown(value)}, which is not done here; leave it out.", "controlnet", 422)
     picture = unit.get("image") or unit.get("input_image")
     found["control"].append(read_upload("controlnet.image", picture, settings.max_pixels))
-    found["controlnet"].append(values["model"].partition(" [")[0])
+    found["controlnet"].append(str(values["model"]).partition(" [")[0])
     found["control_weight"].append(values["weight"])
 
 
