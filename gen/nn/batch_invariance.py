@@ -39,6 +39,7 @@ def _products() -> dict[Any, tuple[int, ...]]:
     """function -> its arguments that have the batch first."""
     first_argument: list[Any] = [F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d]
     first_argument.append(torch.ops.mkldnn._linear_pointwise)
+    first_argument += [F.group_norm, torch.group_norm]  # several threads share the rows of channels that lie last
     two_arguments: list[Any] = [torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm]
     three_arguments: list[Any] = [torch.baddbmm, Tensor.baddbmm]
     return (
