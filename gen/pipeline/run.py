@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gen.io.threads import lock_of
 from gen.models.decoding import free, is_out_of_memory, to_output_type
 from gen.nn.backbones.fused import pack
 from gen.nn.batch_invariance import batch_invariance
@@ -155,7 +156,10 @@ def _make_batch(
     if second is not None:
         steps = len(settings.levels) - 1
         left = None if settings.stop_at is None else settings.stop_at - steps
-        final = _sample(model, items, replace(second, stop_at=left), callback, StepsOnly(bar) if second.frame else bar)
+        finisher = _second_model(model, settings)
+        second = replace(second, stop_at=left)
+        with lock_of(finisher.network):
+            final = _sample(finisher, items, second, callback, StepsOnly(bar) if second.frame else bar, model)
         shown_by = second
         state = replace(first.state, evaluations=first.state.evaluations + final.state.evaluations)
         stopped_at = steps + final.state.step if final.state.step < len(second.levels) - 1 else None
@@ -179,15 +183,19 @@ class _Sampled:
     stopped: bool
 
 
-def _sample(model: Model, items: Sequence[Item], settings: Settings, callback: tuple | None, bar: Any) -> _Sampled:
+def _sample(
+    model: Model, items: Sequence[Item], settings: Settings, callback: tuple | None, bar: Any, called: Model | None = None
+) -> _Sampled:
+    """called: the model that was called, where that is another."""
+    called = called or model
     watch = Watch()
     batch, denoiser, solver, condition = _staged(model, items, settings, bar, watch)
-    solver = solver if callback is None else WithCallback(solver, model, *callback)
+    solver = solver if callback is None else WithCallback(solver, called, *callback)
     check_begin(batch, batch.x)
     context, stopped = Context(adapters=batch.settings.adapters), False
     for state in trajectory(denoiser, solver, batch.x, settings.levels, condition, noise=batch.source, context=context):
         bar.update(1)
-        stopped = model.interrupt or state.step == settings.stop_at
+        stopped = called.interrupt or state.step == settings.stop_at
         if stopped:
             break
     latents = clean(state) if state.step < len(settings.levels) - 1 else state.x
@@ -199,6 +207,12 @@ def _second_run(model: Model, latents: Tensor, settings: Settings) -> Settings |
     """The settings of the run that a task goes on with."""
     runs = (task.second_run(model, latents, settings) for task in settings.tasks.values())
     return next((run for run in runs if run is not None), None)
+
+
+def _second_model(model: Model, settings: Settings) -> Model:
+    """The model that makes the second run."""
+    models = (task.second_model(model) for task in settings.tasks.values())
+    return next((other for other in models if other is not model), model)
 
 
 def _staged(

@@ -218,6 +218,10 @@ class Task:
         none."""
         return None
 
+    def second_model(self, model: Model) -> Model:
+        """The model that makes the second run."""
+        return model
+
     def decode(self, model: Model, latents: Tensor, crop: Crop | None, decode: Decode) -> Tensor:
         """Pictures (B, 3, H, W) of latents, cropped; `decode` is what the model, and tasks before this one, make of them."""
         return decode(latents, crop)

@@ -207,7 +207,7 @@ def test_newer_denoisers_are_what_their_pipelines_folders_are(tmp_path, make):
 
 
 def test_variants_of_a_layout(tmp_path):
-    """Kontext by its name, Fill by its channels; Depth, Canny and SDXL's refiner are refused by name."""
+    """Kontext by its name, Fill by its channels; SDXL's refiner by its text; Depth and Canny are refused by name."""
     _, file, folder = written(tmp_path, flux())
     kontext = file.rename(tmp_path / "flux1-kontext-dev.safetensors")
     generator = Generator.from_pretrained(kontext, text_encoder=folder, vae=folder, device="cpu")
@@ -218,8 +218,10 @@ def test_variants_of_a_layout(tmp_path):
         save_file(tensors | {"img_in.weight": torch.ones(128, channels)}, tmp_path / "other.safetensors")
         with pytest.raises(ValueError, match=match):
             Generator.from_pretrained(tmp_path / "other.safetensors", text_encoder=folder, vae=folder)
-    with pytest.raises(ValueError, match="is SDXL's refiner, which finishes"):
-        kinds.KINDS[[kind.name for kind in kinds.KINDS].index("SDXL")].variant({"cross_attention_dim": 1280}, "x")
+    kind = next(kind for kind in kinds.KINDS if kind.name == "SDXL")
+    widths = [{"cross_attention_dim": width} for width in (2048, 1280)]
+    assert [kind.variant(config, "x") for config in widths] == [None, "StableDiffusionXLImg2ImgPipeline"]
+    assert [kind.index(config, "x")["force_zeros_for_empty_prompt"] for config in widths] == [True, False]
 
 
 def test_an_autoencoder_in_one_file(tmp_path):
@@ -301,6 +303,12 @@ PUBLISHED = {
         "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True,
     }),
     "SDXL": (original.unet, "UNet2DConditionModel", XL),
+    "SDXL refiner": (original.unet, "UNet2DConditionModel", XL | {
+        "block_out_channels": [384, 768, 1536, 1536], "attention_head_dim": [6, 12, 24, 24], "cross_attention_dim": 1280,
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"], "transformer_layers_per_block": 4,
+        "projection_class_embeddings_input_dim": 2560,
+    }),
     "SD3 medium": (original.sd3, "SD3Transformer2DModel", SD3 | {
         "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192,
     }),

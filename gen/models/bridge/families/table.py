@@ -100,6 +100,9 @@ FAMILIES: dict[str, FamilyRow] = {
     "StableDiffusionXLPipeline": FamilyRow(
         sdxl.FAMILY, sdxl.SDXLUNet, sdxl.SDXLReader, "stabilityai/stable-diffusion-xl-base-1.0"
     ),
+    "StableDiffusionXLImg2ImgPipeline": FamilyRow(
+        sdxl.REFINER, sdxl.SDXLRefiner, sdxl.SDXLReader, "stabilityai/stable-diffusion-xl-refiner-1.0"
+    ),
     "KolorsPipeline": FamilyRow(kolors.FAMILY, kolors.KolorsUNet, kolors.KolorsReader, "Kwai-Kolors/Kolors-diffusers"),
     "StableDiffusion3Pipeline": FamilyRow(sd3.FAMILY, sd3.SD3, sd3.SD3Reader, "stabilityai/stable-diffusion-3.5-medium"),
     "FluxPipeline": FamilyRow(flux.FAMILY, flux.Flux, flux.FluxReader, "black-forest-labs/FLUX.1-schnell", embedded=True),

@@ -30,7 +30,7 @@ def _exact_root(value: int, what: str) -> int:
     return root
 
 
-def _heads(width: int, dim: int) -> int:
+def head_count(width: int, dim: int) -> int:
     if dim < 1 or width % dim:
         raise ValueError(f"its width of {width} is not a multiple of its heads' {dim}")
     return width // dim
@@ -63,7 +63,7 @@ def unet(shapes: Shapes) -> Config:
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
         "transformer_layers_per_block": [depth or deepest for depth in depths],
         "cross_attention_dim": shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1],
-        "attention_head_dim": [_heads(width, 64) for width in widths] if linear else 8,
+        "attention_head_dim": [head_count(width, 64) for width in widths] if linear else 8,
         "use_linear_projection": linear,
         "sample_size": 64,
     }
@@ -104,7 +104,7 @@ def clip(shapes: Shapes, activation: str) -> Config:
         "hidden_size": width,
         "intermediate_size": shapes[f"{inner}encoder.layers.0.mlp.fc1.weight"][0],
         "num_hidden_layers": count(shapes, f"{inner}encoder.layers."),
-        "num_attention_heads": _heads(width, 64),
+        "num_attention_heads": head_count(width, 64),
         "max_position_embeddings": shapes[f"{inner}embeddings.position_embedding.weight"][0],
         "hidden_act": activation,
         "projection_dim": shapes.get("text_projection.weight", (width,))[0],
@@ -122,7 +122,7 @@ def open_clip(shapes: Shapes, penultimate: bool) -> Config:
         "hidden_size": width,
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": count(shapes, "transformer.resblocks.") - penultimate,
-        "num_attention_heads": _heads(width, 64),
+        "num_attention_heads": head_count(width, 64),
         "max_position_embeddings": shapes["positional_embedding"][0],
         "hidden_act": "gelu",
         "projection_dim": shapes.get("text_projection", (0, width))[1],
@@ -140,7 +140,7 @@ def t5(shapes: Shapes) -> Config:
     return {
         "vocab_size": words,
         "d_model": width,
-        "d_kv": _heads(shapes[f"{first}q.weight"][0], heads),
+        "d_kv": head_count(shapes[f"{first}q.weight"][0], heads),
         "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
         "num_layers": count(shapes, "encoder.block."),
         "num_heads": heads,
@@ -163,7 +163,7 @@ def sd3(shapes: Shapes) -> Config:
         "out_channels": channels,
         "num_layers": layers,
         "attention_head_dim": dim,
-        "num_attention_heads": _heads(width, dim),
+        "num_attention_heads": head_count(width, dim),
         "joint_attention_dim": shapes["context_embedder.weight"][1],
         "caption_projection_dim": shapes["context_embedder.weight"][0],
         "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
@@ -173,7 +173,7 @@ def sd3(shapes: Shapes) -> Config:
     }
 
 
-def _published_head_width(norm: tuple[int, ...], model: str) -> int:
+def published_head_width(norm: tuple[int, ...], model: str) -> int:
     """128, by the norm of the heads' keys or queries; ValueError for another."""
     if norm[0] != 128:
         raise ValueError(f"its heads are {norm[0]} wide, and {model}'s are 128")
@@ -183,7 +183,7 @@ def _published_head_width(norm: tuple[int, ...], model: str) -> int:
 def flux(shapes: Shapes) -> Config:
     """FluxTransformer2DModel of FLUX.1."""
     width, channels = shapes["img_in.weight"]
-    dim = _published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.1")
+    dim = published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.1")
     return {
         "patch_size": 1,
         "in_channels": channels,
@@ -191,7 +191,7 @@ def flux(shapes: Shapes) -> Config:
         "num_layers": count(shapes, "double_blocks."),
         "num_single_layers": count(shapes, "single_blocks."),
         "attention_head_dim": dim,
-        "num_attention_heads": _heads(width, dim),
+        "num_attention_heads": head_count(width, dim),
         "joint_attention_dim": shapes["txt_in.weight"][1],
         "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
@@ -202,7 +202,7 @@ def flux(shapes: Shapes) -> Config:
 def z_image(shapes: Shapes) -> Config:
     """ZImageTransformer2DModel."""
     width, pixels = shapes["x_embedder.weight"]
-    dim = _published_head_width(shapes["layers.0.attention.q_norm.weight"], "Z-Image")
+    dim = published_head_width(shapes["layers.0.attention.q_norm.weight"], "Z-Image")
     return {
         "all_patch_size": [2],
         "all_f_patch_size": [1],
@@ -210,8 +210,8 @@ def z_image(shapes: Shapes) -> Config:
         "dim": width,
         "n_layers": count(shapes, "layers."),
         "n_refiner_layers": count(shapes, "noise_refiner."),
-        "n_heads": _heads(width, dim),
-        "n_kv_heads": _heads(width, dim),
+        "n_heads": head_count(width, dim),
+        "n_kv_heads": head_count(width, dim),
         "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
     }
 
@@ -219,13 +219,13 @@ def z_image(shapes: Shapes) -> Config:
 def qwen_image(shapes: Shapes) -> Config:
     """QwenImageTransformer2DModel, whose published files have diffusers' names."""
     width, pixels = shapes["img_in.weight"]
-    dim = _published_head_width(shapes["transformer_blocks.0.attn.norm_q.weight"], "Qwen-Image")
+    dim = published_head_width(shapes["transformer_blocks.0.attn.norm_q.weight"], "Qwen-Image")
     return {
         "patch_size": 2,
         "in_channels": pixels,
         "out_channels": shapes["proj_out.weight"][0] // 4,
         "num_layers": count(shapes, "transformer_blocks."),
         "attention_head_dim": dim,
-        "num_attention_heads": _heads(width, dim),
+        "num_attention_heads": head_count(width, dim),
         "joint_attention_dim": shapes["txt_in.weight"][1],
     }

@@ -185,7 +185,8 @@ def check_plan(path: Path, name: str, filling: Filling, shapes: Mapping[str, tup
         first = shapes[pieces[0].source]
         wide = {math.prod(shapes[piece.source][1:]) for piece in pieces}
         found = (first[1], first[0]) if pieces[0].transposed and len(first) == 2 else (rows, *first[1:]) if first else ()
-        if len(wide) > 1 or math.prod(found) != math.prod(want) or (found[:1] != want[:1]):
+        folded = len(first) == 1 and len(pieces) == 1  # one row after another in a vector
+        if len(wide) > 1 or math.prod(found) != math.prod(want) or (found[:1] != want[:1] and not folded):
             wrong.append(f"{target} is {found}, {name} needs {want}")
     problems = [f"lacks {listed(missing)}"] * bool(missing) + [f"has unknown {listed(unknown)}"] * bool(unknown)
     problems += [listed(wrong)] * bool(wrong)

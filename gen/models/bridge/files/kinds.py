@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gen.models.bridge.files import configs, layouts
+from gen.models.bridge.files import configs, configs_newer, layouts, layouts_newer
 from gen.models.bridge.files.rows import Shapes
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -51,7 +51,7 @@ class Kind:
     marks: beginnings of names, without prefix, that together only this family has.
     parts: part of the pipeline -> the networks that it may be, the first that is there.
     scheduler: (config of the backbone, all names, the file's own) -> a scheduler's config.
-    index: values of model_index.json beside the parts.
+    index: (config of the backbone, the file's own name) -> values of model_index.json beside the parts.
     variant: (config of the backbone, the file's own name) -> another pipeline that the same layout belongs to, None for the
         usual one; ValueError, in words that follow the file's name, for one that is not opened.
     """
@@ -61,11 +61,11 @@ class Kind:
     marks: tuple[str, ...]
     parts: Mapping[str, tuple[Holder, ...]]
     scheduler: Callable[[Mapping[str, Any], Collection[str], str], dict[str, Any]]
-    index: Mapping[str, Any]
+    index: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda config, file: {}
     variant: Callable[[Mapping[str, Any], str], str | None] = lambda config, file: None
 
 
-BACKBONE = ("model.diffusion_model.", "")
+BACKBONE = ("model.diffusion_model.", "model.", "")
 VAE = ("first_stage_model.", "vae.")
 
 
@@ -109,9 +109,26 @@ def _flux_variant(config: Mapping[str, Any], file: str) -> str | None:
 
 
 def _sdxl_variant(config: Mapping[str, Any], file: str) -> str | None:
-    if config["cross_attention_dim"] == 1280:
-        raise ValueError("is SDXL's refiner, which finishes pictures and is not opened by itself; open the base model.")
-    return None
+    """The refiner reads the larger text encoder alone."""
+    return "StableDiffusionXLImg2ImgPipeline" if config["cross_attention_dim"] == 1280 else None
+
+
+def _sdxl_index(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    return {"force_zeros_for_empty_prompt": config["cross_attention_dim"] != 1280}
+
+
+def _flux2_variant(config: Mapping[str, Any], file: str) -> str | None:
+    """klein embeds no guidance scale."""
+    return None if config["guidance_embeds"] else "Flux2KleinPipeline"
+
+
+def _flux2_index(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """klein is distilled but where its file is called the base."""
+    return {} if config["guidance_embeds"] else {"is_distilled": "base" not in file.lower()}
+
+
+def _krea2_index(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    return {"is_distilled": "turbo" in file.lower()}
 
 
 T5 = Holder("T5EncoderModel", ("text_encoders.t5xxl.transformer.",), "shared.weight", configs.t5)
@@ -130,7 +147,6 @@ KINDS: tuple[Kind, ...] = (
             "text_encoder_3": (T5,),
         },
         lambda config, names, file: FLOW,
-        {},
     ),
     Kind(
         "FLUX",
@@ -143,8 +159,7 @@ KINDS: tuple[Kind, ...] = (
             "text_encoder_2": (T5,),
         },
         lambda config, names, file: FLUX_DEV if config["guidance_embeds"] else {**FLOW, "shift": 1.0},
-        {},
-        _flux_variant,
+        variant=_flux_variant,
     ),
     Kind(
         "Z-Image",
@@ -157,7 +172,86 @@ KINDS: tuple[Kind, ...] = (
             "vae": vae_holder(0.3611, 0.1159),
         },
         lambda config, names, file: {**FLOW, "shift": 3.0 if "turbo" in file.lower() else 6.0},
-        {},
+    ),
+    Kind(
+        "Chroma",
+        "ChromaPipeline",
+        ("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight", "img_in.weight"),
+        {
+            "transformer": (
+                Holder("ChromaTransformer2DModel", BACKBONE, "img_in.weight", configs_newer.chroma, layouts_newer.chroma),
+            ),
+            "vae": vae_holder(0.3611, 0.1159),
+            "text_encoder": (T5,),
+        },
+        lambda config, names, file: {**FLOW, "use_beta_sigmas": True},
+    ),
+    Kind(
+        "FLUX.2",
+        "Flux2Pipeline",
+        ("double_stream_modulation_img.lin.weight", "single_blocks.0.linear1.weight", "img_in.weight"),
+        {
+            "transformer": (
+                Holder("Flux2Transformer2DModel", BACKBONE, "img_in.weight", configs_newer.flux2, layouts_newer.flux2),
+            ),
+            "vae": (),
+        },
+        lambda config, names, file: {**FLUX_DEV, "shift": 3.0},
+        _flux2_index,
+        _flux2_variant,
+    ),
+    Kind(
+        "Krea 2",
+        "Krea2Pipeline",
+        ("txtfusion.projector.weight", "blocks.0.attn.wq.weight", "first.weight"),
+        {
+            "transformer": (
+                Holder("Krea2Transformer2DModel", BACKBONE, "first.weight", configs_newer.krea2, layouts_newer.krea2),
+            ),
+            "vae": (),
+        },
+        lambda config, names, file: {**FLUX_DEV, "shift": 1.0, "max_image_seq_len": 6400},
+        _krea2_index,
+    ),
+    Kind(
+        "AuraFlow",
+        "AuraFlowPipeline",
+        ("double_layers.0.attn.w1q.weight", "single_layers.0.modCX.1.weight", "init_x_linear.weight"),
+        {
+            "transformer": (
+                Holder(
+                    "AuraFlowTransformer2DModel",
+                    BACKBONE,
+                    "init_x_linear.weight",
+                    configs_newer.auraflow,
+                    layouts_newer.auraflow,
+                ),
+            ),
+            "vae": vae_holder(0.13025),
+            "text_encoder": (
+                Holder("UMT5EncoderModel", ("text_encoders.pile_t5xl.transformer.",), "shared.weight", configs.t5),
+            ),
+        },
+        lambda config, names, file: {**FLOW, "shift": 1.73},
+    ),
+    Kind(
+        "Lumina 2",
+        "Lumina2Pipeline",
+        ("cap_embedder.1.weight", "noise_refiner.0.attention.qkv.weight", "layers.0.adaLN_modulation.1.weight"),
+        {
+            "transformer": (
+                Holder(
+                    "Lumina2Transformer2DModel", BACKBONE, "x_embedder.weight", configs_newer.lumina2, layouts_newer.lumina2
+                ),
+            ),
+            "vae": vae_holder(0.3611, 0.1159),
+            "text_encoder": (
+                Holder(
+                    "Gemma2Model", ("text_encoders.gemma2_2b.transformer.model.",), "embed_tokens.weight", configs_newer.gemma2
+                ),
+            ),
+        },
+        lambda config, names, file: {**FLOW, "shift": 6.0},
     ),
     Kind(
         "Qwen-Image",
@@ -165,7 +259,6 @@ KINDS: tuple[Kind, ...] = (
         ("transformer_blocks.0.img_mod.1.weight", "txt_norm.weight", "img_in.weight"),
         {"transformer": (Holder("QwenImageTransformer2DModel", BACKBONE, "img_in.weight", configs.qwen_image),), "vae": ()},
         lambda config, names, file: QWEN,
-        {},
     ),
     Kind(
         "SDXL",
@@ -175,10 +268,13 @@ KINDS: tuple[Kind, ...] = (
             "unet": (Holder("UNet2DConditionModel", BACKBONE, "input_blocks.0.0.weight", configs.unet, layouts.unet),),
             "vae": vae_holder(0.13025),
             "text_encoder": (_clip("conditioner.embedders.0.transformer."),),
-            "text_encoder_2": (_open_clip("conditioner.embedders.1.model.", projected=True),),
+            "text_encoder_2": (
+                _open_clip("conditioner.embedders.1.model.", projected=True),
+                _open_clip("conditioner.embedders.0.model.", projected=True),  # of the refiner
+            ),
         },
         _sdxl,
-        {"force_zeros_for_empty_prompt": True},
+        _sdxl_index,
         _sdxl_variant,
     ),
     Kind(
@@ -191,15 +287,36 @@ KINDS: tuple[Kind, ...] = (
             "text_encoder": (_clip("cond_stage_model.transformer."), _open_clip("cond_stage_model.model.", projected=False)),
         },
         _stable_diffusion,
-        {},
     ),
 )
 
 
+# what a name begins with -> what the file is, of those that open only as a pipeline's folder, or not at all
+ELSEWHERE: tuple[tuple[str, str], ...] = (
+    ("nerf_blocks.", "Chroma1-Radiance, which works on pixels and is not opened"),
+    ("double_stream_blocks.0.block.adaLN_modulation", "HiDream, which opens as a pipeline's folder or hub id"),
+    ("txt_in.text_norm.", "Qwen-Image 2.1, which opens as a pipeline's folder or hub id"),
+    ("ref_time_in.", "FLUX.3, which is not opened"),
+    ("head.modulation", "Wan, a model of videos, which is not opened"),
+    ("txt_in.individual_token_refiner.", "HunyuanVideo, a model of videos, which is not opened"),
+)
+
+
+def _bare(name: str) -> str:
+    """A name without what a file with several networks, or AuraFlow's authors, put before it."""
+    return next((name.removeprefix(prefix) for prefix in BACKBONE if prefix and name.startswith(prefix)), name)
+
+
 def kind_of(names: Collection[str]) -> Kind | None:
     """The kind of a file by the names of its tensors; None for files of another."""
-    inner = {name.removeprefix(BACKBONE[0]) for name in names}
+    inner = {_bare(name) for name in names}
     for kind in KINDS:
         if all(any(name.startswith(mark) for name in inner) for mark in kind.marks):
             return kind
     return None
+
+
+def named_elsewhere(names: Collection[str]) -> str | None:
+    """What a file is that does not open from one file, and what to do; None for one that is not known."""
+    inner = {_bare(name) for name in names}
+    return next((what for mark, what in ELSEWHERE if any(name.startswith(mark) for name in inner)), None)

@@ -6,7 +6,7 @@ Each takes tensors by name, without the prefix of the network in the file, and i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,12 +39,15 @@ def sd3(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
 
 
 def flux(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """diffusers' converter cuts the single blocks' first layer for a width of 3072 whatever the width is, so it is cut here."""
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
+    return with_single_blocks(convert_flux_transformer_checkpoint_to_diffusers, tensors, config)
+
+
+def with_single_blocks(convert: Callable[[Tensors], Tensors], tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """diffusers' converters cut the single blocks' first layer for a width of 3072 whatever the width is, so it is cut here."""
     width, stand_in = config["num_attention_heads"] * config["attention_head_dim"], torch.zeros(7 * 3072, 1)
-    given = {name: stand_in if ".linear1." in name else value for name, value in tensors.items()}
-    converted = convert_flux_transformer_checkpoint_to_diffusers(given)
+    converted = convert({name: stand_in if ".linear1." in name else value for name, value in tensors.items()})
     for i in range(config["num_single_layers"]):
         for kind in ("weight", "bias"):
             whole = tensors[f"single_blocks.{i}.linear1.{kind}"]

@@ -53,8 +53,10 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
     source = open_source(path)
     kind = kind_of(source.shapes)
     if kind is None:
-        from gen.models.bridge.files.kinds import KINDS
+        from gen.models.bridge.files.kinds import KINDS, named_elsewhere
 
+        if (what := named_elsewhere(source.shapes)) is not None:
+            raise CheckpointError(path, f"holds {what}.")
         raise CheckpointError(path, f"holds none of the models that open from one file: {', '.join(k.name for k in KINDS)}.")
     if options.quantize is not None and source.codes:
         raise CheckpointError(path, f"is quantised already; leave quantize={options.quantize!r} out.")
@@ -87,7 +89,7 @@ def open_file(path: Path, dtype: torch.dtype, options: ModelOptions) -> Opened:
         loaded[part] = network.network
     fill(source, fillings)
     noise = {**kind.scheduler(plans[family.backbone].config, source.shapes, path.stem), **scheduler_options}
-    index = {"_class_name": pipeline, "_name_or_path": path.stem, **kind.index}
+    index = {"_class_name": pipeline, "_name_or_path": path.stem, **kind.index(plans[family.backbone].config, path.stem)}
     settings = sampling(path, noise, family.own_sigmas, family.mu(index))
     opened = assemble(path, family, index, noise, settings, plans[family.backbone].config, loaded)
     return replace(opened, weights={part: weights[part] for part in family.classes if part in weights})
