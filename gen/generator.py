@@ -197,6 +197,8 @@ class Generator(Model):
             (`gen.tasks.training_free.options.TrainingFreeOptions`).
         hires: draw, enlarge so many times, draw on, with hires_strength, hires_steps, hires_window and hires_upscaler
             ("picture", "latent").
+        refiner, refiner_at: a model (folder, file, hub id, or open) that finishes pictures from the latents that are left when
+            so much of the schedule is done (0.8), as SDXL's refiner.
         variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
             that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
         batch_size: pictures per network call; halved by itself when memory runs out.

@@ -39,6 +39,8 @@ _VALUES = {
     "hires_steps": "--hires-steps",
     "hires_upscaler": "--hires-upscaler",
     "hires_window": "--hires-window",
+    "refiner": "--refiner",
+    "refiner_at": "--refiner-at",
     "variation_seed": "--variation-seed",
     "variation_strength": "--variation-strength",
     "clip_skip": "--clip-skip",

@@ -54,6 +54,7 @@ class Model:
     vae_tile: pixels on the side of the tiles that pictures are decoded in, None for whole pictures.
     preview_decoder: a tiny decoder (`gen.models.bridge.tiny`), which decodes pictures too where `decoder` is "tiny".
     quantize: how the denoiser's linear layers were quantised on opening.
+    refiners: models that finish its pictures, by where they are from (`gen.tasks.refiner`).
     offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
 
@@ -99,6 +100,7 @@ class Model:
         self.decoder: str | None = None
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
+        self.refiners: dict[str, Model] = {}
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)
         self._text_weights: tuple | None = None

@@ -55,6 +55,7 @@ class TaskRow:
 # closed, in the order in which they go around the network
 TASKS: dict[str, TaskRow] = {
     "hires": TaskRow.in_folder("gen.tasks.hires", "Hires"),
+    "refiner": TaskRow.in_folder("gen.tasks.refiner", "Refiner"),
     "variation": TaskRow.in_folder("gen.tasks.variation", "Variation"),
     "composition": TaskRow.in_folder("gen.tasks.lora_composition", "Composition"),
     "layout": TaskRow.in_folder("gen.tasks.layout", "Layout"),

@@ -183,6 +183,31 @@ def sdxl(zeros: bool = True):
     )
 
 
+def sdxl_refiner():
+    """It reads the second text encoder, and a score in the place of the target size."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=vae(scaling_factor=0.13025),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=clip(4, projected=True),
+        tokenizer_2=clip_tokenizer("!"),
+        unet=unet(
+            cross_attention_dim=16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=5 * 8 + 12,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+        ),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
 def transformer(kind: str, **options: Any):
     import diffusers
 

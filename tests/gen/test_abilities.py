@@ -24,6 +24,7 @@ TINY: dict[str, tuple[str, dict]] = {
     "StableDiffusionPipeline": ("stable_diffusion", {}),
     "LatentConsistencyModelPipeline": ("latent_consistency", {}),
     "StableDiffusionXLPipeline": ("sdxl", {}),
+    "StableDiffusionXLImg2ImgPipeline": ("sdxl_refiner", {}),
     "KolorsPipeline": ("kolors", {}),
     "StableDiffusion3Pipeline": ("sd3", {}),
     "FluxPipeline": ("flux", {}),

@@ -31,7 +31,10 @@ from samplers.lookup import nearest
 
 REGISTERED = ("controlnet", "ip_adapter")  # keywords that name what the server was started with
 # of the keywords of a call, those that name files or say what is the server's to say
-REFUSED = (*(name for name in FOLDERS if name not in REGISTERED), *("batch_size", "window_batch", "batch_invariant"))
+REFUSED = (
+    *(name for name in FOLDERS if name not in REGISTERED),
+    *("refiner", "refiner_at", "batch_size", "window_batch", "batch_invariant"),
+)
 NEEDED = {"outpaint": "image", "upscale": "image", "restore": "image", "layout": "layout", "ambiguous": "others"}
 MAX_REPEATS = 200
 MAX_ADAPTERS = 8
