@@ -255,7 +255,9 @@ class Generator(Model):
         warn_layers(self.network, settings.guidance)
         warn_sampler(settings.sampler, settings.steps)
         if any(negatives) and not settings.guidance.reads_negatives:
+            nag = getattr(self.network, "takes_nag", True)
             others = "nag" if settings.guidance.name == "embedded" else "cfg or nag"  # cfg gives the network no scale
+            others = others if nag else "cfg"
             warnings.warn(
                 f"negative_prompt has no effect under the guidance {settings.guidance.name!r}; use {others} for it.",
                 stacklevel=3,

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import accumulate
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 Lengths = tuple[Sequence[int], Sequence[int]]
 HALF = (torch.float16, torch.bfloat16)
@@ -32,10 +33,22 @@ def additive(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return bias.to(dtype).masked_fill(empty, 0.0), empty
 
 
-@lru_cache(maxsize=64)
+_offsets: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+KEPT = 64  # of those
+
+
 def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where packed sequences begin and end, (n + 1,) int32: on the device, so it is made once and not in every layer."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    """Where packed sequences begin and end, (n + 1,) int32: on the device, so it is made once and not in every layer. Those
+    without values, of a plan, are made anew: they are of no use to a run, and a run's none to them."""
+    planned = detect_fake_mode() is not None
+    if not planned and (known := _offsets.get((lengths, device))) is not None:
+        return known
+    made = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    if not planned and type(made) is Tensor:
+        if len(_offsets) >= KEPT:
+            _offsets.pop(next(iter(_offsets)))
+        _offsets[lengths, device] = made
+    return made
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -75,6 +88,15 @@ def _contiguous(*parts: Tensor) -> list[Tensor]:
     return [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
 
 
+def _call_packed(func: Any, varlen: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, **options: Any) -> Tensor:
+    """A kernel's functions of whole batches and of packed sequences; earlier versions give the log of the sum beside it."""
+    q, k, v = _contiguous(q, k, v)
+    if lengths is None:
+        out = func(q, k, v, **options)
+        return out[0] if isinstance(out, tuple) else out
+    return _packed(varlen, q, k, v, lengths, **options)
+
+
 def flash_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:
     reason = _why_no_half("FlashAttention", q, bias, (8, 0), 256)
     return reason or _missing("flash_attn", "pip install flash-attn --no-build-isolation")
@@ -83,10 +105,8 @@ def flash_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> st
 def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths | None, scale: float) -> Tensor:
     """FlashAttention 2 (arXiv 2307.08691); packed lengths without padding."""
     module: Any = package("flash_attn")
-    q, k, v = _contiguous(q, k, v)
-    if lengths is None:
-        return module.flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=scale, causal=False)
-    return _packed(module.flash_attn_varlen_func, q, k, v, lengths, dropout_p=0.0, softmax_scale=scale, causal=False)
+    kernels = module.flash_attn_func, module.flash_attn_varlen_func
+    return _call_packed(*kernels, q, k, v, lengths, dropout_p=0.0, softmax_scale=scale, causal=False)
 
 
 def flash3_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:
@@ -100,11 +120,9 @@ def flash3_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> s
 def flash3(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Lengths | None, scale: float) -> Tensor:
     """FlashAttention 3 (arXiv 2407.08608), for Hopper; packed lengths without padding."""
     module: Any = package("flash_attn_interface")
-    q, k, v = _contiguous(q, k, v)
-    if lengths is None:
-        out = module.flash_attn_func(q, k, v, softmax_scale=scale, causal=False)
-        return out[0] if isinstance(out, tuple) else out  # earlier versions give the log of the sum beside it
-    return _packed(module.flash_attn_varlen_func, q, k, v, lengths, softmax_scale=scale, causal=False)
+    return _call_packed(
+        module.flash_attn_func, module.flash_attn_varlen_func, q, k, v, lengths, softmax_scale=scale, causal=False
+    )
 
 
 def sage_why_not(q: Tensor, bias: Tensor | None, lengths: Lengths | None) -> str | None:

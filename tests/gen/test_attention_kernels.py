@@ -151,6 +151,24 @@ def test_packed_lengths(stand, name):
     assert stand.seen["begins"][0] is again[0], "offsets are made once, not in every layer"
 
 
+def test_offsets_of_a_plan_are_not_kept_for_a_run():
+    """Tensors without values, made while memory is planned, would break the run that came after, and a run's the plan."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    lengths, device = (3, 4, 11), torch.device("cpu")
+    with FakeTensorMode():
+        planned = kernels.offsets(lengths, device)
+    assert isinstance(planned, FakeTensor)
+    real = kernels.offsets(lengths, device)
+    assert not isinstance(real, FakeTensor) and real.tolist() == [0, 3, 7, 18]
+    with FakeTensorMode():
+        assert isinstance(kernels.offsets(lengths, device), FakeTensor)
+    assert kernels.offsets(lengths, device) is real
+    for n in range(2 * kernels.KEPT):
+        kernels.offsets((n,), device)
+    assert len(kernels._offsets) <= kernels.KEPT
+
+
 @pytest.mark.parametrize("kind", biases())
 def test_cudnn_alone_is_asked(stand, kind, monkeypatch):
     """The mask is additive and of q's dtype, without rows that see nothing; PyTorch is allowed no other kernel."""

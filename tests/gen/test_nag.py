@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gen.adapters import Adapter, Delta
 from gen.generator import Generator
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
@@ -181,6 +182,49 @@ def test_a_network_that_cannot_says_why(bridged, class_model):
     _, generator = bridged("flux2")
     with pytest.raises(ValueError, match="cannot work on this network: most of its blocks project attention"):
         predict(generator, NormalizedAttention(generator.denoiser))
+
+
+def test_what_is_said_of_a_negative_prompt_names_what_the_network_takes(bridged):
+    """FLUX.2 embeds its scale and has no places for normalised attention guidance."""
+    for name, others in (("flux", "nag"), ("flux2", "cfg")):
+        _, generator = bridged(name)
+        with pytest.warns(UserWarning, match=f"no effect under the guidance 'embedded'; use {others} for it"):
+            generator.check("a cat", negative_prompt="blurry", num_inference_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain, led_away = (generator("a cat", text, guidance="cfg", guidance_scale=3.0, **CALL) for text in ("", "blurry moon"))
+    assert not torch.equal(plain.images[0], led_away.images[0])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("stable_diffusion", "attn2"), ("flux", "attn"), ("pixart", "attn2")])
+@torch.no_grad()
+def test_a_lora_on_the_projection_sees_what_was_guided(bridged, name, layer):
+    """Beside the weight it is what it is fused into the weight: both multiply the tokens that guidance has changed."""
+    _, generator = bridged(name)
+    _, _, _, negative = conditions(generator)
+    linear = {
+        path: module
+        for path, module in generator.network.named_modules()
+        if path.endswith(f".{layer}.to_out.0") and isinstance(module, torch.nn.Linear)
+    }
+    draw, layers = torch.Generator().manual_seed(0), {}
+    for path, module in linear.items():
+        factors = {"down": torch.randn(2, module.in_features, generator=draw) * 0.3}
+        factors["up"] = torch.randn(module.out_features, 2, generator=draw) * 0.3
+        layers["denoiser." + path.removeprefix("network.")] = Delta(factors, 1.0)
+    plain = guided(generator, negative)
+    assert generator.load_adapter(Adapter("style", layers), "style").complete
+    try:
+        rule = NormalizedAttention(generator.denoiser, negative, SCALE, TAU, ALPHA)
+        x, level, prompt, _ = conditions(generator)
+        beside = rule(x, level, prompt, Context(adapters={"style": 1.0})).raw
+        generator.fuse_adapters({"style": 1.0})
+        fused = rule(x, level, prompt, Context()).raw
+        generator.unfuse_adapters()
+    finally:
+        generator.unload_adapter("style")
+    torch.testing.assert_close(beside, fused, atol=1e-4, rtol=1e-4)
+    assert (beside - plain).abs().max() > 1e-2
 
 
 # ---- in calls ----

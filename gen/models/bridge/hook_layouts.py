@@ -117,6 +117,12 @@ def layout_of(network: nn.Module) -> BlockLayout | None:
     return next((LAYOUTS[kind.__name__] for kind in type(inside(network)).__mro__ if kind.__name__ in LAYOUTS), None)
 
 
+def has_hook(network: nn.Module, name: str) -> bool:
+    """Has a network of diffusers places for a hook, as far as its class tells?"""
+    layout = layout_of(network)
+    return layout is not None and name not in (layout.without or {})
+
+
 def shows(network: nn.Module) -> str:
     """The hook by which a diffusers network shows what is inside of it: block, or map where it has levels instead."""
     layout = layout_of(network)

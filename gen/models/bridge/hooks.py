@@ -80,6 +80,11 @@ class _Places:
         )
         setattr(module, "forward", function)  # noqa: B010 (a type checker forbids to assign a method)
 
+    def before(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """Change what a module is given, for adapters on it too, which look at what it is given."""
+        handle = module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]), prepend=True)
+        self.undo.append(handle.remove)
+
     def enter(self, manager: AbstractContextManager) -> None:
         manager.__enter__()
         self.undo.append(lambda: manager.__exit__(None, None, None))
@@ -230,8 +235,7 @@ def _hook_text(
 
     projections = getattr(attention, "to_out", None)
     if projections is not None:
-        project = projections[0].forward
-        places.forward(projections[0], lambda tokens: project(led(tokens)))
+        places.before(projections[0], led)
     else:
         run = attention.forward
         places.forward(attention, lambda *args, **named: led(run(*args, **named)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.control import Control
-from gen.models.bridge.hook_layouts import inside, shows
+from gen.models.bridge.hook_layouts import has_hook, inside, shows
 from gen.models.bridge.hooks import hooked
 from gen.models.bridge.ip_adapter.attention import ImagePrompt
 from gen.models.bridge.ip_adapter.file import IPAdapter
@@ -40,6 +40,7 @@ class BridgedNetwork(nn.Module):
     reads = ""  # beside text: "picture", one to edit (`extra["reference"]`), or "mask", one with a mask (`image`)
     most_pictures = 1  # that it reads at a time; those beside the first are `extra["reference_2"]` and so on
     controlled_by: tuple[str, ...] = ()  # the classes of control that it takes (`gen.models.bridge.control`)
+    controls_read_prompt = False  # they read the prompt where the network reads a negative one (`control.PROMPT`)
     takes_image_prompts = False  # IP-Adapters (`gen.models.bridge.ip_adapter`)
     mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
@@ -60,6 +61,11 @@ class BridgedNetwork(nn.Module):
     def shows(self) -> str:
         """The hook by which it shows what is inside of it: block or map."""
         return shows(self.network)
+
+    @property
+    def takes_nag(self) -> bool:
+        """Normalised attention guidance finds its places in it."""
+        return has_hook(self.network, "text")
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         raise NotImplementedError
