@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from functools import cache
 
 import pytest
 import torch
 
+from gen.generator import Generator
 from gen.io.weights import CheckpointError
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.settings import Sampling, make_settings
-from tests.gen import pipelines
-from tests.gen.test_bridge_parity import CLOSE, noise, ours, theirs
+from tests.gen import newer_families, pipelines
+from tests.gen.test_bridge_parity import CLOSE, noise, ours, pack, theirs
 
 EDGES = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
 OTHER = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -26,7 +28,7 @@ def network_for(name: str, pipeline, seed: int, **options):
     """A ControlNet for a tiny pipeline, none of its weights zero."""
     import diffusers
 
-    if name in ("stable_diffusion", "sdxl"):
+    if name in ("stable_diffusion", "sdxl", "sdxl_refiner"):
         control = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 8), **options)
     elif name == "sd3":
         kept = {key: value for key, value in pipeline.transformer.config.items() if not key.startswith("_")}
@@ -34,6 +36,10 @@ def network_for(name: str, pipeline, seed: int, **options):
                  "caption_projection_dim", "pooled_projection_dim", "out_channels", "pos_embed_max_size")  # fmt: skip
         sizes = {key: kept[key] for key in known} | {"num_layers": 1, **options}
         control = diffusers.SD3ControlNetModel(**sizes)
+    elif name == "qwen_image":
+        known = ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim", "axes_dims_rope")
+        sizes = {key: pipeline.transformer.config[key] for key in known}
+        control = diffusers.QwenImageControlNetModel(**sizes, **{"num_layers": 1, **options})
     else:
         known = ("in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
                  "joint_attention_dim", "pooled_projection_dim", "guidance_embeds", "axes_dims_rope")  # fmt: skip
@@ -69,6 +75,7 @@ def controlled(name: str, pipeline, controls):
         "sdxl": "StableDiffusionXLControlNetPipeline",
         "sd3": "StableDiffusion3ControlNetPipeline",
         "flux": "FluxControlNetPipeline",
+        "qwen_image": "QwenImageControlNetPipeline",
     }[name]
     parts = dict(pipeline.components)
     if name == "stable_diffusion":
@@ -195,6 +202,85 @@ def test_a_union_of_sdxl_is_told_its_control(bridged, tmp_path):
         generator("a cat", **asked, **CALL)
     with pytest.raises(ValueError, match="give a whole number from 0 to 3"):
         generator("a cat", control_mode=4, **asked, **CALL)
+
+
+def test_xlabs_controlnets_of_flux_read_pixels(tmp_path):
+    """Their few layers repeat over FLUX's, where those of others are stretched; several at once, and no others beside them."""
+    import diffusers
+
+    pipeline = pipelines.flux()
+    config = dict(pipeline.vae.config) | {"block_out_channels": (8,) * 4, "norm_num_groups": 4}
+    config |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    pipeline.vae = pipelines.seeded(diffusers.AutoencoderKL.from_config, config)  # 8 pixels, as the published one
+    pipeline.transformer = pipelines.seeded(
+        diffusers.FluxTransformer2DModel.from_config, {**pipeline.transformer.config, "num_layers": 4}
+    )
+    generator = Generator.from_pretrained(pipelines.save(pipeline, tmp_path / "flux"), device="cpu", dtype="float32")
+    nets, folders = [], []
+    for seed in (8, 9):
+        pixels = {"num_layers": 2, "num_single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 4}
+        known = ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim", "pooled_projection_dim",
+                 "guidance_embeds", "axes_dims_rope")  # fmt: skip
+        sizes = {key: pipeline.transformer.config[key] for key in known}
+        nets.append(pipelines.seeded(diffusers.FluxControlNetModel, **sizes, **pixels, seed=seed))
+        nets[-1].save_pretrained(tmp_path / f"control-{seed}", safe_serialization=True)
+        folders.append(tmp_path / f"control-{seed}")
+    pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    x = torch.randn(1, generator.channels, 8, 8, generator=torch.Generator().manual_seed(3))
+    call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
+
+    def mine(**more):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return generator("a cat", latents=x, guidance_scale=3.0, progress=False, **call, **more).images
+
+    def reference(controls, picture, scale):
+        made = controlled("flux", pipeline, controls)
+        options = {"control_image": picture, "controlnet_conditioning_scale": scale, "guidance_scale": 3.0}
+        return made("a cat", latents=pack(x), **options, **call).images
+
+    one = mine(control=pictures[0], controlnet=folders[0], control_weight=0.7)
+    torch.testing.assert_close(one, reference(nets[0], pictures[0][None] * 2 - 1, 0.7), **CLOSE)
+    assert (mine() - one).abs().max() > 1e-3
+    both = mine(control=pictures, controlnet=folders, control_weight=[0.7, 0.4])
+    several = diffusers.FluxMultiControlNetModel(nets)
+    torch.testing.assert_close(both, reference(several, [one[None] * 2 - 1 for one in pictures], [0.7, 0.4]), **CLOSE)
+    other = pipelines.seeded(diffusers.FluxControlNetModel, **sizes, patch_size=1, num_layers=2, num_single_layers=0)
+    other.save_pretrained(tmp_path / "other", safe_serialization=True)
+    with pytest.raises(ValueError, match="in the way of XLabs and others are spread"):
+        mine(control=pictures, controlnet=[folders[0], tmp_path / "other"])
+
+
+def test_controlnets_of_qwen_image(bridged, opened, tmp_path):
+    """The pipeline's own picture: one and, of a union, several at once; under guidance, both branches get what control
+    adds to the prompt."""
+    import diffusers
+
+    pipeline, _ = bridged("qwen_image")
+    generator, control, folder = opened("qwen_image")
+    row, x = newer_families.FAMILIES["qwen_image"], newer_families.latents_for(generator, 1)
+    asked = {"control_image": EDGES[None] * 2 - 1, "controlnet_conditioning_scale": 0.7}
+    made = controlled("qwen_image", pipeline, control)
+    for scale, guided in ((1.0, {}), (4.0, {"negative_prompt": ["blurry"]})):
+        reference = newer_families.theirs(row, made, x, true_cfg_scale=scale, num_inference_steps=3, **asked, **guided)
+        mine = {"guidance_scale": scale, "num_inference_steps": 3, **({"negative_prompt": "blurry"} if guided else {})}
+        found = newer_families.ours(generator, x, control=EDGES, controlnet=folder, control_weight=0.7, **mine)
+        torch.testing.assert_close(found, reference, **CLOSE)
+        assert (newer_families.ours(generator, x, **mine) - found).abs().max() > 1e-3
+    several = controlled("qwen_image", pipeline, diffusers.QwenImageMultiControlNetModel([control]))
+    pictures = [EDGES[None] * 2 - 1, OTHER[None] * 2 - 1]
+    both = {"control_image": pictures, "controlnet_conditioning_scale": [0.7, 0.4]}
+    reference = newer_families.theirs(row, several, x, true_cfg_scale=1.0, num_inference_steps=3, **both)
+    mine = {"control": [EDGES, OTHER], "controlnet": [folder], "control_weight": [0.7, 0.4], "guidance_scale": 1.0}
+    torch.testing.assert_close(newer_families.ours(generator, x, num_inference_steps=3, **mine), reference, **CLOSE)
+    network_for("qwen_image", pipeline, 5, extra_condition_channels=4).save_pretrained(
+        tmp_path / "fill", safe_serialization=True
+    )
+    with pytest.raises(CheckpointError, match="reads a mask beside its picture"):
+        generator("a cat", control=EDGES, controlnet=tmp_path / "fill", **CALL)
+    native = bridged("qwen_image", native=True)[1]
+    with pytest.raises(ValueError, match=r"a network of our own, which takes no ControlNet; .* native=False"):
+        native("a cat", control=EDGES, controlnet=folder, **CALL)
 
 
 def test_it_acts_within_its_range(opened):

@@ -202,6 +202,12 @@ def test_newer_denoisers_are_what_their_pipelines_folders_are(tmp_path, make):
     assert one.config == other.config
     call = {"prompt": "a cat", "height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt"}
     assert torch.equal(one(**call, progress=False).images, other(**call, progress=False).images)
+    if make is qwen_image:
+        for name, kind in (("qwen_image_edit_fp8", "QwenImageEdit"), ("qwen_image_edit_2509", "QwenImageEditPlus")):
+            file = file.rename(tmp_path / f"{name}.safetensors")
+            editor = Generator.from_pretrained(file, text_encoder=folder, vae=folder, device="cpu")
+            assert type(editor.network).__name__ == kind
+        return
     turbo = file.rename(tmp_path / "z_image_turbo_bf16.safetensors")
     assert Generator.from_pretrained(turbo, text_encoder=folder, vae=folder).config.defaults.num_inference_steps < 50
 

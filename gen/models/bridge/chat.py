@@ -86,6 +86,8 @@ class ChatReader(PromptReader):
                 f"{config.num_hidden_layers}."
             )
         self.sees = bool(chat.picture)
+        if self.sees:
+            _picture_processor()  # refused at opening, not at the first picture
         self.takes = ("max_sequence_length",) if chat.length < 8192 else ()
 
     def condition(self, prompt: str, negative: bool = False, reading: Reading = USUAL) -> Condition:
@@ -155,11 +157,9 @@ class ChatReader(PromptReader):
         """(arguments of the encoder, tokens of every picture)."""
         if not pictures:
             return {}, []
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
         vision = self.encoder.config.vision_config
         sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
-        processor = Qwen2VLImageProcessorPil(**sizes, temporal_patch_size=vision.temporal_patch_size)
+        processor = _picture_processor()(**sizes, temporal_patch_size=vision.temporal_patch_size)
         images = [(picture.pixels[0] * 255).round().to(torch.uint8).numpy() for picture in pictures]
         read = processor(images, input_data_format="channels_first", return_tensors="pt")
         counts = (read["image_grid_thw"].prod(1) // vision.spatial_merge_size**2).tolist()
@@ -175,6 +175,18 @@ class ChatReader(PromptReader):
             raise ValueError(f"The prompt holds {IMAGE}, which stands for a picture; leave it out, and give pictures as image.")
         spread = [(one, weight, waiting.pop(0) if one == image else 1) for one, weight in zip(ids, scale, strict=True)]
         return [one for one, _, n in spread for _ in range(n)], [weight for _, weight, n in spread for _ in range(n)]
+
+
+def _picture_processor() -> Any:
+    """The class that cuts pictures for Qwen's eyes; ValueError where transformers has it not."""
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    except ImportError as error:
+        raise ValueError(
+            f"its text encoder sees pictures, for which the installed transformers has no class ({error}); "
+            "pip install -U transformers."
+        ) from None
+    return Qwen2VLImageProcessorPil
 
 
 def sides_of(area: int, height: int, width: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from gen.models.bridge.load import load_network, read_part_config
 from samplers.denoiser import MAP, Condition
 
 PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
+PROMPT, PROMPT_MASK = "control prompt", "control prompt mask"  # what the pictures should be, of both branches of guidance
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
     "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
@@ -31,9 +32,11 @@ ALIKE: dict[str, tuple[str, ...]] = {
     "T2IAdapter": ("channels",),
     "FluxControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
     "SD3ControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "caption_projection_dim"),
+    "QwenImageControlNetModel": ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim"),
 }
 
 
+LATENTS = ("SD3ControlNetModel", "QwenImageControlNetModel")  # classes that read the latents of a picture
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue
 
 
@@ -55,7 +58,7 @@ class Control:
     def reads_latents(self) -> bool:
         """It reads the picture's latents: it has no layers of its own for pixels."""
         kind = type(self.network).__name__
-        return kind == "SD3ControlNetModel" or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
+        return kind in LATENTS or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
 
     def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float) -> Tensor:
         """A picture (1, 3, H, W) in [0, 1] as a condition."""
@@ -74,7 +77,14 @@ def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.d
     another network; ValueError for a network that takes none."""
     wanted = getattr(network, "controlled_by", ())
     if not wanted:
-        raise ValueError("This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3 and FLUX do; leave controlnet out.")
+        if not getattr(network, "bridged", False):
+            raise ValueError(
+                "This is a network of our own, which takes no ControlNet; leave controlnet out, or open the model with "
+                "native=False (--no-native), where diffusers' network takes one."
+            )
+        raise ValueError(
+            "This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3, FLUX and Qwen-Image do; leave controlnet out."
+        )
     config = read_part_config(folder)
     kind = str(config.get("_class_name"))
     if kind not in wanted:
@@ -82,8 +92,10 @@ def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.d
         raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {takes}; give one that was made for it.")
     if config.get("global_pool_conditions"):
         raise CheckpointError(folder, "pools what it adds over the picture (shuffle), which is not read; give another one.")
-    if config.get("conditioning_embedding_channels") and kind == "FluxControlNetModel":
-        raise CheckpointError(folder, "reads pixels, in the way of XLabs, which is not read; give one that reads latents.")
+    if config.get("extra_condition_channels"):
+        raise CheckpointError(
+            folder, "reads a mask beside its picture (inpainting), which is not given here; give another one."
+        )
     own = network.network.config
     for name in ALIKE[kind]:
         other = {"channels": "block_out_channels"}.get(name, name)  # in the denoiser's config

@@ -34,6 +34,7 @@ CLASSES: dict[str, str] = {
     "ControlNetUnionModel": "diffusers",
     "FluxControlNetModel": "diffusers",
     "SD3ControlNetModel": "diffusers",
+    "QwenImageControlNetModel": "diffusers",
     "T2IAdapter": "diffusers",
     "BriaTransformer2DModel": "diffusers",
     "Kandinsky3UNet": "diffusers",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gen.io.images import digest, read_picture
 from gen.io.validators import check_float, check_int, check_interval
-from gen.models.bridge.control import MODE, PICTURE, WEIGHT, Control, open_control
+from gen.models.bridge.control import MODE, PICTURE, PROMPT, PROMPT_MASK, WEIGHT, Control, open_control
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.control.options import ControlKeywords, ControlRecord
@@ -109,12 +109,17 @@ class ControlTask(Task):
 
     def prepare(self, batch: SamplingBatch) -> SamplingBatch:
         condition, negative = batch.condition, batch.negative
-        return replace(batch, condition=self._on(condition), negative=negative and self._on(negative))
+        prompt: dict[str, Tensor] = {}
+        if getattr(batch.model.network, "controls_read_prompt", False) and condition.tokens is not None:
+            prompt[PROMPT] = condition.tokens
+            if condition.mask is not None:
+                prompt[PROMPT_MASK] = condition.mask
+        return replace(batch, condition=self._on(condition, prompt), negative=negative and self._on(negative, prompt))
 
-    def _on(self, condition: Condition) -> Condition:
-        """With the pictures, one row for each of the condition's."""
+    def _on(self, condition: Condition, prompt: Mapping[str, Tensor]) -> Condition:
+        """With the pictures, one row for each of the condition's, and what the prompt gives where controls read that."""
         assert condition.tokens is not None
-        rows, device, extra = len(condition.tokens), condition.tokens.device, dict(condition.extra)
+        rows, device, extra = len(condition.tokens), condition.tokens.device, {**condition.extra, **prompt}
         for one in self.followed:
             extra[PICTURE + one.name] = one.picture.to(device).expand(rows, -1, -1, -1)
             extra[WEIGHT + one.name] = torch.full((rows,), one.record.weight, device=device)

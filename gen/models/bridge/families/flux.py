@@ -51,15 +51,24 @@ class Flux(BridgedNetwork):
     def control(self, inputs: dict[str, Any], guidance: Tensor | None, condition: Condition) -> dict[str, Any]:
         """What ControlNets add."""
 
+        repeat: set[bool] = set()
+
         def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:
+            of_pixels = network.input_hint_block is not None  # XLabs'
+            repeat.add(of_pixels)
             own = guidance if network.config.guidance_embeds else None
             if network.config.guidance_embeds and own is None:
                 own = torch.full((len(picture),), USUAL_GUIDANCE, device=picture.device)
-            return network(**inputs, guidance=own, controlnet_cond=packed(picture), controlnet_mode=mode)
+            read = picture * 2 - 1 if of_pixels else packed(picture)
+            return network(**inputs, guidance=own, controlnet_cond=read, controlnet_mode=mode)
 
         total = added(self.controls, condition, evaluate)
+        if total is None:
+            return {}
+        if len(repeat) > 1:
+            raise ValueError("ControlNets in the way of XLabs and others are spread over FLUX's layers unalike; give one kind.")
         names = ("controlnet_block_samples", "controlnet_single_block_samples")
-        return {} if total is None else dict(zip(names, total, strict=True))
+        return {**dict(zip(names, total, strict=True)), "controlnet_blocks_repeat": repeat == {True}}
 
     def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """(tokens (B, L, D), their places (L, 3)), those of x first."""

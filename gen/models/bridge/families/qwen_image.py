@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.chat import QWEN_ANSWER, QWEN_PICTURE, QWEN_USER, Chat, ChatReader, sides_of
+from gen.models.bridge.control import PROMPT, PROMPT_MASK, added
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
 from gen.models.bridge.families.flux import packed, unpacked
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
@@ -38,6 +39,9 @@ PLUS_CHAT = replace(EDIT_CHAT, picture="Picture {}: " + QWEN_PICTURE, area=384 *
 class QwenImage(BridgedNetwork):
     """Latents are packed 2 x 2 into tokens of 4 C channels."""
 
+    controlled_by: tuple[str, ...] = ("QwenImageControlNetModel",)
+    controls_read_prompt = True  # in both branches of guidance, as in diffusers' pipeline
+
     def __init__(self, network: Any):
         super().__init__(network, BridgedConfig(channels=setting(network, "in_channels") // 4, patch=2))
 
@@ -48,14 +52,23 @@ class QwenImage(BridgedNetwork):
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         pictures = [x, *references(condition)]
-        out = self.network(
-            hidden_states=torch.cat([packed(one) for one in pictures], dim=1),
-            timestep=time.to(x.dtype),
-            encoder_hidden_states=condition.tokens,
-            encoder_hidden_states_mask=condition.mask,
-            img_shapes=[[(1, one.shape[2] // 2, one.shape[3] // 2) for one in pictures]] * len(x),
-            return_dict=False,
-        )[0]
+        inputs = {
+            "hidden_states": torch.cat([packed(one) for one in pictures], dim=1),
+            "timestep": time.to(x.dtype),
+            "encoder_hidden_states": condition.tokens,
+            "encoder_hidden_states_mask": condition.mask,
+            "img_shapes": [[(1, one.shape[2] // 2, one.shape[3] // 2) for one in pictures]] * len(x),
+            "return_dict": False,
+        }
+
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any]:
+            extra = condition.extra
+            read = {**inputs, "encoder_hidden_states": extra.get(PROMPT, condition.tokens)}
+            read["encoder_hidden_states_mask"] = extra.get(PROMPT_MASK, None if PROMPT in extra else condition.mask)
+            return (network(**read, controlnet_cond=packed(picture)),)
+
+        total = added(self.controls, condition, evaluate)
+        out = self.network(**inputs, controlnet_block_samples=None if total is None else total[0])[0]
         return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
 
 
@@ -63,6 +76,7 @@ class QwenImageEdit(QwenImage):
     """Reads the latents of the picture that it edits as further tokens."""
 
     reads = "picture"
+    controlled_by = ()  # which see one picture, not those beside it
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         return sides_of(AREA, height, width)

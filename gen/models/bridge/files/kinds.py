@@ -127,6 +127,15 @@ def _flux2_index(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {} if config["guidance_embeds"] else {"is_distilled": "base" not in file.lower()}
 
 
+def _qwen_variant(config: Mapping[str, Any], file: str) -> str | None:
+    """Editors have the same layout, and say what they are in their files' names."""
+    name = file.lower()
+    if "edit" not in name:
+        return None
+    several = any(word in name for word in ("2509", "2511", "plus"))
+    return "QwenImageEditPlusPipeline" if several else "QwenImageEditPipeline"
+
+
 def _krea2_index(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {"is_distilled": "turbo" in file.lower()}
 
@@ -259,6 +268,7 @@ KINDS: tuple[Kind, ...] = (
         ("transformer_blocks.0.img_mod.1.weight", "txt_norm.weight", "img_in.weight"),
         {"transformer": (Holder("QwenImageTransformer2DModel", BACKBONE, "img_in.weight", configs.qwen_image),), "vae": ()},
         lambda config, names, file: QWEN,
+        variant=_qwen_variant,
     ),
     Kind(
         "SDXL",
