@@ -48,6 +48,7 @@ COMMANDS = {
     ("task", "image"): "fewstep image --image",
     ("task", "control"): "fewstep image --control",
     ("task", "image_prompt"): "fewstep image --image-prompt",
+    ("task", "refiner"): "fewstep image --refiner",
     ("training-free change", "reference"): "fewstep image --reference",
     ("training-free change", "negtome"): "fewstep image --negtome",
     ("training-free change", "aesthetic"): "fewstep image --aesthetic",
