@@ -99,10 +99,10 @@ def _check_answers(address: str) -> None:
             raise ValueError(f"No Ray cluster answers at {address!r} ({error}).") from None
 
 
-def resources(ray: Any, settings: BatchSettings, options: RayOptions) -> tuple[int, dict[str, Any]]:
-    """(how many actors, what each needs)."""
+def resources(ray: Any, device: object, options: RayOptions) -> tuple[int, dict[str, Any]]:
+    """(how many actors, what each needs). device: that was asked for, None for the best there is."""
     there = ray.cluster_resources()
-    on_gpu = there.get("GPU", 0) >= 1 and not str(settings.device or "").startswith("cpu")
+    on_gpu = there.get("GPU", 0) >= 1 and not str(device or "").startswith("cpu")
     needs: dict[str, Any] = {"num_cpus": options.cpus_per_actor, "num_gpus": 1 if on_gpu else 0}
     spare = SPARE_CPUS if options.address == "local" else 0
     room = int((there.get("CPU", 1) - spare) // options.cpus_per_actor)
@@ -189,7 +189,7 @@ def run_on_ray(
     """
     source, model = prepared(settings)
     with cluster(options) as ray:
-        actors, needs = resources(ray, settings, options)
+        actors, needs = resources(ray, settings.device, options)
         try:
             opened = ray.get(ray.remote(**needs)(describe).remote(settings, model, options))
         except ray.exceptions.RayTaskError as error:

@@ -71,6 +71,12 @@ def serve(
     ip_adapter_encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Their vision encoder. [default: image_encoder beside each]")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Draw in replicas on Ray Serve: local, auto, HOST:PORT or ray://HOST:PORT."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="Replicas. [default: one a GPU, or all cores]")] = None,
+    cpus_per_actor: Annotated[int, typer.Option(help="Cores, and threads, of each.")] = 1,
     parts: PartOptions,
     device: Device = None,
     dtype: Dtype = None,
@@ -100,18 +106,22 @@ def serve(
     )
     budget = None if memory is None else read_bytes_count(memory)
     run_server = server_program()
-    from gen.serve.start import make_engine
+    from gen.serve.start import check_there, make_engine
 
     arguments: dict[str, Any] = {**parts.arguments(), "device": device, "dtype": dtype}
-    engine = make_engine(
-        model or ["default", "fast"],
-        arguments,
-        memory=budget,
-        max_rows=max_rows,
-        max_queue=max_queue,
-        adapters={} if lora_dir is None else dict(lora_files(lora_dir)),
-    )
-    return run_server(engine, settings, (lambda text: None) if quiet else say, quiet)
+    models, tell = model or ["default", "fast"], (lambda text: None) if quiet else say
+    limits: dict[str, Any] = {"memory": budget, "max_rows": max_rows, "max_queue": max_queue}
+    limits["adapters"] = {} if lora_dir is None else dict(lora_files(lora_dir))
+    if ray is None:
+        if actors is not None or cpus_per_actor != 1:
+            raise ValueError("--actors and --cpus-per-actor are for Ray; give --ray local too, or leave them out.")
+        return run_server(make_engine(models, arguments, **limits), settings, tell, quiet)
+    from gen.batch.ray_pool import RayOptions, cluster
+    from gen.serve.replicas import ReplicatedEngine
+
+    names, options = check_there(models, arguments, budget), RayOptions(ray, actors, cpus_per_actor)
+    with cluster(options) as module:
+        return run_server(ReplicatedEngine(module, names, models, arguments, options, **limits), settings, tell, quiet)
 
 
 def server_program() -> Callable[..., int]:

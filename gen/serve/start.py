@@ -20,17 +20,28 @@ def make_engine(models: Sequence[str], arguments: Mapping[str, Any], *, memory: 
 
     ValueError for a model that is not there, two of one name, or one that does not fit.
     """
-    sources: dict[str, ModelSource] = {}
+    sources = {name: source(model, arguments, memory) for name, model in by_name(models).items()}
+    engine = ServingEngine(sources, memory=memory, **limits)
+    engine.preload = list(sources) if memory is None else list(sources)[:1]
+    return engine
+
+
+def by_name(models: Sequence[str]) -> dict[str, str]:
+    """name -> model, of MODEL or NAME=MODEL. ValueError for two of one name."""
+    found: dict[str, str] = {}
     for text in models:
         name, equals, model = text.partition("=")
         if not equals or not name or "/" in name:
             name, model = named(text), text
-        if name in sources:
+        if name in found:
             raise ValueError(f"Two models are called {name!r}; call one otherwise: --model other={model}.")
-        sources[name] = source(model, arguments, memory)
-    engine = ServingEngine(sources, memory=memory, **limits)
-    engine.preload = list(sources) if memory is None else list(sources)[:1]
-    return engine
+        found[name] = model
+    return found
+
+
+def check_there(models: Sequence[str], arguments: Mapping[str, Any], memory: int | None) -> list[str]:
+    """The names of models that can be opened here. ValueError as of `make_engine`."""
+    return [name for name, model in by_name(models).items() if source(model, arguments, memory)]
 
 
 def named(model: str) -> str:

@@ -64,11 +64,14 @@ def _add_own(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", tags=["state"])
     @app.get("/health/live", tags=["state"])
+    @app.head("/health", include_in_schema=False)
+    @app.head("/health/live", include_in_schema=False)
     async def live() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
     @app.get("/health/ready", tags=["state"], response_model=None)
+    @app.head("/health/ready", include_in_schema=False, response_model=None)
     async def ready() -> Any:
         """Requests are taken, and a model is open."""
         if engine.is_closing:

@@ -18,6 +18,7 @@ from gen.serve.http.settings import ServerSettings
 
 OPEN = ("/health", "/health/live", "/health/ready")  # without a key, for load balancers
 BODY_SECONDS = 60.0  # in which the body of a request arrives
+SEND_SECONDS = 60.0  # in which a client takes a part of an answer
 
 
 class BodyTooLarge(Exception):
@@ -26,6 +27,10 @@ class BodyTooLarge(Exception):
 
 class BodyTooSlow(Exception):
     """The body did not arrive in time."""
+
+
+class ClientTooSlow(Exception):
+    """What was sent was not taken in time."""
 
 
 class RequestGuard:
@@ -58,7 +63,10 @@ class RequestGuard:
             if message["type"] == "http.response.start":
                 started = True
                 self.answered(getattr(scope.get("route"), "path", "other"), message["status"])
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), SEND_SECONDS)
+            except TimeoutError:
+                raise ClientTooSlow from None
 
         try:
             await self.app(scope, self._counted(receive), watched)
@@ -67,6 +75,8 @@ class RequestGuard:
                 return
             large = isinstance(error, BodyTooLarge)
             await answer(scope["path"], 413 if large else 408, self._too_large() if large else _SLOW)(scope, receive, watched)
+        except ClientTooSlow:
+            return
         except Exception as error:
             if started:
                 raise

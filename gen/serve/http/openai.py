@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -165,6 +166,15 @@ def enlarged(preview: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return preview.resize(size or (preview.width * 8, preview.height * 8), Image.Resampling.BICUBIC)
 
 
+def edited_pictures(files: Mapping[str, list[bytes]], max_pixels: int) -> dict[str, Any]:
+    """What is edited, and where."""
+    images, masks = ([open_upload(name, data, max_pixels) for data in files.get(name, [])] for name in ("image", "mask"))
+    if not images:
+        raise BadRequest("image is missing; send a picture.", "image")
+    mask = edited_where(images[0], masks[0] if masks else None)
+    return {"image": images[0] if len(images) == 1 else images, **({} if mask is None else {"mask": mask})}
+
+
 def edited_where(image: Image.Image, mask: Image.Image | None) -> Image.Image | None:
     """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited; of the picture itself without a mask."""
     opacity = alpha(image if mask is None else mask)
@@ -194,14 +204,7 @@ def router(service: Service) -> APIRouter:
     async def edits(request: Request) -> Any:
         async with request.form(max_files=service.settings.max_inputs, max_fields=64) as form:
             body, files = await read_form(form.multi_items())
-        images = [open_upload("image", data, service.settings.max_pixels) for data in files.get("image", [])]
-        if not images:
-            raise BadRequest("image is missing; send a picture.", "image")
-        masks = [open_upload("mask", data, service.settings.max_pixels) for data in files.get("mask", [])]
-        mask = edited_where(images[0], masks[0] if masks else None)
-        pictures: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
-        pictures |= {} if mask is None else {"mask": mask}
-        asked = asked_of(body, pictures)
+        asked = asked_of(body, await run_in_threadpool(edited_pictures, files, service.settings.max_pixels))
         if body.stream:
             return await events(service, request, body, asked, "image_edit")
         return AsciiJSON(completed(body, asked, *await service.make(asked, request)))

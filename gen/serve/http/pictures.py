@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,7 +94,7 @@ def router(service: Service) -> APIRouter:
     @api.post("/pictures", response_model=None, responses={200: {"model": JobAnswer}, 202: {"model": JobAnswer}})
     async def pictures(body: PicturesRequest, request: Request) -> Any:
         format = PictureFormat.asked(body.output_format, body.quality)
-        arguments, inputs = read_pictures(body.model_extra or {}, service.settings)
+        arguments, inputs = await run_in_threadpool(read_pictures, body.model_extra or {}, service.settings)
         previews = body.previews if body.stream else 0
         asked = PictureRequest(arguments, inputs, body.model, body.method, body.adapters, previews, body.deadline, format)
         followed = service.submit(asked, request)

@@ -13,6 +13,7 @@ import uvicorn
 
 from gen.serve.front import EngineFront
 from gen.serve.http.app import create_app
+from gen.serve.http.protocol import TimedProtocol
 from gen.serve.http.settings import ServerSettings
 
 
@@ -33,6 +34,7 @@ def make_server(engine: EngineFront, settings: ServerSettings, log_level: str = 
         create_app(engine, settings),
         host=settings.host,
         port=settings.port,
+        http=TimedProtocol,
         log_level=log_level,
         server_header=False,
         timeout_keep_alive=15,

@@ -19,6 +19,8 @@ from gen.serve.http.errors import BadRequest
 from gen.serve.http.settings import ServerSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+_SCAN = b"\xff\xda"
+MAX_SCANS = 100  # of a progressive JPEG, each of which costs as much as the picture; 10 are usual
 DEPTH = 2  # of lists of pictures
 MAX_SIDE = 1 << 14  # pixels
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -34,6 +36,10 @@ def open_upload(name: str, data: bytes, max_pixels: int) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise BadRequest(
                 f"{name} has {image.width} x {image.height} pixels, and {max_pixels} are the most here; make it smaller.", name
+            )
+        if image.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+            raise BadRequest(
+                f"{name} is a JPEG of more than {MAX_SCANS} scans, which takes too long to read; save it anew.", name
             )
         image.load()
     except BadRequest:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from gen.pipeline.infotext import to_infotext
@@ -88,7 +89,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     @api.post("/img2img", response_model=None, responses={200: {"model": WebUIAnswer}})
     async def img2img(body: Img2ImgRequest, request: Request) -> Any:
-        pictures = starting_pictures(body, service.settings)
+        pictures = await run_in_threadpool(starting_pictures, body, service.settings)
         asked = asked_of(body, options_of(body, request), pictures, service.settings)
         hidden = {"init_images", "mask"} if not body.include_init_images else set()
         return await made(body, asked, request, body.model_dump(exclude=hidden))

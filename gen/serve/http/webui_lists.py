@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from PIL import PngImagePlugin
 from pydantic import BaseModel, Field
 
@@ -78,7 +79,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     @api.post("/png-info")
     async def png_info(body: PngInfoRequest) -> dict[str, Any]:
-        texts = chunks_of(decode_base64("image", body.image), service.settings.max_pixels)
+        texts = await run_in_threadpool(lambda: chunks_of(decode_base64("image", body.image), service.settings.max_pixels))
         info = texts.pop("parameters", "")
         return {"info": info, "items": texts, "parameters": from_infotext(info) if info else {}}
 
