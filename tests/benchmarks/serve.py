@@ -1,7 +1,8 @@
-"""Mixed clients against a server: python -m tests.benchmarks.serve [--clients 32] [--seconds 60] [--model fast].
+"""Mixed clients against a server: python -m tests.benchmarks.serve [--clients 32] [--seconds 120] [--model default].
 
-Says errors, whether a sample equals the direct pictures, memory halfway and at the end, pictures a minute beside the same
-requests one at a time, the median latency, and how many rows shared a pass. A number counts on a quiet machine only.
+Says errors, requests that were never answered, pictures that are not those of their request, resident memory at the start, in
+the middle and at the end, pictures a minute beside the same requests one at a time, the median latency, and how many rows
+shared a pass. A number counts on a quiet machine only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import statistics
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,21 @@ from gen.serve.http.settings import ServerSettings
 from gen.serve.models import ModelSource
 
 PROMPTS = ["a red heart", "a cat", "a blue car", "a tree", "a yellow flower", "a house on a hill"]
-SAMPLE = 8  # pictures that are compared
+SAMPLE = 16  # pictures that are compared with those of direct calls, and timed beside them
+WARM = 12.0  # seconds from the beginning to the first reading of memory: kernels are looked for, caches are filled
+KEYS = tuple(f"client-key-{i}" for i in range(8))
+
+
+@dataclass
+class Outcome:
+    """What the clients saw. asked: requests sent. done: (body, seconds, picture in base64, recipe). wrong: mixed-up answers."""
+
+    asked: int = 0
+    refused: int = 0
+    done: list[tuple[dict[str, Any], float, str, dict[str, Any]]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def request(draw: random.Random) -> dict[str, Any]:
@@ -44,64 +60,85 @@ def memory() -> float:
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def client(url: str, number: int, end: float, done: list, errors: list) -> None:
+def client(url: str, number: int, end: float, seen: Outcome) -> None:
     draw = random.Random(number)
-    with httpx.Client(timeout=600, headers={"X-API-Key": f"client-key-{number % 8}"}) as http:
+    with httpx.Client(timeout=600, headers={"X-API-Key": KEYS[number % len(KEYS)]}) as http:
         while time.monotonic() < end:
             body, began = request(draw), time.monotonic()
-            answer = http.post(f"{url}/v1/pictures", json=body)
+            with seen.lock:
+                seen.asked += 1
+            try:
+                answer = http.post(f"{url}/v1/pictures", json=body)
+            except httpx.HTTPError as error:
+                seen.errors.append(type(error).__name__)
+                continue
             if answer.status_code == 429:
+                with seen.lock:
+                    seen.refused += 1
                 time.sleep(min(float(answer.headers["Retry-After"]), 2.0))
             elif answer.status_code != 200:
-                errors.append(answer.text)
+                seen.errors.append(answer.text)
             else:
-                done.append((body, time.monotonic() - began, answer.json()["pictures"][0]["image"]))
+                made = answer.json()["pictures"][0]
+                seen.done.append((body, time.monotonic() - began, made["image"], made["recipe"]))
+                said = {name: made["recipe"][name] for name in ("prompt", "seed", "num_inference_steps")}
+                if said != {name: body[name] for name in said}:
+                    seen.wrong.append(f"{body} -> {said}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--model", default="default")
     parser.add_argument("--max-rows", type=int, default=32)
     asked = parser.parse_args()
     generator = Generator.from_pretrained(asked.model)
     engine = ServingEngine({"default": ModelSource(lambda: generator)}, max_rows=asked.max_rows, max_queue=4 * asked.clients)
-    keys = tuple(f"client-key-{i}" for i in range(8))
-    server = make_server(engine, ServerSettings(port=0, api_keys=keys))
+    server = make_server(engine, ServerSettings(port=0, api_keys=KEYS))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.05)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    done: list = []
-    errors: list = []
-    began, halfway = time.monotonic(), []
-    timer = threading.Timer(asked.seconds / 2, lambda: halfway.append(memory()))
-    timer.start()
-    rows = [threading.Thread(target=client, args=(url, i, began + asked.seconds, done, errors)) for i in range(asked.clients)]
+    seen, readings = Outcome(), []
+    began = time.monotonic()
+    for moment in (min(WARM, asked.seconds / 4), asked.seconds / 2, asked.seconds * 0.95):
+        threading.Timer(moment, lambda: readings.append(memory())).start()
+    rows = [threading.Thread(target=client, args=(url, i, began + asked.seconds, seen)) for i in range(asked.clients)]
     for row in rows:
         row.start()
     for row in rows:
         row.join()
-    spent, after = time.monotonic() - began, memory()
+    spent = time.monotonic() - began
     passes = engine.pool.loaded["default"].collector.passes
+    left = len(engine.jobs())
     server.should_exit = True
     thread.join()
+    report(asked.clients, seen, spent, readings)
+    print(f"{100 * passes.shared / passes.rows:.0f} % of rows shared a pass; {left} jobs left over")
+    compare(generator, seen, spent)
 
-    sample = random.Random(0).sample(done, min(SAMPLE, len(done)))
+
+def report(clients: int, seen: Outcome, spent: float, readings: list[float]) -> None:
+    lost = seen.asked - seen.refused - len(seen.done) - len(seen.errors)
+    print(f"{len(seen.done)} pictures of {clients} clients in {spent:.0f} s; {seen.refused} refused by a full queue (429)")
+    print(f"{len(seen.errors)} errors {seen.errors[:1]}, {lost} lost, {len(seen.wrong)} with another's recipe {seen.wrong[:1]}")
+    print("memory " + ", ".join(f"{value:.0f} MB" for value in readings) + " (start, middle, end; resident)")
+    print(f"latency {statistics.median(latency for _, latency, _, _ in seen.done):.2f} s (median)")
+
+
+def compare(generator: Generator, seen: Outcome, spent: float) -> None:
+    """A sample against direct calls: their pixels, and their time one after another."""
+    sample = random.Random(0).sample(seen.done, min(SAMPLE, len(seen.done)))
     equal, alone = 0, []
-    for body, _, png in sample:
+    for body, _, file, _ in sample:
         start = time.monotonic()
         image = generator(**body, progress=False).images[0]
         alone.append(time.monotonic() - start)
-        equal += np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))))
-    print(f"{len(done)} pictures of {asked.clients} clients in {spent:.0f} s, {len(errors)} errors {errors[:1]}")
+        equal += np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(base64.b64decode(file)))))
     print(f"{equal} of {len(sample)} compared are the direct pictures, to the pixel")
-    print(f"{60 * len(done) / spent:.1f} pictures a minute; one at a time {60 / statistics.mean(alone):.1f}")
-    print(f"latency {statistics.median(latency for _, latency, _ in done):.2f} s (median)")
-    print(f"memory {halfway[0]:.0f} MB halfway, {after:.0f} MB at the end")
-    print(f"{100 * passes.shared / passes.rows:.0f} % of rows shared a pass")
+    print(f"{60 * len(seen.done) / spent:.1f} pictures a minute; one at a time {60 / statistics.mean(alone):.1f}")
 
 
 if __name__ == "__main__":
