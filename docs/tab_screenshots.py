@@ -23,7 +23,7 @@ def shoot_stop(page: Any, keep: Callable[[Any, str], None]) -> None:
     page.keyboard.press("Control+Enter")
     page.wait_for_function("document.querySelectorAll('[data-state=running]').length === 1")
     page.wait_for_selector("[data-stage][src^='data:']")
-    page.wait_for_function("document.querySelector('[data-progress]').innerText.startsWith('picture 2')")
+    page.wait_for_function("document.querySelector('[data-progress]').innerText.match(/picture 2 of 3, step [2-7][0-9]/)")
     keep(page, "preview")
     page.get_by_role("textbox", name="Prompt").press("Escape")
     page.wait_for_selector("[data-state=stopped]")

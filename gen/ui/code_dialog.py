@@ -33,7 +33,11 @@ def settings_as_code(page: Page) -> None:
     parts = []
     try:
         call, kind = page.settings.to_call(page.studio.catalogue), page.settings.kind()
-        said = "" if call.arguments.get("seed") is not None else "The seed was random, and is another one the next time."
+        said = (
+            ""
+            if call.arguments.get("seed") is not None
+            else "No seed is set: this one was drawn for the code, and a picture that is drawn now has another."
+        )
         parts.append(part_of(page, "What the fields say now", page.studio.settled(call), kind=kind, said=said))
     except FieldError as error:
         page.own.wrong(error.field, str(error))

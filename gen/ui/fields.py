@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
@@ -45,12 +45,7 @@ class FieldSet:
         """
         field = ui.number(label, value=getattr(self.values, name), step=step, placeholder=usual).props(DENSE)
 
-        def unread(event: Any) -> None:
-            setattr(self.values, name, UNREADABLE if event.args else field.value)
-            field.error = NO_NUMBER if event.args else None
-
-        field.on("keyup", unread, js_handler=_UNREAD)
-        field.on("blur", js_handler="(event) => { event.target.fsBad = false; }")
+        tell_unread(field, lambda value: setattr(self.values, name, value))
         return self._keep(name, label, field)
 
     def text(self, name: str, label: str, placeholder: str = "", rows: int = 0) -> Any:
@@ -111,7 +106,7 @@ class FieldSet:
         elif option.kind == "file":
             files = self.page.studio.files()
             none = "needed" if files else "needed: begin with `fewstep ui --models FOLDER`"
-            field = ui.select({"": none, value: value, **files}, label=label, value=value)
+            field = ui.select({"": none, **({value: value} if value else {}), **files}, label=label, value=value)
         else:
             field = ui.input(label, value=str(value), placeholder="needed" if option.needed else option.default)
 
@@ -193,7 +188,7 @@ class FieldSet:
         several, typed = isinstance(field.value, list), typed.strip()
         if not typed or (not several and typed == field.options.get(field.value)):
             return
-        from samplers.lookup import nearest, normalise_name  # imports torch, as all of `samplers` does
+        from samplers.lookup import normalise_name  # imports torch, as all of `samplers` does
 
         meant = {normalise_name(text): value for value, text in field.options.items() if value != ""}
         meant |= {normalise_name(other): name for other, name in also.items()}
@@ -204,8 +199,26 @@ class FieldSet:
             _offer(field, typed if known is None else known)
             field.set_value(typed if known is None else known)
         if known is None:
-            near = nearest(typed, [str(value) for value in field.options if value not in ("", typed)])
-            field.error = f"{typed!r:.60} is not in the list; {f'did you mean {near}?' if near else 'choose one of its names.'}"
+            field.error = not_listed(typed, (str(value) for value in field.options if value not in ("", typed)))
+
+
+def tell_unread(field: Any, write: Callable[[float | None], Any]) -> None:
+    """Let a number's field say what it cannot read, as "e-". write: told of `UNREADABLE`, and of the number once it is one."""
+
+    def unread(event: Any) -> None:
+        write(UNREADABLE if event.args else field.value)
+        field.error = NO_NUMBER if event.args else None
+
+    field.on("keyup", unread, js_handler=_UNREAD)
+    field.on("blur", js_handler="(event) => { event.target.fsBad = false; }")
+
+
+def not_listed(typed: str, names: Iterable[str]) -> str:
+    """The sentence about a name that a list does not have."""
+    from samplers.lookup import nearest  # imports torch, as all of `samplers` does
+
+    near = nearest(typed, names)
+    return f"{typed!r:.60} is not in the list; {f'did you mean {near}?' if near else 'choose one of its names.'}"
 
 
 def _offer(field: Any, value: Any) -> None:

@@ -54,7 +54,8 @@ def state_words(job: DrawJob) -> str:
         return "waits"
     if job.state is JobState.FAILED:
         return job.error
-    return f"{pictures}, {'stopped' if job.state is JobState.STOPPED else duration(job.seconds)}"
+    how = "stopped" if job.state is JobState.STOPPED else duration(job.seconds)
+    return f"{pictures}, {how}" if job.pictures else how
 
 
 def _row(page: Page, job: DrawJob, waiting: list[DrawJob]) -> Any:

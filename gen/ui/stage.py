@@ -178,7 +178,8 @@ def progress_words(job: DrawJob) -> str:
     words = f"step {progress.step} of {progress.steps}"
     pictures = job.call.arguments.get("num_images_per_prompt", 1)
     if pictures > 1:
-        words = f"picture {min(len(job.pictures) + 1, pictures)} of {pictures}, {words}"
+        number = f"picture {min(len(job.pictures) + 1, pictures)} of {pictures}"
+        words = number if progress.step == progress.steps else f"{number}, {words}"  # the last step was another picture's
     return words if progress.left is None else f"{words}, {duration(progress.left)} left"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from gen.ui.fields import DENSE, choices_of
+from gen.ui.fields import DENSE, choices_of, not_listed, tell_unread
 from gen.ui.page import Page
 from gen.ui.panels.frame import method_options
 
@@ -41,6 +41,7 @@ def build(page: Page) -> None:
         with chooser:
             add = ui.select(rest, label="Add", with_input=True, on_change=added)
             add.props(f'{DENSE} options-dense data-field=adapters aria-label="Add a LoRA or embedding"')
+            add.on("typed", lambda event: typed(add, str(event.args).strip()))
 
     def show() -> None:
         choose()
@@ -60,6 +61,13 @@ def build(page: Page) -> None:
             page.settings.adapters.setdefault(event.value, 1.0)
             show()
 
+    def typed(add: Any, text: str) -> None:
+        file = next((file for file, name in add.options.items() if name.lower() == text.lower()), None)
+        if file is not None:
+            add.set_value(file)
+        elif text:
+            add.error = not_listed(text, add.options.values())
+
     page.on("settings", read)
     page.on("settings", show)
     page.on("adapters", lambda: show() if read() else None)
@@ -69,15 +77,17 @@ def build(page: Page) -> None:
 
 
 def _row(page: Page, file: str, name: str, show: Any) -> None:
-    def weigh(event: Any) -> None:
-        page.settings.adapters[file] = 0.0 if event.value is None else event.value
+    def weigh(value: float | None) -> None:
+        page.settings.adapters[file] = 1.0 if value is None else value
 
     def leave() -> None:
         page.settings.adapters.pop(file, None)
         show()
 
     with ui.element("div").classes("fs-row"):
-        weight = ui.number(name, value=page.settings.adapters[file], step=0.1, on_change=weigh)
+        weight = ui.number(name, value=page.settings.adapters[file], step=0.1, placeholder="1")
+        weight.on_value_change(lambda event: weigh(event.value))
+        tell_unread(weight, weigh)
         weight.props(f'{DENSE} data-adapter="{name}"')
         away = ui.button(icon="close", on_click=leave, color=None).props("flat dense round size=sm").classes("fs-fixed")
         away.props["aria-label"] = f"Without {name}"

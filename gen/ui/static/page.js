@@ -13,11 +13,22 @@
       press("stop");
     }
   }, true);
-  // what is left in a list that can be typed into: Quasar would forget it without a word
-  document.addEventListener("focusout", (event) => {
+  // what is typed into a list: Quasar would forget it without a word, and before the field is left
+  let typed = null;
+  const isList = (field) => field.matches?.("input[role=combobox][data-field]");
+  const leave = (field) => {
+    if (typed?.field === field) getElement(Number(field.id.slice(1)))?.$emit("typed", typed.text);
+    typed = null;
+  };
+  document.addEventListener("input", (event) => { if (isList(event.target)) typed = { field: event.target, text: event.target.value }; }, true);
+  document.addEventListener("focusout", (event) => { if (isList(event.target) && !event.relatedTarget?.closest(".q-menu")) leave(event.target); }, true);
+  document.addEventListener("click", (event) => { if (event.target.closest?.(".q-menu")) typed = null; }, true); // one was chosen
+  document.addEventListener("keydown", (event) => {
     const field = event.target;
-    if (!field.matches?.("input[role=combobox][data-field]") || event.relatedTarget?.closest(".q-menu")) return;
-    getElement(Number(field.id.slice(1)))?.$emit("typed", field.value);
+    if (!isList(field)) return;
+    if (event.key === "Escape") typed = null;
+    if (event.key === "Enter" && !event.ctrlKey && !event.metaKey)
+      setTimeout(() => (typed?.text === field.value ? leave(field) : (typed = null)), 0); // else one of the list was chosen
   }, true);
   // which of two is better, by the arrows
   const sides = { ArrowLeft: "left-better", ArrowRight: "right-better", ArrowDown: "neither" };

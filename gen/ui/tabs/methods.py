@@ -35,7 +35,7 @@ class MethodsTab:
                 search.props('outlined dense clearable aria-label="Search methods" data-field="methods.search"')
                 self.draw_button = ui.button("Draw a picture of each", icon="image", on_click=self.draw, color=None)
                 self.draw_button.props('flat dense data-action="draw-examples"')
-            self.about = ui.label("").classes("fs-about fs-methods-about")
+            self.about = ui.label("").classes("fs-about")
             self.progress = JobProgressBar(page, name="examples")
             self.list = ui.element("div").classes("fs-methods").props('role="list"')
         page.on("ready", self.read)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 
 import pytest
+from PIL import Image
 
 from gen.pipeline.png import read_recipe
 from tests.gen.ui.test_page_browser import CHROMIUM, browser, draw, ended, field, opened, quiet, ready, section, served  # noqa: F401
@@ -269,6 +271,47 @@ def test_two_pages_share_the_queue_and_one_that_is_closed_leaves_its_job(browser
     ended(page)
     assert len(list(site[1].glob("a-star-*"))) == 1
     quiet(page)
+
+
+@pytest.mark.parametrize("width", [390, 360])
+def test_a_phone_has_every_tab(browser, site, width):  # noqa: F811
+    """None is wider than the screen, and the names of the tabs stand beside one another, under nothing."""
+    with opened(browser, site[0], viewport={"width": width, "height": 780}, has_touch=True) as page:
+        ready(page)
+        boxes = [one.bounding_box() for one in page.locator(".q-tab__label").all()]
+        assert len(boxes) == 6
+        ends = [(box["x"], box["x"] + box["width"]) for box in boxes]
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends)), ends
+        assert page.locator(".fs-head .q-tabs__arrow:visible").count() == 0
+        assert ends[0][0] >= 0 and ends[-1][1] <= page.get_by_label("Look:").bounding_box()["x"]
+        for tab in ("edit", "compare", "teach", "methods", "gallery", "draw"):
+            page.locator(f"[data-tab={tab}]").tap()
+            page.locator(f"[data-tab={tab}][aria-selected=true]").wait_for()
+            page.wait_for_timeout(200)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        for panel in page.locator(".fs-section").all():
+            panel.locator(".q-item").first.tap()
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_gallery_of_two_hundred_shows_all_of_it_by_and_by(browser, tmp_path):  # noqa: F811
+    (tmp_path / "out").mkdir()
+    for number in range(200):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(
+            tmp_path / "out" / f"red-{number:03}.{('png', 'jpg', 'webp')[number % 3]}"
+        )
+    with served(tmp_path) as (address, _), opened(browser, address) as page:
+        page.locator("[data-tab=gallery]").click()
+        page.get_by_text("200 pictures in out").wait_for()
+        for count in (60, 120, 180, 200):
+            page.wait_for_function(f"document.querySelectorAll('.fs-gallery .fs-thumb').length === {count}")
+            if count < 200:
+                page.get_by_role("button", name="More", exact=True).click()
+        page.locator(".fs-gallery .fs-thumb").last.scroll_into_view_if_needed()
+        page.wait_for_function("[...document.querySelectorAll('.fs-gallery .fs-thumb img')].at(-1).naturalWidth > 0")
+        page.get_by_role("textbox", name="Search names").fill("red-19")
+        page.wait_for_function("document.querySelectorAll('.fs-gallery .fs-thumb').length === 10")
 
 
 def test_the_browsers_back_button_does_not_lose_the_page(page, site):
