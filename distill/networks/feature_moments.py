@@ -11,8 +11,9 @@ so a large population, remembered, can move a small batch. Fréchet distance as 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from distill.parallel.reduce import summed
 
 
 def root(matrix: Tensor) -> Tensor:
@@ -80,10 +81,7 @@ class Population(nn.Module):
     @torch.no_grad()
     def learn(self) -> None:
         """Take in what was drawn, on every process, since the last time."""
-        count, total, product = (pending.to(self.seen.device, copy=True) for pending in self.pending)
-        if dist.is_available() and dist.is_initialized():
-            for part in (count, total, product):
-                dist.all_reduce(part)
+        count, total, product = (summed(pending.to(self.seen.device, copy=True)) for pending in self.pending)
         for pending in self.pending:
             pending.zero_()
         if count > 0:

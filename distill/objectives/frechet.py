@@ -19,7 +19,7 @@ Sources: arXiv 2604.28190 (the loss, decoupled populations, several representati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,15 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill.networks.discriminator import PooledHeads, block_features
 from distill.networks.feature_moments import Population
-from distill.networks.features import FEATURES, in_range, open_named
+from distill.objectives.bases.representations import TEACHER, Representations
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
-
-Represent = Callable[[Tensor], Tensor]
-TEACHER = "teacher"
 
 
 class FrechetConfig(LatentConsistencyConfig):
@@ -69,48 +65,20 @@ class FrechetObjective(LatentConsistencyObjective):
         super().__init__(config, network, source, teacher)
         if source is None:
             raise ValueError("Fréchet training compares pictures with the data's; give a data section.")
-        kinds = [name.partition(":")[0] for name in config.representations]
-        keys = [k if kinds.count(k) == 1 else f"{k}_{number}" for number, k in enumerate(kinds)]
-        given = dict(zip(keys, config.representations, strict=True))
-        if TEACHER in kinds:
-            chosen = () if config.block is None else (config.block,)
-            self.block = self.judged_blocks(chosen, lambda depth: (depth // 2,))[0][-1:]
-        self.of_pictures = {key: self._representation(name) for key, name in given.items() if name != TEACHER}
-        self.names = tuple(given)
+        self.represent = Representations(self, config.representations, config.block, config.judged)
         self.of = self._populations(source)
 
-    # ---- features ----
-
-    def _representation(self, name: str) -> Represent:
-        self.teacher.check_draws_pictures(f"representations: [{TEACHER}]")
-        features = open_named(FEATURES, "representation", name, also=(TEACHER,))
-        if features.network is not None:
-            features.network.requires_grad_(False)
-        return lambda images: features.to(images.device).function(images)
-
-    def tokens(self, x0: Tensor, condition: Condition, noise: Tensor) -> Tensor:
-        """(B, 2 D): the mean and deviation over places of the frozen teacher's tokens."""
-        level = self.path.at_logsnr(torch.full((len(x0),), -self.config.judged, dtype=torch.float64, device=x0.device))
-        denoiser = self.teacher.denoiser(self.teacher.network.to(x0.device), self.dtype)
-        return PooledHeads.pooled(block_features(denoiser, level.mix(x0, noise), level, condition, self.block))[:, 0]
-
-    def features(self, x0: Tensor, condition: Condition, noise: Tensor) -> dict[str, Tensor]:
-        """By representation (B, D) of x0, the data's and the student's alike in bfloat16 arithmetic whatever the run's;
-        differentiable in x0."""
-        with torch.autocast(x0.device.type, torch.bfloat16):
-            images = in_range(self.decode(x0)) if self.of_pictures else x0
-            found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
-            return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}
+    # ---- the data ----
 
     @torch.no_grad()
     def _populations(self, source: Any, size: int = 32) -> dict[str, Population]:
         config = self.config
-        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        found: dict[str, list[Tensor]] = {name: [] for name in self.represent.names}
         for start in tqdm(range(0, config.reference, size), desc="features of the data", unit="batch"):
             batch = source.batch(range(start, min(start + size, config.reference)))
             draws, x0 = Draws(0, batch.index, "reference"), self.clean(batch)
             condition, noise = self.condition(batch, x0.device), draws.normal_like("noise", x0)
-            for name, features in self.features(x0, condition, noise).items():
+            for name, features in self.represent(x0, condition, noise).items():
                 found[name].append(features)
         return {
             name: Population(torch.cat(parts), config.population, config.shrinkage, unit=name.startswith(TEACHER))
@@ -139,7 +107,7 @@ class FrechetObjective(LatentConsistencyObjective):
         if not drawn.any():
             return 0 * x0.sum(), logged  # with a gradient: nothing else may have one
         errors = []
-        for name, features in self.features(x0[drawn], condition[drawn], noise[drawn]).items():
+        for name, features in self.represent(x0[drawn], condition[drawn], noise[drawn]).items():
             population = self.of[name].to(x0.device)
             if torch.is_grad_enabled():  # a measurement leaves it as it is
                 population.drawn(features)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.losses import solver_steps as steps
+from distill.losses.alike import alike
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
 from distill.objectives.bases.teacher import Scale
@@ -89,8 +89,6 @@ class MomentMatchingObjective(StudentObjective):
         if len(batch) % count:
             raise ValueError(f"A batch of {len(batch)} does not split into groups of {count} particles; use a multiple.")
         batch = self.dropped(batch, draws, count)  # a group has one condition
-        if self.text_encoder is None:  # what the network does not receive tells no samples apart
-            batch = replace(batch, captions=None)
         x0 = self.clean(batch)
         condition, scale = self.condition(batch, x0.device), self.scale(draws, x0.device)
         s, r, t = (self.path(v) for v in self.times(draws, x0.device))
@@ -101,21 +99,10 @@ class MomentMatchingObjective(StudentObjective):
             from_r = self.jump(unwrap(models["student"]), steps.ddim(x0, x_t, t, r), r, s, condition, scale)
         bandwidth = (s.alpha * t.sigma - t.alpha * s.sigma)[::count]  # |c_out|, t - s on a rectified flow
         groups_t, groups_r = (v.flatten(1).unflatten(0, (-1, count)) for v in (from_t, from_r))
-        compared = alike(batch, count, x0.device)
+        compared = alike(batch, count, x0.device, self.reads_text)
         discrepancy = mmd(groups_t, groups_r, bandwidth, compared)
         logged = {"mmd": discrepancy.detach().mean(), "compared": compared.float().mean()}
         return (self.weight(t)[::count].to(discrepancy) * discrepancy).mean(), logged
-
-
-def alike(batch: Batch, count: int, device: torch.device) -> Tensor:
-    """(G, M, M) bool: which samples of a group have the same condition."""
-    if batch.captions is not None:
-        numbers = {caption: i for i, caption in enumerate(dict.fromkeys(batch.captions))}
-        keys = torch.tensor([numbers[caption] for caption in batch.captions], device=device)
-    else:
-        keys = torch.zeros(len(batch), device=device) if batch.labels is None else batch.labels.to(device)
-    keys = keys.unflatten(0, (-1, count))
-    return keys[:, :, None] == keys[:, None]
 
 
 def mmd(a: Tensor, b: Tensor, bandwidth: Tensor, compared: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from distill.eval import metrics
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from distill.networks.feature_moments import Population, transport
 from distill.networks.features import FEATURES, Features
-from distill.objectives import frechet as module
+from distill.objectives.bases import representations as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
 from distill.types import Draws
@@ -232,7 +232,7 @@ def test_the_loss_is_consistency_and_how_far_features_are_from_where_the_map_tak
     rows = i == 7  # of those that start from pure noise
     assert 0 < rows.sum() < 8
     total = torch.zeros(int(rows.sum()), dtype=torch.float64)
-    features = found.features(prediction.x0[rows], condition[rows], draws.normal("noise", (2, 4, 4))[rows])
+    features = found.represent(prediction.x0[rows], condition[rows], draws.normal("noise", (2, 4, 4))[rows])
     for name, population in found.of.items():
         assert population.known
         total += population.error(features[name])
@@ -294,7 +294,7 @@ def test_the_teachers_tokens_are_of_latents_with_a_little_noise(monkeypatch):
     seen: list[Tensor] = []
     monkeypatch.setattr(module, "block_features", lambda d, x, level, c, b: seen.extend([x, level.sigma / level.alpha]) or [x0])
     monkeypatch.setattr(module.PooledHeads, "pooled", staticmethod(lambda features: features[0][:, None]))
-    found.tokens(x0, condition, noise)
+    found.represent.tokens(x0, condition, noise)
     ratio = torch.tensor(-3.0).exp()
     torch.testing.assert_close(seen[1].float(), ratio.expand(2))
     torch.testing.assert_close(seen[0], (x0 + ratio * noise) / (1 + ratio))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from distill.losses import solver_steps as steps
-from distill.objectives.inductive_moment_matching import MomentMatchingConfig, MomentMatchingObjective, alike, mmd
+from distill.losses.alike import alike
+from distill.objectives.inductive_moment_matching import MomentMatchingConfig, MomentMatchingObjective, mmd
 from distill.types import Batch, Draws
 from gen.nn.registry import build
 from samplers.denoiser import Condition

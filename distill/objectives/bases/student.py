@@ -72,6 +72,11 @@ class StudentObjective(Objective):
         of = config.teacher
         self.teacher_levels = LevelTable.of(get_grid(of.schedule, self.path, of.steps, **of.schedule_options))
 
+    @property
+    def reads_text(self) -> bool:
+        """Do captions reach the networks? What does not tells no samples apart."""
+        return self.text_encoder is not None
+
     # ---- the networks ----
 
     def predict(self, network: nn.Module, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale = 1.0) -> Prediction:
