@@ -33,6 +33,12 @@ def elementwise_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     return (square / ((square + c**2).sqrt() + c)).flatten(1).mean(1)
 
 
+def along(x: Tensor, direction: Tensor) -> Tensor:
+    """(B,) whose gradient in x (B, ...) is a direction, up to 1 / numel: half the squared distance to x - direction."""
+    x = _wide(x)
+    return 0.5 * squared(x, (x - direction).detach())
+
+
 def level_weight(kind: Weight, level: NoiseLevel, largest: float = float("inf")) -> Tensor:
     """What an error of x0 counts at a level, (B,); snr = alpha^2 / sigma^2.
 

@@ -12,6 +12,7 @@ LoRA student the critic is a LoRA too, as in variational score distillation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from distill.losses import distances as losses
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.networks.discriminator import PooledHeads, block_features, hook_of, quarter_blocks, record_features
-from distill.networks.lora.overlay import LoraNetwork
+from distill.networks.lora.overlay import LoraConfig, LoraNetwork
 from distill.objectives.bases.student import Places
 from distill.objectives.bases.student_network import copy_weights, freeze_unread, like_teacher
 from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
@@ -30,6 +31,7 @@ from distill.objectives.bases.teacher import Scale, predict_guided
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import CLOCKS, Condition, Context
+from samplers.guidance.two_branch import Guided
 from samplers.hooks import check_reached
 from samplers.path import NoiseLevel, expand
 from samplers.prediction import Prediction
@@ -72,6 +74,24 @@ class DistributionMatchingConfig(RolloutConfig):
         return self
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What the two networks say of the student's pictures x0 (B, ...), noised at a level.
+
+    noised: x0 with the noise. fake: the critic's denoised mean, detached. real: the teacher's, guided, and without guidance as
+    `real.cond`. logits: (B, N) of the discriminator, above 0 for real.
+    """
+
+    x0: Tensor
+    noised: Tensor
+    level: NoiseLevel
+    condition: Condition
+    scale: Scale
+    fake: Tensor
+    real: Guided
+    logits: Tensor
+
+
 class Critic(nn.Module):
     """A denoiser's network and heads on its tokens: called as the network is, it returns (what that returns, logits (B, N))."""
 
@@ -107,10 +127,15 @@ class DistributionMatchingObjective(RolloutObjective):
             self._standardize(critic, source)
         self.roles["critic"] = Role(critic, ema=False)
 
+    @property
+    def critic_lora(self) -> LoraConfig | None:
+        """The critic is a LoRA on the teacher, of these sizes; None: a network of its own."""
+        return self.config.lora
+
     def _critic(self) -> Critic:
         config, teacher = self.config, self.teacher.network
-        if config.lora is not None:
-            network: nn.Module = LoraNetwork(teacher, config.lora)
+        if self.critic_lora is not None:
+            network: nn.Module = LoraNetwork(teacher, self.critic_lora)
         else:
             network = like_teacher(self.teacher, ("guidance",) if config.embed_guidance else ())
             copy_weights(teacher, network)
@@ -148,7 +173,7 @@ class DistributionMatchingObjective(RolloutObjective):
         return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
 
     def judge(
-        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, guidance: float = 1.0
+        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, guidance: Scale = 1.0
     ) -> tuple[Prediction, Tensor]:
         """(the critic's prediction at x, its logits (B, N): above 0 for real). guidance: scale of the critic's own guidance."""
         logits: list[Tensor] = []
@@ -158,12 +183,12 @@ class DistributionMatchingObjective(RolloutObjective):
             logits.append(found)
             return raw
 
-        dtype = self.dtype if self.config.lora is not None else None
+        dtype = self.dtype if self.critic_lora is not None else None
         denoiser = self.teacher.denoiser(network, dtype)  # type: ignore[arg-type]
         prediction = predict_guided(denoiser, x, level, self.with_guidance(condition, scale, x), guidance)
         return prediction, logits[0][: len(x)]  # of the branch that has the condition
 
-    def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
+    def compared(self, draws: Draws, device: torch.device, step: int = 0) -> NoiseLevel:
         """The levels (B,) at which distributions are compared."""
         return self.within(self.config.time, draws, device)
 
@@ -172,33 +197,51 @@ class DistributionMatchingObjective(RolloutObjective):
         low, high = (share * self.path.t_noise for share in self.config.range)
         return self.path(draw_levels(time, self.path, draws, device).t.double().clamp(low, high))
 
-    def trained(self, draws: Draws, device: torch.device) -> NoiseLevel:
+    def trained(self, draws: Draws, device: torch.device, step: int = 0) -> NoiseLevel:
         """The levels (B,) at which the critic trains."""
-        return self.compared(draws, device)
+        return self.compared(draws, device, step)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "critic":
-            return self.critic_loss(models, batch, draws)
+            return self.critic_loss(models, batch, draws, step)
         x0, _, condition, scale = self.rollout(models["student"], batch, draws)
-        level = self.compared(draws, x0.device)
+        level = self.compared(draws, x0.device, step)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         fake, logits = self.judge(detached_weights(models["critic"]), x_t, level, condition, scale)
-        real = self.teacher_predict(models, x_t.detach(), level, condition, scale)
-        total = self.config.distribution_weight * matching(x0, fake.x0.detach(), real.x0).mean()
+        real = self.judged_real(models, x_t.detach(), level, condition, scale, step)
+        seen = Compared(x0, x_t, level, condition, scale, fake.x0.detach(), real, logits)
+        total = self.config.distribution_weight * self.matched(models, seen, draws).mean()
         logged = {"score_gap": (fake.x0 - real.x0).detach().abs().mean()}
         if self.config.adversarial_weight:
             adversarial = F.softplus(-logits).mean()  # arXiv 2405.14867, section 4.3
             total = total + self.config.adversarial_weight * adversarial
             logged["adversarial"] = adversarial.detach()
-        return total, logged
+        loss, more = self.beside(x0, batch, step)
+        return total + loss, logged | more
 
-    def critic_loss(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def judged_real(
+        self, models: Mapping[str, nn.Module], x_t: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, step: int
+    ) -> Guided:
+        """What the distribution to be matched has at x_t: the guided teacher's prediction. No gradients."""
+        return self.teacher_predict(models, x_t, level, condition, scale)
+
+    def beside(self, x0: Tensor, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss of the student's pictures x0 themselves beside the matching, and what to log."""
+        return x0.new_zeros(()), {}
+
+    def matched(self, models: Mapping[str, nn.Module], seen: Compared, draws: Draws) -> Tensor:
+        """(B,): what moves each picture towards the teacher's distribution."""
+        return matching(seen.x0, seen.fake, seen.real.x0)
+
+    def critic_loss(
+        self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """To denoise what the student draws and, of drawings and data noised alike, to tell which is which: one call."""
         with torch.no_grad():
             x0, data, condition, scale = self.rollout(unwrap(models["student"]), batch, draws)
-        level = self.trained(draws, x0.device)
+        level = self.trained(draws, x0.device, step)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         if not self.config.adversarial_weight:
             fake, _ = self.judge(models["critic"], x_t, level, condition, scale, self.critic_guidance)
@@ -225,10 +268,8 @@ class DistributionMatchingObjective(RolloutObjective):
 def matching(x0: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     """(B,) whose gradient in x0 (B, ...) is, up to 1 / numel, (fake - real) / mean |x0 - real|: the difference of the two
     distributions' denoised means at a noised x0, over how far the true one is, so that all levels count alike."""
-    x0 = x0.float() if x0.dtype != torch.float64 else x0
     # arXiv 2311.18828, equation 8: the weight; equation 7: the difference of scores, here of denoised means
-    direction = (fake - real) / expand(how_far(x0, real), x0)
-    return 0.5 * losses.squared(x0, (x0 - direction).detach())
+    return losses.along(x0, (fake - real) / expand(how_far(x0, real), x0))
 
 
 @torch.no_grad()

@@ -71,14 +71,14 @@ class ScoreIdentityObjective(DistributionMatchingObjective):
             return super()._heads()
         return ChannelMean(), self.read(lambda depth: (depth // 2,))[0]
 
-    def trained(self, draws: Draws, device: torch.device) -> NoiseLevel:
+    def trained(self, draws: Draws, device: torch.device, step: int = 0) -> NoiseLevel:
         return self.within(self.config.critic_time or self.config.time, draws, device)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "critic":
-            return self.critic_loss(models, batch, draws)
+            return self.critic_loss(models, batch, draws, step)
         config = self.config
         x0, _, condition, scale = self.rollout(models["student"], batch, draws)
         level = self.compared(draws, x0.device)

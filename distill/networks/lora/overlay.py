@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,16 @@ class LoraNetwork(nn.Module):
     def names(self) -> list[str]:
         """The layers it changes."""
         return [key.replace("/", ".") for key in self.down]
+
+    @contextmanager
+    def weakened(self, share: float) -> Iterator[None]:
+        """Inside, the changes count a share of what they do; gradients of such a call must be taken inside, too."""
+        scale = self.scale
+        self.scale = share * scale
+        try:
+            yield
+        finally:
+            self.scale = scale
 
     def enable_recompute(self) -> int:
         """Gradient checkpointing of the base's blocks; returns how many modules have it."""
