@@ -82,6 +82,12 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     ),
     "distribution_matching": ("distill.objectives.dmd2", "DistributionMatchingConfig", "DistributionMatchingObjective"),
     "sid": ("distill.objectives.sid", "ScoreIdentityConfig", "ScoreIdentityObjective"),
+    "decoupled_dmd": ("distill.objectives.decoupled_dmd", "DecoupledMatchingConfig", "DecoupledMatchingObjective"),
+    "f_distill": ("distill.objectives.f_distill", "DivergenceConfig", "DivergenceObjective"),
+    "dmdr": ("distill.objectives.dmdr", "RewardedMatchingConfig", "RewardedMatchingObjective"),
+    "swiftbrush": ("distill.objectives.swiftbrush", "SwiftBrushConfig", "SwiftBrushObjective"),
+    "drifting": ("distill.objectives.drifting", "DriftingConfig", "DriftingObjective"),
+    "sliced_mmd_flow": ("distill.objectives.sliced_mmd_flow", "SlicedFlowConfig", "SlicedFlowObjective"),
     "frechet": ("distill.objectives.frechet", "FrechetConfig", "FrechetObjective"),
     "trajectory_consistency": (
         "distill.objectives.trajectory_consistency",
