@@ -26,17 +26,19 @@ def objective_of(seed: int = 3, **config) -> MomentMatchingObjective:
     return MomentMatchingObjective(MomentMatchingConfig(**{"start": "network", **config}), network, None, tiny_teacher())
 
 
-def test_the_discrepancy_is_its_double_sum():
+@pytest.mark.parametrize("kind", ["laplace", "rbf", "energy"])
+def test_the_discrepancy_is_its_double_sum(kind):
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 3, 5, generator=g).double() for _ in range(2))
     width = torch.tensor([0.3, 0.8]).double()
     compared = torch.ones(2, 3, 3, dtype=torch.bool)
     compared[1, 0, 2] = compared[1, 2, 0] = False
-    got = mmd(a, b, width, compared)
+    got = mmd(a, b, width, compared, kind)
+    of = {"laplace": lambda d: math.exp(-d), "rbf": lambda d: math.exp(-d * d / 2), "energy": lambda d: -d}[kind]
     for group in range(2):
 
         def k(x, y, group=group):
-            return math.exp(-max((x - y).norm().item(), 1e-8) / (width[group].item() * 5))
+            return of(max((x - y).norm().item(), 1e-8) / (width[group].item() * 5))
 
         pairs = [(j, i) for j in range(3) for i in range(3) if compared[group, j, i]]
         total = sum(k(x[j], x[i]) + k(y[j], y[i]) - 2 * k(x[j], y[i]) for j, i in pairs for x, y in [(a[group], b[group])])
@@ -133,3 +135,35 @@ def test_other_conditions_are_not_compared():
 def test_groups_must_fit():
     with pytest.raises(ValueError, match="groups of 4"):
         loss_of(objective_of(), batch_of(6, shape=(2, 4, 4)))
+
+
+def test_one_particle_with_the_energy_kernel_is_a_consistency_loss():
+    """Twice the distance between the two jumps: there is nothing else to compare."""
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 1, 5, generator=g).double() for _ in range(2))
+    width = torch.tensor([0.3, 0.8, 0.5]).double()
+    got = mmd(a, b, width, torch.ones(3, 1, 1, dtype=torch.bool), "energy")
+    torch.testing.assert_close(got, 2 * (a - b).norm(dim=2)[:, 0] / (5 * width), atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("mapping", ["ratio", "time", "log_ratio", "inverse_ratio"])
+def test_r_is_below_t_by_a_constant_of_its_mapping(mapping):
+    """In the quantity that the mapping names, by the same for all t, and 2^-gap of its whole range."""
+    objective = objective_of(mapping=mapping, gap=8, earliest=0.01, latest=0.9)
+    of = {
+        "ratio": lambda t: t / (1 - t),
+        "time": lambda t: t,
+        "log_ratio": lambda t: torch.log(t / (1 - t)),
+        "inverse_ratio": lambda t: -(1 - t) / t,
+    }[mapping]
+    t = torch.linspace(0.1, 0.9, 20, dtype=torch.float64)
+    first, last = (of(torch.tensor(v, dtype=torch.float64)) for v in (0.01, 0.9))
+    torch.testing.assert_close(of(t) - of(objective.below(t)), ((last - first) / 256).expand(20), atol=1e-9, rtol=1e-9)
+    s, r, drawn = objective.times(Draws(0, torch.arange(400)), CPU)
+    assert (s <= r).all() and (r < drawn).all()
+
+
+def test_the_finished_student_may_be_guided_and_may_restart():
+    plain, other = objective_of().defaults(), objective_of(guidance_scale=1.5, restart=True).defaults()
+    assert (plain.guidance_scale, dict(plain.sampler_options)) == (1.0, {})
+    assert (other.guidance, other.guidance_scale, dict(other.sampler_options)) == ("cfg", 1.5, {"gamma": 1.0})
