@@ -63,6 +63,11 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "MultistepConsistencyConfig",
         "MultistepConsistencyObjective",
     ),
+    "multistep_latent_consistency": (
+        "distill.objectives.multistep_latent_consistency",
+        "MultistepLatentConfig",
+        "MultistepLatentObjective",
+    ),
     "phased_consistency": ("distill.objectives.phased_consistency", "PhasedConsistencyConfig", "PhasedConsistencyObjective"),
     "latent_consistency": ("distill.objectives.latent_consistency", "LatentConsistencyConfig", "LatentConsistencyObjective"),
     "adversarial_consistency": (

@@ -93,9 +93,7 @@ class PhasedConsistencyObjective(RegressionObjective):
     ) -> Tensor:
         """One step of the teacher from level i + 1 to i, then the student to the end; where i is the end, the step alone."""
         z_s = self.teacher_step(models, z_t, ladder[i + 1], ladder[i], condition, scale)
-        query = torch.where(i == start, i + 1, i)  # a network need not be called at clean data
-        jump = ddim(self.target_predict(models, z_s, ladder[query], condition, scale).x0, z_s, ladder[query], ladder[start])
-        return torch.where(expand((i == start).to(z_s), z_s) != 0, z_s, jump)
+        return self.onward(models, z_s, i, start, ladder, condition, scale)
 
     def noised(self, z: Tensor, draws: Draws, name: str, ladder: LevelTable, start: Tensor, level: NoiseLevel) -> Tensor:
         """z at the start of its phase, taken up to a level by the forward process."""

@@ -129,20 +129,12 @@ class SingleTrajectoryObjective(TrajectoryConsistencyObjective):
         if self.bank is not None and torch.is_grad_enabled():  # a measurement leaves it as it is
             self.bank.remember(batch.index, at.counter, at.t - 1, z_s)
         mine = ddim(self.predict(models["student"], at.z_t, t, at.condition, at.scale).x0, at.z_t, t, e)
-        total, logged = self.error(mine, self.target(models, z_s, at, ladder), t)
+        total, logged = self.error(mine, self.onward(models, z_s, at.t - 1, at.end, ladder, at.condition, at.scale), t)
         if not self.config.adversarial_weight:
             return total, logged
         fake = self.features(models, mine, at.end, ladder, at.condition, draws, "fake")
         adversarial = -detached_weights(models["discriminator"])(fake).mean()
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
-
-    @torch.no_grad()
-    def target(self, models: Mapping[str, nn.Module], z_s: Tensor, at: Jump, ladder: LevelTable) -> Tensor:
-        """From s to the end by the student; where s is the end no network is needed, but asked, at t, as everywhere."""
-        there = at.end == at.t - 1
-        query = ladder[torch.where(there, at.t, at.t - 1)]
-        jumped = ddim(self.target_predict(models, z_s, query, at.condition, at.scale).x0, z_s, query, ladder[at.end])
-        return torch.where(expand(there.to(z_s), z_s) != 0, z_s, jumped)
 
     def judged_level(self, number: Tensor, ladder: LevelTable) -> NoiseLevel:
         """The level of a number, or the first with noise: networks are not asked about clean data."""

@@ -21,7 +21,6 @@ from distill.losses.levels import draw_index
 from distill.losses.solver_steps import ddim
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
 from distill.types import Batch, Draws, Phase
-from samplers.path import expand
 
 
 class TrajectoryConsistencyConfig(RegressionConfig):
@@ -64,9 +63,7 @@ class TrajectoryConsistencyObjective(RegressionObjective):
         t, s, e = ladder[i + 1], ladder[i], ladder[end]
         z_t = t.mix(x0, draws.normal_like("eps", x0))
         z_s = self.teacher_step(models, z_t, t, s, condition, scale)
-        target_levels = ladder[torch.where(i == end, i + 1, i)]  # where s is the end already no network is needed
         # arXiv 2402.19159, section 4.1: both ends of the trajectory function, f(z_t, t -> e) and f^-(z_s, s -> e)
-        jump = ddim(self.target_predict(models, z_s, target_levels, condition, scale).x0, z_s, target_levels, e)
-        target = torch.where(expand((i == end).to(x0), x0) != 0, z_s, jump)
+        target = self.onward(models, z_s, i, end, ladder, condition, scale)
         mine = ddim(self.predict(models["student"], z_t, t, condition, scale).x0, z_t, t, e)
         return self.error(mine, target, t)

@@ -195,6 +195,17 @@ CASES: dict[str, dict[str, Any]] = {
     "single_trajectory": student(
         "single_trajectory", teacher={"steps": 6}, steps=2, lora={"rank": 2}, slots=4, bank_share=0.9, reach=0.5
     ),
+    "multistep_latent_consistency": student(
+        "multistep_latent_consistency",
+        teacher={"steps": 8},
+        segments=[4, 2],
+        segment_steps=1,
+        milestones_from=2,
+        denoising_steps=2,
+        simulate=2,
+        bridge_steps=2,
+        lora={"rank": 2},
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},

@@ -68,6 +68,7 @@ METHODS = {
     "continuous_consistency": {"sigma_max": 10.0, "derivative": "difference"},
     "regularized_consistency": {"sigma_max": 10.0, "derivative": "difference", "regularize_from": 0},
     "single_trajectory": {"bank_share": 0.0},
+    "multistep_latent_consistency": {"segments": (4,), "denoising_steps": 2},
     "frechet": {"representations": ["teacher"], "population": 2, "reference": 4, "target_ema": None, "noisiest_share": 1.0},
 }
 

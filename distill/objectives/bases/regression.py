@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.losses import distances as losses
+from distill.losses.solver_steps import LevelTable, ddim
 from distill.objectives.bases.perceptual import PerceptualConfig, PerceptualObjective
+from distill.objectives.bases.teacher import Scale
+from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 
 
@@ -56,3 +61,21 @@ class RegressionObjective(PerceptualObjective):
         apart: Any = self._apart(root * a, root * b)
         perceptual = self.config.perceptual * self.perceptual_error(a, b) if self.config.perceptual else 0.0
         return (apart + weight.to(apart) * perceptual).mean(), {"error": apart.detach().mean()}
+
+    @torch.no_grad()
+    def onward(
+        self,
+        models: Mapping[str, nn.Module],
+        z: Tensor,
+        number: Tensor,
+        end: Tensor,
+        ladder: LevelTable,
+        condition: Condition,
+        scale: Scale,
+    ) -> Tensor:
+        """z at the levels of these numbers (B,), taken on to those of the ends (B,) by the network that makes targets; z itself
+        where both are one. There the network is asked all the same, one level up, as it need not be called at clean data."""
+        there = number == end
+        level = ladder[torch.where(there, number + 1, number)]
+        jumped = ddim(self.target_predict(models, z, level, condition, scale).x0, z, level, ladder[end])
+        return torch.where(expand(there.to(z), z) != 0, z, jumped)
