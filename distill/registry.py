@@ -44,6 +44,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "alpha_flow": ("distill.objectives.alpha_flow", "AlphaFlowConfig", "AlphaFlowObjective"),
     "align_your_flow": ("distill.objectives.align_your_flow", "AlignYourFlowConfig", "AlignYourFlowObjective"),
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
+    "twin_flow": ("distill.objectives.twin_flow", "TwinFlowConfig", "TwinFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
     "draft": ("distill.objectives.draft", "DraftConfig", "DraftObjective"),
     "diffusion_dpo": ("distill.objectives.diffusion_dpo", "DiffusionDpoConfig", "DiffusionDpoObjective"),

@@ -206,6 +206,7 @@ CASES: dict[str, dict[str, Any]] = {
         bridge_steps=2,
         lora={"rank": 2},
     ),
+    "twin_flow": student("twin_flow", scalars=("target_time",)),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},
