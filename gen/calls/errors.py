@@ -8,7 +8,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ValueError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
     if isinstance(error, MemoryError | RuntimeError):
         from gen.models.decoding import is_out_of_memory
 

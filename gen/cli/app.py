@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -106,9 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output left: not our error, and nothing to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as end:  # typer's own, where the reader of our output left: not our error, and nothing to say to it
+        if isinstance(end.__context__, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+            return 0
+        raise
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "format_message"):
             print(error.format_message(), file=sys.stderr)  # the help text
@@ -122,6 +125,9 @@ def program() -> NoReturn:
     piece would take half a second more. Commands of other packages end in the ordinary way."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # names that a terminal has no letters for are shown by their numbers
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
     code = main()
     if not ran:
         with contextlib.suppress(OSError):  # a reader of our output that left

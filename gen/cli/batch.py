@@ -213,6 +213,11 @@ def run(settings: Any, quiet: bool, ray: Any = None) -> int:
             from gen.batch.ray_pool import run_on_ray
 
             result = run_on_ray(settings, ray, progress=bar, say=tell)
+    except OSError as error:  # the disk is full, or gone
+        why = error.strerror or str(error)
+        raise ValueError(
+            f"{settings.output}: {why}. What was made before is in place; the same command goes on when that is mended."
+        ) from None
     except KeyboardInterrupt as stop:
         say("Interrupted; what was made is saved. The same command goes on.", quiet)
         return exit_code(stop)

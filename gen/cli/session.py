@@ -69,7 +69,7 @@ class DrawingSession:
         try:
             return self._handle(line)
         except ValueError as error:
-            words = {keyword: f"--{typed(keyword)}" for keyword in keyword_kinds()}
+            words = {keyword: f"--{typed(keyword)}" for keyword in keyword_kinds() if keyword != "prompt"}
             raise ValueError(respell(str(error), words)) from None
 
     def _handle(self, line: str) -> bool:

@@ -223,6 +223,8 @@ def read_model_config(folder: Path | str) -> ModelConfig:
         raise CheckpointError(folder, "is not a folder; give a model folder, which holds config.json and denoiser/.")
     if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
         raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; Generator.from_pretrained opens those.")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(folder, "is a folder without config.json or model_index.json, so it is no model; check the name.")
     value = read_json(folder / "config.json")
     if value.get("format") != "fewstep":
         raise CheckpointError(folder / "config.json", 'is not the config of a fewstep model (it lacks "format": "fewstep").')

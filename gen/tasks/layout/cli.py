@@ -59,6 +59,8 @@ def read_spec(given: str | Path, colours: Mapping[str, str], background: str | N
     path = Path(given)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         if not colours:
             raise ValueError(f'{path} is a painting, so say what its colours are: --colour red="a red heart", for example.')
