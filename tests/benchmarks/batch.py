@@ -1,7 +1,8 @@
 """Pictures per second of a batch, part by part.
 
-    python -m tests.benchmarks.batch                 the network alone; with PNG and disk in a row; behind the queue
-    python -m tests.benchmarks.batch --ray 2         and by so many actors, with the time that Ray takes to begin
+    python -m tests.benchmarks.batch                 the network alone; with PNG and disk in a row; behind the queue; the
+                                                     writer's share; on Ray: by one actor, by two, and what Ray costs
+    python -m tests.benchmarks.batch --ray 4         by four; 0 leaves Ray out
     python -m tests.benchmarks.batch --png           time and size of a PNG by level of zlib, on a picture of the default model
 
 Times mean something on a quiet machine only. They are of one process, in turns, medians over `--rounds`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import statistics
 import tempfile
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from gen.batch.ledger import Ledger
@@ -74,15 +77,35 @@ def rates(args: argparse.Namespace) -> None:
         for name, threads in kinds.items():
             out = folder / f"{number}-{threads}"
             times[name].append(seconds(lambda out=out, threads=threads: paint(settings, generator, jobs, out, threads)))
-    for name, values in times.items():
-        print(f"{name:28} {len(jobs) / statistics.median(values):8.2f} pictures/s")
-    if args.ray:
-        few = BatchSettings(**{**vars(settings), "source": str(_first(source, 1)), "output": folder / "one"})
-        begin = seconds(lambda: run_on_ray(few, RayOptions(actors=args.ray), progress=no_bar, say=print))
-        whole = seconds(lambda: run_on_ray(settings, RayOptions(actors=args.ray), progress=no_bar, say=print))
-        print(f"Ray, {args.ray} actors: {begin:.1f} s for one picture, begin and end included")
-        beyond = f"{(len(jobs) - 1) / (whole - begin):8.2f} pictures/s" if whole > begin else "too few pictures to tell"
-        print(f"{'Ray, beyond that':28} {beyond}")
+    took = {name: statistics.median(values) for name, values in times.items()}
+    for name, value in took.items():
+        print(f"{name:28} {len(jobs) / value:8.2f} pictures/s")
+    alone, queued, in_a_row = took["network alone"], took["behind the queue"], took["PNG and disk after each"]
+    print(f"{'the writer, of the time':28} {1 - alone / queued:8.1%} behind the queue, {1 - alone / in_a_row:.1%} in a row")
+    if args.ray and importlib.util.find_spec("ray") is None:
+        print("Ray is not installed here.")
+    elif args.ray:
+        ray_rates(settings, source, len(jobs), queued, args.ray)
+
+
+def ray_rates(settings: BatchSettings, source: Path, pictures: int, one_process: float, actors: int) -> None:
+    """Of one actor with all threads, beside one process that took so many seconds; and of several with one each."""
+    for count, threads in ((1, torch.get_num_threads()), (actors, 1)):
+        options = RayOptions(actors=count, cpus_per_actor=threads)
+        few, all_of_it = (
+            BatchSettings(**{**vars(settings), "source": str(rows), "output": source.with_name(f"{name}-{count}-{threads}")})
+            for name, rows in (("few", _first(source, 1)), ("all", source))
+        )
+        begin = seconds(lambda few=few, options=options: run_on_ray(few, options, progress=no_bar, say=print))
+        whole = seconds(lambda all_=all_of_it, options=options: run_on_ray(all_, options, progress=no_bar, say=print))
+        title = f"Ray, {count} actor{'s' * (count > 1)}, {threads} thread{'s' * (threads > 1)}"
+        print(f"{title:28} {begin:8.1f} s for one picture, begin and end included")
+        if whole <= begin:
+            print(f"{'  beyond that':28} too few pictures to tell; give more --pictures")
+            continue
+        beyond = (whole - begin) * pictures / max(pictures - 1, 1)
+        overhead = f", {beyond / one_process - 1:.1%} more time than one process" if count == 1 else ""
+        print(f"{'  beyond that':28} {pictures / beyond:8.2f} pictures/s{overhead}")
 
 
 def _first(source: Path, lines: int) -> Path:
@@ -113,7 +136,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ray", type=int, default=0, metavar="ACTORS")
+    parser.add_argument("--ray", type=int, default=2, metavar="ACTORS")
     parser.add_argument("--png", action="store_true")
     args = parser.parse_args()
     (png_levels if args.png else rates)(args)

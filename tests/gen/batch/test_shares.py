@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from gen.batch.ledger import STATE, Ledger
 from gen.batch.settings import Share
+from tests.benchmarks import batch_same
+from tests.benchmarks.batch_same import kill_at_random
 from tests.gen.batch.common import PROMPTS, contents, ledger_lines, make, mixed_rows, pixels, write_rows
 
 ROOT = Path(__file__).parents[3]
@@ -121,18 +120,41 @@ def test_sigkill_at_ten_random_moments(kind, tmp_path, tiny_model):
         return subprocess.Popen(command("-m", "gen", "batch", str(rows), "-o", str(out), *options), env=environment(), cwd=ROOT)
 
     assert run(tmp_path / "whole").wait() == 0
-    draw, out, killed = random.Random(0), tmp_path / "out", 0
-    ledger = out / STATE / "ledger-0-of-1.jsonl"
-    for _ in range(10):
-        begun = ledger.stat().st_size if ledger.exists() else 0
-        process = run(out)
-        while process.poll() is None and (not ledger.exists() or ledger.stat().st_size == begun):
-            time.sleep(0.002)
-        time.sleep(draw.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+    out = tmp_path / "out"
+    killed = kill_at_random(lambda: run(out), out / STATE / "ledger-0-of-1.jsonl", 10, within=0.2)
     assert killed >= 5  # of ten, before it was done
     assert run(out).wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert sorted(ledger_lines(out)) == list(range(600))
     assert not list(out.rglob("*.tmp")) and not list((out / STATE).rglob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_way_makes_the_same_files(tiny_model, capfd):
+    """Shares, torchrun, Ray, and a process that is killed; `python -m tests.benchmarks.batch_same` does 2,000 of them."""
+    pytest.importorskip("ray")
+    assert batch_same.main(["--rows", "40", "--model", str(tiny_model), "--kills", "2"]) == 0
+    said = capfd.readouterr().out
+    assert said.count(": the same files") == len(batch_same.WAYS) and said.count(" 40 files") == len(batch_same.WAYS)
+
+
+def test_other_files_are_seen(tmp_path, monkeypatch, capsys):
+    """The comparison itself: a way that leaves a byte out, or a file."""
+
+    def writing(**files: bytes):
+        def way(self, out: Path) -> None:
+            out.mkdir()
+            for name, data in files.items():
+                (out / name).write_bytes(data)
+
+        return way
+
+    monkeypatch.setattr(batch_same.SameBatch, "one_process", writing(a=b"12", b=b"3"))
+    for number, (files, same) in enumerate(
+        [({"a": b"12", "b": b"3"}, True), ({"a": b"1", "b": b"3"}, False), ({"a": b"12"}, False)]
+    ):
+        monkeypatch.setattr(batch_same.SameBatch, "shares", writing(**files))
+        (tmp_path / str(number)).mkdir()
+        assert batch_same.compare(batch_same.SameBatch(tmp_path, ()), tmp_path / str(number), ("one_process", "shares")) is same
+    assert "1 files differ, b among them" in capsys.readouterr().out
