@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from gen.pipeline.recipe import Recipe
 from gen.serve.front import EngineFront
+from gen.serve.http.errors import BadRequest, said
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.settings import ServerSettings
 from gen.serve.jobs import OVER, JobCancelled, JobEvent, ServeJob
@@ -143,7 +144,7 @@ class JobBoard:
                 followed.job.images[told.index] = None, told.recipe  # its pixels are in the file
             over = isinstance(told, JobEvent) and told.kind in OVER
             if over:
-                followed.job.error = failed or followed.job.error
+                followed.job.error = self._without_places(failed or followed.job.error)
                 followed.over.set()
                 self._keep_within_bounds()
                 self.on_end(followed.job)
@@ -151,6 +152,14 @@ class JobBoard:
                 queue.put_nowait(told)
             if over:
                 return
+
+    def _without_places(self, error: Exception | None) -> Exception | None:
+        """An error whose words name no file of the server: what requests may name has names."""
+        names = {**self.settings.controlnets, **self.settings.ip_adapters}
+        text = str(error)
+        for name, place in names.items():
+            text = text.replace(str(place), name)
+        return error if error is None or text == str(error) else BadRequest(text, status=said(error)[0])
 
     def _finish(self, followed: FollowedJob, event: JobEvent) -> FinishedPicture:
         """Encode a picture, and save it where that is asked for, before anybody gets it."""

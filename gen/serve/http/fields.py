@@ -36,14 +36,16 @@ _WORDS = (  # beginnings of pydantic's kinds of error -> what may be given
 _BOUNDS = {"greater_than_equal": "at least {ge}", "greater_than": "more than {gt}", "less_than_equal": "at most {le}"}
 
 
-def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """(sentence, where) of the first thing that a model of pydantic refuses, each `loc` beginning with "body"."""
+def describe_validation(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
+    """(sentence, where) of the first thing that a model of pydantic refuses in a body, each `loc` beginning with "body"."""
     first = errors[0]
     kind, context = str(first.get("type", "")), first.get("ctx", {})
     where = ".".join(str(part) for part in first.get("loc", ())[1:] if part != "[key]") or None
     name = where or "The body"
     if kind == "json_invalid":
         return "The body is not JSON; send an object as application/json.", None
+    if kind == "missing" and where and isinstance(body, Mapping) and (near := nearest(where, map(str, body))) is not None:
+        return f"{where} is missing; did you mean it by {shown(near)}?", where
     if kind == "missing":
         return f"{name} is missing; send it." if where else "The body is missing; send an object as application/json.", where
     if kind == "string_too_long":
@@ -68,5 +70,5 @@ def check_known(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in names:
             near = nearest(name, names)
-            hint = f"did you mean {near}?" if near else "leave it out; /openapi.json lists what there is."
+            hint = f"did you mean {near}?" if near else "leave it out. /openapi.json lists what there is."
             raise BadRequest(f"There is no field {shown(name)}; {hint}", name[:100])

@@ -17,7 +17,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        message, where = describe_validation(list(error.errors()))
+        message, where = describe_validation(list(error.errors()), error.body)
         status = 400 if request.url.path.startswith("/v1") else 422
         return answer(request.url.path, status, message[:2000], where)
 

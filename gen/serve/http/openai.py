@@ -256,7 +256,7 @@ async def read_form(items: list[tuple[str, Any]]) -> tuple[ImagesRequest, dict[s
     try:
         return ImagesRequest(**fields), files
     except ValidationError as error:
-        message, where = describe_validation([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+        message, where = describe_validation([{**one, "loc": ("body", *one["loc"])} for one in error.errors()], fields)
         raise BadRequest(message, where) from None
 
 

@@ -12,7 +12,7 @@ from gen.serve.engine import ServingEngine
 from gen.serve.models import ModelSource
 from tests.gen import ip_adapters
 from tests.gen.serve.conftest import client_of
-from tests.gen.serve.test_http import direct, png, same, sentence_of
+from tests.gen.serve.test_http import direct, events, png, same, sentence_of
 from tests.gen.test_control import network_for
 
 CALL = {"prompt": "a cat", "seed": 1, "num_inference_steps": 2}
@@ -100,6 +100,16 @@ def test_what_is_refused(served, body, says):
     body = {name: sent(drawing(1)) if value == 1 else value for name, value in body.items()}
     refused = served[0].post("/v1/pictures", json={**CALL, **body})
     assert 400 <= refused.status_code < 500 and says in sentence_of(refused), refused.text
+
+
+def test_errors_name_no_file_of_the_server(served):
+    """Those of the core say which folder; a client knows its name."""
+    client, _, controls, _ = served
+    body = {**CALL, "control": sent(drawing(1)), "controlnet": "edges", "control_mode": 0}
+    says = sentence_of(client.post("/v1/pictures", json=body))
+    assert "'edges' is for one control" in says and str(controls["edges"].parent) not in says
+    stream = events(client.post("/v1/pictures", json={**body, "stream": True}))[-1][1]
+    assert stream["error"]["message"] == says
 
 
 def test_a_model_that_takes_none_says_so(tiny_model, served):

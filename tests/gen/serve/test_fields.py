@@ -12,7 +12,7 @@ from gen.calls.keywords import OWN, keywords_of
 from gen.serve.http.openai import ImagesRequest
 from gen.serve.http.pictures import PicturesRequest
 from gen.serve.http.webui import Img2ImgRequest, Txt2ImgRequest
-from tests.gen.serve.test_http import png, sentence_of, square
+from tests.gen.serve.test_http import direct, png, same, sentence_of, square
 
 WRONG = {
     "null": "null",
@@ -139,3 +139,49 @@ def test_every_field_refuses_in_a_sentence(client, part):
 def test_every_field_with_every_value(client, part):
     faults = [fault for case in CASES[part::8] for fault in faults_of(client, *case, WRONG)]
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(("path", "body", "says"), [
+    ("/v1/images/generations", {"prmpt": "a"}, 'prompt is missing; did you mean it by "prmpt"?'),
+    ("/v1/images/generations", {}, "prompt is missing; send it."),
+    ("/v1/images/generations", {"prompt": "a", "guidance_scal": 3},
+     'There is no field "guidance_scal"; did you mean guidance_scale?'),
+    ("/v1/images/generations", {"prompt": "a", "zzz": 3},
+     'There is no field "zzz"; leave it out. /openapi.json lists what there is.'),
+    ("/v1/images/generations", {"prompt": "a", "n": True}, "n is true; give a whole number."),
+    ("/v1/images/generations", {"prompt": "a", "partial_images": 9}, "partial_images is 9; give at most 3."),
+    ("/v1/pictures", {"prompt": "a", "method": "draw"},
+     'method is "draw"; give "image", "panorama", "outpaint", "upscale", "restore", "ambiguous" or "layout".'),
+    ("/v1/pictures", {"prompt": "a", "deadline": -1}, "deadline is -1; give more than 0."),
+    ("/v1/pictures", {"prompt": "a", "sampler": ["euler"]}, 'sampler is ["euler"]; give a text.'),
+    ("/v1/pictures", {"prompt": "a", "num_inference_steps": 51},
+     "num_inference_steps is 51; give a whole number from 1 to 50."),
+    ("/v1/pictures", {"prompt": "a", "method": "outpaint"}, "image is missing; a request of outpaint has one."),
+])  # fmt: skip
+def test_what_is_said_of_a_field(client, path, body, says):
+    assert sentence_of(client.post(path, json=body)) == says
+
+
+def test_fields_of_openai_that_change_nothing(client, tiny):
+    """And every keyword of ours beside them."""
+    plain = {
+        "prompt": "a cat",
+        "n": 1,
+        "quality": "hd",
+        "style": "vivid",
+        "user": "me",
+        "moderation": "low",
+        "background": "auto",
+    }
+    body = {**plain, "input_fidelity": "high", "seed": 1, "steps": 2, "hires": 2, "sampler": "euler_a"}
+    answer = client.post("/v1/images/generations", json=body).json()
+    own = {"num_inference_steps": 2, "hires": 2, "sampler": "euler_a"}
+    assert same(answer["data"][0]["b64_json"], direct(tiny, prompt="a cat", seed=1, **own))
+    form = {"prompt": "a cat", "seed": "1", "steps": "2", "guidance_interval": "[-3, 3]", "sampler_options": '{"eta": 0.5}'}
+    form |= {"sampler": "euler_a", "strength": "0.5"}
+    made = client.post("/v1/images/edits", data=form, files={"image": png(square())}).json()["data"][0]["b64_json"]
+    own = {"num_inference_steps": 2, "guidance_interval": (-3, 3), "sampler_options": {"eta": 0.5}, "sampler": "euler_a"}
+    own |= {"image": square().convert("RGB"), "strength": 0.5}
+    assert same(made, direct(tiny, prompt="a cat", seed=1, **own))
+    refused = client.post("/v1/images/edits", data={**form, "strenth": "1"}, files={"image": png(square())})
+    assert sentence_of(refused) == 'There is no field "strenth"; did you mean strength?'
