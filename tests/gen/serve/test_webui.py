@@ -92,6 +92,9 @@ def test_settings_are_honoured_or_refused(client, tiny):
     draw(CLIP_stop_at_last_layers=2)
     assert last_job(client).keywords["clip_skip"] == 1
     assert client.post("/sdapi/v1/options", json={"nothing": 1}).status_code == 422
+    options = client.get("/sdapi/v1/options").json()
+    assert client.post("/sdapi/v1/options", json=options).status_code == 200
+    assert client.get("/sdapi/v1/options").json() == options
 
 
 def test_names_of_samplers_are_the_web_ui_s(client, tiny):
