@@ -50,6 +50,9 @@ AUTOENCODER = {
 
 CASES: dict[str, dict[str, Any]] = {
     "diffusion": case({"type": "diffusion", "prediction": "x0", "loss": "flow"}, {"type": "uvit", **SIZES}, "labels"),
+    "error_propagation": case(
+        {"type": "error_propagation", "levels": 4, "reach": 2, "measured": 4}, {"type": "dit", **SIZES}, "labels", batch_size=4
+    ),
     "autoencoder": case({"type": "autoencoder"}, AUTOENCODER, "pictures"),
     "decoder": case(
         {
