@@ -27,6 +27,7 @@ from gen.io.validators import (
     check_option_values,
     check_text,
 )
+from gen.models.control_names import NAMED
 from samplers.lookup import nearest
 from samplers.registry import grid_info, parse_sampler, solver_info
 
@@ -207,7 +208,10 @@ class RowReader:
 
 
 def _value(name: str, value: Any) -> Any:
-    """A cell as a call takes it: CSV has texts alone, in which numbers and JSON are read where the keyword is no text."""
+    """A cell as a call takes it: CSV has texts alone, in which numbers and JSON are read where the keyword is no text, and
+    NAME=FILE where it is a control."""
+    if name == "control" and isinstance(value, str) and (parts := value.partition("="))[0] in NAMED and parts[1]:
+        return {parts[0]: parts[2]}
     if not isinstance(value, str) or name in TEXTS:
         return value
     text = value.strip()

@@ -180,6 +180,8 @@ def _words(method: str, name: str, value: Any) -> list[str]:
     """The words that say one argument."""
     if name in _VALUES:
         return [f"{_VALUES[name]}={_text(name, value)}"]
+    if name == "control" and isinstance(value, Mapping):
+        return [f"--control={kind}={_text(name, file)}" for kind, file in value.items()]
     if name in _REPEATED:
         return [f"{_REPEATED[name]}={_text(name, one)}" for one in (value if isinstance(value, list) else [value])]
     if name in _PAIRS:

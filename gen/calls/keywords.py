@@ -66,5 +66,6 @@ def _may_be_file(text: str) -> bool:
 
 
 def flat(value: Any) -> list[Any]:
-    """The values in lists within lists, in their order; one that is no list by itself."""
+    """The values in lists and tables within one another, in their order; one that is neither by itself."""
+    value = list(value.values()) if isinstance(value, Mapping) else value
     return [one for inner in value for one in flat(inner)] if isinstance(value, list | tuple) else [value]

@@ -90,7 +90,8 @@ KINDS: dict[str, ValueKind] = {
     "ip_adapter_scale": NUMBERS.or_else(ValueKind("an object of numbers by layer", OBJECT.takes)),
     **{f"{name}_options": OBJECT for name in (*_OPTION_TABLES, "aesthetic", "greedy", "pipeline")},
     **dict.fromkeys(("regions", "layout"), OBJECT),
-    **dict.fromkeys(("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask"), FILES),
+    **dict.fromkeys(("image", "mask", "negtome", "negtome_mask", "reference", "reference_mask"), FILES),
+    "control": FILES.or_else(ValueKind("an object of names and pictures", OBJECT.takes)),
     **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), FILES.or_list("pictures, or lists of such")),
     **dict.fromkeys(("controlnet", "ip_adapter", "ip_adapter_encoder", "lora_dir"), NAMES),
 }

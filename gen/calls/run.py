@@ -65,6 +65,8 @@ PAIRS = (  # keywords whose lists of numbers are one value
 
 
 def _paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _paths(one) for name, one in value.items()}
     return [_paths(one) for one in value] if isinstance(value, list) else Path(value)
 
 

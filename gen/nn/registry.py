@@ -30,6 +30,7 @@ Registry = Mapping[str, Row]
 COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.nn.backbones.uvit", "UViTConfig", "UViT"),
     "dit": ("gen.nn.backbones.dit", "DiTConfig", "DiT"),
+    "dit_control": ("gen.nn.backbones.dit_control", "DiTControlConfig", "DiTControl"),
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
     "mmdit": ("gen.nn.backbones.mmdit", "MMDiTConfig", "MMDiT"),
     "flux": ("gen.nn.backbones.flux", "FluxConfig", "FluxTransformer"),

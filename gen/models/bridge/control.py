@@ -1,16 +1,12 @@
 """ControlNets of diffusers: networks that read a picture of edges, depth or poses, and add to a denoiser's layers.
 
-A control's picture and strength are conditions: `Condition.extra["map:control:NAME"]` (B, 3 f^2, h, w), the f x f pixels in
-[0, 1] under every latent, or the picture's latents (B, C, h, w) for networks that read those, and
-`extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1) too. Which network NAME is, is
-known to the denoiser's network (`BridgedNetwork.controls`). What several add is summed.
+What their pictures are as conditions, `gen.nn.control` says.
 
 Source: ControlNet, arXiv 2302.05543; T2I-Adapter, arXiv 2302.08453.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,7 @@ from torch import Tensor
 
 from gen.io.weights import CheckpointError
 from gen.models.bridge.load import load_network, read_part_config
-from samplers.denoiser import MAP, Condition
 
-PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
-PROMPT, PROMPT_MASK = "control prompt", "control prompt mask"  # what the pictures should be, of both branches of guidance
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
     "ControlNetModel": ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"),
@@ -60,7 +53,7 @@ class Control:
         kind = type(self.network).__name__
         return kind in LATENTS or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
 
-    def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float) -> Tensor:
+    def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float, mode: int | None = None) -> Tensor:
         """A picture (1, 3, H, W) in [0, 1] as a condition."""
         if not self.reads_latents:
             if type(self.network).__name__ == "T2IAdapter" and self.network.config.in_channels == 1:
@@ -72,19 +65,10 @@ class Control:
         return latents
 
 
-def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Control:
+def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Control:
     """A ControlNet's or T2I-Adapter's folder for a denoiser's network. CheckpointError for one that is damaged, unsafe, or for
-    another network; ValueError for a network that takes none."""
-    wanted = getattr(network, "controlled_by", ())
-    if not wanted:
-        if not getattr(network, "bridged", False):
-            raise ValueError(
-                "This is a network of our own, which takes no ControlNet; leave controlnet out, or open the model with "
-                "native=False (--no-native), where diffusers' network takes one."
-            )
-        raise ValueError(
-            "This model takes no ControlNet: Stable Diffusion 1, 2, XL and 3, FLUX and Qwen-Image do; leave controlnet out."
-        )
+    another network."""
+    wanted = network.controlled_by
     config = read_part_config(folder)
     kind = str(config.get("_class_name"))
     if kind not in wanted:
@@ -110,37 +94,3 @@ def open_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.d
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def added(
-    controls: Mapping[str, Control],
-    condition: Condition,
-    evaluate: Callable[[Any, Tensor, Tensor | None], Sequence[Sequence[Tensor] | None]],
-) -> list[list[Tensor] | None] | None:
-    """The sum over all active controls, place by place and times their weights, of the groups of tensors that evaluate(network,
-    picture, mode) gives; None for no control."""
-    total: list[list[Tensor] | None] | None = None
-    extra = condition.extra
-    for name in (key.removeprefix(PICTURE) for key in extra if key.startswith(PICTURE)):
-        control, picture = controls[name], extra[PICTURE + name]
-        picture = picture if control.reads_latents else F.pixel_shuffle(picture, round((picture.shape[1] / 3) ** 0.5))
-        said = evaluate(control.network, picture, extra.get(MODE + name))
-        groups = [None if group is None else [_times(v, extra[WEIGHT + name]) for v in group] for group in said]
-        if total is None:
-            total = groups
-            continue
-        total = [_sum(a, b) for a, b in zip(total, groups, strict=True)]
-    return total
-
-
-def _times(value: Tensor, weight: Tensor) -> Tensor:
-    return value * weight.to(value).view(-1, *[1] * (value.ndim - 1))
-
-
-def _sum(a: list[Tensor] | None, b: list[Tensor] | None) -> list[Tensor] | None:
-    """ValueError where networks add at different numbers of places: what one adds is spread over the denoiser's layers."""
-    if a is None or b is None:
-        return b if a is None else a
-    if len(a) != len(b):
-        raise ValueError(f"These ControlNets add at {len(a)} and {len(b)} places; several at once must be of one depth.")
-    return [x + y for x, y in zip(a, b, strict=True)]

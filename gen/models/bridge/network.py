@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.control import Control
 from gen.models.bridge.hook_layouts import has_hook, inside, shows
 from gen.models.bridge.hooks import hooked
 from gen.models.bridge.ip_adapter.attention import ImagePrompt
@@ -21,6 +20,7 @@ from gen.models.bridge.ip_adapter.file import IPAdapter
 from gen.models.bridge.remembered import Remembering, remembered
 from gen.models.bridge.routed import routing
 from gen.nn.conditions import pad_tokens
+from gen.nn.control import OpenedControl
 from samplers.denoiser import Condition, Context
 
 
@@ -52,8 +52,8 @@ class BridgedNetwork(nn.Module):
         super().__init__()
         self.network, self.config = network, config
         self.null: Condition | None = None
-        self.controls: dict[str, Control] = {}  # no part of its weights; likewise those by their folders
-        self.opened_controls: dict[str, Control] = {}
+        self.controls: dict[str, OpenedControl] = {}  # no part of its weights; likewise those by their folders
+        self.opened_controls: dict[str, OpenedControl] = {}
         self.image_prompts: dict[str, ImagePrompt] = {}  # likewise
         self.opened_ip_adapters: dict[tuple[str, str], IPAdapter] = {}
 

@@ -10,9 +10,9 @@ Ours on top: qk-norm, pooled text, task routing, other sizes than the trained on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ from gen.nn.backbones.blocks import (
     unpatchify,
 )
 from gen.nn.backbones.routing import Routing, route
+from gen.nn.control import OpenedControl, added
 from gen.nn.initialisation import initialise
 from samplers.denoiser import Condition, Context
 
@@ -99,12 +100,27 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReadText:
-    """A prompt as the blocks need it: every block's keys and values, what each row may see of them, and the pooled text's share
-    of the modulation (B, dim). None: the network has no such part."""
+    """A prompt as the blocks need it: every block's keys and values, what each row may see of them, the pooled text's share of
+    the modulation (B, dim), and the embedded tokens that keys and values are made of. None: the network has no such part."""
 
     keys_values: Sequence[KeysValues | None]
     visible: Visible = None
     pooled: Tensor | None = None
+    embedded: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DiTState:
+    """What is known before the first block, for a control that has blocks of its own (`gen.nn.backbones.dit_control`).
+
+    x: tokens (B, L, dim). shared: the modulation, as of `DiTBlock`. active: as of `DiTBlock`. backend: of attention.
+    """
+
+    x: Tensor
+    shared: Tensor
+    text: ReadText
+    active: Tensor | None
+    backend: str
 
 
 class DiTBlock(nn.Module):
@@ -132,9 +148,10 @@ class DiTBlock(nn.Module):
         backend: str = "auto",
         hooks: Hooked | None = None,
         active: Tensor | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """c: (B, dim), through SiLU, for adaln; (B, 6, dim), the shared projection, for adaln_single. active: (B, 1, dim), the
-        channels that the block works on."""
+        channels that the block works on. control: (B, L, dim), which is added to what comes out."""
         c = self.modulation(c).unflatten(-1, (6, -1)) if c.ndim == 2 else self.table + c
         shift1, scale1, gate1, shift2, scale2, gate2 = c.to(x.dtype).unsqueeze(2).unbind(1)
         x, rest = route(x, active)
@@ -142,7 +159,8 @@ class DiTBlock(nn.Module):
         if self.cross is not None:
             x = x + self.cross(x, keys_values, visible, backend, hooks)
         x = torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
-        return x if rest is None else x + rest
+        x = x if rest is None else x + rest
+        return x if control is None else x + control
 
 
 class DiT(nn.Module):
@@ -152,6 +170,7 @@ class DiT(nn.Module):
     None packs where xFormers or FlashAttention runs, whose kernels then need no mask. On a CPU masked padding costs no more.
     """
 
+    controlled_by: ClassVar[tuple[str, ...]] = ("dit_control",)  # the types of control that it takes
     attention_backend: str = "auto"
     packed_text: bool | None = None
     pos_embed: Tensor
@@ -159,6 +178,8 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config
+        self.controls: dict[str, OpenedControl] = {}  # no part of its weights; likewise those by their folders
+        self.opened_controls: dict[str, OpenedControl] = {}
         dim, out = config.dim, config.channels * (2 if config.learned_variance else 1)
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(FREQUENCIES, dim, dim)
@@ -225,13 +246,21 @@ class DiT(nn.Module):
         """It reads a guidance scale."""
         return "guidance" in self.config.scalars
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        condition: Condition,
+        context: Context | None = None,
+        controls: Mapping[str, OpenedControl] | None = None,
+    ) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, channels or twice that, H, W). H and W may differ from the trained size.
 
         Labels that are negative or missing, text rows without a real token and missing text are unconditional. A network with
         size conditions reads the picture's height and width in pixels from condition.extra["size"] (B, 2) and height / width
-        from condition.extra["aspect"] (B, 1). Raises ValueError for a size that patches do not divide, for a label or text that
-        this network does not take and for a missing size.
+        from condition.extra["aspect"] (B, 1). controls: the networks that condition.extra names (`gen.nn.control`), in place
+        of its own. Raises ValueError for a size that patches do not divide, for a label or text that this network does not
+        take and for a missing size.
         """
         config = self.config
         rows, columns = check_image(x, config.channels, config.patch)
@@ -255,9 +284,11 @@ class DiT(nn.Module):
         active = None if config.routing is None else config.routing.mask(time, config.dim, x.dtype)
 
         backend, count = self.attention_backend, config.depth
+        state = DiTState(x, shared, text, active, backend)
+        control = self.controlled(state, condition, self.controls if controls is None else controls)
         for i, block in enumerate(self.blocks):
-            hooks = hooked(context, i, count, 0, rows, columns)
-            x = run_block(context, i, count, block, x, shared, text.keys_values[i], text.visible, backend, hooks, active)
+            hooks, words = hooked(context, i, count, 0, rows, columns), text.keys_values[i]
+            x = run_block(context, i, count, block, x, shared, words, text.visible, backend, hooks, active, control[i])
 
         if config.modulation == "adaln":
             final = self.final_modulation(activated).unflatten(-1, (2, -1))
@@ -265,6 +296,19 @@ class DiT(nn.Module):
             final = self.final_table + c[:, None]
         shift, scale = final.to(x.dtype).unsqueeze(2).unbind(1)
         return unpatchify(self.head(modulate(self.norm(x), shift, scale)), rows, columns, config.patch)
+
+    def controlled(
+        self, state: DiTState, condition: Condition, controls: Mapping[str, OpenedControl]
+    ) -> Sequence[Tensor | None]:
+        """What all controls of a condition add behind every block; None for nothing."""
+        count = self.config.depth
+
+        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> list[list[Tensor] | None]:
+            said, places = network(state, picture, mode), (network.place(i, count) for i in range(count))
+            return [None if place is None else [said[place]] for place in places]
+
+        total = added(controls, condition, evaluate)
+        return [None] * count if total is None else [None if group is None else group[0] for group in total]
 
     def embed(self, time: Tensor) -> Tensor:
         """(B,) -> (B, dim)."""
@@ -316,7 +360,7 @@ class DiT(nn.Module):
                 visible, tokens = tuple(mask.sum(1).tolist()), tokens[mask][None]
         text = self.text_embed(tokens)
         crosses = [block.cross for block in self.typed_blocks() if block.cross is not None]
-        return ReadText([cross.keys_values(text) for cross in crosses], visible, pooled)
+        return ReadText([cross.keys_values(text) for cross in crosses], visible, pooled, text)
 
     def packs(self, tokens: Tensor) -> bool:
         """Whether text of this device and dtype is packed: see the class."""

@@ -18,6 +18,7 @@ from gen.calls.keywords import FOLDERS
 from gen.calls.kinds import check_kinds, shown
 from gen.calls.run import python_arguments
 from gen.io.validators import SEED_END, check_float, check_int
+from gen.models.control_names import NAMED
 from gen.pipeline.work import option_repeats
 from gen.serve.front import EngineFront
 from gen.serve.http.errors import BadRequest
@@ -148,7 +149,8 @@ class Intake:
     def _registered(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the server was started with, in the place of the names that a request has for it. Taken out of `given`."""
         found: dict[str, Any] = {}
-        tables = {"controlnet": self.settings.controlnets, "ip_adapter": self.settings.ip_adapters}
+        controls = {**{name: Path(name) for name in NAMED}, **self.settings.controlnets}  # those of the default model too
+        tables = {"controlnet": controls, "ip_adapter": self.settings.ip_adapters}
         for keyword, table in tables.items():
             if (names := given.pop(keyword, None)) is not None:
                 found[keyword] = [_of_table(keyword, one, table) for one in (names if isinstance(names, list) else [names])]

@@ -27,8 +27,8 @@ class ControlRecord(Record):
 class ControlKeywords:
     """Keywords of a call; several are lists of one length, or one value for all.
 
-    control: pictures to follow (file, PIL, array or tensor).
-    controlnet: folders of ControlNets.
+    control: pictures to follow (file, PIL, array or tensor); or name -> picture, for the controls of the default model.
+    controlnet: folders of ControlNets, or names of the default model's: edges, segments.
     control_weight: how strongly; 1 if None.
     control_range: (lowest, highest) log-SNR where it acts; everywhere if None.
     control_mode: which control of a union it is.

@@ -1,10 +1,9 @@
-"""Pictures that a picture follows, through ControlNets (`gen.models.bridge.control`)."""
+"""Pictures that a picture follows, through ControlNets (`gen.models.control`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from gen.io.images import digest, read_picture
 from gen.io.validators import check_float, check_int, check_interval
-from gen.models.bridge.control import MODE, PICTURE, PROMPT, PROMPT_MASK, WEIGHT, Control, open_control
+from gen.models.control import find_control, open_control
+from gen.nn.control import MODE, PICTURE, PROMPT, PROMPT_MASK, WEIGHT, OpenedControl
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.control.options import ControlKeywords, ControlRecord
@@ -49,6 +49,10 @@ class ControlTask(Task):
     @classmethod
     def from_call(cls, model: Model, args: ControlKeywords, settings: Settings) -> tuple[ControlTask | None, Settings]:
         pictures, networks = _listed(args.control), _listed(args.controlnet)
+        if isinstance(args.control, Mapping):  # controls by name, each with its picture
+            if networks:
+                raise ValueError("control has names, which say the controlnet; leave controlnet out.")
+            networks, pictures = list(args.control), list(args.control.values())
         if not pictures and not networks:
             orphan = next((name for name, value in vars(args).items() if value is not None and value != []), None)
             if orphan is not None:
@@ -114,12 +118,16 @@ class ControlTask(Task):
             prompt[PROMPT] = condition.tokens
             if condition.mask is not None:
                 prompt[PROMPT_MASK] = condition.mask
-        return replace(batch, condition=self._on(condition, prompt), negative=negative and self._on(negative, prompt))
+        rows = len(batch.noise)
+        return replace(
+            batch, condition=self._on(condition, prompt, rows), negative=negative and self._on(negative, prompt, rows)
+        )
 
-    def _on(self, condition: Condition, prompt: Mapping[str, Tensor]) -> Condition:
-        """With the pictures, one row for each of the condition's, and what the prompt gives where controls read that."""
-        assert condition.tokens is not None
-        rows, device, extra = len(condition.tokens), condition.tokens.device, {**condition.extra, **prompt}
+    def _on(self, condition: Condition, prompt: Mapping[str, Tensor], rows: int) -> Condition:
+        """With the pictures, one row for each of the condition's, or `rows`, and what the prompt gives where controls read it."""
+        own = next((value for value in (condition.tokens, condition.label) if value is not None), None)
+        rows, extra = rows if own is None else len(own), {**condition.extra, **prompt}
+        device = self.followed[0].picture.device if own is None else own.device
         for one in self.followed:
             extra[PICTURE + one.name] = one.picture.to(device).expand(rows, -1, -1, -1)
             extra[WEIGHT + one.name] = torch.full((rows,), one.record.weight, device=device)
@@ -138,7 +146,8 @@ class ControlTask(Task):
 def _follow(
     model: Model, settings: Settings, number: int, source: Any, folder: Any, weight: Any, interval: Any, mode: Any
 ) -> Followed:
-    control = _opened(model, folder)
+    control, named = _opened(model, folder)
+    mode = named if mode is None else mode
     picture = read_picture("control", source, "RGB")
     picture = fit_and_warn("control", picture, settings.height, settings.width, size_tolerance(model))
     union = control.modes is not None
@@ -155,29 +164,26 @@ def _follow(
         mode=None if control.modes is None else check_int("control_mode", mode, 0, control.modes - 1),
     )
     with torch.no_grad():
-        read = control.picture(picture.to(model.device), model.autoencoder, model.config.latent_scale)
+        read = control.picture(picture.to(model.device), model.autoencoder, model.config.latent_scale, record.mode)
     name = f"{number} {control.digest[:16]}"
     model.network.controls[name] = control
     return Followed(name, read, record)
 
 
-def _opened(model: Model, folder: Any) -> Control:
-    """A ControlNet that the model has open already, or from its folder."""
-    if not isinstance(folder, str | Path):
-        raise ValueError(f"controlnet is {folder!r:.100}; give the folder of a ControlNet that diffusers saved.")
-    opened = getattr(model.network, "opened_controls", None)
-    key = str(Path(folder).resolve())
-    if opened is not None and key in opened:
-        return opened[key]
-    if not Path(folder).is_dir():
-        raise ValueError(f"controlnet is {str(folder)!r:.200}, which is no folder here; give a ControlNet's or T2I-Adapter's.")
-    control = open_control(Path(folder), model.network, model.dtype, model.device)
-    model.network.opened_controls[key] = control
-    return control
+def _opened(model: Model, given: Any) -> tuple[OpenedControl, int | None]:
+    """(a control that the model has open already, or from its folder; its mode where a name says it)."""
+    opened: dict[str, OpenedControl] = getattr(model.network, "opened_controls", {})
+    folder, mode = find_control(given)
+    key = str(folder.resolve())
+    if key not in opened:
+        opened[key] = open_control(folder, model.network, model.factor, model.dtype, model.device)
+    return opened[key], mode
 
 
 def _listed(value: Any) -> list[Any]:
     """One or several, as a list; nothing as an empty one."""
+    if isinstance(value, Mapping):
+        return list(value.values())
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 

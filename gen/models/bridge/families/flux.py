@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
+from gen.nn.control import added
 from samplers.denoiser import Condition
 
 T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell

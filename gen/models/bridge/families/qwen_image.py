@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.chat import QWEN_ANSWER, QWEN_PICTURE, QWEN_USER, Chat, ChatReader, sides_of
-from gen.models.bridge.control import PROMPT, PROMPT_MASK, added
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
 from gen.models.bridge.families.flux import packed, unpacked
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
+from gen.nn.control import PROMPT, PROMPT_MASK, added
 from samplers.denoiser import Condition
 
 SYSTEM = (

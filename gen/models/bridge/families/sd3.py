@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
+from gen.nn.control import added
 from samplers.denoiser import Condition
 
 T5_TOKENS = 256

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen.models.bridge.control import added
 from gen.models.bridge.families.base import CLIP_TOKENIZER, VAES, Family, Parts, latent_size
 from gen.models.bridge.ip_adapter.attention import image_prompted, prepared
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
+from gen.nn.control import added
 from samplers.denoiser import Condition
 
 LCM_GUIDANCE = 8.5

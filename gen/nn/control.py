@@ -1,0 +1,69 @@
+"""Control: what networks that read a picture of edges, depth or poses add to a denoiser's layers.
+
+A control's picture and strength are conditions: `Condition.extra["map:control:NAME"]` (B, 3 f^2, h, w), the f x f pixels in
+[0, 1] under every latent, or the picture's latents (B, C, h, w) for networks that read those, and
+`extra["control weight:NAME"]` (B,); of a union of controls, `extra["control mode:NAME"]` (B, 1) too. Which network NAME is, is
+known to the denoiser's network, in `controls`. What several add is summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from samplers.denoiser import MAP, Condition
+
+PICTURE, WEIGHT, MODE = f"{MAP}control:", "control weight:", "control mode:"
+PROMPT, PROMPT_MASK = "control prompt", "control prompt mask"  # what the pictures should be, of both branches of guidance
+
+
+class OpenedControl(Protocol):
+    """A network of control that is ready. digest: of its weights. modes: how many controls a union has, None for one."""
+
+    network: Any
+    digest: str
+
+    @property
+    def modes(self) -> int | None: ...
+
+    @property
+    def reads_latents(self) -> bool: ...
+
+    def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float, mode: int | None) -> Tensor: ...
+
+
+def added(
+    controls: Mapping[str, OpenedControl],
+    condition: Condition,
+    evaluate: Callable[[Any, Tensor, Tensor | None], Sequence[Sequence[Tensor] | None]],
+) -> list[list[Tensor] | None] | None:
+    """The sum over all active controls, place by place and times their weights, of the groups of tensors that evaluate(network,
+    picture, mode) gives; None for no control."""
+    total: list[list[Tensor] | None] | None = None
+    extra = condition.extra
+    for name in (key.removeprefix(PICTURE) for key in extra if key.startswith(PICTURE)):
+        control, picture = controls[name], extra[PICTURE + name]
+        picture = picture if control.reads_latents else F.pixel_shuffle(picture, round((picture.shape[1] / 3) ** 0.5))
+        said = evaluate(control.network, picture, extra.get(MODE + name))
+        groups = [None if group is None else [_times(v, extra[WEIGHT + name]) for v in group] for group in said]
+        if total is None:
+            total = groups
+            continue
+        total = [_sum(a, b) for a, b in zip(total, groups, strict=True)]
+    return total
+
+
+def _times(value: Tensor, weight: Tensor) -> Tensor:
+    return value * weight.to(value).view(-1, *[1] * (value.ndim - 1))
+
+
+def _sum(a: list[Tensor] | None, b: list[Tensor] | None) -> list[Tensor] | None:
+    """ValueError where networks add at different numbers of places: what one adds is spread over the denoiser's layers."""
+    if a is None or b is None:
+        return b if a is None else a
+    if len(a) != len(b):
+        raise ValueError(f"These ControlNets add at {len(a)} and {len(b)} places; several at once must be of one depth.")
+    return [x + y for x, y in zip(a, b, strict=True)]
