@@ -102,6 +102,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
         "TrajectoryConsistencyObjective",
     ),
     "single_trajectory": ("distill.objectives.single_trajectory", "SingleTrajectoryConfig", "SingleTrajectoryObjective"),
+    "control": ("distill.objectives.control", "ControlConfig", "ControlObjective"),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),

@@ -53,7 +53,7 @@ def page() -> str:
     """The page."""
     tried = [f'| {row.family.name} | `fewstep image "a cat" --model {row.model}{_rest(row)}` |' for row in FAMILIES.values()]
     works = [_line(row.family.name, *(_yes(row.works(feature)) for feature in FEATURES)) for row in FAMILIES.values()]
-    ours = {feature: feature not in ("control", "image_prompt") for feature in FEATURES}
+    ours = {feature: feature != "image_prompt" for feature in FEATURES}
     works.insert(0, _line(OURS, *map(_yes, ours.values())))
     inside = [_line(OURS, "", "yes", "yes", ""), *map(_inside, FAMILIES.values())]
     return BEFORE + "\n".join(tried) + "\n" + WORKS + "\n".join(works) + "\n" + MIDDLE + "\n".join(inside) + "\n"

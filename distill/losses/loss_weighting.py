@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from gen.nn.registry import Config
+from samplers.path import NoiseLevel, Path, Scalar
+from samplers.prediction import prediction_row
+
+MIN_ALPHA = 1e-4  # below it a level counts as this one: the weight of pure noise stays finite
 
 # -> log p(l) (B,), the density of the drawn levels over half log-SNR; asked for only by weightings that undo it
 Density = Callable[[], Tensor]
+
+
+def bounded_level(level: NoiseLevel, min_sigma: float) -> NoiseLevel:
+    """Levels (B,) kept from clean data and pure noise, where weights are infinite."""
+    return replace(level, alpha=level.alpha.clamp(min=MIN_ALPHA), sigma=level.sigma.clamp(min=min_sigma))
+
+
+def factor_on_x0(kind: str, level: NoiseLevel, path: Path, sigma_data: float = 0.5) -> Scalar:
+    """The factor (B,) from an error of x0 to that of the reading `kind` at levels that are neither clean nor pure noise."""
+    p, q = prediction_row(kind, level, path, sigma_data)
+    return p - q * level.alpha / level.sigma
 
 
 class MinSNR(Config):

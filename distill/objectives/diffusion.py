@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.losses.coupling import CouplingConfig, couple
 from distill.losses.levels import TimeConfig, draw_levels, log_density
-from distill.losses.loss_weighting import Weighting
+from distill.losses.loss_weighting import Weighting, bounded_level, factor_on_x0
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import sample_by
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, encoded, knows_no_label
@@ -31,12 +31,10 @@ from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import with_hook
 from samplers.noise import normal
 from samplers.path import NoiseLevel, Scalar, expand
-from samplers.prediction import prediction_row
 
 if TYPE_CHECKING:
     from distill.data.source import Source
 
-MIN_ALPHA = 1e-4  # below it a level counts as this one: the weight of pure noise stays finite
 Kind = Literal["eps", "x0", "v", "flow", "edm"]
 
 
@@ -159,16 +157,16 @@ class DiffusionObjective(Objective):
         config = self.config
         if config.weighting is None and config.loss in (None, config.prediction):
             return 1.0
-        bounded = replace(level, alpha=level.alpha.clamp(min=MIN_ALPHA), sigma=level.sigma.clamp(min=config.min_sigma))
-        ratio = bounded.alpha / bounded.sigma
+        bounded = bounded_level(level, config.min_sigma)
 
         def on_x0(kind: str) -> Scalar:
-            p, q = prediction_row(kind, bounded, self.path, config.sigma_data)
-            return p - q * ratio
+            return factor_on_x0(kind, bounded, self.path, config.sigma_data)
 
         if config.weighting is None:
             return on_x0(config.loss or config.prediction) / on_x0(config.prediction)
-        weight = config.weighting.on_x0(ratio**2, lambda: log_density(config.time, self.path, level))
+        weight = config.weighting.on_x0(
+            (bounded.alpha / bounded.sigma) ** 2, lambda: log_density(config.time, self.path, level)
+        )
         return weight.sqrt() / on_x0(config.prediction)
 
     def loss(

@@ -210,6 +210,11 @@ CASES: dict[str, dict[str, Any]] = {
         lora={"rank": 2},
     ),
     "twin_flow": student("twin_flow", scalars=("target_time",)),
+    "control": case(
+        {"type": "control", "teacher": {"model": "DECODED"}, "kinds": ["edges", "segments"], "depth": 2, "width": 8},
+        {"type": "dit_control", **SIZES, "num_classes": 0, "depth": 2, "factor": 4, "kinds": ["edges", "segments"], "width": 8},
+        "pictures",
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},

@@ -149,7 +149,7 @@ class Intake:
     def _registered(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the server was started with, in the place of the names that a request has for it. Taken out of `given`."""
         found: dict[str, Any] = {}
-        controls = {**{name: Path(name) for name in NAMED}, **self.settings.controlnets}  # those of the default model too
+        controls = {**dict(zip(NAMED, map(Path, NAMED), strict=True)), **self.settings.controlnets}  # and the default model's
         tables = {"controlnet": controls, "ip_adapter": self.settings.ip_adapters}
         for keyword, table in tables.items():
             if (names := given.pop(keyword, None)) is not None:

@@ -124,7 +124,7 @@ class ControlTask(Task):
         )
 
     def _on(self, condition: Condition, prompt: Mapping[str, Tensor], rows: int) -> Condition:
-        """With the pictures, one row for each of the condition's, or `rows`, and what the prompt gives where controls read it."""
+        """With the pictures, one row for each of the condition's, or `rows`; and with what the prompt gives to controls."""
         own = next((value for value in (condition.tokens, condition.label) if value is not None), None)
         rows, extra = rows if own is None else len(own), {**condition.extra, **prompt}
         device = self.followed[0].picture.device if own is None else own.device
