@@ -85,7 +85,7 @@ def test_a_picture_as_a_prompt(served):
 
 
 @pytest.mark.parametrize(("body", "says"), [
-    ({"controlnet": "edgs", "control": 1}, "no controlnet \"edgs\" here; there are edges, segments, depth. Did you mean 'edges'?"),
+    ({"controlnet": "edgs", "control": 1}, "\"edgs\" here; there are edges, segments, depth. Did you mean 'edges'?"),
     ({"controlnet": "/tmp", "control": 1}, 'There is no controlnet "/tmp" here'),
     ({"controlnet": ["edges", "../depth"], "control": 1}, 'There is no controlnet "../depth" here'),
     ({"controlnet": "edges"}, "control and controlnet go together"),
