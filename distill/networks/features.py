@@ -60,7 +60,21 @@ def _inception(path: str | None) -> Features:
     return Features("inception", network, network, batch_size=32)
 
 
-FEATURES: dict[str, Callable[[str | None], Features]] = {"evaluator": _evaluator, "inception": _inception}
+def _vision(kind: str) -> Callable[[str | None], Features]:
+    def opened(path: str | None) -> Features:
+        from distill.networks.vision_features import VisionFeatures
+
+        network = VisionFeatures(kind, path)
+        return Features(kind, network, network, batch_size=32)
+
+    return opened
+
+
+FEATURES: dict[str, Callable[[str | None], Features]] = {
+    "evaluator": _evaluator,
+    "inception": _inception,
+    **{kind: _vision(kind) for kind in ("dinov2", "clip", "siglip", "convnext")},
+}
 
 
 def open_named(registry: Mapping[str, Callable[[str | None], T]], what: str, name: str, also: Sequence[str] = ()) -> T:

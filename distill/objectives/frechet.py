@@ -20,7 +20,7 @@ Sources: arXiv 2604.28190 (the loss, decoupled populations, several representati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,14 +37,16 @@ from samplers.denoiser import Condition
 class FrechetConfig(LatentConsistencyConfig):
     """representations: the networks in whose features distributions are matched: those of distill/networks/features.py, and
     `teacher`, the mean and deviation over places of its tokens after `block` (none given: half way through) at sigma / alpha =
-    e^judged, each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance, as a
-    share of the data's variance. consistency_weight: of the latent consistency loss. population: how many of the samples drawn
-    from the noisiest level are remembered; no map is used before as many were drawn. reference: how many samples of the data
-    are looked at, once. refresh: steps between maps. shrinkage: see `Population`. noisiest_share: of the samples that start at
-    the noisiest level."""
+    e^judged, each brought to the data's deviation. frechet_weight: of the mean over networks of the Fréchet distance. balance:
+    `variance`, as a share of the data's variance, or `own`, each over its own present value, so that a network counts alike
+    however far its distance has come down. consistency_weight: of the latent consistency loss. population: how many of the
+    samples drawn from the noisiest level are remembered; no map is used before as many were drawn. reference: how many samples
+    of the data are looked at, once. refresh: steps between maps. shrinkage: see `Population`. noisiest_share: of the samples
+    that start at the noisiest level."""
 
     representations: tuple[str, ...] = Field(default=("evaluator",), min_length=1)
     frechet_weight: float = Field(default=1.0, gt=0)
+    balance: Literal["variance", "own"] = "variance"
     consistency_weight: float = Field(default=1.0, ge=0)
     population: int = Field(default=2048, gt=1)
     reference: int = Field(default=4096, gt=1)
@@ -111,7 +113,11 @@ class FrechetObjective(LatentConsistencyObjective):
             population = self.of[name].to(x0.device)
             if torch.is_grad_enabled():  # a measurement leaves it as it is
                 population.drawn(features)
-            errors.append(population.error(features).mean())
+            error = population.error(features).mean()
+            if self.config.balance == "own" and population.known:
+                # arXiv 2604.28190: FD / sg(FD) of every representation, whose gradient is that of log FD
+                error = error / (population.apart / population.total + 0.01)
+            errors.append(error)
             if population.known:
                 logged[f"frechet_{name}"] = population.apart / population.total
         return torch.stack(errors).mean().to(x0), logged

@@ -302,7 +302,8 @@ def test_the_teachers_tokens_are_of_latents_with_a_little_noise(monkeypatch):
 
 def test_a_choice_of_networks_is_checked_in_sentences(monkeypatch):
     with pytest.raises(
-        ValueError, match=r"Unknown representation 'inceptoin': did you mean 'inception'\? Known: evaluator, inception, teacher"
+        ValueError,
+        match=r"Unknown representation 'inceptoin': did you mean 'inception'\? Known: evaluator, inception, .*, teacher",
     ):
         objective(monkeypatch, representations=["inceptoin"])
     with pytest.raises(ValueError, match=r"draws 2 channels and has no autoencoder.*representations: \[teacher\]"):
@@ -318,3 +319,23 @@ def test_perceptual_distance_needs_pictures_too():
     config = LatentConsistencyConfig(perceptual=0.5)
     with pytest.raises(ValueError, match=r"draws 2 channels and has no autoencoder.*leave perceptual out"):
         LatentConsistencyObjective(config, randomise(build({"type": "dit", **SIZES}), 7), None, tiny_teacher())
+
+
+def test_networks_may_count_by_their_own_distances(monkeypatch):
+    """The gradient is that of the logarithm of each distance: over its value, as far as the population knows it."""
+    options = {"representations": ["evaluator", "teacher"], "consistency_weight": 0.0, "population": 4, "refresh": 1}
+    losses = {}
+    for balance in ("variance", "own"):
+        found = objective(monkeypatch, balance=balance, noisiest_share=1.0, **options)
+        run(found, 4)
+        batch = latents(8)
+        draws = Draws(1, batch.index, "student")
+        z_t, i, condition, scale = found.noised(batch, draws)
+        x0 = found.predict(models_of(found)["student"], z_t, found.teacher_levels[i + 1], condition, scale).x0
+        features = found.represent(x0, condition, draws.normal("noise", (2, 4, 4)))
+        errors = {name: population.error(features[name]).mean() for name, population in found.of.items()}
+        shares = {name: (population.apart / population.total).item() for name, population in found.of.items()}
+        losses[balance] = found.loss(STUDENT, models_of(found), batch, draws, 4)[0].item()
+        weight = {name: 1.0 if balance == "variance" else 1 / (share + 0.01) for name, share in shares.items()}
+        assert losses[balance] == pytest.approx(sum(weight[n] * errors[n].item() for n in errors) / 2, rel=1e-4)
+    assert losses["own"] != pytest.approx(losses["variance"], rel=0.01)
