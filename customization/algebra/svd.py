@@ -70,7 +70,10 @@ class Keep:
     def __post_init__(self) -> None:
         rules = [f.name for f in fields(self) if f.name != "rank" and getattr(self, f.name) is not None]
         if self.rank is None and not rules:
-            raise AdapterError("Nothing says how many singular values to keep; give a rank, sv_ratio, sv_fro or sv_cumulative.")
+            raise AdapterError(
+                "Nothing says how many singular values to keep; give a rank, or sv_ratio, "
+                "sv_fro or sv_cumulative (--rank, --sv-ratio, --sv-fro, --sv-cumulative)."
+            )
         if len(rules) > 1:
             raise AdapterError(f"{' and '.join(rules)} are given; give one of them, and a rank as the most to keep.")
         if self.rank is not None and not (type(self.rank) is int and 1 <= self.rank <= MAX_RANK):

@@ -51,10 +51,17 @@ class Columns:
                 there = f"{source.name} has no such column; it has {', '.join(columns)}."
                 raise ValueError(f"--column {keyword}={column}: {there}{hint}")
         try:
-            self.keywords(columns)
+            taken = self.keywords(columns)
+            if self.extra and not {"prompt", "class_labels"} & set(taken.values()):
+                self._check_carried(column for column in columns if column not in taken)
         except ValueError as error:
             sentence = f"{source.name}: {error}"
             raise ValueError(sentence if sentence.endswith((".", "?")) else f"{sentence}.") from None
+
+    def _check_carried(self, columns: Iterable[str]) -> None:
+        """ValueError where one that is carried along is nearly the prompt, which no column is."""
+        if slip := next((column for column in columns if nearest(column, ("prompt", "text", "caption"))), None):
+            raise ValueError(f"no column is the prompt, and {slip!r} is nearly called so; say --column prompt={slip}")
 
     def keywords(self, columns: Iterable[str]) -> dict[str, str]:
         """column -> keyword, of those that say one. ValueError for two of one keyword, and for those that mean nothing."""

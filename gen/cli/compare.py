@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gen.calls.ranges import numbers, split_values
 from gen.cli.groups import grouped
 from gen.cli.options import GuidanceScale, MachineOptions, Model, PartOptions
 from gen.cli.output import check_png, save_free, say
@@ -46,7 +47,7 @@ def compare(
 
     from gen.io.validators import MAX_STEPS, check_int
 
-    rows, counts = contenders(samplers, schedules), step_counts(steps)
+    rows, counts = contenders(samplers, schedules), numbers("--steps", steps)
     check_int("--reference", reference, 1, MAX_STEPS)
     check_png(output)
 
@@ -98,20 +99,12 @@ def contenders(labels: str, schedules: str | None) -> list[Contender]:
     """Those named in "euler, DPM++ 2M Karras", each on its own schedule if it names one, else on each of `schedules`."""
     from samplers.registry import grid_info, parse_sampler
 
-    grids = [grid_info(name.strip()).name for name in schedules.split(",")] if schedules else [None]
+    grids = [grid_info(name).name for name in split_values("--schedules", schedules)] if schedules else [None]
     rows = []
-    for label in labels.split(","):
-        sampler, grid_name = parse_sampler(label.strip())
+    for label in split_values("--samplers", labels):
+        sampler, grid_name = parse_sampler(label)
         rows += [Contender(sampler, grid) for grid in ([grid_name] if grid_name else grids)]
     return list(dict.fromkeys(rows))
-
-
-def step_counts(text: str) -> list[int]:
-    """ "4,8,16" as numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--steps is {text!r}; give whole numbers with commas between, for example 4,8,16,32.") from None
 
 
 def _table(

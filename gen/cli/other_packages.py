@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import typer
 
+from gen.cli.parser import running_command
+
 # a closed table: each runs as `python -m MODULE` would
 MODULES = {
     "data build": "distill.data.emoji.build",
@@ -63,6 +65,7 @@ def hand_over(command: str, arguments: Sequence[str]) -> int:
         )
     before = sys.argv
     sys.argv = [f"fewstep {command}", *arguments]
+    named = running_command.set(f"fewstep {command}")
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -72,4 +75,5 @@ def hand_over(command: str, arguments: Sequence[str]) -> int:
         return end.code or 0
     finally:
         sys.argv = before
+        running_command.reset(named)
     return 0

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+running_command: ContextVar[str | None] = ContextVar("running_command", default=None)  # of fewstep, that runs a module
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse`'s own, but for what it says of a wrong command line. Subcommands get the same."""
+    """`argparse`'s own, but for what it says of a wrong command line. Subcommands get the same.
+
+    Where `fewstep` runs a module as one of its commands (`gen.cli.other_packages`), it goes by the command's name.
+    """
+
+    def __init__(self, prog: str | None = None, **more: Any):
+        command = running_command.get() if (prog or "").startswith("python -m ") else None
+        super().__init__(prog=command or prog, **more)
 
     def error(self, message: str) -> NoReturn:
         print(f"fewstep: {message[:1].upper()}{message[1:]}. See `{self.prog} --help`.", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from typer.core import TyperCommand, TyperOption
 
@@ -19,12 +19,19 @@ class SpokenCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run it. What its ValueErrors and warnings say is respelt."""
         words, given = option_words(self), typed_texts(self, ctx.params)
-        if "--height" in words.values() and ctx.params.get("size") is not None:
+        if isinstance(ctx.params.get("size"), str):
             words |= {side: f"The {side} of --size" for side in ("height", "width")}
         show = warnings.showwarning
 
-        def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            show(respell(str(message), words), category, *rest, **more)
+        def shown(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            show(respell(str(message), words), category, filename, lineno, file, line)
 
         try:
             with warnings.catch_warnings():

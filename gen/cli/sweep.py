@@ -62,6 +62,9 @@ def sweep(
         check_writable(cells / "x")
     call = {**sampling.keywords(), **methods.keywords(), **tasks.keywords(), "seed": seed, "num_inference_steps": steps}
     asked = Sweep.of(prompts or "", vary or [], call)
+    for axis in asked.axes:
+        if not axis.part and axis.keyword != "seed" and call.get(axis.keyword) is not None:
+            raise ValueError(f"{axis.keyword} is one value, and --vary {axis.name} gives others; leave one of them out.")
     for_model = {"lora": lora or [], **parts.arguments()}
     if model is None:  # the teacher, where any of the pictures needs it
         names = {choose_model(None, fast, {**_choice(cell.call), **for_model}) for cell in asked.cells()}

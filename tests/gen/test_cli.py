@@ -523,6 +523,7 @@ def test_compare_takes_every_sampler_on_every_schedule(compare):
         (["--samplers", "eular"], "did you mean 'euler'"),
         (["--schedules", "karas"], "did you mean 'karras'"),
         (["--steps", "4,x"], "--steps is '4,x'; give whole numbers"),
+        (["--samplers", "euler,"], "--samplers is 'euler,', which leaves a value empty"),
         (["--steps", "0"], "--steps is 0"),
         (["-o", "sheet.jpg"], "ends in .png"),
     ],

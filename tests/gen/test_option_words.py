@@ -44,6 +44,20 @@ def test_keywords_become_columns():
     )
 
 
+def test_what_is_varied_is_not_given_beside(tmp_path, tiny_model, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "a cat", "--vary", "steps=1,2", "--steps", "4", "--model", str(tiny_model)]) == 2
+    assert "--steps is one value, and --vary steps gives others" in capsys.readouterr().err
+    assert main(["panorama", "a cat", "--size", "0x32", "--model", str(tiny_model)]) == 2
+    assert "The width of --size is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "data build", "words", "lora"])
+def test_commands_of_other_packages_go_by_their_names(command, capsys):
+    assert main([*command.split(), "--nonsense"]) == 2
+    assert capsys.readouterr().err.strip().endswith(f"See `fewstep {command} --help`.")
+
+
 SUBJECTS = {
     "image": ["a cat"],
     "sweep": ["a cat", "--vary", "prompt:cat=cat,dog"],

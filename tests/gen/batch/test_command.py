@@ -57,6 +57,8 @@ def test_a_misspelt_column_is_said_once(rows, tmp_path, tiny_model, capsys):
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1 and "rows.csv: its column 'promt' is no keyword" in said.err
         assert said.err.endswith("Did you mean 'prompt'?\n") and not (tmp_path / "out").exists()
+    assert main([*command, "--extra"]) == 2
+    assert "no column is the prompt, and 'promt' is nearly called so" in capsys.readouterr().err
     rows.write_text("prompt,text\na,b\n")
     assert main(command) == 2 and "both say prompt" in capsys.readouterr().err
     rows.write_text("capton,steps\na,2\n")
