@@ -27,23 +27,13 @@ class TimedProtocol(H11Protocol):
         self._stop()
         super().connection_lost(exc)
 
-    @property
-    def _is_busy(self) -> bool:
-        """With a request whose head is there."""
-        return self.cycle is not None and not self.cycle.response_complete
-
     def _watch(self) -> None:
-        if self._is_busy:
+        if self.cycle is not None and not self.cycle.response_complete:  # a request's head is there
             self._stop()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _stop(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _give_up(self) -> None:
-        self._deadline = None
-        if not self._is_busy:
-            self.transport.close()
