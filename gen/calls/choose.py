@@ -13,7 +13,7 @@ TAKES = (
     *("batch_size", "batch_invariant", "prompt_syntax", "noise_kind"),
     *("variation_seed", "variation_strength"),
 )
-KEPT = ("quantize", "offload", "vae_tile", "attention_backend")  # how its parts are kept, and where
+KEPT = ("quantize", "offload", "vae_tile", "attention_backend", "compile", "cuda_graphs")  # how its parts are kept, and where
 
 
 def beyond_student(keywords: Mapping[str, Any]) -> str | None:

@@ -112,6 +112,13 @@ AttentionBackend = Annotated[
     str | None,
     typer.Option(metavar="BACKEND", help="How attention is computed, a name that `fewstep env` lists. [default: auto]"),
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(metavar="regional|full", help="Compile the denoiser's blocks, or all of it, by torch.compile. [default: no]"),
+]
+CudaGraphs = Annotated[
+    bool | None, typer.Option("--cuda-graphs", help="With --compile full on CUDA: launch all kernels at once.")
+]
 Native = Annotated[
     bool | None,
     typer.Option("--native/--no-native", help="Run a pipeline's denoiser in our network. [default: DiT and PixArt]"),
@@ -298,6 +305,8 @@ class PartOptions:
     preview_decoder: PreviewDecoder = None
     decoder: Decoder = None
     attention: AttentionBackend = None
+    compile: Compile = None
+    cuda_graphs: CudaGraphs = None
     model_option: ModelOption = None
 
     def arguments(self) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Any
 
 from gen.io.errors import printable
 
-UNCOUNTED = ("offload", "vae_tile", "attention_backend", "preview_decoder", "decoder")  # how it is kept, beside its weights
+UNCOUNTED = (
+    "offload",
+    "vae_tile",
+    "attention_backend",
+    "preview_decoder",
+    "decoder",
+    "compile",
+    "cuda_graphs",
+)  # how it is kept, beside its weights
 
 
 def aligned(rows: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""The attention backend of an opened model, as a user asks for it and as recipes hold it."""
+"""The attention backend of an opened model, as a user asks for it and as recipes hold it, and the other switches of opening."""
 
 from __future__ import annotations
 
@@ -44,3 +44,28 @@ def from_record(text: str) -> str:
     """The backend that a recipe asks for: of "auto (sdpa)", what the choice came to here, it is "auto"."""
     first, _, second = text.partition(" ")
     return second.strip("()") if first == OWN and second else first or "auto"
+
+
+def switch(
+    model: Any,
+    preview_decoder: Any = None,
+    decoder: str | None = None,
+    attention_backend: str | None = None,
+    compile: str | bool | None = None,
+    cuda_graphs: bool = False,
+) -> None:
+    """How an opened model decodes and computes: the arguments of `Model.from_pretrained` by these names."""
+    if preview_decoder is not None or decoder is not None:
+        from gen.models.decoding import set_tiny_decoder
+
+        set_tiny_decoder(model, preview_decoder, decoder)
+    if attention_backend is not None:
+        set_attention(model.network, attention_backend, model.device, model.dtype)
+    if compile or cuda_graphs:
+        from gen.models.compilation import compile_network
+
+        if model.offload is not None:
+            raise ValueError(
+                "A model that is offloaded moves its layers about, which compiled ones must not; leave compile out."
+            )
+        model.compiled = compile_network(model.network, compile, cuda_graphs, model.device)

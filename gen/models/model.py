@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gen.io.images import cut_to
 from gen.io.threads import exclusive
 from gen.io.validators import check_float, check_int
-from gen.models.attention_choice import set_attention
+from gen.models.attention_choice import switch
 from gen.models.decoding import decoded, decoded_in_tiles
 from gen.models.folder import ModelConfig, Pipeline, model_config
 from gen.models.offload import check_offload, offload_parts
@@ -101,6 +101,7 @@ class Model:
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
         self.refiners: dict[str, Model] = {}
+        self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)
         self._text_weights: tuple | None = None
@@ -127,6 +128,8 @@ class Model:
         attention_backend: str | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_invariant: bool | None = None,
+        compile: str | bool | None = None,
+        cuda_graphs: bool = False,
     ) -> Self:
         """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
         diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
@@ -151,6 +154,8 @@ class Model:
         attention_backend: how the denoiser computes attention: auto, math, sdpa, xformers, flex, flash, flash3, sage or cudnn
             (docs/devices.md); None: auto, and for a network of diffusers its own.
         batch_invariant: that of calls which do not say (`__call__`).
+        compile: the denoiser by torch.compile, its blocks ("regional") or all of it ("full", which may take cuda_graphs;
+            docs/devices.md).
         Raises ValueError with the reason if the model cannot be used.
         """
         device = resolve_device(device)
@@ -172,12 +177,7 @@ class Model:
         )
         opened_model.pipeline, opened_model.quantize = opened.pipeline, quantize
         opened_model.vae_tile = None if vae_tile is None else check_int("vae_tile", vae_tile, 64, 1 << 16)
-        if preview_decoder is not None or decoder is not None:
-            from gen.models.decoding import set_tiny_decoder
-
-            set_tiny_decoder(opened_model, preview_decoder, decoder)
-        if attention_backend is not None:
-            set_attention(opened_model.network, attention_backend, opened_model.device, opened_model.dtype)
+        switch(opened_model, preview_decoder, decoder, attention_backend, compile, cuda_graphs)
         return opened_model
 
     @property

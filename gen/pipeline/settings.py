@@ -131,8 +131,10 @@ def _nominal(
 
 
 def _invariant(model: Model, choice: object) -> bool:
-    """As asked for, or as the model was opened; else on a CPU, where it costs little."""
+    """As asked for, or as the model was opened; else on a CPU, where it costs little, but for compiled models, whose kernels
+    round by the batch."""
     choice = model.batch_invariant if choice is None else choice
+    choice = False if choice is None and model.compiled else choice
     if choice is not None and not isinstance(choice, bool):
         raise ValueError(f"batch_invariant is {choice!r}; give True, False, or None for the device's usual.")
     return model.device.type == "cpu" if choice is None else choice
