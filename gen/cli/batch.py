@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from gen.cli.options import (
 )
 from gen.cli.output import exit_code, say
 from gen.cli.spoken import SpokenCommand
+from gen.io.errors import printable
+
+if TYPE_CHECKING:
+    from gen.batch.rows import BadRow
 
 
 def add(app: typer.Typer) -> None:
@@ -183,11 +187,24 @@ def columns_of(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def only_check(settings: Any, quiet: bool) -> int:
-    """Say which rows are wrong."""
+    """Say which rows are wrong; those that follow one another and are wrong alike in one line."""
     from gen.batch.run import check_rows
-    from gen.io.errors import printable
 
-    pictures, bad = check_rows(settings, lambda row: print(printable(f"{settings.source}, line {row.line}: {row.reason}")))
+    alike: list[BadRow] = []  # the first and the last of such rows
+
+    def tell() -> None:
+        if alike:
+            lines = f"line {alike[0].line}" if len(alike) == 1 else f"lines {alike[0].line} to {alike[-1].line}"
+            print(printable(f"{settings.source}, {lines}: {alike[0].reason}"))
+            alike.clear()
+
+    def on_bad(row: BadRow) -> None:
+        if alike and (row.reason, row.index) != (alike[0].reason, alike[-1].index + alike[-1].pictures):
+            tell()
+        alike[1:] = [row]  # in the place of the last, or as the first
+
+    pictures, bad = check_rows(settings, on_bad)
+    tell()
     say(f"{_count(pictures, 'picture')} can be made; {_count(bad, 'row')} cannot.", quiet)
     return 1 if bad else 0
 
@@ -197,7 +214,6 @@ def run(settings: Any, quiet: bool, ray: Any = None) -> int:
     from tqdm import tqdm
 
     from gen.batch.run import run_batch
-    from gen.io.errors import printable
 
     def bar(total: int | None, there: int) -> Any:
         hide = True if quiet or settings.share.index else None  # None: where nobody looks

@@ -29,12 +29,18 @@ class LivePreview:
         self._last = -math.inf
 
     def __call__(self, generator: Any, step: int, t: Any, tensors: dict[str, Any]) -> None:
-        if time.monotonic() - self._last < self.every:
+        if self.every == math.inf or time.monotonic() - self._last < self.every:
             return
         latents = tensors["denoised"][:1]
-        image = generator.preview(latents)[0]
-        height, width = (side * generator.factor for side in latents.shape[-2:])
-        self.show(image.resize((width, height)))
+        try:
+            image = generator.preview(latents)[0]
+        except ValueError:  # a layout that only the pipeline knows
+            self.every = math.inf
+            return
+        height, width = latents.shape[-2:]
+        if image.size == (width, height):  # a pixel for each of the latents
+            image = image.resize((width * generator.factor, height * generator.factor))
+        self.show(image)
         self._last = time.monotonic()
 
     def show(self, image: Any) -> None:

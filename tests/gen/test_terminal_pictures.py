@@ -147,6 +147,13 @@ def test_previews_come_while_it_draws(tiny, monkeypatch):
     assert watched.images[0].tobytes() == tiny("a cat", **call).images[0].tobytes()
 
 
+def test_a_model_without_previews_is_drawn_all_the_same(tiny, monkeypatch):
+    monkeypatch.setattr("gen.generator.Generator.preview", lambda *_: (_ for _ in ()).throw(ValueError("its own layout")))
+    live = LivePreview("blocks", io.StringIO(), every=0)
+    watched = {"callback_on_step_end": live, "callback_on_step_end_tensor_inputs": ("denoised",)}
+    assert len(tiny("a cat", num_inference_steps=2, seed=1, progress=False, **watched).images) == 1 and live.shown == 0
+
+
 def test_image_shows_pictures(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["image", "a cat", "--seed", "1", "--steps", "1", "--model", str(tiny_model), "--show"]
