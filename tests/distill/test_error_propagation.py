@@ -165,6 +165,18 @@ def test_the_regulariser_draws_a_biased_denoiser_back():
     assert low < 0 < high and abs(none) < 0.4 * min(-low, high)
 
 
+def test_both_halves_are_at_the_levels_that_the_chain_came_to():
+    """Of data far from 0, whose levels tell themselves apart, an exact denoiser's halves are one distribution."""
+    mean, std, batch = torch.full((2, 2, 2), 3.0).double(), torch.ones(2, 2, 2).double(), batch_of(400)
+    batch.latents = batch.latents + 3
+    network = Shifted(Gaussian(RectifiedFlow(), mean, std, "x0"), 0.0)
+    apart = [propagation(network).propagated(network, batch, Draws(0, batch.index, "denoiser"), step) for step in range(3)]
+    assert max(apart) < 0.02
+    with torch.no_grad():
+        network.off += 1
+    assert min(propagation(network).propagated(network, batch, Draws(0, batch.index, "denoiser"), s) for s in range(3)) > 0.04
+
+
 def test_a_run_logs_cumulative_errors():
     objective = propagation(measured=8)
     found = objective.measure({"denoiser": objective.roles["denoiser"].network})
