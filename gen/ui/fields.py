@@ -44,7 +44,6 @@ class FieldSet:
         It has no bounds of its own, to which a number would jump without a word: the settings say what is wrong with it.
         """
         field = ui.number(label, value=getattr(self.values, name), step=step, placeholder=usual).props(DENSE)
-
         tell_unread(field, lambda value: setattr(self.values, name, value))
         return self._keep(name, label, field)
 
@@ -170,6 +169,8 @@ class FieldSet:
                 then()
 
         def loaded() -> None:
+            if field.is_deleted:  # one that is made anew with its section
+                return
             value = getattr(self.values, name)
             if not isinstance(value, list):
                 _offer(field, value)

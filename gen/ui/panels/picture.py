@@ -12,6 +12,7 @@ NONE_THERE = (
     "ControlNets and IP-Adapters guide models of diffusers, such as Stable Diffusion, by a picture. They are listed here when "
     "they are among the models: `fewstep ui --models FOLDER`."
 )
+SET = {"control": ("control", "controlnet"), "image_prompt": ("ip_adapter", "ip_image")}
 
 
 def build(page: Page) -> None:
@@ -36,8 +37,8 @@ def build(page: Page) -> None:
         """Where the model takes none of them, a sentence instead."""
         name = page.studio.models().get(page.settings.model, page.settings.model)
         refused = [one for one in parts if page.studio.takes(page.settings.model, one) is False]
-        for one, part in parts.items():
-            part.set_visibility(one not in refused)
+        for one, part in parts.items():  # what is set stays in sight, or it could not be taken away
+            part.set_visibility(one not in refused or any(getattr(page.settings, name) for name in SET[one]))
         words = " and ".join({"control": "ControlNets", "image_prompt": "IP-Adapters"}[one] for one in refused)
         said.set_text(NONE_THERE if not parts else f"The model {name!r} takes no {words}." if refused else "")
         said.set_visibility(bool(said.text))

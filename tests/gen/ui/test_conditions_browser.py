@@ -65,3 +65,7 @@ def test_a_picture_is_followed_and_seen(browser, models, tmp_path):  # noqa: F81
         assert page.locator("[data-state=failed]").count() == 0, page.locator("[data-job]").inner_text()
         recipe = read_recipe(next(output.glob("*.png")))
         assert recipe.control and recipe.image_prompts[0].scale == (0.6,)
+        field(page, "model").click()
+        page.get_by_role("option", name="automatic", exact=True).click()
+        page.locator("[data-conditions]").filter(has_text="'automatic' takes no").wait_for()
+        assert field(page, "controlnet").is_visible()  # what is set can be taken away
