@@ -77,7 +77,7 @@ class Intake:
         if (needs := NEEDED.get(asked.method)) is not None and needs not in (*given, *asked.pictures):
             raise BadRequest(f"{needs} is missing; a request of {asked.method} has one.", needs)
         count = check_int("the number of pictures", given.pop("num_images_per_prompt", 1), 1, self.settings.max_pictures)
-        varies = given.get("variation_strength", given.get("variation_seed")) not in (None, 0)
+        varies = not given.keys().isdisjoint(("variation_seed", "variation_strength")) and given.get("variation_strength") != 0
         seeds = self._seeds(given.pop("seed", None), given.pop("seeds", None), count, varies)
         prompt = given.get("prompt")
         if prompt is not None and not isinstance(prompt, str) and asked.method != "panorama":

@@ -113,6 +113,17 @@ def test_pictures_take_every_keyword(client, tiny):
     assert same(answer["pictures"][0]["image"], expected)
 
 
+@pytest.mark.parametrize("more", [
+    {"variation_seed": 0}, {"variation_seed": 9, "variation_strength": 0.5}, {"variation_seed": 9, "variation_strength": 0},
+    {"seeds": [4, 8], "variation_seed": 3}, {"hires": 2, "hires_strength": 0.5},
+])  # fmt: skip
+def test_variations_and_second_passes_are_those_of_a_call(client, tiny, more):
+    call = {"prompt": "a cat", **({} if "seeds" in more else {"seed": 1}), "num_inference_steps": 2, "num_images_per_prompt": 2}
+    answer = client.post("/v1/pictures", json={**call, **more}).json()
+    made = tiny(progress=False, **call, **more).images
+    assert [same(one["image"], np.asarray(own)) for one, own in zip(answer["pictures"], made, strict=True)] == [True, True]
+
+
 def test_what_is_said_of_a_call_is_in_its_answer_and_in_no_log(tiny_model, capsys):
     """Of a prompt that is read for the first time."""
     with client_of(make_engine(tiny_model)) as client:
