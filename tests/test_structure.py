@@ -66,7 +66,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["trainer"],
         ["memory"],
         ["command"],
-        ["train", "cache", "ema", "evaluate", "text_teacher", "words"],
+        ["train", "cache", "ema", "evaluate", "propagation", "text_teacher", "words"],
         ["__init__"],
     ],
     "customization": [

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distill.losses.propagation import ancestral, cumulative_errors, mmd, roll
 from distill.losses.solver_steps import LevelTable
 from distill.objectives.error_propagation import ErrorPropagationConfig, ErrorPropagationObjective
+from distill.propagation import main, measure_propagation
 from distill.types import Draws, Phase
 from gen.nn.registry import build
 from samplers.analytic import Gaussian
@@ -16,6 +17,7 @@ from samplers.denoiser import Condition, Context
 from samplers.path import RectifiedFlow, VariancePreserving, expand
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
+from tests.distill.flow_maps import gaussian_teacher
 from tests.distill.students import SIZES, Source, batch_of
 from tests.gen.conftest import randomise
 
@@ -182,3 +184,28 @@ def test_a_run_logs_cumulative_errors():
     found = objective.measure({"denoiser": objective.roles["denoiser"].network})
     assert list(found) == [f"cumulative_error/{n}" for n in (9, 6, 3, 0)]
     assert propagation(measured=0).measure({"denoiser": objective.roles["denoiser"].network}) == {}
+
+
+def test_a_finished_model_is_measured():
+    """An exact one adds up to nothing at any of ten levels, and one of another mean to more the further it goes."""
+    teacher = gaussian_teacher()
+    oracle = teacher.network.oracle
+
+    class Drawn:
+        def batch(self, counters):
+            batch = batch_of(len(counters))
+            batch.latents = oracle.mean + oracle.std * batch.latents
+            return batch
+
+    exact = measure_propagation(teacher, Drawn(), 20, 400)
+    assert list(exact) == pytest.approx([k / 10 for k in range(9, -1, -1)]) and max(map(abs, exact.values())) < 0.02
+    teacher.network.zero.requires_grad_(False).fill_(0.5)
+    biased = measure_propagation(teacher, Drawn(), 20, 400)
+    assert biased[0.0] > 0.05 and biased[0.0] > list(biased.values())[4] > list(exact.values())[4]
+
+
+def test_the_command_says_what_is_wrong(capsys, tmp_path):
+    assert main(["default", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+    assert main(["default", "x.yaml", "--count", "1"]) == 2
+    assert "give at least 2 of each" in capsys.readouterr().err
