@@ -21,7 +21,7 @@ from gen.nn.control import OpenedControl
 
 OWN = "dit_control"
 # what must be the same as in the denoiser's network: names of their configs
-ALIKE = ("patch", "channels", "dim", "modulation")
+ALIKE = ("dim", "patch", "channels", "modulation")
 
 
 @dataclass(frozen=True)
