@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gen.calls.adapters import load_files, load_one
 from gen.calls.call import AdapterUse
 from gen.cli.options import Lora, Model, PartOptions, PlaceOptions
 from gen.cli.output import say
 from gen.io.errors import printable
-from gen.pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gen.pipeline.recipe import Recipe
 
 
 def parse_lora(text: str) -> tuple[Path, float | None]:
