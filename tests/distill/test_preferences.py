@@ -24,6 +24,7 @@ from distill.objectives.direct_discriminative import DirectDiscriminativeConfig,
 from distill.objectives.pairwise_sample import PairwiseSampleConfig, PairwiseSampleObjective, held_ratio
 from distill.objectives.step_preferences import StepPreferencesConfig, StepPreferencesObjective
 from distill.types import Draws
+from gen.ui.preferences import Preference
 from samplers.denoiser import Condition
 from tests.distill.policies import gradients, policy, quadratic
 from tests.distill.students import batch_of, loss_of, models_of
@@ -329,6 +330,11 @@ def test_two_samples_are_a_pair(pairs):
     assert not set(rest.batch(range(len(rest))).captions) & set(held.batch(range(len(held))).captions)
     with pytest.raises(ValueError, match="A batch of 3 does not split into pairs"):
         make_source({"type": "preferences", "file": write(folder, rows), "size": 16}, 3, 3)
+
+
+def test_what_the_page_writes_is_read():
+    line = Preference('a café, "quoted"', "a-1.png", "b 2.png").line()
+    assert parse_pair(line.encode()) == ('a café, "quoted"', "a-1.png", "b 2.png")
 
 
 @pytest.mark.parametrize(("line", "reason"), [

@@ -15,6 +15,7 @@ from distill.types import Batch, Draws, Phase
 from gen.adapters import Adapters, read_adapter
 from gen.nn.registry import from_registry
 from samplers.denoiser import Context
+from tests.distill.cases import BRIGHT
 from tests.distill.students import loss_of
 from tests.gen import pipelines
 from tests.gen.conftest import randomise
@@ -69,6 +70,13 @@ METHODS = {
     "regularized_consistency": {"sigma_max": 10.0, "derivative": "difference", "regularize_from": 0},
     "single_trajectory": {"bank_share": 0.0},
     "multistep_latent_consistency": {"segments": (4,), "denoising_steps": 2},
+    "draft": {"through": 1, "renoised": 1, "rewards": BRIGHT},
+    "diffusion_dpo": {"beta": 100.0},
+    "pso": {"clip": None, "rewards": BRIGHT},
+    "spo": {"skipped": 0, "threshold": 0.0, "candidates": 2, "clip": None, "rewards": BRIGHT},
+    "ddo": {},
+    "flow_grpo": {"group": 2, "rewards": BRIGHT},
+    "diffusion_nft": {"group": 2, "rewards": BRIGHT},
     "frechet": {"representations": ["teacher"], "population": 2, "reference": 4, "target_ema": None, "noisiest_share": 1.0},
 }
 
