@@ -5,7 +5,7 @@ moves along the teacher's trajectory, df/dt = 0; the Lagrangian one (LMD) that t
 does, df/ds = v(f, s). Where s = t both are flow matching, and where s = 0 the first is continuous-time consistency. The
 teacher's field is guided, or, with `weak`, sharpened by a worse model of the same kind (autoguidance).
 
-Source: arXiv 2506.14603, theorems 3.2 and 3.3 and section 3.3. Its adversarial finetuning is not here.
+Source: arXiv 2506.14603, section 3 (AYF-EMD and AYF-LMD). Its adversarial finetuning is not here.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class AlignYourFlowObjective(MeanFlowObjective):
             network = models.get("weak", self.weak.network)
             weak = self.weak.denoiser(network, self.weak.dtype)(x, level, condition, Context())
             scale = expand(scale, x) if isinstance(scale, Tensor) else scale
-            # arXiv 2506.14603, section 3.4: lambda v + (1 - lambda) v_weak
+            # autoguidance: lambda v + (1 - lambda) v_weak
             return as_guided(strong, lerp(weak.raw, strong.raw, scale), strong)
 
     def inputs(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class AlignYourFlowObjective(MeanFlowObjective):
                 return self.mean_velocity(network, x, s, t, condition, scale)
 
             said, change = jvp(from_start, (x, t), (v, torch.ones_like(t)), self.derivative)
-            g = v - said - warm * length * change  # theorem 3.2: df/dt = v - F + (s - t) dF/dt
+            g = v - said - warm * length * change  # AYF-EMD: df/dt = v - F + (s - t) dF/dt
         else:
 
             def to_end(s: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ class AlignYourFlowObjective(MeanFlowObjective):
             said, change = jvp(to_end, (s,), (torch.ones_like(s),), self.derivative)
             end = self.path(s.clamp(min=config.min_time))
             v = self.teacher_predict(models, x - length * said, end, condition, scale).flow(self.path)
-            g = v - said + warm * length * change  # theorem 3.3: v(f, s) - df/ds, with df/ds = F + (s - t) dF/ds
+            g = v - said + warm * length * change  # AYF-LMD: v(f, s) - df/ds, with df/ds = F + (s - t) dF/ds
         if config.normalisation is not None:
-            g = g / (expand(g.flatten(1).norm(dim=1), g) + config.normalisation)  # section 3.3
+            g = g / (expand(g.flatten(1).norm(dim=1), g) + config.normalisation)
         return said, g
 
     def loss(

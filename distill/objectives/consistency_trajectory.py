@@ -5,7 +5,7 @@ G(x_t, t, s) is compared with its average's G(x_u, u, s), where the teacher's so
 clean data by the average, so that all s count alike. Where s = t, g is a denoiser: it learns that too, which is what makes long
 jumps fit short ones. A discriminator on the frozen teacher's features (the paper's looks at pictures) sharpens both.
 
-Source: arXiv 2310.02279, equations 4 to 9; what it leaves out (the number of the solver's steps, the bounds of the weights),
+Source: arXiv 2310.02279, section 3; what it leaves out (the number of the solver's steps, the bounds of the weights),
 its repository sony/ctm.
 """
 
@@ -110,7 +110,7 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
     # ---- the trajectory function ----
 
     def end(self, network: nn.Module, x: Tensor, t: NoiseLevel, s: NoiseLevel, condition: Condition, scale: Scale) -> Tensor:
-        """G(x_t, t, s), differentiable. Equation 4."""
+        """G(x_t, t, s), differentiable."""
         return ddim(self.predict(network, x, t, with_target_time(condition, s.t), scale).x0, x, t, s)
 
     def cleanest(self, like: NoiseLevel) -> NoiseLevel:
@@ -144,7 +144,7 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
             below = at_ratio(self.path, grid[at.place - taken])
             x, level = self.teacher_step(models, x, level, below, at.condition, at.scale), below
         network = unwrap(models["target"])
-        jumped = self.end(network, x, level, at.s, at.condition, at.scale)  # equation 5
+        jumped = self.end(network, x, level, at.s, at.condition, at.scale)
         return self.end(network, jumped, at.s, self.cleanest(at.s), at.condition, at.scale)
 
     # ---- losses ----
@@ -164,11 +164,11 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
         prediction = replace(prediction, raw=prediction.raw.clone())
         jump, denoised = prediction.x0.chunk(2)
         estimate = self.clean_end(models, ddim(jump, at.x_t, at.t, at.s), at)
-        error = self.distance(estimate, self.target(models, at)).mean()  # equation 6
+        error = self.distance(estimate, self.target(models, at)).mean()  # arXiv 2310.02279: the soft consistency loss
         total, logged = self.config.consistency_weight * error, {"error": error.detach()}
         if self.config.denoising_weight:
             weight = (sigma.alpha / sigma.sigma) ** 2 + self.model.sigma_data**-2
-            denoising = losses.average(losses.squared(denoised, at.x0), weight)[0]  # equation 7
+            denoising = losses.average(losses.squared(denoised, at.x0), weight)[0]  # of denoising
             ratio = gradient_ratio(error, denoising, prediction.raw) if self.config.balance else 1.0
             total = total + self.config.denoising_weight * ratio * denoising
             logged["denoising"] = denoising.detach()
@@ -177,7 +177,7 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
             if self.config.balance:  # `adversarial` has its weight inside, which the ratio takes out again
                 ratio = gradient_ratio(error, adversarial, prediction.raw, 0.01, 10.0)
                 adversarial = self.config.adversarial_weight * ratio * adversarial
-            total, logged = total + adversarial, {**logged, **found}  # equation 9
+            total, logged = total + adversarial, {**logged, **found}
         return total, logged
 
     def clean_end(self, models: Mapping[str, nn.Module], x_s: Tensor, at: Trajectories) -> Tensor:

@@ -4,7 +4,7 @@ Half of a batch is noised to random levels and taken down a few ancestral steps 
 is noised to the levels that those came to; and the maximum mean discrepancy of both is added to the loss. A run logs the
 cumulative error as well, the discrepancy along the whole chain from noise, which is what propagation adds up to.
 
-Source: arXiv 2308.05021, section 4 (the bootstrap of the bound) and Algorithm 1.
+Source: arXiv 2308.05021, section 4 (the bootstrap of the bound).
 """
 
 from __future__ import annotations

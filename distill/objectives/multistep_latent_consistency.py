@@ -5,7 +5,7 @@ they are, and the student is consistent within each of M segments, of which ther
 consistent over the whole path, but at the M ends of segments only: points are what the student itself draws, noised to such an
 end, and the teacher goes down a whole segment in a few steps.
 
-Source: arXiv 2406.05768, sections 4.1 and 4.2. Its reward, distribution-matching and adversarial stages are other methods here.
+Source: arXiv 2406.05768, section 4. Its reward, distribution-matching and adversarial stages are other methods here.
 """
 
 from __future__ import annotations
@@ -120,14 +120,14 @@ class MultistepLatentObjective(RegressionObjective):
         eps = draws.normal_like("eps", like)
         top = torch.full((len(like),), ladder.steps, device=device)
         from_step, count = self.config.milestones_from, self.config.denoising_steps
-        if from_step is None or step < from_step:  # section 4.1: within segments
+        if from_step is None or step < from_step:  # within segments
             t = 1 + draw_index(draws, "step", ladder.steps, device)
             s, end = t - 1, (t - 1) // length * length
             # even steps to clean data, of which noisier levels take fewer
             stops = [torch.maximum(top * (count - taken) // count, t) for taken in range(1, count + 1)]
             z_t = self.down(models, expand(ladder[top].sigma, eps) * eps, top, stops, ladder, condition, scale)
             z_s = self.teacher_step(models, z_t, ladder[t], ladder[s], condition, scale)
-        else:  # section 4.2: across segments, at their ends
+        else:  # across segments, at their ends
             t = length * (1 + draw_index(draws, "step", ladder.steps // length, device))
             s, end = t - length, torch.zeros_like(t)
             x0 = self.drawn(models["student"], eps, ladder, condition, scale, draws)

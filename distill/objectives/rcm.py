@@ -4,7 +4,7 @@ Continuous consistency alone draws the student along the teacher's trajectories 
 tangent add up towards clean data. Distribution matching of what the student draws (DMD) repairs that, and alone it would leave
 out modes. What it judges is drawn from noise in any number of steps, at levels drawn anew.
 
-Source: arXiv 2510.08431, Algorithm 1; what it leaves out, its repository NVlabs/rcm.
+Source: arXiv 2510.08431; what it leaves out, its repository NVlabs/rcm.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class RegularizedConsistencyObjective(DistributionMatchingObjective, ContinuousC
             return self.consistency(models, points, self.velocity(models, points), step)
         z, start = self.noise_to(models["student"], x0, condition, scale, draws, step)
         said, drawn = self.both(models["student"], points, z, start)
-        # arXiv 2510.08431, equation 12: L_sCM + lambda L_DMD
+        # arXiv 2510.08431: L_sCM + lambda L_DMD
         total, logged = self.consistency(models, points, said, step)
         level = self.compared(draws, x0.device)
         x_t = level.mix(drawn, draws.normal_like("noise", x0))

@@ -6,7 +6,7 @@ next steps go on from there, so that the student is taught on the points that it
 asymmetric adversarial loss judges the student's x_s beside data at less noise, x_r, so that s may stay noisy and detail comes
 out sharp.
 
-Source: arXiv 2412.18945, sections 3.2 to 3.4. As to its repository: the bank there is drawn from a generator without a seed, is
+Source: arXiv 2412.18945, section 3. As to its repository: the bank there is drawn from a generator without a seed, is
 not saved and drops what comes while it is full; here it is a function of the run's seed and counters.
 """
 
@@ -98,7 +98,7 @@ class SingleTrajectoryObjective(TrajectoryConsistencyObjective):
 
     def found(self, draws: Draws, own: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(which samples go on from their slots (B,), the numbers and the latents there)."""
-        if self.bank is None:
+        if self.bank is None or not torch.is_grad_enabled():  # a measurement is of its own samples
             return (
                 torch.zeros(len(own), dtype=torch.bool, device=device),
                 torch.zeros_like(own, device=device),

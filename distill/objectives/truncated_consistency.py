@@ -5,7 +5,7 @@ never asks for. It stays frozen and answers below the transition t'; the student
 it is trained. So that the student cannot collapse to a constant, a share of the samples lies at t' itself, whose earlier point
 the first stage answers for. The teacher's folder is the first stage's export.
 
-Source: arXiv 2410.14895, equations 8 to 12; its repository NVlabs/TCM for the distribution of levels and the gap.
+Source: arXiv 2410.14895, section 3; its repository NVlabs/TCM for the distribution of levels and the gap.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TruncatedConsistencyObjective(DiscreteConsistency):
         self, models: Mapping[str, nn.Module], x: Tensor, ratio: Tensor, level: NoiseLevel, condition: Condition, scale: Scale
     ) -> Tensor:
         """The consistency function by whom it falls to: the first stage below the transition, the student from there on. Both
-        are asked, as processes must call networks equally often. Equation 8; without gradients."""
+        are asked, as processes must call networks equally often. Without gradients."""
         mine = self.function(self.target_predict(models, x, level, condition, scale))
         first = self.function(self.target_predict(models, x, level, condition, scale, role="teacher"))
         return torch.where(expand(ratio < self.config.transition, x).bool(), first, mine)
@@ -111,7 +111,7 @@ class TruncatedConsistencyObjective(DiscreteConsistency):
         error = self.distance(student_output, target)
         if config.weighting == "inverse_step":
             error = error / (high - low).to(error)
-        # equations 10 to 12: the means over both kinds of samples, of which a batch holds as many as it happens to
+        # the truncated loss and the boundary's: means over both kinds of samples, of which a batch holds as many as it may
         boundary = self.at_boundary(draws, x0.device)
         weight = torch.where(boundary, config.boundary_weight / config.boundary_share, 1 / (1 - config.boundary_share))
         return (weight.to(error) * error).mean(), {"error": error.detach().mean()}

@@ -182,11 +182,9 @@ class TwinFlowObjective(StudentObjective):
         weight = torch.tan((1 - (t - s)) * math.pi / 2.5) + 1  # as in the repository: short steps count more
         any_error = self.reweighted(losses.squared(any_step, wanted))
         total = (weight.to(any_error) * any_error).mean()
-        fake_error = self.reweighted(
-            losses.squared(of_own, own_eps - drawn)
-        ).mean()  # section 3.2: the flow of its own pictures
+        fake_error = self.reweighted(losses.squared(of_own, own_eps - drawn)).mean()  # the flow of its own pictures
         apart = self.apart(models, start - whole.detach(), draws, condition, scale)
-        matched = self.reweighted(losses.squared(whole, whole.detach() - apart)).mean()  # section 3.3: rectification
+        matched = self.reweighted(losses.squared(whole, whole.detach() - apart)).mean()
         logged = {"any_step": any_error.detach().mean(), "own": fake_error.detach(), "apart": apart.abs().mean()}
         return total + config.fake_weight * fake_error + config.matching_weight * matched, logged
 

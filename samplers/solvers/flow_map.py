@@ -24,7 +24,7 @@ class FlowMap(PlainSolver):
     to t again: 1 goes to clean data each time, as consistency models are sampled.
 
     Source: MeanFlow, arXiv 2505.13447, equation 12; IMM, arXiv 2503.07565, section 3 (pushforward sampling); gamma: consistency
-    trajectory models, arXiv 2310.02279, section 3.2 and Algorithm 3.
+    trajectory models, arXiv 2310.02279, section 3 (gamma-sampling).
     """
 
     gamma: float = 0.0
@@ -54,5 +54,5 @@ class FlowMap(PlainSolver):
         x = below.mix(prediction.x0, prediction.eps)  # equation 12 (arXiv 2505.13447)
         if z is not None:
             keep, spread = renoise_coefficients(below, t)
-            x = torch.add(keep * x, z, alpha=spread)  # Algorithm 3 (arXiv 2310.02279)
+            x = torch.add(keep * x, z, alpha=spread)  # gamma-sampling (arXiv 2310.02279)
         return replace(state, x=x, prediction=prediction)

@@ -103,6 +103,15 @@ def test_measuring_leaves_the_bank():
     assert all(torch.equal(value, before[name]) for name, value in objective.bank.state_dict().items())
 
 
+def test_a_measurement_is_of_its_own_samples():
+    objective = single(bank_share=1 - 1e-9, drop_label=0.0)
+    objective.bank.number[:], objective.bank.counter[:] = 3, torch.tensor([100, 101, 102, 103])
+    batch = Source().batch(range(4))
+    with torch.no_grad():
+        at = objective.jump(batch, Draws(0, batch.index, "student"))
+    assert torch.equal(at.counter, batch.index) and torch.equal(at.condition.label, batch.labels % 3)
+
+
 def test_too_few_slots_are_said():
     bank = TrajectoryBank(2, (1,))
     bank.remember(torch.arange(4), torch.arange(4), torch.ones(4).long(), torch.zeros(4, 1))
