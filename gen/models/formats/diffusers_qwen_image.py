@@ -10,7 +10,7 @@ from typing import Any
 
 from gen.models.formats.diffusers_sd3 import BLOCK, HEAD, JOINT_ATTENTION
 from gen.models.formats.format import Format, Settings, Shapes, check_attention, ratio, shape_of
-from gen.models.formats.joint import STORED, axes_of, head_count, numbered, read_config, told_text
+from gen.models.formats.joint import STORED, axes_of, head_count, numbered, patch_sizes, read_config, told_axes, told_text
 from gen.models.formats.table import Table
 
 SIZE, PATCH, ROOM = 128, 2, 1024
@@ -34,28 +34,23 @@ TABLE: Table = [
 
 
 def infer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    dim, numbers = shape_of(shapes, "img_in.weight", 2)
-    if shape_of(shapes, "proj_out.weight", 2)[0] != numbers or numbers % PATCH**2:
-        raise ValueError(f"reads {numbers} numbers of a patch and makes {shapes['proj_out.weight'][0]}; both must be as many")
+    dim, channels = patch_sizes(shapes, "img_in.weight", "proj_out.weight", PATCH)
     depth = numbered(shapes, "transformer_blocks")
     if not depth:
         raise ValueError("has no blocks")
     for part in "qkv":
         check_attention(shapes, f"transformer_blocks.0.attn.to_{part}.weight", dim, 1)
     heads = head_count(shapes, "transformer_blocks.0.attn.norm_q.weight", dim, settings)
-    axes = tuple(settings.get("axes") or AXES)
-    if sum(axes) != dim // heads:
-        raise ValueError(f"has heads of {dim // heads} channels, and the axes of its positions are {axes}; give axes")
     return {
         "type": "qwen_image",
         "size": settings.get("size") or SIZE,
         "patch": PATCH,
-        "channels": numbers // PATCH**2,
+        "channels": channels,
         "dim": dim,
         "depth": depth,
         "heads": heads,
         "mlp_ratio": ratio(shape_of(shapes, "transformer_blocks.0.img_mlp.net.0.proj.weight", 2)[0], dim),
-        "axes": axes,
+        "axes": told_axes(settings, AXES, dim // heads),
         "text_dim": shape_of(shapes, "txt_in.weight", 2)[1],
         "padded_text": False,
         **told_text(settings, ROOM, 1),

@@ -42,6 +42,25 @@ def head_count(shapes: Shapes, norm: str, dim: int, settings: Settings) -> int:
     return heads_for(dim, {dim: max(1, dim // HEAD)}, settings)
 
 
+def patch_sizes(shapes: Shapes, first: str, last: str, patch: int) -> tuple[int, int]:
+    """(width, channels) by the layers that read patches and make them; ValueError where they are for other patches."""
+    dim, read = shape_of(shapes, first, 2)
+    made = shape_of(shapes, last, 2)[0]
+    if made != read or read % patch**2:
+        raise ValueError(
+            f"reads {read} numbers of a patch and makes {made}; both must be as many, for {patch} x {patch} pixels"
+        )
+    return dim, read // patch**2
+
+
+def told_axes(settings: Settings, usual: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """How many channels of a head, `width` in all, turn with each axis of positions, as given or as usual."""
+    axes = tuple(settings.get("axes") or usual)
+    if sum(axes) != width:
+        raise ValueError(f"has heads of {width} channels, and the axes of its positions are {axes}; give axes")
+    return axes
+
+
 def told_text(settings: Settings, room: int, usual: int) -> dict[str, int]:
     """text_tokens and null_length. room: how much text the model is made for; usual: how long its empty prompt is."""
     given = int(settings.get("text_tokens") or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gen.models.formats.format import Format, Settings, Shapes, check_attention, ratio, shape_of
-from gen.models.formats.joint import STORED, head_count, numbered, told_text
+from gen.models.formats.joint import STORED, head_count, numbered, patch_sizes, told_axes, told_text
 from gen.models.formats.table import Row, Table
 
 SIZE, PATCH, ROOM = 128, 2, 512
@@ -65,29 +65,22 @@ TABLE: Table = [
 
 def sizes(shapes: Shapes, settings: Settings, embed: str, final: str, norm: str) -> dict[str, Any]:
     """The config, by the names that a format has for what sizes are read from."""
-    dim, numbers = shape_of(shapes, f"{embed}.weight", 2)
-    if shape_of(shapes, f"{final}.linear.weight", 2)[0] != numbers or numbers % PATCH**2:
-        raise ValueError(
-            f"reads {numbers} numbers of a patch and makes {shapes[f'{final}.linear.weight'][0]}; give one of both"
-        )
+    dim, channels = patch_sizes(shapes, f"{embed}.weight", f"{final}.linear.weight", PATCH)
     depth, refiners = numbered(shapes, "layers"), numbered(shapes, "noise_refiner")
     if not depth or refiners != numbered(shapes, "context_refiner"):
         raise ValueError(f"has {depth} blocks, and {refiners} of patches beside {numbered(shapes, 'context_refiner')} of text")
     heads = head_count(shapes, f"layers.0.attention.{norm}.weight", dim, settings)
-    axes = tuple(settings.get("axes") or AXES)
-    if sum(axes) != dim // heads:
-        raise ValueError(f"has heads of {dim // heads} channels, and the axes of its positions are {axes}; give axes")
     return {
         "type": "z_image",
         "size": settings.get("size") or SIZE,
         "patch": PATCH,
-        "channels": numbers // PATCH**2,
+        "channels": channels,
         "dim": dim,
         "depth": depth,
         "refiner_depth": refiners,
         "heads": heads,
         "mlp_ratio": ratio(shape_of(shapes, "layers.0.feed_forward.w1.weight", 2)[0], dim),
-        "axes": axes,
+        "axes": told_axes(settings, AXES, dim // heads),
         "text_dim": shape_of(shapes, "cap_embedder.1.weight", 2)[1],
         "padded_text": False,
         **told_text(settings, ROOM, 1),
