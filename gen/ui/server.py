@@ -21,6 +21,7 @@ from gen.ui.studio import Studio
 
 STATIC = Path(__file__).parent / "static"
 PORT = 8180
+AWAY = 600.0  # seconds that a page is kept for a browser that is not heard of: a phone that sleeps, a machine that is busy
 TRIED = 20  # ports after the usual one, where that is taken
 
 
@@ -60,7 +61,7 @@ def make_app(studio: Studio, token: str | None = None) -> Any:
         except (ValueError, OSError) as error:
             raise HTTPException(404, str(error)) from None
 
-    ui.page("/")(lambda: build_page(studio))
+    ui.page("/", reconnect_timeout=AWAY)(lambda: build_page(studio))
     ui.run_with(
         app,
         title="fewstep",

@@ -314,6 +314,21 @@ def test_a_gallery_of_two_hundred_shows_all_of_it_by_and_by(browser, tmp_path): 
         page.wait_for_function("document.querySelectorAll('.fs-gallery .fs-thumb').length === 10")
 
 
+def test_a_browser_that_was_away_finds_its_page_as_it_was(page):
+    page.get_by_role("textbox", name="Prompt").fill("a yellow star")
+    field(page, "steps").fill("3")
+    page.wait_for_timeout(1000)
+    page.evaluate("window.socket.disconnect()")
+    page.wait_for_timeout(30_000)
+    page.evaluate("window.socket.connect()")
+    page.wait_for_timeout(3000)
+    assert page.get_by_role("textbox", name="Prompt").input_value() == "a yellow star"
+    page.locator("[data-action=draw]").click()
+    ended(page)
+    assert "a yellow star" in page.locator("[data-job]").first.inner_text()
+    quiet(page)
+
+
 def test_the_browsers_back_button_does_not_lose_the_page(page, site):
     draw(page, "a cat")
     page.goto("about:blank")
