@@ -228,6 +228,7 @@ def test_limits(client):
     {"method": "panorama", "sync": 1.0, "sync_distance": "lpips:/tmp/x.safetensors"}, {"model": "/tmp"}, {"model": "../x"},
     {"batch_size": 512}, {"greedy": "/tmp/f.py:g"}, {"regions": {"style": "/etc/passwd"}}, {"__class__": 1}, {"latents": [1]},
     {"callback_on_step_end": "print"}, {"output_type": "latent"}, {"_task_args": {}}, {"method": "replay"},
+    {"refiner": "/tmp"}, {"refiner": "somebody/model", "refiner_at": 0.5},
 ])  # fmt: skip
 def test_no_request_opens_a_file(client, body, monkeypatch):
     import pathlib
