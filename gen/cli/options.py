@@ -26,7 +26,13 @@ Size = Annotated[
     typer.Option(metavar="WxH", help="Pixels of both sides, or one number for a square: --width and --height in one."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png, .jpg, .webp or .avif file, or a folder.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE|DIR",
+        help="A .png, .jpg, .webp or .avif file (of several pictures each gets its seed behind the name), or a folder.",
+    ),
 ]
 Written = Annotated[
     Path | None,
