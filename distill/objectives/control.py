@@ -82,6 +82,8 @@ class ControlObjective(Objective):
                 f"The model {self.teacher.name!r} is a {type(base).__name__}, and a control is trained for a DiT of ours; "
                 "choose another teacher."
             )
+        if base.config.size_conditions:
+            raise ValueError(f"{self.teacher.name!r} reads the size of the picture, which is not given here; choose another.")
         self.factor = getattr(self.autoencoder, "factor", 1)
         if isinstance(network, nn.Identity):
             sizes = {"places": config.places, "width": config.width}

@@ -173,6 +173,9 @@ def test_wrong_settings_and_models_are_one_sentence():
         objective(exact_teacher())
     with pytest.raises(ValueError, match="depth is 9; the network has 3 blocks"):
         objective(depth=9)
+    sized = build({"type": "dit", **SIZES, "dim": 24, "size_conditions": True})
+    with pytest.raises(ValueError, match="reads the size of the picture"):
+        objective(Teacher(model(), sized, name="sized"))
     latents = Batch(torch.arange(2), latents=torch.zeros(2, 2, 4, 4), labels=torch.zeros(2).long())
     with pytest.raises(ValueError, match="The data have no pictures"):
         loss_of(objective(), latents)

@@ -133,6 +133,7 @@ def test_rows_follow_their_own_pictures():
     together = base(x, time, condition, Context())
     alone = torch.cat([base(x[i : i + 1], time[i : i + 1], condition[i : i + 1], Context()) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert torch.equal(together[2], base(x, time, text(3), Context())[2])  # its weight is 0
     first = base(x, time, replace(condition, extra={**extra, MODE + "a": torch.zeros(3, 1)}), Context())
     assert (first - together)[1].abs().max() > 1e-4 and torch.equal(first[0], together[0])
 
