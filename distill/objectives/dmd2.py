@@ -168,6 +168,13 @@ class DistributionMatchingObjective(RolloutObjective):
             features = block_features(denoiser, level.mix(x0, noise), level, condition, critic.blocks)
             critic.heads.standardize(knot, float(CLOCKS[denoiser.clock](level, self.path)[0]), features)
 
+    def clean(self, batch: Batch) -> Tensor:
+        """As of any student; of prompts alone, where pictures of the data are neither noised nor judged, zeros."""
+        reads_none = self.config.inputs == "simulated" and not self.config.adversarial_weight
+        if reads_none and batch.latents is None and batch.images is None:
+            return self.teacher.blank(batch)
+        return super().clean(batch)
+
     def phases(self, step: int) -> tuple[Phase, ...]:
         critic = Phase("critic", "critic")
         return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)

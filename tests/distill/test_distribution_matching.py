@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.networks.lora.overlay import LoraNetwork
 from distill.objectives.dmd2 import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
-from distill.types import Draws, Phase
+from distill.types import Batch, Draws, Phase
 from gen.nn.registry import build
 from samplers.analytic import Gaussian
 from samplers.denoiser import Context
@@ -304,6 +304,21 @@ def test_with_a_lora_teacher_student_and_critic_share_their_weights():
     for phase in (STUDENT, CRITIC):
         objective.loss(phase, models, batch, Draws(0, batch.index, phase.name), 0)[0].backward()
     assert all(p.grad is not None for p in critic.parameters())
+
+
+def test_without_a_discriminator_prompts_are_enough():
+    """Pictures of the data change nothing, so none are needed; noised data and a discriminator need them, and say so."""
+    batch = latents(4)
+    alone = Batch(index=batch.index, labels=batch.labels)
+    for phase in (STUDENT, CRITIC):
+        draws = Draws(0, batch.index, phase.name)
+        objective = dmd(tiny_teacher(), student(), **NO_JUDGE)
+        with_pictures, without = (objective.loss(phase, models_of(objective), each, draws, 0)[0] for each in (batch, alone))
+        assert torch.equal(with_pictures, without)
+    for options in ({}, {"inputs": "data", **NO_JUDGE}):
+        objective = dmd(tiny_teacher(), student(), **options)
+        with pytest.raises(ValueError, match="give data of pictures"):
+            objective.loss(CRITIC, models_of(objective), alone, Draws(0, batch.index, "critic"), 0)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ class Teacher:
             return batch.latents * self.model.latent_scale
         return encoded(batch.images, self.autoencoder, self.model.latent_scale)
 
+    def blank(self, batch: Batch) -> Tensor:
+        """Zeros (B, C, h, w) of the size of its x0, for methods that draw pictures of prompts alone."""
+        side = self.model.sample_size // getattr(self.autoencoder, "factor", 1)
+        return torch.zeros(len(batch), self.network.config.channels, side, side, device=batch.index.device)
+
     @torch.no_grad()
     def condition(self, batch: Batch, device: torch.device) -> Condition:
         """What the captions or labels of a batch say."""
