@@ -111,10 +111,11 @@ def parse_pair(line: bytes) -> tuple[str, str, str]:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise Unusable("is not JSON") from None
-    values = [row.get(key) for key in ("prompt", "chosen", "rejected")] if isinstance(row, dict) else [None]
-    if not all(isinstance(value, str) for value in values):
+    given = [row.get(key) for key in ("prompt", "chosen", "rejected")] if isinstance(row, dict) else []
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < 3:
         raise Unusable("is not an object with prompt, chosen and rejected, three texts")
-    prompt, *names = values
+    prompt, *names = texts
     chosen, rejected = (PurePosixPath(name).as_posix() for name in names)
     if chosen == rejected:
         raise Unusable("names one picture twice")

@@ -53,7 +53,8 @@ class PairwiseSampleObjective(TrajectoryObjective):
         with torch.no_grad():
             rewards = self.score(x0, batch)
         order = (rewards[::2] - rewards[1::2]).sign()
-        total, logged = torch.zeros((), device=like.device), {}
+        total = torch.zeros((), device=like.device)
+        logged: dict[str, Tensor] = {}
         for one in taken:
             own = log_prob(one.ahead, *self.transition(models["student"], one.x, one.number, condition, scale))
             with torch.no_grad():

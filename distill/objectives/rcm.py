@@ -68,8 +68,8 @@ class RegularizedConsistencyObjective(DistributionMatchingObjective, ContinuousC
         """cos(t) sqrt(1 - r^2 sin^2(t)): the whole of it before the second half is there, sCM's cos^2(t) after."""
         return cos * (1 - warm**2 * (1 - cos**2)).sqrt()
 
-    def compared(self, draws: Draws, device: torch.device) -> NoiseLevel:
-        level = super().compared(draws, device)
+    def compared(self, draws: Draws, device: torch.device, step: int = 0) -> NoiseLevel:
+        level = super().compared(draws, device, step)
         return at_ratio(self.path, self.config.shift * level.sigma / level.alpha)
 
     def noise_to(

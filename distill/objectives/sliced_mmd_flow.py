@@ -78,6 +78,7 @@ class SlicedFlowObjective(RolloutObjective):
         if condition.label is not None:
             classes = self.teacher.network.config.num_classes  # type: ignore[union-attr]
             return weight * F.one_hot(condition.label.long() % (classes + 1), classes + 1).double()  # the last is no label
+        assert condition.tokens is not None  # without a label either, there is nothing to tell
         tokens = condition.tokens.double()
         kept = torch.ones_like(tokens[..., 0]) if condition.mask is None else condition.mask.double()
         return weight * (tokens * kept[..., None]).sum(1) / kept.sum(1, keepdim=True).clamp(min=1)

@@ -96,7 +96,8 @@ class StepPreferencesObjective(TrajectoryObjective):
         device, config = self.clean(batch).device, self.config
         condition, scale = self.condition_of(batch, draws, device), self.config.default_guidance_scale
         chosen, x0 = self.choose(unwrap(models["student"]), batch, condition, scale, draws)
-        total, logged = torch.zeros((), device=device), {}
+        total = torch.zeros((), device=device)
+        logged: dict[str, Tensor] = {}
         for one in chosen:
             own = self.transition(models["student"], one.x, one.number, condition, scale)
             with torch.no_grad():

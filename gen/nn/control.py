@@ -23,8 +23,11 @@ PROMPT, PROMPT_MASK = "control prompt", "control prompt mask"  # what the pictur
 class OpenedControl(Protocol):
     """A network of control that is ready. digest: of its weights. modes: how many controls a union has, None for one."""
 
-    network: Any
-    digest: str
+    @property
+    def network(self) -> Any: ...
+
+    @property
+    def digest(self) -> str: ...
 
     @property
     def modes(self) -> int | None: ...

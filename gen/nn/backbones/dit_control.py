@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from gen.nn.backbones.blocks import Visible, run_block
+from gen.nn.backbones.blocks import CrossAttention, Visible, run_block
 from gen.nn.backbones.dit import DiT, DiTBlock, DiTConfig, DiTState
 from gen.nn.initialisation import initialise
 
@@ -101,8 +101,8 @@ class DiTControl(nn.Module):
                     initialise(nn.init.xavier_uniform_, module.weight)
                     initialise(nn.init.zeros_, module.bias)
             if self.config.modulation == "adaln_single":
-                initialise(nn.init.normal_, block.table, std=self.config.dim**-0.5)
-        for layer in self.after:
+                initialise(nn.init.normal_, block.get_parameter("table"), std=self.config.dim**-0.5)
+        for layer in cast("list[nn.Linear]", list(self.after)):
             initialise(nn.init.zeros_, layer.weight)
             initialise(nn.init.zeros_, layer.bias)
 
@@ -126,7 +126,8 @@ class DiTControl(nn.Module):
         """The copied blocks' keys and values of the prompt."""
         if not self.config.text_dim or state.text.embedded is None:
             return CopiedText([None] * self.config.depth)
-        return CopiedText([block.cross.keys_values(state.text.embedded) for block in self.blocks], state.text.visible)
+        readers = [cast("CrossAttention", block.cross) for block in self.blocks]
+        return CopiedText([reader.keys_values(state.text.embedded) for reader in readers], state.text.visible)
 
     def forward(self, state: DiTState, picture: Tensor, mode: Tensor | None = None) -> list[Tensor]:
         """One tensor (B, L, dim) for each copied block.
