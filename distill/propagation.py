@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fewstep: {error}", file=sys.stderr)
         return 2
     print("level   cumulative error")
-    for level, error in found.items():
-        print(f"{level:5.2f}   {error:.4f}")
+    for level, value in found.items():
+        print(f"{level:5.2f}   {value:.4f}")
     return 0
 
 
