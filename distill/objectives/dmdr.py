@@ -18,10 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.networks.lora.overlay import LoraConfig, LoraNetwork
-from distill.objectives.bases.picture_reward import PictureReward
-from distill.objectives.bases.rewarded import RewardTerm
 from distill.objectives.bases.teacher import Scale
-from distill.objectives.dmd2 import DistributionMatchingConfig, DistributionMatchingObjective
+from distill.objectives.lora_critic import LoraCriticConfig, LoraCriticObjective
 from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws
 from samplers.denoiser import Condition
@@ -29,47 +27,33 @@ from samplers.guidance.two_branch import Guided
 from samplers.path import NoiseLevel
 
 
-class RewardedMatchingConfig(DistributionMatchingConfig):
-    """As DMD2's, without a discriminator, and:
+class RewardedMatchingConfig(LoraCriticConfig):
+    """As of all with a LoRA critic, and:
 
-    critic_lora: the critic's changes of the teacher; of a student that is a LoRA, too.
-    reward: what is raised (`gen.rewards`), its weight and options; None: nothing. reward_from: the first step that asks it.
+    reward_from: the first step that asks the reward, which is raised.
     dynamic_steps: how long the two schedules last, each along half a cosine. critic_share: of the critic's changes in the
     distribution that is matched, at first. beta: (a, b) of the Beta distribution of levels on the clock at first, 1 being the
     noisiest; at last it is (1, 1), uniform, and `time` is not read.
     """
 
     critic_lora: LoraConfig = LoraConfig(rank=32)
-    reward: RewardTerm | None = None
     reward_from: int = Field(default=0, ge=0)
     dynamic_steps: int = Field(default=0, ge=0)
     critic_share: float = Field(default=0.25, ge=0, le=1)
     beta: tuple[float, float] = (4.0, 1.5)
-    adversarial_weight: float = Field(default=0.0, ge=0)
-    discriminator_weight: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _possible(self) -> RewardedMatchingConfig:
-        if self.embed_guidance:
-            raise ValueError("the critic is a LoRA, which has no input for the guidance scale: leave embed_guidance out")
         if min(self.beta) < 1:
             raise ValueError(f"beta {self.beta} must be at least 1 in both numbers, as less has most levels at the very ends")
         return self
 
 
-class RewardedMatchingObjective(DistributionMatchingObjective):
+class RewardedMatchingObjective(LoraCriticObjective):
     """See the module."""
 
     config: RewardedMatchingConfig
     source = "arXiv 2511.13649"
-
-    def __init__(self, config, network, source=None, teacher=None):
-        super().__init__(config, network, source, teacher)
-        self.reward = None if config.reward is None else PictureReward(self, config.reward)
-
-    @property
-    def critic_lora(self) -> LoraConfig:
-        return self.config.critic_lora
 
     def left(self, step: int) -> float:
         """How much of the first setting a step has: 1 at first, 0 after dynamic_steps."""

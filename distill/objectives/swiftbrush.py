@@ -14,57 +14,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
-from distill.networks.lora.overlay import LoraConfig
-from distill.objectives.bases.picture_reward import PictureReward
-from distill.objectives.bases.rewarded import RewardTerm
-from distill.objectives.dmd2 import Compared, DistributionMatchingConfig, DistributionMatchingObjective
+from distill.objectives.dmd2 import Compared
+from distill.objectives.lora_critic import LoraCriticConfig, LoraCriticObjective
 from distill.types import Batch, Draws
 from samplers.path import expand
 
 
-class SwiftBrushConfig(DistributionMatchingConfig):
-    """As DMD2's, without a discriminator, and:
+class SwiftBrushConfig(LoraCriticConfig):
+    """As of all with a LoRA critic, and:
 
-    critic_lora: the critic's changes of the teacher; of a student that is a LoRA, too.
-    reward: how good pictures are (`gen.rewards`), as {type: clip, weight: 1e-3, options: {model: FOLDER}}; None: not asked.
     enough: a picture of this reward is left alone, in the reward's own numbers; CLIP's here is 100 cosines.
     reward_steps: over so many the reward's weight falls to 0 in a straight line; 0: it stays.
     """
 
-    critic_lora: LoraConfig = LoraConfig(rank=64, alpha=128)
-    reward: RewardTerm | None = None
     enough: float = 35.0
     reward_steps: int = Field(default=0, ge=0)
     steps: int = Field(default=1, gt=0)
     noisiest_share: float = Field(default=1.0, ge=0, le=1)
-    adversarial_weight: float = Field(default=0.0, ge=0)
-    discriminator_weight: float = Field(default=0.0, ge=0)
     max_weight: float = Field(default=1e6, gt=0)
 
-    @model_validator(mode="after")
-    def _told_no_scale(self) -> SwiftBrushConfig:
-        if self.embed_guidance:
-            raise ValueError("the critic is a LoRA, which has no input for the guidance scale: leave embed_guidance out")
-        return self
 
-
-class SwiftBrushObjective(DistributionMatchingObjective):
+class SwiftBrushObjective(LoraCriticObjective):
     """See the module."""
 
     config: SwiftBrushConfig
     source = "arXiv 2408.14176"
-
-    def __init__(self, config, network, source=None, teacher=None):
-        super().__init__(config, network, source, teacher)
-        self.reward = None if config.reward is None else PictureReward(self, config.reward)
-
-    @property
-    def critic_lora(self) -> LoraConfig:
-        return self.config.critic_lora
 
     def matched(self, models: Mapping[str, nn.Module], seen: Compared, draws: Draws) -> Tensor:
         # arXiv 2312.05239, Algorithm 1: sigma^2 (eps of the teacher - eps of the critic), in denoised means
