@@ -18,10 +18,8 @@ from gen.tasks.energies import ENERGIES as OURS
 from gen.tasks.energies import EnergyInfo, energy_info, get_energy
 from gen.tasks.energies.simple import Brightness, Colour, CompositionEnergy
 from gen.tasks.restore.task import make_restoration
-from samplers.cache.registry import CACHES
 from samplers.denoiser import Condition, Context
 from samplers.guidance import TFG, ClassifierFree, Posterior, Recurrent
-from samplers.guidance.energy_methods import METHODS
 from samplers.guidance.operators import Composed, downsample
 from samplers.noise import normal, seeded_noise
 from samplers.path import RectifiedFlow
@@ -342,17 +340,3 @@ def test_a_colour_is_matched_in_known_ways():
         Colour("red", match="hsv")
     with pytest.raises(ValueError, match="share"):
         Colour("red", share=1.5)
-
-
-def test_caches_beside_gradients_through_the_network(tiny):
-    """Every cache with every method gives a picture, or is refused in a sentence that names both."""
-    call = {**CALL, "guide": dark, "num_inference_steps": 3, "output_type": "latent"}
-    for method, info in METHODS.items():
-        if method == "classifier":
-            continue
-        for cache in CACHES:
-            if cache == "reuse" and info.through:
-                with pytest.raises(ValueError, match=f"guide_method '{method}' takes gradients .* cache='reuse' .*mpgd"):
-                    tiny("a cat", guide_method=method, cache=cache, **call)
-            else:
-                assert torch.isfinite(tiny("a cat", guide_method=method, cache=cache, **call).images[0]).all()

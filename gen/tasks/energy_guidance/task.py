@@ -51,16 +51,6 @@ class Guide(Task):
         unrecorded = () if self.guide.energy else ("energy of the guide",)
         return TaskTraits(label=name_of(self.energy), unrecorded=unrecorded)
 
-    def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
-        from samplers.guidance.energy_methods import METHODS, method_info
-
-        if "reuse" in settings.guidance.cache and method_info(self.guide.method).through:
-            others = ", ".join(name for name, info in METHODS.items() if not info.through)
-            raise ValueError(
-                f"guide_method {self.guide.method!r} takes gradients through the network, which cache='reuse' does not call at "
-                f"skipped steps; choose another cache, such as easy or first_block, or one of the methods {others}."
-            )
-
     def wrap_guided(self, denoiser: Denoiser, solver: Solver, batch: SamplingBatch) -> tuple[Denoiser, Solver]:
         return self.build(batch.model, denoiser, solver, batch.settings.levels, batch.seeded_noise(), batch.prompts)
 
