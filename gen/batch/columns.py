@@ -20,7 +20,7 @@ OTHER_NAMES = {
     "class_label": "class_labels",
     "label": "class_labels",
 }
-OF_THE_BATCH = ("num_images_per_prompt", "seeds", "batch_size", "batch_invariant", "refiner", *FOLDERS)  # no columns
+OF_THE_BATCH = ("num_images_per_prompt", "seeds", "batch_size", "batch_invariant", *FOLDERS)  # no columns
 KNOWN = (*(name for name in keywords_of("image") if name not in OF_THE_BATCH), "lora")
 
 

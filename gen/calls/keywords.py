@@ -31,7 +31,7 @@ PICTURES = (
     *("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask", "ip_adapter_image"),
     "ip_adapter_mask",
 )
-FOLDERS = ("controlnet", "lora_dir", "ip_adapter", "ip_adapter_encoder")  # or files that are no pictures
+FOLDERS = ("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder")  # or files that are no pictures
 MAPPED = ("regions",)
 WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files
 TENSORS = ("ip_adapter_image_embeds",)  # no plain data

@@ -34,7 +34,7 @@ REGISTERED = ("controlnet", "ip_adapter")  # keywords that name what the server 
 # of the keywords of a call, those that name files or say what is the server's to say
 REFUSED = (
     *(name for name in FOLDERS if name not in REGISTERED),
-    *("refiner", "refiner_at", "batch_size", "window_batch", "batch_invariant"),
+    *("refiner_at", "batch_size", "window_batch", "batch_invariant"),
 )
 NEEDED = {"outpaint": "image", "upscale": "image", "restore": "image", "layout": "layout", "ambiguous": "others"}
 MAX_REPEATS = 200

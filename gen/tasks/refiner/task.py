@@ -126,7 +126,7 @@ def _opened(model: Model, source: Any) -> Model:
     key = str(source)
     if key not in model.refiners:
         model.refiners[key] = Model.from_pretrained(
-            source, device=model.device, dtype=model.dtype, quantize=model.quantize, offload=model.offload
+            key, device=model.device, dtype=model.dtype, quantize=model.quantize, offload=model.offload
         )
     return model.refiners[key]
 
