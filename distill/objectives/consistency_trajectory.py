@@ -174,9 +174,9 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
             logged["denoising"] = denoising.detach()
         if self.judges(step):
             adversarial, found = self.with_adversarial_loss(models, estimate, at.condition, draws, None)
-            if self.config.balance:  # `adversarial` has its weight inside, which the ratio takes out again
-                ratio = gradient_ratio(error, adversarial, prediction.raw, 0.01, 10.0)
-                adversarial = self.config.adversarial_weight * ratio * adversarial
+            if self.config.balance:  # `adversarial` has its weight inside, which is not to be balanced away
+                plain = adversarial / self.config.adversarial_weight
+                adversarial = gradient_ratio(error, plain, prediction.raw, 0.01, 10.0) * adversarial
             total, logged = total + adversarial, {**logged, **found}
         return total, logged
 

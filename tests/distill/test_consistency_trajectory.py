@@ -15,6 +15,7 @@ from samplers.path import expand
 from tests.distill.flow_maps import ExactMap, gaussian_teacher, ode
 from tests.distill.students import SIZES, Exact, batch_of, latents, loss_of, models_of, tiny_teacher
 from tests.distill.test_objective_continuous import tiny
+from tests.gen.conftest import randomise
 
 ENDS = {**SIZES, "scalars": ["target_time"]}
 CPU = torch.device("cpu")
@@ -141,6 +142,22 @@ def test_only_the_student_learns_and_the_average_passes_gradients_on(balance):
     loss.backward()
     assert all(p.grad is not None for p in models["discriminator"].parameters())
     assert all(p.grad is None or not p.grad.any() for p in models["student"].parameters())
+
+
+def test_the_discriminators_weight_counts_once_beside_the_balance(monkeypatch):
+    """Whether the balance is at its bound or not, or is left out, as in a measurement."""
+    monkeypatch.setattr("distill.objectives.consistency_trajectory.gradient_ratio", lambda *given: 10.0)
+    batch, objective = (
+        latents(),
+        trajectory(tiny(sizes=ENDS).float(), tiny_teacher(), adversarial_weight=0.3, denoising_weight=0.0),
+    )
+    models = models_of(objective)
+    randomise(models["discriminator"], 5)
+    with torch.no_grad():
+        draws = Draws(0, batch.index, "student")
+        loss, logged = objective.loss(Phase("student", "student"), models, batch, draws, 0)
+    assert logged["adversarial"].abs() > 1e-3
+    torch.testing.assert_close(loss, logged["error"] + 10 * 0.3 * logged["adversarial"])
 
 
 def test_what_does_not_fit_is_said():
