@@ -104,7 +104,7 @@ class TwinFlowObjective(StudentObjective):
         config = self.config
         kind = draws.uniform("kind", device=device)
         t = draws.uniform("time", device=device).double().clamp(min=config.min_time)
-        share = draws.uniform("end", device=device).double()
+        share = draws.uniform("end", device=device).double().clamp(min=1e-6)  # a step has a length
         whole, near = kind < config.one_step, kind >= 1 - config.near
         t = torch.where(whole, 1.0, t)
         return torch.where(whole, 0.0, t * (1 - torch.where(near, 0.05 * share, share))), t

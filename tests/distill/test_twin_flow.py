@@ -163,3 +163,10 @@ def test_only_the_student_learns():
     loss_of(objective, latents()).backward()
     assert all(p.grad is not None for p in models["student"].parameters())
     assert all(p.grad is None for role in ("teacher", "target") for p in models[role].parameters())
+
+
+def test_every_step_has_a_length(monkeypatch):
+    """Also where the number drawn for its end is 0, as one in 2^24 is: the target divides by the length."""
+    monkeypatch.setattr(Draws, "uniform", lambda self, purpose, shape=(), device=None: torch.zeros(len(self.index)))
+    s, t = twin(tiny(sizes=ENDS).float(), one_step=0.0).times(Draws(0, torch.arange(3), "student"), CPU)
+    assert (s > 0).all() and (s < t).all()
