@@ -35,7 +35,8 @@ class RegularizedConsistencyConfig(DistributionMatchingConfig, ContinuousConsist
     """regularize_from: the step from which distribution matching takes part, and the critic trains. distribution_weight: of it;
     0.02 is the published weight of 0.01, whose error is not halved. simulate: what is judged has been drawn in 1 to so many
     steps. time, shift: of the levels between these steps and of those at which distributions are compared, their sigma / alpha
-    times `shift`. There is no discriminator and, as published, no learned weight of levels unless `adaptive` asks for one."""
+    times `shift`. There is no discriminator and, as published, no learned weight of levels unless `adaptive` asks for one.
+    `inputs`, `noisiest_share` and `critic_warmup` of `distribution_matching` are not read."""
 
     distribution_weight: float = Field(default=0.02, gt=0)
     adversarial_weight: float = Field(default=0.0, ge=0, le=0)
@@ -58,6 +59,10 @@ class RegularizedConsistencyObjective(DistributionMatchingObjective, ContinuousC
     config: RegularizedConsistencyConfig
     sampler = "consistency"
     source: ClassVar[str] = "arXiv 2510.08431"
+
+    def clean(self, batch: Batch) -> Tensor:
+        """As of any student: consistency is learned on pictures of the data, which prompts alone do not have."""
+        return ContinuousConsistencyObjective.clean(self, batch)
 
     def phases(self, step: int) -> tuple[Phase, ...]:
         trained = [name for name, role in self.roles.items() if role.trains]

@@ -9,7 +9,7 @@ from distill.losses.jvp import jvp
 from distill.objectives.dmd2 import matching
 from distill.objectives.rcm import RegularizedConsistencyConfig, RegularizedConsistencyObjective
 from distill.objectives.scm import ContinuousConsistencyConfig, ContinuousConsistencyObjective
-from distill.types import Draws, Phase
+from distill.types import Batch, Draws, Phase
 from gen.nn.registry import build
 from samplers.denoiser import Condition
 from samplers.path import expand
@@ -145,3 +145,11 @@ def test_every_backbone_has_a_forward_mode_derivative(kind):
     torch.testing.assert_close(value, again)
     torch.testing.assert_close(exact, close, atol=1e-5 * exact.abs().max().item(), rtol=0)
     assert exact.abs().max() > 1e-3
+
+
+def test_prompts_alone_are_not_enough():
+    """Distribution matching reads no pictures, but consistency is of theirs."""
+    objective, prompts = regularized(tiny().float()), Batch(torch.arange(2), captions=["a cat", "a dog"])
+    with pytest.raises(ValueError, match="neither latents nor pictures"):
+        objective.clean(prompts)
+    assert torch.equal(objective.clean(latents()), latents().latents)
