@@ -24,7 +24,8 @@ from distill.objectives.mean_flow import MeanFlowObjective
 from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition, Context
-from samplers.guidance.two_branch import Guided, as_guided, lerp
+from samplers.guidance.two_branch import Guided, as_guided, lerp, scale_at
+from samplers.interval import EVERYWHERE
 from samplers.path import NoiseLevel, expand
 
 
@@ -80,9 +81,9 @@ class AlignYourFlowObjective(MeanFlowObjective):
             strong = self.teacher.denoiser(models["teacher"], self.dtype)(x, level, condition, Context())
             network = models.get("weak", self.weak.network)
             weak = self.weak.denoiser(network, self.weak.dtype)(x, level, condition, Context())
-            scale = expand(scale, x) if isinstance(scale, Tensor) else scale
+            inside = scale_at(lambda _: torch.as_tensor(scale), self.config.teacher.guidance_interval or EVERYWHERE, level)
             # autoguidance: lambda v + (1 - lambda) v_weak
-            return as_guided(strong, lerp(weak.raw, strong.raw, scale), strong)
+            return as_guided(strong, lerp(weak.raw, strong.raw, inside), strong)
 
     def inputs(self) -> dict[str, str]:
         return {**super().inputs(), **({} if self.weak is None else {"weak": self.weak.files_digest()})}

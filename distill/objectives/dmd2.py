@@ -180,9 +180,17 @@ class DistributionMatchingObjective(RolloutObjective):
         return (critic,) if step < self.config.critic_warmup else (Phase("student", "student"), critic)
 
     def judge(
-        self, critic: Any, x: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, guidance: Scale = 1.0
+        self,
+        critic: Any,
+        x: Tensor,
+        level: NoiseLevel,
+        condition: Condition,
+        scale: Scale,
+        guidance: Scale = 1.0,
+        interval: tuple[float, float] | None = None,
     ) -> tuple[Prediction, Tensor]:
-        """(the critic's prediction at x, its logits (B, N): above 0 for real). guidance: scale of the critic's own guidance."""
+        """(the critic's prediction at x, its logits (B, N): above 0 for real). guidance: scale of the critic's own guidance;
+        interval: (low, high) of log-SNR in which it acts, None: everywhere."""
         logits: list[Tensor] = []
 
         def network(*args: Any) -> Tensor:
@@ -192,7 +200,7 @@ class DistributionMatchingObjective(RolloutObjective):
 
         dtype = self.dtype if self.critic_lora is not None else None
         denoiser = self.teacher.denoiser(network, dtype)  # type: ignore[arg-type]
-        prediction = predict_guided(denoiser, x, level, self.with_guidance(condition, scale, x), guidance)
+        prediction = predict_guided(denoiser, x, level, self.with_guidance(condition, scale, x), guidance, interval)
         return prediction, logits[0][: len(x)]  # of the branch that has the condition
 
     def compared(self, draws: Draws, device: torch.device, step: int = 0) -> NoiseLevel:

@@ -76,7 +76,7 @@ class RewardedMatchingObjective(LoraCriticObjective):
         lora = critic.network
         assert isinstance(lora, LoraNetwork)
         with torch.no_grad(), lora.weakened(share):
-            prediction, _ = self.judge(critic, x_t, level, condition, scale, scale)
+            prediction, _ = self.judge(critic, x_t, level, condition, scale, scale, self.config.teacher.guidance_interval)
         assert isinstance(prediction, Guided)
         return prediction
 

@@ -130,6 +130,8 @@ def test_guidance_away_from_a_weak_model_needs_no_empty_prompt():
     torch.testing.assert_close(
         objective.teacher_predict({"teacher": strong.network}, batch.latents, level, condition, scale).x0, expected
     )
+    nowhere = aligned(tiny(sizes=ENDS), strong, weak, teacher={"guidance_interval": (100.0, 101.0)})  # log-SNR of no level
+    torch.testing.assert_close(nowhere.teacher_predict(models, batch.latents, level, condition, scale).x0, a)
     other = double_teacher(5)
     other.model = other.model.model_copy(update={"prediction": "v"})
     with pytest.raises(ValueError, match="has prediction 'v', but the teacher 'tiny' 'x0'"):

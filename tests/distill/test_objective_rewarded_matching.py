@@ -141,6 +141,15 @@ def test_the_teacher_has_a_falling_share_of_the_critics_changes():
     assert lora.scale == 1.0
 
 
+def test_a_share_of_the_critics_changes_keeps_the_interval_of_guidance():
+    guided = {"guidance_scale": 3.0, "guidance_interval": (100.0, 101.0)}  # log-SNR that no level has
+    objective = method("dmdr", dynamic_steps=10, critic_share=0.5, teacher=guided)
+    models, batch = models_of(objective), latents(4)
+    level = objective.path(torch.full((4,), 0.4, dtype=torch.float64))
+    real = objective.judged_real(models, batch.latents, level, objective.condition(batch, CPU), 3.0, 0)
+    torch.testing.assert_close(real.x0, real.cond.x0)
+
+
 def test_levels_are_noisy_at_first_and_uniform_at_last():
     u = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
     torch.testing.assert_close(beta_quantile(u, 4.0, 1.0), u**0.25, atol=1e-5, rtol=0)
