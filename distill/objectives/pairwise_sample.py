@@ -39,7 +39,6 @@ class PairwiseSampleObjective(TrajectoryObjective):
     """See the module."""
 
     source = "arXiv 2410.03190"
-    sampler = "lcm"
     config: PairwiseSampleConfig
 
     def loss(

@@ -27,7 +27,7 @@ from samplers.denoiser import Condition
 
 
 class StepPreferencesConfig(TrajectoryConfig):
-    """candidates: next steps that are drawn. threshold: pairs whose rewards differ by less are left out. skipped: so many of
+    """candidates: next steps that are drawn. threshold: pairs whose rewards differ by no more are left out. skipped: so many of
     the noisiest steps, which decide little that can be judged, are not trained. beta, clip: as of `pso`."""
 
     candidates: int = Field(default=4, ge=2)

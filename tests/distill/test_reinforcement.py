@@ -243,3 +243,8 @@ def test_what_is_drawn_gets_better(make):
         objective.after_step(number)
         found.append(logged["reward"].item())
     assert sum(found[-5:]) / 5 > sum(found[:5]) / 5 + 0.02, found
+
+
+@pytest.mark.parametrize(("noise", "sampler"), [("flow", "ddim"), ("ddim", "ddim"), ("renoise", "lcm")])
+def test_a_finished_policy_is_sampled_as_it_was_tuned(noise, sampler):
+    assert grpo(noise=noise).defaults().sampler == sampler

@@ -28,7 +28,8 @@ class TakenStep:
 
 class TrajectoryConfig(RewardedConfig):
     """noise: how steps are noisy: ddim (with eta), flow (an SDE with the flow's marginals) or renoise, as a few-step student is
-    sampled. eta: of DDIM, or the flow's noise level. The step to clean data has no noise, which would stay in the picture."""
+    sampled, and this one when it is finished. eta: of DDIM, or the flow's noise level. The step to clean data has no noise,
+    which would stay in the picture."""
 
     noise: Noise = "ddim"
     eta: float = 1.0
@@ -38,6 +39,10 @@ class TrajectoryObjective(RewardedObjective):
     """See the module."""
 
     config: Any
+
+    def __init__(self, config: Any, network: nn.Module, source: Any = None, teacher: Any = None):
+        super().__init__(config, network, source, teacher)
+        self.sampler = "lcm" if config.noise == "renoise" else "ddim"
 
     def noisy_steps(self) -> range:
         """The numbers of the levels from which steps with noise begin, the noisiest first."""
@@ -53,8 +58,9 @@ class TrajectoryObjective(RewardedObjective):
             return transitions.renoise(x0, t)
         if config.noise == "ddim":
             return transitions.ddim(x0, x, s, t, config.eta)
-        second = self.level(self.levels.steps - 1, x)  # stands for pure noise, where the SDE's noise is infinite
-        largest = float(second.sigma[0] / (second.alpha[0] + second.sigma[0]))
+        second = self.levels.steps - 1  # stands for pure noise, where the SDE's noise is infinite
+        alpha, sigma = float(self.levels.alpha[second]), float(self.levels.sigma[second])
+        largest = sigma / (alpha + sigma)
         return transitions.flow(x0, x, s, t, config.eta, largest)
 
     @torch.no_grad()
