@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
@@ -32,8 +33,8 @@ class DecoupledMatchingConfig(DistributionMatchingConfig):
     """
 
     levels: Schedule = "hybrid"
-    adversarial_weight: float = 0.0
-    discriminator_weight: float = 0.0
+    adversarial_weight: float = Field(default=0.0, ge=0)
+    discriminator_weight: float = Field(default=0.0, ge=0)
 
 
 class DecoupledMatchingObjective(DistributionMatchingObjective):

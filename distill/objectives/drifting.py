@@ -14,6 +14,7 @@ Source: arXiv 2602.04770; the field, its Algorithm 2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -37,7 +38,7 @@ class DriftingConfig(RolloutConfig):
     """
 
     representations: tuple[str, ...] = Field(default=("teacher",), min_length=1)
-    temperatures: tuple[float, ...] = Field(default=(0.02, 0.05, 0.2), min_length=1)
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.02, 0.05, 0.2), min_length=1)
     guidance: float = Field(default=1.0, ge=1)
     block: int | None = Field(default=None, ge=0)
     judged: float = Field(default=-2.0, ge=-10, le=10)

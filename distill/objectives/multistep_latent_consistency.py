@@ -71,8 +71,7 @@ class MultistepLatentObjective(RegressionObjective):
         """As of any method; zeros of the model's size for prompts without pictures, which only say what shape noise has."""
         if batch.images is not None or batch.latents is not None:
             return super().clean(batch)
-        device = next(self.roles["student"].network.parameters()).device
-        return torch.zeros(len(batch), *self.teacher.latent_size(self.model.sample_size), device=device)
+        return self.teacher.blank(batch)
 
     def length(self, step: int) -> int:
         """How many levels a segment has at a step of the run."""

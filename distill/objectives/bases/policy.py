@@ -66,8 +66,7 @@ class PolicyObjective(StudentObjective):
         """As of any student; for prompts alone, of which pictures are only drawn, zeros of the model's size."""
         if batch.latents is not None or batch.images is not None:
             return super().clean(batch)
-        side = self.model.sample_size // getattr(self.autoencoder, "factor", 1)
-        return torch.zeros(len(batch), self.teacher.network.config.channels, side, side, device=batch.index.device)
+        return self.teacher.blank(batch)
 
     def in_groups(self, batch: Batch, size: int) -> Batch:
         """The batch with each `size` samples, one after another, of the prompt or class of the first of them."""
