@@ -37,7 +37,11 @@ NOT_FEW_STEP = {
 STEPS = (1, 2, 4)
 FIRST, LAST = 4, 14  # steps of the two short runs whose difference is the time of LAST - FIRST steps
 # settings that count steps of training; they keep their share of the run
-COUNTS = ("objective.stage_steps", "objective.anneal", "objective.total_steps", "schedule.warmup")
+COUNTS = (
+    *("objective.stage_steps", "objective.anneal", "objective.total_steps", "objective.warmup", "objective.critic_warmup"),
+    *("objective.adversarial_start", "objective.regularize_from", "objective.segment_steps", "objective.milestones_from"),
+    *("objective.dynamic_steps", "objective.reward_from", "objective.reward_steps", "schedule.warmup"),
+)
 
 
 def methods() -> list[str]:

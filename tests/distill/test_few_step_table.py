@@ -1,9 +1,11 @@
 """The table of few-step methods: every config has a row or a reason; settings that count steps keep their share."""
 
+import re
+
 import yaml
 
 from distill.config import load_config
-from tests.benchmarks.few_step import CONFIGS, NOT_FEW_STEP, markdown, methods, scaled
+from tests.benchmarks.few_step import CONFIGS, COUNTS, NOT_FEW_STEP, markdown, methods, scaled
 
 
 def test_every_config_of_distill_has_a_row_or_a_reason():
@@ -19,6 +21,14 @@ def test_settings_that_count_steps_keep_their_share_of_the_run():
             group, setting = key.split(".")
             before, after = config[group][setting], yaml.safe_load(text)
             assert after == ([2 * value for value in before] if isinstance(before, list) else 2 * before), (name, key)
+
+
+def test_no_setting_that_counts_steps_of_training_is_left_out():
+    of_pictures = {"steps", "solver_steps", "denoising_steps", "bridge_steps", "flow_steps", "substeps"}
+    for name in methods():
+        objective = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["objective"]
+        counted = {key for key in objective if re.search(r"(steps|_from|_start|warmup)$", key)} - of_pictures - {"init_from"}
+        assert {f"objective.{key}" for key in counted} <= set(COUNTS), name
 
 
 def test_scaled_overrides_are_of_settings_that_exist():
