@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from gen.calls.keywords import MAPPED, PICTURES
 from gen.pipeline.recipe import Recipe
 from gen.serve.front import EngineFront
 from gen.serve.http.errors import BadRequest, said
@@ -24,6 +25,7 @@ from gen.serve.jobs import OVER, JobCancelled, JobEvent, ServeJob
 from samplers.atomic import written
 
 ENCODERS = 2  # threads
+HELD = (*PICTURES, *MAPPED, "layout")  # keywords with pictures that were sent, which a job that is over does not keep
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class JobBoard:
             over = isinstance(told, JobEvent) and told.kind in OVER
             if over:
                 followed.job.error = self._without_places(failed or followed.job.error)
+                kept = followed.job.keywords
+                followed.job.keywords = {name: kept[name] for name in kept if name not in HELD}
                 followed.over.set()
                 self._keep_within_bounds()
                 self.on_end(followed.job)

@@ -147,8 +147,9 @@ async def events(
                 if event.step * (wanted + 1) < (number + 1) * event.steps:
                     continue
                 sent[event.index] = number + 1
-                larger = enlarged(event.preview, size)
-                partial = {"b64_json": base64_of(PNG.encode(larger)), **common, "size": f"{larger.width}x{larger.height}"}
+                larger = await run_in_threadpool(enlarged, event.preview, size)
+                data = await run_in_threadpool(PNG.encode, larger)
+                partial = {"b64_json": base64_of(data), **common, "size": f"{larger.width}x{larger.height}"}
                 yield sse(f"{kind}.partial_image", {**partial, "partial_image_index": number})
             elif isinstance(event, JobEvent) and event.kind in ("failed", "cancelled"):
                 status, message = said(event.error or followed.job.error or BadRequest("The job was cancelled."))

@@ -84,13 +84,13 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
 
     @api.post("/txt2img", response_model=None, responses={200: {"model": WebUIAnswer}})
     async def txt2img(body: Txt2ImgRequest, request: Request) -> Any:
-        asked = asked_of(body, options_of(body, request), {}, service.settings)
+        asked = await run_in_threadpool(asked_of, body, options_of(body, request), {}, service.settings)
         return await made(body, asked, request, body.model_dump())
 
     @api.post("/img2img", response_model=None, responses={200: {"model": WebUIAnswer}})
     async def img2img(body: Img2ImgRequest, request: Request) -> Any:
         pictures = await run_in_threadpool(starting_pictures, body, service.settings)
-        asked = asked_of(body, options_of(body, request), pictures, service.settings)
+        asked = await run_in_threadpool(asked_of, body, options_of(body, request), pictures, service.settings)
         hidden = {"init_images", "mask"} if not body.include_init_images else set()
         return await made(body, asked, request, body.model_dump(exclude=hidden))
 

@@ -81,7 +81,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
     async def png_info(body: PngInfoRequest) -> dict[str, Any]:
         texts = await run_in_threadpool(lambda: chunks_of(decode_base64("image", body.image), service.settings.max_pixels))
         info = texts.pop("parameters", "")
-        return {"info": info, "items": texts, "parameters": from_infotext(info) if info else {}}
+        return {"info": info, "items": texts, "parameters": await run_in_threadpool(from_infotext, info) if info else {}}
 
     @api.get("/scripts")
     async def scripts() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from gen.serve.engine import ServingEngine
+from gen.serve.http import webui_request
+from gen.serve.http.uploads import read_upload
 from gen.serve.models import ModelSource
 from tests.gen import ip_adapters
 from tests.gen.serve.conftest import client_of
@@ -72,6 +75,20 @@ def test_units_of_the_web_ui_s_extension(served):
         args = {"controlnet": {"args": [{**unit, field: value}]}}
         refused = client.post("/sdapi/v1/txt2img", json={**body, "alwayson_scripts": args})
         assert 400 <= refused.status_code < 500 and f"controlnet.{field}" in sentence_of(refused), refused.text
+
+
+def test_units_are_decoded_beside_the_event_loop(served, monkeypatch):
+    def decoded(*given):
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        return read_upload(*given)
+
+    monkeypatch.setattr(webui_request, "read_upload", decoded)
+    unit = {"image": sent(drawing(1)), "model": "edges"}
+    body = {"prompt": "a cat", "seed": 1, "steps": 2, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    for path, more in (("txt2img", {}), ("img2img", {"init_images": [sent(drawing(2))]})):
+        answer = served[0].post(f"/sdapi/v1/{path}", json={**body, **more})
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_picture_as_a_prompt(served):

@@ -173,6 +173,13 @@ def test_jobs_are_asked_for_and_cancelled(client):
     assert len({data["preview"] for name, data in found if name == "step"}) == 3
 
 
+def test_a_job_that_is_over_keeps_no_picture_that_was_sent(client):
+    body = {"prompt": "a cat", "image": base64.b64encode(png(square())).decode(), "strength": 0.5, "num_inference_steps": 2}
+    made = client.post("/v1/pictures", json=body).json()
+    kept = client.app.state.service.board.jobs[made["id"]].job.keywords
+    assert made["status"] == "done" and "image" not in kept and kept["strength"] == 0.5
+
+
 def test_an_interrupted_job_without_pictures_is_said(client):
     service = client.app.state.service
     before = service.engine.max_rows
