@@ -205,9 +205,7 @@ class ServingEngine(EngineFront):
         for job in dropped:
             self._remove(job, CANCELLED)
         for job in late:
-            self._remove(
-                job, FAILED, DeadlineExceeded("The job was not done by its deadline; ask for less, or allow more time.")
-            )
+            self._remove(job, FAILED, DeadlineExceeded())
 
     def _remove(self, job: ServeJob, state: str, error: Exception | None = None) -> None:
         with self._changed:

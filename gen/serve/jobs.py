@@ -41,6 +41,9 @@ class DeadlineExceeded(ServeError):
 
     status = 504
 
+    def __init__(self, message: str = "The job was not done by its deadline; ask for less, or allow more time.") -> None:
+        super().__init__(message)
+
 
 class NoSuchModel(ServeError):
     """A name of none of the server's models."""

@@ -21,7 +21,18 @@ from gen.io.errors import CheckpointError
 from gen.models.decoding import is_out_of_memory
 from gen.serve.collector import Passes
 from gen.serve.front import EngineFront, EngineNumbers
-from gen.serve.jobs import CANCELLED, FAILED, OVER, JobCancelled, JobEvent, QueueFull, ServeError, ServeJob, Unavailable
+from gen.serve.jobs import (
+    CANCELLED,
+    FAILED,
+    OVER,
+    DeadlineExceeded,
+    JobCancelled,
+    JobEvent,
+    QueueFull,
+    ServeError,
+    ServeJob,
+    Unavailable,
+)
 
 log = logging.getLogger("fewstep.serve")
 APPLICATION = "fewstep"
@@ -212,7 +223,11 @@ class ReplicatedEngine(EngineFront):
         """Hand a job to a replica, and to another where that one dies."""
         began = time.monotonic()
         try:
-            self._ready.wait()
+            while not self._ready.wait(0.2):  # replicas may take minutes to start
+                if job.cancelled:
+                    return
+                if job.deadline is not None and self.clock() >= job.deadline:
+                    raise DeadlineExceeded
             if self._handle is None:
                 raise Unavailable("The server's replicas cannot be started; ask again later.")
             for number in range(TRIES):

@@ -16,7 +16,7 @@ from gen.batch.ray_pool import RayOptions, cluster
 from gen.io.errors import CheckpointError
 from gen.serve.collector import Passes
 from gen.serve.http.errors import said
-from gen.serve.jobs import JobEvent, NoSuchModel, QueueFull, ServeJob
+from gen.serve.jobs import DeadlineExceeded, JobEvent, NoSuchModel, QueueFull, ServeJob
 from gen.serve.replicas import PictureReplica, RemoteFailure, ReplicaEvent, ReplicatedEngine, portable, sum_of
 from tests.gen.batch.test_ray import descendants
 from tests.gen.serve.conftest import client_of, make_engine
@@ -88,6 +88,18 @@ def test_the_front_bounds_the_queue():
         engine.submit(ServeJob("tinny", "one", {}, [1]))
     assert len(engine.jobs()) == 5
     engine._ready.set()
+
+
+def test_jobs_that_wait_for_replicas_end_in_time_or_when_they_are_dropped():
+    pytest.importorskip("ray")
+    engine = engine_with(None)
+    engine._ready.clear()
+    late = engine.submit(ServeJob("tiny", "one", {}, [1], deadline=engine.clock() + 0.05))
+    with pytest.raises(DeadlineExceeded, match="not done by its deadline"):
+        late.result(30)
+    dropped = engine.submit(ServeJob("tiny", "one", {}, [1], deadline=engine.clock() + 600))
+    engine.cancel(dropped)
+    assert dropped.finished.wait(30) and dropped.state == "cancelled"
 
 
 @pytest.mark.parametrize(("error", "status"), [
