@@ -69,7 +69,7 @@ def models_in(folder: Path | None) -> dict[str, str]:
         return {}
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name.lower()):
-        if path.name.startswith(".") or _class_of(path).startswith("ControlNet") or is_adapter(path) or is_ip_adapter(path):
+        if path.name.startswith(".") or is_control(path) or is_adapter(path) or is_ip_adapter(path):
             continue
         if path.suffix in FILES or any((path / name).is_file() for name in ("config.json", "model_index.json")):
             found[path.name] = str(path)
@@ -77,9 +77,9 @@ def models_in(folder: Path | None) -> dict[str, str]:
 
 
 def controlnets_in(folder: Path | None) -> dict[str, str]:
-    """name -> path of every ControlNet in a folder."""
+    """name -> path of every ControlNet in a folder, ours and T2I-Adapters among them."""
     paths = [] if folder is None else sorted(folder.iterdir())
-    return {path.name: str(path) for path in paths if "ControlNet" in _class_of(path)}
+    return {path.name: str(path) for path in paths if is_control(path)}
 
 
 def adapters_in(folder: Path | None) -> dict[str, str]:
@@ -96,6 +96,12 @@ def ip_adapters_in(folder: Path | None) -> dict[str, str]:
         return {}
     files = sorted(folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
     return {str(path.relative_to(folder).with_suffix("")): str(path) for path in files[:MOST_READ] if is_ip_adapter(path)}
+
+
+def is_control(path: Path) -> bool:
+    """Is this folder a network that reads a picture to follow, by its config?"""
+    kind = _class_of(path)
+    return "ControlNet" in kind or kind in ("T2IAdapter", "dit_control")
 
 
 def is_ip_adapter(path: Path) -> bool:

@@ -203,7 +203,9 @@ def test_folders_are_read_for_what_is_in_them(tiny_model, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "mine").symlink_to(tiny_model)
-    for name, text in (("net", '{"_class_name": "ControlNetModel"}'), ("odd", "[" * 100_000), ("list", "[]")):
+    nets = {"net": "ControlNetModel", "flux": "FluxControlNetModel", "t2i": "T2IAdapter"}
+    configs = {name: f'{{"_class_name": "{kind}"}}' for name, kind in nets.items()} | {"own": '{"type": "dit_control"}'}
+    for name, text in {**configs, "odd": "[" * 100_000, "list": "[]"}.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(text)
     (folder / "notes.txt").write_text("")
@@ -214,7 +216,7 @@ def test_folders_are_read_for_what_is_in_them(tiny_model, tmp_path):
         folder / "ip" / "face.safetensors",
     )
     save_file({"image_proj.proj.weight": torch.zeros(1)}, folder / "plain.safetensors")
-    assert set(models_in(folder)) == {"mine", "odd", "list"} and set(controlnets_in(folder)) == {"net"}
+    assert set(models_in(folder)) == {"mine", "odd", "list"} and set(controlnets_in(folder)) == set(configs)
     assert set(ip_adapters_in(folder)) == {"ip/face", "plain"} and ip_adapters_in(None) == {}
     assert set(adapters_in(folder)) >= {"style"} and models_in(None) == adapters_in(None) == {}
     with pytest.raises(ValueError, match="not a folder"):
