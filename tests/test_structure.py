@@ -219,6 +219,12 @@ def test_recipes_and_the_table_of_tasks_need_no_torch():
 
 
 @pytest.mark.parametrize("package", ORDER)
+def test_no_file_of_a_package_is_long(package):
+    lines = {path: path.read_text().count("\n") for path in (ROOT / package).rglob("*.py")}
+    assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > 400} == {}
+
+
+@pytest.mark.parametrize("package", ORDER)
 def test_packages_are_ours(package):
     """PyPI has another distribution that installs a package called gen."""
     module = __import__(package)

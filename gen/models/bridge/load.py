@@ -30,10 +30,7 @@ from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
     "UNet2DConditionModel": "diffusers",
-    "ControlNetModel": "diffusers",
-    "ControlNetUnionModel": "diffusers",
-    "FluxControlNetModel": "diffusers",
-    "SD3ControlNetModel": "diffusers",
+    **dict.fromkeys(("ControlNetModel", "ControlNetUnionModel", "FluxControlNetModel", "SD3ControlNetModel"), "diffusers"),
     "QwenImageControlNetModel": "diffusers",
     "T2IAdapter": "diffusers",
     "BriaTransformer2DModel": "diffusers",
