@@ -46,7 +46,7 @@ def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     made = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     if not planned and type(made) is Tensor:
         if len(_offsets) >= KEPT:
-            _offsets.pop(next(iter(_offsets)))
+            _offsets.pop(next(iter(_offsets)), None)
         _offsets[lengths, device] = made
     return made
 
