@@ -60,7 +60,8 @@ class RoleNetworks:
             self._recompute()
         if config.compile:  # in place and after the copies, so that names and checkpoints stay as they are
             for name in self.trained:
-                self.networks[name].compile()
+                if not roles[name].second_order:  # compiled code has no gradient of its gradient
+                    self.networks[name].compile()
         self.optimizers = {name: self._optimizer(self.networks[name], settings[name][0]) for name in self.trained}
         self.scalers = {name: LossScaler(config.precision == "fp16") for name in self.trained}
         # optimisers and data stay ours, so nothing scales the learning rate or reorders samples

@@ -100,7 +100,8 @@ class Role:
     """A network's part in a method: does it train, and is an averaged copy of it kept.
 
     follows: it is a frozen copy of one that trains, moved towards it or back, and cut into shards like that. second_order: its
-    loss differentiates gradients (an exact gradient penalty), which shards drop without a word; it stays whole.
+    loss differentiates gradients (an exact gradient penalty), which shards drop without a word and compiled code refuses; it
+    stays whole and is not compiled.
     """
 
     network: nn.Module

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.hooks import check_reached, with_hook
 from samplers.noise import fold
@@ -193,11 +194,58 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def hinge_with_logs(on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's own loss, and the mean logits of each to log."""
-    return hinge_discriminator(on_real, on_fake), {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+def loss_with_logs(config: AdversarialLossConfig, on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's loss, the hinge or the relativistic one, and the mean logits of each to log."""
+    loss = relativistic(on_real, on_fake).mean() if config.relativistic else hinge_discriminator(on_real, on_fake)
+    return loss, {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 
 
-def hinge_of_features(heads: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """`hinge_with_logs` on features of both, judged in one call."""
-    return hinge_with_logs(*heads([torch.cat(pair) for pair in zip(real, fake, strict=True)]).chunk(2))
+class Noised(NamedTuple):
+    """Samples (B, ...) that are judged, and the levels at which they are."""
+
+    x: Tensor
+    level: NoiseLevel
+
+
+See = Callable[[Noised], Sequence[Tensor]]  # the features of samples, differentiable in them
+Fooling = Callable[[Tensor], Tensor]  # logits (B, N) of drawn samples -> a student's loss
+
+
+def tell_apart(
+    config: AdversarialLossConfig, heads: nn.Module, see: See, real: Noised, fake: Noised
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of heads, judging both in one call, with the penalties on their gradient at the noised samples, and what is
+    logged. With weights for these the network that sees must have been through `allow_second_gradients`."""
+    penalised = config.penalised and torch.is_grad_enabled()
+    judged = [part._replace(x=part.x.detach().requires_grad_(penalised)) for part in (real, fake)]
+    with torch.set_grad_enabled(penalised):
+        features = [see(part) for part in judged]
+    logits = heads([torch.cat(pair) for pair in zip(*features, strict=True)])
+    total, logged = loss_with_logs(config, *logits.chunk(2))
+    if penalised:
+        squared = [squared_gradients(half.mean(1), [part.x]) for half, part in zip(logits.chunk(2), judged, strict=True)]
+        penalty, more = weighted_penalties(config, *squared)
+        total, logged = total + penalty, logged | more
+    return total, logged
+
+
+def fooling_loss(
+    config: AdversarialLossConfig, heads: nn.Module, see: See, real: Callable[[], Noised], fake: Noised, own: Fooling
+) -> Tensor:
+    """The student's loss for its samples, differentiable in them: its method's own of their logits, or the relativistic one,
+    for which alone data are made and seen. heads: with weights that do not train here."""
+    features = see(fake)
+    if not config.relativistic:
+        return own(heads(features))
+    with torch.no_grad():
+        beside = see(real())
+    on_fake, on_real = heads([torch.cat(pair) for pair in zip(features, beside, strict=True)]).chunk(2)
+    return relativistic(on_fake, on_real).mean()
+
+
+def allow_second_gradients(network: Any) -> None:
+    """Have a network, or the one that a LoRA is on, compute attention by plain products: the gradient of the fused kernels has
+    no gradient of its own."""
+    base = getattr(network, "base", network)
+    if hasattr(base, "attention_backend"):
+        base.attention_backend = "math"

@@ -46,7 +46,8 @@ class AdversarialConsistencyObjective(LatentDiscriminatorObjective, LatentConsis
             return self.discriminator_loss(models, drawn, self.clean(batch), condition, draws)
         if not self.config.consistency_weight:
             x0 = self.predict(models["student"], z_t, t, condition, scale).x0
-            return self.with_adversarial_loss(models, x0, condition, draws, None)
+            return self.with_adversarial_loss(models, x0, self.clean(batch), condition, draws, None)
         # arXiv 2503.09641, section 3.3: the consistency loss with the adversarial one beside it
         prediction, consistency, logged = self.consistency(models, z_t, i, condition, scale)
-        return self.with_adversarial_loss(models, prediction.x0, condition, draws, (consistency, logged))
+        beside = consistency, logged
+        return self.with_adversarial_loss(models, prediction.x0, self.clean(batch), condition, draws, beside)

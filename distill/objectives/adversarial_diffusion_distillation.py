@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
-from distill.networks.discriminator import hinge_with_logs, start_weights
+from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
+from distill.networks.discriminator import loss_with_logs, start_weights
 from distill.networks.feature_maps import load_feature_maps
 from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
 from distill.parallel.shards import detached_weights, unwrap
@@ -30,10 +31,11 @@ from distill.types import Batch, Draws, Phase, Role
 from samplers.denoiser import Condition
 
 
-class AdversarialDiffusionConfig(RolloutConfig):
+class AdversarialDiffusionConfig(RolloutConfig, AdversarialLossConfig):
     """features: the network whose feature maps are judged (distill/networks/feature_maps.py). distillation_weight: of the
     teacher's share of the student's loss, beside 1 of the adversarial. penalty: of the squared gradient of the heads at real
-    features. hidden: channels of a head."""
+    features, each head's on its own; `gradient_penalties` are of the sum over heads, at features too. hidden: channels of a
+    head."""
 
     features: str = "evaluator"
     distillation_weight: float = Field(default=2.5, ge=0)
@@ -89,7 +91,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
         self.shows_picture = config.inputs == "data" and config.steps > 1 and config.noisiest_share < 1
         picture = self.maps.embedding if self.shows_picture else 0
         heads = MapHeads(self.maps.widths, config.hidden, 0 if prompt is None else prompt.shape[1], picture)
-        self.roles["discriminator"] = Role(heads, ema=False, second_order=config.penalty > 0)
+        self.roles["discriminator"] = Role(heads, ema=False, second_order=config.penalty > 0 or config.penalised)
 
     # ---- what is judged ----
 
@@ -126,8 +128,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
             return self.discriminator_loss(models, batch, draws)
         x0, real, condition, scale = self.rollout(models["student"], batch, draws)
         conditions = self.prompt(condition), self.picture(real, draws)
-        # arXiv 2311.17042, equation 2
-        adversarial = -over_heads(detached_weights(models["discriminator"])(self.features(x0), *conditions))
+        adversarial = self.fooling(detached_weights(models["discriminator"]), x0, real, conditions)
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
         error = losses.squared(x0, self.teacher_predict(models, x_t, level, condition, scale).x0)
@@ -137,17 +138,27 @@ class AdversarialDiffusionObjective(RolloutObjective):
         # equation 1
         return adversarial + self.config.distillation_weight * distillation, logged
 
+    def fooling(self, heads: nn.Module, x0: Tensor, real: Tensor, conditions: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """The student's adversarial loss for its x0: by itself or, in pairs, beside the data's."""
+        on_fake = heads(self.features(x0), *conditions)
+        if not self.config.relativistic:
+            return -over_heads(on_fake)  # arXiv 2311.17042, equation 2
+        with torch.no_grad():
+            on_real = heads(self.features(real), *conditions)
+        return over_heads([relativistic(fake, true) for fake, true in zip(on_fake, on_real, strict=True)])
+
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             x0, real, condition, _ = self.rollout(unwrap(models["student"]), batch, draws)
             maps, count = self.features(torch.cat([real, x0])), len(x0)
-        maps = [x.float().requires_grad_(self.config.penalty > 0) for x in maps]
+        second = self.roles["discriminator"].second_order
+        maps = [x.float().requires_grad_(second) for x in maps]
         conditions = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
         heads = models["discriminator"](maps, *conditions)
         # arXiv 2311.17042, equation 3: the hinge loss of every head, and the penalty on its gradient at real pictures
-        judged = [hinge_with_logs(logits[:count], logits[count:]) for logits in heads]
+        judged = [loss_with_logs(self.config, logits[:count], logits[count:]) for logits in heads]
         total = torch.stack([loss for loss, _ in judged]).sum()
         logged = {name: torch.stack([values[name] for _, values in judged]).mean() for name in judged[0][1]}
         if self.config.penalty:
@@ -156,6 +167,10 @@ class AdversarialDiffusionObjective(RolloutObjective):
             penalty: Any = sum(g[:count].float().square().flatten(1).sum(1).mean() for g in gradients)
             total = total + self.config.penalty * penalty
             logged["penalty"] = penalty.detach()
+        if self.config.penalised:
+            scores = torch.stack([logits.mean(1) for logits in heads]).sum(0)
+            both, more = weighted_penalties(self.config, *squared_gradients(scores, maps).chunk(2))
+            total, logged = total + both, logged | more
         return total, logged
 
 

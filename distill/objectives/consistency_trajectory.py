@@ -173,7 +173,7 @@ class ConsistencyTrajectoryObjective(LatentDiscriminatorObjective, DiscreteConsi
             total = total + self.config.denoising_weight * ratio * denoising
             logged["denoising"] = denoising.detach()
         if self.judges(step):
-            adversarial, found = self.with_adversarial_loss(models, estimate, at.condition, draws, None)
+            adversarial, found = self.with_adversarial_loss(models, estimate, at.x0, at.condition, draws, None)
             if self.config.balance:  # `adversarial` has its weight inside, which is not to be balanced away
                 plain = adversarial / self.config.adversarial_weight
                 adversarial = gradient_ratio(error, plain, prediction.raw, 0.01, 10.0) * adversarial

@@ -26,8 +26,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
 from distill.losses.distances import psnr
-from distill.networks.discriminator import hinge_with_logs
+from distill.networks.discriminator import loss_with_logs
 from distill.networks.feature_maps import load_feature_maps
 from distill.networks.patch_discriminator import PatchDiscriminator
 from distill.objectives.autoencoder import gradient_difference
@@ -37,7 +38,6 @@ from distill.objectives.bases.teacher import Scale, Teacher, TeacherConfig, pred
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.models.components import save_component
-from gen.nn.registry import Config
 from samplers.canvas.sync_diffusion import perceptual_distance
 from samplers.denoiser import Context
 
@@ -45,7 +45,7 @@ MEASURED = 64  # pictures
 PENALISED = 4  # one in so many real pictures has its gradient penalised
 
 
-class DecoderConfig(Config):
+class DecoderConfig(AdversarialLossConfig):
     """teacher: the model whose autoencoder's decoder trains; its `guidance_scale` is that of predictions.
 
     student: a few-step model in the same latent space. predicted, student_predicted, sampled: shares of the batch; the rest
@@ -135,7 +135,7 @@ class DecoderObjective(Objective):
         decoder.autoencoder.encoder_skip.load_state_dict(self.teacher.autoencoder.encoder_skip.state_dict())
         self.roles = {
             "decoder": Role(decoder),
-            "discriminator": Role(PatchDiscriminator(), ema=False, second_order=config.penalty > 0),
+            "discriminator": Role(PatchDiscriminator(), ema=False, second_order=config.penalty > 0 or config.penalised),
             "teacher": Role(self.teacher.network, trains=False, ema=False),
         }
         if self.student is not None:
@@ -229,11 +229,19 @@ class DecoderObjective(Objective):
                 total = total + config.perceptual_weight * parts["perceptual"]
             logs = {name: value.detach() for name, value in parts.items()}
         if config.adversarial_weight and step >= config.adversarial_from:
-            judged = detached_weights(models["discriminator"])(y.clamp(-1, 1))
-            adversarial = -torch.stack([logits.mean() for logits in judged]).mean()
+            adversarial = self.fooling(detached_weights(models["discriminator"]), y.clamp(-1, 1), images)
             total = total + config.adversarial_weight * adversarial
             logs["adversarial"] = adversarial.detach()
         return total, logs
+
+    def fooling(self, judge: nn.Module, fake: Tensor, real: Tensor) -> Tensor:
+        """The decoder's adversarial loss for its pictures: by themselves or, in pairs, beside the data's."""
+        judged = judge(fake)
+        if self.config.relativistic:
+            with torch.no_grad():
+                beside = judge(real)
+            judged = [-relativistic(one, other) for one, other in zip(judged, beside, strict=True)]
+        return -torch.stack([logits.mean() for logits in judged]).mean()
 
     def perceptual(self, y: Tensor, x: Tensor) -> Tensor:
         """The mean distance of pictures (B, 3, H, W) in features: LPIPS where the network has it, else its equation 1."""
@@ -244,14 +252,16 @@ class DecoderObjective(Objective):
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], made: DecoderInput, images: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The hinge loss of every size of patch, with the penalty at real pictures."""
+        """The loss of every size of patch, with the penalties at real pictures and at decoded ones."""
         with torch.no_grad():
             fake = unwrap(models["decoder"])(made.latents).float().clamp(-1, 1)
-        real, count = images.detach().clone().requires_grad_(self.config.penalty > 0), len(images)
+        penalised, count = self.config.penalised, len(images)
+        real = images.detach().clone().requires_grad_(self.config.penalty > 0 or penalised)
+        fake.requires_grad_(penalised)
         some = -(-count // PENALISED) if self.config.penalty else 0  # rows apart, as a second gradient costs as much again
         parts = [models["discriminator"](part) for part in (real[:some], torch.cat([real[some:], fake])) if len(part)]
         judged = [torch.cat(each) for each in zip(*parts, strict=True)]
-        found = [hinge_with_logs(logits[:count], logits[count:]) for logits in judged]
+        found = [loss_with_logs(self.config, logits[:count], logits[count:]) for logits in judged]
         total = torch.stack([loss for loss, _ in found]).mean()
         logs = {name: torch.stack([values[name] for _, values in found]).mean() for name in found[0][1]}
         if self.config.penalty:
@@ -260,6 +270,11 @@ class DecoderObjective(Objective):
             penalty = gradient[:some].float().square().flatten(1).sum(1).mean()
             total = total + self.config.penalty / 2 * penalty
             logs["penalty"] = penalty.detach()
+        if penalised:
+            scores = torch.stack([logits.mean(1) for logits in judged]).mean(0)
+            squared = [squared_gradients(half, [x]) for half, x in zip(scores.chunk(2), (real, fake), strict=True)]
+            both, more = weighted_penalties(self.config, *squared)
+            total, logs = total + both, logs | more
         return total, logs
 
     # ---- what is shown, measured and written ----

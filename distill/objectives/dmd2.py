@@ -21,8 +21,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
+from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
 from distill.losses.levels import TimeConfig, draw_levels
-from distill.networks.discriminator import PooledHeads, block_features, hook_of, quarter_blocks, record_features
+from distill.networks.discriminator import (
+    PooledHeads,
+    allow_second_gradients,
+    block_features,
+    hook_of,
+    quarter_blocks,
+    record_features,
+)
 from distill.networks.lora.overlay import LoraConfig, LoraNetwork
 from distill.objectives.bases.student import Places
 from distill.objectives.bases.student_network import copy_weights, freeze_unread, like_teacher
@@ -40,7 +48,7 @@ if TYPE_CHECKING:
     from distill.data.source import Source
 
 
-class DistributionMatchingConfig(RolloutConfig):
+class DistributionMatchingConfig(RolloutConfig, AdversarialLossConfig):
     """time, range: the levels at which distributions are compared and real is told from drawn, and (low, high), the shares of
     the clock that they are kept between; little noise judges details, much of it the whole.
     distribution_weight, adversarial_weight: of the student's two losses; discriminator_weight: of telling real from drawn in
@@ -125,7 +133,9 @@ class DistributionMatchingObjective(RolloutObjective):
         critic = self._critic()
         if isinstance(critic.heads, PooledHeads) and source is not None:
             self._standardize(critic, source)
-        self.roles["critic"] = Role(critic, ema=False)
+        self.roles["critic"] = Role(critic, ema=False, second_order=config.penalised)
+        if config.penalised:
+            allow_second_gradients(critic.network)
 
     @property
     def critic_lora(self) -> LoraConfig | None:
@@ -221,20 +231,33 @@ class DistributionMatchingObjective(RolloutObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "critic":
             return self.critic_loss(models, batch, draws, step)
-        x0, _, condition, scale = self.rollout(models["student"], batch, draws)
+        x0, data, condition, scale = self.rollout(models["student"], batch, draws)
         level = self.compared(draws, x0.device, step)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
-        fake, logits = self.judge(detached_weights(models["critic"]), x_t, level, condition, scale)
+        critic = detached_weights(models["critic"])
+        fake, logits = self.judge(critic, x_t, level, condition, scale)
         real = self.judged_real(models, x_t.detach(), level, condition, scale, step)
         seen = Compared(x0, x_t, level, condition, scale, fake.x0.detach(), real, logits)
         total = self.config.distribution_weight * self.matched(models, seen, draws).mean()
         logged = {"score_gap": (fake.x0 - real.x0).detach().abs().mean()}
         if self.config.adversarial_weight:
-            adversarial = F.softplus(-logits).mean()  # arXiv 2405.14867, section 4.3
+            ahead = self.ahead(critic, logits, data, level, condition, scale, draws)
+            adversarial = F.softplus(-ahead).mean()  # arXiv 2405.14867, section 4.3
             total = total + self.config.adversarial_weight * adversarial
             logged["adversarial"] = adversarial.detach()
         loss, more = self.beside(x0, batch, step)
         return total + loss, logged | more
+
+    def ahead(
+        self, critic: Any, logits: Tensor, data: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, draws: Draws
+    ) -> Tensor:
+        """How real (B, N) drawings with these logits are judged to be: as they are or, in pairs, more than noised data."""
+        if not self.config.relativistic:
+            return logits
+        with torch.no_grad():
+            z_t = level.mix(data, draws.normal_like("real noise", data))
+            _, on_real = self.judge(critic, z_t, level, condition, scale)
+        return logits - on_real
 
     def judged_real(
         self, models: Mapping[str, nn.Module], x_t: Tensor, level: NoiseLevel, condition: Condition, scale: Scale, step: int
@@ -263,16 +286,23 @@ class DistributionMatchingObjective(RolloutObjective):
             return self.denoising(fake.x0, x0, level)
         z_t = level.mix(data, draws.normal_like("real noise", x0))
         both, conditions, twice = self.path(twofold(level.t)), condition.map(twofold), twofold(scale)
-        x_both = torch.cat([x_t, z_t])
+        penalised = self.config.penalised and torch.is_grad_enabled()
+        x_both = torch.cat([x_t, z_t]).requires_grad_(penalised)
         prediction, logits = self.judge(models["critic"], x_both, both, conditions, twice, self.critic_guidance)
         on_fake, on_real = logits.chunk(2)
         loss_disc = self.told_apart(on_fake, on_real, level)
         total, logged = self.denoising(prediction.x0.chunk(2)[0], x0, level)
         logged |= {"real": on_real.detach().mean(), "fake": on_fake.detach().mean(), "loss_disc": loss_disc.detach()}
+        if penalised:
+            at_fake, at_real = squared_gradients(logits.mean(1), [x_both]).chunk(2)
+            penalty, more = weighted_penalties(self.config, at_real, at_fake)
+            loss_disc, logged = loss_disc + penalty, logged | more
         return total + self.config.discriminator_weight * loss_disc, logged
 
     def told_apart(self, on_fake: Tensor, on_real: Tensor, level: NoiseLevel) -> Tensor:
         """The discriminator's loss of logits (B, N) on drawings and on data at their levels."""
+        if self.config.relativistic:
+            return relativistic(on_real, on_fake).mean()
         return F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
 
     def denoising(self, found: Tensor, x0: Tensor, level: NoiseLevel) -> tuple[Tensor, dict[str, Tensor]]:

@@ -47,6 +47,11 @@ class DivergenceConfig(DistributionMatchingConfig):
                 f"divergence {self.divergence} is weighted by the discriminator's ratio: give an adversarial_weight and a "
                 "discriminator_weight above 0, or divergence: reverse_kl"
             )
+        if self.divergence != "reverse_kl" and self.relativistic and not self.bins:
+            raise ValueError(
+                "adversarial_loss relativistic leaves the ratio unknown up to a factor at every level, which bins take out: "
+                "give bins above 0"
+            )
         return self
 
 
@@ -60,9 +65,12 @@ class DivergenceObjective(DistributionMatchingObjective):
         plain = matching(seen.x0, seen.fake, seen.real.x0)
         if self.config.divergence == "reverse_kl":
             return plain
-        ratio = density_ratio(seen.logits, self.config.bounds)
+        logits, share = seen.logits, seen.level.t / self.path.t_noise
+        if self.config.relativistic:  # which compares within a level, so that the logits' height there means nothing
+            logits = logits - mean_by_level(logits.mean(1).double(), share, self.config.bins)[:, None]
+        ratio = density_ratio(logits, self.config.bounds)
         if self.config.bins:
-            ratio = ratio / mean_by_level(ratio, seen.level.t / self.path.t_noise, self.config.bins)
+            ratio = ratio / mean_by_level(ratio, share, self.config.bins)
         weight = weight_of(self.config.divergence, ratio)
         total, count = summed(torch.stack([weight.sum(), weight.new_tensor(float(len(weight)))]))
         return weight / (total / count) * plain
@@ -76,7 +84,8 @@ def density_ratio(logits: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 @torch.no_grad()
 def mean_by_level(ratio: Tensor, share: Tensor, bins: int) -> Tensor:
-    """(B,): the mean ratio (B,) of those samples, on all processes, whose share of the clock (B,) is in the same of `bins`."""
+    """(B,): the mean of a number (B,) over those samples, on all processes, whose share of the clock (B,) is in the same of
+    `bins`."""
     index = (share * bins).long().clamp(0, bins - 1)
     sums = ratio.new_zeros(2, bins)
     sums[0].index_add_(0, index, ratio)

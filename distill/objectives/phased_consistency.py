@@ -17,19 +17,21 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.losses.adversarial import AdversarialLossConfig
 from distill.losses.distances import Weight
 from distill.losses.levels import draw_index
 from distill.losses.solver_steps import LevelTable, ddim
-from distill.networks.discriminator import TokenHeads, block_features, hinge_of_features
+from distill.networks.discriminator import Noised
+from distill.objectives.bases.feature_judge import FeatureJudge
 from distill.objectives.bases.regression import RegressionConfig, RegressionObjective
 from distill.objectives.bases.teacher import Scale
-from distill.parallel.shards import detached_weights, unwrap
-from distill.types import Batch, Draws, Phase, Role
+from distill.parallel.shards import unwrap
+from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 
 
-class PhasedConsistencyConfig(RegressionConfig):
+class PhasedConsistencyConfig(RegressionConfig, AdversarialLossConfig):
     """`steps` is the number of phases; teacher.steps, a multiple of it, that of the teacher's steps over the whole path.
     adversarial_weight: of the student's share of the hinge loss, 0 for none; blocks: those of the teacher whose tokens are
     judged (none given: a quarter, half and three quarters of the way through)."""
@@ -46,7 +48,7 @@ class PhasedConsistencyConfig(RegressionConfig):
         return self
 
 
-class PhasedConsistencyObjective(RegressionObjective):
+class PhasedConsistencyObjective(FeatureJudge, RegressionObjective):
     """See the module. Role `discriminator` beside the student's, where it has weight."""
 
     config: PhasedConsistencyConfig
@@ -61,10 +63,7 @@ class PhasedConsistencyObjective(RegressionObjective):
                 f"teacher's (teacher.schedule {config.teacher.schedule!r}); use uniform for both."
             )
         if config.adversarial_weight:
-            self.blocks, widths = self.judged_blocks(
-                config.blocks, lambda depth: tuple(sorted({depth * part // 4 for part in (1, 2, 3)}))
-            )
-            self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
+            self.add_discriminator(lambda depth: tuple(sorted({depth * part // 4 for part in (1, 2, 3)})))
 
     def ends(
         self, models: Mapping[str, nn.Module], student: nn.Module, batch: Batch, draws: Draws
@@ -95,14 +94,11 @@ class PhasedConsistencyObjective(RegressionObjective):
         z_s = self.teacher_step(models, z_t, ladder[i + 1], ladder[i], condition, scale)
         return self.onward(models, z_s, i, start, ladder, condition, scale)
 
-    def noised(self, z: Tensor, draws: Draws, name: str, ladder: LevelTable, start: Tensor, level: NoiseLevel) -> Tensor:
+    def noised(self, z: Tensor, draws: Draws, name: str, ladder: LevelTable, start: Tensor, level: NoiseLevel) -> Noised:
         """z at the start of its phase, taken up to a level by the forward process."""
         ratio = level.alpha / ladder.alpha[start]
         spread = (level.sigma**2 - (ratio * ladder.sigma[start]) ** 2).clamp(min=0).sqrt()
-        return expand(ratio, z) * z + expand(spread, z) * draws.normal_like(name, z)
-
-    def features(self, models: Mapping[str, nn.Module], z: Tensor, level: NoiseLevel, condition: Condition) -> list[Tensor]:
-        return block_features(self.teacher.denoiser(models["teacher"], self.dtype), z, level, condition, self.blocks)
+        return Noised(expand(ratio, z) * z + expand(spread, z) * draws.normal_like(name, z), level)
 
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
@@ -116,9 +112,13 @@ class PhasedConsistencyObjective(RegressionObjective):
         if not self.config.adversarial_weight:
             return total, logged
         level = ladder[self.judged(draws, start)]
-        fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
-        # section 3.3: the adversarial consistency loss, its student's half
-        adversarial = F.relu(1 - detached_weights(models["discriminator"])(fake)).mean()
+        adversarial = self.fooling(
+            models,
+            lambda: self.noised(target, draws, "real", ladder, start, level),
+            self.noised(mine, draws, "fake", ladder, start, level),
+            condition,
+            lambda logits: F.relu(1 - logits).mean(),  # section 3.3: the adversarial consistency loss, its student's half
+        )
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 
     def discriminator_loss(
@@ -126,10 +126,9 @@ class PhasedConsistencyObjective(RegressionObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             mine, target, ladder, start, condition = self.ends(models, unwrap(models["student"]), batch, draws)
-            level = ladder[self.judged(draws, start)]
-            fake = self.features(models, self.noised(mine, draws, "fake", ladder, start, level), level, condition)
-            real = self.features(models, self.noised(target, draws, "real", ladder, start, level), level, condition)
-        return hinge_of_features(models["discriminator"], real, fake)
+        level = ladder[self.judged(draws, start)]
+        real = self.noised(target, draws, "real", ladder, start, level)
+        return self.told_apart(models, real, self.noised(mine, draws, "fake", ladder, start, level), condition)
 
     def judged(self, draws: Draws, start: Tensor) -> Tensor:
         """The level at which the discriminator looks: any of the phase's, its start excepted (there is no noise to add)."""

@@ -52,4 +52,5 @@ class AdversarialContinuousObjective(LatentDiscriminatorObjective, ContinuousCon
             return self.discriminator_loss(models, drawn, points.x0, points.condition, draws)
         velocity = self.velocity(models, points)
         beside = self.consistency(models, points, velocity, step) if self.config.consistency_weight else None
-        return self.with_adversarial_loss(models, self.drawn_from(points, velocity), points.condition, draws, beside)
+        drawn = self.drawn_from(points, velocity)
+        return self.with_adversarial_loss(models, drawn, points.x0, points.condition, draws, beside)

@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
+from distill.losses.adversarial import relativistic
 from distill.losses.levels import TimeConfig
 from distill.networks.discriminator import ChannelMean
 from distill.objectives.bases.teacher import predict_guided
@@ -80,7 +81,7 @@ class ScoreIdentityObjective(DistributionMatchingObjective):
         if phase.name == "critic":
             return self.critic_loss(models, batch, draws, step)
         config = self.config
-        x0, _, condition, scale = self.rollout(models["student"], batch, draws)
+        x0, data, condition, scale = self.rollout(models["student"], batch, draws)
         level = self.compared(draws, x0.device)
         x_t = level.mix(x0, draws.normal_like("noise", x0))
         critic = detached_weights(models["critic"])
@@ -92,7 +93,8 @@ class ScoreIdentityObjective(DistributionMatchingObjective):
         logged = {"score_gap": (fake.x0 - real.x0).detach().abs().mean()}
         if config.adversarial_weight:
             # arXiv 2410.14919, Algorithm 1; the logits are kept within 10 as in its code
-            adversarial = (F.softplus(-logits.clamp(-10, 10)).mean(1) / far).mean()
+            ahead = self.ahead(critic, logits, data, level, condition, scale, draws)
+            adversarial = (F.softplus(-ahead.clamp(-10, 10)).mean(1) / far).mean()
             total = total + config.adversarial_weight * adversarial
             logged["adversarial"] = adversarial.detach()
         return total, logged
@@ -101,6 +103,8 @@ class ScoreIdentityObjective(DistributionMatchingObjective):
         """Counted at a level as the critic's denoising error is."""
         weight = losses.level_weight(self.config.weight, level, self.config.max_weight)
         each = (F.softplus(on_fake) + F.softplus(-on_real)).mean(1) / 2
+        if self.config.relativistic:
+            each = relativistic(on_real, on_fake).mean(1)
         return (weight.to(each) * each).mean()
 
 

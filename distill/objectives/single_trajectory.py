@@ -20,19 +20,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill.losses.adversarial import AdversarialLossConfig
 from distill.losses.levels import draw_index
 from distill.losses.solver_steps import LevelTable, ddim
-from distill.networks.discriminator import TokenHeads, block_features, hinge_of_features, quarter_blocks
+from distill.networks.discriminator import Noised, quarter_blocks
+from distill.objectives.bases.feature_judge import FeatureJudge
 from distill.objectives.bases.teacher import Scale
 from distill.objectives.bases.trajectory_bank import TrajectoryBank
 from distill.objectives.trajectory_consistency import TrajectoryConsistencyConfig, TrajectoryConsistencyObjective
-from distill.parallel.shards import detached_weights, unwrap
-from distill.types import Batch, Draws, Phase, Role
+from distill.parallel.shards import unwrap
+from distill.types import Batch, Draws, Phase
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel, expand
 
 
-class SingleTrajectoryConfig(TrajectoryConsistencyConfig):
+class SingleTrajectoryConfig(TrajectoryConsistencyConfig, AdversarialLossConfig):
     """bank_share: how often a sample goes on from its slot's point, where there is one, 0 for no bank; slots: of the bank, a
     multiple of the batch size. adversarial_weight: of the student's share of the hinge loss, 0 for none; blocks: those of the
     teacher whose tokens are judged. asymmetry: data are judged at this share of the number of the student's level."""
@@ -60,7 +62,7 @@ class Jump(NamedTuple):
     counter: Tensor
 
 
-class SingleTrajectoryObjective(TrajectoryConsistencyObjective):
+class SingleTrajectoryObjective(FeatureJudge, TrajectoryConsistencyObjective):
     """See the module. Role `discriminator` beside the student's, where it has weight."""
 
     config: SingleTrajectoryConfig
@@ -74,8 +76,7 @@ class SingleTrajectoryObjective(TrajectoryConsistencyObjective):
                 raise ValueError("The bank asks the data for earlier samples; give a data section, or bank_share: 0.")
             self.bank = TrajectoryBank(config.slots, tuple(self.clean(source.batch(range(1))).shape[1:]))
         if config.adversarial_weight:
-            self.blocks, widths = self.judged_blocks(config.blocks, quarter_blocks)
-            self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
+            self.add_discriminator(quarter_blocks)
 
     # ---- the point that a step begins at ----
 
@@ -132,40 +133,32 @@ class SingleTrajectoryObjective(TrajectoryConsistencyObjective):
         total, logged = self.error(mine, self.onward(models, z_s, at.t - 1, at.end, ladder, at.condition, at.scale), t)
         if not self.config.adversarial_weight:
             return total, logged
-        fake = self.features(models, mine, at.end, ladder, at.condition, draws, "fake")
-        adversarial = -detached_weights(models["discriminator"])(fake).mean()
+        drawn = self.shown(mine, at.end, ladder, draws, "fake")
+        adversarial = self.fooling(models, lambda: self.shown_data(at, ladder, draws), drawn, at.condition)
         return total + self.config.adversarial_weight * adversarial, {**logged, "adversarial": adversarial.detach()}
 
     def judged_level(self, number: Tensor, ladder: LevelTable) -> NoiseLevel:
         """The level of a number, or the first with noise: networks are not asked about clean data."""
         return ladder[number.clamp(min=1)]
 
-    def features(
-        self,
-        models: Mapping[str, nn.Module],
-        x: Tensor,
-        number: Tensor,
-        ladder: LevelTable,
-        condition: Condition,
-        draws: Draws,
-        name: str,
-    ) -> list[Tensor]:
-        """The frozen teacher's tokens for x at the level of a number, as it is; clean x at the first level with noise."""
+    def shown(self, x: Tensor, number: Tensor, ladder: LevelTable, draws: Draws, name: str) -> Noised:
+        """x at the level of a number, as it is; clean x at the first level with noise."""
         level = self.judged_level(number, ladder)
         noised = level.mix(x, draws.normal_like(name, x))
-        x = torch.where(expand((number == 0).to(x), x) != 0, noised, x)
-        return block_features(self.teacher.denoiser(models["teacher"], self.dtype), x, level, condition, self.blocks)
+        return Noised(torch.where(expand((number == 0).to(x), x) != 0, noised, x), level)
+
+    def shown_data(self, at: Jump, ladder: LevelTable, draws: Draws) -> Noised:
+        """Data x_r at less noise than the student's x_s: r = asymmetry s."""
+        r = (self.config.asymmetry * at.end).long()
+        x_r = ladder[r].mix(at.x0, draws.normal_like("real eps", at.x0))
+        return self.shown(x_r, r, ladder, draws, "real")
 
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], mine: Tensor, at: Jump, ladder: LevelTable, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """To tell the student's x_s from data x_r at less noise, r = asymmetry s."""
-        r = (self.config.asymmetry * at.end).long()
-        with torch.no_grad():
-            x_r = ladder[r].mix(at.x0, draws.normal_like("real eps", at.x0))
-            fake = self.features(models, mine, at.end, ladder, at.condition, draws, "fake")
-            real = self.features(models, x_r, r, ladder, at.condition, draws, "real")
-        return hinge_of_features(models["discriminator"], real, fake)
+        """To tell the student's x_s from data x_r at less noise."""
+        drawn = self.shown(mine, at.end, ladder, draws, "fake")
+        return self.told_apart(models, self.shown_data(at, ladder, draws), drawn, at.condition)
 
     # ---- the bank ----
 

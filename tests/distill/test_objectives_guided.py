@@ -225,8 +225,8 @@ def test_renoising_leads_to_the_marginal_of_the_level():
     ladder, start, index = objective.teacher_levels, torch.tensor([0, 2, 4, 6]), torch.arange(4)
     draws = Draws(0, index, "student")
     level = ladder[objective.judged(draws, start)]
-    zero = objective.noised(torch.zeros(4, 2, 2, 2).double(), draws, "fake", ladder, start, level)
-    ratio = (objective.noised(torch.ones(4, 2, 2, 2).double(), draws, "fake", ladder, start, level) - zero).mean((1, 2, 3))
+    zero = objective.noised(torch.zeros(4, 2, 2, 2).double(), draws, "fake", ladder, start, level).x
+    ratio = (objective.noised(torch.ones(4, 2, 2, 2).double(), draws, "fake", ladder, start, level).x - zero).mean((1, 2, 3))
     spread = (zero / draws.normal("fake", (2, 2, 2))).mean((1, 2, 3))
     torch.testing.assert_close(ratio * ladder[start].alpha, level.alpha, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close((ratio * ladder[start].sigma) ** 2 + spread**2, level.sigma**2, atol=1e-6, rtol=1e-6)

@@ -143,8 +143,8 @@ def test_the_judge_sees_data_at_less_noise_than_the_students_points():
     batch = Source().batch(range(8))
     models, draws = models_of(objective), Draws(0, batch.index, "discriminator")
     seen: list = []
-    features = objective.features
-    objective.features = lambda m, x, number, *rest: seen.append((x, number)) or features(m, x, number, *rest)
+    shown = objective.shown
+    objective.shown = lambda x, number, *rest: seen.append((x, number)) or shown(x, number, *rest)
     loss, _ = objective.loss(Phase("discriminator", "discriminator"), models, batch, draws, 0)
     loss.backward()
     assert all(p.grad is not None for p in models["discriminator"].parameters())

@@ -163,3 +163,28 @@ def test_a_derivative_of_a_pipeline_is_a_difference_with_a_note(family):
     with pytest.warns(UserWarning, match="difference of two evaluations"):
         method, config = from_registry(OBJECTIVES, "objective", {"type": "continuous_consistency", **COMMON, "sigma_max": 10.0})
         assert method(config, nn.Identity(), None, family).derivative == "difference"
+
+
+def test_gradient_penalties_differentiate_every_family_twice_and_the_same_with_checkpointing(family, monkeypatch):
+    """Of features of the frozen teacher, and of a critic that is a LoRA on it."""
+    monkeypatch.setattr(family.network, "attention_backend", family.network.attention_backend)  # what the penalties set, undone
+    for name in ("adversarial_consistency", "distribution_matching"):
+        settings = {**COMMON, **METHODS[name], "adversarial_loss": "relativistic", "gradient_penalties": (5.0, 5.0)}
+        method, config = from_registry(OBJECTIVES, "objective", {"type": name, **settings})
+        objective, batch = method(config, nn.Identity(), None, family), Captioned().batch(range(2))
+        models = {role: part.network for role, part in objective.roles.items()}
+        role = "critic" if name == "distribution_matching" else "discriminator"
+        own = [p for p in models[role].parameters() if p.requires_grad]
+        if role == "critic":
+            randomise(models[role].network.up, 0)
+        found = []
+        for again in (False, True):
+            if again:
+                assert models["student"].enable_recompute()
+            loss, logged = objective.loss(Phase(role, role), models, batch, Draws(0, batch.index, role), 0)
+            assert logged["r1"] > 0 and logged["r2"] > 0
+            found.append(torch.autograd.grad(loss, own, allow_unused=True))
+        family.network.network.disable_gradient_checkpointing()
+        for plain, checkpointed in zip(*found, strict=True):
+            if plain is not None:
+                torch.testing.assert_close(checkpointed, plain, atol=1e-5, rtol=1e-4)

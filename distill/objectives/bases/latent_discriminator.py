@@ -13,17 +13,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.networks.discriminator import TokenHeads, block_features, hinge_of_features, quarter_blocks
-from distill.objectives.bases.student import StudentObjective
+from distill.losses.adversarial import AdversarialLossConfig
+from distill.networks.discriminator import Noised, quarter_blocks
+from distill.objectives.bases.feature_judge import FeatureJudge
 from distill.objectives.bases.student_config import StudentConfig
-from distill.parallel.shards import detached_weights
-from distill.types import Draws, Role
-from gen.nn.registry import Config
+from distill.types import Draws
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 
 
-class LatentDiscriminatorConfig(Config):
+class LatentDiscriminatorConfig(AdversarialLossConfig):
     """adversarial_weight: of the student's share of the hinge loss, -D. consistency_weight: of the loss beside it; 0 is the
     adversarial loss alone (LADD), which asks the teacher for features and for nothing else. noisiest_share: of the samples
     that start at the noisiest level, in both losses. judged: mean and deviation of the log of sigma / alpha at the levels that
@@ -44,15 +43,14 @@ class LatentDiscriminatorConfig(Config):
         return self
 
 
-class LatentDiscriminatorObjective(StudentObjective):
+class LatentDiscriminatorObjective(FeatureJudge):
     """What a method with such a discriminator adds to its own: the role `discriminator`, and both networks' losses."""
 
     config: Any
 
     def __init__(self, config: StudentConfig, network: nn.Module, source: Any = None, teacher: Any = None):
         super().__init__(config, network, source, teacher)
-        self.blocks, widths = self.judged_blocks(self.config.blocks, quarter_blocks)
-        self.roles["discriminator"] = Role(TokenHeads(widths), ema=False)
+        self.add_discriminator(quarter_blocks)
 
     def judged(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """The levels (B,) that the discriminator looks at, kept between sigma / alpha = e^-5 and e^5."""
@@ -60,26 +58,24 @@ class LatentDiscriminatorObjective(StudentObjective):
         ratio = mean + deviation * draws.normal("judged").double()
         return self.path.at_logsnr(-ratio.clamp(-5, 5).to(device))
 
-    def features(
-        self, models: Mapping[str, nn.Module], x0: Tensor, level: NoiseLevel, condition: Condition, noise: Tensor
-    ) -> list[Tensor]:
-        """The frozen teacher's tokens for x0 with noise added, differentiable in x0."""
-        return block_features(
-            self.teacher.denoiser(models["teacher"], self.dtype), level.mix(x0, noise), level, condition, self.blocks
-        )
+    def shown(self, name: str, x0: Tensor, draws: Draws) -> Noised:
+        """Clean latents as they are judged: at the samples' levels, with noise of their own."""
+        level = self.judged(draws, x0.device)
+        return Noised(level.mix(x0, draws.normal_like(name, x0)), level)
 
     def with_adversarial_loss(
         self,
         models: Mapping[str, nn.Module],
         x0: Tensor,
+        real: Tensor,
         condition: Condition,
         draws: Draws,
         beside: tuple[Tensor, dict[str, Tensor]] | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss for its clean latents x0, with the loss beside it, and what is logged."""
-        fake = self.features(models, x0, self.judged(draws, x0.device), condition, draws.normal_like("fake", x0))
+        """The student's loss for its clean latents x0 (and, in pairs, the data's), with the loss beside it, and what is
+        logged."""
         # arXiv 2403.12015, section 3: the generator's half of the hinge loss, on the teacher's features of noised latents
-        adversarial = -detached_weights(models["discriminator"])(fake).mean()
+        adversarial = self.fooling(models, lambda: self.shown("real", real, draws), self.shown("fake", x0, draws), condition)
         total, logged = self.config.adversarial_weight * adversarial, {"adversarial": adversarial.detach()}
         if beside is None:
             return total, logged
@@ -90,10 +86,4 @@ class LatentDiscriminatorObjective(StudentObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss for the student's clean latents and the data's, at the same levels with noise of their
         own."""
-        with torch.no_grad():
-            level = self.judged(draws, real.device)
-            fake, true = (
-                self.features(models, x0, level, condition, draws.normal_like(name, real))
-                for name, x0 in (("fake", drawn), ("real", real))
-            )
-        return hinge_of_features(models["discriminator"], true, fake)
+        return self.told_apart(models, self.shown("real", real, draws), self.shown("fake", drawn, draws), condition)
