@@ -1,8 +1,9 @@
 """Mixed clients against a server: python -m tests.benchmarks.serve [--clients 32] [--seconds 120] [--model default].
 
 Says errors, requests that were never answered, pictures that are not those of their request, resident memory at the start, in
-the middle and at the end, pictures a minute beside the same requests one at a time, the median latency, and how many rows
-shared a pass. A number counts on a quiet machine only.
+the middle and at the end, pictures a minute beside the same requests one at a time, the median latency, how many rows shared a
+pass, and how much sharing can give on this machine: equal pictures in one batch beside one at a time. A number counts on
+a quiet machine only. Clients and server are one process, so what the clients remember is kept small.
 """
 
 from __future__ import annotations
@@ -36,14 +37,26 @@ KEYS = tuple(f"client-key-{i}" for i in range(8))
 
 @dataclass
 class Outcome:
-    """What the clients saw. asked: requests sent. done: (body, seconds, picture in base64, recipe). wrong: mixed-up answers."""
+    """What the clients saw. asked: requests sent. done: seconds of each answer. sample: (body, picture in base64) of some, each
+    answer as likely as another. wrong: mixed-up answers."""
 
     asked: int = 0
     refused: int = 0
-    done: list[tuple[dict[str, Any], float, str, dict[str, Any]]] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
+    sample: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    draw: random.Random = field(default_factory=lambda: random.Random(0))
     errors: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answered(self, body: dict[str, Any], seconds: float, picture: str) -> None:
+        with self.lock:
+            self.done.append(seconds)
+            place = self.draw.randrange(len(self.done))  # reservoir sampling
+            if len(self.sample) < SAMPLE:
+                self.sample.append((body, picture))
+            elif place < SAMPLE:
+                self.sample[place] = body, picture
 
 
 def request(draw: random.Random) -> dict[str, Any]:
@@ -80,7 +93,7 @@ def client(url: str, number: int, end: float, seen: Outcome) -> None:
                 seen.errors.append(answer.text)
             else:
                 made = answer.json()["pictures"][0]
-                seen.done.append((body, time.monotonic() - began, made["image"], made["recipe"]))
+                seen.answered(body, time.monotonic() - began, made["image"])
                 said = {name: made["recipe"][name] for name in ("prompt", "seed", "num_inference_steps")}
                 if said != {name: body[name] for name in said}:
                     seen.wrong.append(f"{body} -> {said}")
@@ -118,6 +131,7 @@ def main() -> None:
     report(asked.clients, seen, spent, readings)
     print(f"{100 * passes.shared / passes.rows:.0f} % of rows shared a pass; {left} jobs left over")
     compare(generator, seen, spent)
+    bound(generator, asked.max_rows)
 
 
 def report(clients: int, seen: Outcome, spent: float, readings: list[float]) -> None:
@@ -125,20 +139,32 @@ def report(clients: int, seen: Outcome, spent: float, readings: list[float]) -> 
     print(f"{len(seen.done)} pictures of {clients} clients in {spent:.0f} s; {seen.refused} refused by a full queue (429)")
     print(f"{len(seen.errors)} errors {seen.errors[:1]}, {lost} lost, {len(seen.wrong)} with another's recipe {seen.wrong[:1]}")
     print("memory " + ", ".join(f"{value:.0f} MB" for value in readings) + " (start, middle, end; resident)")
-    print(f"latency {statistics.median(latency for _, latency, _, _ in seen.done):.2f} s (median)")
+    print(f"latency {statistics.median(seen.done):.2f} s (median)")
 
 
 def compare(generator: Generator, seen: Outcome, spent: float) -> None:
     """A sample against direct calls: their pixels, and their time one after another."""
-    sample = random.Random(0).sample(seen.done, min(SAMPLE, len(seen.done)))
     equal, alone = 0, []
-    for body, _, file, _ in sample:
+    for body, file in seen.sample:
         start = time.monotonic()
         image = generator(**body, progress=False).images[0]
         alone.append(time.monotonic() - start)
         equal += np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(base64.b64decode(file)))))
-    print(f"{equal} of {len(sample)} compared are the direct pictures, to the pixel")
+    print(f"{equal} of {len(seen.sample)} compared are the direct pictures, to the pixel")
     print(f"{60 * len(seen.done) / spent:.1f} pictures a minute; one at a time {60 / statistics.mean(alone):.1f}")
+
+
+def bound(generator: Generator, rows: int) -> None:
+    """What one pass for many rows can give: equal pictures, `rows` in a batch beside one at a time, in turns."""
+    rates: dict[int, list[float]] = {1: [], rows: []}
+    for _ in range(3):
+        for size, found in rates.items():
+            start = time.monotonic()
+            generator(PROMPTS[0], seeds=list(range(rows)), num_images_per_prompt=rows, batch_size=size, num_inference_steps=8,
+                      progress=False)  # fmt: skip
+            found.append(60 * rows / (time.monotonic() - start))
+    one, many = (statistics.median(found) for found in rates.values())
+    print(f"{rows} equal pictures in one batch: {many:.1f} a minute, one at a time {one:.1f}: {many / one:.2f} times")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from tests.distill.cases import CASES, SIZES
 from tests.distill.students import Source, batch_of, latents, models_of
 from tests.distill.test_every_objective import make_places, trainer
 
-# the networks of these read pictures, latents or texts, or are to tell labels themselves
-WITHOUT_LABELS = {"autoencoder", "decoder", "text", "evaluator", "classifier"}
+# the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
+WITHOUT_LABELS = {"autoencoder", "decoder", "text", "evaluator", "classifier", "control"}
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 
 

@@ -386,6 +386,8 @@ def test_distilled_models_take_few_steps_where_a_config_says_so():
     assert few_steps(usual, (plain, {}), {}) == usual
     assert few_steps(usual, ({}, turbo), {}) == {"num_inference_steps": 1, "guidance_scale": 1.0}
     assert few_steps(usual, ({}, turbo), {}, {"turbo": 8})["num_inference_steps"] == 8
+    around = {"_name_or_path": "/turbo/models/sdxl/unet"}  # a folder around it is not its name
+    assert few_steps(usual, ({}, around), {}) == usual
     assert few_steps(usual, ({"_name_or_path": "ByteDance/SDXL-Lightning"}, plain), {})["num_inference_steps"] == 4
     assert few_steps(usual, (plain,), {"_class_name": "TCDScheduler"}) == {"num_inference_steps": 4, "guidance_scale": 1.0}
     embedded = {"num_inference_steps": 28, "guidance": "embedded", "guidance_scale": 3.5}

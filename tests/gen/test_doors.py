@@ -15,7 +15,7 @@ from gen.io import user_code
 from gen.io.user_code import check_imported, import_file, imported
 from gen.io.weights import CheckpointError, write_json
 from gen.models.components import load_component, save_component
-from gen.nn.registry import COMPONENTS, Config, build, config_of, register_network
+from gen.nn.registry import COMPONENTS, OWN_NETWORKS, Config, build, config_of, register_network
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.tasks import energies
@@ -47,7 +47,9 @@ class UViT(nn.Module):
 def tables():
     """The tables of this process, as they were before once the test is over."""
     before = [(table, dict(table)) for table in (COMPONENTS, energies._registered, user_code._modules, user_code._imported)]
+    own = set(OWN_NETWORKS)
     yield
+    OWN_NETWORKS.intersection_update(own)
     for table, rows in before:
         table.clear()
         table.update(rows)

@@ -54,7 +54,7 @@ def test_there_and_back_by_the_command(tmp_path, capsys):
         (["a.safetensors", "b.safetensors"], "--to FORMAT"),
         (["a.safetensors", "b.safetensors", "--to", "di"], "Unknown format 'di'; did you mean 'dit'"),
         (["a.safetensors", "a.safetensors", "--to", "dit"], "exists, and nothing is overwritten"),
-        (["a.safetensors", "b.safetensors", "--to", "dit"], "number of heads is unknown; give heads"),
+        (["a.safetensors", "b.safetensors", "--to", "dit"], "number of heads is unknown; give --heads"),
         (["a.safetensors", "b.safetensors", "--to", "uvit", "--heads", "2"], "networks of type uvit"),
         (["a.safetensors", "b.pt", "--to", "dit", "--heads", "2"], "ends in .safetensors"),
         (["a.safetensors", "b.safetensors", "--to", "diffusers-dit", "--heads", "2"], "is a folder"),

@@ -220,9 +220,9 @@ def few_steps(
     usual: dict[str, Any], sources: Iterable[Mapping | Path], scheduler: Mapping[str, Any], few: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """The defaults of a distilled model: few steps, no guidance, where the scheduler is made for them, or a source says where
-    the weights are from: a config, as in `"_name_or_path": "stabilityai/sdxl-turbo"`, or the folder's name. A network that
-    embeds its scale has its own. few: words in names -> steps, over those of FEW."""
-    names = [_repository(one) if isinstance(one, Path) else str(one.get("_name_or_path", "")) for one in sources]
+    the weights are from: a config, as in `"_name_or_path": "stabilityai/sdxl-turbo"`, or the folder's own name, which folders
+    above it have no part in. A network that embeds its scale has its own. few: words in names -> steps, over those of FEW."""
+    names = [_repository(one if isinstance(one, Path) else Path(str(one.get("_name_or_path", "")))) for one in sources]
     words = re.split(r"[^a-z]+", " ".join(names).lower())
     steps = next((steps for word, steps in {**FEW, **(few or {})}.items() if word in words), None)
     if steps is None and scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
@@ -233,7 +233,9 @@ def few_steps(
 
 
 def _repository(folder: Path) -> str:
-    """The name of a folder, or of the repository whose snapshot it is in the hub's cache."""
+    """The name of a model's folder, which a denoiser's may lie in, or of the repository whose snapshot it is in the hub's
+    cache."""
+    folder = folder.parent if folder.name in ("unet", "transformer") else folder
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gen.io.validators import check_float
+from gen.io.weights import CheckpointError
 from gen.models.model import Model
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.refiner.options import RefinerKeywords, RefinerRecord
@@ -125,9 +126,14 @@ def _opened(model: Model, source: Any) -> Model:
         raise ValueError(f"refiner is a {type(source).__name__}; give a folder, file or hub id, or an open model.")
     key = str(source)
     if key not in model.refiners:
-        model.refiners[key] = Model.from_pretrained(
-            key, device=model.device, dtype=model.dtype, quantize=model.quantize, offload=model.offload
-        )
+        try:
+            model.refiners[key] = Model.from_pretrained(
+                key, device=model.device, dtype=model.dtype, quantize=model.quantize, offload=model.offload
+            )
+        except CheckpointError:  # which names its file
+            raise
+        except ValueError as error:
+            raise ValueError(f"refiner: {error}") from error
     return model.refiners[key]
 
 

@@ -27,7 +27,7 @@ from gen.cli.app import main
     (["--model", "fast", "--model", "fast"], "Two models are called 'fast'"),
     (["--memory", "much"], "such as 8GiB"),
     (["--model", "fast", "--memory", "1MiB"], r"needs [\d.]+ MiB for its weights, and --memory is 1 MiB"),
-    (["--lora-dir", "/no/such"], "not a folder"),
+    (["--lora-dir", "/no/such"], "'/no/such' does not exist"),
     (["--save", "/proc/no"], "can be written to"),
     (["--api-key", "short"], "at least 8 printable"),
     (["--api-key-file", "/no/such"], "does not exist"),
