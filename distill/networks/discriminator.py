@@ -230,7 +230,7 @@ def tell_apart(
 
 
 def fooling_loss(
-    config: AdversarialLossConfig, heads: nn.Module, see: See, real: Callable[[], Noised], fake: Noised, own: Fooling
+    config: AdversarialLossConfig, heads: Callable[..., Any], see: See, real: Callable[[], Noised], fake: Noised, own: Fooling
 ) -> Tensor:
     """The student's loss for its samples, differentiable in them: its method's own of their logits, or the relativistic one,
     for which alone data are made and seen. heads: with weights that do not train here."""

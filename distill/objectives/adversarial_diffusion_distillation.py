@@ -13,7 +13,7 @@ camera's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -138,7 +138,9 @@ class AdversarialDiffusionObjective(RolloutObjective):
         # equation 1
         return adversarial + self.config.distillation_weight * distillation, logged
 
-    def fooling(self, heads: nn.Module, x0: Tensor, real: Tensor, conditions: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    def fooling(
+        self, heads: Callable[..., Any], x0: Tensor, real: Tensor, conditions: tuple[Tensor | None, Tensor | None]
+    ) -> Tensor:
         """The student's adversarial loss for its x0: by itself or, in pairs, beside the data's."""
         on_fake = heads(self.features(x0), *conditions)
         if not self.config.relativistic:

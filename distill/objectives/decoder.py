@@ -17,7 +17,7 @@ black: it is clamped when the picture is shown.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -234,7 +234,7 @@ class DecoderObjective(Objective):
             logs["adversarial"] = adversarial.detach()
         return total, logs
 
-    def fooling(self, judge: nn.Module, fake: Tensor, real: Tensor) -> Tensor:
+    def fooling(self, judge: Callable[..., Any], fake: Tensor, real: Tensor) -> Tensor:
         """The decoder's adversarial loss for its pictures: by themselves or, in pairs, beside the data's."""
         judged = judge(fake)
         if self.config.relativistic:

@@ -72,10 +72,7 @@ def test_weights_are_held_once(folders, kind, dtype, quantize):
     """Files are mapped, and their pages counted by nobody: memory of our own is that of the open network."""
     small, large, file = folders
     given = [str(small), str(large if kind == "folder" else file), str(large), dtype, quantize]
-    freed = {
-        "MALLOC_MMAP_THRESHOLD_": str(MB),
-        "MALLOC_ARENA_MAX": "1",
-    }  # what is freed is given back, else the C library keeps it
+    freed = {"MALLOC_MMAP_THRESHOLD_": str(MB), "MALLOC_ARENA_MAX": "1"}  # the C library keeps nothing that is freed
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *given], capture_output=True, text=True, check=False, env=os.environ | freed
     )
