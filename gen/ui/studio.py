@@ -18,6 +18,7 @@ from gen.calls.errors import sentence
 from gen.calls.foreign import call_of_picture
 from gen.calls.run import run
 from gen.io.errors import printable
+from gen.models.control_names import NAMED, SHIPPED
 from gen.ui.forms import Catalogue, read_catalogue
 from gen.ui.gallery import PNG, FileKind, Gallery
 from gen.ui.jobs import DrawJob, JobQueue, JobWatch
@@ -89,8 +90,9 @@ class Studio:
         return adapters_in(self.loras if self.loras.is_dir() else None)
 
     def controlnets(self) -> dict[str, str]:
-        """Name -> folder of every ControlNet among the models."""
-        return controlnets_in(self.models_dir)
+        """Name -> folder of every ControlNet among the models, and -> name of those that come with the default model."""
+        shipped = NAMED if SHIPPED.is_dir() else ()
+        return {**{f"{name}, of the default model": name for name in shipped}, **controlnets_in(self.models_dir)}
 
     def files(self) -> dict[str, str]:
         """Path -> name of everything in the folder of models, for options that name a model of another kind."""
@@ -104,7 +106,7 @@ class Studio:
     def takes(self, model: str, what: str) -> bool | None:
         """Does a model take "control" or an "image_prompt"? None of one that is not open, as long as nothing is known."""
         if model in (AUTOMATIC, *PACKAGED):
-            return False
+            return what == "control" and model != "fast"
         if not self.warm.is_open(model):
             return None
         network = self.warm.get(model).network

@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import PngImagePlugin
 from pydantic import BaseModel, Field
 
+from gen.models.control_names import NAMED
 from gen.pipeline.exif import QUALITY
 from gen.pipeline.infotext import SAMPLERS, SCHEDULES, from_infotext
 from gen.pipeline.png import MAX_TEXT
@@ -123,7 +124,7 @@ def controlnet_router(service: Service) -> APIRouter:
 
     @api.get("/controlnet/model_list")
     async def controlnets() -> dict[str, Any]:
-        return {"model_list": list(service.settings.controlnets)}
+        return {"model_list": list(dict.fromkeys((*NAMED, *service.settings.controlnets)))}
 
     @api.get("/controlnet/module_list")
     async def preprocessors() -> dict[str, Any]:

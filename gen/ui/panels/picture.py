@@ -9,8 +9,8 @@ from gen.ui.page import Page
 
 TITLE = "From a picture"
 NONE_THERE = (
-    "ControlNets and IP-Adapters guide models of diffusers, such as Stable Diffusion, by a picture. They are listed here when "
-    "they are among the models: `fewstep ui --models FOLDER`."
+    "ControlNets and IP-Adapters guide a model by a picture. They are listed here when they are among the models: "
+    "`fewstep ui --models FOLDER`."
 )
 SET = {"control": ("control", "controlnet"), "image_prompt": ("ip_adapter", "ip_image")}
 

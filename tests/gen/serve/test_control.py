@@ -69,7 +69,7 @@ def test_units_of_the_web_ui_s_extension(served):
     answer = client.post("/sdapi/v1/txt2img", json=body)
     expected = direct(generator, **CALL, control=drawing(1), controlnet=controls["edges"], control_weight=0.7)
     assert same(answer.json()["images"][0], expected)
-    assert client.get("/controlnet/model_list").json() == {"model_list": ["edges", "depth"]}
+    assert client.get("/controlnet/model_list").json() == {"model_list": ["edges", "segments", "depth"]}
     assert client.get("/controlnet/module_list").json()["module_list"] == ["none"]
     for field, value in {"module": "canny", "guidance_end": 0.5, "weight": "much", "model": 5, "image": "AAAA"}.items():
         args = {"controlnet": {"args": [{**unit, field: value}]}}

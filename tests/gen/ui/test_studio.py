@@ -18,7 +18,7 @@ from gen.calls.run import run
 from gen.pipeline.exif import FORMATS
 from gen.ui.gallery import FileKind
 from gen.ui.jobs import JobState
-from gen.ui.models import AUTOMATIC, adapters_in, controlnets_in, ip_adapters_in, models_in
+from gen.ui.models import AUTOMATIC, adapters_in, chosen_model, controlnets_in, ip_adapters_in, models_in
 from gen.ui.studio import Studio, expected_steps, fitted
 from tests.gen.test_adapters_generator import DENOISER, lora
 
@@ -161,7 +161,10 @@ def test_a_picture_of_any_format_replays(studio):
 
 
 def test_a_model_says_what_it_takes_and_draws(studio):
-    assert studio.takes(AUTOMATIC, "control") is False and studio.takes("elsewhere", "control") is None
+    assert studio.takes(AUTOMATIC, "control") and studio.takes("default", "control") and not studio.takes("fast", "control")
+    assert studio.takes(AUTOMATIC, "image_prompt") is False and studio.takes("elsewhere", "control") is None
+    assert {"edges", "segments"} <= set(studio.controlnets().values())
+    assert chosen_model(Call({"prompt": "a cat", "control": "cat.png", "controlnet": "edges"}, model=AUTOMATIC)) == "default"
     assert studio.takes(studio.model, "image_prompt") is False
     assert studio.sizes("elsewhere") == {}
     sizes = studio.sizes(studio.model)
