@@ -180,10 +180,10 @@ def published_head_width(norm: tuple[int, ...], model: str) -> int:
     return norm[0]
 
 
-def flux(shapes: Shapes) -> Config:
-    """FluxTransformer2DModel of FLUX.1."""
+def flux_blocks(shapes: Shapes, model: str) -> Config:
+    """What all that are built as FLUX.1 have: two kinds of blocks and their ends."""
     width, channels = shapes["img_in.weight"]
-    dim = published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.1")
+    dim = published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], model)
     return {
         "patch_size": 1,
         "in_channels": channels,
@@ -193,6 +193,13 @@ def flux(shapes: Shapes) -> Config:
         "attention_head_dim": dim,
         "num_attention_heads": head_count(width, dim),
         "joint_attention_dim": shapes["txt_in.weight"][1],
+    }
+
+
+def flux(shapes: Shapes) -> Config:
+    """FluxTransformer2DModel of FLUX.1."""
+    return {
+        **flux_blocks(shapes, "FLUX.1"),
         "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         "axes_dims_rope": [16, 56, 56],

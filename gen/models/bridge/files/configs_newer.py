@@ -3,24 +3,15 @@
 
 from __future__ import annotations
 
-from gen.models.bridge.files.configs import Config, count, head_count, published_head_width
+from gen.models.bridge.files.configs import Config, count, flux_blocks, head_count, published_head_width
 from gen.models.bridge.files.rows import Shapes
 
 
 def chroma(shapes: Shapes) -> Config:
     """ChromaTransformer2DModel: FLUX.1's blocks, whose modulation a network beside them computes."""
-    width, channels = shapes["img_in.weight"]
-    dim = published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "Chroma")
     hidden, read = shapes["distilled_guidance_layer.in_proj.weight"]
     return {
-        "patch_size": 1,
-        "in_channels": channels,
-        "out_channels": shapes["final_layer.linear.weight"][0],
-        "num_layers": count(shapes, "double_blocks."),
-        "num_single_layers": count(shapes, "single_blocks."),
-        "attention_head_dim": dim,
-        "num_attention_heads": head_count(width, dim),
-        "joint_attention_dim": shapes["txt_in.weight"][1],
+        **flux_blocks(shapes, "Chroma"),
         "axes_dims_rope": [16, 56, 56],
         "approximator_num_channels": read,
         "approximator_hidden_dim": hidden,
@@ -30,19 +21,10 @@ def chroma(shapes: Shapes) -> Config:
 
 def flux2(shapes: Shapes) -> Config:
     """Flux2Transformer2DModel: dev embeds a guidance scale, klein does not."""
-    width, channels = shapes["img_in.weight"]
-    dim = published_head_width(shapes["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX.2")
     return {
-        "patch_size": 1,
-        "in_channels": channels,
-        "out_channels": shapes["final_layer.linear.weight"][0],
-        "num_layers": count(shapes, "double_blocks."),
-        "num_single_layers": count(shapes, "single_blocks."),
-        "attention_head_dim": dim,
-        "num_attention_heads": head_count(width, dim),
-        "joint_attention_dim": shapes["txt_in.weight"][1],
+        **flux_blocks(shapes, "FLUX.2"),
         "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
-        "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+        "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / shapes["img_in.weight"][0],
         "axes_dims_rope": [32, 32, 32, 32],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
     }
