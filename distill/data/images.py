@@ -180,14 +180,19 @@ def _metadata(root: Path, report: Report, present: set[str]) -> Iterator[tuple[s
             report.drop(name, f"has no line in {METADATA}")
 
 
-def parse_row(line: bytes, seen: set[str]) -> tuple[str, str, int | str | None]:
-    """(file name, caption, label) of a line of metadata.jsonl; other keys are left alone."""
+def parse_json(line: bytes) -> Any:
+    """The value of a line of JSON; Unusable for one that is too long or no JSON."""
     if len(line) > LINE_LIMIT:
         raise Unusable("is longer than 1 MiB")
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError):
         raise Unusable("is not JSON") from None
+
+
+def parse_row(line: bytes, seen: set[str]) -> tuple[str, str, int | str | None]:
+    """(file name, caption, label) of a line of metadata.jsonl; other keys are left alone."""
+    row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
         raise Unusable("is not an object with a file_name")
     name, label = PurePosixPath(row["file_name"]).as_posix(), row.get("label")

@@ -8,7 +8,6 @@ the rejected picture of a pair, with one caption.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pydantic import model_validator
 from distill.data.decode import MAX_BYTES, probe
 from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
-from distill.data.images import LINE_LIMIT, clean_caption
+from distill.data.images import clean_caption, parse_json
 from distill.data.order import Order
 from distill.data.pictures import PictureConfig, PictureItem, PictureSource, split_by
 from distill.data.report import Report, Unusable
@@ -105,12 +104,7 @@ class PreferencePairs(PictureSource):
 
 def parse_pair(line: bytes) -> tuple[str, str, str]:
     """(prompt, chosen, rejected) of a line; Unusable says what is wrong with it."""
-    if len(line) > LINE_LIMIT:
-        raise Unusable("is longer than 1 MiB")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise Unusable("is not JSON") from None
+    row = parse_json(line)
     given = [row.get(key) for key in ("prompt", "chosen", "rejected")] if isinstance(row, dict) else []
     texts = [text for text in given if isinstance(text, str)]
     if len(texts) < 3:
