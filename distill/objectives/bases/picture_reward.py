@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.objectives.bases.rewarded import RewardTerm
+from distill.objectives.bases.rewarded import RewardTerm, prompts_of, score_pictures
 from distill.objectives.bases.student import StudentObjective
 from distill.types import Batch
 from gen.rewards import get_reward, reward_info
@@ -25,9 +25,7 @@ class PictureReward:
         self.reward = get_reward(term.type, **term.options)
 
     def __call__(self, x0: Tensor, batch: Batch) -> Tensor:
-        with torch.autocast(x0.device.type, enabled=False):
-            pictures = self.objective.decode(x0.to(torch.promote_types(x0.dtype, torch.float32)))
-            return self.reward((pictures / 2 + 0.5).clamp(0, 1), self.prompts(batch))
+        return score_pictures(self.objective.decode, [(1.0, self.reward)], x0, self.prompts(batch))
 
     def prompts(self, batch: Batch) -> Sequence[str]:
         if batch.captions is None and self.info.reads_prompts:
@@ -35,7 +33,7 @@ class PictureReward:
                 f"The reward {self.info.name!r} judges how well pictures fit their prompts, and the data have none: give data "
                 "with captions, or another reward."
             )
-        return [""] * len(batch) if batch.captions is None else list(batch.captions)
+        return prompts_of(batch)
 
     def judged(self, batch: Batch, device: torch.device) -> Tensor:
         """(B,) bool: the pictures that there is something to say of, which have a prompt or need none."""

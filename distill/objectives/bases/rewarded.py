@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from distill.objectives.bases.policy import PolicyConfig, PolicyObjective
 from distill.types import Batch
 from gen.models.folder import Option
 from gen.nn.registry import Config
-from gen.rewards import get_reward, reward_info
+from gen.rewards import Reward, get_reward, reward_info
 
 
 class RewardTerm(Config):
@@ -51,18 +52,23 @@ class RewardedObjective(PolicyObjective):
         self.teacher.check_draws_pictures("tune by pairs of pictures (diffusion_dpo)")
         self.rewards = [(term.weight, get_reward(term.type, **term.options)) for term in config.rewards]
 
-    def prompts(self, batch: Batch) -> list[str]:
-        """The captions, which rewards judge pictures by; empty ones where there are none."""
-        return [""] * len(batch) if batch.captions is None else list(batch.captions)
-
     def score(self, x0: Tensor, batch: Batch) -> Tensor:
-        """(B,): the reward of clean images x0, as the pictures that would be saved: what lies outside of [0, 1] gains nothing.
-        Differentiable."""
-        with torch.autocast(x0.device.type, enabled=False):
-            pictures, prompts = (
-                (self.decode(x0.to(torch.promote_types(x0.dtype, torch.float32))) / 2 + 0.5).clamp(0, 1),
-                self.prompts(batch),
-            )
-            total = sum(weight * reward(pictures, prompts) for weight, reward in self.rewards)
-        assert isinstance(total, Tensor)
-        return total
+        """(B,): the reward of clean images x0. Differentiable."""
+        return score_pictures(self.decode, self.rewards, x0, prompts_of(batch))
+
+
+def prompts_of(batch: Batch) -> list[str]:
+    """The captions, which rewards judge pictures by; empty ones where there are none."""
+    return [""] * len(batch) if batch.captions is None else list(batch.captions)
+
+
+def score_pictures(
+    decode: Callable[[Tensor], Tensor], rewards: Sequence[tuple[float, Reward]], x0: Tensor, prompts: Sequence[str]
+) -> Tensor:
+    """(B,): the weighted sum of rewards of clean images x0, as the pictures that would be saved: what lies outside of [0, 1]
+    gains nothing. Differentiable. decode: clean images to pictures in [-1, 1]."""
+    with torch.autocast(x0.device.type, enabled=False):
+        pictures = (decode(x0.to(torch.promote_types(x0.dtype, torch.float32))) / 2 + 0.5).clamp(0, 1)
+        total = sum(weight * reward(pictures, prompts) for weight, reward in rewards)
+    assert isinstance(total, Tensor)
+    return total
