@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.optim.optimizer import Muon, Optimizer
-from distill.optim.precision import DTYPES
+from distill.optim.precision import product_dtype
 from distill.parallel.shards import local
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 def rows(trainer: Trainer) -> dict[str, dict[str, int]]:
     """Bytes on one process by network and column. low precision: the copies of the weights that autocast makes in a forward
     pass. Networks beside the roles (autoencoder, text encoder) count as frozen."""
-    dtype = DTYPES.get(trainer.config.precision)
+    dtype = product_dtype(trainer.accelerator.device, trainer.config.precision)
     table = {}
     for name, network in trainer.networks.items():
         trained = name in trainer.roles.optimizers
@@ -44,7 +44,7 @@ def rows(trainer: Trainer) -> dict[str, dict[str, int]]:
         wide = [p for p in parameters if p.ndim > 1 and p.dtype == torch.float32]  # autocast leaves vectors as they are
         table[name] = {
             "weights": _bytes(network.state_dict().values()),
-            "low precision": sum(p.numel() for p in wide) * dtype.itemsize if dtype else 0,
+            "low precision": sum(p.numel() for p in wide) * dtype.itemsize if dtype != torch.float32 else 0,
             "gradients": _bytes(trainer.roles.optimizers[name].gradients) if trained else 0,
             "optimizer": optimizer_bytes(trainer.roles.optimizers[name]) if trained else 0,
             "averages": sum(_bytes(e.network.state_dict().values()) for e in trainer.roles.emas.get(name, {}).values()),

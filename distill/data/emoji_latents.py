@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import trange
 
+from distill.optim.precision import autocast
 from distill.data.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
 from distill.data.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.data.latents import CachedPictures, EmojiPictures
@@ -65,7 +66,7 @@ class EmojiLatents(CachedPictures):
         parts = []
         for start in trange(0, len(variants), config.batch_size, desc="encoding", unit="batch"):
             pictures = self.emoji.render(variants[start : start + config.batch_size])
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(torch.device("cpu")):
                 made = autoencoder.encode(pictures).bfloat16()
             parts.append(check_finite(made, f"the emoji {start} to {start + len(made) - 1}"))
         made = torch.cat(parts).unflatten(0, (len(self.emoji), config.variants)).contiguous()

@@ -22,6 +22,7 @@ from distill.networks.controlled import ControlledNetwork, follows, thickened
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import sample_by, unit_noise
 from distill.objectives.bases.teacher import Teacher, TeacherConfig
+from distill.optim.precision import autocast
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label, pictures_of
 from gen.io.weights import write_bytes
 from gen.models.components import save_component
@@ -158,7 +159,7 @@ class ControlObjective(Objective):
         draws = Draws(seed, index, "preview")
         condition = self.condition(batch, draws, like.device)
         denoiser = self.teacher.denoiser(models["control"], self.teacher.dtype)
-        with torch.autocast(like.device.type, torch.bfloat16):
+        with autocast(like.device):
             x0 = sample_by(denoiser, self.teacher.model.defaults, unit_noise(range(seed, seed + len(index)), like), condition)
             drawn = self.teacher.decode(x0).float().clamp(-1, 1)
         images = torch.cat([pictures_of(batch), self.shown(pictures_of(batch), draws)[0] * 2 - 1, drawn])

@@ -23,6 +23,7 @@ from distill.losses.levels import TimeConfig, draw_levels, log_density
 from distill.losses.loss_weighting import Weighting, bounded_level, factor_on_x0
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import sample_by
+from distill.optim.precision import autocast
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, encoded, knows_no_label
 from gen.models.components import load_component
 from gen.models.folder import Defaults, ModelConfig, PathConfig, RectifiedFlowPath, learns_variance, write_model
@@ -204,7 +205,7 @@ class DiffusionObjective(Objective):
             condition = self.condition(self.known_inputs(batch), like.device).map(lambda v: v[:16])
         count = len(config.prompts) if self.text_encoder is not None else min(16, len(batch))
         noise = normal(range(seed, seed + count), like.shape[1:], device=like.device)
-        with torch.autocast(like.device.type, torch.bfloat16):
+        with autocast(like.device):
             steps = config.num_inference_steps or self.config.defaults.num_inference_steps
             images = self.render(self.draw(network, noise, condition, steps))
         return images, config.prompts if self.text_encoder is not None else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
+from distill.optim.precision import product_dtype
 from distill.parallel.shards import full, is_sharded, local, shard_like
 
 
@@ -33,9 +34,10 @@ class Muon(torch.optim.Muon):
     nine is twice as fast on a CPU, and one launch on a GPU. Same updates to bfloat16 rounding, same state.
 
     dtype: of the orthogonalisation. In bfloat16, gradients that differ in their last bit, as those of one process and of two
-    do, can round apart, and an update changes by up to a hundredth of its size."""
+    do, can round apart, and an update changes by up to a hundredth of its size. None: bfloat16, or float32 on a CPU that does
+    not multiply bfloat16."""
 
-    dtype = torch.bfloat16
+    dtype: torch.dtype | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -52,7 +54,8 @@ class Muon(torch.optim.Muon):
                 wanted = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
                 # a shard of a matrix has another SVD, so every process orthogonalises whole ones
                 whole = torch.stack([full(w) for w in wanted])
-                update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], self.dtype)
+                dtype = self.dtype or product_dtype(whole.device, "bf16")
+                update = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], dtype)
                 # match_rms_adamw scales Muon's update to AdamW's typical size (arXiv 2502.16982), so rates transfer.
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 updates = [shard_like(u, p) for u, p in zip(update.to(parameters[0].dtype), parameters, strict=True)]

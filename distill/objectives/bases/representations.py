@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.networks.discriminator import PooledHeads, block_features
 from distill.networks.features import FEATURES, in_range, open_named
+from distill.optim.precision import autocast
 from samplers.denoiser import Condition
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Representations:
 
     def __call__(self, x0: Tensor, condition: Condition, noise: Tensor) -> dict[str, Tensor]:
         """The data's and the student's alike in bfloat16 arithmetic, whatever the run's."""
-        with torch.autocast(x0.device.type, torch.bfloat16):
+        with autocast(x0.device):
             images = in_range(self.objective.decode(x0)) if self.of_pictures else x0
             found = {name: represent(images).float() for name, represent in self.of_pictures.items()}
             return {name: found[name] if name in found else self.tokens(x0, condition, noise).float() for name in self.names}

@@ -29,6 +29,7 @@ from distill.objectives.bases.student_export import export_student
 from distill.objectives.bases.student_network import make_student
 from distill.objectives.bases.student_sampling import sample_as_exported, sample_as_teacher, unit_noise
 from distill.objectives.bases.teacher import Scale, Teacher, predict_guided
+from distill.optim.precision import autocast
 from distill.parallel.shards import unwrap
 from distill.types import Batch, Draws, Preview, Role, drop_labels, knows_no_label
 from gen.models.folder import Defaults
@@ -209,7 +210,7 @@ class StudentObjective(Objective):
         else:
             condition = self.condition(batch, like.device).map(lambda v: v[:count])
         seeds = range(seed, seed + count)
-        with torch.autocast(like.device.type, torch.bfloat16):
+        with autocast(like.device):
             images = self.render(self.draw(models["student"], unit_noise(seeds, like), condition, seeds))
         return images, prompts if reads_text else None
 
