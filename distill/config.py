@@ -182,9 +182,8 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
     roles: dict[str, RoleConfig] = Field(default_factory=dict)  # by the objective's role names
-    precision: Literal["bf16", "fp32", "fp16"] = (
-        "bf16"  # weights are float32. bf16 is float32 on a CPU without bfloat16 products; fp16 scales the loss, and is for CUDA
-    )
+    # weights are float32; bf16 stands for fp32 on a CPU without bfloat16 products; fp16 scales the loss, and is for CUDA
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skips: int = Field(default=10, gt=0)  # updates skipped in a row before a run with on_nonfinite: skip stops too
     device: Literal["auto", "cpu", "cuda"] = "auto"

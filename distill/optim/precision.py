@@ -4,7 +4,7 @@ Float16 gradients below 6e-8 vanish, so the loss is multiplied by a large power 
 scale halves whenever a gradient overflows, and that update is left out; it doubles after 2000 updates without overflow
 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
 
-A CPU that does not multiply bfloat16 emulates it, some 60 times slower than float32; there bf16 stands for float32.
+A CPU that does not multiply bfloat16 emulates it, many times slower than float32; there bf16 stands for float32.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def test_counted_bytes_are_those_that_are_there(tmp_path, type):
     assert row["optimizer"] == sum(value.nbytes for value in state.values())
 
 
-def test_frozen_roles_and_other_networks_hold_weights_alone(tmp_path):
+def test_frozen_roles_and_other_networks_hold_weights_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.optim.precision.fast_bfloat16", lambda device: True)
     trainer = duel_trainer(tmp_path, precision="bf16")
     trainer.objective.encoder = nn.Linear(10, 10)
     rows = memory.rows(trainer)

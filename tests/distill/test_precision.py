@@ -10,7 +10,7 @@ from torch import nn
 
 from distill.config import ConfigError, OptimizerConfig, ScheduleConfig, TrainConfig, parse_config
 from distill.optim.optimizer import Muon, Optimizer
-from distill.optim.precision import LossScaler, autocast
+from distill.optim.precision import LossScaler, autocast, product_dtype
 from distill.optim.schedule import lr_factor
 from distill.run_folder import TrainingError
 from tests.distill.toy import BASE, toy_trainer
@@ -55,9 +55,25 @@ def test_a_scale_that_never_fits_is_exhausted():
     assert scaler.exhausted
 
 
+@pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_is_float32_where_a_cpu_emulates_it(monkeypatch, fast, dtype):
+    monkeypatch.setattr("distill.optim.precision.fast_bfloat16", lambda device: fast)
+    cpu = torch.device("cpu")
+    with autocast(cpu, "bf16"):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    with autocast(cpu):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    assert product_dtype(torch.device("cuda"), "bf16") == torch.bfloat16
+    assert product_dtype(cpu, "fp32") == torch.float32
+    made: list[torch.dtype] = []
+    monkeypatch.setattr("distill.optim.optimizer.orthogonalize", lambda m, *settings: made.append(settings[-1]) or m)
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    Muon([weight]).step()
+    assert made == [dtype]
+
+
 def test_formats():
-    with autocast(torch.device("cpu"), "bf16"):
-        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
     with autocast(torch.device("cpu"), "fp16"):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float16
     with autocast(torch.device("cpu"), "fp32"):
