@@ -13,6 +13,7 @@ from distill.networks.features import FEATURES, Features
 from distill.objectives.bases import representations as module
 from distill.objectives.frechet import FrechetConfig, FrechetObjective
 from distill.objectives.latent_consistency import LatentConsistencyConfig, LatentConsistencyObjective
+from distill.optim.precision import autocast
 from distill.types import Draws
 from gen.nn.registry import build
 from tests.distill.cases import AUTOENCODER
@@ -281,7 +282,7 @@ def test_before_the_population_is_known_the_loss_is_consistency_alone(monkeypatc
 def test_the_datas_features_are_those_of_decoded_latents(monkeypatch):
     found = objective(monkeypatch, reference=40)
     batch = Source().batch(range(40))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(torch.device("cpu")):
         features = small(None).function(found.decode(found.clean(batch)).clamp(-1.2, 1.2)).double()
     torch.testing.assert_close(found.of["evaluator"].center, features.mean(0), atol=1e-2, rtol=1e-2)
 

@@ -21,6 +21,7 @@ from distill.data.emoji.archive import DrawingRecord, write_archive
 from distill.data.emoji.data import EmojiConfig
 from distill.data.emoji_latents import EmojiLatents, EmojiLatentsConfig
 from distill.objectives import make_objective
+from distill.optim.precision import autocast
 from distill.train import main
 from distill.types import Batch
 from gen.generator import Generator
@@ -176,7 +177,7 @@ def test_previews_are_drawn_by_what_the_export_records(workspace):
     assert prompts == ("a red heart",)
     noise, condition = normal([3], (4, 8, 8)), objective.condition(batch, torch.device("cpu"))
     levels = get_grid("beta", objective.path, 5)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(torch.device("cpu")):
         guided = ClassifierFree(objective.denoiser(network), 2.5)
         expected = objective.render(sample(guided, get_solver("heun"), noise * levels[0].sigma, levels, condition))
     assert torch.equal(pictures, expected)
