@@ -105,12 +105,14 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "control": ("distill.objectives.control", "ControlConfig", "ControlObjective"),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
+    "transparent": ("distill.objectives.transparent", "TransparentConfig", "TransparentObjective"),
     "evaluator": ("distill.objectives.evaluator", "EvaluatorObjectiveConfig", "EvaluatorObjective"),
 }
 
 SOURCES: dict[str, tuple[str, str, str]] = {
     "emoji": ("distill.data.emoji.data", "EmojiConfig", "EmojiData"),
     "emoji_latents": ("distill.data.emoji_latents", "EmojiLatentsConfig", "EmojiLatents"),
+    "layered": ("distill.data.layered", "LayeredConfig", "LayeredDrawings"),
     "images": ("distill.data.images", "ImagesConfig", "ImageFolder"),
     "webdataset": ("distill.data.webdataset", "WebDatasetConfig", "WebDataset"),
     "huggingface": ("distill.data.huggingface", "HuggingFaceConfig", "HuggingFace"),

@@ -37,6 +37,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "qwen_image": ("gen.nn.backbones.qwen_image", "QwenImageConfig", "QwenImageTransformer"),
     "z_image": ("gen.nn.backbones.z_image", "ZImageConfig", "ZImageTransformer"),
     "autoencoder": ("gen.nn.autoencoder", "AutoencoderConfig", "Autoencoder"),
+    "transparency": ("gen.nn.transparency", "TransparencyConfig", "Transparency"),
     "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),
 }

@@ -67,6 +67,17 @@ CASES: dict[str, dict[str, Any]] = {
         {**AUTOENCODER, "channels": 2},
         "pictures",
     ),
+    "transparent": case(
+        {
+            "type": "transparent",
+            "teacher": {"model": "DECODED", "guidance_scale": [1.0, 3.0]},
+            "direct": 0.3,
+            "predicted": 0.4,
+            "small_steps": 1,
+        },
+        {"type": "transparency", "widths": [8, 8], "blocks": [1, 1], "latent_channels": 2, "factor": 4, "refine_width": 4},
+        "layered",
+    ),
     "text": case(
         {"type": "text", "teacher": "TEXT", "layers": [0]},
         {"type": "text_encoder", "vocab_size": 16, "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "max_tokens": 8},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ class Pictures:
         return Batch(index=index, images=torch.stack(rows), captions=[f"a red {word}" for word in words], labels=index % 3)
 
 
+class Layered(Pictures):
+    """The same with layers: a square of each picture upon another one."""
+
+    def batch(self, counters) -> Batch:
+        plain = super().batch(counters)
+        alpha = torch.zeros(len(plain), 1, 16, 16)
+        alpha[..., 4:12, 5:11] = 0.75
+        colour, background = (plain.images + 1) / 2, (plain.images.flip(0) + 1) / 2
+        layer = torch.cat([colour * alpha, alpha], 1)
+        images = (colour * alpha + (1 - alpha) * background) * 2 - 1
+        return replace(plain, images=images, extra={"foreground": layer, "background": background})
+
+
 def make_places(folder) -> dict[str, str]:
     """What cases call by these names, as files."""
     teacher = tiny_teacher()
@@ -61,7 +75,7 @@ def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Train
     config = TrainConfig(**{**json.loads(text), "output": output, "max_steps": max_steps})
     torch.manual_seed(0)
     network = build(config.network).train().requires_grad_(True)
-    source = {"labels": Source, "pictures": Pictures}[config.data["type"]]()
+    source = {"labels": Source, "pictures": Pictures, "layered": Layered}[config.data["type"]]()
     held_out = None if config.validation is None else type(source)()
     return Trainer(config, make_objective(config.objective, network, source), source, held_out)
 
@@ -70,7 +84,8 @@ def test_there_is_a_case_for_every_objective():
     assert set(CASES) == set(OBJECTIVES)
 
 
-WITHOUT_BLOCKS = ("autoencoder", "decoder", "text", "evaluator", "classifier", "collaborate")  # nothing to compute again
+# nothing to compute again
+WITHOUT_BLOCKS = ("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "collaborate")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -226,9 +226,9 @@ class EmojiData:
         return out
 
     def _render_into(self, out: Tensor, variants: Sequence[Variant]) -> None:
-        rgba = self._drawings(variants)
+        rgba = self.draw(variants)
         rgb, alpha = rgba[:, :3], rgba[:, 3:]
-        out.copy_(composite(rgb, alpha, self._backgrounds([v.background for v in variants]))).mul_(2).sub_(1)
+        out.copy_(composite(rgb, alpha, self.backgrounds([v.background for v in variants]))).mul_(2).sub_(1)
 
     def caption(self, variant: Variant, counter: int) -> str:
         """What sample `counter` calls a variant; empty with probability `drop_caption`."""
@@ -301,7 +301,7 @@ class EmojiData:
         look = f", {self.records[things[0].index].style} style" if rng.random() < self.config.style else ""
         return scene, scene_caption(scene, nouns, say_background(scene.background, rng), look, rng)
 
-    def _drawings(self, things: Sequence[Placed | Variant]) -> Tensor:
+    def draw(self, things: Sequence[Placed | Variant]) -> Tensor:
         """The drawings of things, in their colours: (M, 4, size, size) in [0, 1]."""
         index = torch.tensor([thing.index for thing in things])
         rgba = self.pictures[index].float().div_(255)
@@ -317,11 +317,11 @@ class EmojiData:
         parts = []
         for start in range(0, len(scenes), _CHUNK):
             chunk = scenes[start : start + _CHUNK]
-            parts.append(draw_scenes(chunk, self._drawings, self._backgrounds([s.background for s in chunk]), size))
+            parts.append(draw_scenes(chunk, self.draw, self.backgrounds([s.background for s in chunk]), size))
         return torch.cat(parts).clamp_(0, 1).mul_(2).sub_(1)
 
     @staticmethod
-    def _backgrounds(names: Sequence[str | None]) -> Tensor:
+    def backgrounds(names: Sequence[str | None]) -> Tensor:
         """(B, 3) in [0, 1]; None is white."""
         colours = [BACKGROUNDS[name] if name else (255, 255, 255) for name in names]
         return torch.tensor(colours).float().div_(255)
