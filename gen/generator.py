@@ -201,6 +201,8 @@ class Generator(Model):
             so much of the schedule is done (0.8), as SDXL's refiner.
         variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
             that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
+        transparent: the thing alone, with alpha: pictures have four channels ("RGBA"); transparency: folder of the network that
+            finds the opacity, the shipped one if None (docs/layers.md).
         batch_size: pictures per network call; halved by itself when memory runs out.
         batch_invariant: no bit of a picture depends on the batch size (docs/recipes.md); None: as the Generator was made, else
             on a CPU.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gen.batch.columns import Columns
@@ -28,6 +28,7 @@ from gen.io.validators import (
     check_text,
 )
 from gen.models.control_names import NAMED
+from gen.pipeline.exif import check_alpha
 from samplers.lookup import nearest
 from samplers.registry import grid_info, parse_sampler, solver_info
 
@@ -143,6 +144,7 @@ class RowReader:
         if self.model == "fast" and (other := beyond_student(call.arguments)) not in (None, "negative_prompt"):
             raise ValueError(f"the fast model was not made for its {other}; give --no-fast, or another --model")
         name = self.name.fill(index, line, changed["seed"], str(call.arguments.get("prompt", "")), extra)
+        check_alpha(PurePosixPath(name).suffix, call.arguments.get("transparent"))
         return PictureJob(index, line, call, name, extra)
 
     def call_of(self, row: Mapping[str, Any]) -> tuple[Call, dict[str, Any]]:

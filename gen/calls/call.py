@@ -126,6 +126,8 @@ class Call:
             missing += ["the sizes that its model was told"] * bool(recipe.encoding.size_ids)
         if recipe.variation is not None:
             arguments |= {"variation_seed": recipe.variation.seed, "variation_strength": recipe.variation.strength}
+        if recipe.transparent is not None:
+            arguments["transparent"] = True
         if recipe.hires is not None:
             record = recipe.hires
             arguments |= {"hires": record.scale, **{f"hires_{name}": getattr(record, name) for name in _HIRES}}
@@ -153,7 +155,7 @@ _SAME = (
 )
 _READING = ("clip_skip", "max_sequence_length")
 _HIRES = ("strength", "steps", "upscaler", "window")
-_READ = (*_SAME, "guide", "encoding", "variation", "hires")  # of the fields of tasks
+_READ = (*_SAME, "guide", "encoding", "variation", "hires", "transparent")  # of the fields of tasks
 _MISSING = {  # fields of recipes that know pictures by their sha256 alone, or belong to methods of their own
     "start": "the picture it began with",
     "control": "the pictures it followed",

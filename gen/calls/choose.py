@@ -11,7 +11,7 @@ NAG = "nag"  # guidance that needs no evaluation without a prompt, and gives it 
 TAKES = (
     *("prompt", "num_images_per_prompt", "seed", "seeds", "height", "width"),
     *("batch_size", "batch_invariant", "prompt_syntax", "noise_kind"),
-    *("variation_seed", "variation_strength"),
+    *("variation_seed", "variation_strength", "transparent", "transparency"),
 )
 KEPT = ("quantize", "offload", "vae_tile", "attention_backend", "compile", "cuda_graphs")  # how its parts are kept, and where
 

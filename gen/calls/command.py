@@ -41,6 +41,7 @@ _VALUES = {
     "hires_window": "--hires-window",
     "refiner": "--refiner",
     "refiner_at": "--refiner-at",
+    "transparency": "--transparency",
     "variation_seed": "--variation-seed",
     "variation_strength": "--variation-strength",
     "clip_skip": "--clip-skip",
@@ -93,6 +94,7 @@ OPTIONS = {
     **_OPTIONS,
     **{name: f"--{option}" for name, option in _YES_NO.items()},
     "seeds": "--seed",
+    "transparent": "--transparent",
     "ip_adapter_image": "--image-prompt",
     "ip_adapter_scale": "--image-prompt",
     "ip_adapter_mask": "--image-prompt-mask",
@@ -192,6 +194,8 @@ def _words(method: str, name: str, value: Any) -> list[str]:
         return [f"--training-free-option={_TWEAKS[name]}.{pair}" for pair in _pairs(name, value)]
     if name in _YES_NO and method == "image":
         return [f"--{'' if value else 'no-'}{_YES_NO[name]}"]
+    if name == "transparent" and method == "image":
+        return ["--transparent"] * bool(value)
     if name == "regions":
         return [f"--region={adapter}={file}" for adapter, file in value.items()]
     if method == "restore" and name == "task":

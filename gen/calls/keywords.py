@@ -31,7 +31,8 @@ PICTURES = (
     *("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask", "ip_adapter_image"),
     "ip_adapter_mask",
 )
-FOLDERS = ("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder")  # or files that are no pictures
+# or files that are no pictures
+FOLDERS = ("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder", "transparency")
 MAPPED = ("regions",)
 WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files
 TENSORS = ("ip_adapter_image_embeds",)  # no plain data

@@ -76,6 +76,9 @@ def run(
     """
     target, sheet = OutputTarget.of(output, format, quality), None if grid is None else check_png(grid)
     labels, pictures = len(set(asked.prompts)), asked.count * len(steps)
+    from gen.pipeline.exif import check_alpha
+
+    check_alpha(target.suffix, tasks.get("transparent"))
     place = Saving(target, metadata, sheet, preview_kind(show), labels > 1, len(steps) > 1, pictures > 1)
 
     from gen.generator import Generator

@@ -20,7 +20,9 @@ def sixel(image: Image) -> str:
     import numpy as np
     from PIL.Image import Quantize
 
-    small = image.convert("RGB").quantize(COLOURS, method=Quantize.MEDIANCUT)
+    from gen.io.images import flat
+
+    small = flat(image).quantize(COLOURS, method=Quantize.MEDIANCUT)
     indices, palette = np.asarray(small), np.array(small.getpalette()).reshape(-1, 3)
     used = np.unique(indices)
     registers = "".join(f"#{i};2;{';'.join(str(round(value * 100 / 255)) for value in palette[i])}" for i in used)

@@ -116,8 +116,10 @@ def blocks(image: Image, columns: int, true_colour: bool = True) -> str:
     """Two pixels in each character, the upper half block in front of its background."""
     from PIL.Image import Resampling
 
+    from gen.io.images import flat
+
     width, height = _block_size(image, columns)
-    small = image.convert("RGB").resize((width, height), Resampling.LANCZOS)
+    small = flat(image).resize((width, height), Resampling.LANCZOS)
     lines = []
     for y in range(0, height, 2):
         cells = []

@@ -55,6 +55,7 @@ class Model:
     preview_decoder: a tiny decoder (`gen.models.bridge.tiny`), which decodes pictures too where `decoder` is "tiny".
     quantize: how the denoiser's linear layers were quantised on opening.
     refiners: models that finish its pictures, by where they are from (`gen.tasks.refiner`).
+    transparencies: networks that make its pictures transparent, by folder (`gen.models.transparency`).
     offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
 
@@ -101,6 +102,7 @@ class Model:
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
         self.refiners: dict[str, Model] = {}
+        self.transparencies: dict[str, Any] = {}
         self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)

@@ -33,6 +33,14 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="w"?>"""
 
 
+def check_alpha(suffix: str, transparent: object) -> None:
+    """RecipeError where a picture is transparent and files that end in `suffix` cannot be."""
+    if transparent and FORMATS.get(suffix.lower()) == "JPEG":
+        raise RecipeError(
+            "A JPEG has no alpha, and the picture is transparent; save it as .png, .webp or .avif, or leave transparent out."
+        )
+
+
 def encoded(
     image: Image.Image, suffix: str, recipe: Recipe | None, quality: int | None = None, place: str | None = None
 ) -> bytes:
@@ -41,8 +49,10 @@ def encoded(
     suffix: of the file's name, one of FORMATS.
     quality: 1 to 100, 90 if None; at 100 WebP keeps every pixel.
     place: JSON that says which picture of a batch it is.
-    Raises RecipeError for a recipe that is too long for a JPEG, and where Pillow was built without the format.
+    Raises RecipeError for a recipe that is too long for a JPEG, for a transparent picture as one, and where Pillow was built
+    without the format.
     """
+    check_alpha(suffix, image.has_transparency_data)
     kind, quality = FORMATS[suffix.lower()], QUALITY if quality is None else quality
     options: dict[str, Any] = {"quality": quality}
     if kind == "WEBP":

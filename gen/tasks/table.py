@@ -69,6 +69,7 @@ TASKS: dict[str, TaskRow] = {
     "encoding": TaskRow.in_folder("gen.tasks.text_encoding", "TextEncoding"),
     "pipeline": TaskRow.in_folder("gen.tasks.whole_pipeline", "WholePipeline"),
     "image": TaskRow.in_folder("gen.tasks.edit", "Edit"),
+    "transparent": TaskRow.in_folder("gen.tasks.transparent", "Transparent"),
 }
 
 

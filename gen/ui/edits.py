@@ -28,7 +28,7 @@ CIRCULAR = {"": "no", "horizontal": "left to right", "vertical": "top to bottom"
 SIDES = ("left", "right", "top", "bottom")
 _OF_DRAWING = (  # not taken over
     *("image", "strength", "mask", "width", "height", "layout", "prompt", "negative_prompt", "variation_seed"),
-    *("variation_strength", "hires", "hires_strength", "hires_steps", "hires_upscaler", "hires_window"),
+    *("variation_strength", "hires", "hires_strength", "hires_steps", "hires_upscaler", "hires_window", "transparent"),
 )
 
 

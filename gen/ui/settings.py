@@ -71,6 +71,7 @@ class DrawSettings:
     hires_window: int | None = None
     variation_seed: int | None = None
     variation_strength: float | None = None
+    transparent: bool = False
     more: dict[str, Any] = field(default_factory=dict)  # keywords of a call that was loaded and that have no field
 
     def to_call(self, catalogue: Catalogue | None = None) -> Call:
@@ -95,6 +96,10 @@ class DrawSettings:
         if self.image:
             arguments |= {"image": self.image, "strength": self.number_of("strength", 0, 1)}
         arguments |= self._conditions() | self._second_pass()
+        if self.transparent:
+            if self.suffix in (".jpg", ".jpeg"):
+                raise FieldError("transparent", "A JPEG has no alpha; keep pictures as PNG, WebP or AVIF, or turn this off.")
+            arguments["transparent"] = True
         uses = tuple(AdapterUse(file, weight) for file, weight in self.adapters.items())
         if len(uses) > 1 and self.composition:
             arguments["composition"] = self.composition
@@ -231,6 +236,7 @@ FIELDS = {  # keyword of a call -> field
             *("width", "height", "seed", "sampler", "schedule", "composition", "guide", "guide_method", "guide_strength"),
             *("image", "strength", "control", "controlnet", "control_weight", "ip_adapter", "variation_seed"),
             *("variation_strength", "hires", "hires_strength", "hires_steps", "hires_upscaler", "hires_window"),
+            "transparent",
         )
     },
 }

@@ -19,6 +19,7 @@ from gen.calls.kinds import KINDS, check_kinds, shown
 from gen.calls.run import python_arguments
 from gen.io.validators import SEED_END, check_float, check_int
 from gen.models.control_names import NAMED
+from gen.pipeline.exif import check_alpha
 from gen.pipeline.work import option_repeats
 from gen.serve.front import EngineFront
 from gen.serve.http.errors import BadRequest
@@ -73,6 +74,7 @@ class Intake:
         check_texts_can_be_written(given)
         check_kinds(given)
         given = dict(Call(given, asked.method).arguments)
+        check_alpha(f".{asked.format.ending}", given.get("transparent"))
         _check_names(given)
         if (needs := NEEDED.get(asked.method)) is not None and needs not in (*given, *asked.pictures):
             raise BadRequest(f"{needs} is missing; a request of {asked.method} has one.", needs)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STRENGTH, IN_WINDOWS = 0.5, 0.3  # windows that see a part invent things where more is made anew
 UPSCALERS = ("picture", "latent")
-BESIDE = ("hires", "variation", "encoding")  # tasks that both passes have
+BESIDE = ("hires", "variation", "encoding", "transparent")  # tasks that both passes have
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from samplers.path import NoiseLevel
 
 AT = 0.8  # of the schedule, done by the first model
-BESIDE = ("refiner", "encoding", "variation")  # tasks that go with it
-SHARED = ("encoding",)  # tasks that both models have
+BESIDE = ("refiner", "encoding", "variation", "transparent")  # tasks that go with it
+SHARED = ("encoding", "transparent")  # tasks that both models have
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ REFUSED = {
     "ip_adapter": "its own load_ip_adapter loads one; give ip_adapter_image in pipeline_options",
     "layout": "prompts by region need the network alone",
     "guide": "guidance by an energy needs the network's gradients",
+    "transparent": "opacities are found while latents are decoded; give the finished picture to fewstep layers",
+    "transparency": "opacities are found while latents are decoded; give the finished picture to fewstep layers",
     "prompt_syntax": "the pipeline reads its prompts itself",
     "noise_kind": "the pipeline draws its noise itself",
     "lora_dir": "the pipeline reads its prompts itself; load LoRAs with its load_lora_weights",

@@ -31,6 +31,7 @@ def build(page: Page) -> None:
     with ui.element("div").classes("fs-row"):
         suffix = page.own.choice("suffix", "Kept as", KINDS)
         quality = page.own.number("quality", "Quality", "90")
+        page.own.switch("transparent", "Transparent")
 
     def show_usual() -> None:
         usual = page.studio.usual(page.settings.model)

@@ -1,0 +1,1 @@
+"""Pictures with alpha: the thing alone, without what the model draws behind it."""
