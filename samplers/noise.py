@@ -111,3 +111,11 @@ def fork_noise(noise: NoiseSource, *key: int | float | str) -> NoiseSource:
         return noise(replace(s, t=float(fold(0, *key, float(s.t)))), t)
 
     return draw
+
+
+def noise_numbers(noise: NoiseSource, count: int, s: NoiseLevel, t: NoiseLevel, key: str) -> Tensor:
+    """`count` unit normal numbers per image (B, count) for the step from s to t, independent of its noise for x."""
+    parts: list[Tensor] = []
+    while sum(part.shape[1] for part in parts) < count:
+        parts.append(fork_noise(noise, key, len(parts))(s, t).flatten(1))
+    return torch.cat(parts, 1)[:, :count]

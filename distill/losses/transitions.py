@@ -16,6 +16,16 @@ from samplers.path import NoiseLevel, expand
 Noise = Literal["ddim", "flow", "renoise"]
 
 
+def noising(x: Tensor, t: NoiseLevel, s: NoiseLevel) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of the noising process from x at t (cleaner) to s (noisier), on any path."""
+    return expand(s.alpha / t.alpha, x) * x, added_noise(t, s)
+
+
+def added_noise(t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """(B,): sigma_{s|t}, the deviation of the noise that the noising process adds from t (cleaner) to s."""
+    return (s.sigma**2 - (s.alpha / t.alpha * t.sigma) ** 2).clamp(min=0).sqrt()
+
+
 def ddim(x0: Tensor, x: Tensor, s: NoiseLevel, t: NoiseLevel, eta: float) -> tuple[Tensor, Tensor]:
     """(mean, deviation) of a DDIM step with noise; eta 1 is the posterior of DDPM (arXiv 2010.02502, equations 12 and 16)."""
     ratio = s.alpha * t.sigma / (t.alpha * s.sigma)
@@ -59,6 +69,11 @@ def divergence(mean: Tensor, other: Tensor, deviation: Tensor) -> Tensor:
     return (mean - other).square().flatten(1).mean(1) / (2 * deviation.to(mean) ** 2)
 
 
+def sampled(mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
+    """A sample, differentiable in the mean: x at t."""
+    return torch.add(mean, expand(deviation, mean) * noise)
+
+
 def drawn(mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
     """A sample, without a gradient: x at t."""
-    return torch.add(mean, expand(deviation, mean) * noise).detach()
+    return sampled(mean, deviation, noise).detach()

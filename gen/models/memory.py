@@ -25,6 +25,7 @@ from gen.models.folder import Opened
 from gen.models.offload import KINDS
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model
+from gen.nn.backbones.blocks import ExtraScalars
 from gen.nn.backbones.fused import packed_bytes
 from gen.nn.initialisation import sizes_only
 from gen.nn.quantized import QuantizedWeight, stored_bytes
@@ -123,7 +124,8 @@ def plan(
     rows = batch * (2 if (scale not in (0.0, 1.0) and not embedded if guided is None else guided) else 1)
     condition = _condition(opened, rows)
     if scalars := getattr(network.config, "scalars", ()):  # a distilled network is told its guidance, or where a step ends
-        condition = replace(condition, extra={**condition.extra, **{one: torch.ones(rows) for one in scalars}})
+        told = {one: torch.ones(ExtraScalars.shape(one, rows)) for one in scalars}
+        condition = replace(condition, extra={**condition.extra, **told})
     decoder: Any = opened.parts.get("autoencoder")
     factor = 1 if decoder is None else decoder.factor
     latents = (network.config.channels, height // factor, width // factor)

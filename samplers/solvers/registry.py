@@ -173,7 +173,7 @@ SOLVERS: dict[str, SolverInfo] = {
             1,
             stochastic=True,
             grid="trailing",
-            options=("variance", "s_noise"),
+            options=("variance", "s_noise", "latent"),
         ),
         SolverInfo(
             "er_sde",

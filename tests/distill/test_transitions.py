@@ -48,6 +48,21 @@ def test_ddim_with_noise_keeps_the_marginal_and_at_eta_1_is_the_posterior(path):
     torch.testing.assert_close(mean, variance * (t.alpha * x0 / t.sigma**2 + ratio * x / added), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("noisier", [0.7, 1.0])
+def test_noising_and_the_posterior_are_one_joint_distribution(path, noisier):
+    """Both ways to write p(x_s, x_t | x0): their log-probabilities are the same at any point."""
+    s, t = level(path, noisier), level(path, 0.3)
+    x0, x_t, x_s = (numbers(1, 2, seed=seed) for seed in range(3))
+
+    def log_p(x, mean, deviation):
+        return torch.distributions.Normal(mean, deviation).log_prob(x)
+
+    forwards = log_p(x_t, t.alpha * x0, t.sigma) + log_p(x_s, *transitions.noising(x_t, t, s))
+    backwards = log_p(x_s, s.alpha * x0, s.sigma) + log_p(x_t, *transitions.ddim(x0, x_s, s, t, 1.0))
+    torch.testing.assert_close(forwards, backwards, rtol=1e-9, atol=1e-9)
+
+
 def test_a_step_of_the_flow_is_the_published_one():
     path = RectifiedFlow()
     s, t, x, velocity = level(path, 0.8), level(path, 0.6), numbers(1, 4), numbers(1, 4, seed=1)

@@ -1,6 +1,7 @@
 """DDPM ancestral sampling against diffusers, its learned variance, and the marginals it keeps."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from samplers import (
     sample,
 )
 from samplers.analytic import Gaussian, Mixture
+from samplers.noise import seeded_noise
 from samplers.solvers.ddpm import DDPM, VARIANCES
 from tests.samplers.references import Replay
 
@@ -145,3 +147,47 @@ def test_s_noise_and_errors(start):
     with pytest.raises(ValueError, match="s_noise"):
         DDPM(s_noise=-1.0)
     assert get_solver("ddpm", variance="learned_range") == DDPM("learned_range")
+
+
+class Told:
+    """An exact denoiser that keeps the noise that it is handed beside x."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.path, self.kept = denoiser, denoiser.path, []
+
+    def __call__(self, x, level, condition, context):
+        self.kept.append(condition.extra["latent"])
+        return self.denoiser(x, level, condition, context)
+
+
+def test_a_network_that_draws_is_handed_noise_of_its_own_at_every_step():
+    seeds, path = list(range(200)), RectifiedFlow()
+    x = torch.zeros(200, 1, 2, 2)
+    noise = seeded_noise(seeds, x)
+    levels = get_grid("uniform", path, 3)
+    told = Told(Gaussian(path, torch.zeros(1, 2, 2), torch.ones(1, 2, 2)))
+    sample(told, get_solver("ddpm", latent=10), x, levels, Condition(), noise=noise)
+    found = torch.stack(told.kept)
+    assert found.shape == (3, 200, 10)
+    assert abs(found.mean()) < 0.05 and abs(found.std() - 1) < 0.05
+    rows = torch.cat([found.flatten(0, 1)[:, :4], torch.cat([noise(*pair).flatten(1) for pair in pairwise(levels)])], 1)
+    assert (torch.corrcoef(rows.T) - torch.eye(8)).abs().max() < 0.15  # of one another, and of the noise of x
+    assert (torch.corrcoef(found[:, :, 0]) - torch.eye(3)).abs().max() < 0.25  # of other steps
+    alone = Told(told.denoiser)
+    sample(alone, get_solver("ddpm", latent=10), x[7:8], levels, Condition(), noise=seeded_noise([7], x[7:8]))
+    assert torch.equal(torch.stack(alone.kept)[:, 0], found[:, 7])  # whatever its batch
+
+
+def test_noise_for_the_network_changes_nothing_of_one_that_does_not_read_it():
+    x, path = torch.ones(2, 1, 2, 2), RectifiedFlow()
+    denoiser, levels = Gaussian(path, torch.zeros(1, 2, 2), torch.ones(1, 2, 2)), get_grid("uniform", path, 3)
+    plain, told = (
+        sample(denoiser, get_solver("ddpm", latent=n), x, levels, Condition(), noise=seeded_noise([1, 2], x)) for n in (0, 5)
+    )
+    assert torch.equal(plain, told)
+
+
+@pytest.mark.parametrize("latent", [-1, 1.5, True, 10**9])
+def test_how_many_numbers_are_handed_over_is_checked(latent):
+    with pytest.raises(ValueError, match=r"how many numbers the network receives, 0 \(none\) to 4096"):
+        DDPM(latent=latent)
