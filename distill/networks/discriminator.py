@@ -189,14 +189,40 @@ def start_weights(heads: nn.Module) -> None:
                     module.bias.zero_()
 
 
+def prompt_vector(condition: Condition) -> Tensor | None:
+    """What a prompt says as a whole, (B, P) of length sqrt(P): the vector that comes with its tokens, or their mean; None where
+    there is none."""
+    if condition.pooled is not None:
+        mean = condition.pooled.float()
+    elif condition.tokens is None:
+        return None
+    else:
+        tokens = condition.tokens
+        weight = torch.ones_like(tokens[..., :1]) if condition.mask is None else condition.mask.to(tokens)[..., None]
+        mean = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+    return F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """mean relu(1 - D(real)) + mean relu(1 + D(fake))."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def loss_with_logs(config: AdversarialLossConfig, on_real: Tensor, on_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss, the hinge or the relativistic one, and the mean logits of each to log."""
-    loss = relativistic(on_real, on_fake).mean() if config.relativistic else hinge_discriminator(on_real, on_fake)
+def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(-D(real)) + mean softplus(D(fake)): of the original GAN, arXiv 1406.2661, equation 1."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def non_saturating(logits: Tensor) -> Tensor:
+    """mean softplus(-D(fake)): the student's loss beside the logistic one, arXiv 1406.2661, section 3."""
+    return F.softplus(-logits).mean()
+
+
+def loss_with_logs(
+    config: AdversarialLossConfig, on_real: Tensor, on_fake: Tensor, own: TellingApart = hinge_discriminator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's loss, its method's own or the relativistic one, and the mean logits of each to log."""
+    loss = relativistic(on_real, on_fake).mean() if config.relativistic else own(on_real, on_fake)
     return loss, {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 
 
@@ -209,10 +235,16 @@ class Noised(NamedTuple):
 
 See = Callable[[Noised], Sequence[Tensor]]  # the features of samples, differentiable in them
 Fooling = Callable[[Tensor], Tensor]  # logits (B, N) of drawn samples -> a student's loss
+TellingApart = Callable[[Tensor, Tensor], Tensor]  # logits of data and of drawn samples -> a discriminator's loss
 
 
 def tell_apart(
-    config: AdversarialLossConfig, heads: nn.Module, see: See, real: Noised, fake: Noised
+    config: AdversarialLossConfig,
+    heads: Callable[..., Any],
+    see: See,
+    real: Noised,
+    fake: Noised,
+    own: TellingApart = hinge_discriminator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of heads, judging both in one call, with the penalties on their gradient at the noised samples, and what is
     logged. With weights for these the network that sees must have been through `allow_second_gradients`."""
@@ -221,7 +253,7 @@ def tell_apart(
     with torch.set_grad_enabled(penalised):
         features = [see(part) for part in judged]
     logits = heads([torch.cat(pair) for pair in zip(*features, strict=True)])
-    total, logged = loss_with_logs(config, *logits.chunk(2))
+    total, logged = loss_with_logs(config, *logits.chunk(2), own)
     if penalised:
         squared = [squared_gradients(half.mean(1), [part.x]) for half, part in zip(logits.chunk(2), judged, strict=True)]
         penalty, more = weighted_penalties(config, *squared)

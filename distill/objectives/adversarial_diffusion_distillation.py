@@ -17,18 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses import distances as losses
 from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
-from distill.networks.discriminator import loss_with_logs, start_weights
+from distill.networks.discriminator import loss_with_logs, prompt_vector, start_weights
 from distill.networks.feature_maps import load_feature_maps
 from distill.objectives.bases.student_rollout import RolloutConfig, RolloutObjective, twofold
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
-from samplers.denoiser import Condition
 
 
 class AdversarialDiffusionConfig(RolloutConfig, AdversarialLossConfig):
@@ -86,7 +84,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
         super().__init__(config, network, source, teacher)
         self.maps = load_feature_maps(config.features)
         self.teacher.check_draws_pictures("adversarial_consistency")
-        prompt = self.prompt(self.teacher.empty_condition())
+        prompt = prompt_vector(self.teacher.empty_condition())
         # a student that starts from pure noise, or from what it drew itself, was told nothing of the data's picture
         self.shows_picture = config.inputs == "data" and config.steps > 1 and config.noisiest_share < 1
         picture = self.maps.embedding if self.shows_picture else 0
@@ -98,20 +96,6 @@ class AdversarialDiffusionObjective(RolloutObjective):
     def features(self, x0: Tensor) -> list[Tensor]:
         """Feature maps of the pictures of x0 (B, C, h, w), differentiable in it."""
         return self.maps.see(self.decode(x0))
-
-    @staticmethod
-    def prompt(condition: Condition) -> Tensor | None:
-        """What a prompt says as a whole (B, P): the vector that comes with its tokens, or their mean; None where there is
-        none."""
-        if condition.pooled is not None:
-            mean = condition.pooled.float()
-        elif condition.tokens is None:
-            return None
-        else:
-            tokens = condition.tokens
-            weight = torch.ones_like(tokens[..., :1]) if condition.mask is None else condition.mask.to(tokens)[..., None]
-            mean = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
 
     @torch.no_grad()
     def picture(self, real: Tensor, draws: Draws) -> Tensor | None:
@@ -127,7 +111,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
         if phase.name == "discriminator":
             return self.discriminator_loss(models, batch, draws)
         x0, real, condition, scale = self.rollout(models["student"], batch, draws)
-        conditions = self.prompt(condition), self.picture(real, draws)
+        conditions = prompt_vector(condition), self.picture(real, draws)
         adversarial = self.fooling(detached_weights(models["discriminator"]), x0, real, conditions)
         level = self.path(draws.uniform("level", device=x0.device).double() * self.path.t_noise)
         x_t = level.mix(x0.detach(), draws.normal_like("noise", x0))
@@ -157,7 +141,7 @@ class AdversarialDiffusionObjective(RolloutObjective):
             maps, count = self.features(torch.cat([real, x0])), len(x0)
         second = self.roles["discriminator"].second_order
         maps = [x.float().requires_grad_(second) for x in maps]
-        conditions = twofold(self.prompt(condition)), twofold(self.picture(real, draws))
+        conditions = twofold(prompt_vector(condition)), twofold(self.picture(real, draws))
         heads = models["discriminator"](maps, *conditions)
         # arXiv 2311.17042, equation 3: the hinge loss of every head, and the penalty on its gradient at real pictures
         judged = [loss_with_logs(self.config, logits[:count], logits[count:]) for logits in heads]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.networks.discriminator import prompt_vector
 from distill.networks.evaluator.network import Evaluator, EvaluatorConfig
 from distill.networks.feature_maps import Dinov2Maps, FeatureMaps, load_feature_maps
 from distill.objectives.adversarial_diffusion_distillation import (
@@ -160,10 +161,10 @@ def test_a_picture_is_told_only_where_the_student_was_given_some_of_it():
 def test_the_prompt_is_the_mean_of_its_tokens():
     tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     condition = Condition(tokens=tokens, mask=torch.tensor([[True, True, False], [True, True, True]]))
-    found = AdversarialDiffusionObjective.prompt(condition)
+    found = prompt_vector(condition)
     mean = torch.stack([tokens[0, :2].mean(0), tokens[1].mean(0)])
     torch.testing.assert_close(found, 2 * mean / mean.norm(dim=1, keepdim=True))
-    assert AdversarialDiffusionObjective.prompt(Condition(label=torch.tensor([1]))) is None
+    assert prompt_vector(Condition(label=torch.tensor([1]))) is None
 
 
 def test_a_teacher_that_draws_no_pictures_is_refused():
