@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.types import Draws
 from gen.nn.registry import Config
-from samplers.path import NoiseLevel, Path
+from samplers.path import NoiseLevel, Path, VariancePreserving
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -93,3 +93,9 @@ def draw_start_index(draws: Draws, count: int, noisiest_share: float, device: to
     """(B,) int64 as `draw_index`, but the last of them, the noisiest, for a share of the samples besides."""
     noisiest = draws.uniform("noisiest", device=device) < noisiest_share
     return torch.where(noisiest, count - 1, draw_index(draws, "step", count, device))
+
+
+def first_clock(path: Path) -> Tensor:
+    """The clock of the first level with noise, of which a network knows: a table's first timestep, else a thousandth."""
+    share = 1 / len(path.table) if isinstance(path, VariancePreserving) else 1e-3 * path.t_noise
+    return torch.tensor(share, dtype=torch.float64)

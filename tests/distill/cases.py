@@ -124,6 +124,17 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "adversarial_continuous": student("adversarial_continuous", warmup=3, share=0.5),
     "adversarial_diffusion": student("adversarial_diffusion", teacher={"model": "DECODED"}, steps=2, hidden=4, penalty=1e-3),
+    "denoising_diffusion_gan": student(
+        "denoising_diffusion_gan",
+        teacher={"guidance_scale": 1.0},
+        scalars=("latent",),
+        steps=2,
+        penalty_every=1,
+        widths=[8, 8],
+    ),
+    "ufogen": student("ufogen", teacher={"guidance_scale": 1.0}, cuts=3),
+    "yoso": student("yoso", teacher={"guidance_scale": 1.0}, noisiest_share=0.3),
+    "nitro_fusion": student("nitro_fusion", teacher={"steps": 2}, members=2, hidden=4, refresh=0.1),
     "distribution_matching": student(
         "distribution_matching",
         teacher={"steps": 6, "guidance_scale": [2.0, 5.0]},

@@ -277,7 +277,8 @@ def test_every_run_with_both_is_the_same_with_gradient_checkpointing_and_after_a
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_r1_is_at_data_and_r2_at_what_the_student_draws(name, places, tmp_path):
-    """Another student draws other samples: R2 changes, R1 does not. (A phase's real ends are drawn by the student too.)"""
+    """Another student draws other samples: R2 changes, R1 does not. (A phase's real ends are drawn by the student too, and what
+    is real to `yoso`.)"""
     run = trainer(case_of(name, **BOTH), places, tmp_path, 1)
     objective, batch = run.objective, run.source.batch(range(4))
     (phase,) = [phase for phase in objective.phases(2) if phase.role in ("discriminator", "critic")]
@@ -291,7 +292,7 @@ def test_r1_is_at_data_and_r2_at_what_the_student_draws(name, places, tmp_path):
                 value += 0.3 * torch.randn(value.shape, generator=generator)
     after = objective.loss(phase, models, batch, draws, 2)[1]
     assert not torch.isclose(after["r2"], before["r2"], rtol=1e-3)
-    if name != "phased_consistency":
+    if name not in ("phased_consistency", "yoso"):
         torch.testing.assert_close(after["r1"], before["r1"], rtol=1e-4, atol=0)
 
 

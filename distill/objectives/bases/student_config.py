@@ -61,3 +61,15 @@ class StudentConfig(Config):
         if self.guidance_scale is not None:
             return self.guidance_scale
         return sum(scale) / 2 if isinstance(scale, tuple) else scale
+
+
+class UnguidedConfig(StudentConfig):
+    """Of methods whose student learns from data: of the teacher they take weights and features, and no guided prediction."""
+
+    @model_validator(mode="after")
+    def _unguided(self) -> UnguidedConfig:
+        if self.embed_guidance or self.teacher.guidance_scale != 1:
+            raise ValueError(
+                "this method learns from data and asks no guided teacher: leave embed_guidance and teacher.guidance_scale out"
+            )
+        return self
