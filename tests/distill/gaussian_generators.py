@@ -75,8 +75,8 @@ class Family(nn.Module):
 
 
 class Deterministic(nn.Module):
-    """x0 = mean + share STD (x_s - E x_s) / deviation of x_s. With a share of 1 or -1 it is distributed as the data at all levels;
-    with that of the correlation of x0 and x_s it is the denoised mean."""
+    """x0 = mean + share STD (x_s - E x_s) / deviation of x_s. With a share of 1 or -1 it is distributed as the data, whatever the
+    level; with that of the correlation of x0 and x_s it is the denoised mean."""
 
     def __init__(self, path, share: float):
         super().__init__()
