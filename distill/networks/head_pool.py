@@ -22,14 +22,14 @@ from distill.parallel.shards import local, shard_like
 from samplers.noise import fold
 
 
-class Kind(NamedTuple):
+class HeadKind(NamedTuple):
     """What a head judges: whole pictures by the mean of their tokens, or every place; by features of the condition, or not."""
 
     whole: bool
     conditional: bool
 
 
-KINDS = (Kind(True, True), Kind(False, True), Kind(False, False))
+KINDS = (HeadKind(True, True), HeadKind(False, True), HeadKind(False, False))
 
 
 class HeadPool(nn.Module):

@@ -35,7 +35,7 @@ from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import UnguidedConfig
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Role
-from gen.nn.backbones.blocks import LATENT_DIM
+from gen.nn.backbones.extra_scalars import LATENT_DIM
 from samplers.denoiser import Condition
 from samplers.path import NoiseLevel
 

@@ -25,7 +25,7 @@ from gen.models.folder import Opened
 from gen.models.offload import KINDS
 from gen.models.options import ModelOptions
 from gen.models.pretrained import find_model, load_model
-from gen.nn.backbones.blocks import ExtraScalars
+from gen.nn.backbones.extra_scalars import ExtraScalars
 from gen.nn.backbones.fused import packed_bytes
 from gen.nn.initialisation import sizes_only
 from gen.nn.quantized import QuantizedWeight, stored_bytes

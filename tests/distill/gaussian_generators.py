@@ -75,7 +75,7 @@ class Family(nn.Module):
 
 
 class Deterministic(nn.Module):
-    """x0 = mean + share STD (x_s - E x_s) / deviation of x_s. With a share of 1 or -1 it is distributed as the data, whatever the
+    """x0 = mean + share STD (x_s - E x_s) / deviation of x_s. With a share of 1 or -1 it is distributed as the data, at any
     level; with that of the correlation of x0 and x_s it is the denoised mean."""
 
     def __init__(self, path, share: float):

@@ -24,9 +24,7 @@ from gen.nn.backbones.blocks import (
     MLP,
     BackboneConfig,
     CrossAttention,
-    ExtraScalars,
     Hooked,
-    ScalarName,
     SelfAttention,
     TimeMLP,
     Visible,
@@ -41,6 +39,7 @@ from gen.nn.backbones.blocks import (
     trimmed_length,
     unpatchify,
 )
+from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.routing import Routing, route
 from gen.nn.control import OpenedControl, added
 from gen.nn.initialisation import initialise

@@ -15,16 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gen.nn.backbones.blocks import (
-    BackboneConfig,
-    ExtraScalars,
-    ScalarName,
-    TimeMLP,
-    class_index,
-    mean_token,
-    memoize,
-    timestep_embedding,
-)
+from gen.nn.backbones.blocks import BackboneConfig, TimeMLP, class_index, mean_token, memoize, timestep_embedding
+from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.joint_blocks import modulate
 from gen.nn.initialisation import initialise
 from samplers.denoiser import Condition, Context

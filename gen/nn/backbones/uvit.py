@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from gen.nn.backbones.blocks import (
     MLP,
     BackboneConfig,
-    ExtraScalars,
     Hooked,
-    ScalarName,
     SelfAttention,
     TimeMLP,
     check_condition,
@@ -37,6 +35,7 @@ from gen.nn.backbones.blocks import (
     timestep_embedding,
     unpatchify,
 )
+from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.routing import Routing, route
 from gen.nn.initialisation import initialise
 from samplers.denoiser import Condition, Context
