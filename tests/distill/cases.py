@@ -125,12 +125,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adversarial_continuous": student("adversarial_continuous", warmup=3, share=0.5),
     "adversarial_diffusion": student("adversarial_diffusion", teacher={"model": "DECODED"}, steps=2, hidden=4, penalty=1e-3),
     "denoising_diffusion_gan": student(
-        "denoising_diffusion_gan",
-        teacher={"guidance_scale": 1.0},
-        scalars=("latent",),
-        steps=2,
-        penalty_every=1,
-        widths=[8, 8],
+        "denoising_diffusion_gan", teacher={"guidance_scale": 1.0}, scalars=("latent",), steps=2, penalty_every=1, widths=[8, 8]
     ),
     "ufogen": student("ufogen", teacher={"guidance_scale": 1.0}, cuts=3),
     "yoso": student("yoso", teacher={"guidance_scale": 1.0}, noisiest_share=0.3),
