@@ -31,6 +31,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "uvit": ("gen.nn.backbones.uvit", "UViTConfig", "UViT"),
     "dit": ("gen.nn.backbones.dit", "DiTConfig", "DiT"),
     "dit_control": ("gen.nn.backbones.dit_control", "DiTControlConfig", "DiTControl"),
+    "reference_encoder": ("gen.nn.reference_encoder", "ReferenceEncoderConfig", "ReferenceEncoder"),
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
     "mmdit": ("gen.nn.backbones.mmdit", "MMDiTConfig", "MMDiT"),
     "flux": ("gen.nn.backbones.flux", "FluxConfig", "FluxTransformer"),
