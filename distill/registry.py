@@ -111,6 +111,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     ),
     "single_trajectory": ("distill.objectives.single_trajectory", "SingleTrajectoryConfig", "SingleTrajectoryObjective"),
     "control": ("distill.objectives.control", "ControlConfig", "ControlObjective"),
+    "reference": ("distill.objectives.reference", "ReferenceConfig", "ReferenceObjective"),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
     "transparent": ("distill.objectives.transparent", "TransparentConfig", "TransparentObjective"),

@@ -232,6 +232,23 @@ CASES: dict[str, dict[str, Any]] = {
         {"type": "dit_control", **SIZES, "num_classes": 0, "depth": 2, "factor": 4, "kinds": ["edges", "segments"], "width": 8},
         "pictures",
     ),
+    "reference": case(
+        {"type": "reference", "teacher": {"model": "DECODED"}, "depth": 1, "drop_reference": 0.3},
+        {
+            "type": "reference_encoder",
+            "channels": 2,
+            "patch": 2,
+            "size": 4,
+            "dim": 16,
+            "heads": 2,
+            "depth": 1,
+            "layers": 3,
+            "attention": "joint",
+            "layer_dim": 16,
+            "layer_heads": 2,
+        },
+        "pictures",
+    ),
     "collaborate": case(
         {"type": "collaborate", "models": [{"model": "MODEL", "reads": "label"}, {"model": "MODEL", "reads": "nothing"}]},
         {"type": "influence", "channels": 2, "dim": 8, "depth": 1, "text_dims": [0, 0], "num_classes": [3, 0]},

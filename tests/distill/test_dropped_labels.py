@@ -17,7 +17,7 @@ from tests.distill.students import Source, batch_of, latents, models_of
 from tests.distill.test_every_objective import make_places, trainer
 
 # the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
-WITHOUT_LABELS = {"autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control"}
+WITHOUT_LABELS = {"autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference"}
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 
 

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.data.emoji.archive import DrawingRecord, read_archive
 from distill.data.emoji.captions import Names, countable, name_concepts, read_common, say_background, short_noun, write_caption
 from distill.data.emoji.recolor import BACKGROUNDS, COLOURS, composite, measure, recolour
+from distill.data.emoji.references import EmojiReferencesConfig, references, subject_caption
 from distill.data.emoji.scenes import (
     RELATIONS,
     DrawingScene,
@@ -55,7 +56,8 @@ class EmojiConfig(Config):
     from the everyday concepts of common.txt. variants: how many variants of a picture occur (none: no limit). recolor,
     background: share of variants with another colour, on a coloured background. drop_caption: share of empty captions.
     style: share of captions that name the style. scenes: drawings placed anew (none: as drawn). split: which drawings:
-    held_out is one in ten, by a hash of the file's name, and train the others."""
+    held_out is one in ten, by a hash of the file's name, and train the others. references: pictures beside each sample, for
+    the objective `reference` (none: no such)."""
 
     archives: tuple[str, ...] = ()
     size: int = Field(default=128, ge=8, le=1024)
@@ -67,6 +69,13 @@ class EmojiConfig(Config):
     style: float = Field(default=0.5, ge=0, le=1)
     scenes: SceneConfig | None = None
     split: Literal["all", "train", "held_out"] = "all"
+    references: EmojiReferencesConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> EmojiConfig:
+        if self.scenes is not None and self.references is not None:
+            raise ValueError("scenes have no references; give one of the two")
+        return self
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,9 @@ class EmojiData:
         self._by_style: dict[str, list[int]] = {}
         for i in sorted([*self._common, *self._other]):
             self._by_style.setdefault(self.records[i].style, []).append(i)
+        self._by_label: dict[int, list[int]] = {}
+        for i in sorted([*self._common, *self._other]):
+            self._by_label.setdefault(int(self.labels[i]), []).append(i)
         common = set(self._common)
         self._everyday_by_style = {style: [i for i in members if i in common] for style, members in self._by_style.items()}
 
@@ -204,17 +216,25 @@ class EmojiData:
         if k == 0:
             return Variant(index)
         rng = random.Random(fold(0, "variant", self.records[index].file_name, k))
-        wants_colour, wants_background = rng.random() < self.config.recolor, rng.random() < self.config.background
+        return self.variant_by(index, rng, self.config.recolor, self.config.background)
+
+    def variant_by(self, index: int, rng: random.Random, recolor: float, background: float) -> Variant:
+        """A variant of a picture by random numbers; recolor, background: how often it has another colour, a background."""
+        wants_colour, wants_background = rng.random() < recolor, rng.random() < background
         color: str | None = rng.choice(_COLOUR_NAMES)
-        background: str | None = rng.choice(_BACKGROUND_NAMES)
+        behind: str | None = rng.choice(_BACKGROUND_NAMES)
         if not (wants_colour and self.recolourable[index]) or color in self.names[index].held_out:
             color = None
         # an object of the background's colour could not be seen, and white is the background by default
-        while background == (color or self.palette.names[index]):
-            background = rng.choice(_BACKGROUND_NAMES)
+        while behind == (color or self.palette.names[index]):
+            behind = rng.choice(_BACKGROUND_NAMES)
         if not wants_background and color != "white":
-            background = None
-        return Variant(index, color, background)
+            behind = None
+        return Variant(index, color, behind)
+
+    def alike(self, index: int) -> list[int]:
+        """The pictures of the same thing, that one among them, of those that samples are drawn from."""
+        return self._by_label[int(self.labels[index])]
 
     def render(self, variants: Sequence[Variant]) -> Tensor:
         """The pictures (B, 3, size, size) float32 in [-1, 1]."""
@@ -339,9 +359,14 @@ class EmojiData:
         if self.config.scenes is not None:
             return self._scene_batch(numbers)
         variants = [self.variant(index, k) for index, k in self.choose(numbers)]
-        return Batch(
-            index=torch.tensor(numbers),
-            images=self.render(variants),
-            captions=[self.caption(variant, counter) for variant, counter in zip(variants, numbers, strict=True)],
-            labels=self.labels[[variant.index for variant in variants]],
-        )
+        captions = [self.caption(variant, counter) for variant, counter in zip(variants, numbers, strict=True)]
+        extra: dict[str, Tensor] = {}
+        if (shown := self.config.references) is not None:
+            extra["references"], extra["present"] = references(self, shown, numbers, variants)
+            rows = zip(captions, variants, numbers, strict=True)
+            captions = [
+                own and (subject_caption(shown, variant, self.records[variant.index].style, self.seed, counter) or own)
+                for own, variant, counter in rows
+            ]
+        labels = self.labels[[variant.index for variant in variants]]
+        return Batch(torch.tensor(numbers), self.render(variants), captions=captions, labels=labels, extra=extra)
