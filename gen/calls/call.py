@@ -159,6 +159,7 @@ _READ = (*_SAME, "guide", "encoding", "variation", "hires", "transparent")  # of
 _MISSING = {  # fields of recipes that know pictures by their sha256 alone, or belong to methods of their own
     "start": "the picture it began with",
     "control": "the pictures it followed",
+    "references": "the pictures it resembles",
     "refiner": "the model that finished it",
     "restore": "the picture that was restored",
     "canvas": "its canvas of windows",

@@ -44,6 +44,9 @@ _VALUES = {
     "transparency": "--transparency",
     "variation_seed": "--variation-seed",
     "variation_strength": "--variation-strength",
+    "references_encoder": "--reference-encoder",
+    "references_vision": "--reference-vision",
+    "references_fusion": "--reference-fusion",
     "clip_skip": "--clip-skip",
     "max_sequence_length": "--max-sequence-length",
     "prompt_2": "--prompt-2",
@@ -59,15 +62,19 @@ _REPEATED = {
     "control_mode": "--control-mode",
     "negtome": "--negtome",
     "negtome_mask": "--negtome-mask",
-    "reference": "--reference",
-    "reference_mask": "--reference-mask",
-    "reference_prompt": "--reference-prompt",
+    "reference": "--free-custom",
+    "reference_mask": "--free-custom-mask",
+    "reference_prompt": "--free-custom-prompt",
+    "references": "--reference",
+    "references_scale": "--reference-scale",
+    "references_mask": "--reference-mask",
     "concepts": "--concept",
     "aesthetic": "--aesthetic",
 }
 _PAIRS = {
     "guidance_interval": "--guidance-interval",
     "control_range": "--control-range",
+    "references_range": "--reference-range",
     "original_size": "--original-size",
     "target_size": "--target-size",
     "crops_coords_top_left": "--crop",
@@ -83,6 +90,7 @@ _OPTIONS = {
     "guide_options": "--guide-option",
     "composition_options": "--compose-option",
     "pipeline_options": "--pipeline-option",
+    "references_fusion_options": "--reference-fusion-option",
 }
 _TWEAKS = {f"{name}_options": name for name in ("negtome", "reference", "concepts", "aesthetic", "greedy")}
 _YES_NO = {"use_resolution_binning": "bins", "batch_invariant": "batch-invariant"}

@@ -29,10 +29,13 @@ OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__cal
 # keywords that are a picture's file, or a list of them; and those that map names to files
 PICTURES = (
     *("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask", "ip_adapter_image"),
-    "ip_adapter_mask",
+    *("ip_adapter_mask", "references", "references_mask"),
 )
 # or files that are no pictures
-FOLDERS = ("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder", "transparency")
+FOLDERS = (
+    *("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder", "transparency"),
+    *("references_encoder", "references_vision"),
+)
 MAPPED = ("regions",)
 WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files
 TENSORS = ("ip_adapter_image_embeds",)  # no plain data

@@ -63,7 +63,18 @@ def _is_option(value: Any) -> bool:
     return FLAG.takes(value) or NUMBER.takes(value) or TEXT.takes(value) or list_of(NUMBER)(value)
 
 
-_OPTION_TABLES = ("sampler", "schedule", "guidance", "cache", "guide", "composition", "negtome", "reference", "concepts")
+_OPTION_TABLES = (
+    "sampler",
+    "schedule",
+    "guidance",
+    "cache",
+    "guide",
+    "composition",
+    "negtome",
+    "reference",
+    "concepts",
+    "references_fusion",
+)
 KINDS: dict[str, ValueKind] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), TEXTS),
     **dict.fromkeys(("concepts", "aesthetic", "reference_prompt", "others", "view"), TEXTS),
@@ -73,7 +84,9 @@ KINDS: dict[str, ValueKind] = {
     **dict.fromkeys(("guidance", "cache"), NAMES),
     **dict.fromkeys(("height", "width", "num_inference_steps", "num_images_per_prompt", "seed", "batch_size"), WHOLE),
     **dict.fromkeys(("window_batch", "recurrence", "left", "right", "top", "bottom", "iterations"), WHOLE),
-    **dict.fromkeys(("hires_steps", "hires_window", "variation_seed", "clip_skip", "max_sequence_length"), WHOLE),
+    **dict.fromkeys(
+        ("references_fusion", "hires_steps", "hires_window", "variation_seed", "clip_skip", "max_sequence_length"), WHOLE
+    ),
     "seeds": ValueKind("a list of whole numbers", list_of(WHOLE)),
     **dict.fromkeys(("guidance_scale", "shift_from", "sync", "scale", "strength", "factor", "radius", "noise"), NUMBER),
     **dict.fromkeys(("weight", "spread", "pixels_from", "hires", "hires_strength", "variation_strength"), NUMBER),
@@ -86,14 +99,17 @@ KINDS: dict[str, ValueKind] = {
     **dict.fromkeys(("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"), TWO_WHOLES),
     "guidance_interval": RANGE,
     **dict.fromkeys(("control_range", "ip_adapter_range"), RANGE.or_list()),
-    "control_weight": NUMBERS,
+    "references_range": RANGE,
+    **dict.fromkeys(("control_weight", "references_scale"), NUMBERS),
     "control_mode": WHOLES,
     "ip_adapter_scale": NUMBERS.or_else(ValueKind("an object of numbers by layer", OBJECT.takes)),
     **{f"{name}_options": OBJECT for name in (*_OPTION_TABLES, "aesthetic", "greedy", "pipeline")},
     **dict.fromkeys(("regions", "layout"), OBJECT),
     **dict.fromkeys(("image", "mask", "negtome", "negtome_mask", "reference", "reference_mask"), FILES),
+    **dict.fromkeys(("references", "references_mask"), FILES),
     "control": FILES.or_else(ValueKind("an object of names and pictures", OBJECT.takes)),
     **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), FILES.or_list("pictures, or lists of such")),
+    **dict.fromkeys(("references_encoder", "references_vision"), TEXT),
     **dict.fromkeys(("controlnet", "ip_adapter", "ip_adapter_encoder", "lora_dir"), NAMES),
 }
 

@@ -60,7 +60,13 @@ def python_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 PAIRS = (  # keywords whose lists of numbers are one value
     *("guidance_interval", "control_range", "window", "stride", "original_size", "crops_coords_top_left", "target_size"),
-    *("ip_adapter_range", "negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
+    *(
+        "ip_adapter_range",
+        "references_range",
+        "negative_original_size",
+        "negative_crops_coords_top_left",
+        "negative_target_size",
+    ),
 )
 
 

@@ -103,6 +103,7 @@ class Model:
         self.quantize: str | None = None
         self.refiners: dict[str, Model] = {}
         self.transparencies: dict[str, Any] = {}
+        self.opened_references: dict[tuple[str, str], Any] = {}  # (folder, vision network) -> reference encoder
         self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)

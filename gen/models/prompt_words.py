@@ -24,6 +24,9 @@ def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, floa
     adapters: those in force, by weight. With one in force the words of the training say little, as it may have taught others.
     """
     taught = {word.lower() for name in adapters for word in loaded.loaded[name].words} if loaded is not None else set()
+    readers = [encoder] if not hasattr(encoder, "modules") else encoder.modules()
+    learned = (getattr(reader, "learned", None) for reader in readers)
+    taught |= {word.lower() for words in learned if words is not None for word in words.ids}  # for the length of this call
     names = dict.fromkeys(name for prompt in prompts for name in _TAUGHT.findall(prompt) if name.lower() not in taught)
     unseen: dict[str, None] = {}
     if not adapters and hasattr(encoder, "unseen_words"):

@@ -213,6 +213,10 @@ class TextEncoder(nn.Module):
             tokens = tokens * self._scale(plain, weights).to(tokens)[:, None]
         return Condition(tokens=tokens, mask=mask)
 
+    def ids(self, prompt: str) -> Tensor:
+        """(1, L): the tokens that `condition` reads of a prompt."""
+        return self.tokenize([weighted(self.respell(prompt))[0]])[0]
+
     def _scale(self, plain: str, weights: list[float]) -> Tensor:
         """(L,): the weight of every token; 1 for those that no word made."""
         assert self.word_pieces is not None

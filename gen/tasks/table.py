@@ -65,6 +65,7 @@ TASKS: dict[str, TaskRow] = {
     "guide": TaskRow.in_folder("gen.tasks.energy_guidance", "Guide"),
     "training_free": TaskRow.in_folder("gen.tasks.training_free", "TrainingFree"),
     "control": TaskRow.in_folder("gen.tasks.control", "ControlTask"),
+    "references": TaskRow.in_folder("gen.tasks.references", "ReferencesTask"),
     "image_prompt": TaskRow.in_folder("gen.tasks.image_prompt", "ImagePrompts"),
     "encoding": TaskRow.in_folder("gen.tasks.text_encoding", "TextEncoding"),
     "pipeline": TaskRow.in_folder("gen.tasks.whole_pipeline", "WholePipeline"),

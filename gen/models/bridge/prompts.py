@@ -76,7 +76,7 @@ class ClipReader(nn.Module):
             warn_unread(unread, f"{self.length - 2} tokens that CLIP reads with this model")
             parts = parts[:chunks]
         device = device_of(self.encoder)
-        ids = torch.tensor([self._framed(ids, self.tokenizer.pad_token_id) for ids, _ in parts], device=device)
+        ids = self._rows(parts, device)
         real = None
         if getattr(self.encoder.config, "use_attention_mask", False):
             real = torch.tensor([[i < len(ids) + 2 for i in range(self.length)] for ids, _ in parts], device=device)
@@ -90,6 +90,14 @@ class ClipReader(nn.Module):
             scale = [[1.0, *weights, *[1.0] * (self.length - 1 - len(weights))] for _, weights in parts]
             tokens = tokens * torch.tensor(scale, device=device, dtype=tokens.dtype)[..., None]
         return tokens.reshape(1, -1, tokens.shape[-1]), pooled[:1]
+
+    def ids(self, prompt: str) -> Tensor:
+        """(1, 77 n): the tokens that `read` reads of a prompt."""
+        return self._rows(self._chunks(prompt), device_of(self.encoder)).reshape(1, -1)
+
+    def _rows(self, parts: list[tuple[list[int], list[float]]], device: torch.device) -> Tensor:
+        """(n, 77): the tokens of n chunks."""
+        return torch.tensor([self._framed(ids, self.tokenizer.pad_token_id) for ids, _ in parts], device=device)
 
     def _layer(self, states: tuple[Tensor, ...], skip: int) -> Tensor:
         """The features of a layer from the end; through the final norm where the last layer's go through it."""

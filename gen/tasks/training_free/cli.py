@@ -1,4 +1,4 @@
-"""Training-free changes on the command line: `--negtome`, `--reference`, `--concept`, `--aesthetic`, `--greedy`."""
+"""Training-free changes on the command line: `--negtome`, `--free-custom`, `--concept`, `--aesthetic`, `--greedy`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ NegTomeMask = Annotated[
     list[Path] | None, typer.Option(metavar="FILE", help="White is where the --negtome picture counts; one for each.")
 ]
 Reference = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="A picture to resemble, through attention; repeatable.")
+    list[Path] | None,
+    typer.Option(
+        "--free-custom", metavar="FILE", help="A picture whose tokens self-attention sees too, untrained; repeatable."
+    ),
 ]
 ReferenceMask = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="White is where the --reference picture counts; one for each.")
+    list[Path] | None,
+    typer.Option("--free-custom-mask", metavar="FILE", help="White is where the --free-custom picture counts; one for each."),
 ]
-ReferencePrompt = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What it shows; one for each.")]
+ReferencePrompt = Annotated[
+    list[str] | None,
+    typer.Option("--free-custom-prompt", metavar="TEXT", help="What the --free-custom picture shows; one for each."),
+]
 Concept = Annotated[list[str] | None, typer.Option(metavar="WORD", help="A word that must not mix with others; repeatable.")]
 Aesthetic = Annotated[
     list[str] | None, typer.Option(metavar="TEXT|FILE", help="Read the prompt in the direction of a text or embedding.")

@@ -149,7 +149,7 @@ class Reference(TrainingFreeMethod):
     @classmethod
     def keywords_from_record(cls, record: TrainingFreeRecord, keywords: Mapping[str, Any]) -> dict[str, Any]:
         if "" not in keywords:
-            raise not_in_recipe("reference pictures", "reference, --reference FILE")
+            raise not_in_recipe("reference pictures", "reference, --free-custom FILE")
         return {**keywords, "prompt": list(record.texts) or None}
 
     def map_condition(self, model, prompts, condition, adapters) -> Condition:

@@ -1,0 +1,1 @@
+"""Pictures to resemble, through a trained encoder (`gen.nn.reference_encoder`)."""
