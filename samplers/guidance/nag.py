@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,14 +94,14 @@ class NormalizedAttention(DenoiserWrapper):
         negative = own.null() if self.negative is None else self.negative
         negative = negative.map(lambda v: v.repeat(led // len(v), *[1] * (v.ndim - 1)) if len(v) < led else v[:led])
         negative = replace(negative, pooled=own.pooled, image=own.image, extra=own.extra)
-        return stack_conditions(_equally_long([condition, negative]))
+        return stack_conditions(equally_long([condition, negative]))
 
 
 def _with_first(value: float | Tensor, led: int) -> float | Tensor:
     return torch.cat([value, take_rows(value, slice(led))]) if isinstance(value, Tensor) and value.ndim else value  # type: ignore[list-item]
 
 
-def _equally_long(conditions: list[Condition]) -> list[Condition]:
+def equally_long(conditions: Sequence[Condition]) -> list[Condition]:
     """With tokens that a mask hides where one has fewer than another."""
     length = max((c.tokens.shape[1] for c in conditions if c.tokens is not None), default=0)
     padded = []

@@ -287,12 +287,12 @@ def _with_adapters(context: Context, regions: Sequence[Region], batch: int) -> C
     one = regions[0].adapters if regions[0].adapters is not None else run
     if shared and all((run if r.adapters is None else r.adapters) == one for r in regions):
         return replace(context, adapters=one)
-    common = _by_row(run, batch)
+    common = adapters_by_row(run, batch)
     rows = [own if r.adapters is None else r.adapters for r in regions for own in common]
     return replace(context, adapters=tuple(rows))
 
 
-def _by_row(adapters: AdapterWeights, batch: int) -> list[Mapping[str, float]]:
+def adapters_by_row(adapters: AdapterWeights, batch: int) -> list[Mapping[str, float]]:
     """One mapping per sample."""
     if not isinstance(adapters, Mapping):
         return [adapters[i % len(adapters)] for i in range(batch)]

@@ -320,3 +320,35 @@ def test_the_command_makes_layouts_that_replay(tiny_model, painting, tmp_path, m
     assert main(["replay", "p-3.png", "--model", str(tiny_model), "-q"]) == 0
     assert main(["layout", "p.png", *common]) == 2 and "say what its colours are" in capsys.readouterr().err
     assert main(["layout", "a.yaml", "--colour", "red=a cat", *common]) == 2
+
+
+def test_regions_inside_of_attention(tmp_path):
+    """One box of all is the plain picture, with an adapter on keys and values too; half of it is another one, and replays."""
+    from gen.models.folder import write_model
+    from gen.nn.registry import build
+    from tests.gen.conftest import CONFIG, randomise, tiny_autoencoder, tiny_text_encoder
+
+    sizes = {"size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2, "text_tokens": 8, "text_dim": 16}
+    network = randomise(build({"type": "dit", **sizes}), 1)
+    folder = write_model(tmp_path / "dit", CONFIG, network, tiny_autoencoder(), tiny_text_encoder())
+    generator = Generator.from_pretrained(folder, device="cpu", dtype="float32")
+    whole = {"attention": True, "background": "a cat", "regions": [{"prompt": "a cat", "box": [0, 0, 1, 1]}]}
+    plain = generator("a cat", output_type="latent", **CALL).images
+    torch.testing.assert_close(latents(generator, whole), plain, rtol=1e-4, atol=1e-5)
+    random = torch.Generator().manual_seed(0)
+    factors = {"down": torch.randn(2, 32, generator=random), "up": torch.randn(64, 2, generator=random)}
+    generator.load_adapter(
+        Adapter("style", {f"denoiser.blocks.{i}.cross.kv": Delta(factors, 0.5) for i in range(2)}), weight=1.0
+    )
+    one = {**CALL, "guidance_scale": 1.0}  # without a prompt, of which a region has none, there is no adapter
+    styled = generator("a cat", output_type="latent", **one).images
+    generator.set_adapters({"style": 0.0})
+    whole["regions"][0]["adapters"] = {"style": 1.0}
+    torch.testing.assert_close(latents(generator, whole, guidance_scale=1.0), styled, rtol=1e-4, atol=1e-4)
+    assert (styled - plain).abs().max() > 1e-3
+    halves = {**whole, "regions": [{"prompt": "a red heart", "box": [0, 0, 0.5, 1], "adapters": {"style": 1.0}}]}
+    made = generator.layout(halves, output_type="latent", **CALL)
+    again = generator.replay(made.recipes[0], "latent", progress=False)
+    assert torch.equal(again.images[0], made.images[0]) and made.recipes[0].layout.attention
+    with pytest.raises(ValueError, match="have no weight of their own"):
+        read_spec({"attention": True, "regions": [{"prompt": "a", "box": [0, 0, 1, 1], "weight": 2.0}]})

@@ -30,6 +30,7 @@ class LayoutRecord(Record):
     background: the prompt of the rest.
     bootstrap: a log-SNR.
     window: pixels.
+    attention: regions are parts of attention to text.
     """
 
     background: Text | None = None
@@ -37,6 +38,7 @@ class LayoutRecord(Record):
     bootstrap: float | None = None
     window: int | None = Field(None, ge=1, le=16_384)
     at_once: int | None = Field(None, ge=1, le=64)
+    attention: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class LayoutSpec(_Strict):
     prompts: texts by name, for `use`. painting: a picture whose colours say where regions are. soft: of regions without their
     own. bootstrap: the log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of
     what the network sees at once, None for what it was trained at. at_once: how many regions go through the network together.
+    attention: one picture, whose parts attend to the text of their regions (MultiBooth), in the place of one for each region.
     """
 
     height: int | None = Field(None, ge=1, le=16_384)
@@ -68,6 +69,19 @@ class LayoutSpec(_Strict):
     bootstrap: float | None = Field(None, ge=-20, le=20)
     window: int | None = Field(None, ge=1, le=16_384)
     at_once: int | None = Field(None, ge=1, le=MAX_REGIONS)
+    attention: bool = False
+
+    @model_validator(mode="after")
+    def _parts_of_one_picture(self) -> LayoutSpec:
+        own = [
+            name for name in ("weight", "guidance_scale", "negative_prompt") for r in self.regions if name in r.model_fields_set
+        ]
+        own += [name for name in ("bootstrap", "window", "at_once") if getattr(self, name) is not None]
+        if self.attention and own:
+            raise ValueError(
+                f"with attention the regions are parts of one picture, and have no {own[0]} of their own; leave it out"
+            )
+        return self
 
 
 class UnknownPrompt(ValueError):

@@ -29,6 +29,7 @@ from gen.tasks.layout.options import LayoutKeywords, LayoutRecord, RegionRecord
 from gen.tasks.layout.spec import LayoutSpec, UnknownPrompt, read_spec
 from samplers.denoiser import Condition
 from samplers.multi_model.masks import Box, rest, soften
+from samplers.multi_model.regional_attention import AttentionRegion, RegionalAttention
 from samplers.multi_model.regions import Bootstrap, Region, Regions
 
 if TYPE_CHECKING:
@@ -75,7 +76,12 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
             )
         )
     return LayoutRecord(
-        background=spec.background, regions=tuple(records), bootstrap=spec.bootstrap, window=spec.window, at_once=spec.at_once
+        background=spec.background,
+        regions=tuple(records),
+        bootstrap=spec.bootstrap,
+        window=spec.window,
+        at_once=spec.at_once,
+        attention=spec.attention,
     )
 
 
@@ -138,6 +144,8 @@ class Layout(Task):
                 box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
             )
             masks.append(soften(region_mask, region.soft / factor))
+        if record.attention:  # elsewhere it is the run's own prompt
+            return masks
         left = rest(masks)
         left = torch.where(left < LEAST, 0.0, left)  # what rounding leaves between soft edges needs no network
         if record.background is not None:
@@ -152,6 +160,8 @@ class Layout(Task):
         model, settings, noise, negative = batch.model, batch.settings, batch.noise, batch.negative
         record, factor = self.layout, model.factor
         masks = self.masks(factor)
+        if record.attention:
+            return self._in_attention(denoiser, batch, masks)
         side = (record.window or model.config.sample_size) // factor
         conditions = _conditions(model, record, settings, bool(len(masks) > len(record.regions)), negative)
         regions = []
@@ -181,6 +191,24 @@ class Layout(Task):
         if record.bootstrap is not None:
             bootstrap = Bootstrap(plain_latents(model), noise, record.bootstrap, tuple(batch.seeds))
         return Regions(denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+
+    def _in_attention(self, denoiser: Denoiser, batch: SamplingBatch, masks: list[Tensor]) -> Denoiser:
+        """Regions as parts of attention to text, under the run's guidance."""
+        model, settings, device = batch.model, batch.settings, batch.noise.device
+        texts = [text for text, _ in _conditions(model, self.layout, settings, False, None)]
+        regions = tuple(
+            AttentionRegion(
+                mask.to(device),
+                text,
+                None if spec.adapters is None else {**settings.adapters, **spec.adapters},
+                spec.prompt[:40],
+            )
+            for spec, mask, text in zip(self.layout.regions, masks, texts, strict=True)
+        )
+        inside = RegionalAttention(denoiser, regions)
+        return settings.guidance.build(
+            inside, settings.solver, settings.scale, batch.negative, settings.interval, guided=batch.guided
+        )[0]
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"layout": self.layout}
