@@ -15,6 +15,7 @@ from customization.methods.consislora import ConsistentConfig, ConsistentObjecti
 from customization.methods.custom_diffusion import key_value_layers
 from customization.methods.factors import PREFIX, Factors, attach, folded
 from customization.methods.moslora import MixtureLayers, start_mixer
+from customization.methods.multibooth import MultiBoothConfig
 from customization.methods.orthogonal_adaptation import OrthogonalLayers, basis, capacity, columns, crosstalk, directions
 from customization.train import check_method, read_config
 from distill.optim.schedule import lr_factor
@@ -30,12 +31,13 @@ from tests.gen.conftest import CONFIG, randomise, tiny_autoencoder, tiny_text_en
 
 DIT = {"type": "dit", "size": 8, "patch": 2, "channels": 4, "dim": 32, "depth": 2, "heads": 2, "text_tokens": 8, "text_dim": 16}
 CONFIGS = [Path(__file__).parents[2] / "configs" / "lora" / f"{name}.yaml" for name in (
-    "consislora_content", "consislora_style", "custom_diffusion", "moslora", "orthogonal")]  # fmt: skip
+    "consislora_content", "consislora_style", "custom_diffusion", "moslora", "multibooth", "orthogonal")]  # fmt: skip
 OWN = {
     "moslora": {"adapter": {"rank": 3, "alpha": 2}},
     "orthogonal": {"adapter": {"rank": 4}, "concept": 2},
     "custom_diffusion": {"tokens": {"<new>": {"init": "cat"}}, "token_rate": 3.0},
     "consislora": {"adapter": {"rank": 2}, "switch": 2},
+    "multibooth": {"adapter": {"rank": 2}, "tokens": {"<new>": {"init": "cat"}}, "token_rate": 3.0},
 }
 
 
@@ -92,6 +94,26 @@ def test_the_file_does_what_the_trained_network_does(kind, tmp_path, images, mod
     wanted = made(one.objective.generator)
     assert (wanted - plain).abs().max() > 0.01
     assert_close(made(fresh), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_normalised_word_is_as_long_as_the_one_it_began_as(model, images, tmp_path):
+    one = run(tmp_path / "run", images, model, "multibooth")
+    start = one.objective.words["text_encoder"].vectors[0].detach().clone()
+    one.train()
+    words = one.objective.words["text_encoder"]
+    trained, length = words.vectors[0].detach(), start.norm()
+    assert (trained.norm() - length).abs() > 1e-3  # it is free to be of any length
+    read = words.fill(torch.zeros(1, 1, 16), torch.tensor([[words.first]]))[0, 0]
+    assert_close(read, trained[0] * length / trained.norm(), rtol=1e-5, atol=1e-6)
+    adapter = read_adapter(tmp_path / "run" / "export" / "adapter.safetensors")
+    assert_close(adapter.words["<new>"]["text_encoder"][0], read, rtol=1e-3, atol=1e-4)
+    assert all(layer.endswith("cross.kv") for layer in adapter.layers)
+    logged = one.objective.compute(one.source.batch([0, 1]), Draws(0, torch.arange(2), "adapter"), 0)
+    assert_close(logged[1]["length"], trained.square().sum())
+    plain = super(type(one.objective), one.objective).compute(one.source.batch([0, 1]), Draws(0, torch.arange(2), "adapter"), 0)
+    assert_close(logged[0] - plain[0], 0.01 * trained.square().sum(), rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="starts as a known one"):
+        MultiBoothConfig(tokens={"<new>": {}})
 
 
 def test_factors_are_a_product_beside_a_layer():
