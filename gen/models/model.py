@@ -94,8 +94,7 @@ class Model:
         self.denoiser: NetworkDenoiser = self.config.denoiser(BatchInvariantNetwork(self.network), self.dtype)
         self.adapters: dict[str, float] = {}
         self.energies: dict[str, Any] = {}
-        self.interrupt = False
-        self.in_tiles = False
+        self.interrupt = self.in_tiles = False
         self.vae_tile: int | None = None
         self.preview_decoder: Any = None
         self.decoder: str | None = None
