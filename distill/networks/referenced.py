@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +59,9 @@ class ReferencedNetwork(nn.Module):
         if IDS in extra:
             condition = replace(condition, tokens=self.read(extra[IDS], condition, encoded.summary))
         group = Group(encoded.tokens, encoded.seen, encoded.tokens.new_ones(len(x)))
-        added = AddedAttention(self.encoder, [group], cache(lambda layer, _: self.encoder.keys_values(layer, encoded.tokens)))
+        # before any block, which may be evaluated again for its gradients
+        made = [self.encoder.keys_values(layer, encoded.tokens) for layer in range(self.encoder.config.layers)]
+        added = AddedAttention(self.encoder, [group], lambda layer, _: made[layer])
         return self.base(x, time, condition, added.hooked(context))
 
     def read(self, ids: Tensor, condition: Condition, summary: Tensor) -> Tensor:

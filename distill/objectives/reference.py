@@ -41,7 +41,8 @@ CLEAN = 0.0  # the time that copied blocks are at
 
 class ReferenceConfig(Config):
     """teacher: the model. The sizes of an encoder that is made here: depth, tokens, resampler_depth, subject as of
-    `ReferenceEncoderConfig`; decoupled: it adds to the attentions, those to text ("cross") or the patches' own ("joint").
+    `ReferenceEncoderConfig`; decoupled: it adds to the attentions; attention: those to text, or "joint", the patches' own, with
+    whose keys it begins.
 
     features: "latents", or "clip" with the folder or hub id of CLIP's vision network as `vision`. subject_word: whose embedding
     the word begins with. time: how noise levels are drawn. loss: the reading whose error is measured, the predicted one if not
