@@ -34,7 +34,7 @@ def with_network(pipeline: Any, class_name: str, noise: dict[str, Any], **sizes:
 
 def chroma() -> Any:
     pipeline = with_network(
-        more.chroma(), "ChromaTransformer2DModel", {**kinds.FLOW, "use_beta_sigmas": True}, in_channels=16, num_layers=1,
+        more.chroma(), "ChromaTransformer2DModel", kinds.FLOW, in_channels=16, num_layers=1,
         num_single_layers=2, attention_head_dim=128, num_attention_heads=1, joint_attention_dim=16,
         approximator_num_channels=64, approximator_hidden_dim=16, approximator_layers=2,
     )  # fmt: skip
@@ -96,6 +96,16 @@ MADE = {
     "auraflow": (auraflow, newer.auraflow, "aura_flow_0.3"),
     "lumina2": (lumina2, newer.lumina2, "lumina_2"),
 }
+
+
+def test_chromas_scheduler_is_told_by_the_name():
+    """Of HD as above; Base, and what was before it, has sigmas of a beta distribution without a shift."""
+    (kind,) = (kind for kind in kinds.KINDS if kind.name == "Chroma")
+    for stem in ("Chroma1-Base", "chroma-unlocked-v37"):
+        assert kind.scheduler({}, (), stem) == {**kinds.FLOW, "shift": 1.0, "use_beta_sigmas": True}
+    assert kind.scheduler({}, (), "Chroma1-HD-fp8") == kinds.FLOW and kinds.FLOW["shift"] == 3.0
+
+
 CALL = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt", "progress": False}
 
 

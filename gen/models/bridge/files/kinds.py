@@ -98,6 +98,11 @@ def _sdxl(config: Mapping[str, Any], names: Collection[str], file: str) -> dict[
     return {**EULER, **prediction, **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
 
 
+def _chroma(config: Mapping[str, Any], names: Collection[str], file: str) -> dict[str, Any]:
+    """Chroma1-HD has even steps, shifted by 3; Base and those before it sigmas of a beta distribution without a shift."""
+    return FLOW if "hd" in file.lower() else {**FLOW, "shift": 1.0, "use_beta_sigmas": True}
+
+
 def _flux_variant(config: Mapping[str, Any], file: str) -> str | None:
     """Fill takes a picture and a mask beside the latents; Kontext has dev's shapes, and says so in its file's name."""
     taken, made = config["in_channels"], config["out_channels"]
@@ -193,7 +198,7 @@ KINDS: tuple[Kind, ...] = (
             "vae": vae_holder(0.3611, 0.1159),
             "text_encoder": (T5,),
         },
-        lambda config, names, file: {**FLOW, "use_beta_sigmas": True},
+        _chroma,
     ),
     Kind(
         "FLUX.2",
@@ -205,7 +210,7 @@ KINDS: tuple[Kind, ...] = (
             ),
             "vae": (),
         },
-        lambda config, names, file: {**FLUX_DEV, "shift": 3.0},
+        lambda config, names, file: FLUX_DEV,  # as diffusers' convert_flux2_to_diffusers.py; mu is the pipeline's own
         _flux2_index,
         _flux2_variant,
     ),
@@ -219,7 +224,7 @@ KINDS: tuple[Kind, ...] = (
             ),
             "vae": (),
         },
-        lambda config, names, file: {**FLUX_DEV, "shift": 1.0, "max_image_seq_len": 6400},
+        lambda config, names, file: {**FLUX_DEV, "shift": 1.0, "max_image_seq_len": 6400},  # as diffusers' Krea2Pipeline says
         _krea2_index,
     ),
     Kind(
@@ -241,7 +246,7 @@ KINDS: tuple[Kind, ...] = (
                 Holder("UMT5EncoderModel", ("text_encoders.pile_t5xl.transformer.",), "shared.weight", configs.t5),
             ),
         },
-        lambda config, names, file: {**FLOW, "shift": 1.73},
+        lambda config, names, file: {**FLOW, "shift": 1.73},  # as ComfyUI's AuraFlow
     ),
     Kind(
         "Lumina 2",
@@ -260,7 +265,7 @@ KINDS: tuple[Kind, ...] = (
                 ),
             ),
         },
-        lambda config, names, file: {**FLOW, "shift": 6.0},
+        lambda config, names, file: {**FLOW, "shift": 6.0},  # static, as ai-toolkit's copy of the published config
     ),
     Kind(
         "Qwen-Image",
