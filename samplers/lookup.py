@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 _NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 4  # of 1; of names of up to so many letters, one of which may be wrong
@@ -86,6 +86,28 @@ def register(table: dict[str, Any], info: Any, kind: str) -> None:
     if not callable(info.factory):
         raise ValueError(f"The {kind} {info.name!r} is made by a function or class; {info.factory!r} is none.")
     table[info.name] = info
+
+
+def register_own(
+    row: type[Any],
+    known: Mapping[str, Any],
+    own: dict[str, Any],
+    kind: str,
+    name: str,
+    factory: Callable[..., Any],
+    description: str,
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    **more: Any,
+) -> None:
+    """Add a row of the user's own to a table whose rows name a module and what it makes there (energies, rewards).
+
+    row: the type of the table's rows. known: the table. own: the rows of the user's own, which it joins. factory, description,
+    options, needs, more: its fields. ValueError where its name or an alias is taken.
+    """
+    info = row(name, "", "", description, tuple(options), tuple(needs), external=True, made_by=factory, **more)
+    check_free({**known, **own}, info, kind)
+    own[name] = info
 
 
 def check_options(info: Any, options: dict[str, Any], kind: str) -> None:

@@ -180,13 +180,19 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class PlaceOptions:
-    """Where pictures are made and put."""
+class DeviceOptions:
+    """Where a command computes, and whether it says more than paths."""
 
-    output: Output = None
     device: Device = None
     dtype: Dtype = None
     quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class PlaceOptions(DeviceOptions):
+    """Where pictures are made and put."""
+
+    output: Output = None
 
     def target(self) -> OutputTarget:
         """Checked before anything is made."""
@@ -194,13 +200,10 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True)
-class MachineOptions:
+class MachineOptions(DeviceOptions):
     """Where a command computes, the user's own files that it runs first, and whether it says more than paths."""
 
-    device: Device = None
-    dtype: Dtype = None
     import_: Import = None
-    quiet: Quiet = False
 
     def run_imports(self) -> None:
         """Before names are looked up that those files register."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from samplers.lookup import build, check_free, check_options, find
+from samplers.lookup import build, check_options, find, register_own
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,9 +128,7 @@ def register_reward(
     row: scale, reads_prompts and aliases of `RewardInfo`.
     Raises ValueError for a name that is taken.
     """
-    info = RewardInfo(name, "", "", description, tuple(options), tuple(needs), external=True, made_by=factory, **row)
-    check_free({**REWARDS, **_registered}, info, "reward")
-    _registered[name] = info
+    register_own(RewardInfo, REWARDS, _registered, "reward", name, factory, description, options, needs, **row)
 
 
 def reward_info(name: str) -> RewardInfo:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gen.rewards import reward_info
-from samplers.lookup import build, check_free, check_options, find
+from samplers.lookup import build, check_options, find, register_own
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ def register_energy(
     row: gain, aliases and method of `EnergyInfo`.
     Raises ValueError for a name that is taken.
     """
-    info = EnergyInfo(name, "", "", description, tuple(options), tuple(needs), external=True, made_by=factory, **row)
-    check_free({**ENERGIES, **_registered}, info, "energy")
-    _registered[name] = info
+    register_own(EnergyInfo, ENERGIES, _registered, "energy", name, factory, description, options, needs, **row)
 
 
 PREFIX = "reward:"  # of energies that are rewards
