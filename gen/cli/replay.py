@@ -60,6 +60,8 @@ def run(
         arguments.setdefault("quantize", recipe.machine.quantize)
     if recipe.machine.vae_tile is not None:
         arguments.setdefault("vae_tile", recipe.machine.vae_tile)
+    if recipe.machine.compile is not None:
+        arguments.setdefault("compile", recipe.machine.compile)
     if "decoder" in recipe.model.weights:
         arguments.setdefault("decoder", "tiny")
     generator = Generator.from_pretrained(

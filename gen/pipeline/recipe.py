@@ -33,13 +33,15 @@ class BatchRecord(Record):
 
 class Machine(Record):
     """What the numbers were computed with. threads is 0 where the device has no such setting; quantize is how the
-    denoiser was quantised on opening, vae_tile the side of the tiles that pictures were decoded in."""
+    denoiser was quantised on opening, vae_tile the side of the tiles that pictures were decoded in; compile how the denoiser
+    was compiled, whose kernels round otherwise."""
 
     device: Name
     dtype: Name
     quantize: Name | None = None
     vae_tile: int | None = Field(None, ge=64, le=1 << 16)
     attention: Name
+    compile: Literal["regional", "full"] | None = None
     threads: int = Field(0, ge=0, le=4096)
     torch: Name
     fewstep: Name

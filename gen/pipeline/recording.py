@@ -106,6 +106,7 @@ def machine(model: Model, network_size: tuple[int, int]) -> Machine:
         quantize=model.quantize,
         vae_tile=model.vae_tile,
         attention=_attention(model, network_size),
+        compile=model.compile_kind,
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,
         fewstep=__version__,

@@ -14,6 +14,7 @@ from gen.generator import Generator
 from gen.models import compilation
 from gen.models.compilation import compile_network, repeated_blocks
 from gen.nn.registry import build
+from gen.pipeline.png import read_recipe
 from samplers.denoiser import Condition
 from tests.gen import pipelines
 from tests.gen.conftest import randomise
@@ -149,6 +150,11 @@ def test_the_command_line(counter, tiny_model, tmp_path):
     asked = ["image", "a cat", "--model", str(tiny_model), "--steps", "2", "--seed", "1", "-q", "-o", str(out)]
     assert main([*asked, "--device", "cpu", "--dtype", "float32", "--compile", "regional"]) == 0
     assert out.exists() and counter.frame_count > 0
+    assert read_recipe(out).machine.compile == "regional"
+    count, again = counter.frame_count, tmp_path / "again.png"
+    torch._dynamo.reset()
+    assert main(["replay", str(out), "--model", str(tiny_model), "-q", "-o", str(again)]) == 0
+    assert counter.frame_count > count and again.read_bytes() == out.read_bytes()
 
 
 @pytest.mark.parametrize(("options", "match"), [
