@@ -73,8 +73,8 @@ def open_control(folder: Path, network: Any, factor: int, dtype: torch.dtype, de
     if not wanted:
         if not getattr(network, "bridged", False):
             raise ValueError(
-                "This is a network of our own, which takes no ControlNet; leave controlnet out, or open the model with "
-                "native=False (--no-native), where diffusers' network takes one. A DiT of ours takes one."
+                "This is a network of our own that takes no ControlNet; leave controlnet out, or open the model with "
+                "native=False (--no-native), where diffusers' network may take one. A DiT of ours takes one."
             )
         raise ValueError(
             "This model takes no ControlNet: the default model and others on a DiT, Stable Diffusion 1, 2, XL and 3, FLUX and "

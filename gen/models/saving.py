@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from gen.models.model import Model
 
 OWN, THEIRS = "fewstep", "diffusers"
-# our network -> diffusers' format of it; a DiT has two
-THEIR_FORMATS = {
-    "MMDiT": "diffusers-sd3",
-    "FluxTransformer": "diffusers-flux",
-    "QwenImageTransformer": "diffusers-qwen-image",
-    "ZImageTransformer": "diffusers-z-image",
-}
 # how noise and sampler are spelled in a scheduler's config
 BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012)}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -112,15 +105,13 @@ def _write_pipeline(model: Model, pipeline: Pipeline, folder: Path, dtype: torch
 def _write_native(network: Any, folder: Path, dtype: torch.dtype | None, reads: bool) -> str:
     """Our network as diffusers' transformer; returns the name of its class. reads: a text encoder goes with it, which gives the
     features of no text again."""
+    from gen.models.formats.registry import their_format
     from gen.models.formats.write import write_checkpoint
 
-    format = THEIR_FORMATS.get(type(network).__name__)
-    if format is None:
-        format = "diffusers-dit" if network.config.modulation == "adaln" else "diffusers-pixart"
     with warnings.catch_warnings():
         if reads:
             warnings.filterwarnings("ignore", message=r".*no place for null_(text|pooled)")
-        write_checkpoint(network, folder, format, dtype=dtype)
+        write_checkpoint(network, folder, their_format(network).name, dtype=dtype)
     return read_json(folder / "config.json")["_class_name"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from gen.generator import Generator
 from gen.models.folder import write_model
+from gen.nn.backbones import editing
 from gen.nn.registry import build
 
 WORDS = [
@@ -101,6 +103,36 @@ def pixel_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_model) -> Generator:
     return Generator.from_pretrained(tiny_model, device="cpu", dtype="float32")
+
+
+SMALL = ((24, 40), (32, 32), (40, 24))  # width and height, in the place of Kontext's own
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Kontext with sizes of pictures that a test can afford, in diffusers and here."""
+    from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
+
+    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
+        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", list(SMALL))
+    monkeypatch.setattr(editing, "SIZES", SMALL)
+
+
+@pytest.fixture
+def smaller(monkeypatch):
+    """Qwen's editors with a 256th of the pixels that they read, in diffusers and here."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        original = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, f=original: f(area // 256, ratio))
+    monkeypatch.setattr(editing, "AREA", editing.AREA // 256)
+
+    def shrink(generator):
+        reader = generator.text_encoder
+        monkeypatch.setattr(reader, "chat", replace(reader.chat, area=reader.chat.area // 256))
+
+    return shrink
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gen.generator import Generator
-from gen.models.bridge.families import flux_edit, qwen_image
 from gen.models.bridge.families.table import FAMILIES, FEATURES
+from gen.nn.backbones import editing
 from tests.gen import ip_adapters, pipelines, pipelines_chat
+from tests.gen.conftest import SMALL
 from tests.gen.lora import factors
-from tests.gen.test_bridge_editing import SMALL
 from tests.gen.test_control import network_for
 
 TINY: dict[str, tuple[str, dict]] = {
@@ -110,8 +110,8 @@ def asked_for(feature: str, generator: Generator, kind: str, bridged, folder: Pa
 @pytest.fixture
 def small(monkeypatch):
     """Editors read pictures of sizes that a test can afford."""
-    monkeypatch.setattr(flux_edit, "SIZES", SMALL)
-    monkeypatch.setattr(qwen_image, "AREA", qwen_image.AREA // 1024)
+    monkeypatch.setattr(editing, "SIZES", SMALL)
+    monkeypatch.setattr(editing, "AREA", editing.AREA // 1024)
 
     def shrink(generator: Generator) -> None:
         chat = getattr(generator.text_encoder, "chat", None)

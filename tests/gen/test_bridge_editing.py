@@ -12,11 +12,10 @@ from PIL import Image
 
 from gen.generator import Generator
 from gen.io.images import read_picture, resize
-from gen.models.bridge.families import flux_edit
+from gen.nn.backbones import editing
 from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, PROMPT, noise, pack
 
 SIZE = 32
-SMALL = ((24, 40), (32, 32), (40, 24))  # width and height, in the place of Kontext's own
 
 
 def picture(width: int = SIZE, height: int = SIZE) -> Image.Image:
@@ -27,16 +26,6 @@ def mask() -> Image.Image:
     array = np.zeros((SIZE, SIZE), np.uint8)
     array[4:20, 10:] = 255
     return Image.fromarray(array)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Kontext with sizes of pictures that a test can afford, in diffusers and here."""
-    from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
-
-    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
-        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", [(w, h) for w, h in SMALL])
-    monkeypatch.setattr(flux_edit, "SIZES", SMALL)
 
 
 def theirs(pipeline, x: torch.Tensor, **call) -> torch.Tensor:
@@ -57,7 +46,7 @@ def ours(generator, x: torch.Tensor | None, **call) -> torch.Tensor:
 def test_kontexts_sizes_are_those_of_diffusers():
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
-    assert list(flux_edit.SIZES) == PREFERRED_KONTEXT_RESOLUTIONS
+    assert list(editing.SIZES) == PREFERRED_KONTEXT_RESOLUTIONS
 
 
 @pytest.mark.parametrize("steps", [4, 20])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ from PIL import Image
 
 from gen import cli
 from gen.io.images import digest
-from gen.models.bridge.chat import sides_of
-from gen.models.bridge.families import qwen_image
 from gen.models.prompt_reading import Reading, SeenPicture
+from gen.nn.backbones.editing import sides_of
 from gen.pipeline.png import read_recipe
 from tests.gen import pipelines, pipelines_chat
 from tests.gen.newer_families import CLOSE, FAMILIES, latents_for, ours, theirs
@@ -85,23 +83,6 @@ def test_flux2_reads_large_pictures_at_fewer_pixels(bridged, size):
     if size[0] * size[1] > 1024 * 1024:
         image = Flux2ImageProcessor._resize_to_target_area(image, 1024 * 1024)
     assert generator.network.picture_size(size[1], size[0]) == image.size[::-1]
-
-
-@pytest.fixture
-def smaller(monkeypatch):
-    """Qwen's editors with a 256th of the pixels that they read, in diffusers and here."""
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
-
-    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
-        original = module.calculate_dimensions
-        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, f=original: f(area // 256, ratio))
-    monkeypatch.setattr(qwen_image, "AREA", qwen_image.AREA // 256)
-
-    def shrink(generator):
-        reader = generator.text_encoder
-        monkeypatch.setattr(reader, "chat", replace(reader.chat, area=reader.chat.area // 256))
-
-    return shrink
 
 
 PLUS = {"plus": True}

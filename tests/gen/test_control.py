@@ -229,10 +229,10 @@ def test_xlabs_controlnets_of_flux_read_pixels(tmp_path):
     x = torch.randn(1, generator.channels, 8, 8, generator=torch.Generator().manual_seed(3))
     call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
 
-    def mine(**more):
+    def mine(drawn_by=generator, **more):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return generator("a cat", latents=x, guidance_scale=3.0, progress=False, **call, **more).images
+            return drawn_by("a cat", latents=x, guidance_scale=3.0, progress=False, **call, **more).images
 
     def reference(controls, picture, scale):
         made = controlled("flux", pipeline, controls)
@@ -243,6 +243,9 @@ def test_xlabs_controlnets_of_flux_read_pixels(tmp_path):
     torch.testing.assert_close(one, reference(nets[0], pictures[0][None] * 2 - 1, 0.7), **CLOSE)
     assert (mine() - one).abs().max() > 1e-3
     both = mine(control=pictures, controlnet=folders, control_weight=[0.7, 0.4])
+    own = Generator.from_pretrained(tmp_path / "flux", device="cpu", dtype="float32", native=True)
+    asked = {"control": pictures, "controlnet": folders, "control_weight": [0.7, 0.4]}
+    torch.testing.assert_close(mine(own, **asked), both, atol=1e-5, rtol=0)
     several = diffusers.FluxMultiControlNetModel(nets)
     torch.testing.assert_close(both, reference(several, [one[None] * 2 - 1 for one in pictures], [0.7, 0.4]), **CLOSE)
     other = pipelines.seeded(diffusers.FluxControlNetModel, **sizes, patch_size=1, num_layers=2, num_single_layers=0)
@@ -278,9 +281,6 @@ def test_controlnets_of_qwen_image(bridged, opened, tmp_path):
     )
     with pytest.raises(CheckpointError, match="reads a mask beside its picture"):
         generator("a cat", control=EDGES, controlnet=tmp_path / "fill", **CALL)
-    native = bridged("qwen_image", native=True)[1]
-    with pytest.raises(ValueError, match=r"a network of our own, which takes no ControlNet; .* native=False"):
-        native("a cat", control=EDGES, controlnet=folder, **CALL)
 
 
 def test_it_acts_within_its_range(opened):

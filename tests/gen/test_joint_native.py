@@ -15,6 +15,7 @@ from tests.gen.joint import FAMILIES
 
 NAMES = [family.pipeline for family in FAMILIES.values()]
 CALL = {"num_inference_steps": 3, "seed": 3, "height": 64, "width": 64, "output_type": "pt", "progress": False}
+CONTROLLED = ("sd3", "flux", "qwen_image")  # which take ControlNets
 PROMPTS = ["a red cat", "a dog on the moon"]
 ON_CPU = {"device": "cpu", "dtype": "float32"}
 
@@ -45,6 +46,32 @@ def test_the_same_pictures(bridged, name):
 def test_the_default_is_diffusers_network(bridged):
     for name in NAMES:
         assert getattr(bridged(name, native=None)[1].network, "bridged", False)
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_controls_add_what_they_add_to_diffusers_network(bridged, tmp_path, name):
+    """1e-5 in latents: one, and two at once over part of the run, with a negative prompt; under a cache of blocks, too."""
+    from tests.gen.test_control import EDGES, OTHER, network_for
+
+    (pipeline, theirs), (_, mine) = bridged(name), bridged(name, native=True)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        network_for(name, pipeline, seed).save_pretrained(folder, safe_serialization=True)
+    call = {**CALL, "height": 32, "width": 32, "output_type": "latent", "num_inference_steps": 2}
+    one = {"control": EDGES, "controlnet": folders[0], "control_weight": 0.7}
+    two = {"control": [EDGES, OTHER], "controlnet": folders, "control_range": [(-1000, 0.0), (-1000, 1000)]}
+    plain = mine(PROMPTS, **call).images
+    for asked in (one, {**two, "guidance": "cfg", "guidance_scale": 3.0, "negative_prompt": "blurry"}):
+        found = mine(PROMPTS, **call, **asked).images
+        torch.testing.assert_close(found, theirs(PROMPTS, **call, **asked).images, atol=1e-5, rtol=1e-5)
+        assert (found - plain).abs().max() > 1e-3
+    never = mine(PROMPTS, **call, **one, cache="first_block", cache_options={"threshold": 1e-9}).images
+    assert torch.equal(never, mine(PROMPTS, **call, **one).images)
+
+
+def test_a_network_without_controls_says_so(bridged, tmp_path):
+    with pytest.raises(ValueError, match=r"a network of our own that takes no ControlNet; .* native=False"):
+        bridged("z_image", native=True)[1]("a cat", control=torch.rand(3, 64, 64), controlnet=tmp_path, **CALL)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,6 @@ Chats are written here, not by the template of a tokenizer's file, which is a pr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from gen.models.bridge.load import device_of
 from gen.models.bridge.prompts import PromptReader, warn_unread
 from gen.models.prompt_reading import USUAL, Reading, SeenPicture
+from gen.nn.backbones.editing import sides_of
 from gen.nn.prompt_weights import token_weights, weighted
 from samplers.denoiser import Condition
 
@@ -187,13 +187,6 @@ def _picture_processor() -> Any:
             "pip install -U transformers."
         ) from None
     return Qwen2VLImageProcessorPil
-
-
-def sides_of(area: int, height: int, width: int) -> tuple[int, int]:
-    """The height and width, multiples of 32, of about `area` pixels in a picture's shape."""
-    ratio = width / height
-    wide = math.sqrt(area * ratio)
-    return max(round(wide / ratio / 32), 1) * 32, max(round(wide / 32), 1) * 32
 
 
 def _inside(begin: int, end: int, length: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ Source: ControlNet, arXiv 2302.05543; T2I-Adapter, arXiv 2302.08453.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen.io.weights import CheckpointError
+from gen.models.bridge.control_residuals import RESIDUALS, repeats
 from gen.models.bridge.load import load_network, read_part_config
+from gen.models.formats.registry import their_config
+from samplers.denoiser import Condition
 
 # what must be the same as in the denoiser's network: names of their configs
 ALIKE: dict[str, tuple[str, ...]] = {
@@ -51,7 +55,17 @@ class Control:
     def reads_latents(self) -> bool:
         """It reads the picture's latents: it has no layers of its own for pixels."""
         kind = type(self.network).__name__
-        return kind in LATENTS or (kind == "FluxControlNetModel" and self.network.input_hint_block is None)
+        return kind in LATENTS or (kind == "FluxControlNetModel" and not self.repeats)
+
+    @property
+    def repeats(self) -> bool:
+        return repeats(self.network)
+
+    def residuals(
+        self, x: Tensor, time: Tensor, condition: Condition, picture: Tensor, mode: Tensor | None
+    ) -> Sequence[Sequence[Tensor] | None]:
+        """As of `gen.nn.control.SequenceControl`."""
+        return RESIDUALS[type(self.network).__name__](self.network, x, time, condition, picture, mode)
 
     def picture(self, picture: Tensor, autoencoder: Any, latent_scale: float, mode: int | None = None) -> Tensor:
         """A picture (1, 3, H, W) in [0, 1] as a condition."""
@@ -80,7 +94,7 @@ def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device:
         raise CheckpointError(
             folder, "reads a mask beside its picture (inpainting), which is not given here; give another one."
         )
-    own = network.network.config
+    own: Mapping[str, Any] = network.network.config if getattr(network, "bridged", False) else their_config(network)
     for name in ALIKE[kind]:
         other = {"channels": "block_out_channels"}.get(name, name)  # in the denoiser's config
         mine, its = own.get(other), config.get(name, own.get(other))

@@ -40,10 +40,13 @@ def described(name: str, config: Mapping[str, Any]) -> Described:
     return Described({**usual, **config})
 
 
-def why_not(folder: Path, format: str) -> str | None:
-    """Why our network cannot be what is in a diffusers transformer's folder; None where it can. Reads headers only."""
+def why_not(folder: Path, format: str, options: Mapping[str, Any]) -> str | None:
+    """Why our network cannot be what is in a diffusers transformer's folder; None where it can. Reads headers only.
+
+    options: `Family.native_options`.
+    """
     try:
-        configure(open_checkpoint(_place(folder)), format, {})
+        configure(open_checkpoint(_place(folder)), format, options)
     except ValueError as error:
         return str(error)
     return None
@@ -51,16 +54,22 @@ def why_not(folder: Path, format: str) -> str | None:
 
 @torch.no_grad()
 def native_network(
-    folder: Path, format: str, text: TextPart | None, dtype: torch.dtype, variants: tuple[str, ...] = VARIANTS
+    folder: Path,
+    format: str,
+    text: TextPart | None,
+    dtype: torch.dtype,
+    variants: tuple[str, ...] = VARIANTS,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, str]:
     """(network, digest of its files) of a diffusers transformer's folder.
 
     text: the prompts' reader, where it reads any.
     variants: as of `gen.models.bridge.load.weight_files`.
+    options: `Family.native_options`.
     """
     source = open_checkpoint(_place(folder, variants))
-    options = {} if text is None else null_of(text)
-    network = read_checkpoint(_place(folder, variants), format, dtype=dtype, **options)
+    told = dict(options or {}) | ({} if text is None else null_of(text))
+    network = read_checkpoint(_place(folder, variants), format, dtype=dtype, **told)
     return network, digest(file.path for file in source.files)
 
 

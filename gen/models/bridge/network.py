@@ -129,13 +129,6 @@ class BridgedNetwork(nn.Module):
         return replace(condition, tokens=tokens, mask=torch.where(real, mask, null.mask), pooled=pooled, extra=extra)
 
 
-def references(condition: Condition) -> list[Tensor]:
-    """The pictures that an editing network reads, in their order: latents (B, C, h', w') each."""
-    extra = condition.extra
-    names = sorted((name for name in extra if name.startswith("reference")), key=lambda name: (len(name), name))
-    return [extra[name] for name in names]
-
-
 def setting(network: nn.Module, name: str, default: Any = None) -> Any:
     """A value of a diffusers network's config; None counts as absent."""
     config: Any = network.config

@@ -134,11 +134,10 @@ def open_pipeline(
         if not (family.native and use_native):
             return None
         variants = variants_for(variant, dtype)
-        found, weights[family.backbone] = _native(folder / family.backbone, family.native, reader, dtype, native, variants)
+        place = folder / family.backbone
+        found, weights[family.backbone] = _native(place, family, family.native, reader, dtype, native, variants)
         if found is None:
-            loaded[family.backbone], weights[family.backbone] = _load(
-                folder / family.backbone, classes[family.backbone], dtype, variant, quantize
-            )
+            loaded[family.backbone], weights[family.backbone] = _load(place, classes[family.backbone], dtype, variant, quantize)
         return found
 
     opened = assemble(folder, family, index, noise, settings, configs[family.backbone], loaded, native_network)
@@ -246,7 +245,7 @@ def binned(size: int, default: bool | None) -> dict[str, Any]:
 
 
 def _native(
-    folder: Path, format: str, reader: Any, dtype: torch.dtype, native: bool | None, variants: tuple[str, ...]
+    folder: Path, family: Family, format: str, reader: Any, dtype: torch.dtype, native: bool | None, variants: tuple[str, ...]
 ) -> tuple[nn.Module | None, str]:
     """(our own network, digest of its files); None where the weights turn out to be none of ours, which is an error if it was
     asked for."""
@@ -254,7 +253,7 @@ def _native(
     from gen.models.formats.read import UnequalRepeats
 
     try:
-        return native_network(folder, format, reader, dtype, variants)
+        return native_network(folder, format, reader, dtype, variants, family.native_options)
     except UnequalRepeats:
         if native:
             raise
@@ -277,7 +276,7 @@ def choose_native(folder: Path, family: Family, native: bool | None) -> bool:
         raise ValueError(f"There is no network of our own for {family.name}; leave native out ({with_one} have one).")
     from gen.models.bridge.native import why_not
 
-    reason = why_not(folder / family.backbone, family.native)
+    reason = why_not(folder / family.backbone, family.native, family.native_options)
     if reason and native:
         raise ValueError(f"Our own network cannot take the place of this one; leave native out. {reason}")
     return reason is None
@@ -306,6 +305,9 @@ def _check_fit(network: Any, autoencoder: BridgedAutoencoder, backbone: nn.Modul
             f"the network takes {network.config.channels} channels and the autoencoder makes {autoencoder.channels}; "
             "networks for inpainting or depth are not supported."
         )
+    beside = getattr(network.config, "beside", 0)
+    if beside and beside != (wanted := autoencoder.channels + autoencoder.factor**2):
+        raise ValueError(f"its network takes {beside} channels beside the noise, not {wanted}: those of picture and mask")
     if isinstance(network, BridgedNetwork) and (classes := setting(backbone, "class_embed_type")) is not None:
         raise ValueError(f"its network embeds {classes!r} beside the text, which is not supported.")
 

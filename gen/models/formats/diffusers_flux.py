@@ -38,12 +38,11 @@ TABLE: Table = [
 
 def sizes(shapes: Shapes, settings: Settings, names: Mapping[str, str], depths: tuple[int, int]) -> dict[str, Any]:
     """The config, by the names that a format has for what sizes are read from. depths: of joint and of single blocks."""
-    dim, numbers = shape_of(shapes, names["patches"], 2)
-    if shape_of(shapes, names["head"], 2)[0] != numbers or numbers % PATCH**2:
-        raise ValueError(
-            f"reads {numbers} numbers of a patch and makes {shape_of(shapes, names['head'], 2)[0]}; networks that fill or edit "
-            "pictures read more, and are not of this format"
-        )
+    (dim, read), made = shape_of(shapes, names["patches"], 2), shape_of(shapes, names["head"], 2)[0]
+    fills = bool(settings.get("fills"))
+    if made % PATCH**2 or read % PATCH**2 or (read <= made if fills else read != made):
+        needed = "a network that fills reads more than it makes" if fills else "both must be as many, unless it fills pictures"
+        raise ValueError(f"reads {read} numbers of a patch and makes {made}; {needed}")
     if not all(depths):
         raise ValueError("has no joint or no single blocks")
     heads = head_count(shapes, names["norm"], dim, settings)
@@ -55,7 +54,9 @@ def sizes(shapes: Shapes, settings: Settings, names: Mapping[str, str], depths: 
         "type": "flux",
         "size": settings.get("size") or SIZE,
         "patch": PATCH,
-        "channels": numbers // PATCH**2,
+        "channels": made // PATCH**2,
+        "beside": (read - made) // PATCH**2,
+        "pictures": settings.get("pictures") or 0,
         "dim": dim,
         "depth": depths[0],
         "single_depth": depths[1],
@@ -100,8 +101,8 @@ def config_out(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "_class_name": "FluxTransformer2DModel",
         "patch_size": 1,
-        "in_channels": config["channels"] * config["patch"] ** 2,
-        "out_channels": None,
+        "in_channels": (config["channels"] + config["beside"]) * config["patch"] ** 2,
+        "out_channels": config["channels"] * config["patch"] ** 2 if config["beside"] else None,
         "num_layers": config["depth"],
         "num_single_layers": config["single_depth"],
         "num_attention_heads": config["heads"],
@@ -121,7 +122,7 @@ FORMAT = Format(
     blocks=("transformer_blocks", "single_transformer_blocks"),
     table=TABLE,
     infer=infer,
-    stored=STORED | {"single_depth", "axes", "usual_guidance"},
+    stored=STORED | {"single_depth", "axes", "usual_guidance", "pictures", "beside"},
     fixed=FIXED,
     published=frozenset(("padded_text",)),
     absent=("null_text", "null_pooled"),

@@ -14,6 +14,7 @@ from gen.models.formats.joint import STORED, axes_of, head_count, numbered, patc
 from gen.models.formats.table import Table
 
 SIZE, PATCH, ROOM = 128, 2, 1024
+SEEN = 3072  # further tokens of the text encoder for the pictures to edit, which it sees with the prompt
 AXES = (16, 56, 56)
 
 TABLE: Table = [
@@ -53,17 +54,19 @@ def infer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
         "axes": told_axes(settings, AXES, dim // heads),
         "text_dim": shape_of(shapes, "txt_in.weight", 2)[1],
         "padded_text": False,
-        **told_text(settings, ROOM, 1),
+        "pictures": settings.get("pictures") or 0,
+        "still_pictures": bool(settings.get("still_pictures")),
+        **told_text(settings, ROOM + (SEEN if settings.get("pictures") else 0), 1),
     }
 
 
 def config_in(value: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {"heads": ("num_attention_heads", 24), "head_dim": ("attention_head_dim", 128)}
-    needed = {"patch_size": (PATCH,), "guidance_embeds": (False,), "zero_cond_t": (False,)}
+    needed = {"patch_size": (PATCH,), "guidance_embeds": (False,), "zero_cond_t": (False, True)}
     needed |= {"use_additional_t_cond": (False,), "use_layer3d_rope": (False,)}
     told = {"in_channels", "out_channels", "num_layers", "joint_attention_dim", "axes_dims_rope", "pooled_projection_dim"}
     settings = read_config(value, "QwenImageTransformer2DModel", numbers, needed, told)
-    return {**settings, "axes": axes_of(value, "axes_dims_rope", AXES)}
+    return {**settings, "axes": axes_of(value, "axes_dims_rope", AXES), "still_pictures": bool(value.get("zero_cond_t"))}
 
 
 def config_out(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def config_out(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention_head_dim": config["dim"] // config["heads"],
         "joint_attention_dim": config["text_dim"],
         "guidance_embeds": False,
+        **({"zero_cond_t": True} if config["still_pictures"] else {}),
         "axes_dims_rope": list(config["axes"]),
     }
 
@@ -89,7 +93,7 @@ FORMAT = Format(
     blocks=("transformer_blocks",),
     table=TABLE,
     infer=infer,
-    stored=STORED - {"pooled_dim", "scalars"} | {"axes"},
+    stored=STORED - {"pooled_dim", "scalars"} | {"axes", "pictures", "still_pictures"},
     fixed={"padded_text": False, "patch": PATCH},
     published=frozenset(("padded_text",)),
     absent=("null_text",),

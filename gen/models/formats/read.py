@@ -44,6 +44,8 @@ def read_checkpoint(
     text_tokens: int | None = None,
     null_length: int | None = None,
     axes: tuple[int, int, int] | None = None,
+    pictures: int | None = None,
+    fills: bool | None = None,
 ) -> nn.Module:
     """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
@@ -59,6 +61,8 @@ def read_checkpoint(
     null_label: the last label is "no label".
     text_tokens: the length of the text.
     axes: how many channels of a head turn with the three axes of rotary positions.
+    pictures: how many pictures to edit a network reads as further patches (FLUX Kontext, Qwen-Image-Edit).
+    fills: what a network reads beyond what it makes are channels of a picture and its mask (FLUX Fill).
 
     The network is in evaluation mode, without gradients.
 
@@ -68,6 +72,7 @@ def read_checkpoint(
     source = open_checkpoint(path)
     options: dict[str, Any] = {"heads": heads, "size": size, "position_scale": position_scale, "null_label": null_label}
     options = {**options, "text_tokens": text_tokens, "null_length": null_length, "axes": axes}
+    options |= {"pictures": pictures, "fills": fills}
     options = {name: value for name, value in options.items() if value is not None}
     kind, config = configure(source, format, options)
     device = torch.device(device)

@@ -24,7 +24,7 @@ from gen.models.formats import (
 )
 from gen.models.formats.format import Format
 from gen.models.formats.table import Slots, nearest
-from gen.nn.registry import COMPONENTS
+from gen.nn.registry import COMPONENTS, config_of
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
@@ -33,6 +33,28 @@ FORMATS: dict[str, Format] = {
         *(diffusers_qwen_image, z_image, diffusers_z_image),
     )
 }
+
+# our network -> diffusers' format of it; a DiT has two
+THEIR_FORMATS = {
+    "mmdit": "diffusers-sd3",
+    "flux": "diffusers-flux",
+    "qwen_image": "diffusers-qwen-image",
+    "z_image": "diffusers-z-image",
+}
+
+
+def their_format(network: nn.Module) -> Format:
+    """diffusers' format of a network of ours that it has, too."""
+    config: Any = network.config
+    kind = config_of(network)["type"]
+    return FORMATS[THEIR_FORMATS.get(kind) or ("diffusers-dit" if config.modulation == "adaln" else "diffusers-pixart")]
+
+
+def their_config(network: nn.Module) -> dict[str, Any]:
+    """What diffusers' config.json says of a network of ours that it has, too."""
+    written = their_format(network).config_out
+    assert written is not None
+    return written(config_of(network))
 
 
 def adapted_formats(network: nn.Module) -> list[dict[str, Slots]]:
@@ -45,8 +67,7 @@ def adapted_formats(network: nn.Module) -> list[dict[str, Slots]]:
     kind = next((kind for kind, (module, _, name) in COMPONENTS.items() if (module, name) == path), None)
     formats = [format for format in FORMATS.values() if format.kind == kind and kind not in ("uvit", "dit")]
     if kind == "dit":
-        config: Any = network.config
-        formats = [FORMATS["diffusers-dit" if config.modulation == "adaln" else "diffusers-pixart"]]
+        formats = [their_format(network)]
     return [slots_of(format, network) for format in formats]
 
 

@@ -58,20 +58,26 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Hooked:
-    """An attention's place and the run's hooks for it (`samplers.hooks`); either may be missing."""
+    """An attention's place and the run's hooks for it (`samplers.hooks`); either may be missing.
+
+    pictures: the last so many of the site's extras are of pictures that are edited: the "text" hook sees them with the patches.
+    """
 
     site: Site
     attention: Callable[..., Tensor] | None
     heads: Callable[..., Tensor] | None
     cross: Callable[..., Tensor] | None = None
     text: Callable[..., Tensor] | None = None
+    pictures: int = 0
 
 
-def hooked(context: Context | None, index: int, count: int, extras: int, rows: int, columns: int) -> Hooked | None:
-    """The attention hooks of a run at a site (`samplers.hooks.Site`); None where there are none."""
+def hooked(
+    context: Context | None, index: int, count: int, extras: int, rows: int, columns: int, pictures: int = 0
+) -> Hooked | None:
+    """The attention hooks of a run at a site (`samplers.hooks.Site`); None where there are none. pictures: as of `Hooked`."""
     hooks = context.hooks if context is not None else {}
     functions = [hooks.get(name) for name in ("attention", "heads", "cross", "text")]
-    return None if functions == [None] * 4 else Hooked(Site(index, count, extras, rows, columns), *functions)
+    return None if functions == [None] * 4 else Hooked(Site(index, count, extras, rows, columns), *functions, pictures)
 
 
 class BackboneConfig(Config):

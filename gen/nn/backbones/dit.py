@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -302,7 +302,8 @@ class DiT(nn.Module):
         """What all controls of a condition add behind every block; None for nothing."""
         count = self.config.depth
 
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> list[list[Tensor] | None]:
+        def evaluate(control: OpenedControl, picture: Tensor, mode: Tensor | None) -> list[list[Tensor] | None]:
+            network = control.network
             said, places = network(state, picture, mode), (network.place(i, count) for i in range(count))
             return [None if place is None else [said[place]] for place in places]
 

@@ -13,7 +13,7 @@ Shapes: text (B, T, D), image (B, P, D), both (B, L, D) with L = T + P; q, k, v 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,8 +121,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, backend: str
         return proper(q, k, v).flatten(2)
     out = (proper(q, k, v) if hooks.heads is None else hooks.heads(hooks.site, q, k, v, proper)).flatten(2)
     if hooks.text is not None:
-        extras = hooks.site.extras
-        out = torch.cat([out[:, :extras], hooks.text(hooks.site, lambda rows: out[:, extras:])], dim=1)
+        begin = hooks.site.extras - hooks.pictures
+        out = torch.cat([out[:, :begin], hooks.text(hooks.site, lambda rows: out[:, begin:])], dim=1)
     return out
 
 
@@ -172,9 +172,19 @@ class JointBlock(nn.Module):
         visible: Tensor | None = None,
         backend: str = "auto",
         hooks: Hooked | None = None,
+        still: tuple[Tensor, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(text, image) after the block. c: (B, D), through SiLU; rotations: of text and of patches; visible: (B, 1, 1, L)."""
+        """(text, image) after the block.
+
+        c: (B, D), through SiLU. rotations: of text and of patches. visible: (B, 1, 1, L). still: another c, which modulates the
+        first so many patches.
+        """
         text_terms, image_terms = self.text.terms(c, text.dtype), self.image.terms(c, image.dtype)
+        if still is not None:
+            others, count = self.image.terms(still[0], image.dtype), still[1]
+            rest = image.shape[1] - count
+            pairs = zip(others, image_terms, strict=True)
+            image_terms = [torch.cat([a.expand(-1, count, -1), b.expand(-1, rest, -1)], dim=1) for a, b in pairs]
         normed = self.image.norm1(image)
         read = modulate(self.text.norm1(text), *text_terms[:2])
         seen = modulate(normed, *image_terms[:2])
@@ -253,12 +263,35 @@ class SingleBlock(nn.Module):
         return attend(*self.attn.heads_of(x, rotation), visible, backend, hooks)
 
 
+def with_added(block: Callable[..., Any], added: Tensor | None, length: int | None = None) -> Callable[..., Any]:
+    """A block with what controls add to the patches that it returns (B, P, D), if anything, as a part of it, so that a cache of
+    blocks keeps the two together. length: of the sequence before those patches, of a block of one sequence."""
+    if added is None:
+        return block
+
+    def joint(text: Tensor, image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        text, image = block(text, image, *args)
+        return text, image + added
+
+    def single(x: Tensor, *args: Any) -> Tensor:
+        out: Tensor = block(x, *args)
+        return torch.cat([out[:, :length], out[:, length:] + added], dim=1)
+
+    return joint if length is None else single
+
+
 def run_joint(
-    context: Context | None, index: int, count: int, block: nn.Module, text: Tensor, image: Tensor, *args: Any
+    context: Context | None,
+    index: int,
+    count: int,
+    block: Callable[..., tuple[Tensor, Tensor]],
+    text: Tensor,
+    image: Tensor,
+    *args: Any,
 ) -> tuple[Tensor, Tensor]:
     """A joint block through the run's "block" hook, which sees text and then patches as one sequence: see `run_block`."""
     if context is None or "block" not in context.hooks:
-        if getattr(block, "recompute", False) and torch.is_grad_enabled():
+        if isinstance(block, nn.Module) and getattr(block, "recompute", False) and torch.is_grad_enabled():
             return checkpointed(block, text, image, *args)
         return block(text, image, *args)
     length = text.shape[1]

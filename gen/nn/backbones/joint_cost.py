@@ -69,7 +69,7 @@ def _mmdit(config: MMDiTConfig) -> Cost:
 def _flux(config: FluxConfig) -> Cost:
     total, dim, patches, text = Cost(), config.dim, config.grid**2, config.text_tokens
     both, hidden = patches + text, int(config.dim * config.mlp_ratio)
-    total.linear(patches, config.patch**2 * config.channels, dim)
+    total.linear(patches, config.patch**2 * (config.channels + config.beside), dim)
     _conditions(total, config, dim)
     for _ in range(config.depth):
         _stream(total, config, patches, norms=True)

@@ -7,7 +7,7 @@ projected once is kept for the whole run; the streams of text themselves change 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gen.nn.backbones.blocks import BackboneConfig, TimeMLP, class_index, mean_token, memoize, timestep_embedding
 from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.joint_blocks import modulate
+from gen.nn.control import PICTURE, OpenedControl, added_in_sequence, share_of
 from gen.nn.initialisation import initialise
 from samplers.denoiser import Condition, Context
 
@@ -64,22 +65,47 @@ class JointText:
         return None if self.mask is None else F.pad(self.mask, (0, patches), value=True)[:, None, None]
 
 
+@dataclass(frozen=True)
+class Added:
+    """What controls add behind blocks, (B, P, D) each, as shared out by `gen.nn.control.share_of`.
+
+    groups: of the joint blocks and of the single ones, None for nothing.
+    """
+
+    groups: tuple[list[Tensor] | None, ...] = ()
+    repeats: bool = False
+    even: bool = False
+
+    def behind(self, index: int, count: int, single: bool = False) -> Tensor | None:
+        """What is added behind a block, number `index` of `count` of its kind; None for nothing."""
+        values = self.groups[int(single)] if int(single) < len(self.groups) else None
+        return share_of(values, index, count, self.repeats and not single, self.even)
+
+
 class JointNetwork(nn.Module):
     """Base of MMDiT, FLUX, Qwen-Image and Z-Image. `attention_backend` may be set to any name that `gen.nn.attention` knows.
 
     time_scale: what the time is multiplied by before its embedding, which tells numbers up to 1000 apart.
     scalar_scales: the same of `ExtraScalars`, where a published network has another one.
+    controlled_by: diffusers' classes of control that it takes (`gen.models.bridge.control`); even_controls: each tensor of one
+        is for an equal share of the blocks. controls_read_prompt: as of `gen.models.bridge.network.BridgedNetwork`.
     """
 
     attention_backend: str = "auto"
     time_scale: ClassVar[float] = 1.0
     scalar_scales: ClassVar[Mapping[str, float]] = {}
+    controlled_by: tuple[str, ...] = ()
+    even_controls: ClassVar[bool] = False
+    controls_read_prompt: ClassVar[bool] = False
     config: JointConfig
 
     def add_conditions(
         self, config: JointConfig, time_dim: int, text_embed: nn.Module | None = None, time_hidden: int | None = None
     ) -> None:
         """The layers that read conditions; text_embed: a linear layer unless given; time_hidden: as wide as time_dim."""
+        self.controls: dict[str, OpenedControl] = {}  # no part of its weights; likewise those by their folders
+        self.opened_controls: dict[str, OpenedControl] = {}
+        self.null_read: tuple[Tensor, Tensor | None] | None = None
         dim = config.dim
         self.time_embed = TimeMLP(FREQUENCIES, time_dim, time_hidden or time_dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, time_dim) if config.num_classes else None
@@ -110,6 +136,16 @@ class JointNetwork(nn.Module):
         self.scalar_embeds.reset_parameters()
 
     @property
+    def reads(self) -> str:
+        """What it reads beside text: "picture", one to edit, "mask", a picture and its mask, or nothing."""
+        return "mask" if getattr(self.config, "beside", 0) else "picture" if self.most_pictures else ""
+
+    @property
+    def most_pictures(self) -> int:
+        """Pictures to edit that it reads, at most."""
+        return getattr(self.config, "pictures", 0)
+
+    @property
     def embeds(self) -> bool:
         """It reads a guidance scale."""
         return "guidance" in self.config.scalars
@@ -127,6 +163,20 @@ class JointNetwork(nn.Module):
         """The condition's text, read once per run."""
         owners = (condition.tokens, condition.mask, condition.pooled)
         return memoize(self, context, f"joint text {batch}", owners, lambda: self.read_text(condition, batch))
+
+    def controlled(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None) -> Added:
+        """What all controls of a condition add to its blocks: they read the text, or the null text, that these do."""
+        if not any(name.startswith(PICTURE) for name in condition.extra):
+            return Added()
+
+        def read() -> Condition:
+            tokens, mask, pooled = self.with_null(condition, len(x))
+            return replace(condition, tokens=tokens, mask=mask, pooled=pooled)
+
+        owners = (condition.tokens, condition.mask, condition.pooled)
+        ready = memoize(self, context, f"control text {len(x)}", owners, read)
+        total, repeats = added_in_sequence(self.controls, x, time, replace(ready, extra=condition.extra))
+        return Added(tuple(total or ()), repeats, self.even_controls)
 
     def read_text(self, condition: Condition, batch: int) -> JointText:
         """The condition's text for this batch; rows without a real token, and all without text, read the null text."""
@@ -148,14 +198,23 @@ class JointNetwork(nn.Module):
         """Tokens (B, T, text_dim) and their mask as the blocks take them."""
         return self.text_embed(tokens), mask
 
+    def set_null(self, null: Condition) -> None:
+        """What the empty prompt gives (batch of 1), for an editor, whose text encoder may see the pictures with it. The null
+        text of other networks is a part of their weights."""
+        if not self.most_pictures or null.tokens is None:
+            return
+        real = null.tokens.shape[1] if null.mask is None else int(null.mask.sum())
+        tokens = null.tokens[0, :real].to(self.null_text)
+        self.null_read = tokens, None if null.pooled is None or self.null_pooled is None else null.pooled[0].to(tokens)
+
     def with_null(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(tokens, mask, pooled vector where the network is given one) with the null text where there is none; the mask is None
         where every token is real."""
         config, tokens, mask, pooled = self.config, condition.tokens, condition.mask, condition.pooled
-        length = config.null_length or config.text_tokens
-        null = self.null_text[:length]
+        null, null_pooled = self.null_read or (self.null_text[: config.null_length or config.text_tokens], self.null_pooled)
+        length = len(null)
         if tokens is None:
-            vector = None if self.null_pooled is None else self.null_pooled.expand(batch, -1)
+            vector = None if null_pooled is None else null_pooled.expand(batch, -1)
             return null.expand(batch, -1, -1), None, vector
         if self.null_pooled is not None and (pooled is None or pooled.shape != (batch, config.pooled_dim)):
             raise ValueError(
@@ -171,8 +230,8 @@ class JointNetwork(nn.Module):
                 tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
                 tokens = torch.where(real[..., None], tokens, F.pad(null, (0, 0, 0, longest - length)))
                 mask = torch.where(real, mask, torch.arange(longest, device=mask.device) < length)
-                if self.null_pooled is not None and pooled is not None:
-                    pooled = torch.where(real, pooled.to(null.dtype), self.null_pooled)
+                if null_pooled is not None and pooled is not None:
+                    pooled = torch.where(real, pooled.to(null.dtype), null_pooled)
             if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and bool(mask.all()):
                 mask = None
         vector = None if self.null_pooled is None or pooled is None else pooled.to(null.dtype)

@@ -10,7 +10,7 @@ text is read and not written. Positions are one table of sine and cosine, out of
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import check_condition, check_image, hooked, unpatchify
 from gen.nn.backbones.dit import sincos_positions
-from gen.nn.backbones.joint_blocks import JointBlock, run_joint
+from gen.nn.backbones.joint_blocks import JointBlock, run_joint, with_added
 from gen.nn.backbones.joint_network import JointConfig, JointNetwork, ModulatedHead
 from gen.nn.initialisation import initialise
 from samplers.denoiser import Condition, Context
@@ -48,6 +48,8 @@ class MMDiT(JointNetwork):
 
     config: MMDiTConfig
     pos_embed: Tensor
+    controlled_by = ("SD3ControlNetModel",)
+    even_controls: ClassVar[bool] = True
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
@@ -86,6 +88,7 @@ class MMDiT(JointNetwork):
         config = self.config
         rows, columns = check_image(x, config.channels, config.patch)
         check_condition(condition, len(x), config)
+        added = self.controlled(x, time, condition, context)
         image = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         image = image + self.positions(rows, columns).to(image.dtype)
         read = self.text(condition, len(x), context)
@@ -95,7 +98,9 @@ class MMDiT(JointNetwork):
         backend, count = self.attention_backend, config.depth
         for i, block in enumerate(self.blocks):
             hooks = hooked(context, i, count, text.shape[1], rows, columns)
-            text, image = run_joint(context, i, count, block, text, image, c, (None, None), visible, backend, hooks)
+            # nothing is added behind the last block, which is diffusers' rule
+            run = with_added(block, added.behind(i, count) if i < count - 1 else None)
+            text, image = run_joint(context, i, count, run, text, image, c, (None, None), visible, backend, hooks)
         return unpatchify(self.head(image, c), rows, columns, config.patch)
 
     def positions(self, rows: int, columns: int) -> Tensor:

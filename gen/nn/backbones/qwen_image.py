@@ -5,20 +5,24 @@
     text -----'
 
 Positions count from the middle of the picture, so that sizes share their centre; text goes on along the diagonal, beyond the
-picture's longer side (MSRoPE). The time is all that modulates, as the text's own features say enough.
+picture's longer side (MSRoPE). The time is all that modulates, as the text's own features say enough. Qwen-Image-Edit reads the
+patches of pictures to edit beside those of what is made (`pictures`), each at its number along the first axis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import check_condition, check_image, hooked, memoize
+from gen.nn.backbones.editing import PICTURES, embedded, qwen_size, read_pictures
 from gen.nn.backbones.flux import THETA, RotaryConfig, grid_positions, patchify, unpatchify
-from gen.nn.backbones.joint_blocks import JointBlock, RMSNorm, angles, run_joint
+from gen.nn.backbones.joint_blocks import JointBlock, RMSNorm, angles, run_joint, with_added
 from gen.nn.backbones.joint_network import JointNetwork, ModulatedHead
 from samplers.denoiser import Condition, Context
 
@@ -26,17 +30,22 @@ from samplers.denoiser import Condition, Context
 class QwenImageConfig(RotaryConfig):
     """Sizes of a Qwen-Image."""
 
+    pictures: int = PICTURES
+    still_pictures: bool = Field(default=False, description="pictures to edit are modulated as at time 0, not as the noise is")
+
 
 class QwenImageTransformer(JointNetwork):
     """Qwen-Image backbone; the time runs from 0 to 1."""
 
     config: QwenImageConfig
     time_scale: ClassVar[float] = 1000.0
+    controls_read_prompt: ClassVar[bool] = True  # in both branches of guidance, as in diffusers' pipeline
 
     def __init__(self, config: QwenImageConfig):
         super().__init__()
         self.config = config
         dim, hidden, numbers = config.dim, int(config.dim * config.mlp_ratio), config.patch**2 * config.channels
+        self.controlled_by = () if config.pictures else ("QwenImageControlNetModel",)
         self.patch_embed = nn.Linear(numbers, dim)
         self.add_conditions(config, dim, nn.Sequential(RMSNorm(config.text_dim), nn.Linear(config.text_dim, dim)))
         self.blocks = nn.ModuleList(JointBlock(dim, config.heads, hidden, qk_norm=True) for _ in range(config.depth))
@@ -52,34 +61,56 @@ class QwenImageTransformer(JointNetwork):
     def forward(self, x: Tensor, time: Tensor, condition: Condition, context: Context | None = None) -> Tensor:
         """(B, channels, H, W), (B,) -> (B, channels, H, W), of any size that patches divide.
 
-        Text rows without a real token and missing text are unconditional. Raises ValueError for what does not fit.
+        Text rows without a real token and missing text are unconditional; pictures to edit (`gen.nn.backbones.editing`) are
+        read where the config says so. Raises ValueError for what does not fit.
         """
         config = self.config
         rows, columns = check_image(x, config.channels, config.patch)
         check_condition(condition, len(x), config)
-        image = self.patch_embed(patchify(x, config.patch))
+        added = self.controlled(x, time, condition, context)
+        pictures = read_pictures(condition, config.pictures)
+        image, before = embedded(pictures, self.embed_patches, self.embed_patches(x))
         read = self.text(condition, len(x), context)
         c = F.silu(self.embed(time, condition, read))
-        text, visible = read.tokens, read.visible(rows * columns)
-        rotations = self.rotations(rows, columns, text.shape[1], x, context)
+        still = (F.silu(self.embed(0 * time, condition, read)), before) if before and config.still_pictures else None
+        text, visible = read.tokens, read.visible(image.shape[1])
+        sides = tuple((one.shape[2] // config.patch, one.shape[3] // config.patch) for one in pictures)
+        rotations = self.rotations((rows, columns), sides, text.shape[1], x, context)
 
         backend, count = self.attention_backend, config.depth
         for i, block in enumerate(self.blocks):
-            hooks = hooked(context, i, count, text.shape[1], rows, columns)
-            text, image = run_joint(context, i, count, block, text, image, c, rotations, visible, backend, hooks)
+            hooks = hooked(context, i, count, text.shape[1] + before, rows, columns, before)
+            run = with_added(block, added.behind(i, count))
+            text, image = run_joint(context, i, count, run, text, image, c, rotations, visible, backend, hooks, still)
         if torch.is_grad_enabled():
             image = image + text[:, :0].sum()  # nothing; but every weight is part of the graph, as replicas need it
-        return unpatchify(self.head(image, c), rows, columns, config.patch)
+        return unpatchify(self.head(image[:, before:], c), rows, columns, config.patch)
 
-    def rotations(self, rows: int, columns: int, length: int, x: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
-        """Angles of text and of patches."""
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width at which it reads a picture to edit."""
+        return qwen_size(height, width)
+
+    def embed_patches(self, x: Tensor) -> Tensor:
+        """Latents (B, C, H, W) as tokens."""
+        return self.patch_embed(patchify(x, self.config.patch))
+
+    def rotations(
+        self, made: tuple[int, int], pictures: Sequence[tuple[int, int]], length: int, x: Tensor, context: Context | None
+    ) -> tuple[Tensor, Tensor]:
+        """Angles of text and of patches: those of pictures to edit come before those of what is made.
+
+        made, pictures: rows and columns of patches.
+        """
 
         def compute() -> tuple[Tensor, Tensor]:
-            row, column = (torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in (rows, columns))
-            after = max(rows // 2, columns // 2)
+            grids = [
+                grid_positions(*(torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in sides), float(number))
+                for number, sides in enumerate((made, *pictures))
+            ]
+            after = max(side // 2 for sides in (made, *pictures) for side in sides)
             text = torch.arange(after, after + length, dtype=torch.float64)[:, None].expand(-1, 3)
-            both = (angles(places, self.config.axes, THETA, x.dtype) for places in (text, grid_positions(row, column)))
-            of_text, of_image = (turned.to(x.device) for turned in both)
+            image = torch.cat([*grids[1:], grids[0]])
+            of_text, of_image = (angles(places, self.config.axes, THETA, x.dtype).to(x.device) for places in (text, image))
             return of_text, of_image
 
-        return memoize(self, context, f"rotations {rows} {columns} {length} {x.dtype}", (), compute)
+        return memoize(self, context, f"rotations {made} {pictures} {length} {x.dtype}", (), compute)

@@ -157,7 +157,7 @@ def make_edit(model: Model, image: Any, mask: Any, strength: object, height: int
         return None
     reads = getattr(model.network, "reads", "")
     image, *others = image if isinstance(image, list | tuple) and image else [image]
-    most = getattr(model.network, "most_pictures", 1)
+    most = max(getattr(model.network, "most_pictures", 1), 1)
     if len(others) >= most:
         count = "one picture" if most == 1 else f"at most {most} pictures"
         raise ValueError(

@@ -27,6 +27,7 @@ class Family:
         scheduler says.
     native: the format of `gen.models.formats` by which our own network reads the backbone.
     native_usual: our own network is the default. Otherwise it is there for who asks for it.
+    native_options: of `gen.models.formats.read.read_checkpoint`: what the pipeline tells of its network.
     bins: whether pictures are made at the nearest size of `gen.models.buckets` by default; None: there is no list.
     own_sigmas: the pipeline hands even sigmas to a flow scheduler; "whole": of whole timesteps, which the network is told
         without a shift.
@@ -47,6 +48,7 @@ class Family:
     optional: tuple[str, ...] = ()
     native: str | None = None
     native_usual: bool = True
+    native_options: Mapping[str, Any] = field(default_factory=dict)
     bins: bool | None = None
     own_sigmas: bool | str = False
     mu: Callable[[Mapping[str, Any]], str | float] = field(default=lambda index: "line")

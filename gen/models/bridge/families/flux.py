@@ -12,7 +12,7 @@ from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, 
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
-from gen.nn.control import added
+from gen.nn.control import added_in_sequence
 from samplers.denoiser import Condition
 
 T5_TOKENS, T5_TOKENS_FAST = 512, 256  # of dev and schnell
@@ -45,30 +45,16 @@ class Flux(BridgedNetwork):
             "img_ids": places,
             "return_dict": False,
         }
-        out = self.network(**inputs, guidance=guidance, **self.control(inputs, guidance, condition))[0]
+        out = self.network(**inputs, guidance=guidance, **self.control(x, time, condition))[0]
         return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
 
-    def control(self, inputs: dict[str, Any], guidance: Tensor | None, condition: Condition) -> dict[str, Any]:
+    def control(self, x: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:
         """What ControlNets add."""
-
-        repeat: set[bool] = set()
-
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:
-            of_pixels = network.input_hint_block is not None  # XLabs'
-            repeat.add(of_pixels)
-            own = guidance if network.config.guidance_embeds else None
-            if network.config.guidance_embeds and own is None:
-                own = torch.full((len(picture),), USUAL_GUIDANCE, device=picture.device)
-            read = picture * 2 - 1 if of_pixels else packed(picture)
-            return network(**inputs, guidance=own, controlnet_cond=read, controlnet_mode=mode)
-
-        total = added(self.controls, condition, evaluate)
+        total, repeats = added_in_sequence(self.controls, x, time, condition)
         if total is None:
             return {}
-        if len(repeat) > 1:
-            raise ValueError("ControlNets in the way of XLabs and others are spread over FLUX's layers unalike; give one kind.")
         names = ("controlnet_block_samples", "controlnet_single_block_samples")
-        return {**dict(zip(names, total, strict=True)), "controlnet_blocks_repeat": repeat == {True}}
+        return {**dict(zip(names, total, strict=True)), "controlnet_blocks_repeat": repeats}
 
     def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """(tokens (B, L, D), their places (L, 3)), those of x first."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gen.models.bridge.chat import NO_THOUGHT, QWEN_ANSWER, QWEN_USER, Chat, ChatReader
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.nn.backbones.editing import references
 from samplers.denoiser import Condition
 
 USUAL_GUIDANCE = 4.0

@@ -14,33 +14,30 @@ from gen.models.bridge.families.base import Parts
 from gen.models.bridge.families.flux import Flux, packed, positions
 from gen.models.bridge.network import BridgedConfig, setting
 from gen.models.bridge.vae import pixels_per_latent
+from gen.nn.backbones.editing import kontext_size, references, side_by_side
 from samplers.denoiser import Condition
 
-# width and height of the pictures that Kontext was trained on
-SIZES = (
-    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104), (1024, 1024)),
-    *((1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672)),
-)
+MOST_PICTURES = 4  # beside one another; Kontext was trained with one
 
 
 class Kontext(Flux):
-    """`Condition.extra["reference"]` (B, C, h', w'): the latents of a picture to edit, of any size; without, plain Flux."""
+    """Pictures to edit, if any, are further tokens (`gen.nn.backbones.editing`); without, plain Flux."""
 
-    reads = "picture"
+    reads, most_pictures = "picture", MOST_PICTURES
     controlled_by = ()  # ControlNets know no tokens beside the picture's
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, of those it was trained on, whose shape is nearest to a picture's."""
-        return min(((h, w) for w, h in SIZES), key=lambda size: (abs(width / height - size[1] / size[0]), size[1]))
+        return kontext_size(height, width)
 
     def tokens(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         tokens, places = super().tokens(x, condition)
-        reference = condition.extra.get("reference")
-        if reference is None:
-            return tokens, places
-        beside = positions(reference)
-        beside[:, 0] = 1
-        return torch.cat([tokens, packed(reference)], dim=1), torch.cat([places, beside])
+        pictures = references(condition)
+        corners = side_by_side([(one.shape[2] // 2, one.shape[3] // 2) for one in pictures])
+        beside = [positions(one) for one in pictures]
+        for grid, (row, column) in zip(beside, corners, strict=True):
+            grid += grid.new_tensor([1, row, column])
+        return torch.cat([tokens, *map(packed, pictures)], dim=1), torch.cat([places, *beside])
 
 
 class Fill(Flux):
@@ -71,11 +68,11 @@ def fill(parts: Parts, index: Mapping[str, Any]) -> Fill:
     return Fill(parts["transformer"], pixels_per_latent(parts["vae"].config))
 
 
-KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=kontext, native=None)
+KONTEXT = replace(flux.FAMILY, name="FLUX Kontext", network=kontext, native_options={"pictures": MOST_PICTURES})
 FILL = replace(
     flux.FAMILY,
     name="FLUX Fill",
     network=fill,
-    native=None,
+    native_options={"fills": True},
     defaults=lambda backbone: {"num_inference_steps": 50, "guidance": "embedded", "guidance_scale": 30.0},
 )

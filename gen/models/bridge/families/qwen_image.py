@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.bridge.chat import QWEN_ANSWER, QWEN_PICTURE, QWEN_USER, Chat, ChatReader, sides_of
+from gen.models.bridge.chat import QWEN_ANSWER, QWEN_PICTURE, QWEN_USER, Chat, ChatReader
 from gen.models.bridge.families.base import QWEN_TOKENIZER, Family, Parts
 from gen.models.bridge.families.flux import packed, unpacked
-from gen.models.bridge.network import BridgedConfig, BridgedNetwork, references, setting
-from gen.nn.control import PROMPT, PROMPT_MASK, added
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
+from gen.nn.backbones.editing import AREA, qwen_size, references
+from gen.nn.control import added_in_sequence
 from samplers.denoiser import Condition
 
 SYSTEM = (
@@ -30,9 +31,9 @@ EDITOR = (
     "requirements while maintaining consistency with the original input where appropriate.<|im_end|>\n"
 )
 EDITOR_DROP = 64
-AREA = 1024 * 1024  # pixels of the pictures that the network reads
 CHAT = Chat(SYSTEM + QWEN_USER, QWEN_ANSWER, length=1024 + DROP, drop=DROP, keep=512)
 EDIT_CHAT = Chat(EDITOR + QWEN_USER, QWEN_ANSWER, length=8192, drop=EDITOR_DROP, picture=QWEN_PICTURE, area=AREA)
+PLUS_PICTURES = 8
 PLUS_CHAT = replace(EDIT_CHAT, picture="Picture {}: " + QWEN_PICTURE, area=384 * 384)
 
 
@@ -60,14 +61,7 @@ class QwenImage(BridgedNetwork):
             "img_shapes": [[(1, one.shape[2] // 2, one.shape[3] // 2) for one in pictures]] * len(x),
             "return_dict": False,
         }
-
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any]:
-            extra = condition.extra
-            read = {**inputs, "encoder_hidden_states": extra.get(PROMPT, condition.tokens)}
-            read["encoder_hidden_states_mask"] = extra.get(PROMPT_MASK, None if PROMPT in extra else condition.mask)
-            return (network(**read, controlnet_cond=packed(picture)),)
-
-        total = added(self.controls, condition, evaluate)
+        total, _ = added_in_sequence(self.controls, x, time, condition)
         out = self.network(**inputs, controlnet_block_samples=None if total is None else total[0])[0]
         return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
 
@@ -79,13 +73,13 @@ class QwenImageEdit(QwenImage):
     controlled_by = ()  # which see one picture, not those beside it
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
-        return sides_of(AREA, height, width)
+        return qwen_size(height, width)
 
 
 class QwenImageEditPlus(QwenImageEdit):
     """Reads several."""
 
-    most_pictures = 8
+    most_pictures = PLUS_PICTURES
 
 
 def network(kind: type[QwenImage]) -> Any:
@@ -125,5 +119,13 @@ FAMILY = Family(
     native="diffusers-qwen-image",
     native_usual=False,
 )
-EDIT = replace(FAMILY, name="Qwen-Image-Edit", network=network(QwenImageEdit), reader=reader(EDIT_CHAT), native=None)
-EDIT_PLUS = replace(EDIT, name="Qwen-Image-Edit-Plus", network=network(QwenImageEditPlus), reader=reader(PLUS_CHAT))
+EDIT = replace(
+    FAMILY, name="Qwen-Image-Edit", network=network(QwenImageEdit), reader=reader(EDIT_CHAT), native_options={"pictures": 1}
+)
+EDIT_PLUS = replace(
+    EDIT,
+    name="Qwen-Image-Edit-Plus",
+    network=network(QwenImageEditPlus),
+    reader=reader(PLUS_CHAT),
+    native_options={"pictures": PLUS_PICTURES},
+)

@@ -13,7 +13,7 @@ from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, 
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
-from gen.nn.control import added
+from gen.nn.control import added_in_sequence
 from samplers.denoiser import Condition
 
 T5_TOKENS = 256
@@ -27,19 +27,7 @@ class SD3(BridgedNetwork):
     controlled_by: tuple[str, ...] = ("SD3ControlNetModel",)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> Any:
-            config, pooled = network.config, condition.pooled
-            zeros = pooled is not None and config.force_zeros_for_pooled_projection
-            return network(
-                hidden_states=x,
-                controlnet_cond=picture,
-                encoder_hidden_states=None if config.joint_attention_dim is None else condition.tokens,
-                pooled_projections=torch.zeros_like(pooled) if zeros else pooled,  # type: ignore[arg-type]
-                timestep=time,
-                return_dict=False,
-            )
-
-        total = added(self.controls, condition, evaluate)
+        total, _ = added_in_sequence(self.controls, x, time, condition)
         return self.network(
             hidden_states=x,
             timestep=time,

@@ -67,8 +67,9 @@ class UNet(BridgedNetwork):
     def control(self, x: Tensor, time: Tensor, condition: Condition, mask: Tensor | None, shared: Any) -> dict[str, Any]:
         """What ControlNets add. They know no guidance scale and no mask, so prompts of unequal length are read one by one."""
 
-        def evaluate(network: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any, Any, Any]:
+        def evaluate(control: Any, picture: Tensor, mode: Tensor | None) -> tuple[Any, Any, Any]:
             """What is added to the skips, to the middle, and inside of the levels on the way down."""
+            network = control.network
             if type(network).__name__ == "T2IAdapter":
                 return None, None, network(picture[:, : network.config.in_channels])
             tokens = condition.tokens
