@@ -2,7 +2,8 @@
 
 A `QuantizedWeight` (out, in) replaces a linear layer's weight; the layer stays a plain `nn.Linear`, so hooks, adapters and
 training beside it work as ever. `F.linear` uses the codes; any other operation sees the dequantised values. Gradients go
-through it to the layer's input, and it has none itself.
+through it to the layer's input, and it has none itself. Convolutions are stored in fp8, a scale for each output channel, and
+dequantised at each call; other schemes leave them as they are.
 
     int8      q s, |q| <= 127, one s per row; products in int8, with inputs quantised by token (arXiv 2208.07339, section 3.1)
     fp8       e4m3 times one s per row, or as a file has it: e4m3 or e5m2, with s per tensor, row or block
@@ -15,6 +16,7 @@ Every tensor that a weight consists of has its rows first, so rows can be cut ou
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,6 +32,7 @@ from samplers.constants import constant
 GROUP = 64  # numbers that share a scale, of int4 and nf4
 SCHEMES = ("int8", "fp8", "int4", "nf4")
 CACHED = 64  # rows of a product that a CPU scales at a time, so that they are still in its cache
+QUANTIZED = (nn.Linear, nn.Conv2d)  # layers whose weights may be quantised
 SMALLEST = 1 << 12  # numbers in a weight; below, there is nothing to save
 E4M3 = torch.float8_e4m3fn
 NF4 = (
@@ -52,19 +55,22 @@ class Codec:
 
 
 class QuantizedWeight(Tensor):
-    """A weight (out, in) held as codes: `codec`, and `parts` by name, each with `out` rows."""
+    """A weight (out, in) held as codes: `codec`, and `parts` by name, each with `out` rows. inner: the shape of a row, of a
+    convolution (in, height, width); (columns,) unless given."""
 
     codec: Codec
     parts: dict[str, Tensor]
 
     @staticmethod
-    def __new__(cls, codec: Codec, parts: Parts, columns: int, dtype: torch.dtype) -> QuantizedWeight:
+    def __new__(
+        cls, codec: Codec, parts: Parts, columns: int, dtype: torch.dtype, inner: tuple[int, ...] | None = None
+    ) -> QuantizedWeight:
         first = next(iter(parts.values()))
-        shape = (len(first), columns)
+        shape = (len(first), *(inner or (columns,)))
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=first.device, requires_grad=False)  # type: ignore[attr-defined]
         return cast("QuantizedWeight", made)
 
-    def __init__(self, codec: Codec, parts: Parts, columns: int, dtype: torch.dtype):
+    def __init__(self, codec: Codec, parts: Parts, columns: int, dtype: torch.dtype, inner: tuple[int, ...] | None = None):
         self.codec, self.parts = codec, dict(parts)
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
@@ -76,7 +82,7 @@ class QuantizedWeight(Tensor):
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], meta: Any, size: Any, stride: Any) -> QuantizedWeight:
         parts = {name.removeprefix("part_"): part for name, part in inner.items()}
-        return QuantizedWeight(meta[0], parts, size[1], meta[1])
+        return QuantizedWeight(meta[0], parts, math.prod(size[1:]), meta[1], tuple(size[1:]))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("part_"):
@@ -89,11 +95,16 @@ class QuantizedWeight(Tensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The values (out, in), in `dtype`, the weight's own if None."""
-        return self.codec.dense(self.parts, self.shape[1]).to(dtype or self.dtype)
+        return self.codec.dense(self.parts, self.columns).to(dtype or self.dtype).view(self.shape)
 
     def map(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> QuantizedWeight:
         parts = {name: change(part) for name, part in self.parts.items()}
-        return QuantizedWeight(self.codec, parts, self.shape[1], dtype or self.dtype)
+        return QuantizedWeight(self.codec, parts, self.columns, dtype or self.dtype, tuple(self.shape[1:]))
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.shape[1:])
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         return self.map(lambda part: part[start:stop])
@@ -132,7 +143,8 @@ def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     if len(weights) == 1:
         return weights[0]
     parts = {name: torch.cat([weight.parts[name] for weight in weights]) for name in weights[0].parts}
-    return QuantizedWeight(weights[0].codec, parts, weights[0].shape[1], weights[0].dtype)
+    first = weights[0]
+    return QuantizedWeight(first.codec, parts, first.columns, first.dtype, tuple(first.shape[1:]))
 
 
 def _write(weight: QuantizedWeight, value: Tensor) -> QuantizedWeight:
@@ -261,8 +273,9 @@ CODECS: dict[str, Codec] = {
 
 
 def quantize(weight: Tensor, scheme: str) -> QuantizedWeight:
-    """A weight (out, in) in one of SCHEMES, rounded to the nearest; in a multiple of 64 for int4 and nf4."""
-    wide, parts = weight.detach().float(), {}
+    """A weight (out, in), or a convolution's (out, in, height, width), in one of SCHEMES, rounded to the nearest; in a multiple
+    of 64 for int4 and nf4."""
+    wide, parts = weight.detach().float().flatten(1), {}
     if scheme in ("int8", "fp8"):
         largest = 127.0 if scheme == "int8" else torch.finfo(E4M3).max
         scale = wide.abs().amax(1, keepdim=True).clamp_min(1e-30) / largest
@@ -281,7 +294,7 @@ def quantize(weight: Tensor, scheme: str) -> QuantizedWeight:
             levels = torch.tensor(NF4, device=wide.device)
             codes = torch.bucketize((groups / scale[..., None]).contiguous(), (levels[1:] + levels[:-1]) / 2)
             parts = {"data": _bytes(codes.flatten(1)), "scale": scale}
-    return QuantizedWeight(CODECS[scheme], parts, weight.shape[1], weight.dtype)
+    return QuantizedWeight(CODECS[scheme], parts, wide.shape[1], weight.dtype, tuple(weight.shape[1:]))
 
 
 def check_scheme(scheme: str | None) -> None:
@@ -291,20 +304,23 @@ def check_scheme(scheme: str | None) -> None:
 
 
 def quantizable(name: str, weight: Tensor, scheme: str) -> bool:
-    """Whether a linear layer's weight is quantised on opening: those inside of repeated blocks (a number in their name), of a
-    size that pays, in whole groups. Embeddings and the first and last layer keep their precision, as they cost little."""
+    """Whether a layer's weight is quantised on opening: those inside of repeated blocks (a number in their name), of a size
+    that pays, in whole groups; of convolutions in fp8 alone. Embeddings and the first and last layer keep their precision, as
+    they cost little."""
     repeated = any(part.isdigit() for part in name.split(".")[:-1])
+    if weight.ndim == 4:
+        return repeated and scheme == "fp8" and weight.numel() >= SMALLEST
     whole = weight.shape[-1] % (GROUP if scheme in ("int4", "nf4") else 8) == 0
     return repeated and whole and weight.ndim == 2 and weight.numel() >= SMALLEST
 
 
 def quantize_network(network: nn.Module, scheme: str) -> int:
-    """Quantise the linear layers of a network in place, one after another; the number of those that were. The network is then
-    for use, and for training of what stands beside it."""
+    """Quantise the linear layers of a network in place, and in fp8 its convolutions, one after another; the number of those
+    that were. The network is then for use, and for training of what stands beside it."""
     count = 0
     for name, module in network.named_modules():
         weight = getattr(module, "weight", None)
-        plain = isinstance(module, nn.Linear) and isinstance(weight, Tensor) and not isinstance(weight, QuantizedWeight)
+        plain = isinstance(module, QUANTIZED) and isinstance(weight, Tensor) and not isinstance(weight, QuantizedWeight)
         if plain and quantizable(name, cast("Tensor", weight), scheme):
             module.weight = nn.Parameter(quantize(cast("Tensor", weight), scheme), requires_grad=False)
             count += 1

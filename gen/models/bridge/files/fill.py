@@ -51,6 +51,7 @@ class Filling:
         self.linear = {
             f"{name}.weight": module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)
         }
+        self.convolutions = {f"{name}.weight" for name, module in self.network.named_modules() if isinstance(module, nn.Conv2d)}
 
     def only_size(self, source: TensorSource) -> None:
         """Have tensors of the right kind and dtype on the meta device, and none of the file's values."""
@@ -61,7 +62,7 @@ class Filling:
             elif value.is_floating_point() and value.is_meta:
                 self._put(target, value.to(self.dtype))
             held = self.values[target]
-            if target in self.linear and self.scheme and quantizable(target.removesuffix(".weight"), held, self.scheme):
+            if self._quantised(target, held) and self.scheme:
                 self._put(target, quantize(held, self.scheme))
 
     def accept(self, target: str, index: int, piece: Piece, value: Tensor) -> None:
@@ -70,10 +71,15 @@ class Filling:
         if isinstance(value, QuantizedWeight) and (piece.transposed or module is None):
             value = value.dense()
         coded = isinstance(value, QuantizedWeight)
-        if module is not None and (coded or (self.scheme and quantizable(target.removesuffix(".weight"), value, self.scheme))):
+        if (module is not None and coded) or (value.ndim in (2, 4) and self._quantised(target, value)):
             self._collect(target, index, value)
             return
         self._write(target, index, piece, value)
+
+    def _quantised(self, target: str, value: Tensor) -> bool:
+        """Is a layer's weight quantised as it comes?"""
+        layer = target in self.linear or (target in self.convolutions and value.ndim == 4)
+        return layer and self.scheme is not None and quantizable(target.removesuffix(".weight"), value, self.scheme)
 
     def _collect(self, target: str, index: int, value: Tensor) -> None:
         """Keep a piece of a linear layer's weight until the whole is there, in codes."""
