@@ -48,7 +48,8 @@ class DiTFollower:
 
 
 def find_control(given: Any) -> tuple[Path, int | None]:
-    """(folder, mode of the union in it) of a control's folder, or of a name of NAMED where no folder is called so."""
+    """(folder or file, mode of the union in it) of a control's folder or file, or of a name of NAMED where no folder is called
+    so."""
     if not isinstance(given, str | Path) or not str(given):
         raise ValueError(
             f"controlnet is {given!r:.100}; give the folder of a ControlNet, or {' or '.join(NAMED)} for the default model."
@@ -58,17 +59,17 @@ def find_control(given: Any) -> tuple[Path, int | None]:
         if not (SHIPPED / "config.json").is_file():
             raise ValueError(f"This installation lacks the controls of the default model ({SHIPPED.name}); give a folder.")
         return SHIPPED, NAMED.index(str(given))
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.suffix == ".safetensors" and folder.is_file()):
         raise ValueError(
-            f"controlnet is {str(given)!r:.200}, which is no folder here; give a ControlNet's or T2I-Adapter's, or for the "
-            f"default model {' or '.join(NAMED)}."
+            f"controlnet is {str(given)!r:.200}, which is no folder here, nor a safetensors file; give a ControlNet's or "
+            f"T2I-Adapter's, or for the default model {' or '.join(NAMED)}."
         )
     return folder, None
 
 
 def open_control(folder: Path, network: Any, factor: int, dtype: torch.dtype, device: torch.device) -> OpenedControl:
-    """A control's folder for a denoiser's network. factor: pixels per latent pixel. CheckpointError for one that is damaged,
-    unsafe, or for another network; ValueError for a network that takes none."""
+    """A control's folder, or file, for a denoiser's network. factor: pixels per latent pixel. CheckpointError for one that is
+    damaged, unsafe, or for another network; ValueError for a network that takes none."""
     wanted = getattr(network, "controlled_by", ())
     if not wanted:
         if not getattr(network, "bridged", False):
@@ -86,6 +87,10 @@ def open_control(folder: Path, network: Any, factor: int, dtype: torch.dtype, de
         from gen.models.bridge.control import open_foreign_control
 
         return open_foreign_control(folder, network, dtype, device)
+    if folder.is_file():
+        raise CheckpointError(
+            folder, f"is one file, and this model takes the folder of a {OWN}; give one that was made for it."
+        )
     config = read_json(folder / "config.json")
     if config.get("type") != OWN:
         kind = str(config.get("type") or config.get("_class_name"))

@@ -6,16 +6,18 @@ import json
 import math
 import warnings
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gen.generator import Generator
 from gen.io.weights import CheckpointError
+from gen.models.control import find_control, open_control
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.settings import Sampling, make_settings
-from tests.gen import newer_families, pipelines
+from tests.gen import newer_families, original_layouts, pipelines
 from tests.gen.test_bridge_parity import CLOSE, noise, ours, pack, theirs
 
 EDGES = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -254,6 +256,61 @@ def test_xlabs_controlnets_of_flux_read_pixels(tmp_path):
         mine(control=pictures, controlnet=[folders[0], tmp_path / "other"])
 
 
+def in_the_names_of_xlabs(network):
+    """A FluxControlNetModel's tensors as XLabs' files name them."""
+    top = {"controlnet_x_embedder": "pos_embed_input"} | {
+        f"input_hint_block.{name}": f"input_hint_block.{2 * i}"
+        for i, name in enumerate(("conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"))
+    }
+    own, of_flux = {}, {}
+    for name, value in network.state_dict().items():
+        layer, _, leaf = name.rpartition(".")
+        if layer in top or layer.startswith("controlnet_blocks."):
+            own[f"{top.get(layer, layer)}.{leaf}"] = value
+        else:
+            of_flux[name] = value
+    tensors = own | original_layouts.flux(SimpleNamespace(state_dict=lambda: of_flux))
+    return {name: value.clone().contiguous() for name, value in tensors.items()}
+
+
+def test_xlabs_own_files(tmp_path):
+    """The same network to the bit; a file for another one, a damaged one and one of something else are refused."""
+    import diffusers
+    from safetensors.torch import save_file
+
+    sizes = {
+        "in_channels": 16, "num_layers": 2, "num_single_layers": 0, "attention_head_dim": 128, "num_attention_heads": 1,
+        "joint_attention_dim": 24, "pooled_projection_dim": 8, "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
+    }  # fmt: skip
+    made = pipelines.seeded(diffusers.FluxControlNetModel, **sizes, patch_size=2, conditioning_embedding_channels=4, seed=8)
+    tensors, path = in_the_names_of_xlabs(made), tmp_path / "flux-canny-controlnet.safetensors"
+    save_file(tensors, path)
+
+    def network(**others):
+        config = {**sizes, **others}
+        return SimpleNamespace(controlled_by=("FluxControlNetModel",), bridged=True, network=SimpleNamespace(config=config))
+
+    control = open_control(find_control(str(path))[0], network(), 8, torch.float32, torch.device("cpu"))
+    opened = control.network.state_dict()
+    assert opened.keys() == made.state_dict().keys()
+    assert all(torch.equal(value, opened[name]) for name, value in made.state_dict().items())
+    assert control.repeats and not control.reads_latents and control.digest
+    assert {name: control.network.config[name] for name in made.config if name[0] != "_"} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in made.config.items() if name[0] != "_"
+    }
+    with pytest.raises(CheckpointError, match="joint_attention_dim 24, and this model's network 32"):
+        open_control(path, network(joint_attention_dim=32), 8, torch.float32, torch.device("cpu"))
+    for change, said in (
+        ({"double_blocks.0.other": torch.zeros(1)}, "has the unknown tensor 'double_blocks.0.other'"),
+        ({"controlnet_blocks.1.weight": None}, "lacks"),
+        ({"pos_embed_input.weight": None}, "is no ControlNet that opens from one file"),
+    ):
+        kept = {name: value for name, value in {**tensors, **change}.items() if value is not None}
+        save_file(kept, path)
+        with pytest.raises(CheckpointError, match=said):
+            open_control(path, network(), 8, torch.float32, torch.device("cpu"))
+
+
 def test_controlnets_of_qwen_image(bridged, opened, tmp_path):
     """The pipeline's own picture: one and, of a union, several at once; under guidance, both branches get what control
     adds to the prompt."""
@@ -397,7 +454,10 @@ def test_windows_of_a_layout_follow_theirs(opened):
         ({"control_weight": 0.5}, "was given without control and controlnet"),
         ({"control": [EDGES] * 3, "controlnet": ["a", "b"]}, "has 3 pictures and controlnet 2 folders"),
         ({"control": EDGES, "controlnet": 3}, "give the folder of a ControlNet"),
-        ({"control": EDGES, "controlnet": "nowhere"}, "controlnet is 'nowhere', which is no folder here"),
+        (
+            {"control": EDGES, "controlnet": "nowhere"},
+            "controlnet is 'nowhere', which is no folder here, nor a safetensors file",
+        ),
         ({"control_mode": 1}, "is for one control; leave out control_mode"),
         ({"control_weight": [1.0, 2.0]}, "control_weight has 2 entries where 1 are asked for"),
         ({"control_range": (2.0, 1.0)}, "its first value must be the lower"),

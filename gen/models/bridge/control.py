@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gen.io.weights import CheckpointError
 from gen.models.bridge.control_residuals import RESIDUALS, repeats
+from gen.models.bridge.files.control import ControlFile
 from gen.models.bridge.load import load_network, read_part_config
 from gen.models.formats.registry import their_config
 from samplers.denoiser import Condition
@@ -80,11 +81,12 @@ class Control:
 
 
 def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Control:
-    """A ControlNet's or T2I-Adapter's folder for a denoiser's network. CheckpointError for one that is damaged, unsafe, or for
-    another network."""
+    """A ControlNet's or T2I-Adapter's folder, or the file of one, for a denoiser's network. CheckpointError for one that is
+    damaged, unsafe, or for another network."""
     wanted = network.controlled_by
-    config = read_part_config(folder)
-    kind = str(config.get("_class_name"))
+    file = ControlFile(folder) if folder.is_file() else None
+    config = read_part_config(folder) if file is None else file.config
+    kind = str(config.get("_class_name")) if file is None else file.kind
     if kind not in wanted:
         takes = " or ".join(wanted)
         raise CheckpointError(folder, f"is a {kind!r:.80}, and this model takes a {takes}; give one that was made for it.")
@@ -102,7 +104,7 @@ def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device:
             raise CheckpointError(
                 folder, f"has {name} {its!r:.80}, and this model's network {mine!r:.80}; it is for another model."
             )
-    opened, digest = load_network(folder, kind, dtype)
+    opened, digest = load_network(folder, kind, dtype) if file is None else file.open(dtype)
     return Control(opened.to(device), digest)
 
 
