@@ -47,6 +47,24 @@ def ip_adapter(network, kind: str = "plain", seed: int = 0, tokens: int = 4) -> 
     return tensors
 
 
+def for_flux(transformer, seed: int = 0, tokens: int = 4, xlabs: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file for a FLUX, in the usual names or in those of XLabs' files."""
+    source = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source) * (0.2 if len(shape) > 1 else 0.1)
+
+    dim, inner = transformer.config.joint_attention_dim, transformer.inner_dim
+    before = "ip_adapter_proj_model" if xlabs else "image_proj"
+    tensors = {f"{before}.{name}": value for name, value in _projection("plain", dim, tokens, random).items()}
+    for number in range(len(transformer.transformer_blocks)):
+        for row in "kv":
+            usual, theirs = f"ip_adapter.{number}.to_{row}_ip", f"processor.ip_adapter_double_stream_{row}_proj"
+            name = f"double_blocks.{number}.{theirs}" if xlabs else usual
+            tensors |= {f"{name}.weight": random(inner, dim), f"{name}.bias": random(inner)}
+    return tensors
+
+
 def _projection(kind: str, dim: int, tokens: int, random) -> dict[str, Tensor]:
     norm = {"norm.weight": 1 + random(dim), "norm.bias": random(dim)}
     if kind == "plain":

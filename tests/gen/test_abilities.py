@@ -94,7 +94,8 @@ def asked_for(feature: str, generator: Generator, kind: str, bridged, folder: Pa
     if feature == "image_prompt":
         reads = FAMILIES[kind].works(feature)
         unet = generator.network.network if reads else bridged("stable_diffusion")[1].network.network
-        file = ip_adapters.save(folder / "ip", ip_adapters.ip_adapter(unet))
+        made = ip_adapters.for_flux if hasattr(unet, "single_transformer_blocks") and reads else ip_adapters.ip_adapter
+        file = ip_adapters.save(folder / "ip", made(unet))
         return {"ip_adapter": file, "ip_adapter_image": SHOWN}
     return {
         "text": {"prompt": "a dog"},

@@ -7,8 +7,9 @@ from functools import cache
 import pytest
 import torch
 
+from gen.io.weights import CheckpointError
 from tests.gen import ip_adapters
-from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, noise, ours, theirs
+from tests.gen.test_bridge_parity import CLOSE, NEGATIVE, noise, ours, pack, theirs
 
 SEEN = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(1))
 OTHER = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(2))
@@ -75,6 +76,49 @@ def test_a_picture_with_an_image_prompt_is_the_pipelines_own(bridged, files, ada
     assert (ours(name, generator, x, 4.0, **asked) - found).abs().max() > 1e-3
     reference = theirs(name, pipeline, x, 4.0, ip_adapter_image=picture(SEEN), num_inference_steps=steps)
     torch.testing.assert_close(ours(name, generator, x, 4.0, num_inference_steps=steps, **given), reference, **CLOSE)
+
+
+@pytest.mark.parametrize("xlabs", [False, True], ids=["usual names", "XLabs' names"])
+def test_adapters_of_flux(bridged, tmp_path, xlabs):
+    """One, and two at once, of unequal strength by block; under guidance by a negative prompt, whose picture is black."""
+    import copy
+
+    pipeline, generator = bridged("flux")
+    files = [
+        ip_adapters.save(tmp_path, ip_adapters.for_flux(pipeline.transformer, seed, xlabs=xlabs), f"adapter-{seed}")
+        for seed in (0, 1)
+    ]
+    x, call = noise(generator, 1), {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
+    seen, blocks = [picture(SEEN), picture(OTHER)], len(pipeline.transformer.transformer_blocks)
+
+    def reference(count, scale, **more):
+        parts = {**pipeline.components, "transformer": copy.deepcopy(pipeline.transformer)}
+        made = type(pipeline)(**{**parts, "image_encoder": ip_adapters.image_encoder(), "feature_extractor": None})
+        made.set_progress_bar_config(disable=True)
+        made.load_ip_adapter([str(tmp_path)] * count, weight_name=[path.name for path in files[:count]], subfolder="")
+        made.set_ip_adapter_scale(scale)
+        given = {"latents": pack(x), "ip_adapter_image": seen[:count], **call, **more}
+        return made("a cat", **given).images
+
+    def mine(count, scale, **more):
+        asked = {"ip_adapter": files[:count], "ip_adapter_image": seen[:count], "ip_adapter_scale": scale} if count else {}
+        return generator("a cat", latents=x, progress=False, **asked, **call, **more).images
+
+    one = mine(1, 0.7, guidance_scale=3.0)
+    torch.testing.assert_close(one, reference(1, 0.7, guidance_scale=3.0), **CLOSE)
+    assert (one - mine(0, None, guidance_scale=3.0)).abs().max() > 1e-3
+    guided = {"guidance": "cfg", "guidance_scale": 2.0, "negative_prompt": NEGATIVE}
+    by_block = {f"block_{i}": 0.9 / (i + 1) for i in range(blocks)}
+    found = mine(2, [0.5, by_block], **guided)
+    scales = [[0.5] * blocks, list(by_block.values())]
+    torch.testing.assert_close(found, reference(2, scales, true_cfg_scale=2.0, negative_prompt=NEGATIVE), **CLOSE)
+    never = mine(1, 0.7, guidance_scale=3.0, cache="first_block", cache_options={"threshold": 1e-9})
+    assert torch.equal(never, one) and generator.network.takes_image_prompts
+    with pytest.raises(ValueError, match=r"names 'transformer_blocks\.9', where this network"):
+        mine(1, {"block_9": 1.0})
+    with pytest.raises(CheckpointError, match=r"has the unknown .*bias.*each for its own"):
+        unet = bridged("stable_diffusion")[1]
+        unet("a cat", ip_adapter=files[0], ip_adapter_image=seen[0], **CALL)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -65,7 +65,10 @@ class ImagePrompts(Task):
                 raise ValueError(f"{orphan} was given without ip_adapter; give the file of an IP-Adapter.")
             return None, settings
         if not getattr(model.network, "takes_image_prompts", False):
-            raise ValueError("This model takes no IP-Adapter: Stable Diffusion 1 and 2, SDXL do; leave ip_adapter out.")
+            raise ValueError(
+                "This model takes no IP-Adapter: Stable Diffusion 1 and 2, SDXL and FLUX.1 in diffusers' network do; leave "
+                "ip_adapter out."
+            )
         if len(files) > MOST_ADAPTERS:
             raise ValueError(f"ip_adapter has {len(files)} files; give {MOST_ADAPTERS} at most.")
         rows = {name: _by_adapter(name, getattr(args, name), len(files)) for name in KEYWORDS[1:]}
@@ -240,6 +243,8 @@ def _tokens(adapter: IPAdapter, pictures: list[Tensor], embeds: Tensor | None, m
         if projection.reads == "embeds":
             features = encoder.embeds(pixels)
             null_features = torch.zeros_like(features)
+            if adapter.black:
+                null_features = encoder.embeds(encoder.pixels(torch.zeros_like(pictures[0]))).expand_as(features)
         else:
             states, null_states = encoder.states(pixels), encoder.states(torch.zeros_like(pixels))
     if projection.reads == "face states":

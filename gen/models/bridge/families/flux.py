@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.models.bridge.families.base import CLIP_TOKENIZER, T5_TOKENIZER, VAES, Family, Parts
+from gen.models.bridge.ip_adapter.attention import image_prompted, prepared
 from gen.models.bridge.network import BridgedConfig, BridgedNetwork, setting
 from gen.models.bridge.prompts import ClipReader, PromptReader, Sentence, whole_mask
 from gen.models.prompt_reading import USUAL, Reading
@@ -27,6 +28,10 @@ class Flux(BridgedNetwork):
         self.embeds = bool(setting(network, "guidance_embeds"))
 
     controlled_by: tuple[str, ...] = ("FluxControlNetModel",)
+    takes_image_prompts = True
+
+    def prepare(self, condition: Condition) -> Condition:
+        return prepared(self.image_prompts, condition, 2)
 
     def call(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         assert condition.tokens is not None
@@ -45,7 +50,9 @@ class Flux(BridgedNetwork):
             "img_ids": places,
             "return_dict": False,
         }
-        out = self.network(**inputs, guidance=guidance, **self.control(x, time, condition))[0]
+        added = self.control(x, time, condition)
+        with image_prompted(self.network, self.image_prompts, condition, x.shape[2:]):
+            out = self.network(**inputs, guidance=guidance, **added)[0]
         return unpacked(out[:, : x.shape[2] * x.shape[3] // 4], x)
 
     def control(self, x: Tensor, time: Tensor, condition: Condition) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Kontext(Flux):
 
     reads, most_pictures = "picture", MOST_PICTURES
     controlled_by = ()  # ControlNets know no tokens beside the picture's
+    takes_image_prompts = False  # nor do IP-Adapters
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, of those it was trained on, whose shape is nearest to a picture's."""
@@ -46,6 +47,7 @@ class Fill(Flux):
 
     reads = "mask"
     controlled_by = ()
+    takes_image_prompts = False
 
     def __init__(self, network: Any, factor: int):
         taken = setting(network, "in_channels")

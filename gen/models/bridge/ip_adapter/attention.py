@@ -1,4 +1,5 @@
-"""Image prompts inside a U-Net: attention to a picture's tokens, added to what attention to text gives.
+"""Image prompts inside a U-Net: attention to a picture's tokens, added to what attention to text gives. In FLUX's joint blocks
+it is added to the patches behind the block, and its queries are those before they are turned by their positions.
 
 Conditions of an image prompt NAME: `extra["image prompt:NAME"]` (B, N, L, D), the tokens of N pictures, and what stands in for
 them without a condition behind "null:"; `extra["image scale:NAME"]`, (B, 1) for all pictures, or (B, N) where
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen.models.bridge.hook_layouts import inside
-from gen.models.bridge.ip_adapter.file import IPAdapter, attentions, projection_of, to_text
+from gen.models.bridge.ip_adapter.file import IPAdapter, attentions, is_joint, projection_of, to_text
 from samplers.denoiser import MAP, NULL, Condition
 
 TOKENS, SCALE = "image prompt:", "image scale:"
@@ -52,10 +53,10 @@ def prepared(prompts: Mapping[str, ImagePrompt], condition: Condition, levels: i
     extra = dict(condition.extra)
     for name in names_in(condition):
         prompt, tokens, masked = prompts[name], extra[TOKENS + name], MASK + name in extra
-        for layer, (k, v) in enumerate(zip(prompt.adapter.keys, prompt.adapter.values, strict=True)):
+        for layer in range(len(prompt.adapter.keys)):
             if prompt.factor(layer):
-                extra[f"{_KEYS}{layer}:{name}"] = _apart(F.linear(tokens, k.to(tokens)), masked)
-                extra[f"{_VALUES}{layer}:{name}"] = _apart(F.linear(tokens, v.to(tokens)), masked)
+                k, v = prompt.adapter.projected(layer, tokens)
+                extra[f"{_KEYS}{layer}:{name}"], extra[f"{_VALUES}{layer}:{name}"] = _apart(k, masked), _apart(v, masked)
         if masked:
             count, (height, width) = tokens.shape[1], extra[MASK + name].shape[-2:]
             pixels = F.pixel_shuffle(extra[MASK + name], round((extra[MASK + name].shape[1] / count) ** 0.5))
@@ -72,7 +73,7 @@ def _apart(tokens: Tensor, masked: bool) -> Tensor:
 
 @contextmanager
 def image_prompted(network: nn.Module, prompts: Mapping[str, ImagePrompt], condition: Condition, size: Any) -> Iterator[None]:
-    """Inside, a U-Net attends to the image prompts of a prepared condition. size: height and width of its latents."""
+    """Inside, a U-Net or FLUX attends to the image prompts of a prepared condition. size: height and width of its latents."""
     names = names_in(condition)
     if not names:
         yield
@@ -80,7 +81,8 @@ def image_prompted(network: nn.Module, prompts: Mapping[str, ImagePrompt], condi
     with ExitStack() as stack:
         if network is not inside(network) or any(m._compiled_call_impl is not None for m in network.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph would not see the hooks
-        everyone = attentions(network) if any(prompts[name].adapter.lora for name in names) else []
+        joint = is_joint(network)
+        everyone = attentions(network) if not joint and any(prompts[name].adapter.lora for name in names) else []
         for number, (_, module) in enumerate(everyone):
             for name in names:
                 for row, pair in prompts[name].adapter.lora.get(number, {}).items():
@@ -88,6 +90,11 @@ def image_prompted(network: nn.Module, prompts: Mapping[str, ImagePrompt], condi
         for layer, (_, _, module) in enumerate(to_text(network)):
             factors = {name: factor for name in names if (factor := prompts[name].factor(layer))}
             if factors:
+                if joint:
+                    behind = _Added(module.attn, condition, layer, factors, tuple(size))
+                    stack.callback(module.attn.norm_q.register_forward_hook(behind.keep_query).remove)
+                    stack.callback(module.register_forward_hook(behind.after_block).remove)
+                    continue
                 added = _Added(module, condition, layer, factors, tuple(size))
                 # behind the LoRAs' own hooks, which change the query
                 stack.callback(module.to_q.register_forward_hook(added.keep_query).remove)
@@ -118,12 +125,19 @@ class _Added:
     def keep_query(self, module: nn.Module, given: Any, out: Tensor) -> None:
         self.query = out
 
+    def after_block(self, module: nn.Module, given: Any, out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(text, patches) of a joint block; as they are where a cache has left the block out."""
+        query, self.query = self.query, None
+        return out if query is None else (out[0], self.added_to(out[1], query.transpose(1, 2)))
+
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         query, self.query = self.query, None
-        tokens = given[0]
         assert query is not None
+        return (self.added_to(given[0], query.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2)), *given[1:])
+
+    def added_to(self, tokens: Tensor, q: Tensor) -> Tensor:
+        """Tokens (B, L, D) with what queries (B, H, L, D / H) find in the pictures."""
         heads = self.attention.heads
-        q = query.unflatten(-1, (heads, -1)).transpose(1, 2)
         extra = self.condition.extra
         for name, factor in self.factors.items():
             keys, values = extra[f"{_KEYS}{self.layer}:{name}"], extra[f"{_VALUES}{self.layer}:{name}"]
@@ -134,7 +148,7 @@ class _Added:
                 seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
                 weight = scale[:, i, None, None].to(seen)
                 tokens = tokens + (seen * weight if masks is None else seen * (weight * masks[:, i, :, None].to(seen)))
-        return (tokens, *given[1:])
+        return tokens
 
     def _masks(self, name: str, length: int) -> Tensor | None:
         """(B, N, length) at this layer's resolution."""
