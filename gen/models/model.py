@@ -254,7 +254,7 @@ class Model:
 
     def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """Tell a network that has no empty prompt of its own what the text encoders, under these adapters, make of one."""
-        if hasattr(self.network, "set_null") and self.text_encoder is not None:
+        if getattr(self.network, "reads_null", False) and self.text_encoder is not None:
             self.network.set_null(self.encode_prompt([""], adapters, negative=True, reading=reading))
 
     @torch.no_grad()

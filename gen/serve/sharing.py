@@ -126,7 +126,7 @@ class SharedGenerator(Generator):
 
     def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """As ever; what the network was told is remembered, for other runs tell it something else."""
-        if hasattr(self.network, "set_null") and self.text_encoder is not None:
+        if getattr(self.network, "reads_null", False) and self.text_encoder is not None:
             active = {} if self.loaded_adapters is None else self.loaded_adapters.on_text(adapters)
             self.null_key = (tuple(sorted(active.items())), reading)
             self.tell_null()

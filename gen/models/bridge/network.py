@@ -42,6 +42,7 @@ class BridgedNetwork(nn.Module):
     controlled_by: tuple[str, ...] = ()  # the classes of control that it takes (`gen.models.bridge.control`)
     controls_read_prompt = False  # they read the prompt where the network reads a negative one (`control.PROMPT`)
     takes_image_prompts = False  # IP-Adapters (`gen.models.bridge.ip_adapter`)
+    reads_null = True  # it is told what the empty prompt gives: `set_null`
     mixes_rows = False  # rows are computed together, so that they round by what is beside them
     crops = False  # pictures of another shape than the size they are read at are cut, not stretched
     attention_backend = "diffusers"  # or a name of `gen.nn.attention.BACKENDS`, which then computes it

@@ -146,6 +146,12 @@ class JointNetwork(nn.Module):
         return getattr(self.config, "pictures", 0)
 
     @property
+    def reads_null(self) -> bool:
+        """It is told what the empty prompt gives, as an editor's text encoder may see the pictures with it; the null text of
+        other networks is a part of their weights."""
+        return bool(self.most_pictures)
+
+    @property
     def embeds(self) -> bool:
         """It reads a guidance scale."""
         return "guidance" in self.config.scalars
@@ -199,10 +205,8 @@ class JointNetwork(nn.Module):
         return self.text_embed(tokens), mask
 
     def set_null(self, null: Condition) -> None:
-        """What the empty prompt gives (batch of 1), for an editor, whose text encoder may see the pictures with it. The null
-        text of other networks is a part of their weights."""
-        if not self.most_pictures or null.tokens is None:
-            return
+        """What the empty prompt gives (batch of 1), for a network that `reads_null`."""
+        assert null.tokens is not None
         real = null.tokens.shape[1] if null.mask is None else int(null.mask.sum())
         tokens = null.tokens[0, :real].to(self.null_text)
         self.null_read = tokens, None if null.pooled is None or self.null_pooled is None else null.pooled[0].to(tokens)
