@@ -69,4 +69,3 @@ def switch(
                 "A model that is offloaded moves its layers about, which compiled ones must not; leave compile out."
             )
         model.compiled = compile_network(model.network, compile, cuda_graphs, model.device)
-        model.compile_kind = compile

@@ -35,6 +35,7 @@ class Compiled:
     forward: of its class, compiled: modules of one class share it.
     graphs: CUDA graphs reuse the memory of what they return, so that it is copied.
     compiled, plain: how many calls were which.
+    kind: of KINDS, what of the network was compiled.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Compiled:
     graphs: bool = False
     compiled: int = 0
     plain: int = 0
+    kind: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if reached_into(self.module, args, kwargs):
@@ -119,7 +121,7 @@ def compile_network(
         raise ValueError(f"This {name} is compiled already; leave compile out.")
     options: dict[str, Any] = {"backend": BACKEND, **({"mode": "reduce-overhead"} if cuda_graphs else {})}
     forwards = {kind: torch.compile(kind.forward, **options) for kind in {type(module) for module in modules}}
-    made = tuple(Compiled(module, forwards[type(module)], cuda_graphs) for module in modules)
+    made = tuple(Compiled(module, forwards[type(module)], cuda_graphs, kind=kind) for module in modules)
     for one in made:
         one.module._compiled_call_impl = one
     return made

@@ -104,7 +104,6 @@ class Model:
         self.transparencies: dict[str, Any] = {}
         self.opened_references: dict[tuple[str, str], Any] = {}  # (folder, vision network) -> reference encoder
         self.compiled: tuple[Any, ...] = ()
-        self.compile_kind: Any = None
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)
         self._text_weights: tuple | None = None

@@ -106,7 +106,7 @@ def machine(model: Model, network_size: tuple[int, int]) -> Machine:
         quantize=model.quantize,
         vae_tile=model.vae_tile,
         attention=_attention(model, network_size),
-        compile=model.compile_kind,
+        compile=model.compiled[0].kind if model.compiled else None,
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         torch=torch.__version__,
         fewstep=__version__,
