@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import socket
@@ -60,3 +61,16 @@ def forked(function: Callable[[], None]) -> int:
         finally:
             os._exit(0)
     return process
+
+
+def launched(stage: int = 2, offload: str = "none") -> None:
+    """What `accelerate launch` tells the processes of configs/accelerate/deepspeed.yaml."""
+    # an operation for inference on CPUs, compiled at its first use; `deepspeed.comm.torch` as an attribute is torch itself
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    os.environ.pop("ACCELERATE_USE_CPU")
+    os.environ.update(
+        ACCELERATE_USE_DEEPSPEED="true",
+        ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage),
+        ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE=offload,
+        CUDA_VISIBLE_DEVICES="",
+    )
