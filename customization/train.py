@@ -19,6 +19,7 @@ from typing import Any
 from distill.command import add_checks, run_command
 from distill.config import TrainConfig, apply_overrides, config_first, parse_config, read_yaml
 from distill.missing_parts import check_folders
+from distill.optimizer_config import KINDS
 from gen.cli.parser import Parser
 
 # Of a run without a config. For the shipped model the layers that read the text alone, measured: more layers, a higher rate or
@@ -113,14 +114,24 @@ def simple_config(given: argparse.Namespace) -> tuple[TrainConfig, bool]:
         "objective": objective,
         "network": {},
         "data": data,
-        "optimizer": {"lr": given.lr or usual["rate"], "betas": [0.9, 0.99]},
+        "optimizer": {"lr": given.lr} if given.lr else {},
         "schedule": {"warmup": max(1, min(20, steps // 10))},
         "log_every": 20,
         "checkpoint_every": max(50, steps // 4),
         "export_every": max(1, steps // 4),
     }
     apply_overrides(values, given.overrides)
+    if isinstance(values["optimizer"], dict):
+        values["optimizer"] = {**_usual_optimizer(values["optimizer"], usual["rate"]), **values["optimizer"]}
     return parse_config(values, "the command"), "ema" in values
+
+
+def _usual_optimizer(given: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The rate and betas of a teaching with AdamW or a kin of it; optimisers with settings of their own keep these."""
+    kind = KINDS.get(str(given.get("type", "adamw")))
+    own = kind.defaults if kind is not None else {}
+    betas = {} if kind is None or "betas" in {*own, *kind.unread} else {"betas": [0.9, 0.99]}
+    return betas if "lr" in own else {"lr": rate, **betas}
 
 
 def _token(text: str) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from distill.optimizer_config import OptimizerConfig
 from gen.io.errors import CheckpointError, read_text
 from gen.io.key_hints import dotted_keys, unknown_key
 from gen.io.plain_yaml import PlainLoader
@@ -32,25 +33,6 @@ class ConfigError(ValueError):
 def _given(section: Config) -> set[str]:
     """The keys that say something: a config that was read back from a checkpoint has all of them, most with their defaults."""
     return {k for k in section.model_fields_set if getattr(section, k) != type(section).model_fields[k].default}
-
-
-class OptimizerConfig(Config):
-    """AdamW or RAdam for every weight; or Muon (orthogonalised momentum) for the matrices inside blocks, AdamW for the rest."""
-
-    type: Literal["adamw", "radam", "muon"] = "adamw"
-    lr: float = Field(default=1e-4, gt=0)
-    muon_lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, gt=0)  # of the global gradient norm
-
-    @field_validator("betas")
-    @classmethod
-    def _between(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; each must be at least 0 and less than 1")
-        return betas
 
 
 class ScheduleConfig(Config):
@@ -251,8 +233,11 @@ def _typed_keys(values: dict[str, Any]) -> list[str]:
 
 def _changed(section: Section, changes: dict[str, Any]) -> Section:
     """The section with some keys replaced. A change of type forgets the keys that only the old type reads."""
+    if isinstance(section, OptimizerConfig):
+        changed: Any = section.changed_to(changes)
+        return changed
     kept = section.model_dump(exclude_unset=True)
-    if "type" in changes and changes["type"] != getattr(section, "type", None) and not isinstance(section, OptimizerConfig):
+    if "type" in changes and changes["type"] != getattr(section, "type", None):
         kept = {"warmup": section.warmup} if isinstance(section, ScheduleConfig) else {}
     return type(section)(**{**kept, **changes})
 

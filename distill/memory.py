@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from distill.optim.kept_state import KeptState
 from distill.optim.optimizer import Muon, Optimizer
 from distill.optim.precision import product_dtype
 from distill.parallel.shards import local
@@ -23,13 +24,16 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """What the optimiser will hold after its first step: one tensor per matrix for Muon, two and a step count elsewhere; under
-    ZeRO of this process's share, with the share itself."""
+    """What the optimiser will hold after its first step: one tensor per matrix for Muon, two and a step count for AdamW, for
+    others what they say; under ZeRO of this process's share, with the share itself."""
     total = _bytes(optimizer.copies)
     for part in optimizer.parts:
         for group in part.param_groups:
-            size = _bytes(group["params"])
-            total += size if isinstance(part, Muon) else 2 * size + 4 * len(group["params"])
+            for parameter in group["params"]:
+                if isinstance(part, KeptState):
+                    total += part.bytes_of(parameter)
+                else:  # torch's
+                    total += local(parameter).nbytes * (1 if isinstance(part, Muon) else 2) + 4 * (not isinstance(part, Muon))
     return total
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from distill.names import did_you_mean
 from distill.optim.ema import Ema, make_averages, write_snapshot
 from distill.optim.optimizer import Optimizer
 from distill.optim.precision import LossScaler
+from distill.optim.table import advice
 from distill.parallel import recompute
 from distill.parallel.data_parallel import Parallel
 from distill.parallel.shards import copy_on_cpu, fill, whole_state
@@ -63,6 +66,10 @@ class RoleNetworks:
                 if not roles[name].second_order:  # compiled code has no gradient of its gradient
                     self.networks[name].compile()
         self.optimizers = {name: self._optimizer(self.networks[name], settings[name][0]) for name in self.trained}
+        if main:
+            for name in self.trained:
+                for sentence in advice(settings[name][0], settings[name][1]):
+                    warnings.warn(sentence, stacklevel=2)
         self.scalers = {name: LossScaler(config.precision == "fp16") for name in self.trained}
         # optimisers and data stay ours, so nothing scales the learning rate or reorders samples
         self.wrapped = {name: parallel.replicate(self.networks[name]) for name in self.trained}
@@ -76,10 +83,19 @@ class RoleNetworks:
 
     def _optimizer(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
         if self.parallel.kind != "zero":
-            return Optimizer(network, config)
+            return Optimizer(network, config, self.config.max_steps)
         from distill.optim.zero import ZeroOptimizer
 
-        return ZeroOptimizer(network, config, self.parallel.zero)
+        return ZeroOptimizer(network, config, self.parallel.zero, self.config.max_steps)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, trained networks have the weights that their optimisers are for, where these train others. Every process must
+        enter alike."""
+        with ExitStack() as stack:
+            for optimizer in self.optimizers.values():
+                stack.enter_context(optimizer.evaluating())
+            yield
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
@@ -98,8 +114,10 @@ class RoleNetworks:
         main = self.parallel.accelerator.is_main_process
         for name, emas in self.emas.items():
             every = self.config.of_role(name)[2].snapshot_every
+            with self.optimizers[name].evaluating():
+                for ema in emas.values():
+                    ema.update(self.networks[name], step)
             for suffix, ema in emas.items():
-                ema.update(self.networks[name], step)
                 if every and (step + 1) % every == 0:
                     whole = whole_state(ema.network, keep=main)
                     if main:

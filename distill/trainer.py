@@ -211,14 +211,7 @@ class Trainer:
                 if self.step % config.log_every == 0 or done:
                     self.log.write_window(self.step)
                 sheet_every = [every for every in (config.preview_every, config.export_every) if every]
-                if any(self.step % every == 0 for every in sheet_every) or (sheet_every and done):
-                    self._preview(batches[0])
-                if config.measure_every and (self.step % config.measure_every == 0 or done):
-                    self._measure()
-                if self.validation is not None and (self.step % self.validation.config.every == 0 or done):
-                    self.log.write({"step": self.step, **self.validation.measure(self.networks, self.averaged, self.step)})
-                if self.evaluation is not None and (self.step % self.evaluation.config.every == 0 or done):
-                    self._evaluate(self.evaluation)
+                self._look(batches[0], sheet=any(self.step % every == 0 for every in sheet_every) or bool(sheet_every and done))
                 stopped = self.parallel.any(bool(received()))
                 if self.step % config.checkpoint_every == 0 or done or stopped:
                     self.save()
@@ -232,6 +225,27 @@ class Trainer:
                     tqdm.write(f"Stopped by a signal at step {self.step}; run the same command again to continue.")
                 raise SystemExit(128 + (received() or 15))
             self._export(self.run / "export")
+
+    def _look(self, batch: Batch, sheet: bool) -> None:
+        """Whatever the config wants to see after this step."""
+        config, done = self.config, self.step == self.config.max_steps
+
+        def due(every: int) -> bool:
+            return bool(every) and (self.step % every == 0 or done)
+
+        validate = self.validation is not None and due(self.validation.config.every)
+        evaluate = config.evaluation is not None and due(config.evaluation.every)  # on all processes alike
+        if not (sheet or due(config.measure_every) or validate or evaluate):
+            return
+        with self.roles.evaluating():
+            if sheet:
+                self._preview(batch)
+            if due(config.measure_every):
+                self._measure()
+            if self.validation is not None and validate:
+                self.log.write({"step": self.step, **self.validation.measure(self.networks, self.averaged, self.step)})
+            if self.evaluation is not None and evaluate:
+                self._evaluate(self.evaluation)
 
     def _preview(self, batch: Batch) -> None:
         from gen.io.contact_sheet import contact_sheet, to_pictures, write_png
@@ -262,10 +276,11 @@ class Trainer:
 
     def _export(self, target: Path) -> None:
         """Write the averaged networks where they can be used."""
-        models = self.roles.exported()
-        if self.accelerator.is_main_process:
-            with written_folder(target) as folder:
-                self.objective.export(models, folder)
+        with self.roles.evaluating():
+            models = self.roles.exported()
+            if self.accelerator.is_main_process:
+                with written_folder(target) as folder:
+                    self.objective.export(models, folder)
 
     def save(self) -> None:
         """Save the step: all processes collect, the main one writes."""

@@ -54,6 +54,7 @@ LAYERS: dict[str, list[list[str]]] = {
     ],
     "distill": [
         ["types", "registry", "run_folder", "names", "imports"],
+        ["optimizer_config"],
         ["config"],
         ["losses", "parallel"],
         ["optim"],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
+from distill.optim.kept_state import placed, read_slots, write_slots
 from distill.optim.precision import product_dtype
+from distill.optim.table import check_cut, make
 from distill.parallel.shards import full, is_sharded, local, shard_like
 
 
@@ -70,9 +73,12 @@ def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 class Optimizer:
-    """One role's optimiser: AdamW, RAdam, or Muon and AdamW side by side, stepped and saved as one."""
+    """One role's optimiser, by the name in its config; or Muon and AdamW side by side, stepped and saved as one.
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig):
+    steps: of the run, which some warm up over.
+    """
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig, steps: int = 1):
         self.names = {p: n for n, p in network.named_parameters() if p.requires_grad}
         self.parameters = list(self.names)
         self.clip = config.clip
@@ -82,17 +88,10 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
-        shared: dict[str, Any] = {
-            "lr": config.lr,
-            "betas": config.betas,
-            "weight_decay": config.weight_decay,
-            "eps": config.eps,
-        }
-        groups = self._by_rate(rest, getattr(network, "rates", {}), config.lr)
-        if rest and config.type == "radam":
-            self.parts.append(torch.optim.RAdam(groups, **shared, decoupled_weight_decay=True, foreach=True))
-        elif rest:
-            self.parts.append(torch.optim.AdamW(groups, **shared, fused=True))
+        if any(map(is_sharded, self.parameters)):
+            check_cut(config, "shards")
+        if rest:
+            self.parts.append(make(self._by_rate(rest, getattr(network, "rates", {}), config.lr), config, steps))
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def _by_rate(self, parameters: list[nn.Parameter], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:
@@ -153,15 +152,20 @@ class Optimizer:
         """`parameter::slot` -> whole tensor, of shards on the CPU. Every process must call this alike, and those that do not
         `keep` let go of each tensor before the next."""
         state = {}
-        for part in self.parts:
-            slots_of: Any = part.state
-            for parameter, slots in slots_of.items():
-                for slot, value in slots.items():
-                    whole = full(torch.as_tensor(value))
-                    if keep:
-                        state[f"{self.names[parameter]}::{slot}"] = whole.cpu() if is_sharded(parameter) else whole
-                    del whole
+        for part, group, parameter in self._members():
+            for slot, value in read_slots(part, group, parameter).items():
+                whole = full(torch.as_tensor(value))
+                if keep:
+                    state[f"{self.names[parameter]}::{slot}"] = whole.cpu() if is_sharded(parameter) else whole
+                del whole
         return state
+
+    def _members(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any], nn.Parameter]]:
+        """(part, group, parameter) of every parameter."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    yield part, group, parameter
 
     def read(self, state: Mapping[str, Tensor]) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
         """(parameter, slot, tensor) of what `state_dict` gave; ValueError for names that are not this network's."""
@@ -175,12 +179,46 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The weights that it belongs to must be in place before."""
-        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        slots: dict[Tensor, dict[str, Tensor]] = {}
         for parameter, slot, value in self.read(state):
-            part = owner[parameter]
-            part.state[parameter][slot] = (
-                step_count(value, part, parameter) if slot == "step" else shard_like(value.clone(), parameter)
-            )
+            slots.setdefault(parameter, {})[slot] = value
+        for part, group, parameter in self._members():
+            own = slots.get(parameter, {})
+            ready = {
+                slot: step_count(value, part, parameter) if slot == "step" else placed(value, parameter)
+                for slot, value in own.items()
+            }
+            if ready:
+                write_slots(part, group, parameter, ready)
+
+    # ---- other weights than those that train ----
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, parameters are those that the optimiser is for: schedule-free's average. Afterwards they are the same bits as
+        before. Every process must enter alike."""
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        with torch.no_grad():
+            for part, group, parameter in self._stepped():
+                evaluated = getattr(part, "evaluated", None)
+                if evaluated is not None and (stepped := self._slot(part, parameter, "z")) is not None:
+                    kept.append((parameter, local(parameter).clone()))
+                    local(parameter).copy_(evaluated(group, local(parameter), stepped))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, weights in kept:
+                    local(parameter).copy_(weights)
+
+    def _stepped(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any], nn.Parameter]]:
+        """(part, group, parameter) of the network's own parameters."""
+        return self._members()
+
+    def _slot(self, part: Any, parameter: nn.Parameter, slot: str) -> Tensor | None:
+        """What the optimiser keeps of a parameter, as this process holds the parameter; None before the first step."""
+        value = part.state[parameter].get(slot) if parameter in part.state else None
+        return None if value is None else local(value)
 
 
 def step_count(value: Tensor, part: torch.optim.Optimizer, weights: Tensor) -> Tensor:

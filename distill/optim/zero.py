@@ -19,8 +19,9 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig
+from distill.optim.kept_state import KeptState, read_slots, write_slots
 from distill.optim.optimizer import Optimizer, step_count
-from distill.run_folder import TrainingError
+from distill.optim.table import check_cut
 
 
 class LossGate(nn.Module):
@@ -52,21 +53,20 @@ class Engine(DeepSpeedEngine):
 class ZeroOptimizer(Optimizer):
     """One role's optimiser, each process with its share. Every process must call every method alike."""
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig, settings: Mapping[str, Any]):
-        if config.type == "muon":
-            raise TrainingError(
-                "Muon needs whole matrices, and ZeRO cuts through them; use optimizer.type=adamw or radam, or launch with "
-                "configs/accelerate/fsdp2.yaml."
-            )
-        super().__init__(network, config)
+    def __init__(self, network: nn.Module, config: OptimizerConfig, settings: Mapping[str, Any], steps: int = 1):
+        check_cut(config, "zero")
+        super().__init__(network, config, steps)
         (self.part,) = self.parts
+        if isinstance(self.part, KeptState):
+            self.part.over_shares = True
         self.members = [list(group["params"]) for group in self.part.param_groups]  # before flat tensors take their places
+        self.group_of = {parameter: number for number, members in enumerate(self.members) for parameter in members}
         with_clip = {**copy.deepcopy(dict(settings)), "gradient_clipping": config.clip}
         self.engine = Engine(None, LossGate(network), self.part, config=with_clip, config_class=DeepSpeedConfig(with_clip))
 
     @property
     def copies(self) -> Sequence[Tensor]:
-        return [share for share, _ in self._shares()]
+        return [share for _, share, _ in self._shares()]
 
     @property
     def gradients(self) -> Sequence[Tensor]:
@@ -101,29 +101,44 @@ class ZeroOptimizer(Optimizer):
 
     def state_dict(self, keep: bool = True) -> dict[str, Tensor]:
         whole = {}
-        for share, members in self._shares():
-            for slot, value in self.part.state[share].items():
+        for group, share, members in self._shares():
+            for slot, value in read_slots(self.part, group, share).items():
                 for parameter in members:
-                    made = value.clone() if slot == "step" else _collect(value, parameter)
+                    made = value.clone() if value.ndim == 0 else _collect(value, parameter)
                     if keep:
                         whole[f"{self.names[parameter]}::{slot}"] = made
                     del made
         return whole
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        share_of = {parameter: share for share, members in self._shares() for parameter in members}
+        shares = {parameter: (group, share) for group, share, members in self._shares() for parameter in members}
+        ready: dict[Tensor, tuple[dict[str, Any], dict[str, Tensor]]] = {}
         for parameter, slot, value in self.read(state):
-            share = share_of[parameter]
-            own = self.part.state[share]
-            if slot == "step":  # one for a share
+            group, share = shares[parameter]
+            own = ready.setdefault(share, (group, {}))[1]
+            if slot == "step":  # one for a share, as all numbers of a group
                 own[slot] = step_count(value, self.part, share)
+            elif slot in getattr(self.part, "shared", ()):
+                own[slot] = value
             else:
                 _hand_out(value, parameter, own.setdefault(slot, torch.zeros_like(share.detach())))
+        for share, (group, slots) in ready.items():
+            write_slots(self.part, group, share, slots)
 
-    def _shares(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
-        """This process's share of each group's weights, flat, and the parameters that it is of."""
+    def _stepped(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any], nn.Parameter]]:
+        for group, _, members in self._shares():
+            for parameter in members:
+                yield self.part, group, parameter
+
+    def _slot(self, part: Any, parameter: nn.Parameter, slot: str) -> Tensor | None:
+        share = self.part.param_groups[self.group_of[parameter]]["params"][0]
+        value = self.part.state[share].get(slot) if share in self.part.state else None
+        return None if value is None else _collect(value, parameter).to(parameter.device)
+
+    def _shares(self) -> Iterator[tuple[dict[str, Any], Tensor, list[nn.Parameter]]]:
+        """Of each group: itself, this process's share of its weights, flat, and the parameters that it is of."""
         for group, members in zip(self.part.param_groups, self.members, strict=True):
-            yield group["params"][0], members
+            yield group, group["params"][0], members
 
 
 def _places(parameter: nn.Parameter) -> tuple[slice, slice] | None:

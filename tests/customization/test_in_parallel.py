@@ -13,10 +13,9 @@ from gen.models.folder import write_model
 from gen.nn.registry import build
 from tests.customization.kit import pictures, trainer
 from tests.customization.test_methods import CONFIG, DIT, OWN
-from tests.distill.processes import on_processes
+from tests.distill.processes import launched, on_processes
 from tests.distill.states import close_exports
 from tests.distill.test_every_objective_in_parallel import PLAIN, REST, place_of
-from tests.distill.test_zero import launched
 from tests.gen.conftest import randomise, tiny_autoencoder, tiny_text_encoder
 
 OBJECTIVES = {

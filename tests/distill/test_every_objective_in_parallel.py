@@ -10,10 +10,9 @@ import torch
 
 from distill.registry import OBJECTIVES
 from tests.distill.cases import CASES
-from tests.distill.processes import on_processes
+from tests.distill.processes import launched, on_processes
 from tests.distill.states import close, close_exports, everything
 from tests.distill.test_every_objective import WITHOUT_BLOCKS, make_places, places_in, trainer
-from tests.distill.test_zero import launched
 
 STEPS = 4
 # (how, with checkpointing). The rest of the product is slow; ZeRO shares out the optimiser alone, and has `test_zero` besides
