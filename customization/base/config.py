@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from customization.base.huber import HuberConfig
+from customization.base.pyramid_noise import PyramidConfig
 from customization.base.textual_inversion import TokenConfig
 from distill.losses.levels import TimeConfig
 from distill.losses.loss_weighting import Weighting
@@ -17,6 +19,7 @@ from gen.nn.registry import Config
 
 Format = Literal["diffusers", "kohya", "peft", "ai-toolkit"]
 FORMATS: tuple[str, ...] = get_args(Format)
+LORAS = {"lora", "rslora", "dora"}  # kinds that are B A
 WEIGHTS = "adapter.safetensors"  # in the export of formats that are one file
 
 
@@ -35,7 +38,10 @@ class CustomizationConfig(Config):
     the denoiser, null for nothing; text_adapter: in its text encoders. tokens: new words to learn, name ->
     `customization.base.textual_inversion.TokenConfig`. text_rate, token_rate: factors on the learning rate there. time: of the
     noise levels; None: as the model's path is usually trained. loss, weighting: as in the objective `diffusion`. noise_offset:
-    share of noise that is one number per picture and channel. prior_weight: of pictures of the class (`customization.data`).
+    share of noise that is one number per picture and channel. noise_pyramid: coarser noise on top
+    (`customization.base.pyramid_noise`). huber: errors count as pseudo-Huber losses (`customization.base.huber`). up_rate:
+    factor on the learning rate of a LoRA's B, which starts at zero (LoRA+, arXiv 2402.12354). prior_weight: of pictures of the
+    class (`customization.data`).
     format: of the file. name: of the adapter, for its file and metadata."""
 
     model: str = "default"
@@ -49,6 +55,9 @@ class CustomizationConfig(Config):
     loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
     weighting: Weighting | None = None
     noise_offset: float = Field(default=0.0, ge=0, le=1)
+    noise_pyramid: PyramidConfig | None = None
+    huber: HuberConfig | None = None
+    up_rate: float = Field(default=1.0, gt=0)
     prior_weight: float = Field(default=1.0, ge=0)
     format: Format = "diffusers"
     name: str = Field(default="adapter", min_length=1, max_length=200)
@@ -62,6 +71,16 @@ class CustomizationConfig(Config):
                 "this method trains weights of the network itself, and has no adapter; leave adapter out, or use lora"
             )
         return value
+
+    @model_validator(mode="after")
+    def _has_factors(self) -> CustomizationConfig:
+        made = {adapter.type for adapter in (self.adapter, self.text_adapter) if adapter is not None}
+        if self.up_rate != 1 and (not made or made - LORAS):
+            raise ValueError(
+                f"up_rate is for the B of a LoRA ({', '.join(sorted(LORAS))}), not for {', '.join(sorted(made)) or 'tokens'}; "
+                "leave it out, or choose another adapter"
+            )
+        return self
 
     @model_validator(mode="after")
     def _held(self) -> CustomizationConfig:

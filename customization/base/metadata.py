@@ -62,6 +62,10 @@ def describe_training(config: CustomizationConfig, generator: Generator, run: Ma
         "ss_training_comment": f"fewstep {__version__}",
         "ss_resolution": f"({size}, {size})",
         "ss_noise_offset": config.noise_offset or None,
+        "ss_multires_noise_iterations": config.noise_pyramid.levels if config.noise_pyramid else None,
+        "ss_multires_noise_discount": config.noise_pyramid.discount if config.noise_pyramid else None,
+        "ss_huber_c": config.huber.c if config.huber else None,
+        "ss_huber_schedule": config.huber.schedule if config.huber else None,
         "ss_prior_loss_weight": config.prior_weight if run.get("class_pictures") else None,
     }
     if phrase := trigger_phrase(run.get("trigger"), list(config.tokens)):

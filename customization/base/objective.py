@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from customization.base.config import CustomizationConfig
 from customization.base.export import export_adapter, values_of
+from customization.base.huber import pseudo_huber_of
 from customization.base.metadata import describe_training
+from customization.base.pyramid_noise import add_pyramid
 from customization.base.textual_inversion import PREFIX, collect, learn_words
 from customization.base.trainable_subset import TrainableSubset, frozen
 from distill.checkpointing.digests import digest
@@ -114,13 +116,18 @@ class CustomizationObjective(Objective):
     def rates(self) -> dict[str, float]:
         """Factors on the learning rate, of the parameters that have one."""
         factors = {"text_encoder": self.config.text_rate, PREFIX: self.config.token_rate}
-        return {name: rate for name in self.trains for begin, rate in factors.items() if name.startswith(begin)}
+        found = {name: rate for name in self.trains for begin, rate in factors.items() if name.startswith(begin)}
+        if self.config.up_rate != 1:  # arXiv 2402.12354: eta_B = lambda eta_A
+            found |= {name: self.config.up_rate * found.get(name, 1.0) for name in self.trains if ".lora_B." in name}
+        return found
 
     def error(self, prediction: Prediction, x0: Tensor, eps: Tensor, step: int) -> Tensor:
         """(B, C, h, w): the squared error of the network's own output, weighted as the config says."""
         a, b = (expand(value, x0) for value in prediction.row)
         weight = torch.as_tensor(self.diffusion.weight(prediction.level), device=x0.device)
         squared = (prediction.raw.float() - (a * x0 + b * eps)).square()
+        if (huber := self.config.huber) is not None:
+            squared = pseudo_huber_of(squared, expand(torch.as_tensor(huber.at(prediction.level)).to(x0), x0))
         # w |raw - (a x0 + b eps)|^2, which is arXiv 2208.12242's and 2208.01618's loss where the network predicts eps
         return expand(weight, x0) ** 2 * squared
 
@@ -168,6 +175,8 @@ class CustomizationObjective(Objective):
 
     def noise(self, draws: Draws, like: Tensor) -> Tensor:
         eps = draws.normal("eps", like.shape[1:], like.device)
+        if self.config.noise_pyramid is not None:
+            eps = add_pyramid(eps, draws, self.config.noise_pyramid)
         if not self.config.noise_offset:
             return eps
         return eps + self.config.noise_offset * draws.normal("offset", (like.shape[1], 1, 1), like.device)

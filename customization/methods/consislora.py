@@ -31,6 +31,7 @@ class ConsistentConfig(CustomizationConfig):
     switch: int = Field(default=500, ge=0)
     frozen: Path | None = None
     frozen_weight: float = Field(default=1.0, ge=-10, le=10)
+    huber: None = None  # its losses are squares
 
 
 class ConsistentObjective(CustomizationObjective):

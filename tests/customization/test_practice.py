@@ -1,0 +1,76 @@
+"""Options that people who train LoRAs know: pseudo-Huber losses, noise of several resolutions, a rate of its own for B."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from customization.base.config import CustomizationConfig
+from customization.base.huber import HuberConfig, pseudo_huber_of
+from customization.base.pyramid_noise import PyramidConfig, add_pyramid
+from distill.optim.optimizer import Optimizer
+from distill.optimizer_config import OptimizerConfig
+from distill.types import Draws
+from samplers.path import NoiseLevel
+from samplers.prediction import Prediction
+from tests.customization.kit import objective
+
+
+def test_the_loss_is_pseudo_huber_with_the_levels_parameter(tiny_model):
+    """Against the formula in float64, at three levels with a parameter each; and its two limits."""
+    made = objective(tiny_model, huber={"c": 0.2})
+    g = torch.Generator().manual_seed(0)
+    x0, eps, raw = (torch.randn(3, 4, 2, 2, generator=g) for _ in range(3))
+    alpha, sigma = torch.tensor([1.0, 0.6, 0.0]), torch.tensor([0.0, 0.8, 1.0])
+    level = NoiseLevel(torch.tensor([0.0, 0.5, 1.0]), alpha, sigma)
+    made.diffusion.weight = lambda level: torch.tensor([1.0, 2.0, 0.5])
+    found = made.error(Prediction(level.mix(x0, eps), level, raw, (0.0, 1.0)), x0, eps, 0)
+    c = torch.tensor([1.0, 0.2 + 0.8 * (0.6 / 1.4) ** 2, 0.2], dtype=torch.float64)[:, None, None, None]
+    weight = torch.tensor([1.0, 4.0, 0.25])[:, None, None, None]
+    wanted = weight * 2 * c * ((((raw - eps).double() ** 2) + c**2).sqrt() - c)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    small, large = torch.tensor([1e-6]), torch.tensor([1e6])
+    assert float(pseudo_huber_of(small**2, 0.1)) == pytest.approx(1e-12, rel=1e-4)
+    assert float(pseudo_huber_of(large**2, 0.1)) == pytest.approx(2 * 0.1 * 1e6, rel=1e-4)
+    assert HuberConfig(c=0.3, schedule="constant").at(level) == 0.3
+
+
+def test_pyramid_noise_is_the_sum_of_its_resolutions_and_no_batchs():
+    config, shape = PyramidConfig(levels=5, discount=0.5), (3, 8, 16)
+    draws = Draws(7, torch.tensor([4, 9]))
+    made = add_pyramid(draws.normal("eps", shape), draws, config)
+    total = draws.normal("eps", shape)
+    for level, sides in ((1, (4, 8)), (2, (2, 4)), (3, (1, 2))):  # then a side is one
+        total = total + 0.5**level * F.interpolate(draws.normal(f"pyramid {level}", (3, *sides)), (8, 16), mode="bilinear")
+    total = torch.stack([sample / sample.std(correction=0) for sample in total])
+    torch.testing.assert_close(made, total, atol=1e-6, rtol=0)
+    alone = Draws(7, torch.tensor([9]))
+    assert torch.equal(add_pyramid(alone.normal("eps", shape), alone, config)[0], made[1])
+    # a mean over n pixels has the variance 1 / n in white noise, and 1.5 times that here
+    many = Draws(1, torch.arange(300))
+    means = add_pyramid(many.normal("eps", (1, 16, 16)), many, PyramidConfig()).mean((1, 2, 3))
+    assert 1.25 / 256 < means.var() < 1.75 / 256
+
+
+def test_noise_and_rates_of_a_method_are_as_asked_for(tiny_model):
+    made = objective(tiny_model, noise_pyramid={"discount": 0.5}, up_rate=4.0, text_adapter={"rank": 2}, text_rate=0.5)
+    draws, like = Draws(0, torch.arange(2)), torch.zeros(2, 4, 8, 8)
+    wanted = add_pyramid(draws.normal("eps", (4, 8, 8)), draws, PyramidConfig(discount=0.5))
+    assert torch.equal(made.noise(draws, like), wanted)
+    optimizer = Optimizer(made.roles["adapter"].network, OptimizerConfig(lr=1e-3))
+    rates = {}
+    for group in optimizer.parts[0].param_groups:
+        for parameter in group["params"]:
+            name = optimizer.names[parameter]
+            part = "text" if "text_encoder" in name else "denoiser"
+            rates.setdefault((part, "B" if "lora_B" in name else "A"), set()).add(round(group["lr"], 9))
+    assert rates == {
+        ("denoiser", "A"): {1e-3}, ("denoiser", "B"): {4e-3}, ("text", "A"): {5e-4}, ("text", "B"): {2e-3}
+    }  # fmt: skip
+
+
+def test_a_rate_for_b_is_refused_where_there_is_none():
+    with pytest.raises(ValidationError, match=r"up_rate is for the B of a LoRA \(dora, lora, rslora\), not for loha"):
+        CustomizationConfig(up_rate=4.0, adapter={"type": "loha"})
