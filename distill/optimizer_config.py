@@ -82,7 +82,7 @@ class AdamW8bitOptions(Config):
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptimizerKind:
     """A row of the table.
 
     make: what makes it, as module:function of (groups, config, run's steps).
@@ -101,19 +101,21 @@ class Kind:
 
 
 _TORCH, _LIBRARY = "distill.optim.torch_kinds", "distill.optim.library"
-KINDS: dict[str, Kind] = {
-    "adamw": Kind(f"{_TORCH}:adamw"),
-    "radam": Kind(f"{_TORCH}:radam"),
-    "muon": Kind(f"{_TORCH}:adamw", zero=MATRICES),  # beside Muon itself
-    "ademamix": Kind(f"{_LIBRARY}:ademamix", AdEMAMixOptions, {"betas": (0.9, 0.999)}),
-    "grams": Kind(f"{_LIBRARY}:grams", defaults={"betas": (0.9, 0.999), "eps": 1e-6}),
-    "lion": Kind(f"{_LIBRARY}:lion", defaults={"betas": (0.9, 0.99)}, unread=("eps",)),
-    "schedule_free": Kind(f"{_LIBRARY}:schedule_free", ScheduleFreeOptions, {"lr": 2.5e-3, "betas": (0.9, 0.999)}),
-    "prodigy": Kind("distill.optim.prodigy:prodigy", ProdigyOptions, {"lr": 1.0, "betas": (0.9, 0.999)}),
-    "dog": Kind("distill.optim.dog:dog", DoGOptions, {"lr": 1.0}, ("betas",)),
-    "adafactor": Kind(f"{_TORCH}:adafactor", AdafactorOptions, {"lr": 1e-2}, ("betas", "eps"), zero=MATRICES, shards=MATRICES),
-    "soap": Kind(f"{_LIBRARY}:soap", SOAPOptions, {"lr": 3e-3, "betas": (0.95, 0.95)}, zero=MATRICES, shards=MATRICES),
-    "adamw_8bit": Kind("distill.optim.adamw_8bit:adamw_8bit", AdamW8bitOptions),
+KINDS: dict[str, OptimizerKind] = {
+    "adamw": OptimizerKind(f"{_TORCH}:adamw"),
+    "radam": OptimizerKind(f"{_TORCH}:radam"),
+    "muon": OptimizerKind(f"{_TORCH}:adamw", zero=MATRICES),  # beside Muon itself
+    "ademamix": OptimizerKind(f"{_LIBRARY}:ademamix", AdEMAMixOptions, {"betas": (0.9, 0.999)}),
+    "grams": OptimizerKind(f"{_LIBRARY}:grams", defaults={"betas": (0.9, 0.999), "eps": 1e-6}),
+    "lion": OptimizerKind(f"{_LIBRARY}:lion", defaults={"betas": (0.9, 0.99)}, unread=("eps",)),
+    "schedule_free": OptimizerKind(f"{_LIBRARY}:schedule_free", ScheduleFreeOptions, {"lr": 2.5e-3, "betas": (0.9, 0.999)}),
+    "prodigy": OptimizerKind("distill.optim.prodigy:prodigy", ProdigyOptions, {"lr": 1.0, "betas": (0.9, 0.999)}),
+    "dog": OptimizerKind("distill.optim.dog:dog", DoGOptions, {"lr": 1.0}, ("betas",)),
+    "adafactor": OptimizerKind(
+        f"{_TORCH}:adafactor", AdafactorOptions, {"lr": 1e-2}, ("betas", "eps"), zero=MATRICES, shards=MATRICES
+    ),
+    "soap": OptimizerKind(f"{_LIBRARY}:soap", SOAPOptions, {"lr": 3e-3, "betas": (0.95, 0.95)}, zero=MATRICES, shards=MATRICES),
+    "adamw_8bit": OptimizerKind("distill.optim.adamw_8bit:adamw_8bit", AdamW8bitOptions),
 }
 
 
@@ -160,16 +162,18 @@ class OptimizerConfig(Config):
             raise ValueError(f"{self.type} has no {' and no '.join(ignored)}; leave it out, or choose another type")
         if self.type == "schedule_free" and self.betas[0] == 0:
             raise ValueError("schedule_free needs a first beta above 0, as it trains between two sets of weights")
+        if self.options and self.kind.options is NoOptions:
+            raise ValueError(f"{self.type} has no options of its own, and {', '.join(self.options)} is given; leave it out")
         try:
             self.own()
         except ValidationError as error:
-            known = ", ".join(self.kind.options.model_fields) or "none"
+            known = ", ".join(self.kind.options.model_fields)
             reason = describe(error, self.kind.options).removesuffix("?")
             raise ValueError(f"options of {self.type}: {reason} (there are: {known})") from None
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OptimizerKind:
         return KINDS[self.type]
 
     def own(self) -> Any:

@@ -221,7 +221,7 @@ def test_two_processes_are_one(tmp_path, how, type):
         ({"type": "ademamx"}, r"unknown optimizer 'ademamx': did you mean 'ademamix'\? Known: adamw, radam"),
         ({"type": "prodigy", "options": {"d_coeff": 2}}, r"options of prodigy: .*'d_coeff'.*'d_coef'.*there are: d0, d_coef"),
         ({"type": "prodigy", "options": {"growth_rate": 0.5}}, "greater than 1"),
-        ({"type": "adamw", "options": {"alpha": 2}}, r"options of adamw: .*'alpha'.*there are: none"),
+        ({"type": "adamw", "options": {"alpha": 2}}, "adamw has no options of its own, and alpha is given"),
         ({"type": "dog", "betas": [0.9, 0.99]}, "dog has no betas; leave it out"),
         ({"type": "lion", "eps": 1e-6}, "lion has no eps"),
         ({"type": "schedule_free", "betas": [0, 0.9]}, "first beta above 0"),
