@@ -74,7 +74,7 @@ def describe_training(config: CustomizationConfig, generator: Generator, run: Ma
         found["ss_network_module"] = f"fewstep.{adapter.type}"
         if adapter.type != "oft":
             alpha = adapter.rank if adapter.alpha is None else adapter.alpha
-            found |= {"ss_network_dim": adapter.rank, "ss_network_alpha": f"{alpha:g}"}
+            found |= {"ss_network_dim": "Dynamic" if adapter.ranks else adapter.rank, "ss_network_alpha": f"{alpha:g}"}
     optimizer, schedule = run.get("optimizer") or {}, run.get("schedule") or {}
     found |= {
         "ss_steps": run.get("max_steps"),

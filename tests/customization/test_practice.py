@@ -1,4 +1,4 @@
-"""Options that people who train LoRAs know: pseudo-Huber losses, noise of several resolutions, a rate of its own for B."""
+"""Options that people who train LoRAs know: pseudo-Huber losses, noise of several resolutions, rates for B, ranks by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.optimizer_config import OptimizerConfig
 from distill.types import Draws
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
-from tests.customization.kit import objective
+from tests.customization.kit import objective, shake
 
 
 def test_the_loss_is_pseudo_huber_with_the_levels_parameter(tiny_model):
@@ -74,3 +74,26 @@ def test_noise_and_rates_of_a_method_are_as_asked_for(tiny_model):
 def test_a_rate_for_b_is_refused_where_there_is_none():
     with pytest.raises(ValidationError, match=r"up_rate is for the B of a LoRA \(dora, lora, rslora\), not for loha"):
         CustomizationConfig(up_rate=4.0, adapter={"type": "loha"})
+
+
+@pytest.mark.parametrize(("type", "alpha"), [("lora", None), ("rslora", 3.0), ("dora", None), ("loha", None), ("lokr", 2.0)])
+def test_layers_have_the_ranks_that_their_names_ask_for(tiny_model, type, alpha):
+    """What is exported has them, with the scale that training had."""
+    settings = {"type": type, "rank": 2, "ranks": {"blocks": 3, "attn": 1}, "targets": ["attn.qkv", "mlp.fc1"]}
+    made = objective(tiny_model, adapter={**settings, "alpha": alpha})
+    shake(made.roles["adapter"].network)
+    adapter = made.to_adapter({name: value.detach() for name, value in made.roles["adapter"].network.named.items()})
+    seen = set()
+    for layer, delta in adapter.layers.items():
+        rank = 1 if ".attn." in layer else 3
+        if type != "lokr":  # whose factors are cut otherwise
+            assert delta.rank == rank
+        wanted = (rank if alpha is None else alpha) / (rank**0.5 if type == "rslora" else rank)
+        assert delta.scale == pytest.approx(wanted), layer
+        seen.add(rank)
+    assert seen == {1, 3}
+
+
+def test_a_part_of_a_name_that_no_layer_has_is_named(tiny_model):
+    with pytest.raises(ValueError, match=r"ranks names 'atn', but no layer that trains has these parts"):
+        objective(tiny_model, adapter={"rank": 2, "ranks": {"atn": 1}})

@@ -13,15 +13,15 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.networks.lora.targets import find_layers
+from distill.networks.lora.targets import find_layers, hint
 from gen.adapters import Adapter, Delta, from_tensors
 from gen.adapters.peft_config import BESIDE
 from gen.nn.registry import Config
@@ -32,13 +32,15 @@ Kind = Literal["lora", "rslora", "dora", "loha", "lokr", "oft"]
 
 
 class AdapterConfig(Config):
-    """alpha: the rank where it is not given. targets: ends of module names ("attn.qkv", "to_q"); none: every linear layer
+    """alpha: the rank where it is not given. ranks: of layers whose names hold these parts ("blocks.0", "attn.qkv"), in the
+    place of rank; of several that fit, the last. targets: ends of module names ("attn.qkv", "to_q"); none: every linear layer
     inside the repeated blocks. exclude: ends of those that are left out. conv: convolutions too. factor: of LoKr, how W is
     cut, -1 for as square as possible. block_size: of OFT's blocks."""
 
     type: Kind = "lora"
     rank: int = Field(default=16, gt=0, le=4096)
     alpha: float | None = Field(default=None, gt=0, le=1e4)
+    ranks: dict[str, Annotated[int, Field(gt=0, le=4096)]] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     conv: bool = False
@@ -51,8 +53,8 @@ class AdapterConfig(Config):
         for key, kind in other.items():
             if key in self.model_fields_set and self.type != kind:
                 raise ValueError(f"{key} is {kind}'s; leave it out of a {self.type}")
-        if self.type == "oft" and {"rank", "alpha"} & self.model_fields_set:
-            raise ValueError("oft has block_size, and neither rank nor alpha")
+        if self.type == "oft" and ({"rank", "alpha"} & self.model_fields_set or self.ranks):
+            raise ValueError("oft has block_size, and neither rank, ranks nor alpha")
         return self
 
 
@@ -89,13 +91,23 @@ def widened(parameter: nn.Parameter) -> nn.Parameter:
     return parameter
 
 
+def layer_ranks(config: AdapterConfig, names: Sequence[str]) -> dict[str, int]:
+    """The rank of every layer. ValueError for a key of `ranks` that fits none."""
+    fitting = {key: [name for name in names if f".{key}." in f".{name}."] for key in config.ranks}
+    for key, layers in fitting.items():
+        if not layers:
+            raise ValueError(f"ranks names {key!r}, but no layer that trains has these parts in its name; {hint(key, names)}")
+    own = {name: config.ranks[key] for key, layers in fitting.items() for name in layers}
+    return {name: own.get(name, config.rank) for name in names}
+
+
 def _check_ranks(network: nn.Module, config: AdapterConfig, names: list[str]) -> None:
-    for name in names if config.type != "oft" else ():
+    for name, rank in layer_ranks(config, names).items() if config.type != "oft" else ():
         shape = network.get_parameter(f"{name}.weight").shape
         highest = min(shape[0], math.prod(shape[1:]))
-        if config.rank > highest and config.type in ("lora", "rslora", "dora"):
+        if rank > highest and config.type in ("lora", "rslora", "dora"):
             raise ValueError(
-                f"rank is {config.rank}, but {name} is {' x '.join(map(str, shape))} and has a rank of at most {highest}; "
+                f"rank is {rank}, but {name} is {' x '.join(map(str, shape))} and has a rank of at most {highest}; "
                 "lower rank, or leave the layer out with exclude."
             )
 
@@ -106,11 +118,18 @@ def peft_config(config: AdapterConfig, names: list[str]) -> Any:
 
     alpha: Any = config.rank if config.alpha is None else config.alpha
     alpha = int(alpha) if float(alpha).is_integer() else alpha
+    ranks = {name: rank for name, rank in layer_ranks(config, names).items() if rank != config.rank}
+    by_layer = {"rank_pattern": ranks, "alpha_pattern": dict(ranks) if config.alpha is None else {}}
     if config.type == "loha":
-        return peft.LoHaConfig(r=config.rank, alpha=alpha, target_modules=names, use_effective_conv2d=config.conv)
+        return peft.LoHaConfig(r=config.rank, alpha=alpha, target_modules=names, use_effective_conv2d=config.conv, **by_layer)
     if config.type == "lokr":
         return peft.LoKrConfig(
-            r=config.rank, alpha=alpha, target_modules=names, decompose_factor=config.factor, use_effective_conv2d=config.conv
+            r=config.rank,
+            alpha=alpha,
+            target_modules=names,
+            decompose_factor=config.factor,
+            use_effective_conv2d=config.conv,
+            **by_layer,
         )
     if config.type == "oft":
         return peft.OFTConfig(r=0, oft_block_size=config.block_size, target_modules=names)
@@ -120,6 +139,7 @@ def peft_config(config: AdapterConfig, names: list[str]) -> Any:
         target_modules=names,
         use_rslora=config.type == "rslora",
         use_dora=config.type == "dora",
+        **by_layer,
     )
 
 

@@ -32,18 +32,19 @@ def find_layers(
     for setting, ends in ((key, targets), ("exclude", exclude)):
         for end in ends:
             if not any(ends_in(name, [end]) for name in known):
-                raise ValueError(f"{setting} names {end!r}, but no layer of the {what} ends in it; {_hint(end, known)}")
+                raise ValueError(f"{setting} names {end!r}, but no layer of the {what} ends in it; {hint(end, known)}")
     if targets:
         chosen = [name for name in known if ends_in(name, targets)]
     else:
         chosen = [name for name in known if any(part.isdigit() for part in name.split("."))]
     chosen = [name for name in chosen if not ends_in(name, exclude)]
     if not chosen:
-        raise ValueError(f"No layer of the {what} is left to train; name some in {key}: {_hint('', known)}")
+        raise ValueError(f"No layer of the {what} is left to train; name some in {key}: {hint('', known)}")
     return chosen
 
 
-def _hint(end: str, names: Sequence[str]) -> str:
+def hint(end: str, names: Sequence[str]) -> str:
+    """What was meant by an end of a layer's name, or what ends there are."""
     ends = sorted({e for name in names for e in (name, name.rpartition(".")[2], ".".join(name.split(".")[-2:]))}, key=len)
     near = nearest(end, ends) if end else None
     return f"did you mean {near!r}?" if near else f"its layers end in {', '.join(ends[:8])}."
