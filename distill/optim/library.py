@@ -90,6 +90,7 @@ class SOAP(KeptState, pytorch_optimizer.SOAP):
     """
 
     shared = ("step",)
+    options: SOAPOptions
 
     # A product rounds by how its factors lie in memory, and a checkpoint gives back contiguous ones
     def get_orthogonal_matrix(self, mat: Any) -> list[Any]:
@@ -106,7 +107,9 @@ class SOAP(KeptState, pytorch_optimizer.SOAP):
 
     def put(self, slots: Mapping[str, Tensor], parameter: Tensor) -> None:
         own: SOAPOptions = self.options
-        lists = {name: [slots.get(f"{name}.{i}", []) for i in range(parameter.ndim)] for name in ("GG", "Q")}
+        lists: dict[str, list[Any]] = {
+            name: [slots.get(f"{name}.{i}", []) for i in range(parameter.ndim)] for name in ("GG", "Q")
+        }
         kept = {name: slots[name] for name in ("exp_avg", "exp_avg_sq") if name in slots}
         beta = self.defaults["betas"][1] if own.beta is None else own.beta
         self.state[parameter].update({**kept, **lists, "precondition_frequency": own.every, "shampoo_beta": beta})

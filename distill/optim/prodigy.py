@@ -67,7 +67,7 @@ class Prodigy(KeptState, torch.optim.Optimizer):
             group.update({"d": new, "d_max": higher, "numerator": numerator, "step": step})
 
     def _gather(
-        self, group: dict[str, Any], parameter: Tensor, d: Tensor, rate: Tensor, betas: tuple[float, float, float]
+        self, group: dict[str, Any], parameter: Any, d: Tensor, rate: Tensor, betas: tuple[float, float, float]
     ) -> Tensor:
         """Update a parameter's averages; returns its shares of (d / d0) c <g, x_0 - x> and of |s|_1."""
         beta1, beta2, beta3 = betas
