@@ -79,19 +79,19 @@ def test_a_rate_for_b_is_refused_where_there_is_none():
 @pytest.mark.parametrize(("type", "alpha"), [("lora", None), ("rslora", 3.0), ("dora", None), ("loha", None), ("lokr", 2.0)])
 def test_layers_have_the_ranks_that_their_names_ask_for(tiny_model, type, alpha):
     """What is exported has them, with the scale that training had."""
-    settings = {"type": type, "rank": 2, "ranks": {"blocks": 3, "attn": 1}, "targets": ["attn.qkv", "mlp.fc1"]}
+    settings = {"type": type, "rank": 2, "ranks": {"in_blocks": 3, "attn": 1}, "targets": ["attn.qkv", "mlp.fc1"]}
     made = objective(tiny_model, adapter={**settings, "alpha": alpha})
     shake(made.roles["adapter"].network)
     adapter = made.to_adapter({name: value.detach() for name, value in made.roles["adapter"].network.named.items()})
     seen = set()
     for layer, delta in adapter.layers.items():
-        rank = 1 if ".attn." in layer else 3
+        rank = 1 if ".attn." in layer else 3 if ".in_blocks." in layer else 2
         if type != "lokr":  # whose factors are cut otherwise
             assert delta.rank == rank
         wanted = (rank if alpha is None else alpha) / (rank**0.5 if type == "rslora" else rank)
         assert delta.scale == pytest.approx(wanted), layer
         seen.add(rank)
-    assert seen == {1, 3}
+    assert seen == {1, 2, 3}
 
 
 def test_a_part_of_a_name_that_no_layer_has_is_named(tiny_model):
