@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.networks.replaced_weight import ReplacedWeight
+from gen.nn.replaced_weight import ReplacedWeight
 
 OPERATIONS = (F.linear, F.conv1d, F.conv2d)  # (x, weight, bias, ...)
 

@@ -7,23 +7,20 @@ parameters and its state dict are the factors alone.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill.networks.lora.targets import find_layers
-from distill.networks.replaced_weight import ReplacedWeight
 from distill.parallel import recompute
+from gen.nn.low_rank import LowRankWeight, start_down
 from gen.nn.registry import Config
-from samplers.noise import fold
 
 
 class LoraConfig(Config):
@@ -33,49 +30,6 @@ class LoraConfig(Config):
     rank: int = Field(default=16, gt=0)
     alpha: float | None = Field(default=None, gt=0)
     targets: tuple[str, ...] = ()
-
-
-class LowRankWeight(ReplacedWeight):
-    """A weight W + scale B A (out, in) that a linear layer takes as y = W x + scale B (A x): no dense change is made, and its
-    gradient reaches A and B alone, through vectors of the rank's length. Anything else than a linear layer sees the sum.
-
-    It shares W's memory. A and B may be of a finer dtype than W: a small change would drown in bfloat16.
-    """
-
-    weight: Tensor
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    @staticmethod
-    def of(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> LowRankWeight:
-        """weight (out, in), down (rank, in), up (out, rank)."""
-        plain = type(weight) in (Tensor, nn.Parameter)  # one in fewer bits has no memory of its own to share
-        carrier = weight if plain else torch.empty(1, dtype=weight.dtype, device=weight.device).expand(weight.shape)
-        made = carrier.as_subclass(LowRankWeight)
-        made.weight, made.down, made.up, made.scale = weight, down, up, scale
-        return made
-
-    def whole(self) -> Tensor:
-        """The sum (out, in), a tensor like any other."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return (self.weight.to(self.up.dtype) + self.scale * (self.up @ self.down)).to(self.weight.dtype)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What `torch.nn.functional.linear` gives for the sum."""
-        y = F.linear(x, self.weight, bias)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.down.dtype)
-        # arXiv 2106.09685, equation 3: h = W x + B A x
-        return y + (self.scale * F.linear(F.linear(x, self.down), self.up)).to(y.dtype)
-
-    @classmethod
-    def operation(cls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if function is F.linear:
-            x, weight, *rest = (*args, *(kwargs[name] for name in ("weight", "bias") if name in kwargs))
-            if isinstance(weight, cls):
-                return weight.linear(x, rest[0] if rest else None)
-        return NotImplemented
 
 
 class LoraNetwork(nn.Module):
@@ -90,9 +44,7 @@ class LoraNetwork(nn.Module):
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name in find_layers(base, config.targets, key="lora.targets"):
             weight = base.get_parameter(f"{name}.weight")
-            generator = torch.Generator().manual_seed(fold(0, "lora", name))
-            bound = 1 / math.sqrt(weight.shape[1])  # peft's and the paper's code: kaiming_uniform with a = sqrt(5)
-            down = (2 * torch.rand(config.rank, weight.shape[1], generator=generator) - 1) * bound
+            down = start_down(name, config.rank, weight.shape[1])
             wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
             self.down[_key(name)] = nn.Parameter(down.to(weight.device, wide))
             self.up[_key(name)] = nn.Parameter(torch.zeros(weight.shape[0], config.rank, dtype=wide, device=weight.device))

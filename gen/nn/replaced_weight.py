@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 # of what a tensor is like, the shared memory tells as much as the whole
@@ -38,3 +40,21 @@ class ReplacedWeight(Tensor):
                 return func(*args, **kwargs)
         args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs))
         return func(*args, **kwargs)
+
+
+@contextmanager
+def replaced(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, parameters of a network have other values, by the names of `named_parameters`; outside, their own. For one
+    thread at a time: the network itself is changed, so that parts of it may be called (`autoencoder.encode`)."""
+    places: list[tuple[dict[str, Any], str]] = []
+    for name in weights:
+        path, _, last = name.rpartition(".")
+        places.append((network.get_submodule(path)._parameters, last))
+    before = [place[last] for place, last in places]
+    try:
+        for (place, last), weight in zip(places, weights.values(), strict=True):
+            place[last] = weight
+        yield
+    finally:
+        for (place, last), weight in zip(places, before, strict=True):
+            place[last] = weight
