@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,9 +65,3 @@ class ControlledNetwork(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> ControlledNetwork:
         """A copy with a control of its own on the same base."""
         return ControlledNetwork(self.base, copy.deepcopy(self.control, memo)).train(self.training)
-
-
-@torch.no_grad()
-def thickened(lines: Tensor, rows: Tensor) -> Tensor:
-    """White lines (B, 3, H, W), of `rows` (B,) bool three pixels wide."""
-    return torch.where(rows.view(-1, 1, 1, 1), F.max_pool2d(lines, 3, 1, 1), lines)

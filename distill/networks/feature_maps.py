@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.networks.features import in_range, open_named
 from gen.rewards.clip import open_transformers
 from gen.tasks.energies.lpips import WIDTHS, load_lpips
+from samplers.canvas.sync_diffusion import perceptual_distance
 
 
 class FeatureMaps(nn.Module):
@@ -110,6 +111,14 @@ class LpipsMaps(FeatureMaps):
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """LPIPS (B,) of pictures as a decoder made them."""
         return self.to(a.device).network(in_range(a), in_range(b))
+
+
+def picture_distance(maps: FeatureMaps, a: Tensor, b: Tensor) -> Tensor:
+    """(B,): how far pictures as a decoder made them are apart in features: LPIPS where the network has it, else its equation 1
+    (arXiv 1801.03924) with all channels alike."""
+    if hasattr(maps, "distance"):
+        return maps.distance(a, b)
+    return perceptual_distance(lambda images: [x.float() for x in maps.see(images)])(a, b)
 
 
 FEATURE_MAPS: dict[str, Callable[[str | None], FeatureMaps]] = {

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from distill.losses.distances import psnr
+from distill.losses.pictures import gradient_difference
 from distill.objectives.bases.objective import Objective
 from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.nn.registry import Config
@@ -35,12 +36,6 @@ class AutoencoderObjectiveConfig(Config):
         default=64, description="side of the random crops in pixels; 0 trains on whole pictures throughout"
     )
     crop_steps: NonNegativeInt = Field(default=0, description="steps that train on crops; whole pictures from this step on")
-
-
-def gradient_difference(y: Tensor, x: Tensor) -> Tensor:
-    """Mean |difference| of the horizontal plus that of the vertical first differences of two pictures (B, C, H, W)."""
-    error = y - x
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 def random_crops(images: Tensor, size: int, places: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.data.drawn_edges import drawn_edges
 from distill.losses.levels import TimeConfig, draw_levels
 from distill.losses.loss_weighting import bounded_level, factor_on_x0
-from distill.networks.controlled import ControlledNetwork, follows, thickened
+from distill.networks.controlled import ControlledNetwork, follows
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import sample_by, unit_noise
 from distill.objectives.bases.teacher import Teacher, TeacherConfig
@@ -26,7 +27,7 @@ from distill.optim.precision import autocast
 from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label, pictures_of
 from gen.io.weights import write_bytes
 from gen.models.components import save_component
-from gen.models.control_pictures import KINDS, edges
+from gen.models.control_pictures import KINDS
 from gen.nn.backbones.dit import DiT
 from gen.nn.backbones.dit_control import DiTControl
 from gen.nn.registry import Config
@@ -34,7 +35,6 @@ from samplers.denoiser import Condition, Context
 from samplers.path import expand
 
 PREVIEWED = 6  # pictures
-THRESHOLDS = ((0.04, 0.10), (0.10, 0.22))  # (lowest, highest) of each of `edges`
 
 
 class ControlConfig(Config):
@@ -102,20 +102,16 @@ class ControlObjective(Objective):
         """(pictures to follow (B, 3, H, W) in [0, 1], of pictures in [-1, 1]; which of the kinds each is, (B,))."""
         count, pictures = len(self.config.kinds), (images.float() + 1) / 2
         mode = (draws.uniform("kind", device=images.device) * count).long().clamp(max=count - 1)
-        low, high = (
-            a + (b - a) * draws.uniform(name, device=images.device) for name, (a, b) in zip("lh", THRESHOLDS, strict=True)
-        )
-        thick = draws.uniform("thick", device=images.device) < self.config.thick
         made = torch.zeros_like(pictures)
         for number, kind in enumerate(self.config.kinds):
             rows = (mode == number).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
+            if kind == "edges":
+                made[rows] = drawn_edges(pictures[rows], replace(draws, index=draws.index[rows.cpu()]), self.config.thick)
+                continue
             with torch.autocast(images.device.type, enabled=False):
-                if kind == "edges":
-                    made[rows] = thickened(edges(pictures[rows], low[rows], high[rows]), thick[rows])
-                else:
-                    made[rows] = KINDS[kind][0](pictures[rows])
+                made[rows] = KINDS[kind][0](pictures[rows])
         return made, mode
 
     def condition(self, batch: Batch, draws: Draws, device: torch.device) -> Condition:

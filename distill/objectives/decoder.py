@@ -17,7 +17,7 @@ black: it is clamped when the picture is shown.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,23 +26,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.losses.adversarial import AdversarialLossConfig, relativistic, squared_gradients, weighted_penalties
+from distill.losses.adversarial import AdversarialLossConfig
 from distill.losses.distances import psnr
-from distill.networks.discriminator import loss_with_logs
-from distill.networks.feature_maps import load_feature_maps
-from distill.networks.patch_discriminator import PatchDiscriminator
-from distill.objectives.autoencoder import gradient_difference
+from distill.losses.pictures import gradient_difference, within_white
+from distill.networks.feature_maps import load_feature_maps, picture_distance
+from distill.networks.patch_discriminator import PatchDiscriminator, fooling_loss, telling_loss
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import as_exported, sample_by
 from distill.objectives.bases.teacher import Scale, Teacher, TeacherConfig, predict_guided
 from distill.parallel.shards import detached_weights, unwrap
 from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.models.components import save_component
-from samplers.canvas.sync_diffusion import perceptual_distance
 from samplers.denoiser import Context
 
 MEASURED = 64  # pictures
-PENALISED = 4  # one in so many real pictures has its gradient penalised
 
 
 class DecoderConfig(AdversarialLossConfig):
@@ -225,29 +222,15 @@ class DecoderObjective(Objective):
             parts = {"l1": (shown - x).abs().mean(), "gradient": gradient_difference(shown, x)}
             total = parts["l1"] + config.gradient_weight * parts["gradient"]
             if self.maps is not None:
-                parts["perceptual"] = self.perceptual(shown, x)
+                parts["perceptual"] = picture_distance(self.maps, shown, x).mean()
                 total = total + config.perceptual_weight * parts["perceptual"]
             logs = {name: value.detach() for name, value in parts.items()}
         if config.adversarial_weight and step >= config.adversarial_from:
-            adversarial = self.fooling(detached_weights(models["discriminator"]), y.clamp(-1, 1), images)
+            judge = detached_weights(models["discriminator"])
+            adversarial = fooling_loss(config, judge, y.clamp(-1, 1), images)
             total = total + config.adversarial_weight * adversarial
             logs["adversarial"] = adversarial.detach()
         return total, logs
-
-    def fooling(self, judge: Callable[..., Any], fake: Tensor, real: Tensor) -> Tensor:
-        """The decoder's adversarial loss for its pictures: by themselves or, in pairs, beside the data's."""
-        judged = judge(fake)
-        if self.config.relativistic:
-            with torch.no_grad():
-                beside = judge(real)
-            judged = [-relativistic(one, other) for one, other in zip(judged, beside, strict=True)]
-        return -torch.stack([logits.mean() for logits in judged]).mean()
-
-    def perceptual(self, y: Tensor, x: Tensor) -> Tensor:
-        """The mean distance of pictures (B, 3, H, W) in features: LPIPS where the network has it, else its equation 1."""
-        if hasattr(self.maps, "distance"):
-            return self.maps.distance(y, x).mean()
-        return perceptual_distance(lambda images: [maps.float() for maps in self.maps.see(images)])(y, x).mean()
 
     def discriminator_loss(
         self, models: Mapping[str, nn.Module], made: DecoderInput, images: Tensor
@@ -255,27 +238,7 @@ class DecoderObjective(Objective):
         """The loss of every size of patch, with the penalties at real pictures and at decoded ones."""
         with torch.no_grad():
             fake = unwrap(models["decoder"])(made.latents).float().clamp(-1, 1)
-        penalised, count = self.config.penalised, len(images)
-        real = images.detach().clone().requires_grad_(self.config.penalty > 0 or penalised)
-        fake.requires_grad_(penalised)
-        some = -(-count // PENALISED) if self.config.penalty else 0  # rows apart, as a second gradient costs as much again
-        parts = [models["discriminator"](part) for part in (real[:some], torch.cat([real[some:], fake])) if len(part)]
-        judged = [torch.cat(each) for each in zip(*parts, strict=True)]
-        found = [loss_with_logs(self.config, logits[:count], logits[count:]) for logits in judged]
-        total = torch.stack([loss for loss, _ in found]).mean()
-        logs = {name: torch.stack([values[name] for _, values in found]).mean() for name in found[0][1]}
-        if self.config.penalty:
-            on_real: Any = sum(logits.sum() / logits.shape[1] ** 0.5 for logits in parts[0])
-            (gradient,) = torch.autograd.grad(on_real, real, create_graph=True)
-            penalty = gradient[:some].float().square().flatten(1).sum(1).mean()
-            total = total + self.config.penalty / 2 * penalty
-            logs["penalty"] = penalty.detach()
-        if penalised:
-            scores = torch.stack([logits.mean(1) for logits in judged]).mean(0)
-            squared = [squared_gradients(half, [x]) for half, x in zip(scores.chunk(2), (real, fake), strict=True)]
-            both, more = weighted_penalties(self.config, *squared)
-            total, logs = total + both, logs | more
-        return total, logs
+        return telling_loss(self.config, models["discriminator"], images, fake, self.config.penalty)
 
     # ---- what is shown, measured and written ----
 
@@ -308,12 +271,6 @@ class DecoderObjective(Objective):
         """The whole autoencoder, its encoder as it was, in bfloat16."""
         decoder: Any = models["decoder"]
         save_component(decoder.autoencoder, folder, torch.bfloat16)
-
-
-def within_white(y: Tensor, x: Tensor) -> Tensor:
-    """Pictures y, but as x where both are white (1) or beyond, or black (-1) or beyond: nothing to see there, or to gain."""
-    same = ((x >= 1) & (y > 1)) | ((x <= -1) & (y < -1))
-    return torch.where(same, x, y)
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from distill.networks.patch_discriminator import PatchDiscriminator
-from distill.objectives.decoder import PENALISED, DecoderConfig, DecoderObjective, within_white
+from distill.networks.patch_discriminator import PENALISED, PatchDiscriminator
+from distill.objectives.decoder import DecoderConfig, DecoderObjective, within_white
 from distill.types import Batch, Draws, Phase
 from gen.models.components import load_component
 from gen.models.folder import Defaults

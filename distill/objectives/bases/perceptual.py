@@ -12,10 +12,9 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.networks.feature_maps import load_feature_maps
+from distill.networks.feature_maps import load_feature_maps, picture_distance
 from distill.objectives.bases.student import StudentObjective
 from distill.objectives.bases.student_config import StudentConfig
-from samplers.canvas.sync_diffusion import perceptual_distance
 
 
 class PerceptualConfig(StudentConfig):
@@ -46,6 +45,4 @@ class PerceptualObjective(StudentObjective):
 
     def perceptual_error(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,): how far the pictures of a and b are apart in features."""
-        if hasattr(self.maps, "distance"):
-            return self.maps.distance(self.decode(a), self.decode(b))
-        return perceptual_distance(lambda images: [x.float() for x in self.maps.see(images)], self.decode)(a, b)
+        return picture_distance(self.maps, self.decode(a), self.decode(b))

@@ -1,0 +1,19 @@
+"""How pictures (B, C, H, W) in [-1, 1] that a decoder made differ from what they should be, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gradient_difference(y: Tensor, x: Tensor) -> Tensor:
+    """Mean |difference| of the horizontal plus that of the vertical first differences of two pictures (B, C, H, W), which pays
+    for blurred edges."""
+    error = y - x
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def within_white(y: Tensor, x: Tensor) -> Tensor:
+    """Pictures y, but as x where both are white (1) or beyond, or black (-1) or beyond: nothing to see there, or to gain."""
+    same = ((x >= 1) & (y > 1)) | ((x <= -1) & (y < -1))
+    return torch.where(same, x, y)
