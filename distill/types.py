@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from samplers.noise import fold
 
+SOURCE = "source"  # in `Batch.extra`: the pictures of another domain (B, 3, H, W) that go with, or stand beside, the images
+
 
 @dataclass
 class Batch:
@@ -21,6 +23,7 @@ class Batch:
 
     index (B,) int64: the samples' global counters, from which every random number about them is drawn.
     images (B, 3, H, W) in [-1, 1] or latents (B, C, h, w); captions: B strings; labels (B,) class or concept indices.
+    extra: what else there is, by name.
     """
 
     index: Tensor
@@ -35,7 +38,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Batch(**{**vars(self), **moved})
+        extra = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.extra.items()}
+        return Batch(**{**vars(self), **moved, "extra": extra})
 
 
 # pictures (N, 3, H, W) in [-1, 1] and their captions, None for none

@@ -201,6 +201,8 @@ class Generator(Model):
             ("picture", "latent").
         refiner, refiner_at: a model (folder, file, hub id, or open) that finishes pictures from the latents that are left when
             so much of the schedule is done (0.8), as SDXL's refiner.
+        translate, translator: a picture to translate in one step and the folder of what does it ("default" for the model
+            "fast"), with translate_direction and translate_strength (docs/translate.md).
         variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
             that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
         transparent: the thing alone, with alpha: pictures have four channels ("RGBA"); transparency: folder of the network that

@@ -162,6 +162,7 @@ _MISSING = {  # fields of recipes that know pictures by their sha256 alone, or b
     "references": "the pictures it resembles",
     "refiner": "the model that finished it",
     "restore": "the picture that was restored",
+    "translation": "the picture that was translated",
     "canvas": "its canvas of windows",
     "layout": "its layout of regions",
     "views": "its views",

@@ -54,7 +54,7 @@ class Model:
     vae_tile: pixels on the side of the tiles that pictures are decoded in, None for whole pictures.
     preview_decoder: a tiny decoder (`gen.models.bridge.tiny`), which decodes pictures too where `decoder` is "tiny".
     quantize: how the denoiser's linear layers were quantised on opening.
-    refiners: models that finish its pictures, by where they are from (`gen.tasks.refiner`).
+    refiners: models that finish its pictures, by where they are from; translators: what changes it, by their digests.
     transparencies: networks that make its pictures transparent, by folder (`gen.models.transparency`).
     offload: what comes to the device only when it is used, and residency: which part is there (`gen.models.offload`).
     """
@@ -101,7 +101,7 @@ class Model:
         self.pipeline: Pipeline | None = None
         self.quantize: str | None = None
         self.refiners: dict[str, Model] = {}
-        self.transparencies: dict[str, Any] = {}
+        self.transparencies, self.translators = dict[str, Any](), dict[str, Any]()
         self.opened_references: dict[tuple[str, str], Any] = {}  # (folder, vision network) -> reference encoder
         self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})

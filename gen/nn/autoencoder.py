@@ -13,6 +13,7 @@ Latents are bounded by 3 tanh(z / 3) instead of being pulled to a prior, which k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -135,22 +136,24 @@ class Autoencoder(nn.Module):
         averages = _average_squares(self.encoder_skip.weight, self.factor)
         self.decoder_skip.weight.copy_((averages > 0).float().transpose(0, 1))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, C, H/f, W/f), each value within +-3, of pictures (B, 3, H, W) in [-1, 1]."""
+    def encode(self, images: Tensor, through: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Latents (B, C, H/f, W/f), each value within +-3, of pictures (B, 3, H, W) in [-1, 1]. through: in the place of
+        `encoder`, with more to see or to add on the way (`gen.models.translation.skips`)."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ValueError(
                 f"The autoencoder takes pictures (B, 3, H, W), H and W divisible by {self.factor}, not {tuple(images.shape)}."
             )
         images = images.contiguous(memory_format=torch.channels_last)
-        z = self.encoder(images) + self.encoder_skip(F.pixel_unshuffle(images, self.factor))
+        z = (through or self.encoder)(images) + self.encoder_skip(F.pixel_unshuffle(images, self.factor))
         return LATENT_BOUND * torch.tanh(z / LATENT_BOUND)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, f h, f w) of latents (B, C, h, w); nominally in [-1, 1], not clamped."""
+    def decode(self, latents: Tensor, through: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Pictures (B, 3, f h, f w) of latents (B, C, h, w); nominally in [-1, 1], not clamped. through: in the place of
+        `decoder`."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"The autoencoder takes latents (B, {self.channels}, h, w), not {tuple(latents.shape)}.")
         latents = latents.contiguous(memory_format=torch.channels_last)
-        return self.decoder(latents) + F.pixel_shuffle(self.decoder_skip(latents), self.factor)
+        return (through or self.decoder)(latents) + F.pixel_shuffle(self.decoder_skip(latents), self.factor)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstructions (B, 3, H, W), latents); `noise` is added to the latents before they are decoded."""

@@ -69,6 +69,7 @@ TASKS: dict[str, TaskRow] = {
     "image_prompt": TaskRow.in_folder("gen.tasks.image_prompt", "ImagePrompts"),
     "encoding": TaskRow.in_folder("gen.tasks.text_encoding", "TextEncoding"),
     "pipeline": TaskRow.in_folder("gen.tasks.whole_pipeline", "WholePipeline"),
+    "translation": TaskRow.in_folder("gen.tasks.translate", "Translate"),
     "image": TaskRow.in_folder("gen.tasks.edit", "Edit"),
     "transparent": TaskRow.in_folder("gen.tasks.transparent", "Transparent"),
 }

@@ -48,6 +48,15 @@ AUTOENCODER = {
     "decoder_blocks": [1],
 }  # fmt: skip
 
+TRANSLATION = {
+    "teacher": {"model": "DECODED"},
+    "there": {"name": "icon", "reads": "lines"},
+    "back": {"name": "outline"},
+    "made_from": "edges",
+    "rank": 2,
+    "coder_rank": 2,
+}
+
 CASES: dict[str, dict[str, Any]] = {
     "diffusion": case({"type": "diffusion", "prediction": "x0", "loss": "flow"}, {"type": "uvit", **SIZES}, "labels"),
     "error_propagation": case(
@@ -247,6 +256,32 @@ CASES: dict[str, dict[str, Any]] = {
             "layer_dim": 16,
             "layer_heads": 2,
         },
+        "pictures",
+    ),
+    "pix2pix_turbo": case(
+        {
+            **TRANSLATION,
+            "type": "pix2pix_turbo",
+            "full": ["patch_embed"],
+            "stochastic": 0.5,
+            "gradient": 0.5,
+            "l1": 0.5,
+            "perceptual": 0.1,
+            "penalty": 0.1,
+            "reward": {"type": "brightness", "weight": 0.1},
+        },
+        {},
+        "pictures",
+    ),
+    "cycle_gan_turbo": case(
+        {
+            **TRANSLATION,
+            "type": "cycle_gan_turbo",
+            "cycle_perceptual": 0.1,
+            "identity_perceptual": 0.1,
+            "contrastive": {"patches": 8, "dim": 8},
+        },
+        {},
         "pictures",
     ),
     "collaborate": case(

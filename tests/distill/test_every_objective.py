@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import distill.networks.classifier
@@ -74,7 +75,8 @@ def trainer(case: dict, places: dict[str, str], output, max_steps: int) -> Train
         text = text.replace(f'"{name}"', json.dumps(place))
     config = TrainConfig(**{**json.loads(text), "output": output, "max_steps": max_steps})
     torch.manual_seed(0)
-    network = build(config.network).train().requires_grad_(True)
+    network = build(config.network) if config.network else nn.Identity()  # the objective makes its own
+    network.train().requires_grad_(True)
     source = {"labels": Source, "pictures": Pictures, "layered": Layered}[config.data["type"]]()
     held_out = None if config.validation is None else type(source)()
     return Trainer(config, make_objective(config.objective, network, source), source, held_out)

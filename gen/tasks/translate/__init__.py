@@ -1,0 +1,1 @@
+"""Picture to picture in one step: translators of a one-step model."""
