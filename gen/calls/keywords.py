@@ -58,7 +58,7 @@ def files_in(arguments: Mapping[str, Any]) -> Iterator[Path]:
         elif name in MAPPED and isinstance(value, Mapping):
             yield from map(Path, value.values())
         elif name == "layout" and isinstance(value, Mapping):
-            regions = value.get("regions", ())
+            regions = [*(value.get("regions") or ()), *(value.get("layers") or ())]
             places = [value.get("painting"), *(one.get("mask") for one in regions if isinstance(one, Mapping))]
             yield from (Path(one) for one in places if isinstance(one, str))
         elif name in WITH_FILES and isinstance(value, Mapping):

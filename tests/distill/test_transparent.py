@@ -168,7 +168,7 @@ def test_the_loss_is_the_modules_equation():
         "consistency": 0.3 * float((bounded + (1 - a) * behind - c).abs().mean()),
     }
     assert {name: float(value) for name, value in logs.items()} == pytest.approx(wanted, rel=1e-4)
-    assert float(loss) == pytest.approx(sum(wanted.values()), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(wanted.values()), rel=1e-4)
 
 
 def test_beyond_the_bounds_is_no_error():

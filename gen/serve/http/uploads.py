@@ -100,13 +100,16 @@ def _layout(layout: Mapping[str, Any], read: Callable[..., Image.Image]) -> dict
     check_texts_can_be_written(values)
     if values.get("painting") is not None:
         values["painting"] = read("layout.painting", values["painting"], DEPTH)
-    regions = values.get("regions")
-    if not isinstance(regions, list) or not all(isinstance(region, Mapping) for region in regions):
-        raise BadRequest(f"layout.regions is {shown(regions)}; give a list of objects.", "layout")
-    values["regions"] = [dict(region) for region in regions]
-    for i, region in enumerate(values["regions"]):
-        if region.get("mask") is not None:
-            region["mask"] = read(f"layout.regions[{i}].mask", region["mask"], DEPTH)
+    for name in ("regions", "layers"):
+        parts = values.get(name)
+        if parts is None and (name == "layers" or values.get("layers") is not None):
+            continue
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise BadRequest(f"layout.{name} is {shown(parts)}; give a list of objects.", "layout")
+        values[name] = [dict(part) for part in parts]
+        for i, part in enumerate(values[name]):
+            if part.get("mask") is not None:
+                part["mask"] = read(f"layout.{name}[{i}].mask", part["mask"], DEPTH)
     for side in ("height", "width"):
         if values.get(side) is not None:
             check_kind_of(f"layout.{side}", values[side], WHOLE)

@@ -44,7 +44,7 @@ def layout(
     result, took = make_and_save(generator.layout, target, label, place.quiet, spec, **call)
     first = result.recipes[0]
     about = f"{first.num_inference_steps} steps, {first.nfe:g} evaluations a picture"
-    say(f"{len(spec.regions)} regions, {about}, {took}", place.quiet)
+    say(f"{len(spec.parts)} {'layers' if spec.layers else 'regions'}, {about}, {took}", place.quiet)
     return 0
 
 

@@ -59,12 +59,12 @@ def read_layout(path: Path | str) -> LayoutSpec:
         first = error.errors()[0]
         where = tuple(first["loc"])
         raise _wrong(path, parsed, where, f"{first['msg'].removeprefix('Value error, ')}.") from None
-    for i, region in enumerate(spec.regions):
+    for i, region in enumerate(spec.parts):
         if region.use is not None and region.use not in spec.prompts:
             from gen.tasks.layout.spec import UnknownPrompt
 
             message = str(UnknownPrompt(i, region.use, list(spec.prompts)))
-            raise _wrong(path, parsed, ("regions", i, "use"), message)
+            raise _wrong(path, parsed, ("layers" if spec.layers else "regions", i, "use"), message)
     return spec
 
 
@@ -131,14 +131,14 @@ def _with_files(path: Path, parsed: _Parsed) -> dict[str, Any]:
     values = dict(parsed.value)
     if isinstance(values.get("painting"), str):
         values["painting"] = _open(path, values["painting"], parsed, ("painting",))
-    regions = values.get("regions")
-    if isinstance(regions, list):
-        values["regions"] = [
-            {**region, "mask": _open(path, region["mask"], parsed, ("regions", i, "mask"))}
-            if isinstance(region, dict) and isinstance(region.get("mask"), str)
-            else region
-            for i, region in enumerate(regions)
-        ]
+    for parts in ("regions", "layers"):
+        if isinstance(listed := values.get(parts), list):
+            values[parts] = [
+                {**region, "mask": _open(path, region["mask"], parsed, (parts, i, "mask"))}
+                if isinstance(region, dict) and isinstance(region.get("mask"), str)
+                else region
+                for i, region in enumerate(listed)
+            ]
     return values
 
 

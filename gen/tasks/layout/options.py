@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class RegionRecord(Record):
     weight: float = Field(1.0, gt=0, le=1e6)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     adapters: dict[Name, float] | None = None
+    opacity: float | None = Field(None, gt=0, le=1)
 
 
 class LayoutRecord(Record):
@@ -31,6 +32,8 @@ class LayoutRecord(Record):
     bootstrap: a log-SNR.
     window: pixels.
     attention: regions are parts of attention to text.
+    layered: they are layers upon one another, the lowest first, with opacities; until: a log-SNR, from which they are drawn on
+        together.
     """
 
     background: Text | None = None
@@ -39,6 +42,8 @@ class LayoutRecord(Record):
     window: int | None = Field(None, ge=1, le=16_384)
     at_once: int | None = Field(None, ge=1, le=64)
     attention: bool = False
+    layered: Literal[True] | None = None
+    until: float | None = Field(None, ge=-20, le=20)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class LayoutKeywords:
 
 
 def _work(recipe: Any) -> Work:
-    return Work(branches=0 if recipe.layout is None else len(recipe.layout.regions))
+    if recipe.layout is None:
+        return Work()
+    count = len(recipe.layout.regions)
+    return Work(beside=count) if recipe.layout.layered else Work(branches=count)
 
 
 OPTIONS = TaskOptions(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gen.nn.registry import describe
 from samplers.lookup import nearest
 
-MAX_REGIONS = 64
+MAX_REGIONS, MAX_LAYERS = 64, 16
 Number = Annotated[float, Field(ge=0, le=16_384)]
 
 
@@ -49,14 +49,38 @@ class RegionSpec(_Strict):
         return self
 
 
+class LayerSpec(RegionSpec):
+    """One layer of a layout: a region that lies upon the layers before it, the whole picture where it has no place.
+
+    opacity: of what is inside its place. A layer has no weight, guidance scale, negative prompt or adapters of its own.
+    """
+
+    opacity: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LayerSpec:
+        places = [name for name in ("box", "mask", "colour") if getattr(self, name) is not None]
+        if len(places) > 1:
+            raise ValueError(f"the layer has {' and '.join(places)}; give one of box, mask and colour, or none for all")
+        if (self.prompt is None) == (self.use is None):
+            raise ValueError("give the layer a prompt, or use: the name of one of the layout's prompts")
+        own = ("guidance_scale", "negative_prompt", "adapters")
+        other = next((name for name in own if getattr(self, name) is not None), "weight" if self.weight != 1 else None)
+        if other is not None:
+            raise ValueError(f"a layer has no {other} of its own; leave it out, or give regions instead of layers")
+        return self
+
+
 class LayoutSpec(_Strict):
     """A whole layout, before it is brought to a picture's size.
 
     height, width: pixels, None for the model's. background: the prompt of what no region covers (None: regions cover all).
-    prompts: texts by name, for `use`. painting: a picture whose colours say where regions are. soft: of regions without their
-    own. bootstrap: the log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of
-    what the network sees at once, None for what it was trained at. at_once: how many regions go through the network together.
-    attention: one picture, whose parts attend to the text of their regions (MultiBooth), in the place of one for each region.
+    prompts: texts by name, for `use`. painting: a picture whose colours say where regions are. soft: of regions without
+    their own. layers: in the place of regions, things upon one another, the lowest first, each drawn on a canvas of its
+    own; until: the log-SNR from which they are drawn on together (0), by the prompt `scene` (None: theirs). bootstrap: the
+    log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of what the network
+    sees at once, None for what it was trained at. at_once: how many regions go through the network together. attention: one
+    picture, whose parts attend to the text of their regions (MultiBooth), in the place of one for each region.
     """
 
     height: int | None = Field(None, ge=1, le=16_384)
@@ -64,7 +88,10 @@ class LayoutSpec(_Strict):
     background: str | None = Field(None, max_length=10_000)
     prompts: dict[str, str] = {}
     painting: Any = None
-    regions: tuple[RegionSpec, ...] = Field(min_length=1, max_length=MAX_REGIONS)
+    regions: tuple[RegionSpec, ...] = Field((), max_length=MAX_REGIONS)
+    layers: tuple[LayerSpec, ...] = Field((), max_length=MAX_LAYERS)
+    until: float | None = Field(None, ge=-20, le=20)
+    scene: str | None = Field(None, max_length=10_000)
     soft: float = Field(0.0, ge=0, le=1024)
     bootstrap: float | None = Field(None, ge=-20, le=20)
     window: int | None = Field(None, ge=1, le=16_384)
@@ -82,6 +109,29 @@ class LayoutSpec(_Strict):
                 f"with attention the regions are parts of one picture, and have no {own[0]} of their own; leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _regions_or_layers(self) -> LayoutSpec:
+        if bool(self.regions) == bool(self.layers):
+            raise ValueError(f"regions or layers make a layout; give {'one of them' if self.regions else 'some'}")
+        wrong = ("background", "bootstrap", "window", "at_once", "attention") if self.layers else ("until", "scene")
+        if other := next((name for name in wrong if getattr(self, name) not in (None, False)), None):
+            kind = "layers" if self.layers else "regions"
+            raise ValueError(f"{other} is not for a layout of {kind}; leave it out")
+        return self
+
+    @property
+    def parts(self) -> tuple[RegionSpec, ...]:
+        """Regions, or layers."""
+        return self.layers or self.regions
+
+    @property
+    def prompt(self) -> str | None:
+        """Of the call: what no region covers, or the whole scene."""
+        if not self.layers:
+            return self.background
+        own = [layer.prompt if layer.use is None else self.prompts.get(layer.use) for layer in self.layers]
+        return self.scene if self.scene is not None else ", ".join(text for text in reversed(own) if text)
 
 
 class UnknownPrompt(ValueError):

@@ -26,7 +26,7 @@ from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Caller, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.layout.masks import box_in_pixels, box_mask, mask_on_latents, pack_mask, read_region_mask, unpack_mask
 from gen.tasks.layout.options import LayoutKeywords, LayoutRecord, RegionRecord
-from gen.tasks.layout.spec import LayoutSpec, UnknownPrompt, read_spec
+from gen.tasks.layout.spec import LayerSpec, LayoutSpec, UnknownPrompt, read_spec
 from samplers.denoiser import Condition
 from samplers.multi_model.masks import Box, rest, soften
 from samplers.multi_model.regional_attention import AttentionRegion, RegionalAttention
@@ -48,14 +48,16 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
     if spec.painting is not None:
         from gen.tasks.layout.file import colour_masks
 
-        painted = colour_masks(spec.painting, [r.colour for r in spec.regions if r.colour], height, width)
+        painted = colour_masks(spec.painting, [r.colour for r in spec.parts if r.colour], height, width)
     records = []
-    for i, region in enumerate(spec.regions):
+    for i, region in enumerate(spec.parts):
         if region.use is not None and region.use not in spec.prompts:
             raise UnknownPrompt(i, region.use, list(spec.prompts))
         box = mask = None
         if region.box is not None:
             box = box_in_pixels(region.box, height, width, i)
+        elif isinstance(region, LayerSpec) and region.mask is None and region.colour is None:
+            box = (0.0, 0.0, float(width), float(height))
         else:
             if region.colour is not None and painted is None:
                 raise ValueError(f"Region {i} has the colour {region.colour!r}, but the layout has no painting; give one.")
@@ -73,6 +75,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
                 weight=region.weight,
                 guidance_scale=region.guidance_scale,
                 adapters=region.adapters,
+                opacity=region.opacity if isinstance(region, LayerSpec) and region.opacity != 1 else None,
             )
         )
     return LayoutRecord(
@@ -82,6 +85,8 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
         window=spec.window,
         at_once=spec.at_once,
         attention=spec.attention,
+        layered=True if spec.layers else None,
+        until=spec.until,
     )
 
 
@@ -135,15 +140,19 @@ class Layout(Task):
         """Every adapter that some region uses, at weight 0: what a run must know of."""
         return {name: 0.0 for region in self.layout.regions for name in region.adapters or {}}
 
-    def masks(self, factor: int) -> list[Tensor]:
-        """(1, 1, h, w) on the grid of latents, the background's last where it has one. ValueError for what is left over."""
-        record, size = self.layout, (self.height // factor, self.width // factor)
-        masks = []
-        for i, region in enumerate(record.regions):
+    def own_masks(self, factor: int) -> list[Tensor]:
+        """(1, 1, h, w) on the grid of latents, of every region."""
+        size, masks = (self.height // factor, self.width // factor), []
+        for i, region in enumerate(self.layout.regions):
             region_mask = (
                 box_mask(region.box, self.height, self.width, factor) if region.box else unpack_mask(region.mask, size, i)
             )
             masks.append(soften(region_mask, region.soft / factor))
+        return masks
+
+    def masks(self, factor: int) -> list[Tensor]:
+        """Those of regions, the background's last where it has one. ValueError for what is left over."""
+        record, masks = self.layout, self.own_masks(factor)
         if record.attention:  # elsewhere it is the run's own prompt
             return masks
         left = rest(masks)
@@ -236,7 +245,12 @@ def make_layout(layout: Any, height: int, width: int, model: Model, rules: Any) 
         raise ValueError(f"A layout guides every region by itself, which {rules.names[0]} cannot; choose other guidance.")
     if rules.keeps_both:
         raise ValueError("A layout guides every region by itself, which a sampler under CFG++ cannot; choose another sampler.")
-    layout_task = Layout(record, height, width)
+    if record.layered:
+        from gen.tasks.layout.layers import LayeredLayout
+
+        layout_task: Layout = LayeredLayout(record, height, width)
+    else:
+        layout_task = Layout(record, height, width)
     layout_task.masks(model.factor)
     side = record.window or model.config.sample_size
     step = model.factor * model.network.config.patch
@@ -364,7 +378,7 @@ def plain_latents(model: Model) -> Tensor:
 def layout(generator: Caller, layout: Any, **call: Any) -> Output:
     """Pictures with a prompt for every region: `layout` is a mapping (`gen.tasks.layout.spec.LayoutSpec`), or the path of a
     YAML or JSON file of one. Their recipes replay without it. Other arguments are those of a call; height and width come from
-    the layout where it has them, and what no region covers from its background."""
+    the layout where it has them, and the prompt from its background, or from the scene of its layers."""
     from gen.tasks.layout.file import read_layout
 
     spec = read_layout(layout) if isinstance(layout, str | Path) else read_spec(layout)
@@ -372,5 +386,5 @@ def layout(generator: Caller, layout: Any, **call: Any) -> Output:
         if side is not None and call.setdefault(name, side) != side:
             raise ValueError(f"The layout has {name} {side}, and {name} {call[name]} is asked for; give one of them.")
     if generator.text_encoder is not None:
-        call.setdefault("prompt", spec.background)
+        call.setdefault("prompt", spec.prompt)
     return generator(**call, layout=spec)
