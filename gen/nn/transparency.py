@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from gen.nn.autoencoder import ResidualBlock
 from gen.nn.initialisation import initialise
 from gen.nn.registry import Config
 
@@ -29,6 +28,20 @@ class TransparencyConfig(Config):
     factor: int = Field(default=8, ge=1, le=64, description="picture pixels per latent pixel, each way")
     refine_width: PositiveInt = Field(default=16, description="channels at full resolution")
     size: PositiveInt = Field(default=128, description="side of the pictures it was trained on, in pixels")
+
+
+class NormedBlock(nn.Module):
+    """x + conv(silu(conv(silu(norm(x))))); the second convolution starts at zero. Without norms the coarse levels grow without
+    bound, and what comes up from them dies in the activations."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
 
 
 class Transparency(nn.Module):
@@ -46,7 +59,7 @@ class Transparency(nn.Module):
         for width, count in zip(widths, blocks, strict=True):
             size = 3 if before == 3 else 1
             self.down.append(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * before, width, size, padding=size // 2)))
-            self.stages.append(nn.Sequential(*(ResidualBlock(width) for _ in range(count))))
+            self.stages.append(nn.Sequential(*(NormedBlock(width) for _ in range(count))))
             before = width
         self.whole = nn.Linear(widths[-1], widths[-1])  # what the picture is like as a whole, such as its background
         # latents come in at the resolution that is nearest to theirs
@@ -54,10 +67,14 @@ class Transparency(nn.Module):
         self.latents = nn.Conv2d(config.latent_channels, widths[self.latent_stage], 1) if config.latent_channels else None
         self.up, self.finish = nn.ModuleList(), nn.ModuleList()
         for width, next_width in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            self.up.append(nn.Sequential(nn.SiLU(), nn.Conv2d(width, 4 * next_width, 1), nn.PixelShuffle(2)))
-            self.finish.append(ResidualBlock(next_width))
+            self.up.append(
+                nn.Sequential(nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, 4 * next_width, 1), nn.PixelShuffle(2))
+            )
+            self.finish.append(NormedBlock(next_width))
         refine = config.refine_width
-        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(widths[0], 4 * refine, 3, padding=1), nn.PixelShuffle(2))
+        self.last = nn.Sequential(
+            nn.GroupNorm(1, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 4 * refine, 3, padding=1), nn.PixelShuffle(2)
+        )
         self.head = nn.Sequential(nn.Conv2d(refine + 3, refine, 3, padding=1), nn.SiLU(), nn.Conv2d(refine, 4, 3, padding=1))
         self.reset_parameters()
         cast("Any", self).to(memory_format=torch.channels_last)
@@ -70,7 +87,7 @@ class Transparency(nn.Module):
                 initialise(nn.init.normal_, module.weight, std=module.weight[0].numel() ** -0.5)
                 initialise(nn.init.zeros_, module.bias)
         for module in self.modules():
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, NormedBlock):
                 initialise(nn.init.zeros_, module.conv2.weight)
         for late in (self.whole, self.latents, self.head[-1]):
             if late is not None:
