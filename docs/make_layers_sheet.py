@@ -1,7 +1,7 @@
 """Makes docs/layers.png: things with alpha upon other backgrounds, and a picture taken apart: python docs/make_layers_sheet.py
 
-Rows: what the model draws; the same with alpha, upon a chequerboard, upon black and upon a colour; then a composite of two of these
-upon a third picture, what `decompose` finds in it, and what is behind.
+Rows: what the model draws; the same with alpha, upon a chequerboard, upon black and upon a colour; then such a thing upon a
+gradient, what `decompose` finds in that picture, and what is behind.
 """
 
 from __future__ import annotations
