@@ -13,6 +13,7 @@ from gen.cli.lora import OpenOptions
 from gen.cli.options import Device, Dtype, PlaceOptions, Quiet, RuleOptions, Steps
 from gen.cli.output import check_writable, say
 
+ONE_FILE = (".ora", ".psd")  # formats that hold all layers
 Network = Annotated[
     Path | None, typer.Option("--transparency", metavar="FOLDER", help="The network that finds it. [default: the shipped one]")
 ]
@@ -63,7 +64,7 @@ def layers(
     model: OpenOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE|DIR", help="An .ora file, or a folder of PNGs. [default: PICTURE.ora]"),
+        typer.Option("--out", "-o", metavar="FILE|DIR", help="An .ora or .psd, or a folder of PNGs. [default: PICTURE.ora]"),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -75,7 +76,7 @@ def layers(
     if flatten:
         raise ValueError("--flatten is for a file of layers (.ora).")
     target = picture.with_suffix(".ora") if output is None else output
-    check_writable(target.parent if target.suffix.lower() == ".ora" else target)
+    check_place(target)
 
     from gen.tasks.transparent.decompose import decompose
 
@@ -101,18 +102,27 @@ def _levels(found: Any, stack: Any) -> str:
     return f"{255 * float(error.mean()):.3f} of 255 levels, at most {255 * float(error.max()):.1f}"
 
 
+def check_place(target: Path) -> None:
+    """ValueError for a name that layers are not written under, and for a place that cannot be written to."""
+    one = target.suffix.lower() in ONE_FILE
+    if target.suffix and not one and not target.is_dir():
+        raise ValueError(f"{target}: layers are written as .ora or .psd, or as PNGs into a folder; give such a name.")
+    check_writable(target.parent if one else target)
+
+
 def write_layers(target: Path, stack: Any) -> list[Path]:
-    """Write layers as an OpenRaster file where `target` ends in .ora, else as PNGs in a folder; nothing is overwritten. The
+    """Write layers as one file where `target` ends in .ora or .psd, else as PNGs in a folder; nothing is overwritten. The
     paths."""
     from gen.cli.output import save_free, slug
     from gen.io.openraster import write_openraster
+    from gen.io.photoshop import write_psd
     from gen.pipeline.png import free_name
 
-    if target.suffix.lower() == ".ora":
+    if target.suffix.lower() in ONE_FILE:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return [write_openraster(free_name(target), stack)]
-    if target.suffix and not target.is_dir():
-        raise ValueError(f"{target}: layers are written as .ora, or as PNGs into a folder; give such a name.")
+        write = write_psd if target.suffix.lower() == ".psd" else write_openraster
+        return [write(free_name(target), stack)]
+    check_place(target)
     names = [f"{number}-{slug(layer.name)}.png" for number, layer in enumerate(stack.layers)]
     return [save_free(layer.picture, target / name) for name, layer in zip(names, stack.layers, strict=True)]
 
