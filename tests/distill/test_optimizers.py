@@ -194,9 +194,24 @@ def _refused(output, how, type) -> None:
 APART = {"adamw_8bit": 2e-2, "soap": 4e-2, "adafactor": 1e-5}
 
 
-@pytest.mark.parametrize("how", [_ddp, _fsdp2, _zero])
-@pytest.mark.parametrize("type", sorted(KINDS.keys() - {"adamw", "radam", "muon"}))
-def test_two_processes_are_one(tmp_path, how, type):
+# one of each kind of state at once, the rest of the product is slow
+QUICK = {
+    ("lion", _fsdp2),
+    ("adamw_8bit", _fsdp2),
+    ("dog", _fsdp2),
+    ("prodigy", _zero),
+    ("schedule_free", _zero),
+    ("soap", _zero),
+}
+PLACES = [
+    pytest.param(type, how, marks=[] if (type, how) in QUICK else pytest.mark.slow, id=f"{type}{how.__name__}")
+    for type in sorted(KINDS.keys() - {"adamw", "radam", "muon"})
+    for how in (_ddp, _fsdp2, _zero)
+]
+
+
+@pytest.mark.parametrize(("type", "how"), PLACES)
+def test_two_processes_are_one(tmp_path, type, how):
     """The others are in test_parallel.py and test_zero.py."""
     if how is _zero:
         pytest.importorskip("deepspeed")
