@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from customization.base.huber import HuberConfig
 from customization.base.pyramid_noise import PyramidConfig
+from customization.base.start import STARTED
 from customization.base.textual_inversion import TokenConfig
 from distill.losses.levels import TimeConfig
 from distill.losses.loss_weighting import Weighting
@@ -35,18 +37,18 @@ class CustomizationConfig(Config):
     """What every method is told.
 
     model: "default", a model folder, a diffusers pipeline or a hub id. dtype: of its frozen weights. adapter: what trains in
-    the denoiser, null for nothing; text_adapter: in its text encoders. tokens: new words to learn, name ->
-    `customization.base.textual_inversion.TokenConfig`. text_rate, token_rate: factors on the learning rate there. time: of the
-    noise levels; None: as the model's path is usually trained. loss, weighting: as in the objective `diffusion`. noise_offset:
-    share of noise that is one number per picture and channel. noise_pyramid: coarser noise on top
-    (`customization.base.pyramid_noise`). huber: errors count as pseudo-Huber losses (`customization.base.huber`). up_rate:
-    factor on the learning rate of a LoRA's B, which starts at zero (LoRA+, arXiv 2402.12354). prior_weight: of pictures of the
-    class (`customization.data`).
-    format: of the file. name: of the adapter, for its file and metadata."""
+    the denoiser, null for nothing; text_adapter: in its text encoders. start: a LoRA's file, which training goes on from.
+    tokens: new words to learn, name -> `customization.base.textual_inversion.TokenConfig`. text_rate, token_rate: factors on
+    the learning rate there. time: of the noise levels; None: as the model's path is usually trained. loss, weighting: as in the
+    objective `diffusion`. noise_offset: share of noise that is one number per picture and channel. noise_pyramid: coarser noise
+    on top (`customization.base.pyramid_noise`). huber: errors count as pseudo-Huber losses (`customization.base.huber`).
+    up_rate: factor on the learning rate of a LoRA's B, which starts at zero (LoRA+, arXiv 2402.12354). prior_weight: of
+    pictures of the class (`customization.data`). format: of the file. name: of the adapter, for its file and metadata."""
 
     model: str = "default"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     adapter: AdapterConfig | None = AdapterConfig()
+    start: Path | None = None
     text_adapter: AdapterConfig | None = None
     text_rate: float = Field(default=1.0, gt=0)
     tokens: dict[str, TokenConfig] = Field(default_factory=dict)
@@ -79,6 +81,16 @@ class CustomizationConfig(Config):
             raise ValueError(
                 f"up_rate is for the B of a LoRA ({', '.join(sorted(LORAS))}), not for {', '.join(sorted(made)) or 'tokens'}; "
                 "leave it out, or choose another adapter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_start(self) -> CustomizationConfig:
+        made = {adapter.type for adapter in (self.adapter, self.text_adapter) if adapter is not None}
+        if self.start is not None and (not made or made - STARTED):
+            raise ValueError(
+                f"start is a LoRA that an adapter of type {' or '.join(sorted(STARTED))} goes on from, not "
+                f"{', '.join(sorted(made)) or 'tokens'}"
             )
         return self
 

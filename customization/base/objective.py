@@ -26,6 +26,7 @@ from customization.base.export import export_adapter, values_of
 from customization.base.huber import pseudo_huber_of
 from customization.base.metadata import describe_training
 from customization.base.pyramid_noise import add_pyramid
+from customization.base.start import start_from
 from customization.base.textual_inversion import PREFIX, collect, learn_words
 from customization.base.trainable_subset import TrainableSubset, frozen
 from distill.checkpointing.digests import digest
@@ -34,9 +35,10 @@ from distill.networks.lora.peft_injection import AdapterConfig, inject, to_adapt
 from distill.objectives.bases.objective import Objective
 from distill.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
-from gen.adapters import Adapter
+from gen.adapters import Adapter, read_adapter
 from gen.adapters.apply import inner
 from gen.adapters.model import parts_of
+from gen.adapters.resolve import Index
 from gen.generator import Generator
 from gen.io.weights import write_bytes
 from gen.models.folder import RectifiedFlowPath
@@ -99,9 +101,13 @@ class CustomizationObjective(Objective):
             self.words = learn_words(self.generator, self.parts, self.config.tokens, self.seed)
             self.parts |= {f"{PREFIX}{part}": words for part, words in self.words.items()}
             trained |= {f"{PREFIX}{part}.{n}": p for part, words in self.words.items() for n, p in words.named_parameters()}
-        for part, settings in self.adapted().items():
+        adapted = self.adapted()
+        indices = {part: Index(self.parts[part]) for part in adapted if self.config.start is not None}  # before peft's names
+        for part, settings in adapted.items():
             made = inject(self.parts[part], settings, self.seed, part.replace("_", " "))
             trained |= {f"{part}.{name}": parameter for name, parameter in made.items()}
+        if self.config.start is not None:
+            start_from(read_adapter(self.config.start), indices, self.parts, trained)
         return trained
 
     def adapted(self) -> dict[str, AdapterConfig]:

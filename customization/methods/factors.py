@@ -110,6 +110,11 @@ class FactorObjective(CustomizationObjective):
         adapter = self.config.adapter
         if adapter is None:
             raise ValueError("This method trains the denoiser; give adapter, with a rank for example.")
+        config = self.config
+        unread = [name for name, given in (("adapter.ranks", adapter.ranks), ("start", config.start)) if given]
+        if unread or config.up_rate != 1:
+            what = " and ".join([*unread, *(["up_rate"] if config.up_rate != 1 else [])])
+            raise ValueError(f"{what}: this method has factors of its own, of one rank and rate; leave it out, or use lora.")
         return adapter
 
     def factors(self, name: str, module: nn.Linear) -> Factors:

@@ -12,7 +12,7 @@ from customization.base.huber import HuberConfig, pseudo_huber_of
 from customization.base.pyramid_noise import PyramidConfig, add_pyramid
 from distill.optim.optimizer import Optimizer
 from distill.optimizer_config import OptimizerConfig
-from distill.types import Draws
+from distill.types import Batch, Draws
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from tests.customization.kit import objective, shake
@@ -97,3 +97,33 @@ def test_layers_have_the_ranks_that_their_names_ask_for(tiny_model, type, alpha)
 def test_a_part_of_a_name_that_no_layer_has_is_named(tiny_model):
     with pytest.raises(ValueError, match=r"ranks names 'atn', but no layer that trains has these parts"):
         objective(tiny_model, adapter={"rank": 2, "ranks": {"atn": 1}})
+
+
+def test_training_goes_on_from_a_lora(tiny_model, tmp_path):
+    """The network is the one with that LoRA on, at another rank and alpha than the file's, and its B A grows from there."""
+    first = objective(tiny_model, adapter={"rank": 2, "alpha": 3.0}, text_adapter={"rank": 1})
+    shake(first.roles["adapter"].network)
+    first.export({"adapter": first.roles["adapter"].network}, tmp_path)
+    file = tmp_path / "adapter.safetensors"
+    second = objective(tiny_model, adapter={"rank": 4, "alpha": 8.0}, text_adapter={"rank": 1}, start=str(file))
+    x, level = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), second.diffusion.path(0.5)
+    captions = Batch(index=torch.arange(2), captions=["a cat", "a dog"])
+
+    def says(made) -> torch.Tensor:
+        network = made.roles["adapter"].network
+        with torch.no_grad():
+            return network(lambda: made.predict(x, level, made.condition(captions, x)).raw)
+
+    torch.testing.assert_close(says(second), says(first), atol=1e-5, rtol=1e-4)
+    assert (says(objective(tiny_model)) - says(first)).abs().max() > 1e-2
+    grown = second.roles["adapter"].network.named
+    assert all(
+        value.abs().sum(1).min() > 0 for name, value in grown.items() if name.startswith("denoiser") and "lora_A" in name
+    )
+
+    with pytest.raises(ValueError, match=r"rank at denoiser\..* is 2, but 1 is to be trained; raise rank to 2"):
+        objective(tiny_model, adapter={"rank": 1}, text_adapter={"rank": 1}, start=str(file))
+    with pytest.raises(ValueError, match="that layer does not train; give the adapter the targets"):
+        objective(tiny_model, adapter={"rank": 2, "targets": ["qkv"]}, text_adapter={"rank": 1}, start=str(file))
+    with pytest.raises(ValidationError, match="start is a LoRA that an adapter of type lora or rslora"):
+        CustomizationConfig(adapter={"type": "loha"}, start=str(file))
