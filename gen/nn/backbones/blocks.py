@@ -76,8 +76,10 @@ def hooked(
 ) -> Hooked | None:
     """The attention hooks of a run at a site (`samplers.hooks.Site`); None where there are none. pictures: as of `Hooked`."""
     hooks = context.hooks if context is not None else {}
-    functions = [hooks.get(name) for name in ("attention", "heads", "cross", "text")]
-    return None if functions == [None] * 4 else Hooked(Site(index, count, extras, rows, columns), *functions, pictures)
+    attention, heads, cross, text = (hooks.get(name) for name in ("attention", "heads", "cross", "text"))
+    if attention is None and heads is None and cross is None and text is None:
+        return None
+    return Hooked(Site(index, count, extras, rows, columns), attention, heads, cross, text, pictures)
 
 
 class BackboneConfig(Config):

@@ -103,10 +103,10 @@ class QwenImageTransformer(JointNetwork):
         """
 
         def compute() -> tuple[Tensor, Tensor]:
-            grids = [
-                grid_positions(*(torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in sides), float(number))
-                for number, sides in enumerate((made, *pictures))
-            ]
+            grids = []
+            for number, sides in enumerate((made, *pictures)):
+                row, column = (torch.arange(side, dtype=torch.float64) - (side - side // 2) for side in sides)
+                grids.append(grid_positions(row, column, float(number)))
             after = max(side // 2 for sides in (made, *pictures) for side in sides)
             text = torch.arange(after, after + length, dtype=torch.float64)[:, None].expand(-1, 3)
             image = torch.cat([*grids[1:], grids[0]])
