@@ -159,7 +159,10 @@ class OptimizerConfig(Config):
     def _all_read(self) -> OptimizerConfig:
         ignored = [key for key in self.kind.unread if key in self.changed()]
         if ignored:
-            raise ValueError(f"{self.type} has no {' and no '.join(ignored)}; leave it out, or choose another type")
+            raise ValueError(
+                f"{self.type} has no {' and no '.join(ignored)}; leave it out (the override "
+                f"'optimizer={{type: {self.type}}}' replaces the whole section), or choose another type"
+            )
         if self.type == "schedule_free" and self.betas[0] == 0:
             raise ValueError("schedule_free needs a first beta above 0, as it trains between two sets of weights")
         if self.options and self.kind.options is NoOptions:
