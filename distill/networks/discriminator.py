@@ -253,9 +253,11 @@ def tell_apart(
     with torch.set_grad_enabled(penalised):
         features = [see(part) for part in judged]
     logits = heads([torch.cat(pair) for pair in zip(*features, strict=True)])
-    total, logged = loss_with_logs(config, *logits.chunk(2), own)
+    on_real, on_fake = logits.chunk(2)
+    total, logged = loss_with_logs(config, on_real, on_fake, own)
     if penalised:
-        squared = [squared_gradients(half.mean(1), [part.x]) for half, part in zip(logits.chunk(2), judged, strict=True)]
+        halves = zip((on_real, on_fake), judged, strict=True)
+        squared = [squared_gradients(half.mean(1), [part.x]) for half, part in halves]
         penalty, more = weighted_penalties(config, *squared)
         total, logged = total + penalty, logged | more
     return total, logged
