@@ -87,18 +87,21 @@ def test_a_discriminator_of_x0_alone_is_content_with_a_generator_that_does_not_l
 
 def test_pairs_are_those_of_the_noising_process_at_the_grids_levels():
     objective = gan(gaussian_teacher(), Family(gaussian_teacher().path))
-    batch = gaussian_batch(3000)
+    batch = gaussian_batch(2000)
     at = objective.transition(batch, Draws(0, batch.index, "student"))
     levels = torch.stack([at.s.t, at.t.t], 1)
     torch.testing.assert_close(levels.unique(dim=0), torch.tensor([[1, 0], [2, 1], [3, 2]]).double() / 3)
     last = at.t.t == 0
     assert torch.equal(at.x_t[last], batch.latents[last])
     middle = (at.s.t - 2 / 3).abs() < 1e-9
-    x_t, x_s = at.x_t[middle].flatten(), at.x_s[middle].flatten()
-    # both have the noise of x_t in common: Cov(x_s, x_t) = (alpha_s / alpha_t) Var x_t; with new noise it would be less
+    drawn = objective.step(objective.roles["student"].network, at, Draws(1, batch.index, "student"))
+    x_s = at.x_s[middle].flatten()
     variance = (2 / 3) ** 2 * STD**2 + (1 / 3) ** 2
-    covariance = ((x_t - x_t.mean()) * (x_s - x_s.mean())).mean()
-    assert covariance.item() == pytest.approx(0.5 * variance, rel=0.06)
+    for x_t in (at.x_t[middle].flatten(), drawn[middle].detach().flatten()):  # and so are those of the exact generator
+        # Cov(x_s, x_t) = (alpha_s / alpha_t) Var x_t, as they have the noise of x_t in common; with new noise it would be less
+        covariance = ((x_t - x_t.mean()) * (x_s - x_s.mean())).mean()
+        assert covariance.item() == pytest.approx(0.5 * variance, rel=0.06)
+        assert x_t.var().item() == pytest.approx(variance, rel=0.06)
     assert x_s.var().item() == pytest.approx((1 / 3) ** 2 * STD**2 + (2 / 3) ** 2, rel=0.06)
 
 
