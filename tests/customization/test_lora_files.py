@@ -11,14 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from customization import lora as lora_command
 from gen.adapters import Adapters, read_adapter, write_adapter
 from gen.io.weights import read_metadata
 from gen.models.components import load_component
 from gen.models.skeleton import skeleton
 from tests.customization.adapters import KINDS, adapter, change, changes, lora, normal
-from tests.gen.conftest import tiny_model  # noqa: F401 (fixture)
-from tests.gen.test_cli import fewstep  # noqa: F401 (fixture)
 
 QKV, FC1 = "in_blocks.0.attn.qkv", "mid_block.mlp.fc1"  # (96, 32) and (128, 32)
 METADATA = {"ss_base_model_version": "emoji", "ss_network_dim": "4", "ss_network_alpha": "2", "modelspec.title": "Style"}
@@ -33,19 +30,6 @@ def kohya(path: Path, seed: int, rank: int = 4, prefix: str = "lora_unet_", **me
         tensors[f"{key}.alpha"] = torch.tensor(2.0)
     save_file(tensors, path, {**METADATA, **metadata})
     return path
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """A subcommand in an empty folder, without the command line around it: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = lora_command.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture
@@ -64,7 +48,7 @@ def close(one: dict, two: dict, tolerance: float = 1e-5) -> None:
         assert float((one[name] - expected).norm()) <= tolerance * float(expected.norm()), name
 
 
-def test_merge(fewstep, files):  # noqa: F811
+def test_merge(fewstep, files):
     code, out, err = fewstep("lora", "merge", f"{files[0]}:0.8", f"{files[1]}:-0.5", "-o", "new/m.safetensors")
     assert (code, out.strip()) == (0, "new/m.safetensors"), err
     Path("new/m.safetensors").rename("m.safetensors")
@@ -90,7 +74,7 @@ def test_merge_to_a_rank_with_a_report(run, files):
 
 
 @pytest.mark.parametrize("to", ["diffusers", "peft", "ai-toolkit", "kohya"])
-def test_merge_into_every_format(run, files, tiny_model, to):  # noqa: F811
+def test_merge_into_every_format(run, files, tiny_model, to):
     name = "m" if to == "peft" else "m.safetensors"
     code, _, err = run("merge", *files, "-o", name, "--to", to, "--model", tiny_model)
     assert code == 0, err
@@ -101,7 +85,7 @@ def test_merge_into_every_format(run, files, tiny_model, to):  # noqa: F811
     assert code == 0 and read_adapter(Path(f"r{name}")).format == to and read_adapter(Path(f"r{name}")).ranks == (2,), err
 
 
-def test_merge_across_formats_and_prefixes(run, files, tmp_path, tiny_model):  # noqa: F811
+def test_merge_across_formats_and_prefixes(run, files, tmp_path, tiny_model):
     write_adapter(adapter("dots", in_blocks_0_attn_qkv=lora(3, 96, 32)), "dots.safetensors", "diffusers")
     dots = read_adapter("dots.safetensors")
     assert list(dots.layers) == ["denoiser.in.blocks.0.attn.qkv"]
@@ -140,7 +124,7 @@ def test_sparse_merges_are_reproducible(run, files):
     assert read_adapter("t.safetensors").types == {"full": 2}
 
 
-def test_a_merged_file_fuses_like_its_parts_and_comes_out_again(run, files, tiny_model):  # noqa: F811
+def test_a_merged_file_fuses_like_its_parts_and_comes_out_again(run, files, tiny_model):
     assert run("merge", f"{files[0]}:0.8", f"{files[1]}:0.3", "-o", "m.safetensors")[0] == 0
     network = load_component(Path(tiny_model) / "denoiser")
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -169,7 +153,7 @@ def test_spectrum(run, files):
     assert run("spectrum", files[0], "--plot", "s.png")[0] == 2  # not overwritten
 
 
-def test_wrong_requests_are_one_sentence_and_write_nothing(run, fewstep, files, tmp_path, tiny_model):  # noqa: F811
+def test_wrong_requests_are_one_sentence_and_write_nothing(run, fewstep, files, tmp_path, tiny_model):
     a, b = files
     nan = load_file(a)
     nan[next(key for key in nan if key.endswith("alpha"))] = torch.tensor(float("nan"))
@@ -215,7 +199,7 @@ def test_wrong_requests_are_one_sentence_and_write_nothing(run, fewstep, files, 
     assert code == 2 and "The following arguments are required: -o/--output" in err
 
 
-def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):  # noqa: F811
+def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):
     tuned = tmp_path / "tuned"
     shutil.copytree(tiny_model, tuned)
     weights = load_file(tuned / "denoiser" / "model.safetensors")
@@ -255,7 +239,7 @@ def test_extraction_gives_the_tuned_model_back(run, tiny_model, tmp_path):  # no
     assert code == 2 and "is another network" in err and "(90, 32) there and (96, 32)" in err
 
 
-def test_interpolation_of_model_folders(run, tiny_model, tmp_path):  # noqa: F811
+def test_interpolation_of_model_folders(run, tiny_model, tmp_path):
     second = tmp_path / "second"
     shutil.copytree(tiny_model, second)
     file = second / "denoiser" / "model.safetensors"

@@ -20,9 +20,6 @@ from gen.generator import Generator
 from gen.io.weights import read_metadata
 from tests.customization.adapters import lora, normal
 from tests.customization.kit import pictures, trainer
-from tests.customization.test_lora_files import run  # noqa: F401 (fixture)
-from tests.gen.conftest import tiny_model  # noqa: F401 (fixture)
-from tests.gen.test_cli import fewstep  # noqa: F401 (fixture)
 
 LAYER = "denoiser.in_blocks.0.attn.qkv"
 OTHER_PHRASE = "a <ink> drawing"
@@ -98,7 +95,7 @@ def test_one_word_learned_in_two_ways_is_refused_and_can_be_renamed():
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
-def test_every_command_keeps_the_words(format, run, fewstep, tiny_model, tmp_path):  # noqa: F811
+def test_every_command_keeps_the_words(format, run, fewstep, tiny_model, tmp_path):
     files = [write_adapter(one, tmp_path / f"{one.name}.safetensors", format) for one in (ONE, TWO)]
     keys = [key for file in files for key in load_file(file) if "bundle_emb" in key]
     code, _, err = run("merge", f"{files[0]}:0.8", files[1], "-o", "m.safetensors")
@@ -128,7 +125,7 @@ def test_every_command_keeps_the_words(format, run, fewstep, tiny_model, tmp_pat
     assert code == 2 and "is not OLD=NEW" in err
 
 
-def test_words_alone_are_saved_converted_and_matched(fewstep, tiny_model, tmp_path):  # noqa: F811
+def test_words_alone_are_saved_converted_and_matched(fewstep, tiny_model, tmp_path):
     alone = Adapter("alone", {}, words=words(3, "<moon>"))
     file = write_adapter(alone, tmp_path / "alone.safetensors")
     generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
@@ -163,7 +160,7 @@ def test_trigger_phrase(prompt, tokens, phrase):
     assert trigger_phrase(prompt, tokens) == phrase
 
 
-def test_a_run_says_what_triggers_it_and_writes_the_same_bytes_each_time(tiny_model, tmp_path):  # noqa: F811
+def test_a_run_says_what_triggers_it_and_writes_the_same_bytes_each_time(tiny_model, tmp_path):
     images, files = pictures(tmp_path / "p", captions=True), []
     for run_name in ("one", "two"):
         made = trainer(

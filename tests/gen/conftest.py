@@ -135,6 +135,28 @@ def smaller(monkeypatch):
     return shrink
 
 
+@pytest.fixture
+def fewstep(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    from gen.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = app.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def image(fewstep, tiny_model):
+    """`fewstep image` with the tiny model."""
+    return lambda *arguments: fewstep("image", *arguments, "--model", tiny_model, "--dtype", "float32", "--device", "cpu")
+
+
 @pytest.fixture(scope="session")
 def bridged(tmp_path_factory):
     """name, options -> (a diffusers pipeline of `tests.gen.pipelines` and the like, our generator of its saved folder), made

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,6 @@ from gen.generator import Generator
 from gen.io.weights import sha256
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
-from tests.gen.test_cli import fewstep, image
-
-__all__ = ["fewstep", "image"]
 
 
 def lora(seed: int, *shapes: tuple[str, int, int], scale: float = 2.0) -> dict[str, Delta]:
@@ -198,16 +193,3 @@ def test_command_line(image, fewstep, tiny_model, files):
         "a dog", "--seed", 2, "--lora", files["style"], "--lora", files["words"].rename(same / "style.safetensors")
     )
     assert code == 0 and list(read_recipe("a-dog-2.png").adapters) == ["style", "style-2"]
-
-
-def test_nothing_is_imported_before_it_is_used(tiny_model, files):
-    code = (
-        "import sys; from gen import Generator; from gen import cli; import gen.cli.image\n"
-        f"g = Generator.from_pretrained({str(tiny_model)!r}, device='cpu')\n"
-        "g('a cat', num_inference_steps=1, progress=False)\n"
-        "assert not [m for m in sys.modules if m.startswith('gen.adapters')]\n"
-        f"g.load_adapter({str(files['style'])!r})\n"
-        "print([m for m in ('transformers', 'diffusers', 'peft', 'accelerate') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr

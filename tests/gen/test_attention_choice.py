@@ -11,10 +11,7 @@ from gen.models.attention_choice import from_record, recorded
 from gen.models.bridge import routed
 from gen.models.bridge.routed import RoutedAttention
 from gen.nn import attention as module
-from tests.gen.test_cli import fewstep, image
 from tests.gen.test_waits import FAMILIES
-
-__all__ = ["fewstep", "image"]
 
 LINEAR = ("sana", "sana_sprint")  # attention that is no softmax, save to the text
 

@@ -15,9 +15,6 @@ from gen.generator import Generator
 from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from tests.gen.test_adapters_generator import DENOISER, lora
-from tests.gen.test_cli import fewstep, image
-
-__all__ = ["fewstep", "image"]
 
 WEIGHTS = {"one": 0.8, "two": -0.5, "three": 1.0}
 

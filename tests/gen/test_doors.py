@@ -21,7 +21,7 @@ from gen.pipeline.recipe import Recipe
 from gen.tasks import energies
 from gen.tasks.energies import energy_info, get_energy, register_energy
 from samplers.guidance.cfg import ClassifierFree
-from tests.gen.test_cli import ENV
+from tests.gen.commands import ENV
 
 CALL = {"seed": 3, "num_inference_steps": 2, "sampler": "euler", "progress": False, "output_type": "latent"}
 
@@ -182,17 +182,17 @@ def test_recipes_say_what_was_imported_and_a_replay_asks_for_it(tables, tiny, tm
         tiny.replay(recipe, "latent", progress=False)
 
 
-def test_the_command_line_imports(tmp_path):
+def test_the_command_line_imports(tables, fewstep, tmp_path):
+    """A process that imports makes a picture; this one, which has not, is told what it lacks."""
     (tmp_path / "my_methods.py").write_text(METHODS)
-    program, guide = [sys.executable, "-m", "gen"], ["-q", "--guide", "greyness"]
-    command = [*program, "image", "a cat", "--seed", "1", "--steps", "1", *guide]
-    run = {"capture_output": True, "text": True, "cwd": tmp_path, "env": ENV}
-    missing = subprocess.run([*command, "-o", "a.png"], **run)
-    assert missing.returncode == 2 and "Unknown energy 'greyness'" in missing.stderr
-    done = subprocess.run([*command, "-o", "a.png", "--import", "my_methods.py"], **run)
+    asked = ["-q", "--guide", "greyness"]
+    command = ["image", "a cat", "--seed", "1", "--steps", "1", *asked, "-o", "a.png"]
+    code, _, err = fewstep(*command)
+    assert code == 2 and "Unknown energy 'greyness'" in err
+    program = [sys.executable, "-m", "gen", *command, "--import", "my_methods.py"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=ENV)
     assert done.returncode == 0, done.stderr
     assert read_recipe(tmp_path / "a.png").imports == {"my_methods.py": hashlib.sha256(METHODS.encode()).hexdigest()}
-    again = [*program, "replay", "a.png", *guide]
-    refused = subprocess.run(again, **run)
-    assert refused.returncode == 2 and "give that file with --import" in refused.stderr
-    assert subprocess.run([*again, "--import", "my_methods.py"], **run).returncode == 0
+    code, _, err = fewstep("replay", "a.png", *asked)
+    assert code == 2 and "give that file with --import" in err
+    assert fewstep("replay", "a.png", *asked, "--import", "my_methods.py")[0] == 0

@@ -15,9 +15,6 @@ from gen.pipeline.png import read_recipe
 from gen.pipeline.recipe import Recipe
 from samplers.denoiser import Context
 from samplers.guidance import NormalizedAttention
-from tests.gen.test_cli import fewstep, image
-
-__all__ = ["fewstep", "image"]
 
 SCALE, TAU, ALPHA = 4.0, 1.5, 0.6
 CALL = {"seed": 3, "num_inference_steps": 3, "progress": False, "output_type": "latent"}

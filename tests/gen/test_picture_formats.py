@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from gen.cli import app as cli
 from gen.cli.output import WRITTEN
 from gen.cli.replay import keeps_pixels
 from gen.io.errors import RecipeError
@@ -106,18 +105,6 @@ def test_a_colour_profile_beside_it_is_left_alone(tmp_path):
         path = tmp_path / f"{lossless}.webp"
         PICTURE.save(path, lossless=lossless, icc_profile=profile)
         assert keeps_pixels(path) is lossless
-
-
-@pytest.fixture
-def fewstep(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp", "avif"])

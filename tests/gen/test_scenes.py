@@ -17,9 +17,6 @@ from samplers.denoiser import Context
 from samplers.guidance import ClassifierFree
 from samplers.noise import normal
 from samplers.sample import sample
-from tests.gen.test_cli import fewstep, image
-
-__all__ = ["fewstep", "image"]
 
 CALL = {"seed": 3, "num_inference_steps": 6, "sampler": "euler", "progress": False, "output_type": "latent"}
 
