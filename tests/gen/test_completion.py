@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from gen.cli import app as cli
 from gen.cli import complete, known_names
+from tests.gen.commands import ENV
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,34 +38,32 @@ def test_choices_are_those_that_are_taken():
     assert {f".{name}" for name in complete.FORMATS} <= set(FORMATS)
 
 
-def answered(words: list[str]) -> list[str]:
-    """What the program tells bash, asked for the last word."""
-    asked = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1), "_FEWSTEP_COMPLETE": "complete_bash"}
+ASKED = {
+    "fewstep swe": ["sweep"],
+    "fewstep image --sampler dpmpp_3": ["dpmpp_3s", "dpmpp_3m", "dpmpp_3m_sde"],
+    "fewstep panorama --schedule karr": ["karras"],
+    "fewstep image --variation-st": ["--variation-strength"],
+    "fewstep completion z": ["zsh"],
+    "fewstep lora ins": ["inspect"],
+}
+
+
+def test_a_shell_is_answered_without_torch():
+    """What the program tells bash, asked for the last word of each line."""
     code = (
-        "import sys, atexit\n"
-        "atexit.register(lambda: print('loaded', {'torch', 'PIL', 'numpy'} & {m.split('.')[0] for m in sys.modules}))\n"
-        "from gen.cli.app import main\nmain([])"
+        "import contextlib, io, json, os, sys\nfrom gen.cli.app import main\ntold = []\n"
+        "for line in sys.argv[1:]:\n"
+        "    words = line.split()\n"
+        "    os.environ.update(COMP_WORDS='\\n'.join(words), COMP_CWORD=str(len(words) - 1))\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "        main([])\n"
+        "    told.append(said.getvalue().split())\n"
+        "print(json.dumps([told, sorted({'torch', 'PIL', 'numpy'} & set(sys.modules))]))"
     )
-    environment = {**os.environ, **asked, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    *lines, loaded = done.stdout.split("\n")[:-1]
-    assert loaded == "loaded set()", done.stdout + done.stderr
-    return [line for line in lines if line]
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (["fewstep", "swe"], ["sweep"]),
-        (["fewstep", "image", "--sampler", "dpmpp_3"], ["dpmpp_3s", "dpmpp_3m", "dpmpp_3m_sde"]),
-        (["fewstep", "panorama", "--schedule", "karr"], ["karras"]),
-        (["fewstep", "image", "--variation-st"], ["--variation-strength"]),
-        (["fewstep", "completion", "z"], ["zsh"]),
-        (["fewstep", "lora", "ins"], ["inspect"]),
-    ],
-)
-def test_a_shell_is_answered_without_torch(words, wanted):
-    assert answered(words) == wanted
+    environment = {**ENV, "_FEWSTEP_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", code, *ASKED], capture_output=True, text=True, env=environment)
+    told, loaded = json.loads(done.stdout)
+    assert dict(zip(ASKED, told, strict=True)) == ASKED and loaded == [], done.stderr
 
 
 def test_stacks_lists_and_files(tmp_path, monkeypatch):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from gen.calls.keywords import FOLDERS, IMAGE, MAPPED, NAMES_ONLY, OWN, PICTURES
 from gen.calls.run import run
 from gen.calls.script import as_python
 from gen.calls.values import parse_options, write_options
+from gen.cli.app import main
 from gen.pipeline.task_table import METHODS
 from gen.tasks.restore.task import COMMON
 from gen.tasks.restore.task import TASKS as RESTORATIONS
@@ -63,12 +62,9 @@ def saved(call: Call, generator: Generator, path: Path) -> bytes:
 
 
 def command(arguments: list[str], folder: Path) -> None:
-    """The command line in a process of its own, with the threads of this one."""
-    import torch
-
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    code = subprocess.run([sys.executable, "-m", "gen", *arguments], cwd=folder, env={**os.environ, **threads}).returncode
-    assert code == 0
+    """The command line, in the folder."""
+    with contextlib.chdir(folder):
+        assert main(arguments) == 0
 
 
 def test_the_keywords_are_those_of_a_generator():
