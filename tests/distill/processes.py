@@ -1,4 +1,6 @@
-"""Several processes on this machine for a test, by fork: nothing is imported again, so that they start at once."""
+"""Several processes on this machine for a test, by fork: nothing is imported again, so that they start at once.
+
+What training imports only when it begins is imported here, once, and not again by every process (two seconds in each)."""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import socket
 from collections.abc import Callable
 
 import torch
+import torch._dynamo  # by torch's optimisers
 import torch.distributed as dist
+import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState
 
