@@ -147,12 +147,12 @@ class ReferenceObjective(Objective):
         references, present = self.shown(batch, draws)
         with torch.autocast(device.type, enabled=False):
             seen = self.features((references.flatten(0, 1).float() + 1) / 2).unflatten(0, present.shape)
-        reads = self.roles["reference"].network.encoder.config.subject != "none"  # type: ignore[union-attr]
-        if not reads or batch.captions is None:
+        trained: Any = self.roles["reference"].network
+        if trained.encoder.config.subject == "none" or batch.captions is None:
             plain = self.teacher.condition(_without_word(batch), device)
             return replace(plain, extra={**plain.extra, **shows(seen.to(device), present)})
         encoder: Any = self.text_encoder.to(device)
-        start = self.roles["reference"].network.encoder.subject_start.detach()  # type: ignore[union-attr]
+        start = trained.encoder.subject_start.detach()
         encoder.learn(SubjectTokens({WORD: start[None, None]}, encoder.word.weight.shape[0]))
         try:
             with torch.no_grad():

@@ -163,6 +163,8 @@ class WeakerReferences(DenoiserWrapper):
 class SubjectTokens(LearnedTokens):
     """Words of a prompt whose vectors differ from row to row of a batch. vectors: word -> (B, n, D), or (1, n, D) for all."""
 
+    rows: Tensor
+
     def __init__(self, vectors: Mapping[str, Tensor], first: int):
         super().__init__({name: value[0].detach() for name, value in vectors.items()}, first)
         rows = max(len(value) for value in vectors.values())

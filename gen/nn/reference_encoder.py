@@ -14,7 +14,7 @@ Shapes: features (B, N, T, F) of N pictures with T features each, tokens (B, M, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -255,8 +255,9 @@ class ReferenceEncoder(nn.Module):
 
     def keys_values(self, layer: int, tokens: Tensor) -> KeysValues:
         """(B, M, D) -> what the queries of a layer attend to, each (B, M, heads, width)."""
-        k, v = (part[layer](tokens.to(part[layer].weight.dtype)) for part in (self.keys, self.values))  # type: ignore[operator]
-        k, v = (value.unflatten(-1, (self.config.layer_heads, -1)) for value in (k, v))
+        key, value = cast("nn.Linear", self.keys[layer]), cast("nn.Linear", self.values[layer])
+        k, v = (projection(tokens.to(projection.weight.dtype)) for projection in (key, value))
+        k, v = (part.unflatten(-1, (self.config.layer_heads, -1)) for part in (k, v))
         return normalize_heads(k, self.config.layer_norm), v
 
     def word_vector(self, summary: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ def modulation_at(base: DiT, block: DiTBlock, time: float) -> Tensor:
     return block.table + base.shared_modulation(c).unflatten(-1, (6, -1))[0]
 
 
-def attention_sizes(network: nn.Module, attention: str = "") -> dict[str, object]:
+def attention_sizes(network: Any, attention: str = "") -> dict[str, object]:
     """Sizes of the attentions of one of our networks that an encoder is added to, as its config names them.
 
     attention: "joint" takes self-attention where the network has attention to text too, which is what is taken else.

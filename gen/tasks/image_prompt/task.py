@@ -19,10 +19,10 @@ from gen.models.bridge.ip_adapter.encoder import open_encoder
 from gen.models.bridge.ip_adapter.file import IPAdapter, open_ip_adapter, to_text
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
-from gen.tasks.edit.task import fit_and_warn, size_tolerance
 from gen.tasks.image_prompt.options import ImagePromptKeywords, ImagePromptRecord
 from gen.tasks.image_prompt.scales import by_layer, by_picture, factors
 from gen.tasks.ranges import WithinRanges
+from gen.tasks.several import listed, read_masks
 from samplers.denoiser import NULL, Condition, Denoiser
 from samplers.interval import EVERYWHERE
 
@@ -58,7 +58,7 @@ class ImagePrompts(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: ImagePromptKeywords, settings: Settings) -> tuple[ImagePrompts | None, Settings]:
-        files = _listed(args.ip_adapter)
+        files = listed(args.ip_adapter)
         if not files:
             orphan = next((name for name, value in vars(args).items() if value is not None and value != []), None)
             if orphan is not None:
@@ -81,7 +81,7 @@ class ImagePrompts(Task):
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> ImagePromptKeywords:
         records = recipe.image_prompts
-        given = _listed(keywords.get("ip_adapter"))
+        given = listed(keywords.get("ip_adapter"))
         if len(given) != len(records):
             raise ValueError(
                 f"The picture was made with {len(records)} IP-Adapter{'' if len(records) == 1 else 's'}, which its recipe does "
@@ -179,7 +179,7 @@ def _show(
     ip_adapter_range: Any,
 ) -> Shown:
     embeds = None if ip_adapter_image_embeds is None else _check_embeds(ip_adapter_image_embeds)
-    pictures = [read_picture("ip_adapter_image", one, "RGB") for one in _listed(ip_adapter_image)]
+    pictures = [read_picture("ip_adapter_image", one, "RGB") for one in listed(ip_adapter_image)]
     if len(pictures) > MOST_PICTURES:
         raise ValueError(f"ip_adapter_image has {len(pictures)} pictures; give {MOST_PICTURES} at most.")
     adapter = _opened(model, file, ip_adapter_encoder, bool(pictures))
@@ -193,7 +193,7 @@ def _show(
         scale, layers = (1.0,), by_layer(ip_adapter_scale)
     else:
         scale = by_picture(ip_adapter_scale, count)
-    masks = _masks(model, settings, ip_adapter_mask, count)
+    masks = read_masks("ip_adapter_mask", "an adapter", model, settings, ip_adapter_mask, count)
     record = ImagePromptRecord(
         adapter=adapter.digest,
         encoder=adapter.encoder.digest if adapter.encoder is not None and pictures else None,
@@ -271,19 +271,6 @@ def _check_embeds(value: Any) -> Tensor:
     return value
 
 
-def _masks(model: Model, settings: Settings, masks: Any, count: int) -> Tensor | None:
-    """(N, 1, H, W) of 0 and 1, at the size of the made picture."""
-    if masks is None:
-        return None
-    given = _listed(masks)
-    if len(given) != count:
-        raise ValueError(f"ip_adapter_mask has {len(given)} masks where an adapter has {count} pictures; give one for each.")
-    tolerance = size_tolerance(model)
-    read = [read_picture("ip_adapter_mask", one, "L") for one in given]
-    fitted = [fit_and_warn("ip_adapter_mask", one, settings.height, settings.width, tolerance) for one in read]
-    return (torch.cat(fitted) >= 0.5).float()
-
-
 def _opened(model: Model, file: Path, encoder: Any, sees: bool) -> IPAdapter:
     """An adapter that the model has open already, or from its file, with the encoder that it needs."""
     key = (str(file.resolve()), "" if encoder is None else str(encoder))
@@ -316,8 +303,3 @@ def _encoder(model: Model, file: Path, source: Any, adapter: IPAdapter) -> Any:
             "that the adapter was trained with."
         )
     raise ValueError(f"The IP-Adapter reads features of width {width}, and {'; '.join(seen)}; give another ip_adapter_encoder.")
-
-
-def _listed(value: Any) -> list[Any]:
-    """One or several, as a list; nothing as an empty one."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

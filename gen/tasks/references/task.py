@@ -19,9 +19,9 @@ from gen.nn.reference import MASK, PREFIXES, SCALE, SEEN, TOKENS, WORD, SubjectT
 from gen.nn.reference_encoder import EncodedReferences
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, ReadPrompts, SamplingBatch, Settings, Task, TaskTraits
-from gen.tasks.edit.task import fit_and_warn, size_tolerance
 from gen.tasks.ranges import WithinRanges
 from gen.tasks.references.options import ReferencesKeywords, ReferencesRecord
+from gen.tasks.several import listed, read_masks
 from samplers.denoiser import NULL, Condition, Denoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.guidance.fusion import FusionSampling
@@ -58,7 +58,7 @@ class ReferencesTask(Task):
 
     @classmethod
     def from_call(cls, model: Model, args: ReferencesKeywords, settings: Settings) -> tuple[ReferencesTask | None, Settings]:
-        sources = _listed(args.references)
+        sources = listed(args.references)
         if not sources:
             orphan = next((name for name, value in vars(args).items() if value is not None and value != []), None)
             if orphan is not None:
@@ -68,7 +68,7 @@ class ReferencesTask(Task):
             raise ValueError(f"references has {len(sources)} pictures; give {MOST} at most.")
         scale = _scales(args.references_scale, len(sources))
         pictures = [read_picture(NAME, one, "RGB") for one in sources]
-        masks = _masks(model, settings, args.references_mask, len(sources))
+        masks = read_masks("references_mask", NAME, model, settings, args.references_mask, len(sources))
         opened = _opened(model, args.references_encoder, args.references_vision)
         interval = args.references_range
         record = ReferencesRecord(
@@ -91,7 +91,7 @@ class ReferencesTask(Task):
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> ReferencesKeywords:
-        record, given = recipe.references, len(_listed(keywords.get(NAME)))
+        record, given = recipe.references, len(listed(keywords.get(NAME)))
         count = 0 if record is None else len(record.images)
         if given != count:
             raise ValueError(
@@ -192,7 +192,7 @@ class ReferencesTask(Task):
 
 def _scales(scale: Any, count: int) -> tuple[float, ...]:
     """One number, or one for each picture."""
-    given = [1.0] if scale is None else _listed(scale)
+    given = [1.0] if scale is None else listed(scale)
     if len(given) not in (1, count):
         raise ValueError(
             f"references_scale has {len(given)} numbers where references has {count} pictures; give one, or {count}."
@@ -210,19 +210,6 @@ def _fusion_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: check_float(f"references_fusion_options[{name!r}]", value, *FUSION[name]) for name, value in chosen.items()}
 
 
-def _masks(model: Model, settings: Settings, masks: Any, count: int) -> Tensor | None:
-    """(N, 1, H, W) of 0 and 1, at the size of the made picture."""
-    given = _listed(masks)
-    if not given:
-        return None
-    if len(given) != count:
-        raise ValueError(f"references_mask has {len(given)} masks where references has {count} pictures; give one for each.")
-    tolerance = size_tolerance(model)
-    read = [read_picture("references_mask", one, "L") for one in given]
-    fitted = [fit_and_warn("references_mask", one, settings.height, settings.width, tolerance) for one in read]
-    return (torch.cat(fitted) >= 0.5).float()
-
-
 def _opened(model: Model, folder: Any, vision: Any) -> OpenedReference:
     """An encoder that the model has open already, or from its folder."""
     found = find_reference(folder)
@@ -238,8 +225,3 @@ def _reader(model: Model) -> Any:
     if len(readers) != 1:
         raise ValueError(f"The word {WORD} is read by models with one text encoder, ours or CLIP; leave it out of the prompt.")
     return readers[0]
-
-
-def _listed(value: Any) -> list[Any]:
-    """One or several, as a list; nothing as an empty one."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
