@@ -39,8 +39,8 @@ def gradient() -> Tensor:
 
 
 def main(target: Path = HERE / "layers.png") -> None:
-    generator = Generator.from_pretrained("default", device="cpu", dtype="float32")
-    call = {"seed": 1, "num_inference_steps": 20, "output_type": "pt", "progress": False}
+    generator = Generator.from_pretrained("fast", device="cpu", dtype="float32")
+    call = {"seed": 1, "num_inference_steps": 4, "output_type": "pt", "progress": False}
     drawn = generator(list(PROMPTS), **call).images
     layers = premultiply(generator(list(PROMPTS), transparent=True, **call).images)
     rows = [drawn, *(upon(layers, behind) for behind in (chequered(), plain(DARK), plain(GREEN)))]

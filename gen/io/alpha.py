@@ -80,3 +80,12 @@ def completed(picture: Tensor, layer: Tensor, background: Tensor) -> Tensor:
     seen = 1 - alpha
     rest = (picture - layer[:, :3]) / seen.clamp_min(torch.finfo(picture.dtype).eps)
     return torch.where(seen > 0, rest, background).clamp(0, 1)
+
+
+def least_opacity(picture: Tensor, background: Tensor) -> Tensor:
+    """The smallest opacity (B, 1, H, W) of a layer that makes `picture` of `background`: at least one of its channels is then
+    black or full."""
+    tiny = torch.finfo(picture.dtype).eps
+    brighter = (picture - background) / (1 - background).clamp_min(tiny)
+    darker = (background - picture) / background.clamp_min(tiny)
+    return torch.maximum(brighter, darker).amax(1, keepdim=True).clamp(0, 1)

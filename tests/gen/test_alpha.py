@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.io.alpha import completed, flattened, lifted, opaque, over, premultiply, resized, straighten, upon
+from gen.io.alpha import completed, flattened, least_opacity, lifted, opaque, over, premultiply, resized, straighten, upon
 
 
 def layer(seed: int, *shape: int) -> torch.Tensor:
@@ -88,6 +88,16 @@ def test_a_layer_lifted_off_its_background_is_the_layer():
     a, background = layer(6), picture(7)
     seen = upon(a, background)
     assert (lifted(seen, a[:, 3:], background) - a).abs().max() < 1e-15
+
+
+def test_the_least_opacity_is_the_least_that_explains_a_picture():
+    seen, background = picture(11), picture(12)
+    least = least_opacity(seen, background)
+    top = lifted(seen, least, background)
+    assert (upon(top, background) - seen).abs().max() < 1e-14
+    less = lifted(seen, 0.99 * least, background)
+    assert ((upon(less, background) - seen).abs().amax(1, keepdim=True) > 1e-4 * least).all()
+    assert not least_opacity(seen, seen).any()
 
 
 def test_any_background_is_completed_so_that_the_picture_is_kept():

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io.alpha import completed, lifted, opaque, resized, upon
+from gen.io.alpha import completed, least_opacity, lifted, opaque, resized, upon
 from gen.io.images import read_picture
 from gen.io.openraster import LayerImage, LayerStack, to_picture
 from gen.models.transparency import open_transparency
@@ -99,6 +99,8 @@ def decompose(
     if fill == "model":
         guess = _made(generator, given, hole, background, call)
     behind = run_on(given, hole, guess if fill == "model" else None)
+    if mask is None:  # what the background cannot be belongs to the thing
+        alpha = torch.where(hole > 0, torch.maximum(alpha, least_opacity(given, behind)), alpha)
     layer = lifted(given, alpha, behind)
     return Decomposition(given, layer, completed(given, layer, behind))
 
