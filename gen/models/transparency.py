@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen.io.alpha import lifted, resized
+from gen.io.alpha import completed, lifted, resized
 from gen.models.components import component_digest, load_component
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "transparent"
 LARGER = 1.5  # times the size that the network was trained at, up to which it sees a picture as it is
+CLEAR, OPAQUE = 0.1, 0.85  # what the network says of a pixel that is taken to be wholly so, as it is never quite sure
 RADIUS, EPSILON = 2, 1e-4  # of the guided filter: pixels of the small picture, and variance of colours in [0, 1]
 
 
@@ -31,7 +32,7 @@ class OpenedTransparency:
     @torch.no_grad()
     def separate(self, pictures: Tensor, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(layers (B, 4, H, W) with colours times alpha, what is behind them (B, 3, H, W)) of pictures (B, 3, H, W), all in
-        [0, 1].
+        [0, 1]; the one upon the other is the picture.
 
         latents: that the pictures were decoded from, as the autoencoder has them; those of another autoencoder are left out.
         Pictures much larger than those of training are seen smaller, and the opacity follows their edges (`guided`).
@@ -47,7 +48,9 @@ class OpenedTransparency:
             alpha, behind = self.network.separate(small, None)
             alpha = guided(pictures, small, alpha)
             behind = F.interpolate(behind, (height, width), mode="bilinear", align_corners=False)
-        return lifted(pictures, alpha, behind).to(kept), behind.to(kept)
+        alpha = ((alpha - CLEAR) / (OPAQUE - CLEAR)).clamp(0, 1)
+        layer = lifted(pictures, alpha, behind)
+        return layer.to(kept), completed(pictures, layer, behind).to(kept)
 
 
 def guided(pictures: Tensor, small: Tensor, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gen import Generator, read_recipe
 from gen.calls.call import Call
 from gen.calls.command import as_arguments
-from gen.io.alpha import premultiply
+from gen.io.alpha import premultiply, upon
 from gen.io.errors import RecipeError
 from gen.models.components import component_digest, save_component
 from gen.models.transparency import OpenedTransparency, guided, open_transparency
@@ -37,6 +37,7 @@ def by_hand(tiny: Generator, folder, latents: Tensor, pictures: Tensor) -> Tenso
     """Opacity and colours times it: what the network says, and what is left of the picture."""
     network: Any = open_transparency(tiny, folder).network
     alpha, behind = (x.clamp(0, 1) for x in network(pictures, latents))
+    alpha = ((alpha - 0.1) / 0.75).clamp(0, 1)  # nearly clear is clear, and nearly opaque opaque
     return torch.cat([torch.minimum((pictures - (1 - alpha) * behind).clamp_min(0), alpha), alpha], 1)
 
 
@@ -173,3 +174,21 @@ def test_what_is_flat_stays_flat_at_any_size():
     large = torch.rand(1, 3, 30, 25, generator=torch.Generator().manual_seed(2))
     assert (guided(large, small, torch.ones(1, 1, 12, 10)) - 1).abs().max() < 1e-6
     assert guided(large, small, torch.zeros(1, 1, 12, 10)).abs().max() < 1e-6
+
+
+# ---- the shipped network ----
+
+
+@pytest.mark.parametrize("behind", [(1.0, 1.0, 1.0), (0.3, 0.5, 0.9)])
+def test_the_shipped_network_finds_a_disc(tiny, behind):
+    """Most of it is opaque and next to nothing around it is; upon what is behind, the layer is the picture; upon black there is
+    little left of the background's colour."""
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    far = ((y - 64) ** 2 + (x - 60) ** 2).sqrt()
+    truth = (40.5 - far).clamp(0, 1)[None, None]
+    thing, ground = (torch.tensor(one).view(1, 3, 1, 1) for one in ((0.9, 0.2, 0.1), behind))
+    picture = truth * thing + (1 - truth) * ground
+    layer, found = open_transparency(tiny).separate(picture)
+    assert layer[0, 3][far < 36].mean() > 0.9 and layer[0, 3][far > 48].mean() < 0.03
+    assert (upon(layer, found) - picture).abs().max() < 1e-5
+    assert (layer[:, :3] - truth * thing).abs().mean() < 8 / 255

@@ -82,10 +82,8 @@ def decompose(
     if mask is not None and prompt is not None:
         raise ValueError("mask says which thing it is, and prompt too; give one of them.")
     given = read_picture("picture", picture, "RGB").double()
-    guess = None
     if mask is None:
-        found, guess = open_transparency(generator, transparency).separate(given)
-        alpha, guess = found[:, 3:].double(), guess.double()
+        alpha = open_transparency(generator, transparency).separate(given)[0][:, 3:].double()
         if prompt is not None:
             alpha = alpha * named(generator, given, alpha, prompt)
     else:
@@ -96,9 +94,7 @@ def decompose(
     hole = (F.max_pool2d(alpha, 2 * GROWN + 1, 1, GROWN) > LEAST).double()
     if bool(hole.all()):
         raise ValueError("The thing covers the whole picture, so that nothing of a background is known; give a smaller mask.")
-    if fill == "model":
-        guess = _made(generator, given, hole, background, call)
-    behind = run_on(given, hole, guess if fill == "model" else None)
+    behind = run_on(given, hole, _made(generator, given, hole, background, call) if fill == "model" else None)
     if mask is None:  # what the background cannot be belongs to the thing
         alpha = torch.where(hole > 0, torch.maximum(alpha, least_opacity(given, behind)), alpha)
     layer = lifted(given, alpha, behind)
