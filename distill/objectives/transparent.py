@@ -197,7 +197,7 @@ class TransparentObjective(Objective):
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """The network's folder, in bfloat16, for `--transparency FOLDER`."""
         save_component(models["transparency"], folder, torch.bfloat16)
-        use = 'fewstep image "a red cat" --transparent --transparency THIS_FOLDER --out cat.png'
+        use = 'fewstep image "a red cat" --transparent --transparency THIS_FOLDER --output cat.png'
         text = (
             f"# Transparency for {self.teacher.name}\n\nIt finds things and what is behind them ({self.source}).\n\n    {use}\n"
         )

@@ -64,7 +64,9 @@ def layers(
     model: OpenOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE|DIR", help="An .ora or .psd, or a folder of PNGs. [default: PICTURE.ora]"),
+        typer.Option(
+            "--output", "--out", "-o", metavar="FILE|DIR", help="An .ora, a .psd, or a folder. [default: PICTURE.ora]"
+        ),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
