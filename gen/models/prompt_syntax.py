@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 DEEPEST = 100  # brackets within brackets; further in they are text
 SYNTAXES = ("full", "weights")  # of the keyword prompt_syntax: all of it, or weights in brackets alone
@@ -73,12 +74,15 @@ Node = str | PromptSwitch | Turns
 
 @dataclass
 class _Open:
-    """A bracket that is open: its parts, what separates them, and whether something in it fits no form."""
+    """A bracket that is open: its parts, what separates them, whether something in it fits no form, and whether its text has a
+    colon. within: the brackets that are open, this one included."""
 
     bracket: str
+    within: str
     parts: list[list[Node]] = field(default_factory=lambda: [[]])
     separators: list[str] = field(default_factory=list)
     broken: bool = False
+    colon: bool = False
 
     def as_text(self, closing: str = "") -> list[Node]:
         nodes: list[Node] = [self.bracket, *self.parts[0]]
@@ -114,13 +118,13 @@ class PromptSchedule:
 
 def parse_schedule(prompt: str) -> PromptSchedule:
     """Of a prompt without AND."""
-    stack = [_Open("")]
+    stack = [_Open("", "")]
     at = 0
     for match in _MARKS.finditer(prompt):
         stack[-1].parts[-1].append(prompt[at : match.start()])
         at, mark = match.end(), match[0]
         if mark in ("(", "[") and len(stack) <= DEEPEST:
-            stack.append(_Open(mark))
+            stack.append(_Open(mark, stack[-1].within + mark))
         elif mark in (")", "]"):
             _close(stack, mark)
         elif mark in (":", "|") and stack[-1].bracket == "[":
@@ -128,7 +132,8 @@ def parse_schedule(prompt: str) -> PromptSchedule:
             stack[-1].parts.append([])
         else:
             top = stack[-1]
-            top.broken |= mark == ":" and (top.bracket != "(" or ":" in top.parts[-1])
+            top.broken |= mark == ":" and (top.bracket != "(" or top.colon)
+            top.colon |= mark == ":"
             top.parts[-1].append(mark)
     stack[-1].parts[-1].append(prompt[at:])
     while len(stack) > 1:  # never closed: text
@@ -140,7 +145,7 @@ def parse_schedule(prompt: str) -> PromptSchedule:
 def _close(stack: list[_Open], mark: str) -> None:
     """Close the innermost bracket; what is open inside of it, or is closed without being open, is text and fits no form."""
     opening = {")": "(", "]": "["}[mark]
-    if not any(one.bracket == opening for one in stack):
+    if opening not in stack[-1].within:
         stack[-1].broken = True
         stack[-1].parts[-1].append(mark)
         return
@@ -150,7 +155,11 @@ def _close(stack: list[_Open], mark: str) -> None:
         stack[-1].broken = True
     closed = stack.pop()
     node = None if closed.broken or mark == ")" else _form(closed)
-    stack[-1].parts[-1] += closed.as_text(mark) if node is None else [node]
+    if node is None:
+        stack[-1].parts[-1] += _merged(closed.as_text(mark))  # one text, which outer brackets then move as a whole
+        stack[-1].colon |= closed.colon or ":" in closed.separators
+    else:
+        stack[-1].parts[-1].append(node)
     stack[-1].broken |= closed.broken or (mark == "]" and node is None and bool(closed.separators))
 
 
@@ -181,11 +190,11 @@ def _changing(nodes: Iterable[Node]) -> Iterator[PromptSwitch | Turns]:
 def _merged(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """With texts side by side as one."""
     merged: list[Node] = []
-    for node in nodes:
-        if isinstance(node, str) and merged and isinstance(last := merged[-1], str):
-            merged[-1] = last + node
-        elif node != "":
-            merged.append(node)
+    for are_texts, side_by_side in groupby(nodes, lambda node: isinstance(node, str)):
+        if not are_texts:
+            merged += side_by_side
+        elif text := "".join(side_by_side):  # type: ignore[arg-type]
+            merged.append(text)
     return tuple(merged)
 
 

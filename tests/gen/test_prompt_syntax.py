@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen.models import prompt_syntax
 from gen.models.prompt_syntax import last_step, parse_schedule, split_conjunction, take_loras, unescaped, without_breaks
 
 # prompt -> (last step, text), of 10 steps: AUTOMATIC1111's own documented examples, then others put through its grammar
@@ -106,6 +107,22 @@ def test_prompts_of_any_length_are_read_in_no_time(piece):
     """Each would take minutes, or more depth than Python has, under a reading that tries every end of every beginning."""
     text = piece * 3_000
     assert isinstance(parse_schedule(text).at(2, 10), str) and split_conjunction(text) and take_loras(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 99 + "(a)" * 500 + "]" * 99, "[" * 99 + ")" * 500, "(" * 99 + ":a" * 500 + ")" * 99])
+def test_texts_in_deep_brackets_are_moved_as_one(text, monkeypatch):
+    """The nodes that are put together come to a few for each character, and not to as many again for every bracket."""
+    passed = []
+
+    def counted(nodes):
+        nodes = list(nodes)
+        passed.append(len(nodes))
+        return merged(nodes)
+
+    merged = prompt_syntax._merged
+    monkeypatch.setattr(prompt_syntax, "_merged", counted)
+    assert parse_schedule(text).fixed == text
+    assert sum(passed) < 6 * len(text)
 
 
 def test_deep_brackets_are_text():
