@@ -19,18 +19,25 @@ _lent = threading.local()
 
 def lock_of(network: nn.Module) -> Any:
     """The lock of everything that runs this network, `Generator`s that share it included; a thread may take it again."""
-    if any(network is other for other in getattr(_lent, "networks", ())):
+    if is_lent(network):
         return nullcontext()
     with _guard:
         return _locks.setdefault(network, threading.RLock())
 
 
+def is_lent(network: nn.Module) -> bool:
+    """Does this thread work for another one that holds the network's lock (`lent`)?"""
+    return any(network is other for other in getattr(_lent, "networks", ()))
+
+
 def exclusive(method: Method) -> Method:
-    """A method of a `Generator` that other threads wait for."""
+    """A method of a `Generator` that other threads wait for. Open models among its keywords (a refiner) are waited for at once
+    too: two that finish one another's pictures would otherwise each hold what the other waits for."""
 
     @functools.wraps(method)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with lock_of(self.network):
+        others = (getattr(value, "network", None) for value in kwargs.values())
+        with all_of([self.network, *(other for other in others if isinstance(other, nn.Module))]):
             return method(self, *args, **kwargs)
 
     return alone  # type: ignore[return-value]

@@ -189,6 +189,39 @@ def test_generators_of_one_network_wait_for_each_other(tiny_model):
     assert copy.deepcopy(one.network) is not one.network  # no lock goes with the network
 
 
+def test_two_models_that_finish_one_anothers_pictures_wait_for_no_one(tiny_model):
+    """Each thread is given the time to begin with its own model before the other's is needed."""
+    first, second = (Generator.from_pretrained(tiny_model, "cpu", "float32") for _ in range(2))
+    begun = [threading.Event(), threading.Event()]
+    made = []
+
+    def draw(number, model, other):
+        def wait(*given):
+            begun[number].set()
+            begun[1 - number].wait(0.2)
+            return {}
+
+        call = {
+            "seed": 1,
+            "num_inference_steps": 4,
+            "refiner": other,
+            "refiner_at": 0.5,
+            "output_type": "pt",
+            "progress": False,
+        }
+        made.append(model("a cat", callback_on_step_end=wait, **call).images)
+
+    threads = [
+        threading.Thread(target=draw, args=(number, *models), daemon=True)
+        for number, models in enumerate([(first, second), (second, first)])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(made) == 2 and torch.equal(*made)
+
+
 def test_files_of_one_name_are_written_in_threads(tmp_path):
     weights, place = {"a": torch.arange(5000.0)}, tmp_path / "w.safetensors"
     together([lambda: write_weights(place, weights)] * (5 * THREADS))
