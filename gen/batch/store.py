@@ -19,14 +19,13 @@ from gen.batch.ledger import STATE, Ledger
 from gen.batch.rows import PictureJob
 from gen.io.errors import RecipeError
 from gen.pipeline.exif import encoded
-from gen.pipeline.png import PLACE, png_chunks, read_chunks
+from gen.pipeline.png import PLACE, RUNS, png_chunks, read_chunks
 from gen.pipeline.recipe import BatchRecord, Recipe
 from samplers.atomic import beside, sync
 
 THREADS = 2
 WAITING = 64  # pictures, before the device is held up
 TOGETHER = 16  # pictures that one flush of a folder and one of the ledger are for
-PNG_LEVEL = 4  # of zlib: `python -m tests.benchmarks.batch --png` has times and sizes by level
 STAGED = "staged"
 
 
@@ -49,7 +48,7 @@ def encode_picture(
     chunks = png_chunks(recipe)
     chunks.add_text(PLACE, place)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL)
+    image.save(buffer, "PNG", pnginfo=chunks, **RUNS)
     return buffer.getvalue()
 
 

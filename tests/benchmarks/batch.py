@@ -3,7 +3,7 @@
     python -m tests.benchmarks.batch                 the network alone; with PNG and disk in a row; behind the queue; the
                                                      writer's share; on Ray: by one actor, by two, and what Ray costs
     python -m tests.benchmarks.batch --ray 4         by four; 0 leaves Ray out
-    python -m tests.benchmarks.batch --png           time and size of a PNG by level of zlib, on a picture of the default model
+    python -m tests.benchmarks.batch --png           time and size of a PNG by zlib's level and strategy, on the model's picture
 
 Times mean something on a quiet machine only. They are of one process, in turns, medians over `--rounds`.
 """
@@ -32,6 +32,7 @@ from gen.batch.rows import PictureJob, RowReader
 from gen.batch.settings import BatchSettings, Share
 from gen.batch.store import PictureStore
 from gen.generator import Generator
+from gen.pipeline.png import RUNS
 
 PROMPTS = Path(__file__).parents[2] / "docs" / "prompts.txt"
 
@@ -117,16 +118,15 @@ def _first(source: Path, lines: int) -> Path:
 def png_levels(args: argparse.Namespace) -> None:
     picture = Generator.from_pretrained(args.model, args.device)("a purple car", seed=0, progress=False).images[0]
     large = picture.resize((1024, 1024), Image.Resampling.BICUBIC)
-    for name, image in (("as drawn", picture), ("at 1024 x 1024", large)):
-        for level in (0, 1, 2, 3, 4, 6, 9):
+    for shown, image in (("as drawn", picture), ("at 1024 x 1024", large)):
+        for way in (*({"compress_level": level} for level in (0, 1, 2, 3, 4, 6, 9)), RUNS):
             buffer = io.BytesIO()
             times = []
             for _ in range(args.rounds):
                 buffer = io.BytesIO()
-                times.append(
-                    seconds(lambda buffer=buffer, image=image, level=level: image.save(buffer, "PNG", compress_level=level))
-                )
-            print(f"{name:16} level {level}: {1000 * statistics.median(times):8.2f} ms {buffer.tell() / 1024:8.1f} KiB")
+                times.append(seconds(lambda buffer=buffer, image=image, way=way: image.save(buffer, "PNG", **way)))
+            said = ", ".join(f"{name} {value}" for name, value in way.items())
+            print(f"{shown:16} {said}: {1000 * statistics.median(times):8.2f} ms {buffer.tell() / 1024:8.1f} KiB")
 
 
 def main() -> None:
