@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,12 @@ def normalise_name(name: str) -> str:
     return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
 
 
+_spelled = functools.lru_cache(4096)(normalise_name)  # of the tables' own names, which every call asks for anew
+
+
 def spellings(table: dict[str, Any]) -> dict[str, str]:
     """Every spelling in a table, plain -> the row's name. Rows have `name`, `aliases` and `options`."""
-    return {normalise_name(spelling): name for name, info in table.items() for spelling in (name, *info.aliases)}
+    return {_spelled(spelling): name for name, info in table.items() for spelling in (name, *info.aliases)}
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:

@@ -106,7 +106,6 @@ class Model:
         self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})
         self._encoded = PromptCache(PROMPT_CACHE_BYTES)
-        self._text_weights: tuple | None = None
         self.loaded_adapters: ModelAdapters | None = None
         self.read_null({})
 
@@ -224,10 +223,8 @@ class Model:
         """
         if self.text_encoder is None:
             raise ValueError(no_text(self))
-        written = None if self.offload else fingerprint(self.text_encoder)  # weights that move look new every time
-        if written != self._text_weights:  # what was read with other weights is stale
-            self._encoded.clear()
-            self._text_weights = written
+        # weights that move look new every time
+        self._encoded.read_with(None if self.offload else fingerprint(self.text_encoder))
         active = (
             {}
             if self.loaded_adapters is None

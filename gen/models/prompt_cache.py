@@ -18,6 +18,7 @@ class PromptCache:
 
     def __init__(self, limit: int):
         self.limit, self.used = limit, 0
+        self._weights: tuple | None = None
         self._kept: dict[Hashable, tuple[Condition, int]] = {}  # the one asked for last at the end
 
     def __contains__(self, key: Hashable) -> bool:
@@ -43,6 +44,12 @@ class PromptCache:
     def clear(self) -> None:
         self._kept.clear()
         self.used = 0
+
+    def read_with(self, weights: tuple | None) -> None:
+        """Let go of what was read with other weights (`fingerprint`), also by another `Generator` that shares this cache."""
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
 
 
 def size_of(condition: Condition) -> int:

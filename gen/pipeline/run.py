@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.io.threads import lock_of
+from gen.io.threads import is_lent, lock_of
 from gen.models.decoding import free, is_out_of_memory, to_output_type
 from gen.nn.backbones.fused import pack
 from gen.nn.batch_invariance import batch_invariance
@@ -61,7 +61,8 @@ def make_all(
     pictures, none are kept. make: what makes a batch, `make_batch` if None."""
     make = make or make_batch
     model.interrupt = False
-    pack(model.network)
+    if not is_lent(model.network):  # whoever lends it has done so for all runs
+        pack(model.network)
     groups: dict[tuple, list[int]] = {}
     for i, item in enumerate(items):
         alike = (is_guided(item, settings), *group_of(item, settings), *token_counts(model, item, settings))

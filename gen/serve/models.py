@@ -14,6 +14,7 @@ import torch
 
 from gen.generator import Generator
 from gen.io.threads import lock_of
+from gen.nn.backbones.fused import pack
 from gen.nn.quantized import stored_bytes
 from gen.serve.collector import Collector
 from gen.serve.jobs import Unavailable
@@ -48,6 +49,7 @@ class LoadedModel:
         """One more run. The first takes the model's lock for all of them, in the thread that calls `end` too."""
         if not self.runs:
             lock_of(self.generator.network).acquire()
+            pack(self.generator.network)
         self.runs += 1
 
     def end(self) -> None:
@@ -66,6 +68,7 @@ class LoadedModel:
                 before = dict(generator.adapters)
                 generator.load_adapter(path, name, weight=0.0)
                 generator.set_adapters(before)
+                pack(generator.network)  # layers are others now
                 self.told.null = None
             self.adapters_used[name] = None
             self.adapters_used.move_to_end(name)

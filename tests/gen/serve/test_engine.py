@@ -202,6 +202,20 @@ def test_a_whole_pipeline_runs_in_its_turn():
     assert all(pixels(one.result(0)[0][0]) == pixels(alone(generator, one)[0][0]) for one in jobs)
 
 
+def test_a_text_is_read_once_for_all_requests(tiny_model, monkeypatch):
+    """Also of requests that come one after another."""
+    generator = Generator.from_pretrained(tiny_model, "cpu", "float32")
+    read, condition = [], type(generator.text_encoder).condition
+    monkeypatch.setattr(
+        type(generator.text_encoder), "condition", lambda self, text, *more: read.append(text) or condition(self, text, *more)
+    )
+    engine = engine_of(generator)
+    for seed in range(3):
+        engine.submit(job(seed, prompt="a dog"))
+        run_all(engine)
+    assert read.count("a dog") == 1
+
+
 def test_without_the_promise_pictures_agree_to_rounding(tiny):
     """As in any batch; and those with it share no pass with those without."""
     jobs = [job(seed, batch_invariant=False, prompt=prompt) for seed, prompt in enumerate(["a cat", "a dog", "the moon"])]
