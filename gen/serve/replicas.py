@@ -14,12 +14,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from gen.batch.ray_pool import RayOptions, ray_module, resources
-from gen.io.errors import CheckpointError
-from gen.models.decoding import is_out_of_memory
 from gen.serve.collector import Passes
+from gen.serve.failures import said
 from gen.serve.front import EngineFront, EngineNumbers
 from gen.serve.jobs import (
     CANCELLED,
@@ -64,19 +61,11 @@ class ReplicaEvent:
 
 
 def portable(error: Exception | None) -> Exception | None:
-    """An error as it can be sent to another process."""
+    """An error as it can be sent to another process: as a client of this one would be told it."""
     if error is None:
         return None
-    if isinstance(error, ServeError):
-        return RemoteFailure(str(error), error.status)
-    if is_out_of_memory(error):
-        return RemoteFailure("Memory ran out; ask for fewer or smaller pictures.", 503)
-    if isinstance(error, ValueError) and not isinstance(error, CheckpointError | UnicodeError | ValidationError):
-        return RemoteFailure(str(error))
-    log.error("A job failed", exc_info=error)
-    if isinstance(error, TypeError | UnicodeError | ValidationError):
-        return TypeError(f"{type(error).__name__} in a replica")
-    return RuntimeError(f"{type(error).__name__} in a replica")
+    status, sentence = said(error)
+    return RemoteFailure(sentence, status)
 
 
 class PictureReplica:

@@ -15,7 +15,7 @@ import pytest
 from gen.batch.ray_pool import RayOptions, cluster
 from gen.io.errors import CheckpointError
 from gen.serve.collector import Passes
-from gen.serve.http.errors import said
+from gen.serve.failures import said
 from gen.serve.jobs import DeadlineExceeded, JobEvent, NoSuchModel, QueueFull, ServeJob
 from gen.serve.replicas import PictureReplica, RemoteFailure, ReplicaEvent, ReplicatedEngine, portable, sum_of
 from tests.gen.batch.test_ray import descendants
