@@ -224,7 +224,9 @@ class ServingEngine(EngineFront):
         while True:
             try:
                 with self._changed:
-                    ready = self.pool.get(list(dict.fromkeys([*(job.model for job in self._queue.jobs()), *self.preload])))
+                    wanted = list(dict.fromkeys([*(job.model for job in self._queue.jobs()), *self.preload]))
+                ready = self.pool.get(wanted)  # which may close a model; whoever submits a job does not wait for that
+                with self._changed:
                     one = self._queue.take(set(ready)) if self._has_room() else None
             except OpeningFailed as failed:
                 self.preload = [name for name in self.preload if name != failed.name]

@@ -36,6 +36,19 @@ class QueueFull(ServeError):
         self.retry_after = retry_after
 
 
+class TooMuchSent(ServeError):
+    """The pictures that were sent with jobs that are not over take too much memory."""
+
+    status = 429
+    retry_after = 5
+
+    def __init__(self, held: int, limit: int):
+        super().__init__(
+            f"Pictures sent with jobs that are not done take {held / 2**20:.0f} MiB, and {limit / 2**20:.0f} MiB are the most "
+            f"here; ask again in {self.retry_after} seconds."
+        )
+
+
 class DeadlineExceeded(ServeError):
     """A job was not done in time."""
 

@@ -21,7 +21,8 @@ def _no_flag(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_no_flag), Field(gt=-WHOLE_END, lt=WHOLE_END)]
 Number = Annotated[float, BeforeValidator(_no_flag), Field(ge=-LARGEST, le=LARGEST)]
-Prompt = Annotated[str, Field(max_length=10_000)]
+LONGEST_PROMPT = 10_000  # characters, of a prompt and of any other text of a call
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
 
 _WORDS = (  # beginnings of pydantic's kinds of error -> what may be given
     ("int", "a whole number"),

@@ -20,8 +20,9 @@ from starlette.datastructures import UploadFile
 from gen.calls.keywords import FOLDERS, PICTURES, keywords_of
 from gen.calls.kinds import KINDS, TEXT, TEXTS, shown
 from gen.io.images import alpha
+from gen.serve.failures import said
 from gen.serve.http.board import FinishedPicture
-from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
+from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of
 from gen.serve.http.fields import Number, Prompt, Whole, check_known, describe_validation
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.requests import PictureRequest
@@ -189,12 +190,16 @@ def edited_where(image: Image.Image, mask: Image.Image | None) -> Image.Image | 
 def router(service: Service) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["OpenAI"], default_response_class=AsciiJSON)
 
+    async def answered(body: ImagesRequest, asked: PictureRequest, request: Request) -> AsciiJSON:
+        made, notes = await service.make(asked, request)
+        return await run_in_threadpool(lambda: AsciiJSON(completed(body, asked, made, notes)))  # large pictures take a while
+
     @api.post("/images/generations", response_model=None, responses={200: {"model": ImagesAnswer}}, description=IGNORED)
     async def generations(body: ImagesRequest, request: Request) -> Any:
         asked = asked_of(body, {})
         if body.stream:
             return await events(service, request, body, asked, "image_generation")
-        return AsciiJSON(completed(body, asked, *await service.make(asked, request)))
+        return await answered(body, asked, request)
 
     @api.post(
         "/images/edits",
@@ -208,7 +213,7 @@ def router(service: Service) -> APIRouter:
         asked = asked_of(body, await run_in_threadpool(edited_pictures, files, service.settings.max_pixels))
         if body.stream:
             return await events(service, request, body, asked, "image_edit")
-        return AsciiJSON(completed(body, asked, *await service.make(asked, request)))
+        return await answered(body, asked, request)
 
     @api.get("/models")
     async def models() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
@@ -10,8 +10,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from gen.serve.failures import said
 from gen.serve.http.board import FinishedPicture, FollowedJob
-from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of, said
+from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of
 from gen.serve.http.fields import Number, Whole
 from gen.serve.http.formats import ENDINGS, PNG, PictureFormat
 from gen.serve.http.openai import sse
@@ -88,6 +89,11 @@ def describe(followed: FollowedJob) -> dict[str, Any]:
     return {"id": job.id, "status": status, "progress": job.progress, "error": error, "notes": job.notes, "pictures": made}
 
 
+async def described(followed: FollowedJob, status: int = 200, headers: Mapping[str, str] | None = None) -> AsciiJSON:
+    """The answer about a job; large pictures are written into it in a thread, while others are answered."""
+    return await run_in_threadpool(lambda: AsciiJSON(describe(followed), status, headers=headers))
+
+
 def router(service: Service) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["fewstep"], default_response_class=AsciiJSON)
 
@@ -103,15 +109,15 @@ def router(service: Service) -> APIRouter:
             happening = service.board.stream(followed)
             return StreamingResponse(stream(followed, happening), media_type="text/event-stream", headers=headers)
         if not body.wait:
-            return AsciiJSON(describe(followed), 202, headers={"Location": f"/v1/jobs/{followed.job.id}"})
+            return await described(followed, 202, {"Location": f"/v1/jobs/{followed.job.id}"})
         await service.board.result(followed, request)
-        return AsciiJSON(describe(followed))
+        return await described(followed)
 
     async def stream(followed: FollowedJob, happening: AsyncIterator[JobEvent | FinishedPicture]) -> AsyncIterator[str]:
         yield sse("queued", {"id": followed.job.id})
         async for event in happening:
             if isinstance(event, FinishedPicture):
-                yield sse("picture", item(event))
+                yield await run_in_threadpool(lambda event=event: sse("picture", item(event)))
             elif event.kind == "step":
                 shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
                 yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
@@ -128,7 +134,7 @@ def router(service: Service) -> APIRouter:
 
     @api.get("/jobs/{name}", response_model=None, responses={200: {"model": JobAnswer}})
     async def job(name: str, request: Request) -> Any:
-        return AsciiJSON(describe(found(name, request)))
+        return await described(found(name, request))
 
     @api.delete("/jobs/{name}", response_model=None, responses={200: {"model": JobAnswer}})
     async def cancel(name: str, request: Request) -> Any:
@@ -136,7 +142,7 @@ def router(service: Service) -> APIRouter:
         if not followed.job.is_over:
             service.engine.cancel(followed.job)
             await followed.over.wait()
-        return AsciiJSON(describe(followed))
+        return await described(followed)
 
     files: dict[int | str, Any] = {200: {"content": {f"image/{name}": {} for name in ENDINGS}}}
 

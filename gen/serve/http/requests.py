@@ -23,6 +23,7 @@ from gen.pipeline.exif import check_alpha
 from gen.pipeline.work import option_repeats
 from gen.serve.front import EngineFront
 from gen.serve.http.errors import BadRequest
+from gen.serve.http.fields import LONGEST_PROMPT
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.settings import ServerSettings
 from gen.serve.http.uploads import check_texts_can_be_written, strings_in
@@ -72,6 +73,8 @@ class Intake:
         """The job of a request; BadRequest or ValueError says in a sentence what cannot be."""
         given = {name: value for name, value in asked.arguments.items() if value is not None}
         check_texts_can_be_written(given)
+        if any(len(text) > LONGEST_PROMPT for text in strings_in(given)):
+            raise BadRequest(f"A text of the request has more than {LONGEST_PROMPT} characters; send a shorter one.")
         check_kinds(given)
         given = dict(Call(given, asked.method).arguments)
         check_alpha(f".{asked.format.ending}", given.get("transparent"))

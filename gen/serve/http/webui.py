@@ -79,8 +79,12 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
         if not pictures:  # interrupted before any
             return AsciiJSON({"images": [], "parameters": kept, "info": "{}"})
         info = json.dumps({**info_of(pictures, body), "notes": notes})
-        images = [base64_of(picture.data) for picture in pictures] if body.send_images is not False else []
-        return AsciiJSON({"images": images, "parameters": kept, "info": info})
+
+        def answer() -> AsciiJSON:
+            images = [base64_of(picture.data) for picture in pictures] if body.send_images is not False else []
+            return AsciiJSON({"images": images, "parameters": kept, "info": info})
+
+        return await run_in_threadpool(answer)  # large pictures take a while
 
     @api.post("/txt2img", response_model=None, responses={200: {"model": WebUIAnswer}})
     async def txt2img(body: Txt2ImgRequest, request: Request) -> Any:

@@ -180,6 +180,22 @@ def test_a_job_that_is_over_keeps_no_picture_that_was_sent(client):
     assert made["status"] == "done" and "image" not in kept and kept["strength"] == 0.5
 
 
+def test_pictures_of_jobs_that_wait_are_bounded_in_memory(tiny_model):
+    """A job alone may have more; those without pictures are taken on, and it is free again once the first is over."""
+    engine = make_engine(tiny_model)
+    with client_of(engine, max_sent=32 * 32 * 4 + 1) as client:
+        body = {"prompt": "a cat", "image": base64.b64encode(png(square())).decode(), "wait": False, "num_inference_steps": 200}
+        first = client.post("/v1/pictures", json=body)
+        refused = client.post("/v1/pictures", json=body)
+        plain = client.post("/v1/pictures", json={"prompt": "a cat", "wait": False, "num_inference_steps": 1})
+        assert (first.status_code, refused.status_code, plain.status_code) == (202, 429, 202)
+        assert (
+            "Pictures sent with jobs that are not done take" in sentence_of(refused) and refused.headers["Retry-After"] == "5"
+        )
+        client.delete(f"/v1/jobs/{first.json()['id']}")
+        assert client.post("/v1/pictures", json={**body, "num_inference_steps": 1}).status_code == 202
+
+
 def test_an_interrupted_job_without_pictures_is_said(client):
     service = client.app.state.service
     before = service.engine.max_rows
@@ -219,6 +235,7 @@ def test_limits(client):
     refused(400, "repeat the work of a step", aesthetic="red", aesthetic_options={"steps": 10**6})
     refused(400, "repeat the work of a step", sampler="dpm_adaptive", sampler_options={"rtol": 1e-9})
     refused(400, "window_batch is not taken", method="panorama", window_batch=10_000)
+    refused(400, "more than 10000 characters; send a shorter one", negative_prompt="[" * 10_001)
     refused(413, "larger than 2 MiB", image="A" * (3 << 20))
     refused(404, "no model 'gpt-image-2' here; there are tiny, other", "/v1/images/generations", model="gpt-image-2")
     refused(400, 'output_format is "svg", and there are png, jpeg, webp, avif', "/v1/images/generations", output_format="svg")
