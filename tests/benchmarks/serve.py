@@ -3,7 +3,8 @@
 Says errors, requests that were never answered, pictures that are not those of their request, resident memory at the start, in
 the middle and at the end, pictures a minute beside the same requests one at a time, the median latency, how many rows shared a
 pass, and how much sharing can give on this machine: equal pictures in one batch beside one at a time. A number counts on
-a quiet machine only. Clients and server are one process, so what the clients remember is kept small.
+a quiet machine only. Clients are a process of their own, as they are for a server: their work takes the server's cores but not
+its interpreter. The table of the engine's time says what a round is made of, and so what more sharing could save.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import multiprocessing
 import random
 import statistics
 import threading
@@ -24,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from gen.generator import Generator
+from gen.serve.collector import Collector
 from gen.serve.engine import ServingEngine
 from gen.serve.http.server import make_server
 from gen.serve.http.settings import ServerSettings
@@ -47,16 +50,14 @@ class Outcome:
     draw: random.Random = field(default_factory=lambda: random.Random(0))
     errors: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answered(self, body: dict[str, Any], seconds: float, picture: str) -> None:
-        with self.lock:
-            self.done.append(seconds)
-            place = self.draw.randrange(len(self.done))  # reservoir sampling
-            if len(self.sample) < SAMPLE:
-                self.sample.append((body, picture))
-            elif place < SAMPLE:
-                self.sample[place] = body, picture
+        self.done.append(seconds)
+        place = self.draw.randrange(len(self.done))  # reservoir sampling
+        if len(self.sample) < SAMPLE:
+            self.sample.append((body, picture))
+        elif place < SAMPLE:
+            self.sample[place] = body, picture
 
 
 def request(draw: random.Random) -> dict[str, Any]:
@@ -73,12 +74,12 @@ def memory() -> float:
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def client(url: str, number: int, end: float, seen: Outcome) -> None:
-    draw = random.Random(number)
+def client(url: str, number: int, seconds: float, seen: Outcome, lock: threading.Lock) -> None:
+    draw, end = random.Random(number), time.monotonic() + seconds
     with httpx.Client(timeout=600, headers={"X-API-Key": KEYS[number % len(KEYS)]}) as http:
         while time.monotonic() < end:
             body, began = request(draw), time.monotonic()
-            with seen.lock:
+            with lock:
                 seen.asked += 1
             try:
                 answer = http.post(f"{url}/v1/pictures", json=body)
@@ -86,17 +87,57 @@ def client(url: str, number: int, end: float, seen: Outcome) -> None:
                 seen.errors.append(type(error).__name__)
                 continue
             if answer.status_code == 429:
-                with seen.lock:
+                with lock:
                     seen.refused += 1
                 time.sleep(min(float(answer.headers["Retry-After"]), 2.0))
             elif answer.status_code != 200:
                 seen.errors.append(answer.text)
             else:
                 made = answer.json()["pictures"][0]
-                seen.answered(body, time.monotonic() - began, made["image"])
+                with lock:
+                    seen.answered(body, time.monotonic() - began, made["image"])
                 said = {name: made["recipe"][name] for name in ("prompt", "seed", "num_inference_steps")}
                 if said != {name: body[name] for name in said}:
                     seen.wrong.append(f"{body} -> {said}")
+
+
+def clients(url: str, count: int, seconds: float, outcome: Any) -> None:
+    """All of them, in a process of their own. outcome: a queue."""
+    seen, lock = Outcome(), threading.Lock()
+    rows = [threading.Thread(target=client, args=(url, i, seconds, seen, lock)) for i in range(count)]
+    for row in rows:
+        row.start()
+    for row in rows:
+        row.join()
+    outcome.put(seen)
+
+
+class EngineTimes:
+    """Seconds of the engine's thread by part: forward passes, decoding, and the runs' own code (solver, guidance, text)."""
+
+    def __init__(self) -> None:
+        self.spent = {"forward passes": 0.0, "decoding": 0.0, "the runs' own code": 0.0}
+        self._watch(Collector, "_forward", "forward passes")
+        self._watch(Collector, "_decode", "decoding")
+        self._watch(ServingEngine, "_go_on", "the runs' own code")
+
+    def _watch(self, owner: type, method: str, part: str) -> None:
+        whole = getattr(owner, method)
+
+        def timed(*given: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return whole(*given)
+            finally:
+                self.spent[part] += time.perf_counter() - began
+
+        setattr(owner, method, timed)
+
+    def report(self, seconds: float) -> None:
+        print("the engine's time:")
+        rest = seconds - sum(self.spent.values())
+        for part, spent in {**self.spent, "joining, waiting for requests and for the interpreter": rest}.items():
+            print(f"  {part:54} {spent / seconds:6.1%}")
 
 
 def main() -> None:
@@ -106,7 +147,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--max-rows", type=int, default=32)
     asked = parser.parse_args()
-    generator = Generator.from_pretrained(asked.model)
+    generator, times = Generator.from_pretrained(asked.model), EngineTimes()
     engine = ServingEngine({"default": ModelSource(lambda: generator)}, max_rows=asked.max_rows, max_queue=4 * asked.clients)
     server = make_server(engine, ServerSettings(port=0, api_keys=KEYS))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -114,22 +155,24 @@ def main() -> None:
     while not server.started:
         time.sleep(0.05)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    seen, readings = Outcome(), []
+    readings: list[float] = []
+    context = multiprocessing.get_context("spawn")
+    outcome = context.Queue()
+    process = context.Process(target=clients, args=(url, asked.clients, asked.seconds, outcome))
+    process.start()
     began = time.monotonic()
     for moment in (min(WARM, asked.seconds / 4), asked.seconds / 2, asked.seconds * 0.95):
         threading.Timer(moment, lambda: readings.append(memory())).start()
-    rows = [threading.Thread(target=client, args=(url, i, began + asked.seconds, seen)) for i in range(asked.clients)]
-    for row in rows:
-        row.start()
-    for row in rows:
-        row.join()
+    seen = outcome.get()
     spent = time.monotonic() - began
+    process.join()
     passes = engine.pool.loaded["default"].collector.passes
     left = len(engine.jobs())
     server.should_exit = True
     thread.join()
     report(asked.clients, seen, spent, readings)
     print(f"{100 * passes.shared / passes.rows:.0f} % of rows shared a pass; {left} jobs left over")
+    times.report(spent)
     compare(generator, seen, spent)
     bound(generator, asked.max_rows)
 
