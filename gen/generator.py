@@ -287,8 +287,12 @@ class Generator(Model):
         callback = None if callback_on_step_end is None else (callback_on_step_end, inputs)
         return make_all(self, items, settings, batch_size, output_type, callback, progress, on_images)
 
+    allowed: Callable[[Sequence[Item], Settings], None] | None = None  # refuses, with ValueError, a call that asks for too much
+
     def allow(self, items: Sequence[Item], settings: Settings) -> None:
-        """Called before a call draws, once all of it is checked. A subclass may refuse with ValueError; this one never does."""
+        """Called before a call draws, once all of it is checked."""
+        if self.allowed is not None:
+            self.allowed(items, settings)
 
     def check(self, prompt: str | Sequence[str] | None = None, **call: Any) -> None:
         """ValueError, or warnings, as a call with these arguments gives them before it draws; nothing is drawn.

@@ -6,7 +6,7 @@ network, or decode, it hands the call over and waits: what may go together becom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -17,7 +17,6 @@ from torch.autograd import forward_ad
 from gen.generator import Generator
 from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.batch_invariance import is_invariant
-from gen.pipeline.types import Item, Settings
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 
 
@@ -106,7 +105,6 @@ class SharedGenerator(Generator):
     ask: Ask
     told: Told
     null_key: Any
-    allowed: Callable[[Sequence[Item], Settings], None] | None  # raises for a run that asks for too much
 
     @classmethod
     def of(cls, generator: Generator, ask: Ask, told: Told, adapters: Mapping[str, float], alone: bool = False) -> Self:
@@ -119,10 +117,6 @@ class SharedGenerator(Generator):
         if isinstance(view.denoiser, NetworkDenoiser) and not alone:
             view.denoiser = replace(view.denoiser, network=SharedNetwork(view.denoiser.network, view))
         return view
-
-    def allow(self, items: Sequence[Item], settings: Settings) -> None:
-        if self.allowed is not None:
-            self.allowed(items, settings)
 
     def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """As ever; what the network was told is remembered, for other runs tell it something else."""

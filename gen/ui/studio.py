@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import secrets
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,10 @@ from gen.ui.replays import replay
 from gen.ui.sizes import sizes_of
 
 LORAS = "loras"  # in the gallery's folder, where no other was named
+MOST_PIXELS = 1 << 26  # of a finished picture: 8192 x 8192
+MOST_WORK = (
+    2560  # of a picture, in pictures of the model's own size in 20 guided steps: ten times what a server's request may have
+)
 TRAINING_ENDS = 65.0  # seconds that one has to save its step
 _listening = threading.local()
 
@@ -203,6 +208,7 @@ class Studio:
         if self.problem and self.catalogue is None:
             raise ValueError(self.problem)
         generator = self.warm.get(model)
+        generator.allowed = functools.partial(_check_work, generator)
         watch.stage("Beginning")
         return generator
 
@@ -228,6 +234,13 @@ class Studio:
 
         for name, row in self.energies.items():
             generator.energies[name] = EnergyInfo(name, *row)
+
+
+def _check_work(generator: Any, items: Sequence[Any], settings: Any) -> None:
+    """ValueError for a picture that would take hours or all of the memory, before it is begun; counted as the server counts."""
+    from gen.serve.limits import WorkLimit
+
+    WorkLimit(MOST_PIXELS, MOST_WORK).check(generator, items, settings, 1)
 
 
 def _name_of_model(path: str) -> str:

@@ -107,6 +107,19 @@ def test_a_stopped_job_keeps_its_finished_pictures(studio):
     assert done(studio, call(studio))[0].state is JobState.DONE  # the model is as it was
 
 
+def test_a_picture_of_hours_is_refused_before_it_begins(studio):
+    """By its size, and by its work."""
+    large, long, usual = done(
+        studio,
+        call(studio, width=16_384, height=16_384),
+        call(studio, width=4096, height=4096, num_inference_steps=100),
+        call(studio, num_images_per_prompt=3),
+    )
+    assert large.state == long.state == JobState.FAILED and usual.state == JobState.DONE
+    assert "16384 x 16384 pixels are asked for" in large.error and not large.previews
+    assert "asks for the work of" in long.error and not long.previews
+
+
 def test_errors_and_warnings_reach_the_job(studio, tmp_path):
     wrong, warned, missing, after = done(
         studio,
