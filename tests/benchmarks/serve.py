@@ -166,6 +166,7 @@ def main() -> None:
     seen = outcome.get()
     spent = time.monotonic() - began
     process.join()
+    outcome.close()
     passes = engine.pool.loaded["default"].collector.passes
     left = len(engine.jobs())
     server.should_exit = True
