@@ -153,8 +153,8 @@ class OutlinesConfig(Config):
 
 
 class Outlines:
-    """A data source (see distill.data.Source): the outlines of another's pictures, white on black, by thresholds of each
-    sample's own. They have the captions and classes of what they are of."""
+    """A data source (see distill.data.Source): the outlines of another's pictures, black on white, by thresholds of each
+    sample's own. They have the captions and classes of what they are of, and those are `extra["source"]`, as of pairs."""
 
     def __init__(self, config: OutlinesConfig, seed: int):
         from distill.data.source import make_source
@@ -173,5 +173,6 @@ class Outlines:
 
     def batch(self, counters: Sequence[int] | Tensor) -> Batch:
         made = self.source.batch(counters)
-        lines = drawn_edges((pictures_of(made) + 1) / 2, Draws(self.seed, made.index, "outlines"), self.config.thick)
-        return replace(made, images=lines * 2 - 1)
+        pictures = pictures_of(made)
+        lines = drawn_edges((pictures + 1) / 2, Draws(self.seed, made.index, "outlines"), self.config.thick)
+        return replace(made, images=1 - lines * 2, extra={**made.extra, SOURCE: pictures})

@@ -94,7 +94,9 @@ class CycleGanTurboObjective(TranslationObjective):
         assert self.config.contrastive is not None
         with torch.no_grad():
             trained: Any = self.roles["translator"].network
-            shapes = [one.shape[-2:] for one in trained.seen(self.config.there.name, torch.zeros_like(images[:1]))]
+            # by the frozen autoencoder: what trains may be in shards here
+            latents, maps = trained.translator.skips.encode(torch.zeros_like(images[:1]))
+            shapes = [one.shape[-2:] for one in (*maps, latents)]
         found = []
         for number, (height, width) in enumerate(shapes):
             order = draws.uniform(f"{name} {number}", (height * width,), images.device).argsort(1)

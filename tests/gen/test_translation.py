@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +333,18 @@ def test_damaged_weights_are_refused(tiny, tmp_path):
         with pytest.raises(CheckpointError):
             open_translator(folder, base)
     assert read_translator_config(folder).model == "tiny"
+
+
+# ---- the shipped one ----
+
+
+def test_the_shipped_translator_fills_a_drawing(tmp_path, monkeypatch, capsys):
+    """The inside has the prompt's colour, and the paper stays white."""
+    drawing = str(Path(__file__).parents[2] / "docs" / "examples" / "cat_edges.png")
+    monkeypatch.chdir(tmp_path)
+    for number, colour in ((0, "red"), (2, "blue")):
+        assert main(["translate", drawing, "--prompt", f"a {colour} cat", "--device", "cpu", "-o", f"{colour}.png"]) == 0
+        made = read_picture("picture", f"{colour}.png", "RGB")[0]
+        inside = made[:, 85:92, 50:56].mean((1, 2))
+        assert inside.argmax() == number and inside.mean() < 0.75 and made[:, :10].min() > 0.8
+    capsys.readouterr()

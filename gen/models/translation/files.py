@@ -22,7 +22,8 @@ from gen.nn.initialisation import TooLarge, no_larger_than
 from gen.nn.registry import describe
 from samplers.lookup import nearest
 
-SHIPPED = Path(__file__).parents[2] / "weights" / "translate"
+_WEIGHTS = Path(__file__).parents[2] / "weights"
+SHIPPED = {"default": _WEIGHTS / "translate"}  # for the model "fast"
 WEIGHTS = "model.safetensors"
 
 
@@ -46,17 +47,21 @@ def save_translator(translator: Translator, folder: Path, dtype: torch.dtype | N
 
 
 def find_translator(given: Any) -> Path:
-    """The folder of a translator: "default" for the one that comes with the package, or a folder here. ValueError for
-    anything else."""
+    """The folder of a translator: a name of SHIPPED where no folder is called so, or a folder here. ValueError for anything
+    else."""
+    names = " or ".join(map(repr, SHIPPED))
     if not isinstance(given, str | Path) or not str(given):
-        raise ValueError(f'The translator is {given!r:.100}; give "default" or the folder of one that you trained.')
+        raise ValueError(f"The translator is {given!r:.100}; give {names}, or the folder of one that you trained.")
     folder = Path(given)
-    if str(given) == "default" and not folder.is_dir():
-        if not (SHIPPED / "config.json").is_file():
-            raise ValueError("This installation lacks the default translator; give the folder of another.")
-        return SHIPPED
+    if str(given) in SHIPPED and not folder.is_dir():
+        folder = SHIPPED[str(given)]
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"This installation lacks the translator {str(given)!r}; give the folder of another.")
+        return folder
     if not folder.is_dir():
-        raise ValueError(f'{str(given)!r:.200} is no folder here; give "default" or the folder of a translator.')
+        near = nearest(str(given), SHIPPED)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ValueError(f"{str(given)!r:.200} is no folder here; give {names}, or the folder of a translator.{hint}")
     return folder
 
 

@@ -16,7 +16,7 @@ from gen.cli.output import OutputTarget, check_png, make_and_save, save_free, sa
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif")  # of a folder that is translated
 
 Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to translate in one step (docs/translate.md).")]
-Folder = Annotated[str | None, typer.Option(metavar="FOLDER", help="The translator; the one that comes along if left out.")]
+Folder = Annotated[str | None, typer.Option(metavar="FOLDER", help='The translator; "default" if left out.')]
 
 
 @dataclass(frozen=True)

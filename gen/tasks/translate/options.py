@@ -26,7 +26,7 @@ class TranslateKeywords:
     """Keywords of a call.
 
     translate: the picture to translate (file, PIL, array or tensor).
-    translator: the folder of a translator; the one that comes with the package if None, which is for the model "fast".
+    translator: the folder of a translator, or "default" (also if None), which is for the model "fast".
     translate_direction: what it makes, by the translator's own names; its first if None.
     translate_strength: how much of the picture is kept, 0 to 1; 1 if None. The rest comes from noise.
     """

@@ -196,8 +196,10 @@ def translate(
 ) -> Output:
     """A picture made of another in one step. Its recipe replays, given the image and the translator again.
 
-    image: the picture (file, PIL, array or tensor). translator: "default", for the model "fast", or the folder of one that was
-    trained on this model (docs/translate.md). direction: what it makes, by the translator's own names; its first if None.
+    image: the picture (file, PIL, array or tensor).
+    translator: "default" (icons of outlines), for the model "fast", or the folder of one that was trained on this model
+        (docs/translate.md).
+    direction: what it makes, by the translator's own names; its first if None.
     strength: how much of the picture is kept, 0 to 1 (1); the rest comes from noise, so that seeds make different pictures.
     Other arguments are those of a call.
     """
