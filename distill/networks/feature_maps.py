@@ -116,8 +116,9 @@ class LpipsMaps(FeatureMaps):
 def picture_distance(maps: FeatureMaps, a: Tensor, b: Tensor) -> Tensor:
     """(B,): how far pictures as a decoder made them are apart in features: LPIPS where the network has it, else its equation 1
     (arXiv 1801.03924) with all channels alike."""
-    if hasattr(maps, "distance"):
-        return maps.distance(a, b)
+    distance: Callable[[Tensor, Tensor], Tensor] | None = getattr(maps, "distance", None)
+    if distance is not None:
+        return distance(a, b)
     return perceptual_distance(lambda images: [x.float() for x in maps.see(images)])(a, b)
 
 

@@ -131,9 +131,12 @@ class TransparentObjective(Objective):
         teacher, (low, high) = self.teacher, self.config.times
         time = (low + (high - low) * draws.uniform("time", device=clean.device).double())[rows]
         level = teacher.path(time * teacher.path.t_noise)
-        scale = self.config.teacher.guidance_scale
-        if isinstance(scale, tuple):
-            scale = (scale[0] + (scale[1] - scale[0]) * draws.uniform("guidance", device=clean.device))[rows]
+        asked = self.config.teacher.guidance_scale
+        scale: float | Tensor
+        if isinstance(asked, tuple):
+            scale = (asked[0] + (asked[1] - asked[0]) * draws.uniform("guidance", device=clean.device))[rows]
+        else:
+            scale = asked
         x = level.mix(clean[rows], draws.normal_like("eps", clean)[rows])
         condition = teacher.condition(rows_of(batch, rows), clean.device)
         return predict_guided(teacher.denoiser(models["teacher"], teacher.dtype), x, level, condition, scale).x0.float()

@@ -93,7 +93,7 @@ class SOAP(KeptState, pytorch_optimizer.SOAP):
     options: SOAPOptions
 
     # A product rounds by how its factors lie in memory, and a checkpoint gives back contiguous ones
-    def get_orthogonal_matrix(self, mat: Any) -> list[Any]:
+    def get_orthogonal_matrix(self, mat: Any) -> list[Any]:  # type: ignore[override]
         return _contiguous(super().get_orthogonal_matrix(mat))
 
     def get_orthogonal_matrix_qr(self, *given: Any, **named: Any) -> list[Any]:

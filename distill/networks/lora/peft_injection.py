@@ -119,7 +119,7 @@ def peft_config(config: AdapterConfig, names: list[str]) -> Any:
     alpha: Any = config.rank if config.alpha is None else config.alpha
     alpha = int(alpha) if float(alpha).is_integer() else alpha
     ranks = {name: rank for name, rank in layer_ranks(config, names).items() if rank != config.rank}
-    by_layer = {"rank_pattern": ranks, "alpha_pattern": dict(ranks) if config.alpha is None else {}}
+    by_layer: dict[str, Any] = {"rank_pattern": ranks, "alpha_pattern": dict(ranks) if config.alpha is None else {}}
     if config.type == "loha":
         return peft.LoHaConfig(r=config.rank, alpha=alpha, target_modules=names, use_effective_conv2d=config.conv, **by_layer)
     if config.type == "lokr":

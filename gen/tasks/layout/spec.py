@@ -100,7 +100,7 @@ class LayoutSpec(_Strict):
 
     @model_validator(mode="after")
     def _parts_of_one_picture(self) -> LayoutSpec:
-        own = [
+        own: list[str] = [
             name for name in ("weight", "guidance_scale", "negative_prompt") for r in self.regions if name in r.model_fields_set
         ]
         own += [name for name in ("bootstrap", "window", "at_once") if getattr(self, name) is not None]

@@ -82,7 +82,7 @@ def layers(
 
     from gen.tasks.transparent.decompose import decompose
 
-    generator = model.opened(PlaceOptions(None, device, dtype, quiet))
+    generator = model.opened(PlaceOptions(device=device, dtype=dtype, quiet=quiet))
     own = {"seed": seed, "num_inference_steps": steps, **rules.keywords()}
     call = {name: value for name, value in own.items() if value is not None and value != {}}
     if fill == "model":
