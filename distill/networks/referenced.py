@@ -14,7 +14,7 @@ from gen.nn.reference import WORD, AddedAttention, Group, SubjectTokens
 from gen.nn.reference_encoder import EncodedReferences, ReferenceEncoder
 from samplers.denoiser import NULL, Condition, Context
 
-FEATURES, PRESENT, IDS = "reference features", "reference present", "reference ids"
+FEATURES, PRESENT, IDS = "resembled features", "resembled present", "resembled ids"
 
 
 def shows(features: Tensor, present: Tensor, ids: Tensor | None = None) -> dict[str, Tensor]:

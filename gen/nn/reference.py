@@ -1,9 +1,9 @@
 """References: pictures that a denoiser attends to beside the text, as conditions, and the denoiser that does it.
 
-Of a condition, for references NAME: `extra["reference:NAME"]` (B, G, M, D), the tokens of G groups of pictures, all pictures
-together or each by itself; `extra["reference seen:NAME"]` (B, G, M) bool, the tokens that are there;
-`extra["reference scale:NAME"]` (B, G), how strongly each group acts, 0 behind "null:", as without a condition there are none;
-and `extra["map:reference:NAME"]` (B, G, h, w) in [0, 1], where each group counts, if it is not everywhere.
+Of a condition, for references NAME: `extra["resembled:NAME"]` (B, G, M, D), the tokens of G groups of pictures, all pictures
+together or each by itself; `extra["resembled seen:NAME"]` (B, G, M) bool, the tokens that are there;
+`extra["resembled scale:NAME"]` (B, G), how strongly each group acts, 0 behind "null:", as without a condition there are none;
+and `extra["map:resembled:NAME"]` (B, G, h, w) in [0, 1], where each group counts, if it is not everywhere.
 
     out = Attention(Q, K_text, V_text) + sum over groups of scale mask Attention(Q, K_group, V_group)
 
@@ -30,7 +30,7 @@ from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from samplers.wrappers import DenoiserWrapper
 
-TOKENS, SEEN, SCALE = "reference:", "reference seen:", "reference scale:"
+TOKENS, SEEN, SCALE = "resembled:", "resembled seen:", "resembled scale:"  # "reference" begins pictures to edit
 MASK = f"{MAP}{TOKENS}"
 PREFIXES = (TOKENS, SEEN, SCALE, MASK, NULL + SCALE)
 WORD = "<ref>"  # of a prompt, for the pictures
