@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import trange
 
-from distill.optim.precision import autocast
 from distill.data.emoji.data import SHIPPED, EmojiConfig, EmojiData, Variant
 from distill.data.latent_files import autoencoder_digest, check_finite, read_latents, write_latents
 from distill.data.latents import CachedPictures, EmojiPictures
+from distill.optim.precision import autocast
 from gen.io.weights import sha256
 from gen.models.components import load_component
 from gen.nn.registry import Config

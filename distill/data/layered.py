@@ -19,15 +19,15 @@ from torch import Tensor
 from distill.data.emoji.data import EmojiConfig, EmojiData
 from distill.data.emoji.scenes import DrawingScene, Placed, SceneConfig, warp
 from distill.types import Batch
-from gen.io.alpha import over, premultiply, upon
+from gen.io.alpha import over, upon
 from gen.nn.registry import Config
 from samplers.noise import fold
 
 
 class LayeredConfig(Config):
-    """drawings: the things, as of `emoji`. plain, gradient, drawn: shares of samples with any plain colour behind them, with two
-    colours that run into one another, with other drawings; the others have what their caption says. shadow: share of samples
-    with a soft shadow."""
+    """drawings: the things, as of `emoji`. plain, gradient, drawn: shares of samples with any plain colour behind them, with
+    two colours that run into one another, with other drawings; the others have what their caption says. shadow: share of
+    samples with a soft shadow."""
 
     drawings: EmojiConfig = EmojiConfig(scenes=SceneConfig(shift=0.1, shrink=0.4, turn=0.5, degrees=15))
     plain: float = Field(default=0.2, ge=0, le=1)
@@ -43,8 +43,8 @@ class LayeredConfig(Config):
 
 
 class LayeredDrawings:
-    """A data source (see distill.data.Source). Batches have pictures and captions; `extra` has "foreground", the layers (B, 4, H,
-    W) with colours multiplied by alpha, and "background" (B, 3, H, W), both in [0, 1]."""
+    """A data source (see distill.data.Source). Batches have pictures and captions; `extra` has "foreground", the layers (B, 4,
+    H, W) with colours multiplied by alpha, and "background" (B, 3, H, W), both in [0, 1]."""
 
     def __init__(self, config: LayeredConfig | None = None, seed: int = 0):
         self.config, self.seed = config or LayeredConfig(), seed

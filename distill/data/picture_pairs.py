@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.data.decode import MAX_BYTES, probe
+from distill.data.drawn_edges import drawn_edges
 from distill.data.errors import DataError
 from distill.data.files import read_below, sha256_of
-from distill.data.drawn_edges import drawn_edges
 from distill.data.images import SUFFIXES, ImageFolder, ImagesConfig, walk
 from distill.data.pictures import PictureItem, PictureSource
 from distill.data.report import Unusable
