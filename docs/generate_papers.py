@@ -50,6 +50,8 @@ COMMANDS = {
     ("task", "image_prompt"): "fewstep image --image-prompt",
     ("task", "references"): "fewstep image --reference",
     ("task", "refiner"): "fewstep image --refiner",
+    ("task", "translation"): "fewstep translate",
+    ("task", "transparent"): "fewstep image --transparent",
     ("training-free change", "reference"): "fewstep image --free-custom",
     ("training-free change", "negtome"): "fewstep image --negtome",
     ("training-free change", "aesthetic"): "fewstep image --aesthetic",

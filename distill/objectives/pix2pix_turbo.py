@@ -74,7 +74,8 @@ class Pix2PixTurboObjective(TranslationObjective):
         jobs = self.jobs(batch, sides, draws)
         made = [picture for picture, *_ in models["translator"](*jobs)]
         self.keep(batch, step, made)
-        total, logs = made[0].new_zeros(()), {}
+        total = made[0].new_zeros(())
+        logs: dict[str, Tensor] = {}
         for side, job, picture in zip(sides, jobs, made, strict=True):
             loss, parts = self.side_loss(models, batch, side, job, picture, step)
             total = total + loss

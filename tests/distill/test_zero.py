@@ -17,6 +17,7 @@ from distill.parallel.data_parallel import Parallel
 from distill.parallel.deepspeed_settings import zero_settings
 from distill.parallel.launch import make_accelerator
 from distill.trainer import Trainer, TrainingError
+from gen.models.pretrained import fast_bfloat16
 from tests.distill.processes import launched, on_processes
 from tests.distill.states import close, equals_one, everything, stop_after
 from tests.distill.toy import BASE, Net, ToyObjective, ToySource, duel_trainer, toy_trainer
@@ -101,13 +102,15 @@ def _twice(output: Path, zero: bool) -> None:
 
 
 def test_a_network_called_often_and_differentiated_twice_in_bfloat16(tmp_path):
-    """Under the trainer's autocast, as under DDP: a run in float32 goes elsewhere by a thousand times the tolerance."""
+    """Under the trainer's autocast, as under DDP: a run in float32 goes elsewhere by a thousand times the tolerance, where the
+    processor multiplies bfloat16."""
     on_processes(2, _twice, tmp_path / "ddp", False)
     on_processes(2, _twice, tmp_path / "zero", True)
     twice_trainer(tmp_path / "fp32", precision="fp32").train()
     ddp, fp32 = everything(tmp_path / "ddp"), everything(tmp_path / "fp32")
     close(ddp, everything(tmp_path / "zero"))
-    assert max((ddp[name] - fp32[name]).abs().max() for name in ddp) > 1e-3
+    apart = max((ddp[name] - fp32[name]).abs().max() for name in ddp)
+    assert apart > 1e-3 if fast_bfloat16(torch.device("cpu")) else apart < 1e-6
 
 
 def _skips(output: Path, stage: int, offload: str, bad: str) -> None:

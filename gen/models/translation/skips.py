@@ -82,8 +82,8 @@ def _levels_down(encoder: nn.Module) -> Iterator[tuple[int, tuple[int, int]]]:
 
 def _levels_up(decoder: nn.Module, factor: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """The same of the decoder, whose levels begin after its first convolution and where pixels are rearranged."""
-    scale, layers = factor, list(decoder.children())
-    width = layers[0].out_channels
+    layers: list[Any] = list(decoder.children())
+    scale, width = factor, layers[0].out_channels
     yield 0, (scale, width)
     for index, layer in enumerate(layers[:-1]):
         if isinstance(layer, nn.Conv2d):

@@ -116,8 +116,8 @@ def router(service: Service) -> APIRouter:
     async def stream(followed: FollowedJob, happening: AsyncIterator[JobEvent | FinishedPicture]) -> AsyncIterator[str]:
         yield sse("queued", {"id": followed.job.id})
         async for event in happening:
-            if isinstance(event, FinishedPicture):
-                yield await run_in_threadpool(lambda event=event: sse("picture", item(event)))
+            if isinstance(finished := event, FinishedPicture):
+                yield await run_in_threadpool(lambda: sse("picture", item(finished)))
             elif event.kind == "step":
                 shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
                 yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
