@@ -113,11 +113,14 @@ def router(service: Service) -> APIRouter:
         await service.board.result(followed, request)
         return await described(followed)
 
+    def of_picture(finished: FinishedPicture) -> str:
+        return sse("picture", item(finished))
+
     async def stream(followed: FollowedJob, happening: AsyncIterator[JobEvent | FinishedPicture]) -> AsyncIterator[str]:
         yield sse("queued", {"id": followed.job.id})
         async for event in happening:
-            if isinstance(finished := event, FinishedPicture):
-                yield await run_in_threadpool(lambda: sse("picture", item(finished)))
+            if isinstance(event, FinishedPicture):
+                yield await run_in_threadpool(of_picture, event)
             elif event.kind == "step":
                 shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
                 yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
