@@ -86,6 +86,10 @@ def test_where_and_how_strongly(opened):
     # each by itself is another thing than both as one set
     apart = drawn(opened, references=[PICTURE, OTHER], references_mask=[torch.ones(1, 32, 32)] * 2)
     assert (both - apart).abs().max() > 1e-4
+    # a strength for each is one group for each, equal strengths too
+    torch.testing.assert_close(
+        drawn(opened, references=[PICTURE, OTHER], references_scale=[1.0, 1.0]), apart, rtol=1e-4, atol=1e-5
+    )
     still = {"references_fusion": 2, "references_fusion_options": {"eta": 0.0}}
     assert torch.equal(drawn(opened, references=PICTURE, **still), drawn(opened, references=PICTURE))
     one = drawn(opened, references=PICTURE, references_mask=torch.ones(1, 32, 32))

@@ -84,7 +84,7 @@ class ReferencesTask(Task):
         features = torch.cat([opened.features(one.to(model.device)) for one in pictures])
         with torch.no_grad():
             together = opened.network(features[None])
-            apart = masks is not None or len(set(scale)) > 1
+            apart = masks is not None or len(scale) > 1
             encoded = opened.network(features[:, None]) if apart else together
         laid = None if masks is None else F.avg_pool2d(masks, model.factor)[:, 0].to(model.device)
         return cls(opened, encoded, together.summary, laid, record), settings
