@@ -7,6 +7,9 @@ them scaling and blurring, what they look like, and only so is `over` associativ
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,12 +54,9 @@ def opaque(picture: Tensor) -> Tensor:
     return torch.cat([picture, torch.ones_like(picture[:, :1])], 1)
 
 
-def flattened(layers: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def flattened(layers: Iterable[Tensor]) -> Tensor:
     """The layer that one or more layers look like together, the lowest first."""
-    seen = layers[0]
-    for layer in layers[1:]:
-        seen = over(layer, seen)
-    return seen
+    return functools.reduce(lambda seen, layer: over(layer, seen), layers)
 
 
 def resized(layer: Tensor, height: int, width: int) -> Tensor:

@@ -11,8 +11,12 @@ written to a disk, and XML with entities is refused.
 from __future__ import annotations
 
 import io
+import itertools
+import lzma
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from gen.io.alpha import flattened, premultiply, straighten
-from gen.io.errors import opened
+from gen.io.errors import CheckpointError, opened
 from gen.io.images import MAX_PIXELS, PictureError, open_header
 from gen.io.weights import write_bytes
 
@@ -32,6 +36,7 @@ MIMETYPE = b"image/openraster"
 PLAIN = ("svg:src-over", "")
 MAX_LAYERS, MAX_DEPTH = 256, 16
 MAX_XML, MAX_MEMBER, MAX_MEMBERS = 1 << 20, 256 << 20, 2000  # bytes, bytes, members
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)  # what zipfile raises for files that are
 THUMBNAIL = 256  # pixels, of the longer side
 VERSION = "0.0.3"  # the oldest that has all that is written here
 
@@ -73,7 +78,8 @@ class LayerStack:
     def flatten(self) -> Image.Image:
         """What all layers look like together, RGBA."""
         nothing = torch.zeros(1, 4, self.height, self.width, dtype=torch.float64)
-        return to_picture(flattened([nothing, *(self.placed(layer) for layer in self.layers)]))
+        # one at a time, as a placed layer takes 32 bytes a pixel
+        return to_picture(flattened(itertools.chain([nothing], (self.placed(layer) for layer in self.layers))))
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -148,7 +154,9 @@ def read_openraster(path: Path | str) -> LayerStack:
                 raise LayersError(f"{path} has no stack of layers.")
             reader = _Reader(file, path, *size)
             return LayerStack(*size, tuple(reader.layers(stack, 0)))
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (LayersError, CheckpointError):
+        raise
+    except (*DAMAGED, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise LayersError(f"{path} cannot be read as OpenRaster ({error}); give an .ora file.") from None
 
 
@@ -181,20 +189,24 @@ class _Reader:
             if opacity == 1 and visible:  # `over` is associative, so that the group is its layers
                 yield from inside
             else:
+                self._take(self.width * self.height)
                 whole = LayerStack(self.width, self.height, inside).flatten()
                 yield LayerImage(_name(element), whole, opacity=opacity, visible=visible)
 
-    def _layer(self, element: ElementTree.Element, opacity: float, visible: bool) -> LayerImage:
-        self.count -= 1
+    def _take(self, pixels: int) -> None:
+        """Count one more layer of so many pixels; LayersError where that is too much."""
+        self.count, self.pixels = self.count - 1, self.pixels - pixels
         if self.count < 0:
             raise LayersError(f"{self.path} has more than {MAX_LAYERS} layers.")
+        if self.pixels < 0:
+            raise LayersError(f"{self.path} has layers of more than {4 * MAX_PIXELS:,} pixels together.")
+
+    def _layer(self, element: ElementTree.Element, opacity: float, visible: bool) -> LayerImage:
         source = element.get("src", "")
         data = _member(self.file, source, MAX_MEMBER, self.path)
         try:
             with open_header(io.BytesIO(data), ["PNG"]) as picture:
-                self.pixels -= picture.width * picture.height
-                if self.pixels < 0:
-                    raise LayersError(f"{self.path} has layers of more than {4 * MAX_PIXELS:,} pixels together.")
+                self._take(picture.width * picture.height)
                 shown = picture.convert("RGBA")
         except (PictureError, OSError, ValueError, SyntaxError) as error:
             if isinstance(error, LayersError):
@@ -219,6 +231,8 @@ def _member(file: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
 
 
 def _parsed(xml: bytes, path: Path) -> ElementTree.Element:
+    if b"\0" in xml:  # UTF-16 or UTF-32, in which the next line would not see what it looks for
+        raise LayersError(f"{path}: stack.xml is not UTF-8 text.")
     if b"<!" in xml.replace(b"<!--", b""):
         raise LayersError(f"{path}: stack.xml has a DOCTYPE or entities, which no list of layers needs.")
     try:

@@ -78,7 +78,7 @@ def test_the_file_is_as_the_specification_says(tmp_path):
         assert max(Image.open(io.BytesIO(file.read("Thumbnails/thumbnail.png"))).size) <= 256
 
 
-def archive(path, xml: str, mimetype: bytes = MIMETYPE, **more: bytes):
+def archive(path, xml: str | bytes, mimetype: bytes = MIMETYPE, **more: bytes):
     file = io.BytesIO()
     picture(1).save(file, "PNG")
     with zipfile.ZipFile(path, "w") as out:
@@ -113,6 +113,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'>]>"
     ("xml", "says"),
     [
         (BOMB + listed("&x;"), "DOCTYPE"),
+        ((BOMB + listed("&x;")).encode("utf-16"), "not UTF-8"),
         ("<image", "not XML"),
         (listed(A, 'w="99999" h="99999"'), "canvas of 99999 x 99999"),
         (listed(A, 'w="0" h="7"'), "canvas of 0 x 7"),
@@ -126,6 +127,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'>]>"
         (listed('<layer src="data/a.png" x="999999999999"/>'), "x is '999999999999'"),
         (listed('<layer src="data/a.png" composite-op="svg:multiply"/>'), "mixes a layer by 'svg:multiply'"),
         (listed(A * 300), "more than 256 layers"),
+        (listed('<stack opacity="0.5"/>' * 300), "more than 256 layers"),
         (listed("<stack>" * 20 + A + "</stack>" * 20), "groups within groups"),
     ],
 )
@@ -151,3 +153,17 @@ def test_hostile_files_are_refused(tmp_path):
     Image.new("1", (9000, 9000)).save(large, "PNG")
     with pytest.raises(LayersError, match=r"not a usable PNG.*million pixels"):
         read_openraster(archive(tmp_path / "e.ora", listed('<layer src="big.png"/>'), **{"big.png": large.getvalue()}))
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """What zipfile says of damage is no ValueError, and not always a BadZipFile."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr(zipfile.ZipInfo("mimetype"), MIMETYPE)
+        out.writestr("stack.xml", listed(A))
+    whole = bytearray(file.getvalue())
+    start = whole.index(b"stack.xml") + len("stack.xml")
+    whole[start : start + 4] = b"\xff" * 4
+    (tmp_path / "a.ora").write_bytes(whole)
+    with pytest.raises(LayersError, match="cannot be read as OpenRaster"):
+        read_openraster(tmp_path / "a.ora")
