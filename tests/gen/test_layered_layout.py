@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from gen.pipeline.png import read_recipe
+from gen.tasks.layout.cli import read_spec as read_given
 from gen.tasks.layout.file import LayoutError, read_layout
 from gen.tasks.layout.layers import LayeredLayout
 from gen.tasks.layout.spec import read_spec
@@ -92,11 +93,18 @@ def test_layers_in_a_file(tiny, tmp_path):
         ({"layers": [{"box": [0, 0, 1, 1]}]}, "give the layer a prompt"),
         ({"layers": [{"prompt": "a"}], "background": "b"}, "background is not for a layout of layers"),
         ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1]}], "until": 1.0}, "until is not for a layout of regions"),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1]}], "until": 0}, "until is not for a layout of regions"),
+        ({"layers": [{"prompt": "a"}], "bootstrap": 0.0}, "bootstrap is not for a layout of layers"),
     ],
 )
 def test_what_no_layout_can_have(layout, says):
     with pytest.raises(ValueError, match=says):
         read_spec(layout)
+
+
+def test_layers_take_no_background_on_the_command_line():
+    with pytest.raises(ValueError, match="no background"):
+        read_given('{"layers": [{"prompt": "a"}]}', {}, "blue")
 
 
 def test_what_is_refused(tiny):

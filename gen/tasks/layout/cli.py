@@ -54,8 +54,7 @@ def read_spec(given: str | Path, colours: Mapping[str, str], background: str | N
     from gen.tasks.layout.file import painted_layout, read_layout
 
     if _is_json(given):
-        spec = _read_json(str(given))
-        return spec if background is None else spec.model_copy(update={"background": background})
+        return _upon(_read_json(str(given)), background)
     path = Path(given)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a layout (YAML, JSON), or a painting (PNG) with --colour.")
@@ -67,7 +66,13 @@ def read_spec(given: str | Path, colours: Mapping[str, str], background: str | N
         return painted_layout(path, colours, background)
     if colours:
         raise ValueError(f"{path} says its regions itself; --colour is for a painting (PNG).")
-    spec = read_layout(path)
+    return _upon(read_layout(path), background)
+
+
+def _upon(spec: LayoutSpec, background: str | None) -> LayoutSpec:
+    """A layout with another background; ValueError for one of layers."""
+    if background is not None and spec.layers:
+        raise ValueError("A layout of layers has no background: the lowest layer is that. Leave --background out.")
     return spec if background is None else spec.model_copy(update={"background": background})
 
 

@@ -115,7 +115,10 @@ class LayoutSpec(_Strict):
         if bool(self.regions) == bool(self.layers):
             raise ValueError(f"regions or layers make a layout; give {'one of them' if self.regions else 'some'}")
         wrong = ("background", "bootstrap", "window", "at_once", "attention") if self.layers else ("until", "scene")
-        if other := next((name for name in wrong if getattr(self, name) not in (None, False)), None):
+        # 0 is a log-SNR too
+        if other := next(
+            (name for name in wrong if getattr(self, name) is not None and getattr(self, name) is not False), None
+        ):
             kind = "layers" if self.layers else "regions"
             raise ValueError(f"{other} is not for a layout of {kind}; leave it out")
         return self
