@@ -205,6 +205,15 @@ def test_what_is_wrong_is_a_sentence(kind):
         net(x, time, Condition(torch.tensor([0, 1, 2]), condition.tokens, condition.mask))
 
 
+def test_what_the_empty_prompt_gives_goes_where_the_weights_are():
+    """An offloaded network is told it while its weights are elsewhere."""
+    told = network("flux", pictures=1)
+    tokens = torch.randn(1, 3, told.config.text_dim)
+    told.set_null(Condition(tokens=tokens, pooled=torch.randn(1, told.config.pooled_dim or 1)))
+    found, _, _ = told.double().with_null(Condition(), 2)
+    assert torch.equal(found, tokens.double().expand(2, -1, -1))
+
+
 def test_an_mmdit_says_what_it_lacks():
     net = network("mmdit", pooled_dim=5, pooled_text=False)
     x, time, condition = inputs()

@@ -208,14 +208,16 @@ class JointNetwork(nn.Module):
         """What the empty prompt gives (batch of 1), for a network that `reads_null`."""
         assert null.tokens is not None
         real = null.tokens.shape[1] if null.mask is None else int(null.mask.sum())
-        tokens = null.tokens[0, :real].to(self.null_text)
-        self.null_read = tokens, None if null.pooled is None or self.null_pooled is None else null.pooled[0].to(tokens)
+        self.null_read = null.tokens[0, :real], None if null.pooled is None or self.null_pooled is None else null.pooled[0]
 
     def with_null(self, condition: Condition, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(tokens, mask, pooled vector where the network is given one) with the null text where there is none; the mask is None
         where every token is real."""
         config, tokens, mask, pooled = self.config, condition.tokens, condition.mask, condition.pooled
-        null, null_pooled = self.null_read or (self.null_text[: config.null_length or config.text_tokens], self.null_pooled)
+        null, null_pooled = self.null_text[: config.null_length or config.text_tokens], self.null_pooled
+        if self.null_read is not None:  # which does not move with the weights, as those of an offloaded network do
+            null, pooled_read = self.null_read[0].to(null), self.null_read[1]
+            null_pooled = None if pooled_read is None else pooled_read.to(null)
         length = len(null)
         if tokens is None:
             vector = None if null_pooled is None else null_pooled.expand(batch, -1)
