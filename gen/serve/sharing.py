@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gen.adapters.report import LoadReport
 from gen.generator import Generator
 from gen.models.prompt_reading import USUAL, Reading
 from gen.nn.batch_invariance import is_invariant
@@ -102,6 +103,7 @@ class SharedNetwork:
 class SharedGenerator(Generator):
     """A `Generator` for one run, of the networks, adapters and text features of another."""
 
+    owner: Generator
     ask: Ask
     told: Told
     null_key: Any
@@ -113,10 +115,18 @@ class SharedGenerator(Generator):
         view = object.__new__(cls)
         vars(view).update(vars(generator))
         view.ask, view.told, view.adapters, view.interrupt, view.null_key = ask, told, dict(adapters), False, None
-        view.allowed = None
+        view.allowed, view.owner = None, generator
         if isinstance(view.denoiser, NetworkDenoiser) and not alone:
             view.denoiser = replace(view.denoiser, network=SharedNetwork(view.denoiser.network, view))
         return view
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> LoadReport:
+        """As ever, for all runs: there is one table of a network's adapters, which a run that loads the first (a translation)
+        would otherwise keep to itself."""
+        self.loaded_adapters = self.owner.loaded_adapters
+        report = super().load_adapter(*args, **kwargs)
+        self.owner.loaded_adapters = self.loaded_adapters
+        return report
 
     def read_null(self, adapters: Mapping[str, float], reading: Reading = USUAL) -> None:
         """As ever; what the network was told is remembered, for other runs tell it something else."""

@@ -18,6 +18,7 @@ from samplers.guidance.registry import GUIDANCE
 from samplers.registry import solver_names
 from tests.gen.test_adapters_generator import DENOISER, TEXT, lora
 from tests.gen.test_batches import HALF, rule_options
+from tests.gen.translators import saved_translator
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of samplers that spoil pictures at three steps, say
 QUICK = {"num_inference_steps": 3, "output_type": "pt"}  # all bits of float32, which bytes of pictures would hide
@@ -173,6 +174,20 @@ def test_adapters_by_row(tiny_model, files, dtype):
     engine = check_equal(generator, jobs, adapters=files)
     assert not engine.pool.loaded["tiny"].collector.passes.alone
     assert pixels(alone(plain, job(1))[0][0]) == pixels(jobs[-1].result(0)[0][0])
+
+
+def test_adapters_after_a_translation(tiny_model, files, tmp_path):
+    """A translation loads the first adapter of a model, in a run of its own; what is loaded later joins the same table."""
+    generator = Generator.from_pretrained(tiny_model, device="cpu", dtype="float32")
+    asked = {"translate": torch.rand(3, 32, 32), "translator": saved_translator(generator, tmp_path / "translator")}
+    asked |= {"num_inference_steps": 1, "guidance_scale": 1.0}
+    engine = engine_of(generator, adapters=files)
+    jobs = [job(1, **asked), job(1, adapters={"style": 0.8}), job(2, **asked), job(3)]
+    for one in jobs:
+        engine.submit(one)
+        run_all(engine)
+        assert one.result(0)[0][0] is not None, one.error
+    assert pixels(alone(generator, job(1, adapters={"style": 0.8}))[0][0]) == pixels(jobs[1].result(0)[0][0])
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "pixart", "sd3", "sana", "lumina2"])
