@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,12 @@ def test_what_is_refused(tiny, tmp_path, picture, given, says):
         tiny.translate(picture, "a dog", **{"translator": folder, **given}, **CALL)
     with pytest.raises(ValueError, match="one step, and 4 are asked for"):
         tiny("a dog", translate=picture, translator=folder, **CALL)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="is no translator: it has no config"):
+        tiny.translate(picture, "a dog", translator=tmp_path / "empty", **CALL)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        tiny.translate(picture, "a dog", translator=folder, **CALL)
     with pytest.raises(ValueError, match="without a picture to translate"):
         tiny("a dog", translator=folder, **CALL)
 
@@ -294,6 +301,16 @@ def test_a_folder_opens_as_it_was_saved(tiny, tmp_path):
     assert find_direction(opened.config, None).name == "icon"
 
 
+def test_a_sheet_shows_drawings_as_they_are_read(tmp_path):
+    """What is transparent is paper, as for the network."""
+    from gen.tasks.translate.cli import sheet_rows
+
+    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
+    made = SimpleNamespace(images=[Image.new("RGB", (8, 8))], seeds=[0])
+    before, caption = sheet_rows(tmp_path / "a.png", made, "icon")[0]
+    assert (before.size, before.getpixel((3, 3)), caption) == ((8, 8), (255, 255, 255), "a")
+
+
 def _with_config(folder, **changes):
     value = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**value, **changes}))
@@ -310,6 +327,7 @@ def _with_config(folder, **changes):
         ({"weights": {"denoiser": "0" * 64}}, "trained on another denoiser"),
         ({"directions": []}, "directions"),
         ({"directions": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
+        ({"directions": [{"name": "train"}]}, "cannot be named 'train'"),
         ({"layers": {"denoiser": ["__class__"]}}, "no linear layer"),
         ({"layers": {"denoiser": ["blocks"]}}, "no linear layer"),
         ({"gamma": float("nan")}, "gamma|NaN"),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gen.io.digests import file_digest
+from gen.io.errors import regular_file
 from gen.io.weights import CheckpointError, TensorFile, load_weights, read_json, write_bytes, write_json, write_weights
 from gen.models.control_pictures import as_lines
 from gen.models.translation.config import FORMAT, DirectionConfig, Reads, TranslatorConfig
@@ -107,7 +108,8 @@ def open_translator(folder: Path, base: TranslationBase, weights: dict[str, str]
 
 
 def translator_digest(folder: Path) -> str:
-    """sha256 of a translator's weights."""
+    """sha256 of a translator's weights; CheckpointError where there are none."""
+    regular_file(folder / WEIGHTS)
     return file_digest(folder / WEIGHTS)
 
 

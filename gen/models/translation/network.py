@@ -85,7 +85,8 @@ class Coder(nn.Module):
 class Translator(nn.Module):
     """See the module. Its parameters and its state dict are the changes alone; `base` is shared and frozen.
 
-    Raises ValueError for layers that the base does not have, and for an autoencoder without places for skip connections.
+    Raises ValueError for layers that the base does not have, for an autoencoder without places for skip connections, and for a
+    direction named as something that modules have ("train", "float").
     """
 
     base: TranslationBase
@@ -95,9 +96,11 @@ class Translator(nn.Module):
         self.config = config
         object.__setattr__(self, "base", base)
         object.__setattr__(self, "skips", skips_of(base.autoencoder))
-        layers = config.layers
+        layers, names = config.layers, [direction.name for direction in config.directions]
+        if taken := next((name for name in names if hasattr(nn.ModuleDict(), name)), None):
+            raise ValueError(f"A direction cannot be named {taken!r}, which means something to torch; choose another name.")
         self.denoiser = LowRankChanges(base.network, layers.denoiser, config.rank, layers.full, config.scale)
-        made = {direction.name: Coder(base.autoencoder, self.skips, config) for direction in config.directions}
+        made = {name: Coder(base.autoencoder, self.skips, config) for name in names}
         self.coders = nn.ModuleDict(made)
 
     skips: SkipAutoencoder

@@ -121,11 +121,11 @@ def base_of(name: str, translator: str) -> str:
 
 def sheet_rows(file: Path, result: Any, direction: str) -> list[tuple[Any, str]]:
     """What went in, and what came out, with captions."""
-    from PIL import Image
+    from gen.io.images import FORMATS, flat, open_picture
 
     first = result.images[0]
-    with Image.open(file) as opened:
-        before = opened.convert("RGB").resize(first.size)
+    with open_picture(file, FORMATS) as opened:
+        before = flat(opened).resize(first.size)
     made = [(image, f"{direction}, seed {seed}") for image, seed in zip(result.images, result.seeds, strict=True)]
     return [(before, file.stem), *made]
 

@@ -15,7 +15,14 @@ from gen.adapters import Adapter, Delta
 from gen.io.images import digest, read_picture
 from gen.io.validators import check_float
 from gen.models.translation.config import DirectionConfig
-from gen.models.translation.files import as_read, find_direction, find_translator, open_translator, translator_digest
+from gen.models.translation.files import (
+    as_read,
+    find_direction,
+    find_translator,
+    open_translator,
+    read_translator_config,
+    translator_digest,
+)
 from gen.models.translation.network import TranslationBase, Translator
 from gen.pipeline.output import Output
 from gen.pipeline.recipe import Recipe
@@ -156,6 +163,7 @@ class Translate(Task):
 
 def _opened(model: Model, folder: Path) -> OpenedTranslator:
     """The translator of a folder on a model, opened once."""
+    read_translator_config(folder)  # says what a folder is that has no weights
     weights = translator_digest(folder)
     if weights not in model.translators:
         base = TranslationBase(model.config, model.network, model.autoencoder)
