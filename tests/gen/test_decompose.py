@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gen.generator import Generator
 from gen.io.alpha import upon
 from gen.io.openraster import read_openraster, to_tensor, write_openraster
 from gen.models.transparency import OpenedTransparency
 from gen.tasks.transparent import decompose as module
 from gen.tasks.transparent.cli import layers as command
-from gen.tasks.transparent.decompose import connected, decompose, run_on
+from gen.tasks.transparent.decompose import connected, decompose, named, run_on
 
 CALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "progress": False}
 
@@ -161,6 +162,14 @@ def test_a_prompt_chooses_among_things(tiny, finds, monkeypatch):
     found = decompose(tiny, picture, prompt="a red heart")
     kept = found.layer[0, 3]
     assert (kept[20:28, 18:28] == 1).all() and not kept[:16].any()
+
+
+def test_a_model_that_reads_its_scale_chooses_too():
+    """As the packaged student does."""
+    alpha = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    alpha[..., 4:20, 4:20] = alpha[..., 40:60, 40:60] = 1
+    kept = named(Generator.from_pretrained("fast", device="cpu"), torch.full((1, 3, 64, 64), 0.5), alpha, "a cat")
+    assert 0 < kept.sum() <= alpha.sum() and torch.equal(kept, kept.round())
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from gen.io.openraster import LayerImage, LayerStack, to_picture
 from gen.models.transparency import open_transparency
 from gen.tasks.edit.task import encode, read_mask
 from samplers.denoiser import Context
+from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.lookup import nearest
 from samplers.noise import normal
 
@@ -170,8 +171,11 @@ def named(generator: Any, picture: Tensor, alpha: Tensor, prompt: str) -> Tensor
     level, shape = path(LEVEL * path.t_noise), tuple(latents.shape[1:])
     noise = normal(range(SAMPLES), shape, "named", device=generator.device)
     x = level.mix(latents, noise)
+    denoiser, defaults = generator.denoiser, generator.config.defaults
+    if defaults.guidance == "embedded":  # such a network is always told a scale
+        denoiser = EmbeddedGuidance(denoiser, defaults.guidance_scale)
     said, nothing = (
-        generator.denoiser(x, level, generator.encode_prompt([text] * SAMPLES, generator.adapters), Context()).x0.float()
+        denoiser(x, level, generator.encode_prompt([text] * SAMPLES, generator.adapters), Context()).x0.float()
         for text in (prompt, "")
     )
     change = (said - nothing).abs().mean((0, 1), keepdim=True).double().cpu()
