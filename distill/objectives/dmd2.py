@@ -209,7 +209,7 @@ class DistributionMatchingObjective(RolloutObjective):
             return raw
 
         dtype = self.dtype if self.critic_lora is not None else None
-        denoiser = self.teacher.denoiser(network, dtype)  # type: ignore[arg-type]
+        denoiser = self.teacher.denoiser(network, dtype, self.roles["critic"].network)  # type: ignore[arg-type]
         prediction = predict_guided(denoiser, x, level, self.with_guidance(condition, scale, x), guidance, interval)
         return prediction, logits[0][: len(x)]  # of the branch that has the condition
 

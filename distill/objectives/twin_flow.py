@@ -97,7 +97,8 @@ class TwinFlowObjective(StudentObjective):
             return network(x, time, told, context)
 
         told = with_target_time(self.with_guidance(condition, scale, x), s)
-        return self.teacher.denoiser(asked)(x, self.path(t), told, Context()).flow(self.path)  # type: ignore[arg-type]
+        denoiser = self.teacher.denoiser(asked, calls=network)  # type: ignore[arg-type]
+        return denoiser(x, self.path(t), told, Context()).flow(self.path)
 
     def times(self, draws: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
         """(s, t), (B,) float64, s < t: any step, the whole path, or a short one."""

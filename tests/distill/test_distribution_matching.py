@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.networks.lora.overlay import LoraNetwork
+from distill.objectives.bases.teacher import Teacher
 from distill.objectives.dmd2 import Critic, DistributionMatchingConfig, DistributionMatchingObjective, matching
 from distill.types import Batch, Draws, Phase
 from gen.nn.registry import build
@@ -15,7 +16,19 @@ from samplers.analytic import Gaussian
 from samplers.denoiser import Context
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
-from tests.distill.students import FLOW, SIZES, STUDENT, VP, Source, batch_of, exact_teacher, latents, models_of, tiny_teacher
+from tests.distill.students import (
+    FLOW,
+    SIZES,
+    STUDENT,
+    VP,
+    Source,
+    batch_of,
+    exact_teacher,
+    latents,
+    model,
+    models_of,
+    tiny_teacher,
+)
 from tests.gen.conftest import randomise
 
 CRITIC = Phase("critic", "critic")
@@ -164,6 +177,20 @@ def test_the_levels_compared_are_those_of_the_config_within_the_range():
     time = {"type": "logit_normal", "mean": -1.0, "std": 1.0}
     low = dmd(tiny_teacher(), student(), time=time, range=(0.1, 0.9)).compared(draws, CPU).t
     assert low.min() == 0.1 and low.median().item() == pytest.approx(0.27, abs=0.02)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_critic_of_a_teacher_with_learned_variances_begins_as_the_teacher(lora):
+    network = randomise(build({"type": "dit", **SIZES, "learned_variance": True}), 1).eval().requires_grad_(False)
+    teacher, batch = Teacher(model(), network, name="tiny"), latents()
+    objective = dmd(teacher, nn.Identity(), start="teacher", lora=lora)
+    condition, level = objective.condition(batch, CPU), objective.path(torch.full((4,), 0.5, dtype=torch.float64))
+    found, _ = objective.judge(objective.roles["critic"].network, batch.latents, level, condition, 1.0)
+    wanted = objective.teacher_predict(models_of(objective), batch.latents, level, condition).x0
+    assert wanted.shape == batch.latents.shape
+    torch.testing.assert_close(found.x0, wanted, atol=1e-6, rtol=1e-5)
+    for phase in (STUDENT, CRITIC):
+        assert objective.loss(phase, models_of(objective), batch, Draws(0, batch.index, phase.name), 0)[0].isfinite()
 
 
 def test_where_samples_start():

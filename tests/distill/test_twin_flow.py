@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.objectives.mean_flow import with_target_time
 from distill.objectives.twin_flow import TwinFlowConfig, TwinFlowObjective
 from distill.types import Draws
+from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.path import expand
 from tests.distill.flow_maps import ExactMap, gaussian_teacher
 from tests.distill.students import SIZES, batch_of, latents, loss_of, models_of, tiny_teacher
 from tests.distill.test_objective_continuous import tiny
+from tests.gen.conftest import randomise
 
 CPU = torch.device("cpu")
 ENDS = {**SIZES, "scalars": ["target_time"]}
@@ -48,6 +51,15 @@ def at(objective, batch):
         objective.path(t).mix(batch.latents, draws.normal_like("eps", batch.latents)),
         Condition(label=batch.labels),
     )
+
+
+def test_the_velocity_of_a_network_with_learned_variances_is_without_them():
+    network = randomise(build({"type": "dit", **ENDS, "learned_variance": True}), 2)
+    objective, batch = twin(network), latents()
+    _, s, t, x, condition = at(objective, batch)
+    told = with_target_time(condition, s)
+    wanted = objective.teacher.denoiser(network)(x, objective.path(t), told, Context()).flow(objective.path)
+    torch.testing.assert_close(objective.velocity(network, x, t, s, condition, 1.0), wanted)
 
 
 def test_the_exact_map_is_its_own_target_but_for_an_euler_step():

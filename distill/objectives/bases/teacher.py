@@ -6,7 +6,7 @@ Images or latents x are (B, C, H, W); levels hold one value per sample, (B,).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.checkpointing.digests import digest, weights_digest
 from distill.types import Batch, encoded
-from gen.models.folder import ModelConfig, Option
+from gen.models.folder import ModelConfig, Option, learns_variance
 from gen.models.options import DTYPES
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
@@ -96,9 +96,11 @@ class Teacher:
     def takes_labels(self) -> bool:
         return bool(getattr(self.network.config, "num_classes", 0))
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None) -> NetworkDenoiser:
-        """A network of the teacher's kind as a denoiser: its own, a student, a critic."""
-        return self.model.denoiser(network, dtype)
+    def denoiser(self, network: nn.Module, dtype: torch.dtype | None = None, calls: nn.Module | None = None) -> NetworkDenoiser:
+        """A network of the teacher's kind as a denoiser: its own, a student, a critic. calls: of a plain function, the network
+        that it calls, which says whether half of the output is a variance."""
+        made = self.model.denoiser(network, dtype)
+        return made if calls is None else replace(made, learned_variance=learns_variance(calls))
 
     # ---- what it reads ----
 
