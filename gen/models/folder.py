@@ -175,6 +175,8 @@ def learns_variance(network: Any) -> bool:
     while not isinstance(network, nn.Module) and hasattr(network, "network"):
         network = network.network
     for part in network.modules() if isinstance(network, nn.Module) else [network]:
+        if isinstance(base := getattr(part, "base", None), nn.Module):  # of a LoRA, which has it not among its modules
+            return learns_variance(base)
         if (config := getattr(part, "config", None)) is None:
             continue
         if hasattr(config, "learned_variance"):

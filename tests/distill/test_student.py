@@ -18,6 +18,8 @@ from distill.objectives.bases.student_config import StudentConfig
 from distill.objectives.bases.teacher import Teacher
 from distill.types import Draws
 from gen.generator import Generator
+from gen.models.bridge.network import BridgedConfig, BridgedNetwork
+from gen.models.folder import learns_variance
 from gen.nn.registry import build
 from samplers.analytic import Mixture
 from samplers.denoiser import Condition, Context
@@ -254,6 +256,15 @@ def test_the_target_is_an_average_and_is_kept():
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
     with pytest.raises(ValueError, match="keeps no"):
         objective_of(tiny_teacher()).load_state_dict(state)
+
+
+def test_a_lora_on_a_network_of_diffusers_with_learned_variances_is_known_to_have_them():
+    theirs = nn.Module()
+    theirs.blocks, theirs.config = nn.ModuleList([nn.Linear(4, 4)]), {"in_channels": 4, "out_channels": 8}
+    bridged = BridgedNetwork(theirs, BridgedConfig(4))
+    assert learns_variance(bridged) and learns_variance(LoraNetwork(bridged, LoraConfig(rank=1)))
+    theirs.config = {"in_channels": 4, "out_channels": 4}
+    assert not learns_variance(LoraNetwork(bridged, LoraConfig(rank=1)))
 
 
 def test_averaging_with_no_decay_copies():
