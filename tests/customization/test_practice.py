@@ -1,4 +1,5 @@
-"""Options that people who train LoRAs know: pseudo-Huber losses, noise of several resolutions, rates for B, ranks by layer."""
+"""Options that people who train LoRAs know: pseudo-Huber losses, noise of several resolutions, rates for B, ranks by layer,
+optimisers."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from customization.base.config import CustomizationConfig
 from customization.base.huber import HuberConfig, pseudo_huber_of
 from customization.base.pyramid_noise import PyramidConfig, add_pyramid
 from distill.optim.optimizer import Optimizer
-from distill.optimizer_config import OptimizerConfig
+from distill.optimizer_config import KINDS, OptimizerConfig
 from distill.types import Batch, Draws
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
-from tests.customization.kit import objective, shake
+from tests.customization.kit import objective, pictures, shake, trainer
 
 
 def test_the_loss_is_pseudo_huber_with_the_levels_parameter(tiny_model):
@@ -127,3 +128,19 @@ def test_training_goes_on_from_a_lora(tiny_model, tmp_path):
         objective(tiny_model, adapter={"rank": 2, "targets": ["qkv"]}, text_adapter={"rank": 1}, start=str(file))
     with pytest.raises(ValidationError, match="start is a LoRA that an adapter of type lora or rslora"):
         CustomizationConfig(adapter={"type": "loha"}, start=str(file))
+
+
+@pytest.mark.parametrize("type", KINDS)
+def test_every_optimizer_teaches_a_lora_whose_blocks_are_computed_again(tiny_model, tmp_path, type):
+    """Every factor moves, B from the zero that it starts at, which keeps A where it is in the first step."""
+    if KINDS[type].make.startswith("distill.optim.library"):
+        pytest.importorskip("pytorch_optimizer")
+    own = {"prodigy": {"lr": 1.0}, "dog": {"lr": 1.0, "options": {"relative_start": 1e-2}}}.get(type, {"lr": 1e-2})
+    settings = {"optimizer": {"type": type, **own}, "schedule": {"type": "constant", "warmup": 1}, "max_steps": 3}
+    images = pictures(tmp_path / "images", count=1)
+    made = trainer(tmp_path / "run", images, tiny_model, gradient_checkpointing=True, **settings)
+    factors = made.networks["adapter"].named
+    before = {name: value.detach().clone() for name, value in factors.items()}
+    made.train()
+    assert before and not [name for name, value in factors.items() if torch.equal(value, before[name])]
+    assert all(value.isfinite().all() for value in factors.values())
