@@ -163,8 +163,12 @@ class OptimizerConfig(Config):
                 f"{self.type} has no {' and no '.join(ignored)}; leave it out (the override "
                 f"'optimizer={{type: {self.type}}}' replaces the whole section), or choose another type"
             )
-        if self.type == "schedule_free" and self.betas[0] == 0:
-            raise ValueError("schedule_free needs a first beta above 0, as it trains between two sets of weights")
+        needs = {
+            "schedule_free": "it trains between two sets of weights",
+            "ademamix": "its slow average begins as the fast one",
+        }
+        if self.type in needs and self.betas[0] == 0:
+            raise ValueError(f"{self.type} needs a first beta above 0, as {needs[self.type]}")
         if self.options and self.kind.options is NoOptions:
             raise ValueError(f"{self.type} has no options of its own, and {', '.join(self.options)} is given; leave it out")
         try:

@@ -239,7 +239,8 @@ def test_two_processes_are_one(tmp_path, type, how):
         ({"type": "adamw", "options": {"alpha": 2}}, "adamw has no options of its own, and alpha is given"),
         ({"type": "dog", "betas": [0.9, 0.99]}, "dog has no betas; leave it out"),
         ({"type": "lion", "eps": 1e-6}, "lion has no eps"),
-        ({"type": "schedule_free", "betas": [0, 0.9]}, "first beta above 0"),
+        ({"type": "schedule_free", "betas": [0, 0.9]}, "schedule_free needs a first beta above 0"),
+        ({"type": "ademamix", "betas": [0, 0.9]}, "ademamix needs a first beta above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(section, sentence):
