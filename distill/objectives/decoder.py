@@ -199,7 +199,7 @@ class DecoderObjective(Objective):
 
     def latents(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> DecoderInput:
         """`make_latents`, once for all updates of a step."""
-        key = (draws.seed, *batch.index.tolist())
+        key = (torch.is_grad_enabled(), draws.seed, *batch.index.tolist())  # a measurement is of its own samples
         kept = self._made.get(key)
         if kept is None or kept[0] != step:
             self._made = {index: entry for index, entry in self._made.items() if entry[0] == step}

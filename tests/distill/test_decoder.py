@@ -1,6 +1,7 @@
 """Training of a decoder alone: what it decodes, what each term of its loss is, and that the latent space stays."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -178,6 +179,16 @@ def test_both_updates_of_a_step_decode_the_same_latents_and_make_them_once(monke
     assert len(seen) == 1 and kept[0] is kept[1]
     made.latents(models_of(made), batch, draws_of(batch), 5)
     assert len(seen) == 2 and len(made._made) == 1
+
+
+def test_a_measurement_of_other_pictures_leaves_what_the_step_decodes():
+    """Held-out samples have the numbers of a step's own where both are counted from the same one."""
+    made, batch = objective(predicted=0.5, sampled=0.0), batch_of()
+    wanted = objective(predicted=0.5, sampled=0.0).latents(models_of(made), batch, draws_of(batch), 3)
+    with torch.no_grad():
+        other = made.latents(models_of(made), replace(batch, images=-batch.images), draws_of(batch), 3)
+    found = made.latents(models_of(made), batch, draws_of(batch), 3)
+    assert torch.equal(found.latents, wanted.latents) and not torch.equal(other.latents, wanted.latents)
 
 
 def test_only_the_decoder_trains_and_the_export_keeps_the_encoder(tmp_path):

@@ -188,6 +188,16 @@ def test_discriminators_judge_what_the_translator_has_just_drawn():
         torch.testing.assert_close(loss, torch.stack(hinge).mean())
 
 
+def test_a_measurement_of_other_pictures_leaves_what_the_step_judges():
+    """Held-out samples have the numbers of a step's own, here of one in which the translator is not updated."""
+    (made, networks), batch = unpaired(), batch_of()
+    wanted = made.judged(networks, batch, Draws(0, batch.index, "translator"), 3)
+    with torch.no_grad():
+        loss_of(made, networks, replace(batch, images=-batch.images, extra={SOURCE: -batch.extra[SOURCE]}), step=3)
+    found = made.judged(networks, batch, Draws(0, batch.index, "translator"), 3)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 def test_outlines_are_drawn_alike_for_all_updates_of_a_step():
     made, networks = paired(made_from="edges")
     batch = batch_of()

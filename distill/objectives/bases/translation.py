@@ -184,11 +184,11 @@ class TranslationObjective(Objective):
     def keep(self, batch: Batch, step: int, made: list[Tensor]) -> None:
         """Pictures of the translator's update, for the discriminators' of the same step to judge."""
         self._made = {index: entry for index, entry in self._made.items() if entry[0] == step}
-        self._made[tuple(batch.index.tolist())] = (step, [one.detach().clamp(-1, 1) for one in made])
+        self._made[_key(batch)] = (step, [one.detach().clamp(-1, 1) for one in made])
 
     def judged(self, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int) -> list[Tensor]:
         """Pictures of every direction as they were drawn in this step, or drawn now."""
-        kept = self._made.get(tuple(batch.index.tolist()))
+        kept = self._made.get(_key(batch))
         if kept is not None and kept[0] == step:
             return kept[1]
         with torch.no_grad():
@@ -235,3 +235,8 @@ class TranslationObjective(Objective):
         """The translator's folder, in bfloat16, for `fewstep translate --model FOLDER`."""
         trained: Any = models["translator"]
         save_translator(trained.translator, folder, torch.bfloat16, self.source)
+
+
+def _key(batch: Batch) -> tuple[int, ...]:
+    """What drawn pictures are kept by: the samples' numbers. A measurement has samples of its own with such numbers."""
+    return torch.is_grad_enabled(), *batch.index.tolist()
