@@ -5,7 +5,8 @@ condition, and whether they judge the whole picture or every place. Several of e
 begins anew at every step, so that no head stays long enough to learn the data by heart. Source: NitroFusion, arXiv 2412.02030.
 
 Heads of one block are one tensor: those that a step does not ask have a gradient of zero. Train them by an Adam with
-betas: [0, ...], or momentum moves them all the same.
+betas: [0, ...], or momentum moves them all the same. A head that begins anew keeps the second moment that the
+optimiser has there.
 """
 
 from __future__ import annotations
