@@ -18,7 +18,8 @@ class DoG(KeptState, torch.optim.Optimizer):
     weights as one vector. The first distance is relative_start (1 + |x_0|).
 
     lr: of a group, as a factor on eta; 1 is the method.
-    weight_decay: decoupled, so that it is no part of the gradients whose size sets the rate: x <- x - lr eta weight_decay x.
+    weight_decay: decoupled, so that it is no part of the gradients whose size sets the rate, as it is in the authors' code:
+        x <- x - lr eta weight_decay x.
     """
 
     shared: ClassVar[tuple[str, ...]] = ("distance", "squares")
