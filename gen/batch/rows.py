@@ -162,7 +162,7 @@ class RowReader:
         return Call(arguments, adapters=adapters, model=self.model), extra
 
     def _confine(self, arguments: dict[str, Any], own: Mapping[str, Any]) -> None:
-        """Pictures that a row names are files below the folder of its source."""
+        """Pictures that a row names, those of a layout too, are files below the folder of its source."""
         for name in (*PICTURES, *MAPPED):
             if name not in own or own[name] == "batch":
                 continue
@@ -173,6 +173,24 @@ class RowReader:
                 arguments[name] = (
                     [self._file(name, one) for one in value] if isinstance(value, list) else self._file(name, value)
                 )
+
+        if isinstance(layout := own.get("layout"), Mapping):
+            arguments["layout"] = self._confined_layout(layout)
+
+    def _confined_layout(self, layout: Mapping[str, Any]) -> dict[str, Any]:
+        """A layout whose painting and masks are files below that folder."""
+        confined = dict(layout)
+        if layout.get("painting") is not None:
+            confined["painting"] = self._file("layout's painting", layout["painting"])
+        for name in ("regions", "layers"):
+            if isinstance(parts := layout.get(name), list):
+                confined[name] = [
+                    {**part, "mask": self._file("layout's mask", part["mask"])}
+                    if isinstance(part, Mapping) and part.get("mask") is not None
+                    else part
+                    for part in parts
+                ]
+        return confined
 
     def _file(self, name: str, value: Any) -> str:
         base = self.source.base
