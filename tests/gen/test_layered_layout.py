@@ -65,6 +65,7 @@ def test_recipes_hold_layers_and_replay(tiny, tmp_path):
     assert np.array_equal(np.asarray(tiny.replay(recipe, progress=False).images[0]), np.asarray(made.images[0]))
     plain = tiny.layout({"background": "a cat", "regions": [{"prompt": "a dog", "box": [0, 0, 0.5, 1]}]}, **CALL).recipes[0]
     assert "layered" not in plain.to_json() and "opacity" not in plain.to_json()
+    assert "attention" not in json.loads(plain.to_json())["layout"]
 
 
 def test_layers_in_a_file(tiny, tmp_path):

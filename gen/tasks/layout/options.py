@@ -31,7 +31,7 @@ class LayoutRecord(Record):
     background: the prompt of the rest.
     bootstrap: a log-SNR.
     window: pixels.
-    attention: regions are parts of attention to text.
+    attention: regions are parts of attention to text; None for no, so that recipes without are as they were.
     layered: they are layers upon one another, the lowest first, with opacities; until: a log-SNR, from which they are drawn on
         together.
     """
@@ -41,7 +41,7 @@ class LayoutRecord(Record):
     bootstrap: float | None = None
     window: int | None = Field(None, ge=1, le=16_384)
     at_once: int | None = Field(None, ge=1, le=64)
-    attention: bool = False
+    attention: bool | None = None
     layered: Literal[True] | None = None
     until: float | None = Field(None, ge=-20, le=20)
 

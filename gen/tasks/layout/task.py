@@ -84,7 +84,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
         bootstrap=spec.bootstrap,
         window=spec.window,
         at_once=spec.at_once,
-        attention=spec.attention,
+        attention=spec.attention or None,
         layered=True if spec.layers else None,
         until=spec.until,
     )
