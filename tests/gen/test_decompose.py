@@ -208,6 +208,10 @@ def test_the_command_writes_layers_and_reads_them(tmp_path, tiny_model, capsys):
     flat = run(tmp_path / "out.ora", "--flatten", "--out", tmp_path / "flat.png").strip()
     with Image.open(flat) as back, Image.open(tmp_path / "in.png") as before:
         assert np.abs(np.asarray(back.convert("RGB")).astype(int) - np.asarray(before)).max() <= 2
+    with Image.open(run(tmp_path / "out.ora", "--flatten", "--out", tmp_path / "flat.jpg").strip()) as opaque:
+        assert opaque.size == (32, 32)
+    with pytest.raises(ValueError, match="leave --prompt out"):
+        run(tmp_path / "out.ora", "--prompt", "a cat")
     names = run(*given, "--out", tmp_path / "parts").split()
     assert [name.rsplit("/", 1)[1] for name in names] == ["0-background.png", "1-in.png"]
     with Image.open(names[1]) as thing:

@@ -74,6 +74,9 @@ def layers(
 ) -> int:
     """Take a picture apart into a thing with alpha and what is behind it; or read such layers again."""
     if picture.suffix.lower() == ".ora":
+        options = {"--mask": mask, "--prompt": prompt, "--background": background, "--seed": seed, "--steps": steps}
+        if other := next((name for name, value in options.items() if value is not None), None):
+            raise ValueError(f"{picture} is a file of layers, which is read as it is; leave {other} out.")
         return _read(picture, flatten, output, quiet)
     if flatten:
         raise ValueError("--flatten is for a file of layers (.ora).")
@@ -136,7 +139,9 @@ def _read(file: Path, flatten: bool, output: Path | None, quiet: bool) -> int:
 
     stack = read_openraster(file)
     if flatten:
-        print(save_free(stack.flatten(), file.with_suffix(".png") if output is None else output), flush=True)
+        whole = stack.flatten()
+        whole = whole if whole.getextrema()[3][0] < 255 else whole.convert("RGB")  # which a JPEG may hold
+        print(save_free(whole, file.with_suffix(".png") if output is None else output), flush=True)
     elif output is not None:
         for path in write_layers(output, stack):
             print(path, flush=True)
