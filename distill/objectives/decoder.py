@@ -123,8 +123,7 @@ class DecoderObjective(Objective):
         if not hasattr(self.teacher.autoencoder, "decoder_skip"):
             raise ValueError(f"The teacher {self.teacher.name!r} has no autoencoder of fewstep to train the decoder of.")
         for model in filter(None, (self.teacher, self.student)):
-            if model.text_encoder is not None and hasattr(model.network, "set_null"):
-                model.network.set_null(model.text_encoder.condition("", True))
+            model.read_null()
         start = self.teacher.autoencoder if isinstance(network, nn.Identity) else network
         decoder = LatentDecoder(copy.deepcopy(start))
         # the encoder is the teacher's, whatever the weights that the decoder starts from

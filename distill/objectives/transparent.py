@@ -89,8 +89,7 @@ class TransparentObjective(Objective):
         autoencoder: Any = self.teacher.autoencoder
         if autoencoder is None:
             raise ValueError(f"The teacher {self.teacher.name!r} has no autoencoder that makes pictures; choose another.")
-        if self.teacher.text_encoder is not None and hasattr(self.teacher.network, "set_null"):
-            self.teacher.network.set_null(self.teacher.text_encoder.condition("", True))
+        self.teacher.read_null()
         if isinstance(network, nn.Identity):
             sizes = {"latent_channels": autoencoder.channels, "factor": autoencoder.factor}
             network = Transparency(TransparencyConfig(**sizes, size=self.teacher.model.sample_size))

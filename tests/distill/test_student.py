@@ -28,7 +28,7 @@ from samplers.path import NoiseLevel, VariancePreserving
 from samplers.registry import get_grid, get_solver
 from samplers.sample import sample
 from tests.distill.students import FLOW, SHAPE, SIZES, VP, batch_of, exact_teacher, model, tiny_teacher
-from tests.gen.conftest import randomise
+from tests.gen.conftest import randomise, tiny_text_encoder
 
 
 def objective_of(model: Teacher, network=None, /, **config) -> StudentObjective:
@@ -265,6 +265,21 @@ def test_a_lora_on_a_network_of_diffusers_with_learned_variances_is_known_to_hav
     assert learns_variance(bridged) and learns_variance(LoraNetwork(bridged, LoraConfig(rank=1)))
     theirs.config = {"in_channels": 4, "out_channels": 4}
     assert not learns_variance(LoraNetwork(bridged, LoraConfig(rank=1)))
+
+
+@pytest.mark.parametrize("own", [{"type": "mmdit"}, {"type": "z_image", "axes": [4, 6, 6]}])
+def test_what_no_prompt_is_stays_the_teachers_own(own):
+    """Networks of text and patches have learned it; they are not told what the text encoder says of an empty prompt."""
+    text = tiny_text_encoder().eval().requires_grad_(False)
+    sizes = {"size": 4, "patch": 2, "channels": 2, "dim": 32, "heads": 2, "depth": 1, "text_tokens": 8, "text_dim": 16}
+    network = randomise(build({**sizes, **own}), 1).eval().requires_grad_(False)
+    condition = text.condition("cat").null()
+    x, time = batch_of(1, shape=(2, 4, 4)).latents.float(), torch.full((1,), 0.5)
+    before = network(x, time, condition, Context())
+    objective = objective_of(Teacher(model(), network, text_encoder=text, name="tiny"), nn.Identity())
+    after = [role.network(x, time, condition, Context()) for role in objective.roles.values()]
+    for one in after:
+        torch.testing.assert_close(one, before)
 
 
 def test_averaging_with_no_decay_copies():

@@ -63,8 +63,7 @@ class StudentObjective(Objective):
         self.model = self.teacher.model
         self.autoencoder, self.text_encoder = self.teacher.autoencoder, self.teacher.text_encoder
         self.dtype, self.path = self.teacher.dtype, self.teacher.path
-        if self.text_encoder is not None and hasattr(self.teacher.network, "set_null"):
-            self.teacher.network.set_null(self.text_encoder.condition("", True))
+        self.teacher.read_null()
         student = make_student(config, self.teacher, network, self.scalars)
         self.roles = {"student": Role(student), "teacher": Role(self.teacher.network, trains=False, ema=False)}
         if config.target_ema is not None:

@@ -104,6 +104,11 @@ class Teacher:
 
     # ---- what it reads ----
 
+    def read_null(self) -> None:
+        """Tell a network that has no empty prompt of its own what the text encoder makes of one."""
+        if self.text_encoder is not None and getattr(self.network, "reads_null", False):
+            self.network.set_null(self.text_encoder.condition("", True))
+
     @torch.no_grad()
     def clean(self, batch: Batch) -> Tensor:
         """The x0 of a batch (B, C, h, w), float32: scaled latents, or the pictures themselves."""

@@ -98,9 +98,8 @@ class TranslationObjective(Objective):
         if not isinstance(network, nn.Identity):
             raise ValueError("A translator is made of its teacher: leave the section network empty, {}.")
         self.autoencoder = self.teacher.autoencoder
-        base, text = self.teacher.network, self.teacher.text_encoder
-        if text is not None and hasattr(base, "set_null"):
-            base.set_null(text.condition("", True))
+        base = self.teacher.network
+        self.teacher.read_null()
         made = Translator(self.translator_config(), TranslationBase(self.teacher.model, base, self.teacher.autoencoder))
         trained = TrainedTranslator(made, self.projected).train().requires_grad_(True)
         self.roles = {"translator": Role(trained), "teacher": Role(base, trains=False, ema=False)}
