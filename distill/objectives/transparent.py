@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.objectives.autoencoder import gradient_difference
+from distill.losses.pictures import gradient_difference
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.teacher import Teacher, TeacherConfig, predict_guided
 from distill.objectives.decoder import rows_of
