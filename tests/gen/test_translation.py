@@ -22,6 +22,8 @@ from gen.models.translation.skips import skips_of
 from gen.nn.low_rank import LowRankWeight
 from gen.nn.replaced_weight import replaced
 from gen.pipeline.png import read_recipe
+from gen.tasks.translate.options import TranslateKeywords
+from gen.tasks.translate.task import Translate
 from samplers.denoiser import Context
 from samplers.noise import normal
 from tests.gen import pipelines
@@ -266,6 +268,13 @@ def test_what_is_refused(tiny, tmp_path, picture, given, says):
         tiny.translate(picture, "a dog", translator=folder, **CALL)
     with pytest.raises(ValueError, match="without a picture to translate"):
         tiny("a dog", translator=folder, **CALL)
+
+
+def test_an_offloaded_model_translates_nothing():
+    """Its autoencoder would come to the device with weights that are put back afterwards."""
+    model = SimpleNamespace(offload="model", device=torch.device("cuda"))
+    with pytest.raises(ValueError, match="open it without offload"):
+        Translate.from_call(model, TranslateKeywords("a.png"), SimpleNamespace(steps=1))
 
 
 def test_the_command_translates_a_folder(tiny, tiny_model, tmp_path, picture, monkeypatch, capsys):

@@ -98,6 +98,10 @@ class Translate(Task):
             raise ValueError(
                 f"A translation is one step, and {settings.steps} are asked for; give num_inference_steps=1 (--steps 1)."
             )
+        if model.offload is not None and model.device.type != "cpu":
+            raise ValueError(
+                "A translation changes parts of the model for a moment, which go with no offloading; open it without offload."
+            )
         opened = _opened(model, find_translator("default" if args.translator is None else args.translator))
         direction = find_direction(opened.translator.config, args.translate_direction)
         strength = 1.0 if args.translate_strength is None else args.translate_strength
