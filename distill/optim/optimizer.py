@@ -86,12 +86,14 @@ class Optimizer:
         chosen = set(matrices)
         rest = [p for p in self.parameters if p not in chosen]
         self.parts: list[torch.optim.Optimizer] = []
+        rates = getattr(network, "rates", {})
         if matrices:
-            self.parts.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
+            groups: Any = self._by_rate(matrices, rates, config.muon_lr)
+            self.parts.append(Muon(groups, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95))
         if any(map(is_sharded, self.parameters)):
             check_cut(config, "shards")
         if rest:
-            self.parts.append(make(self._by_rate(rest, getattr(network, "rates", {}), config.lr), config, steps))
+            self.parts.append(make(self._by_rate(rest, rates, config.lr), config, steps))
         self.peaks = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def _by_rate(self, parameters: list[nn.Parameter], rates: Mapping[str, float], lr: float) -> list[dict[str, Any]]:

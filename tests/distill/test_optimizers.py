@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from distill.trainer import TrainingError
 from tests.distill import optimizers as published
 from tests.distill.processes import launched, on_processes
 from tests.distill.states import close, everything, stop_after
-from tests.distill.toy import BASE, toy_trainer
+from tests.distill.toy import BASE, Net, toy_trainer
 
 pytest.importorskip("pytorch_optimizer")
 # what makes a short run show everything: several new bases, a warm-up that ends, averages in eight bits
@@ -132,6 +133,17 @@ def test_averages_and_exports_of_schedule_free_are_of_the_weights_for_use(tmp_pa
         used = {name: value.clone() for name, value in network.state_dict().items()}
     assert all(torch.equal(used[name], seen[name]) for name in used)
     assert not torch.equal(used["head.weight"], network.head.weight)
+
+
+@pytest.mark.parametrize("type", ["adamw", "muon"])
+def test_parameters_have_the_rates_that_a_network_asks_for(type):
+    network: Any = Net()
+    network.rates = {"blocks.0.weight": 3.0, "head.bias": 0.5}
+    optimizer = Optimizer(network, OptimizerConfig(type=type, lr=1e-3, muon_lr=1e-2))
+    groups = [group for part in optimizer.parts for group in part.param_groups]
+    found = {optimizer.names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+    usual = {"muon": {"blocks.0.weight": 1e-2, "blocks.1.weight": 1e-2}}.get(type, {})
+    assert found == {name: network.rates.get(name, 1.0) * usual.get(name, 1e-3) for name in optimizer.names.values()}
 
 
 # ---- what every one of them must do ----
