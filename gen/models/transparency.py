@@ -87,8 +87,8 @@ def find_transparency(given: Any = None) -> Path:
         return SHIPPED
     if not isinstance(given, str | Path) or not str(given) or not Path(given).is_dir():
         raise ValueError(
-            f"transparency is {given!r:.200}, which is no folder here; give one that a run of configs/default/transparent.yaml "
-            "has written, or leave it out for the one that is shipped."
+            f"transparency is {str(given)!r:.200}, which is no folder here; give one that a run of "
+            "configs/default/transparent.yaml has written, or leave it out for the one that is shipped."
         )
     return Path(given)
 
