@@ -121,6 +121,7 @@ def test_many_words_cost_no_warning(opened, recwarn):
         ({"references": [PICTURE] * 17}, "has 17 pictures; give 16 at most"),
         ({"references": [PICTURE] * 2, "references_mask": LEFT}, "1 masks where references has 2 pictures"),
         ({"references": [PICTURE] * 3, "references_scale": [1, 2]}, "2 numbers where references has 3 pictures"),
+        ({"references": PICTURE, "references_scale": [1, 2]}, "2 numbers where references has 1 picture; give 1[.]"),
         ({"references": PICTURE, "references_encoder": "nowhere"}, "'nowhere', which is no folder here"),
         ({"references": PICTURE, "references_encoder": None}, "it is for another model|lacks the default model"),
         ({"references": PICTURE, "references_vision": "clip"}, "reads the model's own latents"),

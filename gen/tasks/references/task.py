@@ -194,9 +194,8 @@ def _scales(scale: Any, count: int) -> tuple[float, ...]:
     """One number, or one for each picture."""
     given = [1.0] if scale is None else listed(scale)
     if len(given) not in (1, count):
-        raise ValueError(
-            f"references_scale has {len(given)} numbers where references has {count} pictures; give one, or {count}."
-        )
+        pictures = f"{count} pictures; give one, or {count}" if count > 1 else "1 picture; give 1"
+        raise ValueError(f"references_scale has {len(given)} numbers where references has {pictures}.")
     return tuple(check_float("references_scale", one, -100, 100) for one in given)
 
 
