@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gen.nn.reference import WORD
+
 _TAUGHT = re.compile(r"<[^<>\s:]{1,100}>")
 _IN_BRACKETS = re.compile(r"<[^<>\n]{1,300}>")
 _LONGEST = 200  # characters of words that are named
@@ -33,9 +35,10 @@ def warn_words(prompts: Sequence[str], encoder: Any, adapters: Mapping[str, floa
         unseen = dict.fromkeys(word for prompt in prompts for word in encoder.unseen_words(_IN_BRACKETS.sub(" ", prompt)))
     notes = []
     if names:
+        resembled = f"give the pictures that {WORD} stands for (--reference FILE, references), " if WORD in names else ""
         notes.append(
-            f"No adapter in force has taught the model {_listed(names)}; load the one that has (--lora FILE, load_adapter), or "
-            "write ordinary words"
+            f"No adapter in force has taught the model {_listed(names)}; {resembled}load the one that has (--lora FILE, "
+            "load_adapter), or write ordinary words"
         )
     if unseen:
         notes.append(

@@ -91,6 +91,7 @@ def test_words_of_adapters_that_are_not_in_force_are_noted(knowing):
     taught = Adapter("new", {}, {}, words={"<new>": {"text_encoder": torch.zeros(1, 16)}})
     [said] = notes(knowing, ["a <new> wombat"])
     assert "taught the model '<new>'; load the one that has (--lora FILE" in said and "'wombat'" in said
+    assert ["(--reference FILE" in one for one in notes(knowing, ["a <ref> cat"])] == [True] and "--reference" not in said
     assert notes(knowing, ["a <hypernet:x:0.8> cat"]) == []  # which has a note of its own
     try:
         knowing.load_adapter(taught)
