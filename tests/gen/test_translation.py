@@ -280,13 +280,13 @@ def test_an_offloaded_model_translates_nothing():
 def test_the_command_translates_a_folder(tiny, tiny_model, tmp_path, picture, monkeypatch, capsys):
     folder = saved_translator(tiny, tmp_path / "translator")
     (tmp_path / "many").mkdir()
-    for name in ("b.png", "a.jpg"):
+    for name in ("b.png", "a.jpg", "c.tif"):
         Image.open(picture).save(tmp_path / "many" / name)
     given = ["--model", str(folder), "--base", str(tiny_model), "--device", "cpu", "--dtype", "float32"]
     code = main(["translate", str(tmp_path / "many"), *given, "--grid", str(tmp_path / "g.png"), "-o", str(tmp_path / "out")])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert [line.rpartition("/")[2] for line in said.out.split()] == ["a-icon-0.png", "b-icon-0.png", "g.png"]
+    assert [line.rpartition("/")[2] for line in said.out.split()] == ["a-icon-0.png", "b-icon-0.png", "c-icon-0.png", "g.png"]
     assert read_recipe(tmp_path / "out" / "a-icon-0.png").translation.direction == "icon"
     for bad, words in (
         (["translate", "gone.png", *given], "gone.png does not exist"),
