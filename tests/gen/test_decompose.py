@@ -179,7 +179,7 @@ def test_a_model_that_reads_its_scale_chooses_too():
         ({"background": "sky"}, "fill='model'"),
         ({"seed": 3}, "seed is for the model"),
         ({"mask": torch.ones(1, 32, 32), "prompt": "a cat"}, "give one of them"),
-        ({"mask": torch.zeros(1, 32, 32)}, "Nothing is found"),
+        ({"mask": torch.zeros(1, 32, 32)}, "Nothing of the mask is white"),
         ({"mask": torch.ones(1, 32, 32)}, "covers the whole picture"),
         ({"mask": torch.ones(1, 32, 90)}, "another shape"),
     ],

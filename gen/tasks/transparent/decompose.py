@@ -90,6 +90,8 @@ def decompose(
     else:
         alpha = resized(read_mask("mask", mask, given.float(), "picture").double(), *given.shape[2:])
     covered = float((alpha > LEAST).double().mean())
+    if not covered and mask is not None:
+        raise ValueError("Nothing of the mask is white, so that no thing is there; give one that is white where the thing is.")
     if not covered:
         raise ValueError("Nothing is found that stands before a background; give a mask (--mask) of the thing.")
     hole = (F.max_pool2d(alpha, 2 * GROWN + 1, 1, GROWN) > LEAST).double()
