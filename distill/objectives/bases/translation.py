@@ -23,6 +23,7 @@ from distill.networks.patch_discriminator import PatchDiscriminator, fooling_los
 from distill.networks.trained_translator import TrainedTranslator
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.teacher import Teacher, TeacherConfig
+from distill.optim.precision import autocast
 from distill.parallel.shards import detached_weights
 from distill.types import SOURCE, Batch, Draws, Phase, Preview, Role, pictures_of
 from gen.models.translation.config import DirectionConfig, LayersConfig, TranslatorConfig
@@ -219,7 +220,7 @@ class TranslationObjective(Objective):
         extra = {name: value[:count] for name, value in batch.extra.items() if isinstance(value, Tensor)}
         batch = Batch(batch.index[:count], images, captions=captions, labels=labels, extra=extra)
         sides = self.sides(batch, Draws(seed, batch.index, "preview"))
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with autocast(images.device):
             made = models["translator"](*(self.job(batch, side) for side in sides))
         shown, words = [], []
         for side, (picture, *_) in zip(sides, made, strict=True):
