@@ -130,8 +130,8 @@ class ReferenceObjective(Objective):
 
     # ---- what is shown ----
 
-    def shown(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(references (B, N, 3, H, W) in [-1, 1], which of them are there (B, N) bool)."""
+    def shown(self, batch: Batch, draws: Draws, drop: bool = True) -> tuple[Tensor, Tensor]:
+        """(references (B, N, 3, H, W) in [-1, 1], which of them are there (B, N) bool). drop: a share of samples has none."""
         images = pictures_of(batch)
         given = batch.extra.get("references")
         if given is None:
@@ -139,12 +139,12 @@ class ReferenceObjective(Objective):
             given = torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)[:, None]
         given = given.to(images.device)
         present = batch.extra.get("present", torch.ones(given.shape[:2], dtype=torch.bool)).to(images.device)
-        dropped = draws.uniform("reference", device=images.device) < self.config.drop_reference
+        dropped = draws.uniform("reference", device=images.device) < (self.config.drop_reference if drop else 0.0)
         return given, present & ~dropped[:, None]
 
-    def condition(self, batch: Batch, draws: Draws, device: torch.device) -> Condition:
+    def condition(self, batch: Batch, draws: Draws, device: torch.device, drop: bool = True) -> Condition:
         """What captions or labels say, and the pictures that are shown."""
-        references, present = self.shown(batch, draws)
+        references, present = self.shown(batch, draws, drop)
         with torch.autocast(device.type, enabled=False):
             seen = self.features((references.flatten(0, 1).float() + 1) / 2).unflatten(0, present.shape)
         trained: Any = self.roles["reference"].network
@@ -195,7 +195,7 @@ class ReferenceObjective(Objective):
         labels = None if batch.labels is None else batch.labels[:count]
         batch = Batch(index, pictures_of(batch)[:count], captions=captions, labels=labels, extra=cut)
         like, draws = self.clean(batch), Draws(seed, index, "preview")
-        condition = self.condition(batch, draws, like.device)
+        condition = self.condition(batch, draws, like.device, drop=False)
         denoiser = self.teacher.denoiser(models["reference"], self.teacher.dtype)
         x0 = sample_by(denoiser, self.teacher.model.defaults, unit_noise(range(seed, seed + count), like), condition)
         drawn = self.teacher.decode(x0).float().clamp(-1, 1)

@@ -102,6 +102,15 @@ def test_pictures_are_dropped_and_are_their_own_references_where_there_are_no_ot
     assert not given.any() and torch.equal(there[:, 0], present[:, 0]) and torch.equal(there[:, 1], present[:, 0])
 
 
+def test_a_preview_heeds_every_reference_that_it_shows():
+    batch, sheets = pictures(3), []
+    for share in (0.0, 1.0):
+        method = objective(drop_reference=share)
+        network = randomise(method.roles["reference"].network, 5)
+        sheets.append(method.preview({"reference": network}, batch, 0)[0])
+    assert torch.equal(*sheets)
+
+
 def test_without_a_condition_there_are_no_references():
     method, batch = objective(text_teacher(), subject="fused"), captioned()
     network = randomise(method.roles["reference"].network, 5)
