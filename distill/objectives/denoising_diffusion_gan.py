@@ -53,6 +53,7 @@ class DenoisingDiffusionGanConfig(UnguidedConfig, AdversarialLossConfig):
     gradient_penalties: tuple[float, float] = (0.02, 0.0)
     penalty_every: int = Field(default=15, ge=1)
     widths: tuple[int, ...] = Field(default=(64, 128, 256), min_length=2)
+    target_ema: None = None  # it has no target
 
     @model_validator(mode="after")
     def _inputs(self) -> DenoisingDiffusionGanConfig:

@@ -55,6 +55,7 @@ class NitroFusionConfig(RolloutConfig, AdversarialLossConfig):
     asked: int = Field(default=1, ge=1)
     refresh: float = Field(default=0.01, ge=0, le=1)
     hidden: int = Field(default=64, gt=0)
+    target_ema: None = None  # it has no target
 
     @model_validator(mode="after")
     def _pool(self) -> NitroFusionConfig:

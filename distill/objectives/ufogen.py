@@ -48,6 +48,7 @@ class UfogenConfig(UnguidedConfig, AdversarialLossConfig):
     reconstruction_weight: float = Field(default=1.0, ge=0)
     weight: Literal["kl"] | losses.Weight = "kl"
     max_weight: float = Field(default=5.0, gt=0)
+    target_ema: None = None  # it has no target
 
 
 class Pair(NamedTuple):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from distill.networks.discriminator import block_features
 from distill.networks.head_pool import KINDS, HeadPool
 from distill.objectives.bases.student_sampling import sample_as_teacher
+from distill.objectives.denoising_diffusion_gan import DenoisingDiffusionGanConfig
 from distill.objectives.nitro_fusion import NitroFusionConfig, NitroFusionObjective
+from distill.objectives.ufogen import UfogenConfig
 from distill.types import Draws, Phase
 from samplers.noise import fold
 from tests.distill.students import FLOW, STUDENT, VP, latents, models_of, tiny_teacher
@@ -133,6 +135,12 @@ def test_the_pool_of_a_run_is_refreshed_after_each_step():
     old = [value.detach().clone() for value in still.pool.parameters()]
     still.after_step(0)
     assert all(torch.equal(a, b) for a, b in zip(old, still.pool.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("config", [NitroFusionConfig, UfogenConfig, DenoisingDiffusionGanConfig])
+def test_an_average_that_no_target_would_be_made_of_is_refused(config):
+    with pytest.raises(ValueError, match="target_ema"):
+        config(target_ema=0.9)
 
 
 def test_what_does_not_fit_is_said():
