@@ -214,7 +214,8 @@ class JointNetwork(nn.Module):
         """(tokens, mask, pooled vector where the network is given one) with the null text where there is none; the mask is None
         where every token is real."""
         config, tokens, mask, pooled = self.config, condition.tokens, condition.mask, condition.pooled
-        null, null_pooled = self.null_text[: config.null_length or config.text_tokens], self.null_pooled
+        null = self.null_text[: config.null_length or config.text_tokens]
+        null_pooled: Tensor | None = self.null_pooled
         if self.null_read is not None:  # which does not move with the weights, as those of an offloaded network do
             null, pooled_read = self.null_read[0].to(null), self.null_read[1]
             null_pooled = None if pooled_read is None else pooled_read.to(null)
