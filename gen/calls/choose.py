@@ -12,6 +12,7 @@ TAKES = (
     *("prompt", "num_images_per_prompt", "seed", "seeds", "height", "width"),
     *("batch_size", "batch_invariant", "prompt_syntax", "noise_kind"),
     *("variation_seed", "variation_strength", "transparent", "transparency"),
+    *("translate", "translate_direction", "translate_strength"),
 )
 KEPT = ("quantize", "offload", "vae_tile", "attention_backend", "compile", "cuda_graphs")  # how its parts are kept, and where
 
@@ -30,6 +31,8 @@ def served(name: str, value: Any, takes: tuple[str, ...] = (*TAKES, *KEPT)) -> b
     """Does the student serve this value of a keyword?"""
     if name == "guidance":
         return value == NAG
+    if name == "translator":
+        return value == "default"  # the shipped one, which changes the student
     if name == "num_inference_steps":
         return value <= STEPS
     if name == "guidance_scale":

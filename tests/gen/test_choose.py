@@ -19,6 +19,7 @@ PLAIN = {"num_images_per_prompt": 2, "seed": 3, "sampler": None, "lora": [], "gu
         {"guidance_scale": SCALES[1]},
         {"height": 64},
         {"quantize": "int8", "offload": "model", "vae_tile": 64},
+        {"translate": "a.png", "translator": "default", "translate_direction": "icon", "translate_strength": 0.5},
     ],
 )
 def test_the_student_serves_where_it_was_made_to(asked):
@@ -36,6 +37,7 @@ def test_the_student_serves_where_it_was_made_to(asked):
         ({"guidance": "nag + rescale", "negative_prompt": "red"}, "--guidance"),
         ({"lora": ["a"]}, "--lora"),
         ({"guide": max}, "--guide"),
+        ({"translate": "a.png", "translator": "a_folder"}, "--translator"),
         ({"some_new_option": 0}, "--some-new-option"),
     ],
 )
