@@ -79,7 +79,8 @@ class ImagesAnswer(BaseModel):
 def asked_of(body: ImagesRequest, pictures: Mapping[str, Any]) -> PictureRequest:
     """In our words; BadRequest for what is not done here."""
     if body.background not in (None, "auto", "opaque"):
-        raise BadRequest(f"background is {shown(body.background)}; pictures are opaque here, so leave it out.", "background")
+        said = f'background is {shown(body.background)}; leave it out, and for a picture with alpha send "transparent": true.'
+        raise BadRequest(said, "background")
     more = {name: value for name, value in (body.model_extra or {}).items() if value is not None and name not in UNREAD}
     check_known(more, (*KEYWORDS, *ImagesRequest.model_fields, *UNREAD))
     if "strength" in more and not pictures:
