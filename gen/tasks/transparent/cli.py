@@ -140,7 +140,8 @@ def _read(file: Path, flatten: bool, output: Path | None, quiet: bool) -> int:
     stack = read_openraster(file)
     if flatten:
         whole = stack.flatten()
-        whole = whole if whole.getchannel("A").getextrema()[0] < 255 else whole.convert("RGB")  # which a JPEG may hold
+        if not any(whole.getchannel("A").histogram()[:255]):
+            whole = whole.convert("RGB")  # which a JPEG may hold
         print(save_free(whole, file.with_suffix(".png") if output is None else output), flush=True)
     elif output is not None:
         for path in write_layers(output, stack):
