@@ -186,7 +186,8 @@ class Generator(Model):
         ip_adapter, ip_adapter_image: files of IP-Adapters and pictures as prompts, with ip_adapter_scale, ip_adapter_mask,
             ip_adapter_range, ip_adapter_encoder and ip_adapter_image_embeds (docs/control.md).
         references: pictures to resemble, for which <ref> stands in a prompt, with references_scale, references_mask,
-            references_range, references_encoder and references_vision (docs/reference.md).
+            references_range, references_encoder, references_vision, references_fusion and references_fusion_options
+            (docs/reference.md).
         mask: where it is 0 (black) the image stays as it is, to the pixel.
         use_resolution_binning: make the picture at the nearest of the sizes that the model was trained at, then scale and cut
             it to height and width; None: as the model does by default.

@@ -17,7 +17,10 @@ from tests.distill.students import Source, batch_of, latents, models_of
 from tests.distill.test_every_objective import make_places, trainer
 
 # the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
-WITHOUT_LABELS = {"autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference"}
+WITHOUT_LABELS = {
+    *("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference"),
+    *("pix2pix_turbo", "cycle_gan_turbo"),
+}
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 
 

@@ -64,7 +64,8 @@ def stepped(config: OptimizerConfig, steps: int = 7) -> tuple[Optimizer, list, l
 
 @pytest.mark.parametrize("type", sorted(KINDS.keys() - {"muon", "adamw_8bit"}))
 def test_the_update_is_the_published_one(type):
-    """Seven steps in float64 with weight decay and a rising rate. Muon has a test of its own (test_precision.py)."""
+    """Seven steps in float64 with weight decay and a rising rate, Prodigy and DoG (arXiv 2306.06101, 2302.12022) among them.
+    Muon has a test of its own (test_precision.py)."""
     config = OptimizerConfig(**settings(type, weight_decay=0.1))
     optimizer, before, gradients, rates = stepped(config)
     wanted = getattr(published, type)(before, gradients, rates, config)

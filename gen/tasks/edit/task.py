@@ -281,14 +281,14 @@ BeginsWith = TypeVar("BeginsWith", EditKeywords, RestoreArguments)
 
 
 def own_size(
-    model: Model, args: BeginsWith, height: int | None, width: int | None, multiple: int, enlarged: int = 1
+    model: Model, args: BeginsWith, height: int | None, width: int | None, multiple: int, enlarged: int = 1, name: str = "image"
 ) -> tuple[BeginsWith, int | None, int | None]:
     """(arguments, height, width) of a call that starts from `args.image` and does not say both sides: the picture's own shape,
-    `enlarged` times. The picture is read once, and handed on in the arguments."""
+    `enlarged` times. The picture is read once, and handed on in the arguments. name: the keyword it was given by."""
     if args.image is None or (height is not None and width is not None):
         return args, height, width
     first, *others = args.image if isinstance(args.image, list | tuple) and args.image else [args.image]
-    picture = read_picture("image", first, "RGB")
+    picture = read_picture(name, first, "RGB")
     rows, columns = (side * enlarged for side in picture.shape[-2:])
     multiple, side = math.lcm(multiple, enlarged), model.config.sample_size
     made = _own_size((rows, columns), height, width, side, multiple)

@@ -84,7 +84,7 @@ class Translate(Task):
     def choose_size(
         cls, model: Model, args: TranslateKeywords, height: int | None, width: int | None, multiple: int
     ) -> tuple[TranslateKeywords, int | None, int | None]:
-        edit, height, width = own_size(model, EditKeywords(args.translate), height, width, multiple)
+        edit, height, width = own_size(model, EditKeywords(args.translate), height, width, multiple, name="translate")
         return replace(args, translate=edit.image), height, width
 
     @classmethod
