@@ -41,6 +41,11 @@ class Batch:
         extra = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.extra.items()}
         return Batch(**{**vars(self), **moved, "extra": extra})
 
+    def first(self, count: int) -> Batch:
+        """Its first samples, or all where there are fewer, with the tensors of `extra`."""
+        cut: dict[str, Any] = {k: None if v is None else v[:count] for k, v in vars(self).items() if k != "extra"}
+        return Batch(**cut, extra={k: v[:count] for k, v in self.extra.items() if isinstance(v, Tensor)})
+
 
 # pictures (N, 3, H, W) in [-1, 1] and their captions, None for none
 Preview = tuple[Tensor, Sequence[str] | None]
@@ -131,6 +136,16 @@ def encoded(images: Tensor | None, autoencoder: Any, latent_scale: float) -> Ten
     if autoencoder is None:
         return images
     return autoencoder.to(images.device).encode(images).float() * latent_scale
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Some samples of a batch, as they name themselves: counters, captions and labels."""
+    chosen = rows.tolist()
+    return Batch(
+        index=batch.index[rows.to(batch.index.device)],
+        captions=None if batch.captions is None else [batch.captions[row] for row in chosen],
+        labels=None if batch.labels is None else batch.labels[rows.to(batch.labels.device)],
+    )
 
 
 def pictures_of(batch: Batch) -> Tensor:

@@ -13,7 +13,11 @@ def gradient_difference(y: Tensor, x: Tensor) -> Tensor:
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
+def within(y: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """y, but as x where both are at `high` or beyond, or at `low` or beyond: clamped it is right, with nothing to gain."""
+    return torch.where(((x >= high) & (y > high)) | ((x <= low) & (y < low)), x, y)
+
+
 def within_white(y: Tensor, x: Tensor) -> Tensor:
-    """Pictures y, but as x where both are white (1) or beyond, or black (-1) or beyond: nothing to see there, or to gain."""
-    same = ((x >= 1) & (y > 1)) | ((x <= -1) & (y < -1))
-    return torch.where(same, x, y)
+    """Pictures y, but as x where both are white (1) or beyond, or black (-1) or beyond: nothing to see there."""
+    return within(y, x, -1, 1)

@@ -17,47 +17,36 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.data.drawn_edges import drawn_edges
-from distill.losses.levels import TimeConfig, draw_levels
-from distill.losses.loss_weighting import bounded_level, factor_on_x0
 from distill.networks.controlled import ControlledNetwork, follows
-from distill.objectives.bases.objective import Objective
+from distill.objectives.bases.attachment import AttachmentConfig, AttachmentObjective
 from distill.objectives.bases.student_sampling import sample_by, unit_noise
-from distill.objectives.bases.teacher import Teacher, TeacherConfig
+from distill.objectives.bases.teacher import Teacher
 from distill.optim.precision import autocast
-from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label, pictures_of
+from distill.types import Batch, Draws, Preview, Role, pictures_of
 from gen.io.weights import write_bytes
 from gen.models.components import save_component
 from gen.models.control_pictures import KINDS
 from gen.nn.backbones.dit import DiT
 from gen.nn.backbones.dit_control import DiTControl
-from gen.nn.registry import Config
-from samplers.denoiser import Condition, Context
-from samplers.path import expand
+from samplers.denoiser import Condition
 
 PREVIEWED = 6  # pictures
 
 
-class ControlConfig(Config):
-    """teacher: the model to be controlled. kinds: of pictures to follow (`gen.models.control_pictures`), of which every sample
+class ControlConfig(AttachmentConfig):
+    """kinds: of pictures to follow (`gen.models.control_pictures`), of which every sample
     has one; one network learns them all.
 
     depth: blocks that are copied. text: they read the prompt. places: behind which blocks they add. width: of the convolutions.
-    time: how noise levels are drawn. loss: the reading whose error is measured, the predicted one if not given; min_sigma
-    bounds the weight of the cleanest levels. thick: share of the line drawings with lines three pixels wide.
-    drop_label: share of the samples without their label; empty captions are the data's (`drop_caption`).
+    thick: share of the line drawings with lines three pixels wide. The rest is of `AttachmentConfig`.
     """
 
-    teacher: TeacherConfig = TeacherConfig()
     kinds: tuple[str, ...] = Field(default=("edges",), min_length=1)
     depth: int = Field(default=3, gt=0)
     text: bool = True
     places: Literal["first", "spread"] = "spread"
     width: int = Field(default=96, gt=0)
-    time: TimeConfig = TimeConfig()
-    loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
-    min_sigma: float = Field(default=0.05, gt=0)
     thick: float = Field(default=0.4, ge=0, le=1)
-    drop_label: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_kinds(self) -> ControlConfig:
@@ -67,16 +56,14 @@ class ControlConfig(Config):
         return self
 
 
-class ControlObjective(Objective):
+class ControlObjective(AttachmentObjective):
     """See the module. Role `control` trains; `teacher` is frozen. The data must be pictures."""
 
-    makes_network = True
+    trained = "control"
     source: ClassVar[str] = "arXiv 2302.05543, 2401.05252"
 
     def __init__(self, config: ControlConfig, network: nn.Module, source: Any = None, teacher: Teacher | None = None):
-        self.config = config
-        self.teacher = teacher or Teacher.load(config.teacher)
-        self.path, self.autoencoder, self.text_encoder = self.teacher.path, self.teacher.autoencoder, self.teacher.text_encoder
+        super().__init__(config, teacher)
         base = self.teacher.network
         if not isinstance(base, DiT):
             raise ValueError(
@@ -91,9 +78,6 @@ class ControlObjective(Objective):
             network = DiTControl.of(base, config.depth, self.factor, config.kinds, config.text, **sizes)
         control = ControlledNetwork(base, network.train().requires_grad_(True))
         self.roles = {"control": Role(control), "teacher": Role(base, trains=False, ema=False)}
-
-    def clean(self, batch: Batch) -> Tensor:
-        return self.teacher.clean(batch)
 
     # ---- what is followed ----
 
@@ -121,37 +105,13 @@ class ControlObjective(Objective):
         extra = follows(picture, self.factor, mode if len(self.config.kinds) > 1 else None)
         return replace(plain, extra={**plain.extra, **extra})
 
-    # ---- the loss ----
-
-    def loss(
-        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, model = self.config, self.teacher.model
-        if knows_no_label(self.teacher.network):
-            batch = drop_labels(batch, config.drop_label, draws)
-        x0 = self.clean(batch)
-        level = draw_levels(config.time, self.path, draws, x0.device)
-        eps = draws.normal_like("eps", x0)
-        x = level.mix(x0, eps)
-        denoiser = self.teacher.denoiser(models["control"], self.teacher.dtype)
-        prediction = denoiser(x, level, self.condition(batch, draws, x0.device), Context())
-        a, b = prediction.row
-        error = (prediction.raw.float() - expand(a, x) * x0 - expand(b, x) * eps).square().flatten(1).mean(1)
-        bounded = bounded_level(level, config.min_sigma)
-        kinds = (config.loss or model.prediction, model.prediction)
-        measured, predicted = (factor_on_x0(kind, bounded, self.path, model.sigma_data) for kind in kinds)
-        return ((measured / predicted) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
-
     # ---- what is shown and written ----
 
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """Pictures, what is followed of each, and what the model draws by it."""
-        index = batch.index[:PREVIEWED]
-        captions = None if batch.captions is None else batch.captions[: len(index)]
-        labels = None if batch.labels is None else batch.labels[: len(index)]
-        batch = Batch(index, pictures_of(batch)[: len(index)], captions=captions, labels=labels)
-        like = self.clean(batch)
+        batch = batch.first(PREVIEWED)
+        like, index, captions = self.clean(batch), batch.index, batch.captions
         draws = Draws(seed, index, "preview")
         condition = self.condition(batch, draws, like.device)
         denoiser = self.teacher.denoiser(models["control"], self.teacher.dtype)
@@ -160,9 +120,6 @@ class ControlObjective(Objective):
             drawn = self.teacher.decode(x0).float().clamp(-1, 1)
         images = torch.cat([pictures_of(batch), self.shown(pictures_of(batch), draws)[0] * 2 - 1, drawn])
         return images, None if captions is None else [*captions, *["followed"] * len(index), *["drawn"] * len(index)]
-
-    def inputs(self) -> dict[str, str]:
-        return {"teacher": self.teacher.files_digest()}
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """The control's folder, in bfloat16, for `--controlnet`."""

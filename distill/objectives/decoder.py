@@ -35,7 +35,7 @@ from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.student_sampling import as_exported, sample_by
 from distill.objectives.bases.teacher import Scale, Teacher, TeacherConfig, predict_guided
 from distill.parallel.shards import detached_weights, unwrap
-from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
+from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of, rows_of
 from gen.models.components import save_component
 from samplers.denoiser import Context
 
@@ -270,13 +270,3 @@ class DecoderObjective(Objective):
         """The whole autoencoder, its encoder as it was, in bfloat16."""
         decoder: Any = models["decoder"]
         save_component(decoder.autoencoder, folder, torch.bfloat16)
-
-
-def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """Some samples of a batch, as they name themselves: counters, captions and labels."""
-    chosen = rows.tolist()
-    return Batch(
-        index=batch.index[rows.to(batch.index.device)],
-        captions=None if batch.captions is None else [batch.captions[row] for row in chosen],
-        labels=None if batch.labels is None else batch.labels[rows.to(batch.labels.device)],
-    )

@@ -17,40 +17,33 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses.levels import TimeConfig, draw_levels
-from distill.losses.loss_weighting import bounded_level, factor_on_x0
 from distill.networks.referenced import ReferencedNetwork, shows
-from distill.objectives.bases.objective import Objective
+from distill.objectives.bases.attachment import AttachmentConfig, AttachmentObjective
 from distill.objectives.bases.student_sampling import sample_by, unit_noise
-from distill.objectives.bases.teacher import Teacher, TeacherConfig
-from distill.types import Batch, Draws, Phase, Preview, Role, drop_labels, knows_no_label, pictures_of
+from distill.objectives.bases.teacher import Teacher
+from distill.types import Batch, Draws, Preview, Role, pictures_of
 from gen.io.weights import write_bytes
 from gen.models.components import save_component
 from gen.models.reference import check_fits, features_of
 from gen.nn.backbones.dit import DiT
 from gen.nn.reference import WORD, SubjectTokens
 from gen.nn.reference_encoder import ReferenceEncoder, ReferenceEncoderConfig, attention_sizes
-from gen.nn.registry import Config
-from samplers.denoiser import Condition, Context
-from samplers.path import expand
+from samplers.denoiser import Condition
 
 PREVIEWED = 6  # pictures
 MIRRORED = 0.5  # share of the pictures that are their own references
 CLEAN = 0.0  # the time that copied blocks are at
 
 
-class ReferenceConfig(Config):
-    """teacher: the model. The sizes of an encoder that is made here: depth, tokens, resampler_depth, subject as of
+class ReferenceConfig(AttachmentConfig):
+    """The sizes of an encoder that is made here: depth, tokens, resampler_depth, subject as of
     `ReferenceEncoderConfig`; decoupled: it adds to the attentions; attention: those to text, or "joint", the patches' own, with
     whose keys it begins.
 
     features: "latents", or "clip" with the folder or hub id of CLIP's vision network as `vision`. subject_word: whose embedding
-    the word begins with. time: how noise levels are drawn. loss: the reading whose error is measured, the predicted one if not
-    given; min_sigma bounds the weight of the cleanest levels. drop_reference: share of samples without pictures. drop_label:
-    share of the samples without their label; empty captions are the data's (`drop_caption`).
+    the word begins with. drop_reference: share of samples without pictures. The rest is of `AttachmentConfig`.
     """
 
-    teacher: TeacherConfig = TeacherConfig()
     depth: int = Field(default=2, ge=0)
     tokens: int = Field(default=0, ge=0)
     resampler_depth: int = Field(default=0, ge=0)
@@ -60,23 +53,17 @@ class ReferenceConfig(Config):
     features: Literal["latents", "clip"] = "latents"
     vision: Path | None = None
     subject_word: str = "thing"
-    time: TimeConfig = TimeConfig()
-    loss: Literal["eps", "x0", "v", "flow", "edm"] | None = None
-    min_sigma: float = Field(default=0.05, gt=0)
     drop_reference: float = Field(default=0.1, ge=0, le=1)
-    drop_label: float = Field(default=0.1, ge=0, le=1)
 
 
-class ReferenceObjective(Objective):
+class ReferenceObjective(AttachmentObjective):
     """See the module. Role `reference` trains; `teacher` is frozen. The data must be pictures."""
 
-    makes_network = True
+    trained = "reference"
     source: ClassVar[str] = "arXiv 2308.06721, 2403.15059"
 
     def __init__(self, config: ReferenceConfig, network: nn.Module, source: Any = None, teacher: Teacher | None = None):
-        self.config = config
-        self.teacher = teacher or Teacher.load(config.teacher)
-        self.path, self.autoencoder, self.text_encoder = self.teacher.path, self.teacher.autoencoder, self.teacher.text_encoder
+        super().__init__(config, teacher)
         base: Any = self.teacher.network
         if not hasattr(getattr(base, "config", None), "heads"):
             raise ValueError(
@@ -125,9 +112,6 @@ class ReferenceObjective(Objective):
                 encoder.subject_start.copy_(self.text_encoder.word.weight[inside].mean(0))
         return encoder
 
-    def clean(self, batch: Batch) -> Tensor:
-        return self.teacher.clean(batch)
-
     # ---- what is shown ----
 
     def shown(self, batch: Batch, draws: Draws, drop: bool = True) -> tuple[Tensor, Tensor]:
@@ -162,39 +146,14 @@ class ReferenceObjective(Objective):
             encoder.learn(None)
         return Condition(tokens=tokens, mask=mask, extra=shows(seen.to(device), present, ids))
 
-    # ---- the loss ----
-
-    def loss(
-        self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, model = self.config, self.teacher.model
-        if knows_no_label(self.teacher.network):
-            batch = drop_labels(batch, config.drop_label, draws)
-        x0 = self.clean(batch)
-        level = draw_levels(config.time, self.path, draws, x0.device)
-        eps = draws.normal_like("eps", x0)
-        x = level.mix(x0, eps)
-        denoiser = self.teacher.denoiser(models["reference"], self.teacher.dtype)
-        prediction = denoiser(x, level, self.condition(batch, draws, x0.device), Context())
-        a, b = prediction.row
-        error = (prediction.raw.float() - expand(a, x) * x0 - expand(b, x) * eps).square().flatten(1).mean(1)
-        bounded = bounded_level(level, config.min_sigma)
-        kinds = (config.loss or model.prediction, model.prediction)
-        measured, predicted = (factor_on_x0(kind, bounded, self.path, model.sigma_data) for kind in kinds)
-        return ((measured / predicted) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
-
     # ---- what is shown and written ----
 
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """References, and what the model draws of the captions with them."""
-        index = batch.index[:PREVIEWED]
-        count = len(index)
-        cut = {name: value[:count] for name, value in batch.extra.items()}
-        captions = None if batch.captions is None else batch.captions[:count]
-        labels = None if batch.labels is None else batch.labels[:count]
-        batch = Batch(index, pictures_of(batch)[:count], captions=captions, labels=labels, extra=cut)
-        like, draws = self.clean(batch), Draws(seed, index, "preview")
+        batch = batch.first(PREVIEWED)
+        count, captions = len(batch), batch.captions
+        like, draws = self.clean(batch), Draws(seed, batch.index, "preview")
         condition = self.condition(batch, draws, like.device, drop=False)
         denoiser = self.teacher.denoiser(models["reference"], self.teacher.dtype)
         x0 = sample_by(denoiser, self.teacher.model.defaults, unit_noise(range(seed, seed + count), like), condition)
@@ -204,7 +163,7 @@ class ReferenceObjective(Objective):
         return torch.cat([references.to(drawn), drawn]), said
 
     def inputs(self) -> dict[str, str]:
-        return {"teacher": self.teacher.files_digest(), **({"vision": self.seen_by} if self.seen_by else {})}
+        return {**super().inputs(), **({"vision": self.seen_by} if self.seen_by else {})}
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:
         """The encoder's folder, in bfloat16, for `--reference-encoder`."""

@@ -29,11 +29,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.losses.pictures import gradient_difference
+from distill.losses.pictures import gradient_difference, within
 from distill.objectives.bases.objective import Objective
 from distill.objectives.bases.teacher import Teacher, TeacherConfig, predict_guided
-from distill.objectives.decoder import rows_of
-from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of
+from distill.types import Batch, Draws, Phase, Preview, Role, pictures_of, rows_of
 from gen.io.alpha import lifted, upon
 from gen.io.weights import write_bytes
 from gen.models.components import save_component
@@ -150,7 +149,7 @@ class TransparentObjective(Objective):
         seen = self.seen(models, batch, draws, predicted=not small)
         alpha, behind = (part.float() for part in models["transparency"](*seen))
         bounded = alpha.clamp(0, 1)
-        alpha = within_bounds(alpha, opacity)
+        alpha = within(alpha, opacity, 0, 1)
         lift = seen.pictures - (1 - bounded) * behind
         again = upon(lifted(seen.pictures, bounded, behind), behind)
         parts = {
@@ -167,7 +166,7 @@ class TransparentObjective(Objective):
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """What the network sees; the opacity it finds, and the true one; the thing upon grey; and what is behind it."""
-        batch = chosen(batch, torch.arange(min(PREVIEWED, len(batch))))
+        batch = batch.first(PREVIEWED)
         seen = self.seen(models, batch, Draws(seed, batch.index, "preview"))
         alpha, behind = (part.float().clamp(0, 1) for part in models["transparency"](*seen))
         pictures, truth = seen.pictures, layers_of(batch)[0][:, 3:]
@@ -226,8 +225,3 @@ def layers_of(batch: Batch) -> tuple[Tensor, Tensor]:
         raise ValueError("The data have no layers; give data: {type: layered}.")
     device = pictures_of(batch).device
     return batch.extra["foreground"].to(device), batch.extra["background"].to(device)
-
-
-def within_bounds(alpha: Tensor, truth: Tensor) -> Tensor:
-    """Opacities, but the true ones where these are 1 or 0 and what is found lies beyond: clamped, it is right."""
-    return torch.where(((truth >= 1) & (alpha > 1)) | ((truth <= 0) & (alpha < 0)), truth, alpha)

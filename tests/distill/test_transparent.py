@@ -11,7 +11,8 @@ from torch import nn
 from distill.data import make_source
 from distill.data.layered import LayeredConfig, blurred
 from distill.losses.distances import psnr
-from distill.objectives.transparent import TransparentConfig, TransparentObjective, halved, layers_of, within_bounds
+from distill.losses.pictures import within
+from distill.objectives.transparent import TransparentConfig, TransparentObjective, halved, layers_of
 from distill.types import Batch, Draws, Phase
 from gen.io.alpha import upon
 from gen.models.components import load_component
@@ -174,7 +175,7 @@ def test_the_loss_is_the_modules_equation():
 def test_beyond_the_bounds_is_no_error():
     truth = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.5, 0.5])
     found = torch.tensor([1.5, 0.9, -0.3, 0.2, 1.5, -0.5])
-    assert within_bounds(found, truth).tolist() == pytest.approx([1.0, 0.9, 0.0, 0.2, 1.5, -0.5])
+    assert within(found, truth, 0, 1).tolist() == pytest.approx([1.0, 0.9, 0.0, 0.2, 1.5, -0.5])
 
 
 def test_a_network_that_is_right_has_no_loss():

@@ -213,12 +213,8 @@ class TranslationObjective(Objective):
     @torch.no_grad()
     def preview(self, models: Mapping[str, nn.Module], batch: Batch, seed: int) -> Preview:
         """Of each direction what went in, what came out, and what was there."""
-        images = pictures_of(batch)[:PREVIEWED]
-        count = len(images)
-        captions = None if batch.captions is None else batch.captions[:count]
-        labels = None if batch.labels is None else batch.labels[:count]
-        extra = {name: value[:count] for name, value in batch.extra.items() if isinstance(value, Tensor)}
-        batch = Batch(batch.index[:count], images, captions=captions, labels=labels, extra=extra)
+        batch = batch.first(PREVIEWED)
+        images, count = pictures_of(batch), len(batch)
         sides = self.sides(batch, Draws(seed, batch.index, "preview"))
         with autocast(images.device):
             made = models["translator"](*(self.job(batch, side) for side in sides))
