@@ -9,7 +9,7 @@ what the direction's encoder sees. With that the way back may be left out, as th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,17 +89,20 @@ class CycleGanTurboObjective(TranslationObjective):
             config.identity or config.identity_perceptual or (config.contrastive is not None and config.contrastive.identity)
         )
 
-    def places(self, images: Tensor, draws: Draws, name: str) -> Places:
+    @torch.no_grad()
+    def map_sizes(self, images: Tensor) -> list[torch.Size]:
+        """(height, width) of the maps that are compared, of pictures of this size."""
+        trained: Any = self.roles["translator"].network
+        # by the frozen autoencoder: what trains may be in shards here
+        latents, maps = trained.translator.skips.encode(torch.zeros_like(images[:1]))
+        return [one.shape[-2:] for one in (*maps, latents)]
+
+    def places(self, sizes: Sequence[torch.Size], device: torch.device, draws: Draws, name: str) -> Places:
         """Which pixels of each map are compared: (B, P) each, drawn without repetition for every sample."""
         assert self.config.contrastive is not None
-        with torch.no_grad():
-            trained: Any = self.roles["translator"].network
-            # by the frozen autoencoder: what trains may be in shards here
-            latents, maps = trained.translator.skips.encode(torch.zeros_like(images[:1]))
-            shapes = [one.shape[-2:] for one in (*maps, latents)]
         found = []
-        for number, (height, width) in enumerate(shapes):
-            order = draws.uniform(f"{name} {number}", (height * width,), images.device).argsort(1)
+        for number, (height, width) in enumerate(sizes):
+            order = draws.uniform(f"{name} {number}", (height * width,), device).argsort(1)
             found.append(order[:, : self.config.contrastive.patches])
         return found
 
@@ -114,8 +117,11 @@ class CycleGanTurboObjective(TranslationObjective):
         jobs, same = self.jobs(batch, sides, draws), self.same(batch, sides)
         contrast = None
         if config.contrastive is not None:
-            temperature = config.contrastive.temperature
-            contrast = {n: (self.places(sides[0].given, draws, f"patches {n}"), temperature) for n in range(len(jobs + same))}
+            temperature, given = config.contrastive.temperature, sides[0].given
+            sizes = self.map_sizes(given)
+            contrast = {
+                n: (self.places(sizes, given.device, draws, f"patches {n}"), temperature) for n in range(len(jobs + same))
+            }
         made = models["translator"](*jobs, *same, contrast=contrast)
         self.keep(batch, step, [picture for picture, *_ in made[: len(jobs)]])
         total, logs = made[0][0].new_zeros(()), {}

@@ -48,6 +48,14 @@ def initialise(rule: Callable[..., Any], tensor: Tensor | None, **options: Any) 
         rule(tensor, **options)
 
 
+def xavier_linears(network: nn.Module) -> None:
+    """Xavier's rule for the weights of all linear layers of a network, and biases of zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            initialise(nn.init.xavier_uniform_, module.weight)
+            initialise(nn.init.zeros_, module.bias)
+
+
 class _NoLargerThan(TorchFunctionMode):
     """Counts the numbers of new tensors, and refuses the one that goes beyond the limit before it has memory."""
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import MLP, CrossAttention, SelfAttention, check_image, mean_token, normalize_heads
 from gen.nn.backbones.dit import DiT, DiTBlock, sincos_positions
-from gen.nn.initialisation import initialise
+from gen.nn.initialisation import initialise, xavier_linears
 from gen.nn.registry import Config
 
 NOISY = 700.0  # time at which keys are copied, of a clock that ends at 1000: where most of a picture is decided
@@ -173,11 +173,7 @@ class ReferenceEncoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier's rule, and what is added to the network or the prompt at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise(nn.init.xavier_uniform_, module.weight)
-                if module.bias is not None:
-                    initialise(nn.init.zeros_, module.bias)
+        xavier_linears(self)
         zero = cast("list[nn.Linear]", list(self.values))
         if self.config.subject != "none":
             zero.append(self.subject.fc2)

@@ -42,7 +42,7 @@ from gen.nn.backbones.blocks import (
 from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.routing import Routing, route
 from gen.nn.control import OpenedControl, added
-from gen.nn.initialisation import initialise
+from gen.nn.initialisation import initialise, xavier_linears
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
@@ -205,11 +205,7 @@ class DiT(nn.Module):
 
     def reset_parameters(self) -> None:
         """As published: every block starts as the identity (adaLN-Zero; cross-attention too) and the head at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise(nn.init.xavier_uniform_, module.weight)
-                if module.bias is not None:
-                    initialise(nn.init.zeros_, module.bias)
+        xavier_linears(self)
         initialise(nn.init.xavier_uniform_, self.patch_embed.weight.flatten(1))
         initialise(nn.init.zeros_, self.patch_embed.bias)
         config, blocks = self.config, self.typed_blocks()

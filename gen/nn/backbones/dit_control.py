@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gen.nn.backbones.blocks import CrossAttention, Visible, run_block
 from gen.nn.backbones.dit import DiT, DiTBlock, DiTConfig, DiTState
-from gen.nn.initialisation import initialise
+from gen.nn.initialisation import initialise, xavier_linears
 
 KindName = Annotated[str, Field(max_length=64)]
 
@@ -96,10 +96,7 @@ class DiTControl(nn.Module):
         if self.kind is not None:
             initialise(nn.init.normal_, self.kind.weight, std=0.02)
         for block in self.blocks:
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    initialise(nn.init.xavier_uniform_, module.weight)
-                    initialise(nn.init.zeros_, module.bias)
+            xavier_linears(block)
             if self.config.modulation == "adaln_single":
                 initialise(nn.init.normal_, block.get_parameter("table"), std=self.config.dim**-0.5)
         for layer in cast("list[nn.Linear]", list(self.after)):

@@ -19,7 +19,7 @@ from gen.nn.backbones.blocks import BackboneConfig, TimeMLP, class_index, mean_t
 from gen.nn.backbones.extra_scalars import ExtraScalars, ScalarName
 from gen.nn.backbones.joint_blocks import modulate
 from gen.nn.control import PICTURE, OpenedControl, added_in_sequence, share_of
-from gen.nn.initialisation import initialise
+from gen.nn.initialisation import initialise, xavier_linears
 from samplers.denoiser import Condition, Context
 
 FREQUENCIES = 256  # width of the timestep embedding
@@ -119,10 +119,7 @@ class JointNetwork(nn.Module):
     def start_weights(self, zero: list[nn.Linear]) -> None:
         """Xavier's rule for linear layers, small embeddings, and layers of zeros, `zero`: every block starts as the identity
         (adaLN-Zero), and the head at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise(nn.init.xavier_uniform_, module.weight)
-                initialise(nn.init.zeros_, module.bias)
+        xavier_linears(self)
         small: list[nn.Linear | nn.Embedding] = [*self.time_embed.linears]
         small += [] if self.label_embed is None else [self.label_embed]
         small += [] if self.pooled_embed is None else [*self.pooled_embed.linears]
