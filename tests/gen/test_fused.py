@@ -22,8 +22,9 @@ needs_kernels = pytest.mark.skipif(not fused.has_bfloat16_kernels(), reason="one
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The activations of the kernel's calls."""
+    """The activations of the kernel's calls, which float32 takes wherever it can."""
     seen = []
+    monkeypatch.setattr(fused, "has_float32_kernels", torch.backends.mkldnn.is_available)
     kernel = fused._kernel
     monkeypatch.setattr(fused, "_kernel", lambda layer, x, name, kind: seen.append(kind) or kernel(layer, x, name, kind))
     return seen
@@ -84,6 +85,15 @@ def test_a_processor_without_bfloat16_kernels_takes_the_ordinary_way(calls, monk
         assert not calls
         linear_gelu(plain[0].float(), x.float(), "none")
     assert len(calls) == torch.backends.mkldnn.is_available()
+
+
+def test_float32_takes_the_ordinary_way_where_that_is_quicker(calls, monkeypatch):
+    layer, x = layer_and_input()
+    monkeypatch.undo()
+    monkeypatch.setattr(fused, "_kernel", lambda *_: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with torch.no_grad():
+        assert torch.equal(linear_gelu(layer, x, "tanh"), F.gelu(layer(x), approximate="tanh"))
 
 
 def packed_pair(dtype=torch.bfloat16):
