@@ -317,7 +317,7 @@ class ServingEngine(EngineFront):
         call = getattr(view, job.method) if job.method else view
         with lent(generator.network), noted_by(job):
             return call(
-                **{**job.keywords, "seeds": list(seeds), "num_images_per_prompt": len(seeds), "progress": False},
+                **{**job.opened_keywords(), "seeds": list(seeds), "num_images_per_prompt": len(seeds), "progress": False},
                 callback_on_step_end=lambda *given: self._stepped(run, *given),
                 callback_on_step_end_tensor_inputs=["denoised"] if job.previews else [],
             )

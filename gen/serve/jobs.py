@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gen.pipeline.recipe import Recipe
+from gen.serve.sent import opened
 
 log = logging.getLogger("fewstep.serve")
 QUEUED, LOADING, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED = (
@@ -144,9 +145,18 @@ class ServeJob:
     came: float = field(default_factory=time.monotonic)
     finished: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self) -> None:
+        self._opened: Mapping[str, Any] | None = None
+
     @property
     def count(self) -> int:
         return len(self.seeds)
+
+    def opened_keywords(self) -> Mapping[str, Any]:
+        """Its keywords with the pictures that were sent decoded: once, when the first of its own begins, until it is over."""
+        if self._opened is None:
+            self._opened = opened(self.keywords)
+        return self._opened
 
     @property
     def is_over(self) -> bool:
@@ -170,7 +180,7 @@ class ServeJob:
     def end(self, state: str, error: Exception | None = None) -> None:
         """For good; what is told twice is told once."""
         if not self.is_over:
-            self.state, self.error, self.preview = state, error, None
+            self.state, self.error, self.preview, self._opened = state, error, None, None
             self.tell(JobEvent(state, error=error))
             self.finished.set()
 

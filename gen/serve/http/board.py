@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
 from starlette.requests import Request
 
 from gen.calls.keywords import MAPPED, PICTURES
@@ -24,6 +23,7 @@ from gen.serve.http.errors import BadRequest
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.settings import ServerSettings
 from gen.serve.jobs import OVER, JobCancelled, JobEvent, ServeJob, TooMuchSent
+from gen.serve.sent import sent_bytes
 from samplers.atomic import written
 
 ENCODERS = 2  # threads
@@ -43,7 +43,7 @@ class FinishedPicture:
 @dataclass(eq=False)
 class FollowedJob:
     """A job, what its pictures are sent as, those that are finished, and who follows it. sent: bytes of the pictures that came
-    with it, as they lie in memory until it is over."""
+    with it, as they were sent, which are kept until it is over."""
 
     job: ServeJob
     format: PictureFormat = PNG
@@ -74,7 +74,7 @@ class JobBoard:
     def submit(self, job: ServeJob, format: PictureFormat = PNG) -> FollowedJob:
         """Hand a job to the engine and follow it; what the engine refuses is raised, and TooMuchSent where the pictures of jobs
         that wait would take more memory than the settings allow."""
-        loop, followed = asyncio.get_running_loop(), FollowedJob(job, format, bytes_of_pictures(job.keywords))
+        loop, followed = asyncio.get_running_loop(), FollowedJob(job, format, sent_bytes(job.keywords))
         held = sum(other.sent for other in self.jobs.values() if not other.over.is_set())
         if followed.sent and held and held + followed.sent > self.settings.max_sent:
             raise TooMuchSent(held, self.settings.max_sent)
@@ -193,14 +193,6 @@ class JobBoard:
                 return
             del self.jobs[followed.job.id]
             over, size = over[1:], size - followed.size
-
-
-def bytes_of_pictures(value: Any) -> int:
-    """Of the decoded pictures in keywords, in lists and tables too; four bytes a pixel, as Pillow keeps colours."""
-    if isinstance(value, Image.Image):
-        return value.width * value.height * (1 if value.mode in ("L", "P") else 4)
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(bytes_of_pictures, inner))
 
 
 def _put(loop: Any, followed: FollowedJob, event: JobEvent) -> None:

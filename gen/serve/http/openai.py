@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -27,8 +28,9 @@ from gen.serve.http.fields import Number, Prompt, Whole, check_known, describe_v
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, read_size
-from gen.serve.http.uploads import open_upload
+from gen.serve.http.uploads import keep_upload, open_upload
 from gen.serve.jobs import JobEvent
+from gen.serve.sent import SentPicture
 
 MAX_PARTIAL = 3
 UNREAD = ("quality", "style", "moderation", "user", "input_fidelity")  # OpenAI's fields that change nothing here
@@ -138,21 +140,26 @@ async def events(
     sent: dict[int, int] = {}
     size = read_size(body.size)
 
+    def finished(picture: FinishedPicture) -> str:
+        said = {"created_at": int(time.time()), **said_of(asked.format), "size": size_of_picture(picture), "usage": usage()}
+        return sse(f"{kind}.completed", {"b64_json": base64_of(picture.data), **said})
+
+    def partly(preview: Image.Image, number: int) -> str:
+        larger = enlarged(preview, size)
+        said = {"created_at": int(time.time()), **said_of(PNG), "size": f"{larger.width}x{larger.height}"}
+        own = {"b64_json": base64_of(PNG.encode(larger)), **said, "partial_image_index": number}
+        return sse(f"{kind}.partial_image", own)
+
     async def stream() -> AsyncIterator[str]:
         async for event in happening:
-            common = {"created_at": int(time.time()), **said_of(PNG if isinstance(event, JobEvent) else asked.format)}
             if isinstance(event, FinishedPicture):
-                text = base64_of(event.data)
-                yield sse(f"{kind}.completed", {"b64_json": text, **common, "size": size_of_picture(event), "usage": usage()})
+                yield await run_in_threadpool(finished, event)
             elif event.preview is not None and sent.get(event.index, 0) < wanted and event.step < event.steps:
                 number = sent.get(event.index, 0)
                 if event.step * (wanted + 1) < (number + 1) * event.steps:
                     continue
                 sent[event.index] = number + 1
-                larger = await run_in_threadpool(enlarged, event.preview, size)
-                data = await run_in_threadpool(PNG.encode, larger)
-                partial = {"b64_json": base64_of(data), **common, "size": f"{larger.width}x{larger.height}"}
-                yield sse(f"{kind}.partial_image", {**partial, "partial_image_index": number})
+                yield await run_in_threadpool(partly, event.preview, number)
             elif isinstance(event, JobEvent) and event.kind in ("failed", "cancelled"):
                 status, message = said(event.error or followed.job.error or BadRequest("The job was cancelled."))
                 yield sse("error", body_of("/v1", status, message))
@@ -171,17 +178,23 @@ def enlarged(preview: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 
 def edited_pictures(files: Mapping[str, list[bytes]], max_pixels: int) -> dict[str, Any]:
     """What is edited, and where."""
-    images, masks = ([open_upload(name, data, max_pixels) for data in files.get(name, [])] for name in ("image", "mask"))
+    images = [keep_upload("image", data, max_pixels) for data in files.get("image", [])]
     if not images:
         raise BadRequest("image is missing; send a picture.", "image")
-    mask = edited_where(images[0], masks[0] if masks else None)
-    return {"image": images[0] if len(images) == 1 else images, **({} if mask is None else {"mask": mask})}
+    name = "mask" if files.get("mask") else "image"  # the picture itself where no mask was sent
+    data = files[name][0]
+    mask = edited_where(name, max_pixels, data)
+    kept = {} if mask is None else {"mask": SentPicture(data, partial(edited_where, name, max_pixels), mask.size)}
+    return {"image": images[0] if len(images) == 1 else images, **kept}
 
 
-def edited_where(image: Image.Image, mask: Image.Image | None) -> Image.Image | None:
-    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited; of the picture itself without a mask."""
-    opacity = alpha(image if mask is None else mask)
-    if mask is not None and opacity is None:
+def edited_where(name: str, max_pixels: int, data: bytes) -> Image.Image | None:
+    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited; None where nothing of it is transparent.
+
+    name: "mask", or "image" where the picture says itself what is edited. data: of its file.
+    """
+    opacity = alpha(open_upload(name, data, max_pixels))
+    if opacity is None and name == "mask":
         raise BadRequest("mask has no transparency; what is transparent in it is made anew.", "mask")
     if opacity is None or opacity.getextrema() == (255, 255):
         return None

@@ -116,14 +116,17 @@ def router(service: Service) -> APIRouter:
     def of_picture(finished: FinishedPicture) -> str:
         return sse("picture", item(finished))
 
+    def of_step(event: JobEvent) -> str:
+        shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
+        return sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
+
     async def stream(followed: FollowedJob, happening: AsyncIterator[JobEvent | FinishedPicture]) -> AsyncIterator[str]:
         yield sse("queued", {"id": followed.job.id})
         async for event in happening:
             if isinstance(event, FinishedPicture):
                 yield await run_in_threadpool(of_picture, event)
             elif event.kind == "step":
-                shown = {} if event.preview is None else {"preview": base64_of(PNG.encode(event.preview))}
-                yield sse("step", {"index": event.index, "step": event.step, "steps": event.steps, **shown})
+                yield await run_in_threadpool(of_step, event)
             elif isinstance(event, JobEvent):
                 error = followed.job.error
                 more = {} if error is None else body_of("/v1", *said(error))

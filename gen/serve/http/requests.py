@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from gen.calls.call import Call
 from gen.calls.choose import beyond_student
 from gen.calls.keywords import FOLDERS
@@ -29,6 +27,7 @@ from gen.serve.http.settings import ServerSettings
 from gen.serve.http.uploads import check_texts_can_be_written, strings_in
 from gen.serve.jobs import ServeJob
 from gen.serve.limits import WorkLimit
+from gen.serve.sent import SentPicture
 from gen.tasks.energies import energy_info
 from samplers.lookup import nearest
 
@@ -48,8 +47,8 @@ _PLACE = re.compile(r"[/\\]|\.(safetensors|json|ya?ml|py|pt|pth|bin|ckpt|png)$",
 class PictureRequest:
     """A request in our words.
 
-    method: of `gen.calls.keywords.OWN`. arguments: of the call as plain data, pictures left out. pictures: keyword -> PIL
-    picture, or a list or table of them. model: None for whichever serves it. adapters: name -> weight. previews: steps between
+    method: of `gen.calls.keywords.OWN`. arguments: of the call as plain data, pictures left out. pictures: keyword -> picture
+    as it was sent, or a list or table of them. model: None for whichever serves it. adapters: name -> weight. previews: steps between
     them. deadline: seconds, None for the server's. format: of the files that are sent.
     """
 
@@ -177,7 +176,7 @@ def _size(given: Mapping[str, Any], asked: PictureRequest, most: int) -> tuple[i
     """(width, height) of the picture that is made, as far as the request says it. most: pixels."""
     image = asked.pictures.get("image")
     first = image[0] if isinstance(image, list) and image else image
-    width, height = first.size if isinstance(first, Image.Image) else (1, 1)
+    width, height = first.size if isinstance(first, SentPicture) else (1, 1)
     layout = asked.pictures.get("layout", {})
     asked_width, asked_height = (given.get(side, layout.get(side)) for side in ("width", "height"))
     width = width if asked_width is None else check_int("width", asked_width, 1, most)

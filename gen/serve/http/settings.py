@@ -24,7 +24,7 @@ class ServerSettings:
     max_work: of one request, in pictures of the model's own size (`gen.serve.limits`).
     max_body: bytes of a request.
     max_inputs: pictures in a request.
-    max_sent: bytes of the pictures, decoded, that were sent with jobs that are not over; a job alone may have more.
+    max_sent: bytes of the pictures, as they were sent, of jobs that are not over; a job alone may have more.
     timeout: seconds in which a job is done.
     grace: seconds in which what runs may finish when the server stops.
     kept_jobs: finished jobs that can be asked for, and kept_bytes: of their pictures.

@@ -7,6 +7,7 @@ import binascii
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -17,6 +18,7 @@ from gen.io.images import PictureError, open_header
 from gen.io.validators import check_int
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.settings import ServerSettings
+from gen.serve.sent import SentPicture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SCAN = b"\xff\xda"
@@ -63,9 +65,19 @@ def decode_base64(name: str, text: Any) -> bytes:
         raise BadRequest(f"{name} is no base64; send a picture's bytes in it, not a path or URL.", name) from None
 
 
-def read_upload(name: str, text: Any, max_pixels: int) -> Image.Image:
-    """A picture from base64."""
-    return open_upload(name, decode_base64(name, text), max_pixels)
+def read_as(name: str, max_pixels: int, data: bytes) -> Image.Image:
+    """`open_upload` as `SentPicture` reads: the bytes come last."""
+    return open_upload(name, data, max_pixels)
+
+
+def keep_upload(name: str, data: bytes, max_pixels: int) -> SentPicture:
+    """A picture of bytes, checked as `open_upload` does and kept encoded."""
+    return SentPicture.checked(data, partial(read_as, name, max_pixels))
+
+
+def read_upload(name: str, text: Any, max_pixels: int) -> SentPicture:
+    """A picture from base64, kept encoded."""
+    return keep_upload(name, decode_base64(name, text), max_pixels)
 
 
 def read_pictures(arguments: Mapping[str, Any], settings: ServerSettings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,7 +107,7 @@ def read_pictures(arguments: Mapping[str, Any], settings: ServerSettings) -> tup
     return plain, found
 
 
-def _layout(layout: Mapping[str, Any], read: Callable[..., Image.Image]) -> dict[str, Any]:
+def _layout(layout: Mapping[str, Any], read: Callable[..., SentPicture]) -> dict[str, Any]:
     values = dict(layout)
     check_texts_can_be_written(values)
     if values.get("painting") is not None:

@@ -117,7 +117,7 @@ def router(service: Service, sessions: WebUISessions) -> APIRouter:
             "sampling_step": job.step if job else 0,
             "sampling_steps": job.steps * job.count if job else 0,
         }
-        shown = None if preview is None else base64_of(PNG.encode(preview))
+        shown = None if preview is None else await run_in_threadpool(lambda: base64_of(PNG.encode(preview)))
         done = job.progress if job else 0.0
         return {"progress": done, "eta_relative": 0.0, "state": state, "current_image": shown, "textinfo": None}
 

@@ -6,6 +6,7 @@ What would change the picture and is not done here is refused in a sentence; wha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from PIL import Image, ImageChops, ImageFilter
@@ -17,8 +18,9 @@ from gen.serve.http.errors import BadRequest
 from gen.serve.http.fields import Number, Prompt, Whole
 from gen.serve.http.requests import PictureRequest
 from gen.serve.http.settings import ServerSettings
-from gen.serve.http.uploads import read_upload
+from gen.serve.http.uploads import decode_base64, read_as, read_upload
 from gen.serve.http.webui_options import WebUIOptions
+from gen.serve.sent import SentPicture
 from samplers.lookup import nearest
 from samplers.registry import grid_info, grid_names, parse_sampler, solver_info, solver_names
 
@@ -217,19 +219,28 @@ def starting_pictures(body: Img2ImgRequest, settings: ServerSettings) -> dict[st
     """The picture and mask of an edit."""
     if not body.init_images:
         raise BadRequest("init_images is empty; send a picture in base64.", "init_images", 422)
-    pixels = settings.max_pixels
-    image = read_upload("init_images[0]", body.init_images[0], pixels)
-    mask = None if body.mask is None else _read_mask(body, pixels)
+    pixels, size = settings.max_pixels, None
     if body.width and body.height and not body.resize_mode and body.width * body.height <= pixels:
         size = max(body.width, 1), max(body.height, 1)  # stretched, as the web UI does where nothing else is said
-        image = image.resize(size, Image.Resampling.LANCZOS)
-        mask = mask and mask.resize(size, Image.Resampling.LANCZOS)
-    return {"image": image} if mask is None else {"image": image, "mask": mask}
+    data = decode_base64("init_images[0]", body.init_images[0])
+    found = {"image": SentPicture.checked(data, partial(_read_image, size, pixels))}
+    if body.mask is not None:
+        read = partial(_read_mask, size, pixels, bool(body.inpainting_mask_invert), body.mask_blur or 0)
+        found["mask"] = SentPicture.checked(decode_base64("mask", body.mask), read)
+    return found
 
 
-def _read_mask(body: Img2ImgRequest, pixels: int) -> Image.Image:
+def _stretched(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    return image if size is None else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _read_image(size: tuple[int, int] | None, pixels: int, data: bytes) -> Image.Image:
+    return _stretched(read_as("init_images[0]", pixels, data), size)
+
+
+def _read_mask(size: tuple[int, int] | None, pixels: int, turned: bool, blur: float, data: bytes) -> Image.Image:
     """Our mask of the web UI's: turned round and blurred as it says."""
-    mask = read_upload("mask", body.mask, pixels).convert("L")
-    if body.inpainting_mask_invert:
+    mask = read_as("mask", pixels, data).convert("L")
+    if turned:
         mask = ImageChops.invert(mask)
-    return mask.filter(ImageFilter.GaussianBlur(body.mask_blur)) if body.mask_blur else mask
+    return _stretched(mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask, size)

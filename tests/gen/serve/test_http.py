@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import io
 import json
+import pickle
 import threading
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 
 from gen.pipeline.png import read_recipe
 from gen.serve.http.settings import ServerSettings, read_bytes_count, read_keys
+from gen.serve.sent import SentPicture, sent_bytes
+from gen.serve.sent import opened as decoded
 from tests.gen.serve.conftest import client_of, make_engine
 
 
@@ -183,8 +187,9 @@ def test_a_job_that_is_over_keeps_no_picture_that_was_sent(client):
 def test_pictures_of_jobs_that_wait_are_bounded_in_memory(tiny_model):
     """A job alone may have more; those without pictures are taken on, and it is free again once the first is over."""
     engine = make_engine(tiny_model)
-    with client_of(engine, max_sent=32 * 32 * 4 + 1) as client:
-        body = {"prompt": "a cat", "image": base64.b64encode(png(square())).decode(), "wait": False, "num_inference_steps": 200}
+    data = png(square())
+    with client_of(engine, max_sent=len(data) + 1) as client:
+        body = {"prompt": "a cat", "image": base64.b64encode(data).decode(), "wait": False, "num_inference_steps": 200}
         first = client.post("/v1/pictures", json=body)
         refused = client.post("/v1/pictures", json=body)
         plain = client.post("/v1/pictures", json={"prompt": "a cat", "wait": False, "num_inference_steps": 1})
@@ -194,6 +199,57 @@ def test_pictures_of_jobs_that_wait_are_bounded_in_memory(tiny_model):
         )
         client.delete(f"/v1/jobs/{first.json()['id']}")
         assert client.post("/v1/pictures", json={**body, "num_inference_steps": 1}).status_code == 202
+
+
+def kinds_in(value):
+    """Of the pictures in keywords."""
+    if isinstance(value, dict):
+        return set().union(*map(kinds_in, value.values()))
+    return set().union(*map(kinds_in, value)) if isinstance(value, list) else {type(value)} & {SentPicture, Image.Image}
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/pictures", {"image": "A", "mask": "A", "strength": 0.5}),
+    ("/v1/pictures", {"layout": {"background": "a cat", "regions": [{"prompt": "a dog", "mask": "A"}]}}),
+    ("/sdapi/v1/img2img", {"init_images": ["A"], "mask": "A", "width": 32, "height": 32}),
+    ("/v1/images/edits", {}),
+])  # fmt: skip
+def test_a_job_that_waits_keeps_its_pictures_encoded(client, tiny, path, body):
+    """What pickle carries to an engine elsewhere makes the same pictures as what the request was decoded to."""
+    data, board = png(square((200, 30, 30, 100))), client.app.state.service.board
+    seen, submit = [], board.submit
+    board.submit = lambda job, *more: (seen.append(dict(job.keywords)), submit(job, *more))[1]
+    try:
+        if path.endswith("edits"):
+            answer = client.post(path, data={"prompt": "a cat", "n": "2"}, files={"image": ("a.png", data, "image/png")})
+        else:
+            text = json.dumps({"prompt": "a cat", **body}).replace('"A"', json.dumps(base64.b64encode(data).decode()))
+            answer = client.post(path, content=text, headers={"Content-Type": "application/json"})
+    finally:
+        del board.submit
+    assert answer.status_code == 200, answer.text
+    (keywords,) = seen
+    assert kinds_in(keywords) == {SentPicture}
+    count = 1 if "layout" in keywords or path.endswith("edits") else 2  # a file that two pictures are made of counts once
+    assert sent_bytes(keywords) == count * len(data)
+    again = pickle.loads(pickle.dumps(keywords))
+    for name in ("image", "mask"):
+        if name in keywords:
+            assert decoded(again[name]).tobytes() == decoded(keywords[name]).tobytes()
+            assert decoded(keywords[name]).size == keywords[name].size
+
+
+@pytest.mark.parametrize(("path", "module"), [("/v1/images/generations", "openai"), ("/v1/pictures", "pictures")])
+def test_streamed_pictures_are_encoded_beside_the_event_loop(client, monkeypatch, path, module):
+    def encoded(data):
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        return base64.b64encode(data).decode()
+
+    monkeypatch.setattr(importlib.import_module(f"gen.serve.http.{module}"), "base64_of", encoded)
+    own = {"partial_images": 2} if module == "openai" else {"previews": 1}
+    found = events(client.post(path, json={"prompt": "a cat", "stream": True, "num_inference_steps": 6, **own}))
+    assert found[-1][0] in ("image_generation.completed", "done") and len(found) >= 3
 
 
 def test_an_interrupted_job_without_pictures_is_said(client):
