@@ -16,7 +16,10 @@ from gen.io.openraster import read_openraster, to_tensor, write_openraster
 from gen.models.transparency import OpenedTransparency
 from gen.tasks.transparent import decompose as module
 from gen.tasks.transparent.cli import layers as command
-from gen.tasks.transparent.decompose import connected, decompose, named, run_on
+from gen.tasks.transparent import running_on
+from gen.tasks.transparent.decompose import decompose, named
+from gen.tasks.transparent.running_on import run_on
+from gen.tasks.transparent.things import connected
 
 CALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "progress": False}
 
@@ -63,6 +66,49 @@ def test_a_hole_at_the_border_runs_on_too():
     hole[..., :, 4:] = 1
     flat = torch.full((1, 3, 8, 8), 0.4).double()
     assert (run_on(flat, hole) - flat).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 9), (7, 1), (13, 10), (16, 11)])
+def test_any_hole_solves_the_equations_written_out(height, width):
+    """Against a dense solve: holes of scattered pixels, at edges and corners of pictures, with a guess."""
+    draw = torch.Generator().manual_seed(height)
+    picture, guess = torch.rand(2, 1, 3, height, width, generator=draw, dtype=torch.float64) * 0.2 + 0.4
+    inside = torch.rand(height, width, generator=draw) < 0.7
+    inside[height // 2, width // 2] = False
+    places = inside.nonzero().tolist()
+    matrix, right = torch.zeros(len(places), len(places), dtype=torch.float64), torch.zeros(len(places), 3, dtype=torch.float64)
+    for row, (y, x) in enumerate(places):
+        for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if not (0 <= at[0] < height and 0 <= at[1] < width):
+                continue
+            matrix[row, row] += 1
+            right[row] += guess[0, :, y, x] - guess[0, :, at[0], at[1]]
+            if list(at) in places:
+                matrix[row, places.index(list(at))] -= 1
+            else:
+                right[row] += picture[0, :, at[0], at[1]]
+    expected = picture.clone()
+    expected[0][:, inside] = torch.linalg.solve(matrix, right).T
+    found = run_on(picture, inside[None, None].double(), guess)
+    assert (found - expected.clamp(0, 1)).abs().max() < 1e-6
+    assert torch.equal(found[..., ~inside], picture[..., ~inside])
+
+
+def test_a_larger_hole_takes_no_more_rounds(monkeypatch):
+    """Multigrid: plain conjugate gradients take four times as many for the larger of these."""
+    cycle, rounds = running_on._cycle, []
+    for size in (32, 128):
+        _, alpha, _ = scene(size)
+        counted: list[int] = []
+
+        def counting(grids, right, counted=counted):
+            counted.append(len(grids))
+            return cycle(grids, right)
+
+        monkeypatch.setattr(running_on, "_cycle", counting)
+        run_on(torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2)).double(), (alpha > 0).double())
+        rounds.append(counted.count(max(counted)))
+    assert max(rounds) < 20, rounds
 
 
 # ---- layers ----
@@ -138,6 +184,27 @@ def test_parts_that_hang_together():
     found = connected(inside)[0, 0]
     assert found.max() == 2 and found[0, 0] == found[1, 1] == found[2, 1] != found[4, 5] == found[5, 6]
     assert ((found > 0) == inside[0, 0]).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_parts_are_those_of_a_flood(share):
+    """In the order of their first pixels, also where they wind and meet late."""
+    inside = torch.rand(30, 41, generator=torch.Generator().manual_seed(1)) < share
+    inside[::4], inside[:, 40] = True, True
+    expected, number = torch.zeros(30, 41, dtype=torch.long), 0
+    for start in map(tuple, inside.nonzero().tolist()):
+        if expected[start]:
+            continue
+        number, left = number + 1, [start]
+        expected[start] = number
+        while left:
+            y, x = left.pop()
+            for at in ((y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
+                if 0 <= at[0] < 30 and 0 <= at[1] < 41 and inside[at] and not expected[at]:
+                    expected[at] = number
+                    left.append(at)
+    assert torch.equal(connected(inside[None, None])[0, 0], expected)
+    assert not connected(torch.zeros(1, 1, 3, 4, dtype=torch.bool)).any()
 
 
 def test_a_prompt_chooses_among_things(tiny, finds, monkeypatch):

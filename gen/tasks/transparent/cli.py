@@ -88,9 +88,7 @@ def layers(
     generator = model.opened(PlaceOptions(device=device, dtype=dtype, quiet=quiet))
     own = {"seed": seed, "num_inference_steps": steps, **rules.keywords()}
     call = {name: value for name, value in own.items() if value is not None and value != {}}
-    if fill == "model":
-        call["progress"] = not quiet
-    found = decompose(generator, picture, mask, prompt, background, fill, transparency, **call)
+    found = decompose(generator, picture, mask, prompt, background, fill, transparency, progress=not quiet, **call)
     stack = found.stack(prompt or picture.stem)
     for path in write_layers(target, stack):
         print(path, flush=True)

@@ -22,6 +22,8 @@ from gen.io.images import read_picture
 from gen.io.openraster import LayerImage, LayerStack, to_picture
 from gen.models.transparency import open_transparency
 from gen.tasks.edit.task import encode, read_mask
+from gen.tasks.transparent.running_on import run_on
+from gen.tasks.transparent.things import connected
 from samplers.denoiser import Context
 from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.lookup import nearest
@@ -62,6 +64,8 @@ def decompose(
     background: str | None = None,
     fill: str = "smooth",
     transparency: Any = None,
+    *,
+    progress: bool = True,
     **call: Any,
 ) -> Decomposition:
     """Take a picture apart.
@@ -70,7 +74,7 @@ def decompose(
     picture: a file, PIL picture, array or tensor. mask: the opacity of the thing, white where it is; found by the network of
     `transparency` (the shipped one if None) otherwise. prompt: of several things, those that it names. fill: what was hidden is
     made by "smooth", colours that run on from around it, or by "model", the generator, asked for `background` with the further
-    keywords of a call, whose picture then runs on into what is around it.
+    keywords of a call, whose picture then runs on into what is around it. progress: show bars, in a terminal.
     Raises ValueError where nothing is found, or all of it.
     """
     if fill not in FILLS:
@@ -97,7 +101,8 @@ def decompose(
     hole = (F.max_pool2d(alpha, 2 * GROWN + 1, 1, GROWN) > LEAST).double()
     if bool(hole.all()):
         raise ValueError("The thing covers the whole picture, so that nothing of a background is known; give a smaller mask.")
-    behind = run_on(given, hole, _made(generator, given, hole, background, call) if fill == "model" else None)
+    made = _made(generator, given, hole, background, {"progress": progress, **call}) if fill == "model" else None
+    behind = run_on(given, hole, made, progress=progress)
     if mask is None:  # what the background cannot be belongs to the thing
         alpha = torch.where(hole > 0, torch.maximum(alpha, least_opacity(given, behind)), alpha)
     layer = lifted(given, alpha, behind)
@@ -115,38 +120,6 @@ def _made(generator: Any, picture: Tensor, hole: Tensor, prompt: str | None, cal
         warnings.filterwarnings("ignore", message="The image is .* the picture is made at")  # it is brought back to size below
         made = generator(**given).images[:1].double()
     return resized(made, *picture.shape[2:])
-
-
-def run_on(picture: Tensor, hole: Tensor, guess: Tensor | None = None, most: int = 2000) -> Tensor:
-    """Pictures (1, 3, H, W) whose hole (1, 1, H, W) is filled so that it runs on from what is around it.
-
-    Inside the hole the Laplacian is that of `guess`, or zero, and at its edge are the picture's colours: Poisson's equation
-    (Perez, Gangnet and Blake 2003, "Poisson image editing", equation 3), by conjugate gradients. Outside it is the picture.
-    """
-    inside = hole > 0
-    source = torch.zeros_like(picture) if guess is None else guess
-    difference = torch.where(inside, torch.zeros_like(picture), picture - source)  # harmonic inside, and known outside
-
-    def laplacian(x: Tensor) -> Tensor:
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        around = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-        return torch.where(inside, 4 * x - around, torch.zeros_like(x))
-
-    x = torch.zeros_like(picture)
-    residual = -laplacian(difference)
-    direction, size = residual, residual.square().sum((2, 3), keepdim=True)
-    start = size.sum()
-    for _ in range(most):
-        if not bool(size.sum() > 1e-14 * start) or not bool(start > 0):
-            break
-        moved = laplacian(direction)
-        step = size / (direction * moved).sum((2, 3), keepdim=True).clamp_min(1e-300)
-        x, residual = x + step * direction, residual - step * moved
-        next_size = residual.square().sum((2, 3), keepdim=True)
-        direction = residual + next_size / size.clamp_min(1e-300) * direction
-        size = next_size
-    filled = source + torch.where(inside, x, difference)
-    return torch.where(inside, filled, picture).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -200,18 +173,3 @@ def _towards(kept: Tensor, alpha: Tensor, pieces: Tensor) -> Tensor:
             break
         mine, others = mine | new_mine, others | new_others
     return mine.double()
-
-
-def connected(inside: Tensor) -> Tensor:
-    """(1, 1, H, W) of whole numbers: 0 outside, and in every part that hangs together (corners count) a number of its own, from
-    1."""
-    labels = torch.arange(1, inside.numel() + 1, dtype=torch.float64).view_as(inside) * inside
-    while True:
-        spread = F.max_pool2d(labels, 3, 1, 1) * inside
-        if torch.equal(spread, labels):
-            break
-        labels = spread
-    numbers = labels[inside].unique()
-    found = torch.zeros_like(labels, dtype=torch.long)
-    found[inside] = torch.searchsorted(numbers, labels[inside]) + 1
-    return found
