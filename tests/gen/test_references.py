@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,15 @@ from gen.generator import Generator
 from gen.io.weights import CheckpointError
 from gen.models.components import save_component
 from gen.models.folder import write_model
+from gen.nn.reference import WeakerReferences, WithReferences
 from gen.nn.registry import build
 from gen.pipeline.recipe import Recipe
+from gen.pipeline.types import Task
+from gen.tasks.references.options import ReferencesKeywords
+from gen.tasks.references.task import ReferencesTask
+from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.embedded import EmbeddedGuidance
+from samplers.solvers.ddim import euler
 from tests.gen.conftest import CONFIG, randomise, tiny_autoencoder, tiny_text_encoder
 from tests.gen.test_reference_encoder import NETWORKS, encoder_for
 
@@ -74,6 +82,34 @@ def test_they_go_with_the_rest(opened, call):
     again = {name: value for name, value in given.items() if name not in HELD}
     again |= {"image": call["image"]} if "image" in call else {}
     assert torch.equal(generator.replay(recipe, "latent", progress=False, **again).images[0], made.images[1])
+
+
+@pytest.mark.parametrize("kind", ["cfg", "embedded"])
+def test_moves_of_fusion_heed_other_tasks_and_how_the_model_is_guided(opened, kind):
+    """Inside of the guidance that the model knows is what the other tasks put around the network."""
+    generator, folders = opened
+    given = ReferencesKeywords(PICTURE, references_encoder=folders["plain"], references_fusion=1)
+    task, _ = ReferencesTask.from_call(generator, given, None)
+
+    class Other(Task):
+        def wrap_network(self, denoiser, batch):
+            return WithReferences(denoiser, {"other": None})
+
+    model = SimpleNamespace(denoiser=generator.denoiser, config=SimpleNamespace(defaults=SimpleNamespace(guidance=kind)))
+    batch = SimpleNamespace(model=model, negative=None, settings=SimpleNamespace(tasks={"other": Other(), "references": task}))
+    denoiser, solver = task.wrap_guided(generator.denoiser, euler(), batch)
+    plain = solver.refiner.denoiser
+    assert denoiser is generator.denoiser
+    assert type(solver.refiner) is {"cfg": ClassifierFree, "embedded": EmbeddedGuidance}[kind] and solver.refiner.scale == 3.0
+    assert isinstance(plain, WeakerReferences) and list(plain.denoiser.encoders) == ["references"]
+    assert list(plain.denoiser.denoiser.encoders) == ["other"] and plain.denoiser.denoiser.denoiser is generator.denoiser
+
+
+def test_moves_of_fusion_go_with_no_canvas(opened):
+    generator, folders = opened
+    given = {"references": PICTURE, "references_encoder": folders["plain"], "references_fusion": 1}
+    with pytest.raises(ValueError, match="a canvas is seen in windows; leave one"):
+        generator.panorama("a cat", width=64, height=32, window=32, num_inference_steps=2, progress=False, **given)
 
 
 def test_where_and_how_strongly(opened):

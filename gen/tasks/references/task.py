@@ -24,6 +24,7 @@ from gen.tasks.references.options import ReferencesKeywords, ReferencesRecord
 from gen.tasks.several import listed, read_masks
 from samplers.denoiser import NULL, Condition, Denoiser
 from samplers.guidance.cfg import ClassifierFree
+from samplers.guidance.embedded import EmbeddedGuidance
 from samplers.guidance.fusion import FusionSampling
 from samplers.interval import EVERYWHERE
 from samplers.lookup import nearest
@@ -113,6 +114,10 @@ class ReferencesTask(Task):
         alone = next((name for name, task in settings.tasks.items() if task.traits.guides_itself), None)
         if self.record_.fusion and alone is not None:
             raise ValueError(f"references_fusion does not go with {alone}, which guides itself; leave one of them out.")
+        if self.record_.fusion and "canvas" in settings.tasks:
+            raise ValueError(
+                "references_fusion moves a picture as a whole, and a canvas is seen in windows; leave one of them out."
+            )
         before = None if recipe is None else recipe.references
         names = {"encoder": "references_encoder", "vision": "references_vision", "images": NAME, "masks": "references_mask"}
         for part, keyword in names.items():
@@ -182,7 +187,14 @@ class ReferencesTask(Task):
         if not self.record_.fusion:
             return denoiser, solver
         options: dict[str, Any] = {"eta": 1.0, "guidance": 3.0, "scale": 0.8, **self.record_.fusion_options}
-        plain = WeakerReferences(self.wrap_network(batch.model.denoiser, batch), options["scale"])
+        network: Denoiser = batch.model.denoiser
+        for task in batch.settings.tasks.values():  # a move heeds whatever the step that follows it does
+            network = task.wrap_network(network, batch)
+        plain = WeakerReferences(network, options["scale"])
+        if batch.model.config.defaults.guidance == "embedded":  # such a network is told the scale, and compares nothing
+            return denoiser, FusionSampling(
+                solver, EmbeddedGuidance(plain, options["guidance"]), self.record_.fusion, options["eta"]
+            )
         refiner = ClassifierFree(plain, options["guidance"], batch.negative)
         return denoiser, FusionSampling(solver, refiner, self.record_.fusion, options["eta"])
 
