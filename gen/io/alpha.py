@@ -27,16 +27,25 @@ def straighten(layer: Tensor) -> Tensor:
     blur straight colours mix in no black at the edges: the mean of the smallest of the squares of 2, 4, 8, ... pixels around
     the pixel in which anything is seen. A layer of nothing stays black.
     """
+    straight, seen = divided(layer), layer[:, 3:] > 0
+    if bool(seen.all()) or max(layer.shape[2:]) == 1:
+        return straight
+    height, width = layer.shape[2:]
+    around = straighten(halved(layer))[:, :3]
+    around = around.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
+    return torch.cat([torch.where(seen, straight[:, :3], around), layer[:, 3:]], 1)
+
+
+def divided(layer: Tensor) -> Tensor:
+    """Straight colours and alpha (B, 4, H, W) of a layer, black where nothing is seen."""
     colour, alpha = layer[:, :3], layer[:, 3:]
-    seen = alpha > 0
-    divided = torch.where(seen, colour / alpha.clamp_min(torch.finfo(layer.dtype).tiny), 0).clamp(0, 1)
-    if not bool(seen.all()) and max(layer.shape[2:]) > 1:
-        height, width = layer.shape[2:]
-        even = F.pad(layer, (0, width % 2, 0, height % 2))
-        around = straighten(F.avg_pool2d(even, 2))[:, :3]
-        around = around.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
-        divided = torch.where(seen, divided, around)
-    return torch.cat([divided, alpha], 1)
+    straight = torch.where(alpha > 0, colour / alpha.clamp_min(torch.finfo(layer.dtype).tiny), 0).clamp(0, 1)
+    return torch.cat([straight, alpha], 1)
+
+
+def halved(layer: Tensor) -> Tensor:
+    """Means of squares of two pixels, of what lies beyond the edge as nothing."""
+    return F.avg_pool2d(F.pad(layer, (0, layer.shape[3] % 2, 0, layer.shape[2] % 2)), 2)
 
 
 def over(top: Tensor, bottom: Tensor) -> Tensor:

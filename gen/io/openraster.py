@@ -17,7 +17,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,9 +27,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gen.io.alpha import flattened, premultiply, straighten
+from gen.io.alpha import divided, flattened, halved, premultiply, straighten
 from gen.io.errors import CheckpointError, opened
 from gen.io.images import MAX_PIXELS, PictureError, open_header
+from gen.io.members import read_member
 from gen.io.weights import write_bytes
 
 MIMETYPE = b"image/openraster"
@@ -38,6 +39,7 @@ MAX_LAYERS, MAX_DEPTH = 256, 16
 MAX_XML, MAX_MEMBER, MAX_MEMBERS = 1 << 20, 256 << 20, 2000  # bytes, bytes, members
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)  # what zipfile raises for files that are
 THUMBNAIL = 256  # pixels, of the longer side
+BAND = 1 << 18  # pixels that are numbers at a time
 VERSION = "0.0.3"  # the oldest that has all that is written here
 
 
@@ -65,21 +67,26 @@ class LayerStack:
     height: int
     layers: tuple[LayerImage, ...] = field(default_factory=tuple)
 
-    def placed(self, layer: LayerImage) -> Tensor:
-        """(1, 4, height, width): a layer on the canvas, colours times alpha, with its opacity; nothing where it is hidden."""
-        canvas = torch.zeros(1, 4, self.height, self.width, dtype=torch.float64)
-        top, left = max(layer.y, 0), max(layer.x, 0)
-        bottom, right = min(layer.y + layer.picture.height, self.height), min(layer.x + layer.picture.width, self.width)
+    def placed(self, layer: LayerImage, first: int = 0, end: int | None = None) -> Tensor:
+        """(1, 4, end - first, width): a layer on these rows of the canvas, all of them if nothing is said, colours times alpha,
+        with its opacity; nothing where it is hidden."""
+        end = self.height if end is None else end
+        rows = torch.zeros(1, 4, end - first, self.width, dtype=torch.float64)
+        top, left = max(layer.y, first), max(layer.x, 0)
+        bottom, right = min(layer.y + layer.picture.height, end), min(layer.x + layer.picture.width, self.width)
         if layer.visible and bottom > top and right > left:
             part = layer.picture.crop((left - layer.x, top - layer.y, right - layer.x, bottom - layer.y))
-            canvas[..., top:bottom, left:right] = premultiply(to_tensor(part)) * layer.opacity
-        return canvas
+            rows[..., top - first : bottom - first, left:right] = premultiply(to_tensor(part)) * layer.opacity
+        return rows
 
     def flatten(self) -> Image.Image:
         """What all layers look like together, RGBA."""
-        nothing = torch.zeros(1, 4, self.height, self.width, dtype=torch.float64)
-        # one at a time, as a placed layer takes 32 bytes a pixel
-        return to_picture(flattened(itertools.chain([nothing], (self.placed(layer) for layer in self.layers))))
+
+        def together(first: int, end: int) -> Tensor:
+            nothing = torch.zeros(1, 4, end - first, self.width, dtype=torch.float64)
+            return flattened(itertools.chain([nothing], (self.placed(layer, first, end) for layer in self.layers)))
+
+        return picture_of(together, self.height, self.width)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -90,8 +97,38 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def to_picture(layer: Tensor) -> Image.Image:
     """The RGBA picture of a layer (1, 4, H, W) with colours times alpha."""
-    straight = straighten(layer)[0].permute(1, 2, 0)
-    return Image.fromarray((straight * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    return picture_of(lambda first, end: layer[..., first:end, :], *layer.shape[2:])
+
+
+def picture_of(rows: Callable[[int, int], Tensor], height: int, width: int) -> Image.Image:
+    """The RGBA picture of a layer that is made in bands, so that few of its pixels are numbers at a time.
+
+    rows: (first, end) -> those rows (1, 4, end - first, width), colours times alpha.
+    """
+    picture = torch.empty(height, width, 4, dtype=torch.uint8)
+    seen = torch.empty(height, width, dtype=torch.bool)
+    smaller = []
+    step = max(BAND // max(width, 1) // 2, 1) * 2  # even, so that squares of two pixels lie in one band
+    for first in range(0, height, step):
+        end = min(first + step, height)
+        band = rows(first, end)
+        seen[first:end] = band[0, 3] > 0
+        picture[first:end] = _bytes_of(divided(band))
+        smaller.append(halved(band))
+    if not bool(seen.all()) and max(height, width) > 1:
+        around = straighten(torch.cat(smaller, 2))[:, :3]
+        for first in range(0, height, step):
+            end = min(first + step, height)
+            near = around[..., first // 2 : (end + 1) // 2, :].repeat_interleave(2, 2).repeat_interleave(2, 3)
+            colours = _bytes_of(near[..., : end - first, :width])
+            hidden = ~seen[first:end]
+            picture[first:end, :, :3][hidden] = colours[hidden]
+    return Image.fromarray(picture.numpy())
+
+
+def _bytes_of(values: Tensor) -> Tensor:
+    """(H, W, C) of values (1, C, H, W) in [0, 1]."""
+    return (values[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 # ---- writing ----
@@ -217,17 +254,7 @@ class _Reader:
 
 
 def _member(file: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
-    try:
-        info = file.getinfo(name)
-    except KeyError:
-        raise LayersError(f"{path} has no {name!r:.80}; it is no OpenRaster file, or is damaged.") from None
-    if info.file_size > limit:
-        raise LayersError(f"{path}: {name!r:.80} is larger than {limit:,} bytes.")
-    with file.open(info) as stream:  # what the zip says of its size may be wrong
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise LayersError(f"{path}: {name!r:.80} is larger than {limit:,} bytes.")
-    return data
+    return read_member(file, name, limit, path, "OpenRaster file", LayersError)
 
 
 def _parsed(xml: bytes, path: Path) -> ElementTree.Element:

@@ -15,8 +15,8 @@ from gen.io.alpha import upon
 from gen.io.openraster import read_openraster, to_tensor, write_openraster
 from gen.models.transparency import OpenedTransparency
 from gen.tasks.transparent import decompose as module
-from gen.tasks.transparent.cli import layers as command
 from gen.tasks.transparent import running_on
+from gen.tasks.transparent.cli import layers as command
 from gen.tasks.transparent.decompose import decompose, named
 from gen.tasks.transparent.running_on import run_on
 from gen.tasks.transparent.things import connected

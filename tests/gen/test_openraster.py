@@ -8,8 +8,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from gen.io import openraster
+from gen.io.alpha import flattened, straighten
 from gen.io.openraster import MIMETYPE, LayerImage, LayersError, LayerStack, read_openraster, write_openraster
 
 
@@ -48,6 +51,21 @@ def by_hand(stack: LayerStack) -> np.ndarray:
 def test_layers_together_are_porter_and_duffs():
     found = np.asarray(stack().flatten()) / 255
     assert np.abs(found - by_hand(stack())).max() < 0.51 / 255
+
+
+@pytest.mark.parametrize("size", [(9, 7), (1, 5), (6, 1), (1, 1)])
+def test_bands_make_what_the_whole_makes(size, monkeypatch):
+    """Where nothing is seen too, whose colours come from as far away as the picture is wide."""
+    width, height = size
+    seen = np.asarray(picture(1, (max(width, 3), max(height, 4))))[:height, :width].copy()
+    seen[:, : (width + 1) // 2, 3] = 0
+    layers = (LayerImage("a", Image.fromarray(seen)), LayerImage("b", picture(2, (5, 4)), x=2, y=3, opacity=0.5))
+    layered = LayerStack(width, height, layers)
+    whole = straighten(flattened([layered.placed(one) for one in layers]))[0].permute(1, 2, 0)
+    expected = (whole * 255).round().to(torch.uint8).numpy()
+    for band in (1, 1 << 18):
+        monkeypatch.setattr(openraster, "BAND", band)
+        assert np.array_equal(np.asarray(layered.flatten()), expected), band
 
 
 def test_what_is_written_is_read_to_the_bit(tmp_path):

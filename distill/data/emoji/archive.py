@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from distill.data.errors import DataError
 from gen.io.errors import CheckpointError, opened
+from gen.io.members import read_member
 from gen.io.weights import write_bytes
 from gen.nn.registry import Config, describe
 
@@ -61,13 +62,7 @@ def write_archive(path: Path, records: Sequence[DrawingRecord], pictures: Mappin
 
 
 def _read(file: zipfile.ZipFile, name: str, limit: int, path: Path) -> bytes:
-    try:
-        info = file.getinfo(name)
-    except KeyError:
-        raise DataError(f"{path} has no {name}; it is not an emoji archive, or is damaged.") from None
-    if info.file_size > limit:
-        raise DataError(f"{path}: {name} is larger than {limit >> 20} MiB.")
-    return file.read(info)
+    return read_member(file, name, limit, path, "emoji archive", DataError)
 
 
 def read_archive(path: Path | str) -> tuple[list[DrawingRecord], list[bytes], list[str]]:

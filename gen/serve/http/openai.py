@@ -184,21 +184,21 @@ def edited_pictures(files: Mapping[str, list[bytes]], max_pixels: int) -> dict[s
     name = "mask" if files.get("mask") else "image"  # the picture itself where no mask was sent
     data = files[name][0]
     mask = edited_where(name, max_pixels, data)
-    kept = {} if mask is None else {"mask": SentPicture(data, partial(edited_where, name, max_pixels), mask.size)}
+    anywhere = mask.getextrema() != (0, 0)
+    kept = {"mask": SentPicture(data, partial(edited_where, name, max_pixels), mask.size)} if anywhere else {}
     return {"image": images[0] if len(images) == 1 else images, **kept}
 
 
-def edited_where(name: str, max_pixels: int, data: bytes) -> Image.Image | None:
-    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited; None where nothing of it is transparent.
+def edited_where(name: str, max_pixels: int, data: bytes) -> Image.Image:
+    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited.
 
     name: "mask", or "image" where the picture says itself what is edited. data: of its file.
     """
-    opacity = alpha(open_upload(name, data, max_pixels))
+    picture = open_upload(name, data, max_pixels)
+    opacity = alpha(picture)
     if opacity is None and name == "mask":
         raise BadRequest("mask has no transparency; what is transparent in it is made anew.", "mask")
-    if opacity is None or opacity.getextrema() == (255, 255):
-        return None
-    return opacity.point(lambda value: 255 - value)
+    return Image.new("L", picture.size) if opacity is None else opacity.point(lambda value: 255 - value)
 
 
 def router(service: Service) -> APIRouter:

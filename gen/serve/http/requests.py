@@ -48,8 +48,8 @@ class PictureRequest:
     """A request in our words.
 
     method: of `gen.calls.keywords.OWN`. arguments: of the call as plain data, pictures left out. pictures: keyword -> picture
-    as it was sent, or a list or table of them. model: None for whichever serves it. adapters: name -> weight. previews: steps between
-    them. deadline: seconds, None for the server's. format: of the files that are sent.
+    as it was sent, or a list or table of them. model: None for whichever serves it. adapters: name -> weight. previews: steps
+    between them. deadline: seconds, None for the server's. format: of the files that are sent.
     """
 
     arguments: Mapping[str, Any]

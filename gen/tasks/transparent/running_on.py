@@ -32,11 +32,7 @@ def run_on(picture: Tensor, hole: Tensor, guess: Tensor | None = None, *, progre
     if not len(rows):
         return picture.clone()
     # a pixel more on each side: at its edge are known colours, or the picture's own edge
-    window = (
-        ...,
-        slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2),
-        slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2),
-    )
+    window = (..., slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2), slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2))
     known, open_ = picture[window], inside[window]
     source = torch.zeros_like(known) if guess is None else guess[window]
     # what is added to `source`: harmonic inside, and known outside

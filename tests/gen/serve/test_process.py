@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 
 from gen.cli.app import main
+from gen.pipeline.png import read_recipe
+from gen.ui.gallery import Gallery
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -121,6 +123,46 @@ def test_a_kill_loses_no_picture_that_was_sent(tmp_path, seed):
             thread.join(60)
     files = {path.read_bytes() for path in tmp_path.glob("*.png")}
     assert sent and set(sent) <= files
-    for path in tmp_path.glob("*.png"):
+    check_whole(tmp_path)
+
+
+def check_whole(folder):
+    """Every file that bears a picture's name is one, with its recipe."""
+    for path in folder.glob("*.png"):
         with Image.open(path) as image:
             image.load()
+        assert read_recipe(path).prompt == "a red heart"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_killed_server_goes_on_in_its_folder(tmp_path, seed):
+    """Pictures that a client saw finished are there after a kill -9 and a restart, beside what is made then; nothing half
+    written bears a picture's name, in the folder or in the gallery; jobs of before are told of in a sentence."""
+    draw = random.Random(seed)
+    body = {"prompt": "a red heart", "num_images_per_prompt": 4, "num_inference_steps": 4, "wait": False}
+    with process("--save", str(tmp_path)) as (server, url), httpx.Client(timeout=60) as http:
+        jobs = [http.post(f"{url}/v1/pictures", json={**body, "seed": 10 * number}).json()["id"] for number in range(6)]
+        seen: dict[tuple[str, int], bytes] = {}
+        until = time.monotonic() + 0.2 + draw.random()
+        while time.monotonic() < until or not seen:
+            for job in jobs:
+                for made in http.get(f"{url}/v1/jobs/{job}").json()["pictures"]:
+                    seen[job, made["index"]] = base64.b64decode(made["image"])
+        server.send_signal(signal.SIGKILL)
+        server.wait(60)
+    assert len(seen) < 24, "the server was done before it was killed"
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert set(seen.values()) <= set(before.values())
+    check_whole(tmp_path)
+    with process("--save", str(tmp_path)) as (server, url), httpx.Client(timeout=60) as http:
+        for job in jobs:
+            gone = http.get(f"{url}/v1/jobs/{job}")
+            assert gone.status_code == 404 and gone.json()["error"]["message"].startswith("There is no job")
+        again = http.post(f"{url}/v1/pictures", json={**body, "seed": 0, "wait": True}).json()
+        assert again["status"] == "done" and len(again["pictures"]) == 4
+        after = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+        assert before.items() <= after.items() and len(after) == len(before) + 4
+        check_whole(tmp_path)
+    files = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert set(Gallery(tmp_path).names()) == set(after) == files
