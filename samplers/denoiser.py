@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from samplers.path import NoiseLevel, Path, Scalar, expand
+from samplers.policy import Policy
 from samplers.prediction import Prediction, prediction_row
 
 MAP = "map:"  # begins the names of further tensors that lie over x
@@ -193,6 +194,7 @@ class NetworkDenoiser:
     dtype: what the network runs in, x's own when None; its output comes back in x's dtype.
     sigma_data: the standard deviation of the data, for EDM.
     learned_variance: the network gives twice x's channels, and the second half is a variance (DiT, PixArt).
+    policy: the network's output is a policy, whose components are each what `prediction` says.
 
     A second time in the condition, extra["target_time"] (B,) on the path's clock, reaches the network on the network's own
     clock. Raises ValueError where the network's output does not fit x.
@@ -206,6 +208,7 @@ class NetworkDenoiser:
     dtype: torch.dtype | None = None
     sigma_data: float = 0.5
     learned_variance: bool = False
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.clock not in CLOCKS:
@@ -232,7 +235,10 @@ class NetworkDenoiser:
         raw, variance = raw.to(x.dtype), None
         if self.learned_variance:
             raw, variance = raw.chunk(2, dim=1)
-        return Prediction(x, level, raw, prediction_row(self.prediction, level, self.path, self.sigma_data), variance)
+        row = prediction_row(self.prediction, level, self.path, self.sigma_data)
+        if self.policy is not None:
+            return self.policy.read(x, level, raw, row)
+        return Prediction(x, level, raw, row, variance)
 
     def _check(self, raw: Any, x: Tensor) -> None:
         """ValueError unless the network's output fits x in type, shape and device."""
@@ -245,8 +251,14 @@ class NetworkDenoiser:
         if raw.device != x.device:
             raise ValueError(f"The network's output is on {raw.device} and x on {x.device}: move the network or x.")
         channels = x.shape[1] * (2 if self.learned_variance else 1)
+        if self.policy is not None:
+            channels = self.policy.outputs(x.shape[1])
         if raw.shape != (wanted := (x.shape[0], channels, *x.shape[2:])):
-            variance = "twice x's channels, as learned_variance=True says" if self.learned_variance else "x's own shape"
+            variance = "x's own shape"
+            if self.learned_variance:
+                variance = "twice x's channels, as learned_variance=True says"
+            elif self.policy is not None:
+                variance = "all that its policy consists of"
             hint = ""
             if not self.learned_variance and raw.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
                 hint = " If the second half of its channels is a variance, as in DiT, say learned_variance=True."

@@ -20,6 +20,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "samplers": [
         ["path", "lookup", "atomic", "renamed", "tableaus", "philox", "constants"],
         ["prediction", "noise", "noise_ratio", "interval"],
+        ["policy"],
         ["denoiser", "brownian"],
         ["sample", "rows", "hooks", "step_cache", "analytic"],
         ["wrappers", "grids"],

@@ -12,7 +12,7 @@ SAMPLERS = _words("""
 euler euler_a ddim heun dpm_2 dpm_2_a dpm_solver_2 dpm_solver_3 dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s dpmpp_2s_a
 dpmpp_sde seeds_2 seeds_3 flow_midpoint flow_heun flow_ralston flow_rk4 dpmpp_2m dpmpp_2m_sde dpmpp_2m_sde_heun dpmpp_3m
 dpmpp_3m_sde unipc res_multistep sa_solver dpm_solver_2m dpm_solver_3m deis multistep lms ipndm ipndm_v pndm ddpm er_sde
-edict consistency lcm tcd flow_map restart heunpp2 exp_heun_2_x0 exp_heun_2_x0_sde gradient_estimation
+edict consistency lcm tcd flow_map policy restart heunpp2 exp_heun_2_x0 exp_heun_2_x0_sde gradient_estimation
 res_multistep_ancestral sa_solver_pece euler_cfg_pp euler_ancestral_cfg_pp dpmpp_2s_ancestral_cfg_pp dpmpp_2m_cfg_pp
 res_multistep_cfg_pp res_multistep_ancestral_cfg_pp gradient_estimation_cfg_pp comfy:euler comfy:euler_ancestral
 comfy:heun comfy:dpm_2 comfy:dpm_2_ancestral comfy:lms comfy:dpmpp_2s_ancestral comfy:dpmpp_sde comfy:dpmpp_2m

@@ -29,6 +29,7 @@ from gen.models.components import load_component, save_component
 from gen.nn.registry import OWN_NETWORKS, describe
 from samplers import path as paths
 from samplers.denoiser import Network, NetworkDenoiser
+from samplers.policy import Policy
 
 PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux", "qwen_image", "z_image"),
@@ -167,23 +168,36 @@ class ModelConfig(Strict):
             dtype,
             self.sigma_data,
             learns_variance(network),
+            policy_of(network),
         )
+
+
+def policy_of(network: Any) -> Policy | None:
+    """The policy that a network, or the one inside a wrapper, predicts; None for one that predicts an image."""
+    config = next((config for config in configs_of(network) if hasattr(config, "policy")), None)
+    return None if config is None or config.policy is None else config.policy.build()
 
 
 def learns_variance(network: Any) -> bool:
     """Whether a network, or the one inside a wrapper, says in its config that half of its output is a variance."""
-    while not isinstance(network, nn.Module) and hasattr(network, "network"):
-        network = network.network
-    for part in network.modules() if isinstance(network, nn.Module) else [network]:
-        if isinstance(base := getattr(part, "base", None), nn.Module):  # of a LoRA, which has it not among its modules
-            return learns_variance(base)
-        if (config := getattr(part, "config", None)) is None:
-            continue
+    for config in configs_of(network):
         if hasattr(config, "learned_variance"):
             return bool(config.learned_variance)
         if isinstance(config, Mapping) and config.get("in_channels"):  # of diffusers
             return config.get("out_channels") == 2 * config["in_channels"]
     return False
+
+
+def configs_of(network: Any) -> Iterator[Any]:
+    """The configs of a network's parts, its own first; of a LoRA those of its base."""
+    while not isinstance(network, nn.Module) and hasattr(network, "network"):
+        network = network.network
+    for part in network.modules() if isinstance(network, nn.Module) else [network]:
+        if isinstance(base := getattr(part, "base", None), nn.Module):  # of a LoRA, which has it not among its modules
+            yield from configs_of(base)
+            return
+        if (config := getattr(part, "config", None)) is not None:
+            yield config
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from samplers.solvers.lcm import lcm
 from samplers.solvers.lower_order import LowerOrderFinal
 from samplers.solvers.one_step_rows import ONE_STEP
 from samplers.solvers.pndm import PNDM
+from samplers.solvers.policy import FollowPolicy
 from samplers.solvers.res import res_multistep
 from samplers.solvers.restart import Restart
 from samplers.solvers.sa_solver import sa_solver
@@ -231,6 +232,14 @@ SOLVERS: dict[str, SolverInfo] = {
             stochastic=True,
             grid="uniform",
             options=("gamma",),
+        ),
+        SolverInfo(
+            "policy",
+            FollowPolicy,
+            "pi-Flow: many small steps along the policy that a network predicts; DDIM with other networks",
+            1,
+            grid="uniform",
+            options=("substeps",),
         ),
         SolverInfo(
             "restart",

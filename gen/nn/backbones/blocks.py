@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gen.nn.attention import attention
 from gen.nn.backbones.fused import linear_gelu
+from gen.nn.backbones.policy_head import PolicyHeadConfig
 from gen.nn.backbones.recompute import checkpointed
 from gen.nn.batch_invariance import call_in_mode, without_mode
 from gen.nn.initialisation import initialise
@@ -95,6 +96,7 @@ class BackboneConfig(Config):
     num_classes: int = Field(default=0, ge=0, description="0: takes no label")
     text_tokens: int = Field(default=0, ge=0, description="the most text tokens it takes; 0: takes no text")
     text_dim: int = Field(default=0, ge=0)
+    policy: PolicyHeadConfig | None = Field(default=None, description="it predicts policies (`samplers.policy`), not one image")
 
     @model_validator(mode="after")
     def _fits(self) -> BackboneConfig:
@@ -105,6 +107,11 @@ class BackboneConfig(Config):
         if bool(self.text_tokens) != bool(self.text_dim):
             raise ValueError("text_tokens and text_dim go together: give both, or neither")
         return self
+
+    @property
+    def predicted_channels(self) -> int:
+        """Channels of what it predicts."""
+        return self.channels if self.policy is None else self.policy.build().outputs(self.channels)
 
     @property
     def grid(self) -> int:

@@ -61,7 +61,7 @@ def preset_cost(name: str) -> Cost:
 
 
 def _uvit(config: UViTConfig) -> Cost:
-    total, dim, out = Cost(), config.dim, config.out_channels or config.channels
+    total, dim, out = Cost(), config.dim, config.out_channels or config.predicted_channels
     patches, pixels = config.grid**2, config.size**2
     tokens = config.extras + patches
     total.conv(patches, config.channels, dim, config.patch)
@@ -99,7 +99,7 @@ def _dit(config: DiTConfig) -> Cost:
     from gen.nn.backbones.dit import FREQUENCIES
 
     total, dim, tokens = Cost(), config.dim, config.grid**2
-    out = config.channels * (2 if config.learned_variance else 1)
+    out = config.predicted_channels * (2 if config.learned_variance else 1)
     total.conv(tokens, config.channels, dim, config.patch)
     total.mlp(1, FREQUENCIES, dim, dim)
     if config.num_classes:

@@ -70,6 +70,8 @@ class DiTConfig(BackboneConfig):
     def _check_conditions(self) -> DiTConfig:
         if self.pooled_text and not self.text_dim:
             raise ValueError("pooled_text is the mean of text tokens, but text_dim is 0: this network reads no text")
+        if self.policy is not None and self.learned_variance:
+            raise ValueError("a policy has no learned variance: set learned_variance to false")
         if self.null_length > self.text_tokens:
             raise ValueError(f"null_length is {self.null_length}, more than the {self.text_tokens} text tokens")
         if self.size_conditions and self.dim % 3:
@@ -179,7 +181,7 @@ class DiT(nn.Module):
         self.config = config
         self.controls: dict[str, OpenedControl] = {}  # no part of its weights; likewise those by their folders
         self.opened_controls: dict[str, OpenedControl] = {}
-        dim, out = config.dim, config.channels * (2 if config.learned_variance else 1)
+        dim, out = config.dim, config.predicted_channels * (2 if config.learned_variance else 1)
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(FREQUENCIES, dim, dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None

@@ -79,6 +79,7 @@ class FluxTransformer(JointNetwork):
 
     config: FluxConfig
     time_scale: ClassVar[float] = 1000.0
+    head_channels_first: ClassVar[bool] = True  # among the numbers of a patch
     scalar_scales: ClassVar[Mapping[str, float]] = {"guidance": 1000.0}
 
     def __init__(self, config: FluxConfig):
@@ -90,7 +91,7 @@ class FluxTransformer(JointNetwork):
         self.add_conditions(config, dim)
         self.blocks = nn.ModuleList(JointBlock(dim, config.heads, hidden, qk_norm=True) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(SingleBlock(dim, config.heads, hidden) for _ in range(config.single_depth))
-        self.head = ModulatedHead(dim, numbers)
+        self.head = ModulatedHead(dim, config.patch**2 * config.predicted_channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -61,7 +61,7 @@ class MMDiT(JointNetwork):
             JointBlock(dim, config.heads, hidden, qk_norm, dual=i < config.dual_blocks, last=i == config.depth - 1)
             for i in range(config.depth)
         )
-        self.head = ModulatedHead(dim, config.patch**2 * config.channels)
+        self.head = ModulatedHead(dim, config.patch**2 * config.predicted_channels)
         side = config.position_grid or config.grid
         positions = sincos_positions(side, side, dim, config.grid, 1.0)
         # part of the weights, as published files hold it and may hold another

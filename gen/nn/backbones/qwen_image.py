@@ -39,6 +39,7 @@ class QwenImageTransformer(JointNetwork):
 
     config: QwenImageConfig
     time_scale: ClassVar[float] = 1000.0
+    head_channels_first: ClassVar[bool] = True
     controls_read_prompt: ClassVar[bool] = True  # in both branches of guidance, as in diffusers' pipeline
 
     def __init__(self, config: QwenImageConfig):
@@ -49,7 +50,7 @@ class QwenImageTransformer(JointNetwork):
         self.patch_embed = nn.Linear(numbers, dim)
         self.add_conditions(config, dim, nn.Sequential(RMSNorm(config.text_dim), nn.Linear(config.text_dim, dim)))
         self.blocks = nn.ModuleList(JointBlock(dim, config.heads, hidden, qk_norm=True) for _ in range(config.depth))
-        self.head = ModulatedHead(dim, numbers)
+        self.head = ModulatedHead(dim, config.patch**2 * config.predicted_channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

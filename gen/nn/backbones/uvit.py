@@ -68,6 +68,12 @@ class UViTConfig(BackboneConfig):
             raise ValueError(f"skip_scale is for skip_scaling 'power'; with {self.skip_scaling!r} leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _one_output(self) -> UViTConfig:
+        if self.policy is not None and (self.out_channels or self.refine_channels):
+            raise ValueError("a policy decides the channels that come out: leave out_channels and refine_channels out")
+        return self
+
     @property
     def extras(self) -> int:
         """Tokens before the patches: label, time, text."""
@@ -148,7 +154,7 @@ class UViT(nn.Module):
     def __init__(self, config: UViTConfig):
         super().__init__()
         self.config = config
-        dim, out = config.dim, config.out_channels or config.channels
+        dim, out = config.dim, config.out_channels or config.predicted_channels
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch, stride=config.patch)
         self.time_embed = TimeMLP(dim, dim, 4 * dim) if config.time_mlp else None
         self.scalar_embeds = ExtraScalars(config.scalars, dim)

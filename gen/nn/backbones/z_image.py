@@ -112,7 +112,7 @@ class ZImageTransformer(JointNetwork):
         self.image_blocks = nn.ModuleList(SandwichBlock(dim, heads, hidden, time_dim) for _ in refiners)
         self.text_blocks = nn.ModuleList(SandwichBlock(dim, heads, hidden, 0) for _ in refiners)
         self.blocks = nn.ModuleList(SandwichBlock(dim, heads, hidden, time_dim) for _ in range(config.depth))
-        self.head = ScaledHead(dim, time_dim, numbers)
+        self.head = ScaledHead(dim, time_dim, config.patch**2 * config.predicted_channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
