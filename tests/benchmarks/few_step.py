@@ -41,7 +41,7 @@ COUNTS = (
     *("objective.stage_steps", "objective.anneal", "objective.total_steps", "objective.warmup", "objective.critic_warmup"),
     *("objective.adversarial_start", "objective.regularize_from", "objective.segment_steps", "objective.milestones_from"),
     *("objective.dynamic_steps", "objective.reward_from", "objective.reward_steps", "schedule.warmup"),
-    "objective.adversarial_from",
+    *("objective.adversarial_from", "objective.mixing_steps"),
 )
 
 

@@ -90,7 +90,7 @@ class LoraNetwork(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoraNetwork:
         """A copy with factors of its own on the same base."""
-        twin = LoraNetwork.__new__(LoraNetwork)
+        twin = type(self).__new__(type(self))
         nn.Module.__init__(twin)
         twin.lora, twin.scale = self.lora, self.scale
         object.__setattr__(twin, "base", self.base)

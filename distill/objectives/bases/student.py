@@ -64,13 +64,17 @@ class StudentObjective(Objective):
         self.autoencoder, self.text_encoder = self.teacher.autoencoder, self.teacher.text_encoder
         self.dtype, self.path = self.teacher.dtype, self.teacher.path
         self.teacher.read_null()
-        student = make_student(config, self.teacher, network, self.scalars)
+        self.levels = LevelTable.of(get_grid(config.schedule, self.path, config.steps, **config.schedule_options))
+        student = self.make_student(network)
         self.roles = {"student": Role(student), "teacher": Role(self.teacher.network, trains=False, ema=False)}
         if config.target_ema is not None:
             self.roles["target"] = frozen_copy(student)
-        self.levels = LevelTable.of(get_grid(config.schedule, self.path, config.steps, **config.schedule_options))
         of = config.teacher
         self.teacher_levels = LevelTable.of(get_grid(of.schedule, self.path, of.steps, **of.schedule_options))
+
+    def make_student(self, network: nn.Module) -> nn.Module:
+        """The network that trains. network: the one that the run's config describes, an identity for none."""
+        return make_student(self.config, self.teacher, network, self.scalars)
 
     @property
     def reads_text(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.checkpointing.digests import digest, weights_digest
 from distill.types import Batch, encoded
-from gen.models.folder import ModelConfig, Option, learns_variance
+from gen.models.folder import ModelConfig, Option, learns_variance, policy_of
 from gen.models.options import DTYPES
 from gen.models.pretrained import find_model, load_model
 from gen.nn.conditions import join
@@ -100,7 +100,7 @@ class Teacher:
         """A network of the teacher's kind as a denoiser: its own, a student, a critic. calls: of a plain function, the network
         that it calls, which says whether half of the output is a variance."""
         made = self.model.denoiser(network, dtype)
-        return made if calls is None else replace(made, learned_variance=learns_variance(calls))
+        return made if calls is None else replace(made, learned_variance=learns_variance(calls), policy=policy_of(calls))
 
     # ---- what it reads ----
 
