@@ -21,7 +21,7 @@ from distill.data.pictures import PictureConfig, PictureItem, PictureSource
 from distill.data.report import Report, Unusable
 from gen.io.errors import decode_text
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
 BESIDE = (".txt", ".caption")  # in any case; the first counts where a picture has both
 CAPTION_LIMIT = 16 << 10  # bytes

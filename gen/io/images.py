@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gen.io.errors import RecipeError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 Colour = tuple[int, int, int]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gen.io.validators import MAX_SCALE, MAX_STEPS, check_float, check_int, check_interval, check_option_values, check_size
 from gen.pipeline.guidance_stack import GuidanceStack, with_usual_rule
 from gen.pipeline.scenes import check_syntax
-from gen.pipeline.task_table import TaskArgs, frame_of, with_tasks
+from gen.pipeline.task_table import TaskArgs, frame_of, steps_of, with_tasks
 from gen.pipeline.types import Settings
 from samplers.noise import check_kind
 from samplers.registry import get_grid, get_solver, grid_info, parse_sampler, solver_info
@@ -86,6 +86,8 @@ def make_settings(
 ) -> Settings:
     """ValueError says what cannot be. adapters: name -> weight, the model's if None."""
     task_args = {} if task_args is None else task_args
+    if sampling.num_inference_steps is None:
+        sampling = replace(sampling, num_inference_steps=steps_of(task_args))
     stack, frame = make_guidance(model, sampling), frame_of(task_args)
     patch = model.factor * model.network.config.patch
     height, width = check_size(height, width, model.config.sample_size, model.factor if frame else patch)

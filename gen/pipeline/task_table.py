@@ -87,6 +87,11 @@ def args_from_recipe(model: Model, recipe: Recipe, keywords: Mapping[str, Any]) 
     return {name: task_args for name, task_args in args.items() if task_args is not None}
 
 
+def steps_of(args: TaskArgs) -> int | None:
+    """The steps of a call that says none, where a task of it has its own."""
+    return next((TASKS[name].options.steps for name in args if TASKS[name].options.steps is not None), None)
+
+
 def frame_of(args: TaskArgs) -> Frame | None:
     """What the network sees at once, where the arguments of a task say so."""
     return next((frame for task_args in args.values() if (frame := getattr(task_args, "frame", None)) is not None), None)

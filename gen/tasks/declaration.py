@@ -71,6 +71,7 @@ class TaskOptions:
     fields: of recipes, by name.
     methods: functions that become methods of `Generator`: name -> module.
     work: of a recipe, from its fields.
+    steps: of a call with this task that says none itself; None: the model's.
     upgrades: version -> what a recipe of that version or an earlier one must change to make the same picture now.
     """
 
@@ -80,6 +81,7 @@ class TaskOptions:
     methods: Mapping[str, str] = field(default_factory=dict)
     work: Callable[[Any], Work] = _no_work
     upgrades: Mapping[int, Callable[[Any], Mapping[str, Any]]] = field(default_factory=dict)
+    steps: int | None = None
 
     def pack(self, values: Mapping[str, Any]) -> Any:
         """Arguments of keywords and their values; ValueError for a keyword that the dataclass has not."""

@@ -174,10 +174,10 @@ class Gallery:
         target = self.folder / GIVEN / f"{hashlib.sha256(data).hexdigest()}.png"
         if not target.is_file():
             try:
-                with open_header(io.BytesIO(data), (*READ, "AVIF")) as picture:
+                with open_header(io.BytesIO(data), READ) as picture:
                     clean = flat(picture)
             except UnidentifiedImageError:
-                known = ", ".join((*READ, "AVIF"))
+                known = ", ".join(READ)
                 raise ValueError(f"That file is no picture that can be read; give one of {known}.") from None
             except (OSError, SyntaxError, ValueError, EOFError) as error:
                 raise ValueError(f"That picture cannot be read: {error}.".replace("..", ".")) from None

@@ -345,7 +345,7 @@ def test_a_mask_of_zeros_and_ones_is_warned_of(dtype):
         ({"mask": np.zeros((4, 4), np.uint8)}, "mask was given without an image"),
         ({"strength": 0.5}, "strength was given without an image"),
         ({"image": "missing.png"}, r"image: missing.png cannot be opened \(No such file"),
-        ({"image": __file__}, r"test_edit.py cannot be opened \(it is not a PNG, JPEG, WEBP, GIF, BMP or TIFF"),
+        ({"image": __file__}, r"test_edit.py cannot be opened \(it is not a PNG, JPEG, WEBP, AVIF, GIF, BMP or TIFF"),
         ({"image": 3}, "image is int; give a file name"),
         ({"image": np.zeros((4, 4, 3))}, "give bytes of shape"),
         ({"image": torch.full((3, 8, 8), 2.0)}, "numbers from 0 to 1"),
@@ -381,5 +381,5 @@ def test_only_the_formats_asked_for_are_read(tmp_path):
     with pytest.raises(ValueError, match=r"image: .*cut\.jpg cannot be opened"):
         read_picture("image", tmp_path / "cut.jpg", "RGB")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.ico")
-    with pytest.raises(ValueError, match="not a PNG, JPEG, WEBP, GIF, BMP or TIFF"):
+    with pytest.raises(ValueError, match="not a PNG, JPEG, WEBP, AVIF, GIF, BMP or TIFF"):
         read_picture("image", tmp_path / "a.ico", "RGB")

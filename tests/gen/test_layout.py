@@ -241,7 +241,12 @@ def test_pictures_beside_the_file(tiny, painting, tmp_path):
     [
         (YAML.replace("use: heart", "use: haert"), "line 5, regions.0.use: region 0 uses the prompt 'haert', which the "
          "layout's prompts lack (it has heart). Did you mean 'heart'?"),
-        (YAML.replace("soft: 6", "sfot: 6"), "line 7, regions.1.sfot: Extra inputs are not permitted"),
+        (YAML.replace("soft: 6", "sfot: 6"), "line 7, regions.1.sfot: There is no key 'sfot'; did you mean 'soft'?"),
+        ("layer:\n- {prompt: a}\n", "line 1, layer: There is no key 'layer'; did you mean 'layers'?"),
+        ("layers:\n- prompt: a\n  boxx: 1\n", "line 3, layers.0.boxx: There is no key 'boxx'; did you mean 'box'?"),
+        ("layers:\n- prompt: a\n  weight: 3\n", "line 3, layers.0.weight: a layer has no weight of its own; leave it out"),
+        ("layers:\n- prompt: a\nbackground: b\n", "line 3, background: background is not for a layout of layers"),
+        ("prompts: {cat: a}\nlayers:\n- use: cta\n", "line 3, layers.0.use: layer 0 uses the prompt 'cta', which the"),
         (YAML.replace("weight: 2.0", "weight: 0"), "line 7, regions.1.weight: Input should be greater than 0"),
         (YAML.replace("    box: [0, 0, 0.5, 1]\n", ""), "line 5, regions.0: the region has no place; give one of box, mask"),
         (YAML.replace("use: heart", "use: heart\n    prompt: a"), "line 5, regions.0: give the region a prompt, or use"),
@@ -281,6 +286,7 @@ def test_mistakes_in_files_name_line_and_key(tmp_path, text, message):
         ({"regions": [{"prompt": "a", "mask": np.zeros((32, 32), np.uint8)}]}, {}, "The mask of region 0 is empty"),
         ({"regions": [{"prompt": "a", "colour": "red"}]}, {}, "the layout has no painting"),
         ({"regions": []}, {}, "The layout is not valid: regions"),
+        ({"layers": [{"prompt": "a", "opacty": 1}]}, {}, "layers.0.opacty: There is no key 'opacty'; did you mean 'opacity'?"),
         ([TWO], {}, "layout is list; give a dict"),
         ({"regions": [{"prompt": "a", "mask": NOISE}], "background": "", "width": 2048, "height": 2048}, {}, "too intricate"),
         ("none.yaml", {}, "none.yaml is not a file"),

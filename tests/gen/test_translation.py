@@ -212,6 +212,14 @@ def test_the_task_is_the_network_that_trained(tiny, tmp_path, picture, strength)
     assert tiny.adapters == {}  # what it changes acts in its own runs alone
 
 
+def test_a_call_that_says_no_steps_takes_one(tiny, tmp_path, picture):
+    """Though the model's own default is another."""
+    folder = saved_translator(tiny, tmp_path / "translator")
+    assert tiny.config.defaults.num_inference_steps != 1
+    made = tiny("a dog", translate=picture, translator=folder, guidance_scale=1.0, **CALL)
+    assert torch.equal(made.images, tiny.translate(picture, "a dog", translator=folder, **CALL).images)
+
+
 def test_at_strength_0_the_picture_is_the_models_own(tiny, tmp_path, picture):
     folder = saved_translator(tiny, tmp_path / "translator")
     plain = tiny("a dog", num_inference_steps=1, guidance_scale=1.0, **CALL)
@@ -259,7 +267,7 @@ def test_what_is_refused(tiny, tmp_path, picture, given, says):
     with pytest.raises(ValueError, match=says):
         tiny.translate(picture, "a dog", **{"translator": folder, **given}, **CALL)
     with pytest.raises(ValueError, match="one step, and 4 are asked for"):
-        tiny("a dog", translate=picture, translator=folder, **CALL)
+        tiny("a dog", translate=picture, translator=folder, num_inference_steps=4, **CALL)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is no translator: it has no config"):
         tiny.translate(picture, "a dog", translator=tmp_path / "empty", **CALL)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gen.io.errors import decode_text, read_bytes
 from gen.io.plain_yaml import PlainLoader
-from gen.tasks.layout.spec import LayoutSpec, RegionSpec
+from gen.tasks.layout.spec import LayoutSpec, RegionSpec, UnknownPrompt, explained
 
 MAX_BYTES = 1 << 20
 NEAR = 48.0  # in RGB: a pixel farther than this from every colour of the table is background
@@ -56,15 +56,11 @@ def read_layout(path: Path | str) -> LayoutSpec:
     try:
         spec = LayoutSpec(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = tuple(first["loc"])
-        raise _wrong(path, parsed, where, f"{first['msg'].removeprefix('Value error, ')}.") from None
+        raise _wrong(path, parsed, *explained(error.errors()[0])) from None
     for i, region in enumerate(spec.parts):
         if region.use is not None and region.use not in spec.prompts:
-            from gen.tasks.layout.spec import UnknownPrompt
-
-            message = str(UnknownPrompt(i, region.use, list(spec.prompts)))
-            raise _wrong(path, parsed, ("layers" if spec.layers else "regions", i, "use"), message)
+            parts, kind = ("layers", "layer") if spec.layers else ("regions", "region")
+            raise _wrong(path, parsed, (parts, i, "use"), str(UnknownPrompt(i, region.use, list(spec.prompts), kind)))
     return spec
 
 

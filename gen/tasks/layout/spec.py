@@ -7,11 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gen.nn.registry import describe
 from samplers.lookup import nearest
 
 MAX_REGIONS, MAX_LAYERS = 64, 16
 Number = Annotated[float, Field(ge=0, le=16_384)]
+
+
+class MisplacedKey(ValueError):
+    """A key that does not go with the rest of a layout."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(message)
+        self.key = key
 
 
 class _Strict(BaseModel):
@@ -67,7 +74,7 @@ class LayerSpec(RegionSpec):
         own = ("guidance_scale", "negative_prompt", "adapters")
         other = next((name for name in own if getattr(self, name) is not None), "weight" if self.weight != 1 else None)
         if other is not None:
-            raise ValueError(f"a layer has no {other} of its own; leave it out, or give regions instead of layers")
+            raise MisplacedKey(other, f"a layer has no {other} of its own; leave it out, or give regions instead of layers")
         return self
 
 
@@ -120,7 +127,7 @@ class LayoutSpec(_Strict):
             (name for name in wrong if getattr(self, name) is not None and getattr(self, name) is not False), None
         ):
             kind = "layers" if self.layers else "regions"
-            raise ValueError(f"{other} is not for a layout of {kind}; leave it out")
+            raise MisplacedKey(other, f"{other} is not for a layout of {kind}; leave it out")
         return self
 
     @property
@@ -137,14 +144,28 @@ class LayoutSpec(_Strict):
         return self.scene if self.scene is not None else ", ".join(text for text in reversed(own) if text)
 
 
-class UnknownPrompt(ValueError):
-    """A region uses a prompt that the layout lacks; `region` is its number."""
+def explained(problem: Any) -> tuple[tuple[str | int, ...], str]:
+    """(where, a sentence) of one of the errors that pydantic finds in a layout."""
+    where = tuple(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model = {"regions": RegionSpec, "layers": LayerSpec}.get(str(where[0]) if len(where) > 1 else "", LayoutSpec)
+        near = nearest(str(where[-1]), model.model_fields)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(model.model_fields)}."
+        return where, f"There is no key {str(where[-1])!r:.80}; {hint}"
+    if problem["type"] != "value_error":
+        return where, f"{problem['msg'].removesuffix('.')}."
+    error = problem["ctx"]["error"]  # a sentence of ours
+    return (*where, error.key) if isinstance(error, MisplacedKey) else where, f"{error}."
 
-    def __init__(self, region: int, name: str, known: Sequence[str]):
+
+class UnknownPrompt(ValueError):
+    """A region or layer, by `kind`, uses a prompt that the layout lacks; `region` is its number."""
+
+    def __init__(self, region: int, name: str, known: Sequence[str], kind: str = "region"):
         near = nearest(name, known)
         hint = f" Did you mean {near!r}?" if near else ""
         there = f"it has {', '.join(known)}" if known else "it has none"
-        super().__init__(f"region {region} uses the prompt {name!r}, which the layout's prompts lack ({there}).{hint}")
+        super().__init__(f"{kind} {region} uses the prompt {name!r}, which the layout's prompts lack ({there}).{hint}")
         self.region = region
 
 
@@ -159,4 +180,6 @@ def read_spec(layout: Any) -> LayoutSpec:
     try:
         return LayoutSpec(**layout)
     except ValidationError as error:
-        raise ValueError(f"The layout is not valid: {describe(error)}.") from None
+        said = (explained(problem) for problem in error.errors())
+        text = " ".join(f"{'.'.join(map(str, where))}: {sentence}" if where else sentence for where, sentence in said)
+        raise ValueError(f"The layout is not valid: {text}") from None

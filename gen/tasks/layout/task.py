@@ -52,7 +52,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
     records = []
     for i, region in enumerate(spec.parts):
         if region.use is not None and region.use not in spec.prompts:
-            raise UnknownPrompt(i, region.use, list(spec.prompts))
+            raise UnknownPrompt(i, region.use, list(spec.prompts), "layer" if spec.layers else "region")
         box = mask = None
         if region.box is not None:
             box = box_in_pixels(region.box, height, width, i)

@@ -13,7 +13,7 @@ from gen.cli.groups import grouped
 from gen.cli.options import PartOptions, PlaceOptions, SizeOptions
 from gen.cli.output import OutputTarget, check_png, make_and_save, save_free, say
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of a folder that is translated
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # of a folder that is translated
 
 Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to translate in one step (docs/translate.md).")]
 Folder = Annotated[str | None, typer.Option(metavar="FOLDER", help='The translator; "default" if left out.')]

@@ -42,4 +42,5 @@ OPTIONS = TaskOptions(
     names_of(TranslateKeywords),
     {"translation": RecipeField(TranslationRecord | None, None, place=11)},
     methods={"translate": "gen.tasks.translate.task"},
+    steps=1,
 )

@@ -96,7 +96,7 @@ class Translate(Task):
             return None, settings
         if settings.steps != 1:
             raise ValueError(
-                f"A translation is one step, and {settings.steps} are asked for; give num_inference_steps=1 (--steps 1)."
+                f"A translation is one step, and {settings.steps} are asked for; leave num_inference_steps (--steps) out."
             )
         if model.offload is not None and model.device.type != "cpu":
             raise ValueError(

@@ -165,4 +165,4 @@ def test_a_killed_server_goes_on_in_its_folder(tmp_path, seed):
         assert before.items() <= after.items() and len(after) == len(before) + 4
         check_whole(tmp_path)
     files = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert set(Gallery(tmp_path).names()) == set(after) == files
+    assert {entry.name for entry in Gallery(tmp_path).entries()} == set(after) == files
