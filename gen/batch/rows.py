@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ from gen.batch.settings import BatchSettings
 from gen.calls.call import AdapterUse, Call
 from gen.calls.choose import beyond_student
 from gen.calls.keywords import MAPPED, PICTURES
+from gen.calls.kinds import check_kinds
 from gen.calls.values import parse_value
 from gen.calls.wildcards import Combinations, WildcardFiles, expand
 from gen.io.validators import (
@@ -159,6 +160,7 @@ class RowReader:
         arguments = {**settings.defaults, **{name: value for name, value in values.items() if value is not None}}
         self._confine(arguments, values)
         check_arguments(arguments)
+        check_kinds(values)
         return Call(arguments, adapters=adapters, model=self.model), extra
 
     def _confine(self, arguments: dict[str, Any], own: Mapping[str, Any]) -> None:
@@ -268,7 +270,16 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             grid_info(value)
 
 
-def first_call(settings: BatchSettings, source: RowSource) -> Call | None:
-    """The call of the first row that has one."""
-    reader = RowReader(replace(settings, templates=False, name="{index}.png"), source, 0, "default")
-    return next((job.call for job in reader if isinstance(job, PictureJob)), None)
+def student_serves(settings: BatchSettings, source: RowSource) -> bool:
+    """Was the few-step student made for every row that can be made? Not where there is none."""
+    reader = RowReader(settings, source, 0, "default")
+    served = False
+    for _, row in source.rows():
+        try:
+            call = None if isinstance(row, BadLine) else reader.call_of(row)[0]
+        except ValueError:  # said where its picture would be made
+            continue
+        if call is not None and (call.adapters or beyond_student(call.arguments) is not None):
+            return False
+        served = served or call is not None
+    return served

@@ -12,10 +12,9 @@ from gen.batch.ledger import STATE, Ledger, open_batch, remove_leftovers
 from gen.batch.packing import Packer
 from gen.batch.paint import Painter, check_defaults, model_identity, open_generator
 from gen.batch.readers import RowSource, open_source
-from gen.batch.rows import BadRow, PictureJob, RowReader, first_call
+from gen.batch.rows import BadRow, PictureJob, RowReader, student_serves
 from gen.batch.settings import BatchSettings
 from gen.batch.store import Painted, PictureStore
-from gen.calls.choose import beyond_student
 from gen.calls.wildcards import WildcardFiles
 from gen.io.digests import file_digest
 
@@ -39,11 +38,10 @@ class PictureBar(Protocol):
 
 
 def chosen_model(settings: BatchSettings, source: RowSource) -> str:
-    """The model that is named; else the few-step student where it serves the first row."""
+    """The model that is named; else the few-step student where it serves every row."""
     if settings.model is not None:
         return settings.model
-    first = first_call(settings, source)
-    return "default" if first is None or beyond_student(first.arguments) is not None or first.adapters else "fast"
+    return "fast" if student_serves(settings, source) else "default"
 
 
 def prepared(settings: BatchSettings) -> tuple[RowSource, str]:

@@ -66,7 +66,7 @@ class BatchSettings:
     number: pictures of each prompt.
     seed: the first picture's, for rows that have none; None: drawn once, and kept in the folder.
     model, model_arguments, device, dtype: as `Generator.from_pretrained` takes them; model None: the few-step student where it
-        serves the first row.
+        serves every row.
     adapters: in force in every row that has no column `lora`, which names files of `lora_dir`.
     kind: "files", "webdataset" or "parquet". name: of files, a template (`gen.batch.names`).
     per_file: pictures in each file of the two others.

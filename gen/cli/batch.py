@@ -70,8 +70,7 @@ def batch(
     lora_dir: LoraDir = None,
     prompt_syntax: PromptSyntax = None,
     fast: Annotated[
-        bool | None,
-        typer.Option("--fast/--no-fast", help="The default model's student. [default: where it serves the first row]"),
+        bool | None, typer.Option("--fast/--no-fast", help="The default model's student. [default: where it serves every row]")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="default, fast, a model folder of ours or diffusers', a checkpoint's file, or a hub id.")

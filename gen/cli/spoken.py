@@ -11,10 +11,27 @@ from typer.core import TyperCommand, TyperOption
 
 from gen.calls.command import OPTIONS
 from gen.calls.respell import respell
+from gen.cli.headings import ENOUGH, HEADINGS, OTHER, heading_of, place_of
 
 
 class SpokenCommand(TyperCommand):
-    """A command that says what is wrong in the words of its own options."""
+    """A command that says what is wrong in the words of its own options, and lists many of them under headings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, then options: those of long commands as `gen.cli.headings` has them."""
+        options = [one for one in self.get_params(ctx) if one.param_type_name == "option" and one.get_help_record(ctx)]
+        if len(options) <= ENOUGH:
+            super().format_options(ctx, formatter)
+            return
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        sections = {"Arguments": [record for one in arguments if (record := one.get_help_record(ctx))]}
+        for heading in (*HEADINGS, OTHER):
+            under = [one for one in options if heading_of(one.opts) == heading]
+            sections[heading] = [one.get_help_record(ctx) for one in sorted(under, key=lambda one: place_of(one.opts))]
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def invoke(self, ctx: Any) -> Any:
         """Run it. What its ValueErrors and warnings say is respelt."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from typer.core import TyperOption
 
 from gen.cli.app import app, main
+from gen.cli.headings import ENOUGH, EVERYDAY, HEADINGS, OTHER, heading_of
 from gen.pipeline.png import read_recipe
 
 DRAWING = ("image", "sweep", "layout", "ambiguous", "panorama", "outpaint", "upscale", "restore", "batch")
@@ -19,6 +21,37 @@ def test_every_command_that_draws_has_them(command):
     options = {name for one in typer.main.get_command(app).commands[command].params for name in one.opts}
     wanted = {"--quantize", "--offload", "--guidance", "--schedule", "--cache", "--lora", "--lora-dir", "--guidance-option"}
     assert wanted <= options, command
+
+
+def long_commands() -> dict[str, list]:
+    """Commands with many options -> these, with that for help."""
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        options = [one for one in command.params if isinstance(one, TyperOption)]
+        if len(options) >= ENOUGH:
+            found[name] = options
+    return found
+
+
+def test_every_option_of_a_long_command_has_a_heading():
+    """And the table lists none twice, and none that there is not."""
+    listed = [option for options in HEADINGS.values() for option in options]
+    assert len(listed) == len(set(listed))
+    there = {"--help"}
+    for name, options in long_commands().items():
+        assert [one.opts for one in options if heading_of(one.opts) == OTHER] == [], name
+        there |= {option for one in options for option in one.opts}
+    assert set(listed) <= there
+
+
+def test_help_begins_with_what_most_uses_need(capsys):
+    assert main(["image", "--help"]) == 0
+    said = capsys.readouterr().out
+    headings = [line.removesuffix(":") for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[:3] == ["Arguments", EVERYDAY, "What is made"] and len(headings) >= 9
+    first = said.split(f"{EVERYDAY}:")[1].split("What is made:")[0]
+    assert [option for option in HEADINGS[EVERYDAY] if f"{option} " not in first] == []
+    assert [one.opts for one in long_commands()["image"] if f"{max(one.opts, key=len)} " not in said] == []
 
 
 LAYOUT = "width: 32\nheight: 32\nregions:\n- {prompt: a heart, box: [0, 0, 16, 32]}\n- {prompt: a cat, box: [16, 0, 16, 32]}\n"

@@ -14,7 +14,7 @@ from PIL import Image
 from gen.batch.names import NameTemplate
 from gen.batch.readers import BadLine, open_source
 from gen.batch.rows import BadRow, RowReader
-from gen.batch.run import check_rows
+from gen.batch.run import check_rows, prepared
 from gen.batch.settings import BatchSettings, Share
 
 ROWS = [
@@ -146,6 +146,8 @@ def test_standard_input_is_kept(tmp_path, monkeypatch):
         ({"prompt": "a", "layout": {"layers": [{"prompt": "a"}, {"prompt": "b", "mask": "../secret.png"}]}}, "outside of"),
         ({"prompt": "a", "layout": {"painting": "/etc/hostname", "regions": []}}, "outside of"),
         ({"prompt": "a", "references": ["../secret.png"]}, "outside of"),
+        ({"prompt": "a", "transparent": "maybe"}, 'transparent is "maybe"; give true or false'),
+        ({"prompt": "a", "references_scale": "much"}, 'references_scale is "much"; give a number, or a list of such'),
         ({"prompt": "a", "guide": "evil.py:run"}, "name of an energy"),
         ({"prompt": "a", "sampler_options": {"eta": [[1]]}}, "sampler_options"),
         ({"prompt": "a", "callback_on_step_end": "x"}, "no keyword"),
@@ -243,6 +245,23 @@ def test_the_student_refuses_what_it_was_not_made_for(tmp_path):
     settings = BatchSettings(str(path), tmp_path / "out", seed=0)
     jobs = list(RowReader(settings, open_source(str(path), tmp_path), 0, "fast"))
     assert not isinstance(jobs[0], BadRow) and "give --no-fast" in jobs[1].reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "model"),
+    [
+        ([{"prompt": "a"}, {"prompt": "b", "steps": 4}], "fast"),
+        ([{"prompt": "a"}, {"prompt": "b", "references": "p.png"}], "default"),
+        ([{"prompt": "a"}, {"prompt": "b", "steps": -1}, {"prompt": "c", "references": "none.png"}], "fast"),
+        ([{"prompt": "a", "references": "none.png"}], "default"),
+    ],
+)
+def test_the_student_draws_what_it_serves_in_every_row(rows, model, tmp_path):
+    """Whichever row it is that asks for more; rows that cannot be made ask for nothing."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepared(BatchSettings(str(path), tmp_path / "out"))[1] == model
 
 
 @pytest.mark.parametrize(
