@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,9 @@ import pytest
 from gen.pipeline.png import read_recipe
 from tests.gen import ip_adapters, pipelines
 from tests.gen.test_control import network_for
-from tests.gen.ui.test_editor_browser import photo
-from tests.gen.ui.test_page_browser import CHROMIUM, browser, ended, field, opened, ready, section, served  # noqa: F401
+from tests.gen.ui.kit import field, in_browser, opened, photo, ready, section, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(600),
-]
+pytestmark = in_browser()
 
 
 @pytest.fixture
@@ -36,7 +30,7 @@ def give(page, name: str) -> None:
     chooser.value.set_files([{"name": "photo.png", "mimeType": "image/png", "buffer": photo(32, 32)}])
 
 
-def test_a_picture_is_followed_and_seen(browser, models, tmp_path):  # noqa: F811
+def test_a_picture_is_followed_and_seen(browser, models, tmp_path):
     with served(tmp_path, "--models", str(models)) as (address, output), opened(browser, address) as page:
         ready(page)
         section(page, "From a picture")

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gen.pipeline.png import read_recipe
-from tests.gen.ui.test_page_browser import CHROMIUM, browser, field, opened, ready, served  # noqa: F401
+from tests.gen.ui.kit import field, in_browser, opened, photo, ready
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(600),
-]
-
-
-def photo(width: int = 128, height: int = 128) -> bytes:
-    """A picture without two equal rows."""
-    rows, columns = np.mgrid[:height, :width]
-    pixels, file = np.stack([rows * 2 % 256, columns * 2 % 256, (rows + columns) % 256], -1).astype(np.uint8), io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("edit")) as one:
-        yield one
+pytestmark = in_browser()
 
 
 @pytest.fixture
-def page(browser, site):  # noqa: F811
+def page(browser, site):
     with opened(browser, site[0]) as one:
         ready(one)
         field(one, "steps").fill("2")
@@ -180,7 +161,7 @@ def test_a_picture_is_enlarged_and_restored_and_edited_further(page, site):
     page.locator("[data-pick]").wait_for(state="detached")
 
 
-def test_a_phone_paints_by_touch(browser, site):  # noqa: F811
+def test_a_phone_paints_by_touch(browser, site):
     with opened(browser, site[0], viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark") as page:
         page.locator("[data-tab=edit]").click()
         for mode in ("regions", "outpaint", "panorama", "upscale", "restore", "inpaint"):

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 
 import pytest
 from PIL import Image
 
 from gen.pipeline.png import read_recipe
-from tests.gen.ui.test_page_browser import CHROMIUM, browser, draw, ended, field, opened, quiet, ready, section, served  # noqa: F401
+from tests.gen.ui.kit import draw, ended, field, in_browser, opened, quiet, ready, section, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(600),
-]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("newcomer")) as one:
-        yield one
+pytestmark = in_browser()
 
 
 @pytest.fixture
-def page(browser, site):  # noqa: F811
+def page(browser, site):
     with opened(browser, site[0]) as one:
         ready(one)
         yield one
@@ -251,7 +240,7 @@ def test_the_queue_is_ordered_and_emptied_from_the_keyboard(page):
     quiet(page)
 
 
-def test_two_pages_share_the_queue_and_one_that_is_closed_leaves_its_job(browser, site, page):  # noqa: F811
+def test_two_pages_share_the_queue_and_one_that_is_closed_leaves_its_job(browser, site, page):
     with opened(browser, site[0]) as other:
         ready(other)
         field(other, "steps").fill("60")
@@ -274,7 +263,7 @@ def test_two_pages_share_the_queue_and_one_that_is_closed_leaves_its_job(browser
 
 
 @pytest.mark.parametrize("width", [390, 360])
-def test_a_phone_has_every_tab(browser, site, width):  # noqa: F811
+def test_a_phone_has_every_tab(browser, site, width):
     """None is wider than the screen, and the names of the tabs stand beside one another, under nothing."""
     with opened(browser, site[0], viewport={"width": width, "height": 780}, has_touch=True) as page:
         ready(page)
@@ -295,7 +284,7 @@ def test_a_phone_has_every_tab(browser, site, width):  # noqa: F811
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_gallery_of_two_hundred_shows_all_of_it_by_and_by(browser, tmp_path):  # noqa: F811
+def test_a_gallery_of_two_hundred_shows_all_of_it_by_and_by(browser, tmp_path):
     (tmp_path / "out").mkdir()
     for number in range(200):
         Image.new("RGB", (16, 16), (number, 0, 0)).save(

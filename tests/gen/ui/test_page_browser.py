@@ -6,11 +6,7 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,48 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(600),
-]
-WAIT = 120_000  # milliseconds, for a machine that is busy
+from tests.gen.ui.kit import WAIT, draw, ended, field, holds, in_browser, opened, quiet, ready, section, served
+
+pytestmark = in_browser()
 A1111 = "a green tree\nNegative prompt: blurry\nSteps: 9, Sampler: Euler a, CFG scale: 3.5, Seed: 42, Size: 128x64"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-@contextlib.contextmanager
-def served(folder: Path, *options: str):
-    """(address, output folder) of a server of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "gen", "ui", "--no-browser", "--port", str(port), "-o", str(folder / "out"), *options]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        line = server.stderr.readline()
-        address = re.search(r"http://\S+", line)
-        assert address, line + server.stderr.read()
-        yield address[0], folder / "out"
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            assert server.wait(30) == 0, server.stderr.read()
-        finally:
-            server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as engine:
-        one = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,57 +50,6 @@ def page(browser, site):
     """An open page; nothing may be said in its console."""
     with opened(browser, site[0]) as one:
         yield one
-
-
-@contextlib.contextmanager
-def opened(browser, address, **context):
-    one = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context})
-    page, said = one.new_page(), []
-    page.set_default_timeout(WAIT)
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(address)
-    page.get_by_role("textbox", name="Prompt").wait_for()
-    try:
-        yield page
-        assert said == []
-    finally:
-        one.close()
-
-
-def ready(page) -> None:
-    page.get_by_text("Ready", exact=True).wait_for(state="attached")
-
-
-def draw(page, prompt: str) -> None:
-    page.get_by_role("textbox", name="Prompt").fill(prompt)
-    page.keyboard.press("Control+Enter")
-
-
-def ended(page, count: int = 1, state: str = "done") -> None:
-    page.wait_for_function(f"document.querySelectorAll('[data-state={state}]').length >= {count}")
-
-
-def quiet(page) -> None:
-    """Nothing runs or waits, and what has ended is taken off the list."""
-    page.wait_for_function("!document.querySelector('[data-state=running], [data-state=queued]')")
-    while page.locator("[data-job-action=forget]").count():
-        before = page.locator("[data-job]").count()
-        page.locator("[data-job-action=forget]").first.click()
-        page.wait_for_function(f"document.querySelectorAll('[data-job]').length < {before}")
-
-
-def field(page, name: str):
-    return page.locator(f"[data-field='{name}']")
-
-
-def holds(page, name: str, value: str) -> None:
-    """A field shows this, soon."""
-    playwright.expect(field(page, name)).to_have_value(value, timeout=WAIT)
-
-
-def section(page, title: str) -> None:
-    page.locator(".fs-section").get_by_text(title, exact=True).first.click()
 
 
 def drop(page, name: str, data: bytes) -> None:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from tests.gen.ui.kit import field, in_browser, opened, ready
 
-import pytest
-
-from tests.gen.ui.test_page_browser import CHROMIUM, browser, field, opened, ready, served  # noqa: F401
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(600),
-]
+pytestmark = in_browser()
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("sweep")) as one:
-        yield one
-
-
-def test_cells_fill_as_they_are_drawn(browser, site):  # noqa: F811
+def test_cells_fill_as_they_are_drawn(browser, site):
     with opened(browser, site[0]) as page:
         ready(page)
         page.locator("[data-tab=compare]").click()
@@ -52,7 +38,7 @@ def test_cells_fill_as_they_are_drawn(browser, site):  # noqa: F811
         page.locator("[data-code]").wait_for(state="detached")
 
 
-def test_a_phone_scrolls_the_grid_and_not_the_page(browser, site):  # noqa: F811
+def test_a_phone_scrolls_the_grid_and_not_the_page(browser, site):
     with opened(browser, site[0], viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark") as page:
         ready(page)
         page.locator("[data-tab=compare]").click()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from gen.pipeline.png import read_recipe
-from tests.gen.ui.test_editor_browser import photo
-from tests.gen.ui.test_page_browser import CHROMIUM, browser, field, opened, ready, served  # noqa: F401
+from tests.gen.ui.kit import field, in_browser, opened, photo, ready, served
 
 pytest.importorskip("peft")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs Chromium"),
-    pytest.mark.timeout(900),
-]
+pytestmark = in_browser(900)
 
 
-def test_what_is_taught_acts_on_the_next_picture(browser, tmp_path):  # noqa: F811
+def test_what_is_taught_acts_on_the_next_picture(browser, tmp_path):
     with served(tmp_path) as (address, output), opened(browser, address) as page:
         ready(page)
         page.locator("[data-tab=teach]").click()
@@ -47,7 +40,7 @@ def test_what_is_taught_acts_on_the_next_picture(browser, tmp_path):  # noqa: F8
         assert list(recipe.adapters.values()) == [1.0] and "<stripes>" in recipe.prompt
 
 
-def test_a_phone_has_all_of_it(browser, tmp_path):  # noqa: F811
+def test_a_phone_has_all_of_it(browser, tmp_path):
     size = {"width": 390, "height": 844}
     with served(tmp_path) as (address, _), opened(browser, address, viewport=size, has_touch=True) as page:
         page.locator("[data-tab=teach]").click()
