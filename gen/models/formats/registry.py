@@ -9,6 +9,8 @@ from torch import nn
 
 from gen.io.weights import listed
 from gen.models.formats import (
+    adm,
+    adm_classifier,
     diffusers_dit,
     diffusers_flux,
     diffusers_pixart,
@@ -30,7 +32,7 @@ FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (
         *(uvit, dit, pixart, diffusers_dit, diffusers_pixart, sd3, diffusers_sd3, flux, diffusers_flux),
-        *(diffusers_qwen_image, z_image, diffusers_z_image),
+        *(diffusers_qwen_image, z_image, diffusers_z_image, adm, adm_classifier),
     )
 }
 

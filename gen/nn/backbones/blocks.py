@@ -263,7 +263,7 @@ def check_image(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def check_condition(condition: Condition, batch: int, config: BackboneConfig) -> None:
+def check_condition(condition: Condition, batch: int, config: Any) -> None:
     """Refuses, in a sentence, a label or text that the network does not take or that does not fit it."""
     label, tokens, mask = condition.label, condition.tokens, condition.mask
     if label is not None:
