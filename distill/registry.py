@@ -12,6 +12,7 @@ from gen.nn.registry import register
 
 OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "diffusion": ("distill.objectives.diffusion", "DiffusionConfig", "DiffusionObjective"),
+    "upsampler": ("distill.objectives.upsampler", "UpsamplerObjectiveConfig", "UpsamplerObjective"),
     "error_propagation": ("distill.objectives.error_propagation", "ErrorPropagationConfig", "ErrorPropagationObjective"),
     "consistency_distillation": (
         "distill.objectives.consistency_distillation",

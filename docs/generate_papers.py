@@ -50,6 +50,7 @@ COMMANDS = {
     ("task", "image_prompt"): "fewstep image --image-prompt",
     ("task", "references"): "fewstep image --reference",
     ("task", "refiner"): "fewstep image --refiner",
+    ("task", "enlargement"): "fewstep upscale --model upscale",
     ("task", "translation"): "fewstep translate",
     ("task", "transparent"): "fewstep image --transparent",
     ("training-free change", "reference"): "fewstep image --free-custom",

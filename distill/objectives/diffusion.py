@@ -149,6 +149,10 @@ class DiffusionObjective(Objective):
         tokens, mask = self.text_encoder.to(device).encode(batch.captions)
         return Condition(tokens=tokens.float(), mask=mask)
 
+    def trained_condition(self, batch: Batch, x0: Tensor, draws: Draws) -> Condition:
+        """What the network is told in training, where that differs from what it is told when it draws."""
+        return self.condition(batch, x0.device)
+
     def levels(self, draws: Draws, device: torch.device) -> NoiseLevel:
         """One level per sample, (B,)."""
         return draw_levels(self.config.time, self.path, draws, device)
@@ -181,7 +185,7 @@ class DiffusionObjective(Objective):
         eps = couple(self.config.coupling, x0, draws.normal_like("eps", x0), batch, draws)
         x = level.mix(x0, eps)
         context, coarse = keep_stages(Context())
-        prediction = self.denoiser(models["denoiser"])(x, level, self.condition(batch, x0.device), context)
+        prediction = self.denoiser(models["denoiser"])(x, level, self.trained_condition(batch, x0, draws), context)
         a, b = prediction.row
 
         def error_of(raw: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ _WINDOWS = {
     **{side: f"--{side}" for side in ("left", "right", "top", "bottom")},
     "recurrence": "--recurrence",
     "scale": "--scale",
+    "noise_level": "--noise-level",
 }
 _SIDES = ("window", "stride")
 _RESTORE = ("factor", "radius", "noise", "kind", "weight", "spread", "iterations")

@@ -21,7 +21,7 @@ OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__cal
     "image": (),
     "panorama": (*_WINDOWS, "circular", "sync", "sync_distance"),
     "outpaint": ("image", *_WINDOWS, "left", "right", "top", "bottom", "recurrence"),
-    "upscale": ("image", *_WINDOWS, "scale", "strength"),
+    "upscale": ("image", *_WINDOWS, "scale", "strength", "noise_level"),
     "restore": (*("image", "task", "mask", "factor", "radius", "noise", "kind", "weight", "spread", "iterations", "simulate"),),
     "ambiguous": ("others", "view", "pixels_from"),
     "layout": ("layout",),

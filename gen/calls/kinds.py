@@ -90,7 +90,7 @@ KINDS: dict[str, ValueKind] = {
     "seeds": ValueKind("a list of whole numbers", list_of(WHOLE)),
     **dict.fromkeys(("guidance_scale", "shift_from", "sync", "scale", "strength", "factor", "radius", "noise"), NUMBER),
     **dict.fromkeys(("weight", "spread", "pixels_from", "hires", "hires_strength", "variation_strength"), NUMBER),
-    **dict.fromkeys(("guide_strength", "refiner_at", "translate_strength"), NUMBER),
+    **dict.fromkeys(("guide_strength", "refiner_at", "translate_strength", "noise_level"), NUMBER),
     **dict.fromkeys(("refiner", "transparency", "translator", "direction", "translate_direction"), TEXT),
     **dict.fromkeys(("use_resolution_binning", "batch_invariant", "simulate", "transparent"), FLAG),
     "circular": FLAG.or_else(TEXT),

@@ -60,6 +60,7 @@ TASKS: dict[str, TaskRow] = {
     "composition": TaskRow.in_folder("gen.tasks.lora_composition", "Composition"),
     "layout": TaskRow.in_folder("gen.tasks.layout", "Layout"),
     "views": TaskRow.in_folder("gen.tasks.views", "Views"),
+    "enlargement": TaskRow("gen.tasks.enlarge.options", "gen.tasks.enlarge.task:Enlarge"),
     "canvas": TaskRow.in_folder("gen.tasks.canvas", "Canvas"),
     "restoration": TaskRow.in_folder("gen.tasks.restore", "Restoration"),
     "guide": TaskRow.in_folder("gen.tasks.energy_guidance", "Guide"),

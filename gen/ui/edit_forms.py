@@ -111,6 +111,7 @@ def _upscale(tab: EditTab) -> None:
     with ui.element("div").classes("fs-row"):
         tab.own.number("scale", "Times as large", "2", step=0.5)
         tab.own.number("strength", "Strength", "0.4", step=0.05)
+        tab.own.number("noise_level", "Noise (models that enlarge)", "0", step=0.05)
     _windows(tab)
 
 

@@ -66,6 +66,7 @@ class EditSettings:
     stride: int | None = None
     recurrence: int | None = None
     scale: float | None = None
+    noise_level: float | None = None
     task: str = "superres"
     factor: int | None = None
     radius: float | None = None
@@ -142,6 +143,7 @@ class EditSettings:
         return {
             "image": self.image,
             "scale": self._number("scale", 1, 16),
+            "noise_level": self._number("noise_level", 0, 1),
             "strength": self._number("strength", 0, 1),
             **self._windows(),
         }

@@ -32,6 +32,7 @@ CONFIGS = Path("configs/distill")
 NOT_FEW_STEP = {
     "classifier": "a classifier of noisy latents, for guidance",
     "collaborate": "joins two models, at any number of steps",
+    "upsampler": "pictures from smaller ones, at any number of steps",
     "guidance": "one evaluation instead of two, at any number of steps",
 }
 STEPS = (1, 2, 4)

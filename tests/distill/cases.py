@@ -59,6 +59,25 @@ TRANSLATION = {
 
 CASES: dict[str, dict[str, Any]] = {
     "diffusion": case({"type": "diffusion", "prediction": "x0", "loss": "flow"}, {"type": "uvit", **SIZES}, "labels"),
+    "upsampler": case(
+        {"type": "upsampler", "prediction": "x0", "loss": "flow", "crop": 8},
+        {
+            "type": "upsampler",
+            "size": 16,
+            "factor": 4,
+            "fold": 2,
+            "backbone": {
+                "type": "adm",
+                "dim": 8,
+                "multipliers": [1, 2],
+                "blocks": 1,
+                "groups": 4,
+                "num_classes": 3,
+                "null_label": True,
+            },
+        },
+        "pictures",
+    ),
     "error_propagation": case(
         {"type": "error_propagation", "levels": 4, "reach": 2, "measured": 4}, {"type": "dit", **SIZES}, "labels", batch_size=4
     ),

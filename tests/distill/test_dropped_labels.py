@@ -19,7 +19,7 @@ from tests.distill.test_every_objective import make_places, trainer
 # the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
 WITHOUT_LABELS = {
     *("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference"),
-    *("pix2pix_turbo", "cycle_gan_turbo"),
+    *("pix2pix_turbo", "cycle_gan_turbo", "upsampler"),
 }
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 

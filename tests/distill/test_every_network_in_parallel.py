@@ -32,7 +32,17 @@ NETWORKS |= {
     "z_image": {"type": "z_image", **READS, "axes": [2, 2, 4], "refiner_depth": 1},
 }
 # those of a case of their own (cases.py): they do not draw pictures
-OTHERS = {"autoencoder", "text_encoder", "influence", "dit_control", "reference_encoder", "transparency"}
+OTHERS = {
+    "autoencoder",
+    "text_encoder",
+    "influence",
+    "dit_control",
+    "reference_encoder",
+    "transparency",
+    "upsampler",
+    "adm",
+    "adm_classifier",
+}
 TAUGHT = {"latent_consistency": {"teacher": {"steps": 6}, "steps": 2}, "distribution_matching": {"steps": 2}}
 RUNS = [(kind, "diffusion") for kind in NETWORKS] + [("dimr", name) for name in TAUGHT]
 

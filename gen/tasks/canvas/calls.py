@@ -24,6 +24,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.types import Caller
 from gen.tasks.canvas.options import CanvasArguments, CanvasRecord
 from gen.tasks.canvas.task import RuntimeObjects, made_size, make_record, starting_pictures
+from gen.tasks.enlarge.task import enlarges, make_enlargement, one_seed, passes_for, sizes_of, window_of
 
 Sides = int | tuple[int, int]
 
@@ -114,8 +115,9 @@ def upscale(
     image: Any,
     prompt: str | None = None,
     *,
-    scale: float = 2.0,
-    strength: float = 0.4,
+    scale: float | None = None,
+    strength: float | None = None,
+    noise_level: float | None = None,
     window: Sides | None = None,
     stride: Sides | None = None,
     weights: str = "linear",
@@ -124,13 +126,52 @@ def upscale(
     group: Any = None,
     **call: Any,
 ) -> Output:
-    """A picture `scale` times as large: enlarged, noised to `strength`, denoised in windows. image: as in `outpaint`."""
+    """A picture `scale` times as large. image: as in `outpaint`.
+
+    By a model that was trained to enlarge ("upscale", or an upsampler of your own): drawn from noise, beside which the network
+    reads the picture; noise_level is how much noise is put on that first, so that its faults are not taken for detail (the
+    least that the network knows, if None). scale: the network's own factor, if None.
+
+    By any other model: enlarged (2 times, if None), noised to `strength` (0.4), denoised in windows.
+    """
+    if enlarges(generator):
+        if strength is not None:
+            raise ValueError(f"The model {generator.name!r} draws from noise; leave strength out, and see noise_level.")
+        windows = {"window": window, "stride": stride, "weights": weights, "shift_from": shift_from}
+        windows |= {"window_batch": window_batch, "group": group}
+        return _enlarged(generator, image, prompt, scale, noise_level, windows, call)
+    if noise_level is not None:
+        sizes_of(generator)  # says that it enlarges nothing
     picture = read_picture("image", image, "RGB")
-    scale = check_float("scale", scale, 1, 16)
+    scale = check_float("scale", 2.0 if scale is None else scale, 1, 16)
     shown = round(picture.shape[2] * scale), round(picture.shape[3] * scale)
     more: Any = {"shift_from": shift_from, "group": group, "cache": call.get("cache")}
     record = make_record(generator, "upscale", window, stride, weights, False, window_batch, **more)
-    return _around(generator, picture, prompt, *record, shown, {"strength": strength, **call})
+    return _around(generator, picture, prompt, *record, shown, {"strength": 0.4 if strength is None else strength, **call})
+
+
+def _enlarged(
+    generator: Caller, image: Any, prompt: str | None, scale: float | None, noise_level: object, windows: dict, call: dict
+) -> Output:
+    """By a network that reads what it enlarges. windows: what `make_record` takes."""
+    for name in ("height", "width", "mask", "latents"):
+        if call.get(name) is not None:
+            raise ValueError(f"{name} is given by the picture itself here; leave it out.")
+    config = sizes_of(generator)
+    scale = config.factor if scale is None else check_float("scale", scale, 1, 16)
+    if passes_for(scale, config.factor) > 1:
+        call = {**call, "seed": one_seed(call)}
+    kept = ("num_inference_steps", "seed", "class_labels", "_check_only")
+    earlier = {"prompt": prompt, **{name: call[name] for name in kept if name in call}}
+    args, made = make_enlargement(generator, image, scale, noise_level, earlier)
+    window, stride = window_of(config, made)
+    if windows["window"] is None:
+        windows["window"] = window
+        windows["stride"] = stride if windows["stride"] is None else windows["stride"]
+    record, runtime = make_record(generator, "upscale", circular=False, cache=call.get("cache"), **windows)
+    call |= {"height": made[0], "width": made[1]}
+    tasks = {"canvas": CanvasArguments(record, runtime, args.size), "enlargement": args}
+    return generator(prompt, **call, _task_args=tasks)
 
 
 def _around(

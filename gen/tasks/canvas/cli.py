@@ -123,13 +123,21 @@ def upscale(
     *,
     picture: Picture,
     prompt: Prompt = None,
-    scale: Annotated[float, typer.Option(help="How many times as wide and tall.")] = 2.0,
-    strength: Annotated[float, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1.")] = 0.4,
+    scale: Annotated[
+        float | None, typer.Option(help="How many times as wide and tall. [default: 2, or the model's own]")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the enlarged picture is made anew, 0 to 1. [default: 0.4]")
+    ] = None,
+    noise_level: Annotated[
+        float | None, typer.Option(help="Noise on the picture, for a model that was trained to enlarge. [default: its least]")
+    ] = None,
     run: WindowOptions,
     parts: PartOptions,
 ) -> int:
-    """Make a picture larger: enlarged, partly noised, denoised in windows."""
-    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", {"scale": scale, "strength": strength}, run, parts)
+    """Make a picture larger: by a model that was trained to (--model upscale), or enlarged, partly noised and denoised."""
+    own = {"scale": scale, "strength": strength, "noise_level": noise_level}
+    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", own, run, parts)
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:

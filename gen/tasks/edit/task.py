@@ -22,6 +22,7 @@ from gen.models.prompt_reading import SeenPicture
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.edit.options import EditKeywords, Start
+from gen.tasks.enlarge.options import EnlargementRecord
 from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from samplers.denoiser import Condition, Denoiser
     from samplers.sample import Solver
 
+BeganWith = Start | RestoreRecord | EnlargementRecord
 REFERENCES = (
     "reference",
     *(f"reference_{k}" for k in range(2, 17)),
@@ -83,11 +85,11 @@ class Edit(Task):
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> EditKeywords | None:
         image, mask = keywords.get("image"), keywords.get("mask")
-        if recipe.canvas is not None:
+        if recipe.canvas is not None and recipe.enlargement is None:
             from gen.tasks.canvas.task import replayed_pictures
 
             image, mask = replayed_pictures(recipe, image, mask)
-        check_given(recipe.start or recipe.restore, image, mask)
+        check_given(recipe.start or recipe.restore or recipe.enlargement, image, mask)
         return None if recipe.start is None else EditKeywords(image, mask, recipe.start.strength)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -223,7 +225,7 @@ def _rows(one: Tensor, batch: SamplingBatch) -> Tensor:
     return one.expand(len(batch.noise), *one.shape[1:])
 
 
-def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> None:
+def check_given(start: BeganWith | None, image: Any, mask: Any) -> None:
     """ValueError unless a replay is given the image and mask that a recipe began with, and no others."""
     for name, picture, needed in (("image", image, start is not None), ("mask", mask, bool(start and start.mask))):
         article = "an" if name == "image" else "a"
@@ -235,7 +237,7 @@ def check_given(start: Start | RestoreRecord | None, image: Any, mask: Any) -> N
             raise ValueError(f"The picture was made without {article} {name}; leave it out.")
 
 
-def check_same(used: Start | RestoreRecord, recorded: Start | RestoreRecord | None) -> None:
+def check_same(used: BeganWith, recorded: BeganWith | None) -> None:
     """ValueError unless a replay begins with the recipe's image and mask."""
     if recorded is not None and used != recorded:
         changed = "image" if used.image != recorded.image else "mask"
