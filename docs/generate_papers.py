@@ -39,6 +39,7 @@ COMMANDS = {
     ("task", "composition"): "fewstep image --compose",
     ("task", "layout"): "fewstep layout",
     ("task", "views"): "fewstep ambiguous",
+    ("task", "search"): "fewstep search",
     ("task", "canvas"): "fewstep panorama",
     ("task", "restoration"): "fewstep restore",
     ("task", "guide"): "fewstep image --guide",

@@ -45,7 +45,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["batch"],
         ["serve"],
         ["ui"],
-        ["cli/values", "cli/output", "cli/groups", "cli/known_names"],
+        ["cli/values", "cli/output", "cli/groups", "cli/known_names", "cli/energies"],
         ["cli/complete"],
         ["cli/options"],
         ["cli/lora"],

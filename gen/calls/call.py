@@ -166,6 +166,7 @@ _MISSING = {  # fields of recipes that know pictures by their sha256 alone, or b
     "canvas": "its canvas of windows",
     "layout": "its layout of regions",
     "views": "its views",
+    "turns": "the noise that its search found",
     "tweaks": "its training-free changes",
     "regions": "the masks of its adapters",
     "own_tasks": "tasks of its maker's own",

@@ -1,6 +1,9 @@
-"""Energies that belong to other packages, by name: `--guide` and `--greedy` know them beside those of `gen.tasks.energies`."""
+"""Energies and rewards that belong to other packages, by name: `--guide`, `--greedy` and `fewstep search` know them beside
+those of `gen.tasks.energies` and `gen.rewards`."""
 
 from __future__ import annotations
+
+from typing import Any
 
 # name -> the rest of a row of gen.tasks.energies.EnergyInfo
 ENERGIES: dict[str, tuple] = {
@@ -43,3 +46,23 @@ ENERGIES: dict[str, tuple] = {
         "classifier",
     ),
 }
+
+# name -> the rest of a row of gen.rewards.RewardInfo
+REWARDS: dict[str, dict[str, Any]] = {
+    "evaluator": {
+        "module": "distill.networks.evaluator.reward",
+        "factory": "EvaluatorReward",
+        "description": "the shipped evaluation network finds that the picture fits its prompt",
+        "options": ("by", "copies"),
+        "reads_prompts": True,
+    }
+}
+
+
+def add_rewards() -> None:
+    """Make them known by name, for the rest of this process."""
+    from gen.rewards import REWARDS as KNOWN
+    from gen.rewards import RewardInfo
+
+    for name, row in REWARDS.items():
+        KNOWN.setdefault(name, RewardInfo(name, **row))

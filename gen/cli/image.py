@@ -12,7 +12,7 @@ from typing import Any
 
 from gen.cli.asked import Asked
 from gen.cli.choose import choose_model
-from gen.cli.energies import ENERGIES
+from gen.cli.energies import ENERGIES, add_rewards
 from gen.cli.output import OutputTarget, check_png, exit_code, save_free, say
 from gen.cli.values import parse_options as parse_options
 
@@ -196,8 +196,10 @@ class Saving:
 
 
 def add_energies(generator: Any) -> None:
-    """Make energies of other packages known to a model by name."""
+    """Make energies of other packages known to a model by name, and their rewards to all."""
     from gen.tasks.energies import EnergyInfo
+
+    add_rewards()
 
     for name, row in ENERGIES.items():
         generator.energies[name] = EnergyInfo(name, *row)

@@ -154,7 +154,7 @@ def save_all(result: Output, target: OutputTarget, label: str, several: bool) ->
 
 
 def make_and_save(
-    method: Callable[..., Any], target: OutputTarget, label: str, quiet: bool, *arguments: Any, **call: Any
+    method: Callable[..., Any], target: OutputTarget, label: str, quiet: bool, /, *arguments: Any, **call: Any
 ) -> tuple[Any, str]:
     """Make pictures by a method of a `Generator`, and save them: (its output, "0.7 s on cpu")."""
     start = time.perf_counter()
