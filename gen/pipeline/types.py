@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gen.models.model import Model
     from gen.pipeline.output import Output
     from gen.pipeline.recipe import Recipe
-    from gen.tasks.search.options import TurnRecord
 
 ReadPrompts = Callable[[list[str]], Condition]  # B prompts -> their text features
 
@@ -52,7 +51,8 @@ Decode = Callable[[Tensor, Crop | None], Tensor]  # latents (B, C, h, w) -> pict
 class Item:
     """One picture to make. label -1 is unconditional; `latent` (C, h, w) is its unit noise where the caller gave it; others,
     negative_others: prompts of the second and third text encoder, None where they read the first's; variation: a seed that its
-    noise is turned towards; turns: further ones, that a search found."""
+    noise is turned towards; turns: further ones, and by how much, that a
+    search found."""
 
     prompt: str
     negative_prompt: str
@@ -62,7 +62,7 @@ class Item:
     others: tuple[str | None, ...] = (None, None)
     negative_others: tuple[str | None, ...] = (None, None)
     variation: int | None = None
-    turns: tuple[TurnRecord, ...] = ()
+    turns: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ TASKS: dict[str, TaskRow] = {
     "hires": TaskRow.in_folder("gen.tasks.hires", "Hires"),
     "refiner": TaskRow.in_folder("gen.tasks.refiner", "Refiner"),
     "variation": TaskRow.in_folder("gen.tasks.variation", "Variation"),
-    "search": TaskRow.in_folder("gen.tasks.search", "Turns"),
+    "search": TaskRow.in_folder("gen.tasks.search", "FoundNoise"),
     "composition": TaskRow.in_folder("gen.tasks.lora_composition", "Composition"),
     "layout": TaskRow.in_folder("gen.tasks.layout", "Layout"),
     "views": TaskRow.in_folder("gen.tasks.views", "Views"),

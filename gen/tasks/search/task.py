@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Turns(Task):
+class FoundNoise(Task):
     """turns: of each picture of the call."""
 
     turns: tuple[tuple[TurnRecord, ...], ...]
 
     @classmethod
-    def from_call(cls, model: Model, args: SearchArguments, settings: Settings) -> tuple[Turns | None, Settings]:
+    def from_call(cls, model: Model, args: SearchArguments, settings: Settings) -> tuple[FoundNoise | None, Settings]:
         return cls(args.turns), settings
 
     @classmethod
@@ -36,7 +36,8 @@ class Turns(Task):
         if any(item.latent is not None for item in items):
             raise ValueError("latents are the noise itself, which no search changes; leave them out.")
         turns = self.turns * len(items) if recipe is not None else self.turns
-        return [replace(item, turns=one) for item, one in zip(items, turns, strict=True)]
+        pairs = [tuple((turn.seed, turn.strength) for turn in one) for one in turns]
+        return [replace(item, turns=one) for item, one in zip(items, pairs, strict=True)]
 
     def prepare(self, batch: SamplingBatch) -> SamplingBatch:
         from samplers.editing.interpolation import slerp
@@ -44,11 +45,12 @@ class Turns(Task):
 
         noise = batch.noise.clone()
         for row, item in enumerate(batch.items):
-            for turn in item.turns:
+            for seed, strength in item.turns:
                 shape, kind = noise.shape[1:], batch.settings.noise_kind
-                other = normal([turn.seed], shape, "latents", device=noise.device, kind=kind).to(noise.dtype)
-                noise[row : row + 1] = slerp(noise[row : row + 1], other, turn.strength)
+                other = normal([seed], shape, "latents", device=noise.device, kind=kind).to(noise.dtype)
+                noise[row : row + 1] = slerp(noise[row : row + 1], other, strength)
         return replace(batch, noise=noise, x=noise * batch.settings.levels[0].sigma)
 
     def record_one(self, item: Item) -> dict[str, Any]:
-        return {"turns": item.turns} if item.turns else {}
+        turns = tuple(TurnRecord(seed=seed, strength=strength) for seed, strength in item.turns)
+        return {"turns": turns} if turns else {}
