@@ -95,6 +95,16 @@ REWARDS: dict[str, RewardInfo] = {
             aliases=("hpsv2",),
         ),
         RewardInfo(
+            "hpsv3",
+            "gen.rewards.hps3",
+            "HumanPreference3",
+            "HPS v3: a Qwen2-VL that reads the prompt beside the picture, taught by people's choices",
+            ("model", "head"),
+            ("model", "head"),
+            external=True,
+            reads_prompts=True,
+        ),
+        RewardInfo(
             "aesthetic",
             "gen.rewards.clip",
             "AestheticReward",

@@ -169,3 +169,46 @@ def test_a_lora_student_has_a_critic_of_its_own_size():
     objective = made(config(**given), nn.Identity(), None, tiny_teacher())
     ranks = [next(iter(objective.roles[role].network.parameters())).shape[0] for role in ("student",)]
     assert ranks == [4] and next(iter(objective.roles["critic"].network.network.down.values())).shape[0] == 2
+
+
+class Words:
+    """A reward that says which words stand before the prompt: brightness for "bright", redness else, times lengths."""
+
+    def __call__(self, images, prompts):
+        return torch.stack(
+            [len(p) * (one.mean() if p.startswith("bright") else one[0].mean()) for one, p in zip(images, prompts, strict=True)]
+        )
+
+
+def test_dmdr_raises_what_better_words_gain_beyond_worse_ones():
+    """(1 + k) r(better. prompt) - r(worse. prompt) by hand, one word each for a whole step; then its hinge."""
+    words = {"better": ["bright", "bright light"], "worse": ["dull"], "emphasis": 0.2}
+    reward = {"type": "evaluator", "weight": 2.0}
+    objective, batch = method("dmdr", reward=reward, **words), latents(4)
+    batch.captions = ["a", "bb", "ccc", "dddd"]
+    objective.reward.reward = Words()
+    x0 = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    pictures = (objective.decode(x0) / 2 + 0.5).clamp(0, 1)
+    seen = set()
+    for step in range(6):
+        found = objective.rewarded(x0, batch, step)
+        rows = list(zip(pictures, map(len, batch.captions), found, strict=True))
+        sums = [
+            sum((1.2 * (len(word) + 2 + n) * p.mean() - (6 + n) * p[0].mean() - one).abs() for p, n, one in rows)
+            for word in words["better"]
+        ]
+        assert min(sums) < 1e-3
+        seen.add(int(torch.stack(sums).argmin()))
+    assert seen == {0, 1}
+    loss, logged = objective.beside(x0, batch, 0)
+    found = objective.rewarded(x0, batch, 0)
+    torch.testing.assert_close(loss, -2.0 * found.mean())
+    torch.testing.assert_close(logged["reward"], found.mean())
+    enough = float(found.median())
+    hinged = method("dmdr", reward=reward, enough=enough, **words)
+    hinged.reward.reward, hinged.teacher = Words(), objective.teacher
+    torch.testing.assert_close(hinged.beside(x0, batch, 0)[0], 2.0 * (enough - found).clamp(min=0).mean())
+    with pytest.raises(ValueError, match="give both better and worse"):
+        method("dmdr", reward=reward, better=["x"])
+    with pytest.raises(ValueError, match="a reward that reads them"):
+        method("dmdr", reward=BRIGHT, better=["x"], worse=["y"])

@@ -77,6 +77,15 @@ def qwen25_vl(tokenizer: Any) -> Any:
     return seeded(Qwen2_5_VLForConditionalGeneration, config, seed=3)
 
 
+def qwen2_vl(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = {**LANGUAGE, "num_hidden_layers": 1, "rope_scaling": ROPE, "tie_word_embeddings": False}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "mlp_ratio": 1, "num_heads": 2, "patch_size": 4}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_ids(tokenizer))
+    return seeded(Qwen2VLForConditionalGeneration, config, seed=3)
+
+
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
 
 

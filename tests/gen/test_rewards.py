@@ -11,19 +11,30 @@ from safetensors.torch import save_file
 
 import distill.networks.evaluator  # noqa: F401  (makes its reward known)
 from gen import rewards
-from gen.rewards import REWARDS, get_reward, register_reward, reward_info
+from gen.rewards import REWARDS, get_reward, hps3, register_reward, reward_info
 from gen.rewards.blip import SCORE_DEVIATION, SCORE_MEAN
 from gen.rewards.clip import DEVIATION, MEAN
+from gen.rewards.hps3 import CHAT, REWARD_TOKEN, picture_size
 from gen.rewards.pixels import ColourReward
 from gen.tasks.energies import energy_info, get_energy
 from gen.tasks.energy_guidance.cli import energy_of
 from samplers.denoiser import Condition
 from samplers.search import reno
 from tests.gen.pipelines import LETTERS, clip_tokenizer
+from tests.gen.pipelines_chat import QwenProcessor, qwen2_vl, qwen_tokenizer
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 PROMPTS = ["a red cat", "a dog"]
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """HPS v3 with little to read, which a test can afford."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hps3, "INSTRUCTION", "as {prompt}: " + REWARD_TOKEN + " end")
+        patch.setattr(hps3, "TOKENS", 16)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +61,14 @@ def options(tmp_path_factory) -> dict[str, dict[str, str]]:
     for name, width in (("clip_head", 12), ("blip_head", 16)):
         layers = {"layers.0.weight": (4, width), "layers.0.bias": (4,), "layers.2.weight": (1, 4), "layers.2.bias": (1,)}
         save_file({key: torch.randn(*shape, generator=g) for key, shape in layers.items()}, root / f"{name}.safetensors")
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
+    tokenizer.save_pretrained(root / "qwen")
+    qwen2_vl(tokenizer).save_pretrained(root / "qwen")
+    layers = {"0.weight": (8, 16), "0.bias": (8,), "3.weight": (6, 8), "3.bias": (6,), "5.weight": (2, 6), "5.bias": (2,)}
+    save_file(
+        {f"rm_head.{key}": torch.randn(*shape, generator=g) for key, shape in layers.items()}, root / "qwen_head.safetensors"
+    )
     clip = {"model": str(root / "clip")}
     return {
         "brightness": {},
@@ -59,6 +78,7 @@ def options(tmp_path_factory) -> dict[str, dict[str, str]]:
         "hps": clip,
         "aesthetic": {**clip, "head": str(root / "clip_head.safetensors")},
         "image_reward": {"model": str(root / "blip"), "head": str(root / "blip_head.safetensors")},
+        "hpsv3": {"model": str(root / "qwen"), "head": str(root / "qwen_head.safetensors")},
         "evaluator": {},
     }
 
@@ -121,6 +141,40 @@ def test_image_reward_is_its_head_on_the_first_token_beside_the_picture(options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_hps_v3_is_its_head_on_the_reward_token_as_the_processor_writes_it(options):
+    """transformers' own processing of pictures of several shapes and of text; ReLU between the head's layers; the first number.
+    Prompts of other lengths beside it do not matter (the loop over all rewards)."""
+    from PIL import Image
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+
+    folder, head = options["hpsv3"].values()
+    model, tokenizer = Qwen2VLForConditionalGeneration.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    processor, layers = QwenProcessor(tokenizer, model.config.vision_config), load_file(head)
+    side = 8 * 4  # 16 tokens of two by two patches of four pixels
+    processor.image_processor.size = {"shortest_edge": side**2, "longest_edge": side**2}
+    rough = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(4)).mul(255).round()
+    picture = Image.fromarray(rough[0].permute(1, 2, 0).byte().numpy())
+    text = CHAT.format(picture="<|image_pad|>", text=hps3.INSTRUCTION.format(prompt="a red cat"))
+    read = processor([text], [picture], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        kinds = (read["input_ids"] == model.config.image_token_id).int()
+        last = model.model(**read, mm_token_type_ids=kinds).last_hidden_state[0]
+        score = last[read["input_ids"][0].tolist().index(tokenizer.convert_tokens_to_ids(REWARD_TOKEN))]
+        for number in (0, 3, 5):
+            score = layers[f"rm_head.{number}.weight"] @ score + layers[f"rm_head.{number}.bias"]
+            score = score.relu() if number < 5 else score
+    found = get_reward("hpsv3", model=folder, head=head)(rough / 255, ["a red cat"])
+    torch.testing.assert_close(found, score[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (32, 32), (200, 100), (1000, 300), (60, 500)])
+def test_hps_v3_sees_pictures_at_the_size_of_transformers(size):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    assert picture_size(*size, 8) == smart_resize(*size, 8, hps3.TOKENS * 64, hps3.TOKENS * 64)
+
+
 def test_pixels():
     grey, red, cyan = (
         torch.tensor(c).float()[None, :, None, None].expand(1, 3, 8, 8) for c in ([0.5] * 3, [1, 0, 0], [0, 1, 1])
@@ -142,7 +196,7 @@ def test_a_reward_guides_as_an_energy(tiny, options):
         info = energy_info(f"reward:{name}")
         energy = get_energy(info, **given, weight=2.0).for_prompts(PROMPTS)
         torch.testing.assert_close(energy(IMAGES, Condition()), 2 * get_reward(name, **given)(IMAGES, PROMPTS))
-        assert info.external == (name in ("clip", "pickscore", "hps", "aesthetic", "image_reward"))
+        assert info.external == (name in ("clip", "pickscore", "hps", "hpsv3", "aesthetic", "image_reward"))
         assert get_energy(info, **given).weight == reward_info(name).scale
     call = {"num_inference_steps": 3, "seed": 1, "output_type": "pt", "progress": False}
     plain = tiny("a cat", **call).images
