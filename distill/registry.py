@@ -48,6 +48,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
     "twin_flow": ("distill.objectives.twin_flow", "TwinFlowConfig", "TwinFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
+    "step_policy": ("distill.objectives.step_policy", "StepPolicyObjectiveConfig", "StepPolicyObjective"),
     "pi_flow": ("distill.objectives.pi_flow", "PiFlowConfig", "PiFlowObjective"),
     "draft": ("distill.objectives.draft", "DraftConfig", "DraftObjective"),
     "diffusion_dpo": ("distill.objectives.diffusion_dpo", "DiffusionDpoConfig", "DiffusionDpoObjective"),

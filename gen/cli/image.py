@@ -65,6 +65,7 @@ def run(
     lora: Sequence[str],
     allow_nonfinite: bool = False,
     plan: bool = False,
+    step_policy: Path | None = None,
     **call: Any,
 ) -> int:
     """Generate and save; returns the exit code. Arguments are the command's.
@@ -73,9 +74,12 @@ def run(
     typed: the prompts stood on the command line.
     tasks: the keywords of tasks.
     plan: only say what memory it needs.
+    step_policy: the folder of a network that gives every prompt its number of steps, in place of `steps`.
     """
     target, sheet = OutputTarget.of(output, format, quality), None if grid is None else check_png(grid)
     labels, pictures = len(set(asked.prompts)), asked.count * len(steps)
+    if step_policy is not None and not (step_policy / "config.json").is_file():
+        raise ValueError(f"--step-policy {step_policy} is no folder of a policy of steps; give one that training has exported.")
     from gen.pipeline.exif import check_alpha
 
     check_alpha(target.suffix, tasks.get("transparent"))
@@ -96,8 +100,11 @@ def run(
 
         load(generator, lora, quiet, allow_nonfinite)
     subject = subjects(generator, asked.prompts, typed)
+    runs = [(subject, count) for count in steps]
+    if step_policy is not None:
+        runs = by_policy(generator, step_policy, subject)
     try:
-        for count in steps:
+        for subject, count in runs:
             start, before = time.perf_counter(), len(place.saved)
             result = generator(
                 **subject, **call, num_inference_steps=count, progress=not quiet, on_images=partial(place.save, generator)
@@ -114,6 +121,15 @@ def run(
         return exit_code(stop)
     place.save_sheet()
     return 0
+
+
+def by_policy(generator: Any, folder: Path, subject: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """A call for each prompt or class of a subject, with the number of steps that a policy gives it."""
+    from gen.pipeline.step_policy import choose_steps
+
+    (name, asked), *_ = subject.items()
+    asked = [str(one) for one in asked or []]
+    return [({name: [one]}, count) for one, count in zip(asked, choose_steps(generator, folder, asked), strict=True)]
 
 
 def preview_kind(show: bool) -> str:

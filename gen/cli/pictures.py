@@ -49,6 +49,10 @@ def image(
     steps: Annotated[
         str | None, typer.Option(metavar="N[,N...]", help="Sampling steps; all pictures with each. [default: the model's]")
     ] = None,
+    step_policy: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A trained policy gives every prompt its number of steps; each begins with the seed."),
+    ] = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line, # before remarks; - is stdin.")
     ] = None,
@@ -98,6 +102,8 @@ def image(
 
     machine.run_imports()
     counts = [None] if steps is None else numbers("--steps", steps)
+    if step_policy is not None and (steps is not None or wildcards is not None):
+        raise ValueError("--step-policy chooses the steps of every prompt itself: leave --steps and --wildcards out.")
 
     return run(
         asked(prompts or [], prompts_file, number, seed, wildcards, again=len(counts) > 1),
@@ -116,6 +122,7 @@ def image(
         dtype=machine.dtype,
         metadata=metadata,
         plan=plan,
+        step_policy=step_policy,
         quiet=machine.quiet,
         lora=[*(lora or []), *(embedding or [])],
         **{**sampling.keywords(), **methods.keywords()},

@@ -331,6 +331,11 @@ CASES: dict[str, dict[str, Any]] = {
         {},
         "labels",
     ),
+    "step_policy": case(
+        {"type": "step_policy", "teacher": {"model": "DECODED", "guidance_scale": 2.0}, "rewards": BRIGHT, "cost": 5.0},
+        {"type": "step_policy", "choices": [1, 2, 3], "num_classes": 3, "dim": 16, "heads": 2},
+        "labels",
+    ),
     "draft": policy("draft", steps=3, through=2, rewards=BRIGHT),
     "diffusion_dpo": policy("diffusion_dpo", beta=10.0),
     "pso": policy("pso", steps=3, rewards=BRIGHT),

@@ -42,6 +42,7 @@ OTHERS = {
     "upsampler",
     "adm",
     "adm_classifier",
+    "step_policy",
 }
 TAUGHT = {"latent_consistency": {"teacher": {"steps": 6}, "steps": 2}, "distribution_matching": {"steps": 2}}
 RUNS = [(kind, "diffusion") for kind in NETWORKS] + [("dimr", name) for name in TAUGHT]

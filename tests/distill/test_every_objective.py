@@ -87,7 +87,7 @@ def test_there_is_a_case_for_every_objective():
 
 
 # nothing to compute again
-WITHOUT_BLOCKS = ("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "collaborate")
+WITHOUT_BLOCKS = ("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "collaborate", "step_policy")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
