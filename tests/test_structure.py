@@ -75,11 +75,11 @@ LAYERS: dict[str, list[list[str]]] = {
     "customization": [
         ["algebra", "registry"],
         ["merge", "base"],
-        ["methods", "data"],
+        ["methods", "data", "erasure", "scenes"],
         ["size_sampling"],
         ["agreement"],
         ["lora_files", "train"],
-        ["lora"],
+        ["lora", "forget", "compose"],
         ["__init__"],
     ],
 }

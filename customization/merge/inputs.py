@@ -1,8 +1,8 @@
-"""What the layers of a network see: the second moments of their inputs, G = sum x x^T, gathered while it runs."""
+"""What the layers of a network see, gathered while it runs: their inputs, or the second moments of these, G = sum x x^T."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch.nn.functional as F
@@ -31,13 +31,12 @@ def columns(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def record_inputs(network: nn.Module, modules: Sequence[str], part: str = "denoiser") -> Iterator[Moments]:
-    """Inside, every call of the network adds to the moments of these modules; "denoiser.<module>" -> G (in * k, in * k).
+def watch_inputs(network: nn.Module, modules: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside, every call of the network shows `see` the name and the inputs (n, in * k) of these modules, in float64.
 
     modules: names of linear layers or convolutions. AdapterError for one that the network does not have.
     """
     named_modules = dict(inner(network).named_modules())
-    moments: Moments = {}
     handles = []
     try:
         for name in modules:
@@ -46,13 +45,27 @@ def record_inputs(network: nn.Module, modules: Sequence[str], part: str = "denoi
                     f"The network has no module {name!r}; {nearest(name, list(named_modules)) or 'see its named_modules()'}."
                 )
 
-            def hook(module: nn.Module, args: tuple, key: str = f"{part}.{name}") -> None:
-                rows = columns(module, args[0])
-                moment = rows.T @ rows
-                moments[key] = moments[key] + moment if key in moments else moment
+            def hook(module: nn.Module, args: tuple, name: str = name) -> None:
+                see(name, columns(module, args[0]))
 
             handles.append(named_modules[name].register_forward_pre_hook(hook))
-        yield moments
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def record_inputs(network: nn.Module, modules: Sequence[str], part: str = "denoiser") -> Iterator[Moments]:
+    """Inside, every call of the network adds to the moments of these modules; "denoiser.<module>" -> G (in * k, in * k).
+
+    modules: as of `watch_inputs`.
+    """
+    moments: Moments = {}
+
+    def see(name: str, rows: Tensor) -> None:
+        moment, key = rows.T @ rows, f"{part}.{name}"
+        moments[key] = moments[key] + moment if key in moments else moment
+
+    with watch_inputs(network, modules, see):
+        yield moments

@@ -12,7 +12,9 @@ from gen.cli.parser import running_command
 # a closed table: each runs as `python -m MODULE` would
 MODULES = {
     "data build": "distill.data.emoji.build",
+    "data compose": "customization.compose",
     "words": "distill.words",
+    "forget": "customization.forget",
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",
@@ -26,7 +28,7 @@ data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_marku
 
 def add(app: typer.Typer) -> None:
     """Make them part of the program."""
-    for command in (train, evaluate, words):
+    for command in (train, evaluate, words, forget):
         app.command(context_settings=HANDED_OVER, add_help_option=False)(command)
     app.add_typer(data, name="data")
 
@@ -46,10 +48,21 @@ def words(context: typer.Context) -> int:
     return hand_over("words", context.args)
 
 
+def forget(context: typer.Context) -> int:
+    """Make a model draw something no more: fewstep forget "a clown" --to "a person" -o FILE"""
+    return hand_over("forget", context.args)
+
+
 @data.command(context_settings=HANDED_OVER, add_help_option=False)
 def build(context: typer.Context) -> int:
     """Build the default model's training data: fewstep data build ..."""
     return hand_over("data build", context.args)
+
+
+@data.command("compose", context_settings=HANDED_OVER, add_help_option=False)
+def compose_data(context: typer.Context) -> int:
+    """Make training pictures of several concepts together: fewstep data compose cat=FOLDER dog=FOLDER -o FOLDER"""
+    return hand_over("data compose", context.args)
 
 
 def hand_over(command: str, arguments: Sequence[str]) -> int:

@@ -130,7 +130,8 @@ def test_errors_speak_in_the_words_of_the_option(fewstep):
 
 HANDED = [
     *[("train", "distill.train"), ("evaluate", "distill.evaluate"), ("words", "distill.words")],
-    ("data build", "distill.data.emoji.build"),
+    *[("data build", "distill.data.emoji.build"), ("data compose", "customization.compose")],
+    ("forget", "customization.forget"),
 ]
 
 
