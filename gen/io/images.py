@@ -137,8 +137,8 @@ def _of_8_bits(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def read_picture(name: str, source: Any, mode: str) -> Tensor:
-    """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes, 16-bit numbers or truth values, or
-    a tensor (3 or 1, H, W) of floats.
+    """(1, 3 or 1, H, W) in [0, 1] from a file, a PIL picture, an array (H, W[, 3]) of bytes, 16-bit numbers or truth values, a
+    tensor (3 or 1, H, W) of floats, or a mask's array of floats (H, W).
 
     What is transparent is white, as the default model draws. A mask (mode "L") that holds only 0 and 1 of 255 is warned of.
     ValueError says what cannot be read.
@@ -148,6 +148,8 @@ def read_picture(name: str, source: Any, mode: str) -> Tensor:
             source = open_picture(source, FORMATS, decode=True)
         except RecipeError as error:
             raise ValueError(f"{name}: {error}") from None
+    if isinstance(source, np.ndarray) and mode == "L" and source.dtype.kind == "f":  # what segmentation models give
+        source = torch.from_numpy(np.ascontiguousarray(source, dtype=np.float32))
     if isinstance(source, np.ndarray):
         source = _of_array(name, source)
     if isinstance(source, Image.Image):

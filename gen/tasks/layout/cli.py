@@ -1,11 +1,11 @@
-"""`fewstep layout`: several prompts on one picture, each in its own region."""
+"""`fewstep layout`: several prompts on one picture, each in its own region; `fewstep concepts`: taught things put into one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,4 +102,108 @@ def colour_table(pairs: Sequence[str]) -> dict[str, str]:
     return table
 
 
-IMAGE, REPLAY, COMMANDS = None, None, (layout,)
+def named_values(pairs: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
+    """THING=VALUE strings as a table; ValueError for what is none, and for a thing that is given twice."""
+    table: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name or not value or name in table:
+            raise ValueError(f"{option} {pair!r}: write each thing once, then = and its value, for example {option} {example}.")
+        table[name] = value
+    return table
+
+
+@grouped
+def concepts(
+    *,
+    prompt: Annotated[str, typer.Argument(help='The scene, in ordinary words: "a cat and a dog on a beach".')],
+    concept: Annotated[
+        list[str], typer.Option(metavar="THING=PROMPT", help='What is drawn where a thing is: "a cat=a <tom> cat"; repeatable.')
+    ],
+    use: Annotated[
+        list[str] | None,
+        typer.Option(metavar="THING=LORA", help="Which LoRA acts there. [default: those given, in the order of the concepts]"),
+    ] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(metavar="THING=FILE", help="Where it is, white inside. [default: it is found]")
+    ] = None,
+    segment: Annotated[
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Finds things: (picture, thing) -> mask, by your own model.")
+    ] = None,
+    start: Annotated[
+        float | None, typer.Option(help="The log-SNR from which concepts act; lower keeps less of the layout. [default: -1.13]")
+    ] = None,
+    grow: Annotated[int, typer.Option(help="Pixels by which masks reach further.")] = 0,
+    keep_outside: Annotated[
+        bool, typer.Option("--keep-outside", help="Outside of masks the layout's own pixels; such a picture has no recipe.")
+    ] = False,
+    save_layout: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the first stage's picture too.")] = None,
+    sampling: SamplingOptions,
+    rules: RuleOptions,
+    model: OpenOptions,
+    place: PlaceOptions,
+) -> int:
+    """Draw a scene, then taught things in their places in it (OMG's two stages); see docs/concepts.md."""
+    from dataclasses import replace
+
+    from gen.cli.output import OutputTarget, save_all
+    from gen.pipeline.output import to_pil
+    from gen.tasks.layout.two_stages import START, Placed, concepts_in_place
+
+    if sampling.number != 1:
+        raise ValueError("Concepts are put into one picture at a time; leave --number out, and give other seeds.")
+    prompts = named_values(concept, "--concept", '"a cat=a <tom> cat"')
+    used, masks = named_values(use, "--use", '"a cat=tom"'), named_values(mask, "--mask", '"a cat=left.png"')
+    if stray := next((name for name in (*used, *masks) if name not in prompts), None):
+        raise ValueError(f"{stray!r} is no thing of --concept; there are {', '.join(map(repr, prompts))}.")
+    target = place.target()
+    beside = None if save_layout is None else OutputTarget.of(save_layout)
+    function = None
+    if segment is not None:
+        from gen.tasks.energy_guidance.task import read_function
+
+        function = read_function(segment, "--segment")
+    generator = model.opened(place)
+    weights = dict(generator.adapters)
+    if not used and len(weights) not in (0, len(prompts)):
+        raise ValueError(
+            f"{len(weights)} LoRAs and {len(prompts)} concepts are given; say which acts where, with --use THING=LORA: "
+            f"{', '.join(weights)}."
+        )
+    names = {
+        **dict(zip(prompts, ([name] for name in weights), strict=False)),
+        **{thing: [name] for thing, name in used.items()},
+    }
+    if unknown := next((name for each in used.values() for name in [each] if name not in weights), None):
+        raise ValueError(f"--use names the LoRA {unknown!r}, which is not loaded; loaded are {', '.join(weights) or 'none'}.")
+    placed = [
+        Placed(thing, text, {name: weights[name] for name in names.get(thing, ())}, masks.get(thing))
+        for thing, text in prompts.items()
+    ]
+    generator.set_adapters({})
+    call = {name: value for name, value in {**sampling.keywords(), **rules.keywords()}.items() if value is not None}
+    call.pop("num_images_per_prompt", None)
+    made = concepts_in_place(
+        generator, prompt, placed, start=START if start is None else start, segment=function, grow=grow,
+        keep_outside=keep_outside, progress=not place.quiet, **call,
+    )  # fmt: skip
+
+    def shown(output: Any) -> Any:
+        return replace(output, images=to_pil(output.images.float().cpu().permute(0, 2, 3, 1).numpy()))
+
+    if beside is not None:
+        save_all(shown(made.layout), beside, prompt, False)
+    if keep_outside:
+        from gen.pipeline.png import save_image
+
+        path = target.of_recipe(made.picture.recipes[0], prompt)
+        save_image(shown(made.picture).images[0], path, None)
+        print(path, flush=True)
+    else:
+        save_all(shown(made.picture), target, prompt, False)
+    shares = ", ".join(f"{thing} {float((mask > 0.5).double().mean()):.0%}" for thing, mask in made.masks.items())
+    say(f"Of the picture: {shares}.", place.quiet)
+    return 0
+
+
+IMAGE, REPLAY, COMMANDS = None, None, (layout, concepts)

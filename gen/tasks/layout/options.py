@@ -34,6 +34,7 @@ class LayoutRecord(Record):
     attention: regions are parts of attention to text; None for no, so that recipes without are as they were.
     layered: they are layers upon one another, the lowest first, with opacities; until: a log-SNR, from which they are drawn on
         together.
+    start: a log-SNR, from which regions act.
     """
 
     background: Text | None = None
@@ -44,6 +45,7 @@ class LayoutRecord(Record):
     attention: bool | None = None
     layered: Literal[True] | None = None
     until: float | None = Field(None, ge=-20, le=20)
+    start: float | None = Field(None, ge=-20, le=20)
 
 
 @dataclass(frozen=True)

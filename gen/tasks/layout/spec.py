@@ -87,7 +87,8 @@ class LayoutSpec(_Strict):
     own; until: the log-SNR from which they are drawn on together (0), by the prompt `scene` (None: theirs). bootstrap: the
     log-SNR up to which regions begin on a plain background, None for never. window: the side in pixels of what the network
     sees at once, None for what it was trained at. at_once: how many regions go through the network together. attention: one
-    picture, whose parts attend to the text of their regions (MultiBooth), in the place of one for each region.
+    picture, whose parts attend to the text of their regions (MultiBooth), in the place of one for each region. start: the
+    log-SNR from which regions act; before it the picture is the background's (OMG), None for regions throughout.
     """
 
     height: int | None = Field(None, ge=1, le=16_384)
@@ -104,6 +105,7 @@ class LayoutSpec(_Strict):
     window: int | None = Field(None, ge=1, le=16_384)
     at_once: int | None = Field(None, ge=1, le=MAX_REGIONS)
     attention: bool = False
+    start: float | None = Field(None, ge=-20, le=20)
 
     @model_validator(mode="after")
     def _parts_of_one_picture(self) -> LayoutSpec:
@@ -121,7 +123,7 @@ class LayoutSpec(_Strict):
     def _regions_or_layers(self) -> LayoutSpec:
         if bool(self.regions) == bool(self.layers):
             raise ValueError(f"regions or layers make a layout; give {'one of them' if self.regions else 'some'}")
-        wrong = ("background", "bootstrap", "window", "at_once", "attention") if self.layers else ("until", "scene")
+        wrong = ("background", "bootstrap", "window", "at_once", "attention", "start") if self.layers else ("until", "scene")
         # 0 is a log-SNR too
         if other := next(
             (name for name in wrong if getattr(self, name) is not None and getattr(self, name) is not False), None

@@ -28,6 +28,7 @@ from gen.tasks.layout.masks import box_in_pixels, box_mask, mask_on_latents, pac
 from gen.tasks.layout.options import LayoutKeywords, LayoutRecord, RegionRecord
 from gen.tasks.layout.spec import LayerSpec, LayoutSpec, UnknownPrompt, read_spec
 from samplers.denoiser import Condition
+from samplers.multi_model.late import Late
 from samplers.multi_model.masks import Box, rest, soften
 from samplers.multi_model.regional_attention import AttentionRegion, RegionalAttention
 from samplers.multi_model.regions import Bootstrap, Region, Regions
@@ -87,6 +88,7 @@ def place(spec: LayoutSpec, height: int, width: int, factor: int) -> LayoutRecor
         attention=spec.attention or None,
         layered=True if spec.layers else None,
         until=spec.until,
+        start=spec.start,
     )
 
 
@@ -170,7 +172,7 @@ class Layout(Task):
         record, factor = self.layout, model.factor
         masks = self.masks(factor)
         if record.attention:
-            return self._in_attention(denoiser, batch, masks)
+            return self._late(self._in_attention(denoiser, batch, masks), denoiser, batch)
         side = (record.window or model.config.sample_size) // factor
         conditions = _conditions(model, record, settings, bool(len(masks) > len(record.regions)), negative)
         regions = []
@@ -199,7 +201,18 @@ class Layout(Task):
         bootstrap = None
         if record.bootstrap is not None:
             bootstrap = Bootstrap(plain_latents(model), noise, record.bootstrap, tuple(batch.seeds))
-        return Regions(denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+        inside = Regions(denoiser, tuple(regions), guide, settings.scale, bootstrap, record.at_once)
+        return self._late(inside, denoiser, batch)
+
+    def _late(self, inside: Denoiser, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
+        """Regions from the layout's `start` on, before it the run's own prompt as without a layout."""
+        start = self.layout.start
+        return inside if start is None else Late(inside, self._as_run(denoiser, batch), start)
+
+    def _as_run(self, denoiser: Denoiser, batch: SamplingBatch) -> Denoiser:
+        """Under the run's guidance."""
+        settings, (scale, span) = batch.settings, (batch.settings.scale, batch.settings.interval)
+        return settings.guidance.build(denoiser, settings.solver, scale, batch.negative, span, guided=batch.guided)[0]
 
     def _in_attention(self, denoiser: Denoiser, batch: SamplingBatch, masks: list[Tensor]) -> Denoiser:
         """Regions as parts of attention to text, under the run's guidance."""
@@ -214,10 +227,7 @@ class Layout(Task):
             )
             for spec, mask, text in zip(self.layout.regions, masks, texts, strict=True)
         )
-        inside = RegionalAttention(denoiser, regions)
-        return settings.guidance.build(
-            inside, settings.solver, settings.scale, batch.negative, settings.interval, guided=batch.guided
-        )[0]
+        return self._as_run(RegionalAttention(denoiser, regions), batch)
 
     def record(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"layout": self.layout}
