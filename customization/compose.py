@@ -116,7 +116,7 @@ def _open(given: argparse.Namespace) -> Any:
 
 
 def _concepts(given: argparse.Namespace, generator: Any) -> list[Any]:
-    from customization.scenes.cutting import Concept, cut_folder, named_folders
+    from customization.scenes.cutting import SingleConcept, cut_folder, named_folders
     from gen.models.transparency import open_transparency
 
     folders, masks = named_folders(given.concepts), named_folders(given.masks)
@@ -130,7 +130,9 @@ def _concepts(given: argparse.Namespace, generator: Any) -> list[Any]:
 
     ours = None if generator is None else separate
     return [
-        Concept(name, cut_folder(name, folder, masks=masks.get(name), segment=segment, separate=ours), heights.get(name, 1.0))
+        SingleConcept(
+            name, cut_folder(name, folder, masks=masks.get(name), segment=segment, separate=ours), heights.get(name, 1.0)
+        )
         for name, folder in folders.items()
     ]
 

@@ -60,6 +60,14 @@ COMMANDS = {
     ("training-free change", "concepts"): "fewstep image --concept",
     ("training-free change", "greedy"): "fewstep image --greedy",
 }
+# commands of code that is no method with a name: beginnings of its files
+RUN_BY = {
+    "customization/erasure/": "fewstep forget",
+    "customization/methods/esd.py": "fewstep forget --method esd",
+    "customization/methods/slug.py": "fewstep forget --method ssgu",
+    "customization/scenes/": "fewstep data compose",
+    "gen/tasks/layout/two_stages.py": "fewstep concepts",
+}
 CONFIGS = {"objective": ("configs/distill", "configs/preference", "configs/default"), "customization": ("configs/lora",)}
 
 
@@ -246,6 +254,10 @@ def papers_table(table: dict[str, Any]) -> list[str]:
                 methods[number].append(name)
                 if not is_form(table, kind, name) and (use := use_of(kind, name)):
                     uses[number].append(use)
+    for number, files in code.items():
+        for begin, command in RUN_BY.items():
+            if any(file.startswith(begin) for file in files):
+                uses[number].append(f"`{command}`")
     configs = cited_by("configs", "*.yaml")
     tests = read_tests()
 

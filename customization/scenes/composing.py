@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customization.scenes.cutting import Concept
-from customization.scenes.placing import Box, Scene, caption_of, find_rule, fitted
+from customization.scenes.cutting import SingleConcept
+from customization.scenes.placing import Box, SceneLayout, caption_of, find_rule, fitted
 from gen.io.alpha import flattened, resized, upon
 from gen.io.folders import written_folder
 from gen.io.weights import write_bytes
@@ -33,7 +33,7 @@ Caption = Callable[[Any], str]  # of a PIL picture
 
 
 @dataclass(frozen=True)
-class Composed:
+class ComposedScene:
     """picture: (1, 3, H, W) in [0, 1]. mask: (1, 1, H, W), how much of a pixel is a thing's. boxes: by concept, as shares."""
 
     picture: Tensor
@@ -64,7 +64,7 @@ def compose(
     seed: int,
     caption: str | None = None,
     flip: Sequence[str] = (),
-) -> Composed:
+) -> ComposedScene:
     """One scene. layers: concept -> (1, 4, h, w) with colours times alpha, the lowest first; each keeps its shape, as large as
     its box allows. flip: concepts that are seen from the other side. caption: None for that of `caption_of`."""
     canvases, exact = [], {}
@@ -75,7 +75,7 @@ def compose(
     things = flattened(canvases)
     mask = things[:, 3:]
     painted = paint(upon(things, torch.full_like(things[:, :3], GREY)), 1 - mask, background, seed)
-    return Composed(upon(things, painted.to(things)), mask, exact, caption or caption_of(exact, background))
+    return ComposedScene(upon(things, painted.to(things)), mask, exact, caption or caption_of(exact, background))
 
 
 def painter(generator: Any, template: str = "{}", **call: Any) -> Paint:
@@ -103,7 +103,7 @@ def plain(colours: Sequence[tuple[float, float, float]]) -> Paint:
 
 
 def compose_all(
-    concepts: Sequence[Concept],
+    concepts: Sequence[SingleConcept],
     paint: Paint,
     *,
     count: int,
@@ -111,7 +111,7 @@ def compose_all(
     width: int,
     backgrounds: Sequence[str] = ("",),
     rule: str = "row",
-    scenes: Sequence[Scene] = (),
+    scenes: Sequence[SceneLayout] = (),
     flip: bool = False,
     seed: int = 0,
     captioner: Caption | None = None,
@@ -143,7 +143,7 @@ def compose_all(
             said = captioner(as_picture(made.picture))
             if not isinstance(said, str) or not said.strip():
                 raise ValueError(f"The captioner gave {said!r:.80} for scene {number}; it must give a text.")
-            made = Composed(made.picture, made.mask, made.boxes, " ".join(said.split()))
+            made = ComposedScene(made.picture, made.mask, made.boxes, " ".join(said.split()))
         yield made
 
 

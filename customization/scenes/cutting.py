@@ -30,7 +30,7 @@ class Cutout:
 
 
 @dataclass(frozen=True)
-class Concept:
+class SingleConcept:
     """A concept as it was given: its name in captions ("cat", "<tom> cat"), its views, and its size beside others."""
 
     name: str

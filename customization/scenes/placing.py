@@ -87,7 +87,7 @@ def fitted(box: Box, aspect: float) -> Box:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneLayout:
     """One layout of a file: boxes by concept, the background, and a caption; None where nothing is said."""
 
     boxes: dict[str, Box]
@@ -95,7 +95,7 @@ class Scene:
     caption: str | None = None
 
 
-def read_scenes(path: Path, known: Sequence[str]) -> list[Scene]:
+def read_scenes(path: Path, known: Sequence[str]) -> list[SceneLayout]:
     """Layouts of a YAML or JSON file, such as a language model writes: a list of {boxes: {NAME: [left, top, width, height]},
     background: TEXT, caption: TEXT}. ValueError says what is wrong with which."""
     import yaml
@@ -109,7 +109,7 @@ def read_scenes(path: Path, known: Sequence[str]) -> list[Scene]:
     return [_scene(path, number, values, known) for number, values in enumerate(rows, 1)]
 
 
-def _scene(path: Path, number: int, values: Any, known: Sequence[str]) -> Scene:
+def _scene(path: Path, number: int, values: Any, known: Sequence[str]) -> SceneLayout:
     where = f"{path}, scene {number}"
     if not isinstance(values, dict) or not isinstance(values.get("boxes"), dict) or not values["boxes"]:
         raise ValueError(f"{where} has no boxes; write boxes: {{cat: [0.1, 0.4, 0.3, 0.5]}}.")
@@ -130,7 +130,7 @@ def _scene(path: Path, number: int, values: Any, known: Sequence[str]) -> Scene:
     for key in ("background", "caption"):
         if values.get(key) is not None and not isinstance(values[key], str):
             raise ValueError(f"{where}: {key} is {values[key]!r:.80}; give a text.")
-    return Scene(boxes, values.get("background"), values.get("caption"))
+    return SceneLayout(boxes, values.get("background"), values.get("caption"))
 
 
 def caption_of(boxes: dict[str, Box], background: str) -> str:

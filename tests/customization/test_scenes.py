@@ -14,7 +14,7 @@ from PIL import Image
 from customization.compose import main
 from customization.data import make_data
 from customization.scenes.composing import as_picture, compose, compose_all, plain
-from customization.scenes.cutting import Concept, Cutout, cut, cut_folder, named_folders
+from customization.scenes.cutting import Cutout, SingleConcept, cut, cut_folder, named_folders
 from customization.scenes.measures import Judge, cp_clip, crop, detect_by_judge, ti_clip
 from customization.scenes.placing import RULES, caption_of, find_rule, fitted, read_scenes
 from gen.generator import Generator
@@ -82,7 +82,7 @@ def test_captions_go_from_left_to_right():
 
 def test_a_scene_is_a_function_of_its_seed_and_number():
     concepts = [
-        Concept(name, (Cutout("a", block(c, 8, 4)), Cutout("b", block(c, 4, 8)))) for name, c in (("x", RED), ("y", BLUE))
+        SingleConcept(name, (Cutout("a", block(c, 8, 4)), Cutout("b", block(c, 4, 8)))) for name, c in (("x", RED), ("y", BLUE))
     ]
 
     def run(count):
@@ -121,7 +121,7 @@ def test_layouts_of_a_file(tmp_path):
     path = tmp_path / "scenes.yaml"
     path.write_text("- boxes: {cat: [0, 0.5, 0.5, 0.5]}\n  background: at night\n  caption: my cat\n")
     (scene,) = read_scenes(path, ["cat", "dog"])
-    concepts = [Concept("cat", (Cutout("a", block(RED)),)), Concept("dog", (Cutout("a", block(BLUE)),))]
+    concepts = [SingleConcept("cat", (Cutout("a", block(RED)),)), SingleConcept("dog", (Cutout("a", block(BLUE)),))]
     (made,) = compose_all(concepts, plain([BLUE]), count=1, height=16, width=16, scenes=[scene])
     assert made.caption == "my cat" and list(made.boxes) == ["cat"]
     for text, error in {

@@ -8,7 +8,7 @@ from PIL import Image
 from gen.adapters import Adapter, Delta, write_adapter
 from gen.generator import Generator
 from gen.pipeline.png import read_recipe
-from gen.tasks.layout.two_stages import Placed, concepts_in_place
+from gen.tasks.layout.two_stages import PlacedConcept, concepts_in_place
 from samplers.multi_model.late import Late
 from samplers.path import NoiseLevel
 
@@ -30,8 +30,8 @@ def taught(tiny_model):
     return model
 
 
-def concept(**changes) -> Placed:
-    return Placed(**{"thing": "dog", "prompt": "a red cat", "adapters": {"tom": 0.8}, "mask": FULL, **changes})
+def concept(**changes) -> PlacedConcept:
+    return PlacedConcept(**{"thing": "dog", "prompt": "a red cat", "adapters": {"tom": 0.8}, "mask": FULL, **changes})
 
 
 def test_a_concept_that_is_everywhere_from_the_first_level_is_its_own_picture(taught):

@@ -148,7 +148,7 @@ def concepts(
 
     from gen.cli.output import OutputTarget, save_all
     from gen.pipeline.output import to_pil
-    from gen.tasks.layout.two_stages import START, Placed, concepts_in_place
+    from gen.tasks.layout.two_stages import START, PlacedConcept, concepts_in_place
 
     if sampling.number != 1:
         raise ValueError("Concepts are put into one picture at a time; leave --number out, and give other seeds.")
@@ -177,7 +177,7 @@ def concepts(
     if unknown := next((name for each in used.values() for name in [each] if name not in weights), None):
         raise ValueError(f"--use names the LoRA {unknown!r}, which is not loaded; loaded are {', '.join(weights) or 'none'}.")
     placed = [
-        Placed(thing, text, {name: weights[name] for name in names.get(thing, ())}, masks.get(thing))
+        PlacedConcept(thing, text, {name: weights[name] for name in names.get(thing, ())}, masks.get(thing))
         for thing, text in prompts.items()
     ]
     generator.set_adapters({})

@@ -26,7 +26,7 @@ Segment = Callable[[Any, str], Any]  # (a PIL picture, what is to be found) -> a
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedConcept:
     """A concept: `thing` is what the layout's prompt calls it, by which it is found; `prompt` what is drawn there, with
     `adapters` (name -> weight, loaded already). mask: where, instead of looking; white inside, of the picture's size."""
 
@@ -60,7 +60,7 @@ def found_by_model(generator: Any, picture: Tensor, thing: str) -> Tensor:
 def concepts_in_place(
     generator: Any,
     prompt: str,
-    concepts: Sequence[Placed],
+    concepts: Sequence[PlacedConcept],
     *,
     start: float | None = START,
     segment: Segment | None = None,
@@ -107,7 +107,7 @@ def concepts_in_place(
     return TwoStages(layout, masks, second)
 
 
-def _mask(generator: Any, picture: Tensor, concept: Placed, segment: Segment | None, grow: int) -> Tensor:
+def _mask(generator: Any, picture: Tensor, concept: PlacedConcept, segment: Segment | None, grow: int) -> Tensor:
     """(1, 1, H, W), of the picture's size."""
     what = f"The mask of {concept.thing!r}"
     if concept.mask is not None:
