@@ -16,7 +16,7 @@ FILES = subprocess.run(
 TOP = {"samplers", "gen", "distill", "customization", "tests", "configs", "docs"}
 # names of files that users or programs make, and of other libraries' files
 MADE = re.compile(
-    r"(?:a|NAME|my_\w+|adapter_config|scheduler_config|model_index|metadata|report|table|recipe|_orthogonal|log)\.\w+"
+    r"(?:a|NAME|FILE|scenes|my_\w+|adapter_config|scheduler_config|model_index|metadata|report|table|recipe|_orthogonal|log)\.\w+"
     r"|model\.safetensors\.index\.json|outputs/.*|runs/.*"
 )
 
