@@ -66,6 +66,7 @@ class CustomizationObjective(Objective):
             generator.autoencoder.requires_grad_(False)
         self.diffusion = DiffusionObjective(self._diffusion(), nn.Identity())
         self.words: dict[str, LearnedTokens] = {}
+        self.started: str | None = None  # sha256 of the LoRA that training begins as
         self.trains: dict[str, nn.Parameter] = self.attach()
         if not self.trains:
             raise ValueError("Nothing is set to train: give an adapter, a text_adapter or tokens.")
@@ -90,7 +91,8 @@ class CustomizationObjective(Objective):
         )
 
     def inputs(self) -> dict[str, str]:
-        return {"model": digest(sorted(self.generator.weights.items()), self.generator.config.model_dump_json())}
+        start = {} if self.started is None else {"start": self.started}
+        return {"model": digest(sorted(self.generator.weights.items()), self.generator.config.model_dump_json())} | start
 
     # ---- what a method decides ----
 
@@ -107,7 +109,9 @@ class CustomizationObjective(Objective):
             made = inject(self.parts[part], settings, self.seed, part.replace("_", " "))
             trained |= {f"{part}.{name}": parameter for name, parameter in made.items()}
         if self.config.start is not None:
-            start_from(read_adapter(self.config.start), indices, self.parts, trained)
+            begun = read_adapter(self.config.start)
+            start_from(begun, indices, self.parts, trained)
+            self.started = begun.sha256
         return trained
 
     def adapted(self) -> dict[str, AdapterConfig]:

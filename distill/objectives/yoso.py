@@ -50,6 +50,7 @@ class YosoConfig(LatentConsistencyConfig, UnguidedConfig, AdversarialLossConfig)
     consistency_weight: float = Field(default=2.0, ge=0)
     data_weight: float = Field(default=0.5, ge=0)
     max_weight: float = Field(default=5.0, gt=0)
+    weight: Literal["uniform"] = "uniform"  # what levels count is said above, for each loss
     distance: Literal["features", "l2", "pseudo_huber", "huber", "perceptual"] = "features"  # type: ignore[assignment]
     blocks: tuple[int, ...] = ()
 

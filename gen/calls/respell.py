@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-_SAID_BOTH = re.compile(r"\b[a-z_0-9]+=[^\s(]+ \((--[^)]+)\)")  # of a sentence for Python and the command line alike
-_BEFORE = r"(?:leave|give|without|no)"
+# of sentences for Python and the command line alike: "name=value (--option)", "as name (--option)", "(name, --option)"
+_SAID_BOTH = re.compile(r"\b(?:(as )[a-z_0-9]+|[a-z_0-9]+=[^\s(]+) \((--[^)]+)\)")
+_LISTED_BOTH = re.compile(r"\((?:[a-z_0-9]+(?:, |; ))+(--[^)]+)\)")
+_BEFORE = r"(?:leave|give|without|no|as)"
 
 
 def respell(sentence: str, words: Mapping[str, str]) -> str:
@@ -16,18 +18,19 @@ def respell(sentence: str, words: Mapping[str, str]) -> str:
     words: keyword -> word.
 
     A keyword with an underscore is replaced wherever it stands outside of quotes. One that is an English word too ("image",
-    "strength") is replaced where a sentence begins with it, in lower case, and where it is told to be left out or given.
+    "strength") is replaced where a sentence begins with it, in lower case, or with "this" before it, and where it is told to be
+    left out or given, or stands alone in parentheses.
     """
     if any(word.startswith("--") for word in words.values()):
-        sentence = _SAID_BOTH.sub(r"\1", sentence)
+        sentence = _LISTED_BOTH.sub(r"(\1)", _SAID_BOTH.sub(lambda match: (match[1] or "") + match[2], sentence))
     for keyword, word in sorted(words.items(), key=lambda pair: -len(pair[0])):
         plain = re.escape(keyword)
         if "_" in keyword:
             sentence = re.sub(rf"(?<![\w'\"\-./]){plain}(?![\w'\"\-/])(=)?", partial(_in_place, word), sentence)
         else:
-            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?){plain}(?=[ :\[])", partial(_after, word), sentence)
+            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?|This ){plain}(?=[ :\[])", partial(_after, word), sentence)
             after = r"(?= too\b| out\b|[;.,:]| and\b)"
-            sentence = re.sub(rf"\b({_BEFORE} ){plain}{after}", partial(_after, word), sentence)
+            sentence = re.sub(rf"(\b{_BEFORE} ){plain}{after}|(\(){plain}(?=\))", partial(_after, word), sentence)
     return sentence
 
 
@@ -37,4 +40,4 @@ def _in_place(word: str, match: re.Match[str]) -> str:
 
 
 def _after(word: str, match: re.Match[str]) -> str:
-    return match[1] + word
+    return next(before for before in match.groups() if before is not None) + word

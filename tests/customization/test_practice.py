@@ -14,6 +14,7 @@ from customization.base.pyramid_noise import PyramidConfig, add_pyramid
 from distill.optim.optimizer import Optimizer
 from distill.optimizer_config import KINDS, OptimizerConfig
 from distill.types import Batch, Draws
+from gen.io.weights import sha256
 from samplers.path import NoiseLevel
 from samplers.prediction import Prediction
 from tests.customization.kit import objective, pictures, shake, trainer
@@ -116,6 +117,7 @@ def test_training_goes_on_from_a_lora(tiny_model, tmp_path):
             return network(lambda: made.predict(x, level, made.condition(captions, x)).raw)
 
     torch.testing.assert_close(says(second), says(first), atol=1e-5, rtol=1e-4)
+    assert second.inputs()["start"] == sha256(file) and "start" not in first.inputs()  # a run that goes on says if it changed
     assert (says(objective(tiny_model)) - says(first)).abs().max() > 1e-2
     grown = second.roles["adapter"].network.named
     assert all(

@@ -126,3 +126,8 @@ def test_other_distances_than_that_of_features_are_those_of_latent_consistency(n
     a, b = latents().latents, latents(8).latents[4:]
     torch.testing.assert_close(objective.between(a, b, None), (a - b).square().mean((1, 2, 3)))
     assert objective.blocks == ()
+
+
+def test_a_weight_of_levels_that_nothing_reads_is_refused():
+    with pytest.raises(ValueError, match="weight"):
+        YosoConfig(weight="snr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,28 +209,43 @@ def test_parts_are_those_of_a_flood(share):
     assert not connected(torch.zeros(1, 1, 3, 4, dtype=torch.bool)).any()
 
 
+def changes(monkeypatch, generator, first: int, end: int) -> None:
+    """Make a prompt change the clean latents of these rows of 8, and no others."""
+    said, path = object(), generator.denoiser.path
+
+    def denoise(x, level, condition, context):
+        x0 = torch.zeros_like(x)
+        x0[:, :, first:end] = 1.0 if condition is said else 0.0
+        return SimpleNamespace(x0=x0)
+
+    denoise.path = path
+    monkeypatch.setattr(generator, "denoiser", denoise)
+    monkeypatch.setattr(generator, "encode_prompt", lambda texts, *rest: said if texts[0] else None)
+
+
 def test_a_prompt_chooses_among_things(tiny, finds, monkeypatch):
     """The thing whose clean latents the prompt changes most is kept, with its faint edge, and the other is not."""
     picture = torch.full((3, 32, 32), 0.3)
     picture[0, 4:12, 4:12], picture[0, 20:28, 18:28] = 0.9, 0.95
-    level_of = tiny.denoiser
-
-    class Changed:
-        """A denoiser whose clean latents a prompt changes below the middle."""
-
-        path = level_of.path
-
-        def __call__(self, x, level, condition, context):
-            x0 = torch.zeros_like(x)
-            x0[:, :, x.shape[2] // 2 :] = 1.0 if condition is said else 0.0
-            return type("P", (), {"x0": x0})
-
-    said = object()
-    monkeypatch.setattr(tiny, "denoiser", Changed())
-    monkeypatch.setattr(tiny, "encode_prompt", lambda texts, *rest: said if texts[0] else None)
+    changes(monkeypatch, tiny, 4, 8)
     found = decompose(tiny, picture, prompt="a red heart")
     kept = found.layer[0, 3]
     assert (kept[20:28, 18:28] == 1).all() and not kept[:16].any()
+
+
+def test_a_prompt_that_chooses_nothing_is_told(tiny, monkeypatch):
+    picture, alpha = torch.full((1, 3, 32, 32), 0.3), torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    alpha[..., 2:10, 4:12] = 1
+    with pytest.warns(UserWarning, match="Only one thing stands before the background, and it is kept whether or not it is 'a"):
+        assert named(tiny, picture, alpha, "a cat").all()
+    alpha[..., 2:10, 18:28] = 1
+    changes(monkeypatch, tiny, 5, 8)
+    with pytest.warns(UserWarning, match="changes the background more than any of the 2 things, so it may name none of them"):
+        named(tiny, picture, alpha, "a cat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        changes(monkeypatch, tiny, 0, 3)
+        assert named(tiny, picture, alpha, "a cat").any()
 
 
 def test_a_model_that_reads_its_scale_chooses_too():

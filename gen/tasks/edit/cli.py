@@ -17,7 +17,7 @@ class ImageOptions:
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A picture to start from, or to edit: PNG, JPEG, WebP, GIF, BMP; repeatable for models that read several.",
+            help="A picture to start from, or to edit: PNG, JPEG, WebP, AVIF, GIF; repeatable where a model reads several.",
         ),
     ] = None
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="White is made anew, black stays as it is in --image.")] = (

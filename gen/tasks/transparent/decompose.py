@@ -134,6 +134,11 @@ def named(generator: Any, picture: Tensor, alpha: Tensor, prompt: str) -> Tensor
     pieces = connected(alpha > 0.5)
     count = int(pieces.max())
     if count <= 1:
+        warnings.warn(
+            f"Only one thing stands before the background, and it is kept whether or not it is {prompt!r:.80}; for a part of "
+            "it give a mask (--mask).",
+            stacklevel=3,
+        )
         return torch.ones_like(alpha)
     height, width = (
         max(round(side / generator.factor / generator.network.config.patch), 1)
@@ -156,6 +161,12 @@ def named(generator: Any, picture: Tensor, alpha: Tensor, prompt: str) -> Tensor
     change = (said - nothing).abs().mean((0, 1), keepdim=True).double().cpu()
     change = F.interpolate(change, picture.shape[2:], mode="bilinear", align_corners=False)
     scores = torch.stack([change[pieces == number].mean() for number in range(1, count + 1)])
+    if bool((alpha <= LEAST).any()) and float(scores.max()) <= float(change[alpha <= LEAST].mean()):
+        warnings.warn(
+            f"The prompt {prompt!r:.80} changes the background more than any of the {count} things, so it may name none of "
+            "them; what it changes most is kept. Say it in other words, or give a mask (--mask).",
+            stacklevel=3,
+        )
     kept = torch.zeros_like(alpha)
     for number in (scores >= NAMED * scores.max()).nonzero()[:, 0].tolist():
         kept = torch.maximum(kept, (pieces == number + 1).double())
