@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.batch_same                        2,000 pictures by the shipped student, in one step
     python -m tests.benchmarks.batch_same --rows 200 --kills 3   fewer
+    python -m tests.benchmarks.batch_same --model default --rows 10 --kills 2    by the default model
     python -m tests.benchmarks.batch_same --without ray          where Ray is not installed
 
 Prints a line for each way. Exit code 1 where a way made other bytes than one process did.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DAMPING = 0.8  # of Jacobi's steps (Briggs, Henson and McCormick 2000, "A Multigrid Tutorial", section 2: 4/5 in the plane)
+DAMPING = 0.8  # of Jacobi's steps, the best in the plane (Trottenberg, Oosterlee and Schüller 2001, "Multigrid", section 2.1)
 SWEEPS = 2  # before and after the coarser grid
 MOST = 200  # rounds
 ENOUGH = 1e-8  # of the residual at the start
