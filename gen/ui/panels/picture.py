@@ -8,11 +8,8 @@ from gen.ui.given import PictureField
 from gen.ui.page import Page
 
 TITLE = "From a picture"
-NONE_THERE = (
-    "ControlNets and IP-Adapters guide a model by a picture. They are listed here when they are among the models: "
-    "`fewstep ui --models FOLDER`."
-)
 SET = {"control": ("control", "controlnet"), "image_prompt": ("ip_adapter", "ip_image")}
+KINDS = {"control": "ControlNets", "image_prompt": "IP-Adapters"}
 
 
 def build(page: Page) -> None:
@@ -33,14 +30,18 @@ def build(page: Page) -> None:
             _given(page, "ip_image", "A picture as a prompt")
             page.own.number("ip_scale", "How strongly", "1", step=0.1)
 
+    missing = " and ".join(KINDS[one] for one in KINDS if one not in parts)
+    where = "guide a model by a picture. They are listed here when they are among the models: `fewstep ui --models FOLDER`."
+    absent = f"{missing} {where}" if missing else ""
+
     def show() -> None:
-        """Where the model takes none of them, a sentence instead."""
+        """Of kinds that the model does not take, and of those that are not there, a sentence."""
         name = page.studio.models().get(page.settings.model, page.settings.model)
         refused = [one for one in parts if page.studio.takes(page.settings.model, one) is False]
         for one, part in parts.items():  # what is set stays in sight, or it could not be taken away
             part.set_visibility(one not in refused or any(getattr(page.settings, name) for name in SET[one]))
-        words = " and ".join({"control": "ControlNets", "image_prompt": "IP-Adapters"}[one] for one in refused)
-        said.set_text(NONE_THERE if not parts else f"The model {name!r} takes no {words}." if refused else "")
+        words = " and ".join(KINDS[one] for one in refused)
+        said.set_text(" ".join(filter(None, (f"The model {name!r} takes no {words}." if refused else "", absent))))
         said.set_visibility(bool(said.text))
 
     for event in ("settings", "ready", "pictures", "model"):
