@@ -48,6 +48,7 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "improved_mean_flow": ("distill.objectives.improved_mean_flow", "ImprovedMeanFlowConfig", "ImprovedMeanFlowObjective"),
     "twin_flow": ("distill.objectives.twin_flow", "TwinFlowConfig", "TwinFlowObjective"),
     "moment_matching": ("distill.objectives.inductive_moment_matching", "MomentMatchingConfig", "MomentMatchingObjective"),
+    "multimarginal": ("distill.objectives.multimarginal", "MultimarginalObjectiveConfig", "MultimarginalObjective"),
     "step_policy": ("distill.objectives.step_policy", "StepPolicyObjectiveConfig", "StepPolicyObjective"),
     "pi_flow": ("distill.objectives.pi_flow", "PiFlowConfig", "PiFlowObjective"),
     "draft": ("distill.objectives.draft", "DraftConfig", "DraftObjective"),

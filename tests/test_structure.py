@@ -19,7 +19,7 @@ ORDER = ["samplers", "gen", "distill", "customization"]  # each imports only fro
 LAYERS: dict[str, list[list[str]]] = {
     "samplers": [
         ["path", "lookup", "atomic", "renamed", "tableaus", "philox", "constants"],
-        ["prediction", "noise", "noise_ratio", "interval"],
+        ["prediction", "noise", "noise_ratio", "interval", "simplex"],
         ["policy"],
         ["denoiser", "brownian"],
         ["sample", "rows", "hooks", "step_cache", "analytic"],
@@ -69,7 +69,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["trainer"],
         ["memory"],
         ["command"],
-        ["train", "cache", "ema", "evaluate", "propagation", "text_teacher", "words"],
+        ["train", "cache", "ema", "evaluate", "propagation", "text_teacher", "transport", "words"],
         ["__init__"],
     ],
     "customization": [

@@ -15,6 +15,7 @@ MODULES = {
     "data compose": "customization.compose",
     "words": "distill.words",
     "forget": "customization.forget",
+    "transport": "distill.transport",
     "train": "distill.train",
     "evaluate": "distill.evaluate",
     "lora train": "customization.train",
@@ -28,7 +29,7 @@ data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_marku
 
 def add(app: typer.Typer) -> None:
     """Make them part of the program."""
-    for command in (train, evaluate, words, forget):
+    for command in (train, evaluate, words, forget, transport):
         app.command(context_settings=HANDED_OVER, add_help_option=False)(command)
     app.add_typer(data, name="data")
 
@@ -51,6 +52,11 @@ def words(context: typer.Context) -> int:
 def forget(context: typer.Context) -> int:
     """Make a model draw something no more: fewstep forget "a clown" --to "a person" -o FILE"""
     return hand_over("forget", context.args)
+
+
+def transport(context: typer.Context) -> int:
+    """Turn pictures of one kind into another: fewstep transport MODEL --from lines --to picture ..."""
+    return hand_over("transport", context.args)
 
 
 @data.command(context_settings=HANDED_OVER, add_help_option=False)

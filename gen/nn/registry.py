@@ -43,6 +43,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "autoencoder": ("gen.nn.autoencoder", "AutoencoderConfig", "Autoencoder"),
     "transparency": ("gen.nn.transparency", "TransparencyConfig", "Transparency"),
     "text_encoder": ("gen.nn.text_encoder", "TextEncoderConfig", "TextEncoder"),
+    "multimarginal": ("gen.nn.multimarginal", "MultimarginalConfig", "Multimarginal"),
     "step_policy": ("gen.nn.step_policy", "StepPolicyConfig", "StepPolicy"),
     "influence": ("gen.nn.influence_networks", "InfluenceConfig", "Influences"),
 }

@@ -331,6 +331,19 @@ CASES: dict[str, dict[str, Any]] = {
         {},
         "labels",
     ),
+    "multimarginal": case(
+        {"type": "multimarginal", "preview_steps": 1},
+        {
+            "type": "multimarginal",
+            "marginals": ["noise", "picture", "lines"],
+            "size": 16,
+            "patch": 4,
+            "dim": 16,
+            "depth": 3,
+            "heads": 2,
+        },
+        "pictures",
+    ),
     "step_policy": case(
         {"type": "step_policy", "teacher": {"model": "DECODED", "guidance_scale": 2.0}, "rewards": BRIGHT, "cost": 5.0},
         {"type": "step_policy", "choices": [1, 2, 3], "num_classes": 3, "dim": 16, "heads": 2},

@@ -43,6 +43,7 @@ OTHERS = {
     "adm",
     "adm_classifier",
     "step_policy",
+    "multimarginal",
 }
 TAUGHT = {"latent_consistency": {"teacher": {"steps": 6}, "steps": 2}, "distribution_matching": {"steps": 2}}
 RUNS = [(kind, "diffusion") for kind in NETWORKS] + [("dimr", name) for name in TAUGHT]
