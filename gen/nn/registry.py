@@ -34,7 +34,7 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "reference_encoder": ("gen.nn.reference_encoder", "ReferenceEncoderConfig", "ReferenceEncoder"),
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
     "adm": ("gen.nn.backbones.adm", "ADMConfig", "ADM"),
-    "adm_classifier": ("gen.nn.backbones.adm", "AdmClassifierConfig", "AdmClassifier"),
+    "adm_classifier": ("gen.nn.backbones.adm_classifier", "AdmClassifierConfig", "AdmClassifier"),
     "upsampler": ("gen.nn.backbones.upsampler", "UpsamplerConfig", "Upsampler"),
     "mmdit": ("gen.nn.backbones.mmdit", "MMDiTConfig", "MMDiT"),
     "flux": ("gen.nn.backbones.flux", "FluxConfig", "FluxTransformer"),

@@ -5,11 +5,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from distill.networks.classifier.energy import NoisyLabel
+from gen import Generator
 from gen.models.formats import read_checkpoint, write_checkpoint
 from gen.models.formats.read import own_tensors, slots_of
 from gen.models.formats.registry import FORMATS, detect
 from gen.nn.registry import build
-from samplers.denoiser import Condition
+from samplers.denoiser import Condition, Context
+from samplers.guidance import ClassifierGuided
+from samplers.path import RectifiedFlow, VariancePreserving
+from samplers.registry import get_grid
 from tests.gen.adm import CLASSIFIERS, PUBLISHED, Computed, flags, random_weights, shapes_of
 
 TINY = {"multipliers": (1, 2), "attention": [2], "classes": 5}
@@ -107,3 +112,42 @@ def test_files_are_read_and_written_again(tmp_path):
     assert again.keys() == weights.keys() and all(torch.equal(again[name], value) for name, value in weights.items())
     with pytest.raises(ValueError, match="no row for images without a label"):
         network(x, time, Condition())
+
+
+def test_a_published_file_opens_as_a_model_and_is_guided_by_its_classifier(tmp_path):
+    """Noise, clock, steps and variance are the published ones; the classifier, read from its file, gives log p(class | x) at
+    the numbers of its own levels on any path, and one step under it moves eps by -sigma times its gradient."""
+    f = VARIANTS["as at 128 pixels"]
+    save_file(random_weights(shapes_of(f), dtype=torch.float32), tmp_path / "unet.safetensors")
+    c = flags(64, 32, blocks=1, head_dim=16) | TINY | {"size": 8}
+    weights = random_weights(shapes_of(c, classifier=True), dtype=torch.float32)
+    save_file(weights, tmp_path / "classifier.safetensors")
+    generator = Generator.from_pretrained(
+        tmp_path / "unet.safetensors", device="cpu", dtype="float32", model_options={"size": 8, "heads": 4}
+    )
+    defaults = generator.config.defaults
+    assert (defaults.num_inference_steps, defaults.sampler) == (250, "ddpm")
+    assert defaults.sampler_options == {"variance": "learned_range"} and generator.config.clock == "index"
+    levels = get_grid(defaults.schedule, generator.denoiser.path, 250, **defaults.schedule_options)
+    numbers = [round(1000 * level.t - 1) for level in levels[:-1]]
+    assert (numbers[0], numbers[-1], len(set(numbers))) == (999, 0, 250)  # space_timesteps(1000, "250")
+    made = generator(class_labels=[2], seed=0, num_inference_steps=3, output_type="pt", progress=False)
+    assert made.images.shape == (1, 3, 8, 8) and made.images.isfinite().all()
+
+    classifier = read_checkpoint(tmp_path / "classifier.safetensors", size=8, heads=4)
+    path, x = VariancePreserving.linear(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    level = path(0.701)
+    expected = Computed(weights, {**c, "head_dim": -1}).classifier(x, torch.tensor([700.0, 700.0])).log_softmax(1)
+    with torch.no_grad():
+        assert (classifier.log_probabilities(x, level) - expected).abs().max() < 1e-3
+        other = RectifiedFlow().at_logsnr(level.logsnr)
+        scaled = x * ((other.alpha**2 + other.sigma**2) ** 0.5)
+        assert (classifier.log_probabilities(scaled, other) - expected).abs().max() < 1e-3
+    energy = NoisyLabel(classifier, "3").for_prompts([""])
+    guided = ClassifierGuided(generator.denoiser, energy.noisy, 2.0, unconditional=False)
+    condition, x = Condition(label=torch.tensor([1])), x[:1]
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(classifier.log_probabilities(leaf, level)[0, 3], leaf)
+    with torch.no_grad():
+        moved, plain = guided(x, level, condition, Context()), generator.denoiser(x, level, condition, Context())
+    assert (moved.eps - (plain.eps - 2 * level.sigma * gradient)).abs().max() < 1e-4  # Algorithm 2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gen.io.validators import check_float
 from gen.models.components import load_component
+from gen.models.imagenet import names
 from samplers.denoiser import Condition
 from samplers.lookup import nearest
 from samplers.path import NoiseLevel, VarianceExploding
@@ -20,7 +21,8 @@ CLEAN = VarianceExploding()(0.02)  # the level at which clean images are classif
 
 @dataclass(frozen=True)
 class NoisyLabel:
-    """log p(label | x) of the network in `folder`, the export of the objective `classifier`; label None: each picture's own
+    """log p(label | x) of the network in `folder`, the export of the objective `classifier`, or of one of ADM's classifiers as
+    published, a safetensors file; label None: each picture's own
     prompt. `noisy` takes x at a level, a call clean images; both as the denoiser has them, (B, C, h, w), not pictures."""
 
     folder: str | Path | Any
@@ -37,7 +39,7 @@ class NoisyLabel:
             import distill.networks.classifier  # noqa: F401  (makes the type known)
 
             given = self.folder
-            self._loaded.append(load_component(given, "noisy_classifier") if isinstance(given, str | Path) else given)
+            self._loaded.append(_opened(Path(given)) if isinstance(given, str | Path) else given)
 
     def for_prompts(self, prompts: Sequence[str]) -> NoisyLabel:
         return replace(self, labels=tuple(prompts) if self.label is None else (self.label,) * len(prompts))
@@ -59,3 +61,17 @@ class NoisyLabel:
         near = nearest(label, known)
         hint = f"; did you mean {near!r}?" if near else "."
         raise ValueError(f"The classifier knows no {label!r}{hint} Give one of its {len(known)} labels as label.")
+
+
+def _opened(place: Path) -> Any:
+    """The classifier of a folder of ours, or of a published file; one of 1000 classes knows ImageNet's names."""
+    network: Any
+    if place.is_file():
+        from gen.models.formats.read import read_checkpoint
+
+        network = read_checkpoint(place, "adm-classifier")
+    else:
+        network = load_component(place, "noisy_classifier", "adm_classifier")
+    if network.config.num_classes == len(names()) and type(network).__name__ == "AdmClassifier":
+        network.labels = names()
+    return network

@@ -1,4 +1,4 @@
-"""The checkpoint of one network as a whole model: U-ViT, DiT or PixArt as published, with the parts that it lacks.
+"""The checkpoint of one network as a whole model: U-ViT, DiT, PixArt or ADM as published, with the parts that it lacks.
 
 A file holds weights and no more. What the network was trained with, its authors' code says, and the tables here repeat: the
 noise, the clock, the scale of the latents, how strongly it is guided.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TOLD = ("format", "heads", "size", "position_scale", "null_label", "text_tokens")  # arguments of read_checkpoint
 OPTIONS = (*TOLD, "latent_scale")
-ALONE = ("uvit", "dit")  # networks that open by themselves, with an autoencoder and one text encoder
+ALONE = ("uvit", "dit", "adm")  # networks that open by themselves, with an autoencoder and one text encoder
 COCO_SCALE = (
     0.23010  # of the latents that the text-to-image U-ViTs learned; the others learned their autoencoder's own, 0.18215
 )
@@ -36,8 +36,8 @@ LINEAR = {"type": "variance_preserving", "betas": "linear", "start": 1e-4, "end"
 def sampled_as(config: Any) -> dict[str, Any]:
     """Noise, clock and defaults of a published kind of network, as values of a `ModelConfig`; ValueError for other kinds.
 
-    config: of a U-ViT or DiT. U-ViT on latents counts timesteps from 1 to 1000 and on pixels reads 999 t of the VP SDE; DiT and
-    PixArt count from 0 to 999.
+    config: of a U-ViT, DiT or ADM. U-ViT on latents counts timesteps from 1 to 1000 and on pixels reads 999 t of the VP SDE;
+    DiT, PixArt and ADM count from 0 to 999.
     """
     kind = type(config).__name__
     if kind == "UViTConfig":
@@ -49,10 +49,22 @@ def sampled_as(config: Any) -> dict[str, Any]:
         return _sampled(LINEAR, "index", 30, 4.0, "sgm_uniform")
     if kind == "DiTConfig" and config.modulation == "adaln_single" and config.text_dim and not config.num_classes:
         return _sampled(LINEAR, "index", 20, 4.5, "sgm_uniform")
+    if kind == "ADMConfig":
+        return _adm(config)
     raise ValueError(
-        "is not a network of a published kind (U-ViT, DiT, PixArt), so how it was trained is not known; put it into a model "
-        "folder, whose config.json says so"
+        "is not a network of a published kind (U-ViT, DiT, PixArt, ADM), so how it was trained is not known; put it into "
+        "a model folder, whose config.json says so"
     )
+
+
+def _adm(config: Any) -> dict[str, Any]:
+    """ADM by the flags of its README: cosine noise at 64 pixels, else linear; 250 ancestral steps of its own variance."""
+    path = {"type": "variance_preserving", "betas": "cosine"} if config.size == 64 and not config.beside else LINEAR
+    values = _sampled(path, "index", 250, 1.0, "linspace")
+    sampler: dict[str, Any] = {"sampler": "ddpm"}
+    if config.learned_variance:
+        sampler["sampler_options"] = {"variance": "learned_range"}
+    return {**values, "defaults": {**values["defaults"], **sampler}}
 
 
 def _sampled(path: dict[str, Any], clock: str, steps: int, scale: float, schedule: str) -> dict[str, Any]:

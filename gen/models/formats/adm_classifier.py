@@ -30,7 +30,8 @@ def infer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
     classes = shape_of(shapes, "out.2.c_proj.weight", 3)[0]
     size = size_of(sizes, settings)
     flags: dict[str, Any] = {"heads": int(settings["heads"])} if settings.get("heads") else dict(BY_CHANNELS)
-    return {"type": "adm_classifier", "size": size, "channels": channels, "num_classes": classes, **sizes, **flags}
+    told = {"size": size, "channels": channels, "num_classes": classes, "betas": "cosine" if size == 64 else "linear"}
+    return {"type": "adm_classifier", **told, **sizes, **flags}
 
 
 def _fits(shapes: Shapes, blocks: int) -> bool:
@@ -59,5 +60,5 @@ FORMAT = Format(
     blocks=("input_blocks",),
     table=TABLE,
     infer=infer,
-    stored=TOLD | {"num_classes"},
+    stored=TOLD | {"num_classes", "betas"},
 )

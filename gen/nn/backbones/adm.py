@@ -3,7 +3,7 @@
     x --> residual blocks, by halves, attention at some resolutions --> middle --> the way back, with what was seen before
 
 Every residual block is modulated by time and class (adaptive group normalisation, equation 3). Its upsamplers read an enlarged
-picture beside x. `AdmClassifier` is the way down alone: log p(class | x, time), for classifier guidance.
+picture beside x. `gen.nn.backbones.adm_classifier` is the way down alone.
 
 Shapes: pictures (B, C, H, W), time and labels (B,).
 """
@@ -82,6 +82,14 @@ class AdmShapeConfig(Config):
         """Steps on the way down, and on the way up."""
         return len(self.multipliers) * (self.blocks + 1)
 
+    @property
+    def text_dim(self) -> int:
+        return 0
+
+    @property
+    def text_tokens(self) -> int:
+        return 0
+
     def heads_of(self, width: int) -> int:
         return width // self.head_dim if self.head_dim else self.heads
 
@@ -110,21 +118,6 @@ class ADMConfig(AdmShapeConfig):
     def enlarging(self) -> str:
         """How that picture is enlarged, a mode of `torch.nn.functional.interpolate`."""
         return "bilinear"
-
-    @property
-    def text_dim(self) -> int:
-        return 0
-
-    @property
-    def text_tokens(self) -> int:
-        return 0
-
-
-class AdmClassifierConfig(AdmShapeConfig):
-    """num_classes: that it tells apart. pool: how pixels become one vector: attention or their mean."""
-
-    num_classes: PositiveInt = 1000
-    pool: Literal["attention", "adaptive"] = "attention"
 
 
 Resample = Literal["same", "down", "up"]
@@ -340,48 +333,3 @@ def with_picture(x: Tensor, condition: Condition, beside: int) -> Tensor:
             "(Generator.upscale and `fewstep upscale` do)."
         )
     return torch.cat([x, condition.image.to(x.dtype)], dim=1)
-
-
-class AttentionPool(nn.Module):
-    """(B, C, H, W) -> (B, out): their mean attends to all pixels, with positions of a fixed size."""
-
-    def __init__(self, side: int, width: int, heads: int, out: int):
-        super().__init__()
-        self.heads = heads
-        self.positions = nn.Parameter(torch.empty(width, side**2 + 1))
-        initialise(nn.init.normal_, self.positions, std=width**-0.5)
-        self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.proj = nn.Conv1d(width, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2)
-        x = torch.cat([x.mean(2, keepdim=True), x], dim=2) + self.positions
-        q, k, v = split_heads(self.qkv(x), self.heads, heads_first=False)
-        return self.proj(attention(q[:, :1], k, v, backend="math").flatten(2).transpose(1, 2))[:, :, 0]
-
-
-class AdmClassifier(WayDown):
-    """The classifier of noisy pictures: (B, channels, size, size), time (B,) -> logits (B, num_classes)."""
-
-    def __init__(self, config: AdmClassifierConfig):
-        super().__init__(config, config.channels)
-        self.config, width = config, config.widths[-1]
-        self.norm = nn.GroupNorm(config.groups, width)
-        self.pool: nn.Module
-        if config.pool == "attention":
-            side = config.size // config.patch
-            self.pool = AttentionPool(side, width, config.heads_of(width), config.num_classes)
-        else:
-            self.pool = nn.Conv2d(width, config.num_classes, 1)
-        self.reset_parameters()
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        config = self.config
-        rows, columns = check_image(x, config.channels, config.patch)
-        if config.pool == "attention" and (rows, columns) != (config.size // config.patch,) * 2:
-            raise ValueError(f"This classifier sees pictures of {config.size} pixels a side, not {x.shape[3]} by {x.shape[2]}.")
-        c = F.silu(self.time_embed(timestep_embedding(time, config.dim).to(x.dtype)))
-        for step in self.steps_of("down_blocks"):
-            x = step.run(x, c, self.attention_backend, None)
-        x = F.silu(self.norm(self.mid_block.run(x, c, self.attention_backend, None)))
-        return self.pool(x) if config.pool == "attention" else self.pool(x.mean((2, 3), keepdim=True))[:, :, 0, 0]
