@@ -1,14 +1,18 @@
 """`Generator.upscale` by a network that was trained to enlarge: what it reads, sizes, passes, replays, refusals."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from gen import Generator
 from gen.calls.call import Call
 from gen.calls.command import as_arguments
+from gen.cli.app import main
 from gen.nn.backbones.upsampler import LEVEL
 from gen.nn.registry import build
+from gen.pipeline.png import read_recipe
 from samplers.noise import normal
 from tests.gen.conftest import randomise
 
@@ -126,3 +130,37 @@ def test_a_call_as_plain_data_and_as_a_command():
     assert as_arguments(call) == [
         *("upscale", "a.png", "--noise-level=0.2", "--scale=4", "--model=upscale", "--output=picture.png")
     ]
+
+
+def test_a_cascade_of_two_models(tmp_path):
+    """What one draws the other enlarges, in Python and by `--low`, where the small picture is kept with its own recipe."""
+    upsampler = model()
+    drawing = {**MODEL, "classes": ["cat", "dog"], "sample_size": 8}
+    network = {"type": "uvit", "size": 8, "patch": 4, "channels": 3, "dim": 16, "depth": 2, "heads": 2, "num_classes": 2}
+    low = Generator(drawing, randomise(build(network), 2), device="cpu", dtype="float32")
+    small = low(class_labels="dog", seed=5, progress=False).images[0]
+    expected = upsampler.upscale(small, seed=5, **CALL).images
+    assert torch.equal(upsampler.upscale("dog", low=low, seed=5, **CALL).images, expected)
+
+    for name, generator in (("low", low), ("up", upsampler)):
+        generator.save_pretrained(tmp_path / name)
+    files = [tmp_path / name for name in ("dog.png", "dog.low.png")]
+    asked = [
+        "upscale",
+        "dog",
+        "--low",
+        tmp_path / "low",
+        "--model",
+        tmp_path / "up",
+        "--seed",
+        5,
+        "--output",
+        files[0],
+        "--quiet",
+    ]
+    assert main([str(word) for word in (*asked, "--device", "cpu", "--dtype", "float32")]) == 0
+    made = [Image.open(file) for file in files]
+    assert list(made[1].getdata()) == list(small.getdata())
+    pixels = (expected[0] * 255).round().to(torch.uint8).permute(1, 2, 0)
+    assert torch.equal(torch.from_numpy(np.array(made[0])), pixels)
+    assert read_recipe(files[1]).class_label == 1 and read_recipe(files[0]).enlargement.scale == 4

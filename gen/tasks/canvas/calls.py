@@ -118,6 +118,7 @@ def upscale(
     scale: float | None = None,
     strength: float | None = None,
     noise_level: float | None = None,
+    low: Caller | None = None,
     window: Sides | None = None,
     stride: Sides | None = None,
     weights: str = "linear",
@@ -132,8 +133,16 @@ def upscale(
     reads the picture; noise_level is how much noise is put on that first, so that its faults are not taken for detail (the
     least that the network knows, if None). scale: the network's own factor, if None.
 
+    low: a model that draws the picture first, of which `image` is then the prompt: a cascade of two models. Its picture is of
+    the same seed; draw it yourself to keep it, as a replay needs it.
+
     By any other model: enlarged (2 times, if None), noised to `strength` (0.4), denoised in windows.
     """
+    if low is not None:
+        subject = {"class_labels" if low.text_encoder is None else "prompt": image}
+        call = {**call, "seed": one_seed(call)}
+        drawn = low(**subject, seed=call["seed"], progress=call.get("progress", True))
+        image, prompt = drawn.images[0], prompt or (image if generator.text_encoder is not None else None)
     if enlarges(generator):
         if strength is not None:
             raise ValueError(f"The model {generator.name!r} draws from noise; leave strength out, and see noise_level.")

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from gen.cli.options import (
     Schedule,
     Steps,
 )
-from gen.cli.output import OutputTarget, exit_code, save_all, say
+from gen.cli.output import OutputTarget, exit_code, save_all, save_free, say
 from gen.cli.values import parse_options, sides
 
 Prompt = Annotated[str | None, typer.Argument(help="What it shows, in quotes; helps much.")]
@@ -121,7 +121,7 @@ def outpaint(
 @grouped
 def upscale(
     *,
-    picture: Picture,
+    picture: Annotated[str, typer.Argument(help="The picture (PNG, JPEG, WebP, ...); with --low, the prompt to draw it from.")],
     prompt: Prompt = None,
     scale: Annotated[
         float | None, typer.Option(help="How many times as wide and tall. [default: 2, or the model's own]")
@@ -132,12 +132,38 @@ def upscale(
     noise_level: Annotated[
         float | None, typer.Option(help="Noise on the picture, for a model that was trained to enlarge. [default: its least]")
     ] = None,
+    low: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Draw the picture with this model first, and keep it beside: a cascade.")
+    ] = None,
     run: WindowOptions,
     parts: PartOptions,
 ) -> int:
     """Make a picture larger: by a model that was trained to (--model upscale), or enlarged, partly noised and denoised."""
     own = {"scale": scale, "strength": strength, "noise_level": noise_level}
-    return _run("upscale", (picture,), prompt, f"{picture.stem} upscaled", own, run, parts)
+    if low is not None:
+        if prompt is not None:
+            raise ValueError("With --low the first argument is the prompt, and another follows; put all of it in quotes.")
+        label, prompt = picture, picture
+        drawn, seed = _drawn(low, prompt, run)
+        picture, run = str(drawn), replace(run, seed=seed, negative=None)
+    else:
+        label = f"{Path(picture).stem} upscaled"
+    return _run("upscale", (Path(picture),), prompt, label, own, run, parts, optional_prompt=low is not None)
+
+
+def _drawn(low: str, prompt: str, run: WindowOptions) -> tuple[Path, int]:
+    """(file of the picture that the model `low` draws, beside the output and with its own recipe; its seed)."""
+    from gen.cli.lora import open_with
+
+    target = OutputTarget.of(run.output)
+    if target.name is not None:
+        target = replace(target, name=f"{Path(target.name).stem}.low.png", suffix=".png")
+    generator = open_with([], low, run.device, run.dtype, run.quiet)
+    subject = _subject(generator, "cascade", prompt)
+    made = generator(**subject, seed=run.seed, negative_prompt=run.negative, progress=not run.quiet)
+    file = save_free(made.images[0], target.of_recipe(made.recipes[0], f"{prompt} low", None), made.recipes[0])
+    print(file, flush=True)
+    return file, made.seeds[0]
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -183,8 +209,10 @@ def _run(
     method_options: Mapping[str, Any],
     run: WindowOptions,
     parts: PartOptions,
+    optional_prompt: bool = False,
 ) -> int:
-    """Generate and save; returns the exit code. method_options: the arguments that are the command's own."""
+    """Generate and save; returns the exit code. method_options: the arguments that are the command's own. optional_prompt: it
+    is left out for a model that reads none."""
     target = OutputTarget.of(run.output)
     call: dict[str, Any] = run.keywords()
     for name, options in options_of(run.option or []).items():
@@ -212,6 +240,8 @@ def _run(
     group, first_process, call["seed"] = _processes(call["seed"])
     quiet = quiet or not first_process
     generator = open_with(run.lora or [], run.model, run.device, run.dtype, quiet, **parts.arguments())
+    if optional_prompt and generator.text_encoder is None and not generator.classes:
+        prompt = None
     call |= _subject(generator, method, prompt) | {"group": group}
     start = time.perf_counter()
 

@@ -179,5 +179,5 @@ def window_of(config: Any, made: tuple[int, int]) -> tuple[tuple[int, int], tupl
 def one_seed(call: Mapping[str, Any]) -> int:
     """The seed that several passes begin with, drawn here if none is given."""
     if given := next((name for name in ("seeds", "generator") if call.get(name) is not None), None):
-        raise ValueError(f"Several passes share one seed; give seed in the place of {given}.")
+        raise ValueError(f"Passes one after another share one seed; give seed in the place of {given}.")
     return draw_seeds(1, call.get("seed"), None, None)[0]
