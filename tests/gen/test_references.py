@@ -140,9 +140,10 @@ def test_the_word_stands_for_the_pictures(opened, kind):
     assert (first - second).abs().max() > 1e-4 and torch.equal(first, drawn(opened, references=PICTURE, **said))
     generator, _ = opened
     assert torch.equal(drawn(opened, references=PICTURE, **{**said, "prompt": "a cat"}), generator("a cat", **CALL).images[0])
+    kept = set(generator._encoded._kept)
     rows = generator(["a <ref>", "a cat"], references=OTHER, references_scale=0.0, references_encoder=opened[1][kind], **CALL)
     assert torch.equal(rows.images[0], second)
-    assert generator.text_encoder.learned is None
+    assert generator.text_encoder.learned is None and kept and kept <= set(generator._encoded._kept)
 
 
 def test_many_words_cost_no_warning(opened, recwarn):
