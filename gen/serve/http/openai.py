@@ -20,7 +20,6 @@ from starlette.datastructures import UploadFile
 
 from gen.calls.keywords import FOLDERS, PICTURES, keywords_of
 from gen.calls.kinds import KINDS, TEXT, TEXTS, shown
-from gen.io.images import alpha
 from gen.serve.failures import said
 from gen.serve.http.board import FinishedPicture
 from gen.serve.http.errors import AsciiJSON, BadRequest, answer, body_of
@@ -28,7 +27,7 @@ from gen.serve.http.fields import Number, Prompt, Whole, check_known, describe_v
 from gen.serve.http.formats import PNG, PictureFormat
 from gen.serve.http.requests import PictureRequest
 from gen.serve.http.service import Service, base64_of, read_size
-from gen.serve.http.uploads import keep_upload, open_upload
+from gen.serve.http.uploads import edited_where, keep_upload
 from gen.serve.jobs import JobEvent
 from gen.serve.sent import SentPicture
 
@@ -187,18 +186,6 @@ def edited_pictures(files: Mapping[str, list[bytes]], max_pixels: int) -> dict[s
     anywhere = mask.getextrema() != (0, 0)
     kept = {"mask": SentPicture(data, partial(edited_where, name, max_pixels), mask.size)} if anywhere else {}
     return {"image": images[0] if len(images) == 1 else images, **kept}
-
-
-def edited_where(name: str, max_pixels: int, data: bytes) -> Image.Image:
-    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited.
-
-    name: "mask", or "image" where the picture says itself what is edited. data: of its file.
-    """
-    picture = open_upload(name, data, max_pixels)
-    opacity = alpha(picture)
-    if opacity is None and name == "mask":
-        raise BadRequest("mask has no transparency; what is transparent in it is made anew.", "mask")
-    return Image.new("L", picture.size) if opacity is None else opacity.point(lambda value: 255 - value)
 
 
 def router(service: Service) -> APIRouter:

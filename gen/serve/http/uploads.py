@@ -14,7 +14,7 @@ from PIL import Image
 
 from gen.calls.keywords import PICTURES
 from gen.calls.kinds import OBJECT, WHOLE, check_kind_of, shown
-from gen.io.images import PictureError, open_header
+from gen.io.images import PictureError, alpha, open_header
 from gen.io.validators import check_int
 from gen.serve.http.errors import BadRequest
 from gen.serve.http.settings import ServerSettings
@@ -78,6 +78,18 @@ def keep_upload(name: str, data: bytes, max_pixels: int) -> SentPicture:
 def read_upload(name: str, text: Any, max_pixels: int) -> SentPicture:
     """A picture from base64, kept encoded."""
     return keep_upload(name, decode_base64(name, text), max_pixels)
+
+
+def edited_where(name: str, max_pixels: int, data: bytes) -> Image.Image:
+    """Our mask (white: made anew) of OpenAI's, whose transparent parts are edited.
+
+    name: "mask", or "image" where the picture says itself what is edited. data: of its file.
+    """
+    picture = open_upload(name, data, max_pixels)
+    opacity = alpha(picture)
+    if opacity is None and name == "mask":
+        raise BadRequest("mask has no transparency; what is transparent in it is made anew.", "mask")
+    return Image.new("L", picture.size) if opacity is None else opacity.point(lambda value: 255 - value)
 
 
 def read_pictures(arguments: Mapping[str, Any], settings: ServerSettings) -> tuple[dict[str, Any], dict[str, Any]]:
