@@ -75,10 +75,12 @@ class SOAPOptions(Config):
 
 
 class AdamW8bitOptions(Config):
-    """block: how many numbers share a scale. smallest: tensors of fewer numbers keep their averages in float32."""
+    """block: how many numbers share a scale. smallest: tensors of fewer numbers keep their averages in float32. paged: averages
+    lie in the CPU's memory, page-locked, and come to the GPU for their update alone."""
 
     block: int = Field(default=256, gt=0)
     smallest: int = Field(default=4096, ge=0)
+    paged: bool = False
 
 
 @dataclass(frozen=True)

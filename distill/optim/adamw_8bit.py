@@ -60,6 +60,18 @@ def from_blocks(blocks: Blocks, shape: torch.Size, values: Tensor) -> Tensor:
 SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 
 
+def park(x: Tensor) -> Tensor:
+    """In the CPU's memory, page-locked, from where a GPU fetches it without the CPU's help; a tensor of the CPU's as it is."""
+    if x.device.type == "cpu":
+        return x
+    kept = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+    return kept.copy_(x, non_blocking=x.is_cuda)  # in the order of the stream, as is the fetch for the next update
+
+
+def fetch(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device, non_blocking=True)
+
+
 class AdamW8bit(KeptState, torch.optim.Optimizer):
     """AdamW (decoupled decay, bias corrections) on averages that are kept in blocks."""
 
@@ -98,9 +110,14 @@ class AdamW8bit(KeptState, torch.optim.Optimizer):
     def _pack(self, numbers: Mapping[str, Tensor], parameter: Tensor) -> None:
         for name, x in numbers.items():
             small = x.numel() < self.options.smallest
-            self.state[parameter][name] = x if small else to_blocks(x, self.options.block, self._map(name, x.device))
+            kept = x if small else to_blocks(x, self.options.block, self._map(name, x.device))
+            if self.options.paged:
+                kept = park(kept) if isinstance(kept, Tensor) else Blocks(*map(park, kept))
+            self.state[parameter][name] = kept
 
     def _unpacked(self, kept: Tensor | Blocks, name: str, like: Tensor) -> Tensor:
+        if self.options.paged:
+            kept = fetch(kept, like.device) if isinstance(kept, Tensor) else Blocks(*(fetch(x, like.device) for x in kept))
         return kept if isinstance(kept, Tensor) else from_blocks(kept, like.shape, self._map(name, like.device))
 
     def tensors(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -111,6 +128,8 @@ class AdamW8bit(KeptState, torch.optim.Optimizer):
         self._pack({name: local(slots[name]).float() for name in SIGNED}, parameter)
 
     def bytes_of(self, parameter: Tensor) -> int:
+        if self.options.paged and parameter.device.type != "cpu":
+            return 0
         count, block = local(parameter).numel(), self.options.block
         return 2 * (4 * count if count < self.options.smallest else -(-count // block) * (block + 4))
 

@@ -99,6 +99,20 @@ def test_eight_bits_are_adamw_with_rounded_averages():
         assert 1e-5 < (value - other).abs().max() < 1e-2
 
 
+def test_paged_averages_are_put_away_and_fetched_for_every_update(monkeypatch):
+    """Nothing else changes: the same weights to the bit. On a GPU they lie in page-locked memory, which no test here has."""
+    away, back = [], []
+    monkeypatch.setattr(adamw_8bit, "park", lambda x: away.append(x) or x.clone())
+    monkeypatch.setattr(adamw_8bit, "fetch", lambda x, device: back.append(x) or x.clone())
+    given = settings("adamw_8bit", weight_decay=0.1)
+    plain, *_ = stepped(OptimizerConfig(**given))
+    assert not away and not back
+    paged, _, _, rates = stepped(OptimizerConfig(**{**given, "options": {**given["options"], "paged": True}}))
+    count = 4 * len(paged.parameters)  # places and scales of two averages
+    assert (len(away), len(back)) == (count * len(rates), count * (len(rates) - 1))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters, paged.parameters, strict=True))
+
+
 def test_the_values_of_eight_bits():
     for signed in (True, False):
         values = adamw_8bit.dynamic_map(signed)
