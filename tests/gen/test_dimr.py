@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distill.objectives.diffusion import averaged
 from gen.models.components import load_component, save_component
-from gen.nn.backbones.dimr import DiMR, DiMRConfig
+from gen.nn.backbones.dimr import DiMR, DiMRConfig, layer
 from gen.nn.registry import build, config_of
 from samplers.cache import get_cache
 from samplers.denoiser import Condition, Context, NetworkDenoiser
@@ -288,3 +289,42 @@ def test_errors_are_sentences(call, message):
     call = {"x": torch.zeros(1, 3, 8, 8)} | call
     with pytest.raises(ValueError, match=message):
         network(torch.float32)(call.pop("x"), torch.zeros(1), Condition(**call))
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_noise_has_one_standard_deviation_in_every_layer(pool):
+    """Layered Diffusion: what a layer sees of unit noise has the identity as covariance, exactly; averages alone 1 / pool^2."""
+    basis = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+    seen, plain = (layer(basis, pool, unit).flatten(1) for unit in (True, False))
+    covariance = seen.T @ seen
+    torch.testing.assert_close(covariance, torch.eye(len(covariance), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(plain.T @ plain, covariance / pool**2, rtol=0, atol=1e-12)
+
+
+def test_layers_of_one_noise_are_nested_and_lie_at_shifted_levels():
+    x0, eps = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind(0)
+    level, exact = RectifiedFlow()(0.7), {"rtol": 0, "atol": 1e-12}
+    x = level.mix(x0, eps)
+    torch.testing.assert_close(layer(layer(x, 2, True), 2, True), layer(x, 4, True), **exact)
+    average, noise = averaged(x0, eps, (2, 2))
+    torch.testing.assert_close(layer(eps, 4, True), noise, **exact)
+    shifted = RectifiedFlow().at_logsnr(level.logsnr + math.log(4))
+    rescaled = layer(x, 4, True) * shifted.sigma / level.sigma
+    torch.testing.assert_close(rescaled, shifted.mix(average, noise), **exact)
+
+
+def test_a_layered_network_is_one_whose_layers_are_scaled():
+    """The same function as without unit noise, where the first layers of coarse stages have taken the factor over."""
+    sizes = VARIANTS["three resolutions"]
+    layered, plain = network(**sizes, unit_noise=True), network(**sizes)
+    with torch.no_grad():
+        for number in (0, 1):
+            plain.stage(number).patch_embed.weight.mul_(2)  # their pool
+    x, time = (
+        torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+        torch.tensor([100.0, 900.0]),
+    )
+    condition = Condition(label=torch.tensor([0, -1]))
+    for own, other in zip(layered.predictions(x, time, condition), plain.predictions(x, time, condition), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+    assert (layered(x, time, condition) - network(**sizes)(x, time, condition)).abs().max() > 1e-3

@@ -69,6 +69,9 @@ class DiMRConfig(Config):
     channels: int = Field(gt=0)
     num_classes: int = Field(default=0, ge=0, description="0: takes no label")
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    unit_noise: bool = Field(
+        default=False, description="noise has a standard deviation of 1 in what every stage sees (Layered Diffusion)"
+    )
     time_range: float = Field(default=1000.0, gt=0, description="the time of pure noise, on the network's own clock")
 
     @model_validator(mode="after")
@@ -108,6 +111,19 @@ class DiMRConfig(Config):
     def extras(self) -> int:
         """Tokens before the patches of a transformer stage: the label."""
         return int(bool(self.num_classes))
+
+
+def layer(x: Tensor, pool: int, unit_noise: bool = False) -> Tensor:
+    """x (B, C, H, W) averaged over pool x pool pixels.
+
+    unit_noise: times pool, so that noise of a standard deviation of 1 has it again, as averages of independent pixels have
+    1 / pool. Of x = alpha x0 + sigma eps it is then pool alpha (average of x0) + sigma (unit noise): what a coarser layer sees
+    at the log-SNR of x, shifted by log(pool). Source: Layered Diffusion, arXiv 2407.06079, whose layers are noised at shifted
+    schedules by one noise; here averages stand in the place of its sinc interpolation.
+    """
+    if pool == 1:
+        return x
+    return F.avg_pool2d(x, pool) * (pool if unit_noise else 1)
 
 
 class TimeDependent(nn.Module):
@@ -281,7 +297,7 @@ class DiMR(nn.Module):
         for number in range(len(self.stages)):
             net = self.stage(number)
             stage = net.stage
-            pooled = F.avg_pool2d(x, stage.pool) if stage.pool > 1 else x
+            pooled = layer(x, stage.pool, config.unit_noise)
             image = net.patch_embed(pooled)
             grid = (image.shape[2], image.shape[3])
             tokens = to_tokens(image).contiguous() + self.positions(number, *grid, context).to(image.dtype)
