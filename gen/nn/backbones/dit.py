@@ -79,16 +79,21 @@ class DiTConfig(BackboneConfig):
         return self
 
 
+def sincos(places: Tensor, width: int) -> Tensor:
+    """(..., width) of positions along one axis (...), float64: sine, then cosine."""
+    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64, device=places.device) / (width // 2))
+    angles = places[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 def sincos_positions(rows: int, columns: int, dim: int, trained: int, scale: float) -> Tensor:
     """(1, rows * columns, dim) float64: the column in the first half, the row in the second, each sine then cosine.
 
     Other sizes than the trained one cover the same range of positions, more or less finely.
     """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def axis(count: int) -> Tensor:
-        angles = (torch.arange(count, dtype=torch.float64) * (trained / count) / scale)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        return sincos(torch.arange(count, dtype=torch.float64) * (trained / count) / scale, dim // 2)
 
     column = axis(columns)[None, :].expand(rows, -1, -1)
     row = axis(rows)[:, None].expand(-1, columns, -1)

@@ -98,6 +98,13 @@ def outpaint(
     extend = tuple(check_int(n, v, 0, 16_384) for n, v in zip(names, (left, top, right, bottom), strict=True))
     if not any(extend):
         raise ValueError("Nothing is to be painted around the picture; give left, right, top or bottom in pixels.")
+    if getattr(getattr(generator, "network", None), "reads_anchor", False):
+        given = {"recurrence": recurrence != 1, "window": window, "stride": stride, "shift_from": shift_from, "group": group}
+        if other := next((name for name, value in given.items() if value), None):
+            raise ValueError(f"This model paints around a picture in one pass, without windows; leave {other} out.")
+        from gen.tasks.positional_query.task import paint_around
+
+        return paint_around(generator, picture, prompt, extend, **call)  # type: ignore[arg-type]
     shown = picture.shape[2] + top + bottom, picture.shape[3] + left + right
     more: Any = {
         "recurrence": recurrence,

@@ -23,6 +23,7 @@ from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Crop, Decode, Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.edit.options import EditKeywords, Start
 from gen.tasks.enlarge.options import EnlargementRecord
+from gen.tasks.positional_query.options import AroundRecord
 from gen.tasks.restore.options import RestoreArguments, RestoreRecord
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from samplers.denoiser import Condition, Denoiser
     from samplers.sample import Solver
 
-BeganWith = Start | RestoreRecord | EnlargementRecord
+BeganWith = Start | RestoreRecord | EnlargementRecord | AroundRecord
 REFERENCES = (
     "reference",
     *(f"reference_{k}" for k in range(2, 17)),
@@ -89,7 +90,7 @@ class Edit(Task):
             from gen.tasks.canvas.task import replayed_pictures
 
             image, mask = replayed_pictures(recipe, image, mask)
-        check_given(recipe.start or recipe.restore or recipe.enlargement, image, mask)
+        check_given(recipe.start or recipe.restore or recipe.enlargement or recipe.around, image, mask)
         return None if recipe.start is None else EditKeywords(image, mask, recipe.start.strength)
 
     def check(self, settings: Settings, recipe: Recipe | None = None) -> None:
@@ -293,7 +294,7 @@ def own_size(
     picture = read_picture(name, first, "RGB")
     rows, columns = (side * enlarged for side in picture.shape[-2:])
     multiple, side = math.lcm(multiple, enlarged), model.config.sample_size
-    made = _own_size((rows, columns), height, width, side, multiple)
+    made = nearest_size((rows, columns), height, width, side, multiple)
     if height is None and width is None and made != (rows, columns):
         would = f", {columns} x {rows} when enlarged" if enlarged > 1 else ""
         if max(abs(made[0] - rows), abs(made[1] - columns)) < multiple:
@@ -308,7 +309,7 @@ def own_size(
     return replace(args, image=[picture, *others] if others else picture), made[0], made[1]
 
 
-def _own_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:
+def nearest_size(size: tuple[int, ...], height: int | None, width: int | None, usual: int, multiple: int) -> tuple[int, int]:
     """The height and width nearest to a picture's own that the networks take: its own where the model can make that, else of
     its shape with as many pixels as the model knows; of its shape too where one of them is given. ValueError for a shape so
     long that its sides would be beyond LONG times, or below a LONG-th of, the model's own size."""

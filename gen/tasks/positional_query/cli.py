@@ -1,0 +1,3 @@
+"""Outpainting by positional queries has the command of outpainting: `gen.tasks.canvas.cli`."""
+
+IMAGE, REPLAY, COMMANDS = None, None, ()
