@@ -118,6 +118,8 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "cycle_gan_turbo": ("distill.objectives.cycle_gan_turbo", "CycleGanTurboConfig", "CycleGanTurboObjective"),
     "control": ("distill.objectives.control", "ControlConfig", "ControlObjective"),
     "reference": ("distill.objectives.reference", "ReferenceConfig", "ReferenceObjective"),
+    "joint": ("distill.objectives.unicon", "JointObjectiveConfig", "JointObjective"),
+    "positional_query": ("distill.objectives.positional_query", "PositionalQueryObjectiveConfig", "PositionalQueryObjective"),
     "classifier": ("distill.objectives.classifier", "ClassifierConfig", "ClassifierObjective"),
     "collaborate": ("distill.objectives.collaborative_diffusion", "CollaborateConfig", "CollaborateObjective"),
     "transparent": ("distill.objectives.transparent", "TransparentConfig", "TransparentObjective"),

@@ -53,6 +53,8 @@ COMMANDS = {
     ("task", "refiner"): "fewstep image --refiner",
     ("task", "enlargement"): "fewstep upscale --model upscale",
     ("task", "translation"): "fewstep translate",
+    ("task", "around"): "fewstep outpaint",
+    ("task", "joint"): "fewstep image --joint",
     ("task", "transparent"): "fewstep image --transparent",
     ("training-free change", "reference"): "fewstep image --free-custom",
     ("training-free change", "negtome"): "fewstep image --negtome",

@@ -204,6 +204,8 @@ class Generator(Model):
             so much of the schedule is done (0.8), as SDXL's refiner.
         translate, translator: a picture to translate in one step and the folder of what does it ("default" for the model
             "fast"), with translate_direction and translate_strength (docs/translate.md).
+        joint, joint_map, joint_picture: a kind of map drawn with the picture; a map that it is drawn of; a picture of which the
+            map is drawn. With joint_strength, joint_scale, joint_shown and joint_adapter (docs/joint.md).
         variation_seed, variation_strength: pictures near that of the seed, which all of them have: its noise turned towards
             that of variation_seed, the next picture's of variation_seed + 1, by a strength from 0 to 1 (0.2).
         transparent: the thing alone, with alpha: pictures have four channels ("RGBA"); transparency: folder of the network that

@@ -163,6 +163,8 @@ _MISSING = {  # fields of recipes that know pictures by their sha256 alone, or b
     "refiner": "the model that finished it",
     "restore": "the picture that was restored",
     "translation": "the picture that was translated",
+    "around": "the picture that it was painted around",
+    "joint": "how it was joined to a map",
     "canvas": "its canvas of windows",
     "layout": "its layout of regions",
     "views": "its views",

@@ -46,6 +46,12 @@ _VALUES = {
     "translator": "--translator",
     "translate_direction": "--translate-direction",
     "translate_strength": "--translate-strength",
+    "joint": "--joint",
+    "joint_picture": "--joint-picture",
+    "joint_strength": "--joint-strength",
+    "joint_scale": "--joint-scale",
+    "joint_shown": "--joint-shown",
+    "joint_adapter": "--joint-adapter",
     "variation_seed": "--variation-seed",
     "variation_strength": "--variation-strength",
     "references_encoder": "--reference-encoder",
@@ -152,6 +158,8 @@ def as_arguments(call: Call, output: str = "picture.png", quality: int | None = 
     if call.method not in COMMANDS:
         raise ValueError(f"No command line says a call of {call.method!r} from plain data; take its Python instead.")
     rest = dict(call.arguments)
+    if "joint_map" in rest:  # one option says both
+        rest["joint"] = f"{rest['joint']}={rest.pop('joint_map')}"
     subjects = _subjects(call.method, rest)
     words: list[str] = []
     if call.method == "layout":

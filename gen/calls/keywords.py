@@ -26,16 +26,17 @@ OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__cal
     "ambiguous": ("others", "view", "pixels_from"),
     "layout": ("layout",),
     "translate": ("image", "translator", "direction", "strength"),
+    "estimate": ("image", "kind"),
 }
 # keywords that are a picture's file, or a list of them; and those that map names to files
 PICTURES = (
     *("image", "mask", "control", "negtome", "negtome_mask", "reference", "reference_mask", "ip_adapter_image"),
-    *("ip_adapter_mask", "references", "references_mask", "translate"),
+    *("ip_adapter_mask", "references", "references_mask", "translate", "joint_map", "joint_picture"),
 )
 # or files that are no pictures
 FOLDERS = (
     *("controlnet", "refiner", "lora_dir", "ip_adapter", "ip_adapter_encoder", "transparency"),
-    *("references_encoder", "references_vision", "translator"),
+    *("references_encoder", "references_vision", "translator", "joint_adapter"),
 )
 MAPPED = ("regions",)
 WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files

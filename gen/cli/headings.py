@@ -17,7 +17,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
     "What is made": (
         *("--prompts", "--wildcards", "--prompt", "--prompt-syntax", "--vary", "--cells", "--samplers", "--schedules"),
         *("--column", "--extra", "--combinatorial", "--templates", "--background", "--colour", "--view", "--pixels-from"),
-        *("--task", "--simulate", "--option", "--direction", "--fill", "--flatten", "--base"),
+        *("--task", "--simulate", "--option", "--direction", "--fill", "--flatten", "--base", "--kind"),
         *("--prompt-2", "--prompt-3", "--negative-2", "--negative-3", "--clip-skip", "--max-sequence-length"),
         *("--transparent", "--transparency"),
     ),
@@ -40,6 +40,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
     ),
     "Control and composition": (
         *("--control", "--controlnet", "--control-weight", "--control-range", "--control-mode"),
+        *("--joint", "--joint-map", "--joint-picture", "--joint-strength", "--joint-scale", "--joint-shown", "--joint-adapter"),
         *("--lora-dir", "--embedding", "--compose", "--compose-option", "--region", "--concept", "--allow-nonfinite"),
     ),
     "Sampler and guidance": (

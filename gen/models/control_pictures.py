@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samplers.lookup import nearest
+
 FINENESS = 1 << 14  # parts of 1 that changes of colour are told apart by
 KEPT_ROUNDS = 24  # pixels that a faint line may reach from a clear one
 REGIONS = 5  # of one picture, its background included
@@ -110,3 +112,21 @@ KINDS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "edges": (edges, as_lines),
     "segments": (segments, segments),
 }
+
+
+def check_kind(kind: object) -> str:
+    """The name of a kind of KINDS; ValueError if there is none such."""
+    if kind not in KINDS:
+        near = nearest(str(kind)[:80], KINDS)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ValueError(f"There is no kind of map {str(kind)[:80]!r}; choose one of {', '.join(KINDS)}.{hint}")
+    return str(kind)
+
+
+@torch.no_grad()
+def map_of(kind: str, pictures: Tensor) -> Tensor:
+    """The map of pictures as a latent model draws it: of outlines, lines three pixels wide, as thinner ones are lost in
+    latents."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        made = KINDS[kind][0](pictures)
+    return F.max_pool2d(made, 3, 1, 1) if kind == "edges" else made

@@ -32,7 +32,7 @@ from samplers.denoiser import Network, NetworkDenoiser
 from samplers.policy import Policy
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux", "qwen_image", "z_image", "adm", "upsampler"),
+    "denoiser": ("uvit", "dit", "dimr", "mmdit", "flux", "qwen_image", "z_image", "adm", "upsampler", "positional_query"),
     "autoencoder": ("autoencoder", "diffusers_autoencoder"),
     "text_encoder": ("text_encoder", "t5", "clip"),
 }

@@ -102,6 +102,7 @@ class Model:
         self.quantize: str | None = None
         self.refiners: dict[str, Model] = {}
         self.transparencies, self.translators = dict[str, Any](), dict[str, Any]()
+        self.opened_joints: dict[str, Any] = {}  # folder -> joint adapter
         self.opened_references: dict[tuple[str, str], Any] = {}  # (folder, vision network) -> reference encoder
         self.compiled: tuple[Any, ...] = ()
         self.weights = dict(weights or {})

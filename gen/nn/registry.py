@@ -32,6 +32,8 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "dit": ("gen.nn.backbones.dit", "DiTConfig", "DiT"),
     "dit_control": ("gen.nn.backbones.dit_control", "DiTControlConfig", "DiTControl"),
     "reference_encoder": ("gen.nn.reference_encoder", "ReferenceEncoderConfig", "ReferenceEncoder"),
+    "joint_adapter": ("gen.nn.joint", "JointAdapterConfig", "JointAdapter"),
+    "positional_query": ("gen.nn.backbones.positional_query", "PositionalQueryConfig", "PositionalQuery"),
     "dimr": ("gen.nn.backbones.dimr", "DiMRConfig", "DiMR"),
     "adm": ("gen.nn.backbones.adm", "ADMConfig", "ADM"),
     "adm_classifier": ("gen.nn.backbones.adm_classifier", "AdmClassifierConfig", "AdmClassifier"),

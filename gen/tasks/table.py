@@ -73,6 +73,8 @@ TASKS: dict[str, TaskRow] = {
     "pipeline": TaskRow.in_folder("gen.tasks.whole_pipeline", "WholePipeline"),
     "translation": TaskRow.in_folder("gen.tasks.translate", "Translate"),
     "image": TaskRow.in_folder("gen.tasks.edit", "Edit"),
+    "around": TaskRow.in_folder("gen.tasks.positional_query", "Around"),
+    "joint": TaskRow.in_folder("gen.tasks.joint", "JointTask"),
     "transparent": TaskRow.in_folder("gen.tasks.transparent", "Transparent"),
 }
 

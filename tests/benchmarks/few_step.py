@@ -34,6 +34,7 @@ NOT_FEW_STEP = {
     "collaborate": "joins two models, at any number of steps",
     "upsampler": "pictures from smaller ones, at any number of steps",
     "multimarginal": "kinds of pictures to one another, in pixels, at any number of steps",
+    "positional_query": "paints around a picture, at any number of steps",
     "guidance": "one evaluation instead of two, at any number of steps",
 }
 STEPS = (1, 2, 4)

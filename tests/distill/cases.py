@@ -260,6 +260,20 @@ CASES: dict[str, dict[str, Any]] = {
         {"type": "dit_control", **SIZES, "num_classes": 0, "depth": 2, "factor": 4, "kinds": ["edges", "segments"], "width": 8},
         "pictures",
     ),
+    "positional_query": case(
+        {"type": "positional_query", "prediction": "x0", "loss": "flow"},
+        {
+            "type": "positional_query",
+            "backbone": "uvit",
+            "sizes": {"size": 16, "patch": 4, "channels": 3, "dim": 16, "depth": 2, "heads": 2, "num_classes": 3},
+        },
+        "pictures",
+    ),
+    "joint": case(
+        {"type": "joint", "teacher": {"model": "DECODED"}, "map_rank": 0},
+        {"type": "joint_adapter", "layers": 3, "dim": 16, "rank": 2, "map_rank": 0},
+        "pictures",
+    ),
     "reference": case(
         {"type": "reference", "teacher": {"model": "DECODED"}, "depth": 1, "drop_reference": 0.3},
         {

@@ -35,6 +35,6 @@ def test_every_method_has_a_config_of_both_kinds():
     def types(files):
         return {load_config(file).objective["type"] for file in files}
 
-    shipped = types([*SHIPPED, *(CONFIGS / "default" / f"{name}.yaml" for name in ("control", "reference"))])
+    shipped = types([*SHIPPED, *(CONFIGS / "default" / f"{name}.yaml" for name in ("control", "reference", "joint"))])
     assert shipped == types(PUBLISHED)
     assert shipped == set(OBJECTIVES) - {"diffusion", "autoencoder", "decoder", "transparent", "text", "evaluator"}

@@ -18,8 +18,9 @@ from tests.distill.test_every_objective import make_places, trainer
 
 # the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
 WITHOUT_LABELS = {
-    *("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference"),
+    *("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference", "joint"),
     *("pix2pix_turbo", "cycle_gan_turbo", "upsampler"),
+    "positional_query",
 }
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 

@@ -44,6 +44,8 @@ OTHERS = {
     "adm_classifier",
     "step_policy",
     "multimarginal",
+    "joint_adapter",
+    "positional_query",
 }
 TAUGHT = {"latent_consistency": {"teacher": {"steps": 6}, "steps": 2}, "distribution_matching": {"steps": 2}}
 RUNS = [(kind, "diffusion") for kind in NETWORKS] + [("dimr", name) for name in TAUGHT]

@@ -20,6 +20,7 @@ from distill.types import Batch, Draws, Phase, drop_labels, knows_no_label
 from gen.nn.registry import Config
 from samplers.denoiser import Condition, Context
 from samplers.path import expand
+from samplers.prediction import Prediction
 
 
 class AttachmentConfig(Config):
@@ -56,7 +57,7 @@ class AttachmentObjective(Objective):
     def loss(
         self, phase: Phase, models: Mapping[str, nn.Module], batch: Batch, draws: Draws, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, model = self.config, self.teacher.model
+        config = self.config
         if knows_no_label(self.teacher.network):
             batch = drop_labels(batch, config.drop_label, draws)
         x0 = self.clean(batch)
@@ -65,12 +66,18 @@ class AttachmentObjective(Objective):
         x = level.mix(x0, eps)
         denoiser = self.teacher.denoiser(models[self.trained], self.teacher.dtype)
         prediction = denoiser(x, level, self.condition(batch, draws, x0.device), Context())
+        error, weight = self.error(prediction, x0, eps)
+        return (weight * error).mean(), {"raw_error": error.detach().mean()}
+
+    def error(self, prediction: Prediction, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """(squared error of the raw prediction, its weight in the loss), (B,) each."""
+        config, model = self.config, self.teacher.model
         a, b = prediction.row
-        error = (prediction.raw.float() - expand(a, x) * x0 - expand(b, x) * eps).square().flatten(1).mean(1)
-        bounded = bounded_level(level, config.min_sigma)
+        error = (prediction.raw.float() - expand(a, x0) * x0 - expand(b, x0) * eps).square().flatten(1).mean(1)
+        bounded = bounded_level(prediction.level, config.min_sigma)
         kinds = (config.loss or model.prediction, model.prediction)
         measured, predicted = (factor_on_x0(kind, bounded, self.path, model.sigma_data) for kind in kinds)
-        return ((measured / predicted) ** 2 * error).mean(), {"raw_error": error.detach().mean()}
+        return error, (measured / predicted) ** 2
 
     def inputs(self) -> dict[str, str]:
         return {"teacher": self.teacher.files_digest()}
