@@ -8,6 +8,7 @@ model's own guidance (minutes), `ssgu` takes one step along one gradient in one 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     uce.add_argument("--target", action="append", default=[], metavar="END", help="layers with such names instead; repeatable")
     trained = made.add_argument_group("esd and ssgu")
     trained.add_argument("--steps", type=int, metavar="N", help=f"of training [default: {STEPS['esd']} and {STEPS['ssgu']}]")
-    trained.add_argument("--run", type=Path, metavar="DIR", help="where the run is kept [default: runs/forget/NAME]")
+    trained.add_argument("--run", type=Path, metavar="DIR", help="where the run is kept [default: in runs/forget]")
     trained.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config: objective.layers=u")
     check = made.add_argument_group("whether it worked")
     check.add_argument("--check", type=int, metavar="N", help="draw N pictures of each prompt before and after, and count")
@@ -88,21 +89,27 @@ def forget(given: argparse.Namespace) -> int:
     if given.sheet is not None:
         check_png(given.sheet)
     judge = _judge(given) if given.check or given.sheet else None
-    generator: Any = open_model(CustomizationConfig(model=given.model), given.device)
-    if generator.text_encoder is None:
-        raise ValueError(f"The model {generator.name!r} reads no text, so there are no words for it to forget.")
+
+    def opened() -> Any:
+        generator = open_model(CustomizationConfig(model=given.model), given.device)
+        if generator.text_encoder is None:
+            raise ValueError(f"The model {generator.name!r} reads no text, so there are no words for it to forget.")
+        return generator
+
+    generator: Any = opened() if given.method == "uce" or judge is not None else None
     shown = list(dict.fromkeys([*given.concepts, *([given.to] if given.to else []), *(given.keep or OTHERS)]))
     before = None if judge is None else _measured(generator, judge, shown, given)
     if given.method == "uce":
         _closed_form(given, generator, edit, name)
     else:
+        generator = None  # training opens a model of its own: one at a time
         _trained(given, edit, name)
     print(given.output)
     model = "" if given.model == "default" else f" --model {shlex.quote(given.model)}"
     lora = f"--lora {shlex.quote(str(given.output))}"
     say(f"Draw with it: fewstep image {shlex.quote(given.concepts[0])}{model} {lora}", given.quiet)
     if judge is not None:
-        _compare(given, generator, judge, shown, before)
+        _compare(given, generator or opened(), judge, shown, before)
     return 0
 
 
@@ -167,7 +174,7 @@ def _trained(given: argparse.Namespace, edit: Any, name: str) -> None:
     from distill.config import apply_overrides, parse_config
     from gen.io.weights import write_bytes
 
-    run = given.run or Path("runs/forget") / name
+    run = given.run or Path("runs/forget") / f"{name}-{_digest(given)}"
     values: dict[str, Any] = {
         "output": str(run), "max_steps": given.steps or STEPS[given.method], "network": {}, "device": given.device or "auto",
         "objective": {"model": given.model, "name": name}, "schedule": {"type": "constant", "warmup": 0}, "log_every": 10,
@@ -198,6 +205,12 @@ def _trained(given: argparse.Namespace, edit: Any, name: str) -> None:
     trainer = make_trainer(parse_config(values, "the command"))
     trainer.train()
     place(trainer.run / "export", given.output)
+
+
+def _digest(given: argparse.Namespace) -> str:
+    """Of what a run depends on, so that the same request goes on where it stopped, and another begins anew."""
+    asked = [given.method, given.concepts, given.to, given.keep, given.only_keep, given.model, given.steps, given.set]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
 
 
 def _measured(generator: Any, judge: Any, shown: Sequence[str], given: argparse.Namespace) -> Any:
