@@ -42,6 +42,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("--control", "--controlnet", "--control-weight", "--control-range", "--control-mode"),
         *("--joint", "--joint-map", "--joint-picture", "--joint-strength", "--joint-scale", "--joint-shown", "--joint-adapter"),
         *("--lora-dir", "--embedding", "--compose", "--compose-option", "--region", "--concept", "--allow-nonfinite"),
+        *("--use", "--segment", "--start", "--grow", "--keep-outside"),
     ),
     "Sampler and guidance": (
         *("--sampler", "--sampler-option", "--schedule", "--schedule-option", "--noise-kind"),
@@ -56,6 +57,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
     "Files": (
         *("--name", "--to", "--per-file", "--format", "--quality", "--metadata", "--grid", "--show", "--save", "--save-all"),
         *("--preview", "--skip-existing", "--overwrite", "--retry-errors", "--strict", "--check", "--json", "--quiet"),
+        *("--save-layout",),
     ),
     "The model's parts": (
         *("--vae", "--text-encoder", "--variant", "--native", "--decoder", "--preview-decoder", "--model-option"),

@@ -110,6 +110,8 @@ def test_the_command(fewstep, tiny_model, tmp_path):
         ("--concept", "b=c"): "1 LoRAs and 2 concepts are given",
         ("--concept", "dog=c"): "write each thing once",
         ("-n", 2): "one picture at a time",
+        ("--grow", -7): "--grow is -7",
+        ("--start", "nan"): "--start is nan",
     }.items():
         code, _, said = fewstep("concepts", *scene, *common, *wrong)
         assert code == 2 and error in said

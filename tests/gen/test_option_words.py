@@ -59,7 +59,7 @@ def test_what_is_varied_is_not_given_beside(tmp_path, tiny_model, monkeypatch, c
     assert "The width of --size is 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "data build", "words", "lora"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "data build", "data compose", "words", "forget", "lora"])
 def test_commands_of_other_packages_go_by_their_names(command, capsys):
     assert main([*command.split(), "--nonsense"]) == 2
     assert capsys.readouterr().err.strip().endswith(f"See `fewstep {command} --help`.")

@@ -152,6 +152,10 @@ def concepts(
 
     if sampling.number != 1:
         raise ValueError("Concepts are put into one picture at a time; leave --number out, and give other seeds.")
+    if not 0 <= grow <= 1024:
+        raise ValueError(f"--grow is {grow}; give a number of pixels, 0 to 1024.")
+    if start is not None and not -20 <= start <= 20:
+        raise ValueError(f"--start is {start}; give a log-SNR from -20, of much noise, to 20, of hardly any.")
     prompts = named_values(concept, "--concept", '"a cat=a <tom> cat"')
     used, masks = named_values(use, "--use", '"a cat=tom"'), named_values(mask, "--mask", '"a cat=left.png"')
     if stray := next((name for name in (*used, *masks) if name not in prompts), None):
