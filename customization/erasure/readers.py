@@ -8,6 +8,7 @@ a pooled text                 the last layer of what makes of it a share of the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,9 @@ class PromptRows:
     @torch.no_grad()
     def _seen(self, prompt: str, layers: Sequence[str], noise: Tensor) -> dict[str, Tensor]:
         model, side = self.model, self.model.config.sample_size
-        condition = with_picture_size(model.encode_prompt([prompt]), model, 1, (side, side))
+        with warnings.catch_warnings():  # the prompts are ours, most of them, and what is unknown in them says nothing
+            warnings.filterwarnings("ignore", message="The text encoder does not know")
+            condition = with_picture_size(model.encode_prompt([prompt]), model, 1, (side, side))
         path: Any = model.denoiser.path
         rows: dict[str, Tensor] = {}
 
