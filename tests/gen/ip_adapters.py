@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-STATES, EMBEDS, FACE = 16, 12, 20  # widths of the tiny encoder's states and embeddings, and of a face's
+STATES, EMBEDS, FACE = 16, 12, 20  # widths of the tiny encoder's states and embeddings, and of a face's; of SigLIP's vector
 KINDS = ("plain", "plus", "full", "face", "face plus", "face plusv2")
 
 
@@ -65,6 +65,32 @@ def for_flux(transformer, seed: int = 0, tokens: int = 4, xlabs: bool = False) -
     return tensors
 
 
+def siglip(seed: int = 3):
+    """It sees 24 x 24 pixels, and gives vectors as wide as a face's (`FACE`)."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    from tests.gen.pipelines import seeded
+
+    config = SiglipVisionConfig(
+        hidden_size=FACE, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=8
+    )
+    return seeded(SiglipVisionModel, config, seed=seed)
+
+
+def instantx(transformer, seed: int = 0, tokens: int = 5) -> dict[str, Tensor]:
+    """The tensors of InstantX's file for a FLUX: keys and values of every block, joint ones first."""
+    source = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source) * (0.2 if len(shape) > 1 else 0.1)
+
+    dim, inner = transformer.config.joint_attention_dim, transformer.inner_dim
+    tensors = {f"image_proj.{name}": value for name, value in _projection("face", dim, tokens, random).items()}
+    for number in range(len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)):
+        tensors |= {f"ip_adapter.{number}.to_{row}_ip.weight": random(inner, dim) for row in "kv"}
+    return tensors
+
+
 def _projection(kind: str, dim: int, tokens: int, random) -> dict[str, Tensor]:
     norm = {"norm.weight": 1 + random(dim), "norm.bias": random(dim)}
     if kind == "plain":
@@ -103,11 +129,11 @@ def _projection(kind: str, dim: int, tokens: int, random) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def save(folder: Path, tensors: dict[str, Tensor], name: str = "ip-adapter") -> Path:
-    """The file with the encoder beside it."""
+def save(folder: Path, tensors: dict[str, Tensor], name: str = "ip-adapter", encoder=None) -> Path:
+    """The file with an encoder beside it: CLIP's, if none is given."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"{name}.safetensors")
-    image_encoder().save_pretrained(folder / "image_encoder", safe_serialization=True)
+    (encoder or image_encoder()).save_pretrained(folder / "image_encoder", safe_serialization=True)
     return folder / f"{name}.safetensors"

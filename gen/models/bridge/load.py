@@ -59,7 +59,7 @@ CLASSES: dict[str, str] = {
     "VQModel": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
-    "CLIPVisionModelWithProjection": "transformers",
+    **dict.fromkeys(("CLIPVisionModelWithProjection", "SiglipVisionModel"), "transformers"),
     "T5EncoderModel": "transformers",
     "UMT5EncoderModel": "transformers",
     "Gemma2Model": "transformers",

@@ -15,16 +15,18 @@ NAME = "ip_adapter_scale"
 
 def by_layer(scale: Mapping[str, Any]) -> dict[str, float]:
     """Beginnings of layers' names -> factor, of numbers by way ("down", "mid", "up"), block ("block_0", ...) and place in it:
-    the form of diffusers' `set_ip_adapter_scale`; of FLUX, of joint blocks ("block_0", ...). ValueError for what is not
-    there."""
+    the form of diffusers' `set_ip_adapter_scale`; of FLUX, of joint blocks ("block_0", ...) and of those of one stream
+    ("single_0", ...). ValueError for what is not there."""
     flat: dict[str, float] = {}
     for way, inner in scale.items():
         if way == "mid":
             flat["mid_block."] = check_float(f"{NAME}['mid']", inner, -MOST, MOST)
         elif (number := str(way).removeprefix("block_")) != way and number.isdecimal():
             flat[f"transformer_blocks.{int(number)}."] = check_float(f"{NAME}[{way!r}]", inner, -MOST, MOST)
+        elif (number := str(way).removeprefix("single_")) != way and number.isdecimal():
+            flat[f"single_transformer_blocks.{int(number)}."] = check_float(f"{NAME}[{way!r}]", inner, -MOST, MOST)
         elif way not in WAYS:
-            raise ValueError(f"{NAME} names {way!r:.40}; its parts are down, mid and up, and of FLUX block_0, block_1, ...")
+            raise ValueError(f"{NAME} names {way!r:.40}; its parts are down, mid, up, of FLUX block_0, ... and single_0, ...")
         elif not isinstance(inner, Mapping):
             flat[f"{WAYS[way]}."] = check_float(f"{NAME}[{way!r}]", inner, -MOST, MOST)
         else:

@@ -16,7 +16,7 @@ from gen.io.images import digest, read_picture
 from gen.io.validators import check_interval
 from gen.models.bridge.ip_adapter.attention import MASK, PREFIXES, SCALE, TOKENS, ImagePrompt
 from gen.models.bridge.ip_adapter.encoder import open_encoder
-from gen.models.bridge.ip_adapter.file import IPAdapter, open_ip_adapter, to_text
+from gen.models.bridge.ip_adapter.file import IPAdapter, open_ip_adapter, places
 from gen.pipeline.recipe import Recipe
 from gen.pipeline.types import Item, SamplingBatch, Settings, Task, TaskTraits
 from gen.tasks.image_prompt.options import ImagePromptKeywords, ImagePromptRecord
@@ -206,7 +206,8 @@ def _show(
     )
     if masks is None and len(set(scale)) > 1:  # pictures of unequal strength are attended to each by itself
         masks = torch.ones(count, 1, settings.height, settings.width)
-    prompt = ImagePrompt(adapter, factors(layers, [name for _, name, _ in to_text(model.network.network)]) if layers else ())
+    where = [name for _, name, _ in places(adapter, model.network.network)]
+    prompt = ImagePrompt(adapter, factors(layers, where) if layers else ())
     # runs that share forward passes share the network's table: one name means one adapter on the same layers
     by_layers = hashlib.sha256(repr(prompt.layers).encode()).hexdigest()[:8] if layers else "everywhere"
     name = f"{number} {adapter.digest[:16]} {by_layers}"
@@ -240,7 +241,7 @@ def _tokens(adapter: IPAdapter, pictures: list[Tensor], embeds: Tensor | None, m
         encoder = adapter.encoder
         assert encoder is not None
         pixels = torch.cat([encoder.pixels(one) for one in pictures])
-        if projection.reads == "embeds":
+        if projection.reads in ("embeds", "pooled"):
             features = encoder.embeds(pixels)
             null_features = torch.zeros_like(features)
             if adapter.black:
@@ -288,18 +289,18 @@ def _encoder(model: Model, file: Path, source: Any, adapter: IPAdapter) -> Any:
     """The encoder given, or the first near the file whose features are as wide as the adapter reads."""
     folder = file.parent
     near = [place / "image_encoder" for place in (folder, folder.parent, folder.parent / "models")]
-    places = [source] if source is not None else [place for place in near if (place / "config.json").is_file()]
-    width, seen = adapter.projection.width, []
-    for place in places:
+    folders = [source] if source is not None else [place for place in near if (place / "config.json").is_file()]
+    width, reads, seen = adapter.projection.width, adapter.projection.reads, []
+    for place in folders:
         found = open_encoder(place, model.dtype, model.device)
-        config = found.network.config
-        own = config.projection_dim if adapter.projection.reads == "embeds" else config.hidden_size
-        if own == width:
+        if found.widths.get(reads) == width:
             return found
-        seen.append(f"{place} gives {own}")
-    if not places:
+        given = found.widths.get(reads)
+        seen.append(f"{place} gives {given}" if given else f"{place} holds a {found.kind}")
+    if not folders:
         raise ValueError(
             f"There is no folder image_encoder near {file}; give ip_adapter_encoder (--ip-adapter-encoder), the vision encoder "
             "that the adapter was trained with."
         )
-    raise ValueError(f"The IP-Adapter reads features of width {width}, and {'; '.join(seen)}; give another ip_adapter_encoder.")
+    kind = "SigLIP's pooled output" if reads == "pooled" else "features"
+    raise ValueError(f"The IP-Adapter reads {kind} of width {width}, and {'; '.join(seen)}; give another ip_adapter_encoder.")

@@ -1,5 +1,7 @@
 """Image prompts inside a U-Net: attention to a picture's tokens, added to what attention to text gives. In FLUX's joint blocks
-it is added to the patches behind the block, and its queries are those before they are turned by their positions.
+it is added to the patches behind the block, and its queries are those before they are turned by their positions. Adapters for
+all of FLUX's blocks (InstantX) divide each head of their keys by its root mean square, and add to what attention gives before
+it is projected: to the patches in joint blocks, to text and patches in those of one stream.
 
 Conditions of an image prompt NAME: `extra["image prompt:NAME"]` (B, N, L, D), the tokens of N pictures, and what stands in for
 them without a condition behind "null:"; `extra["image scale:NAME"]`, (B, 1) for all pictures, or (B, N) where
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen.models.bridge.hook_layouts import inside
-from gen.models.bridge.ip_adapter.file import IPAdapter, attentions, is_joint, projection_of, to_text
+from gen.models.bridge.ip_adapter.file import IPAdapter, attentions, is_joint, places, projection_of
 from samplers.denoiser import MAP, NULL, Condition
 
 TOKENS, SCALE = "image prompt:", "image scale:"
@@ -87,19 +89,30 @@ def image_prompted(network: nn.Module, prompts: Mapping[str, ImagePrompt], condi
             for name in names:
                 for row, pair in prompts[name].adapter.lora.get(number, {}).items():
                     stack.callback(projection_of(module, row).register_forward_hook(_Lora(*pair)).remove)
-        for layer, (_, _, module) in enumerate(to_text(network)):
-            factors = {name: factor for name in names if (factor := prompts[name].factor(layer))}
-            if factors:
-                if joint:
-                    behind = _Added(module.attn, condition, layer, factors, tuple(size))
-                    stack.callback(module.attn.norm_q.register_forward_hook(behind.keep_query).remove)
-                    stack.callback(module.register_forward_hook(behind.after_block).remove)
-                    continue
-                added = _Added(module, condition, layer, factors, tuple(size))
-                # behind the LoRAs' own hooks, which change the query
-                stack.callback(module.to_q.register_forward_hook(added.keep_query).remove)
-                stack.callback(module.to_out[0].register_forward_pre_hook(added).remove)
+        for everywhere in (False, True) if joint else (False,):
+            own = [name for name in names if prompts[name].adapter.in_all_blocks is everywhere]
+            for layer, (_, _, module) in enumerate(places(prompts[own[0]].adapter, network) if own else ()):
+                factors = {name: factor for name in own if (factor := prompts[name].factor(layer))}
+                if factors:
+                    added = _Added(module.attn if joint else module, condition, layer, factors, tuple(size), joint)
+                    _add(stack, module, added, everywhere)
         yield
+
+
+def _add(stack: ExitStack, module: nn.Module, added: _Added, everywhere: bool) -> None:
+    """Have a layer add its part. module: an attention to text, or a block of FLUX."""
+    attention = added.attention
+    if attention is module:  # behind the LoRAs' own hooks, which change the query
+        stack.callback(attention.to_q.register_forward_hook(added.keep_query).remove)
+        stack.callback(attention.to_out[0].register_forward_pre_hook(added).remove)
+        return
+    stack.callback(attention.norm_q.register_forward_hook(added.keep_query).remove)
+    if not everywhere:
+        stack.callback(module.register_forward_hook(added.after_block).remove)
+    elif hasattr(attention, "to_out"):
+        stack.callback(attention.to_out[0].register_forward_pre_hook(added).remove)
+    else:  # of one stream, whose attention is projected with what stands beside it
+        stack.callback(attention.register_forward_hook(added.after_attention).remove)
 
 
 @dataclass(frozen=True)
@@ -113,13 +126,15 @@ class _Lora:
 
 @dataclass
 class _Added:
-    """What goes into the projection of one attention to text, with the pictures' part. factors: by image prompt."""
+    """What goes into the projection of one attention to text, with the pictures' part. factors: by image prompt. joint: it is
+    FLUX's."""
 
     attention: Any
     condition: Condition
     layer: int
     factors: Mapping[str, float]
     size: tuple[int, int]
+    joint: bool = False
     query: Tensor | None = None
 
     def keep_query(self, module: nn.Module, given: Any, out: Tensor) -> None:
@@ -130,10 +145,16 @@ class _Added:
         query, self.query = self.query, None
         return out if query is None else (out[0], self.added_to(out[1], query.transpose(1, 2)))
 
+    def after_attention(self, module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        """What attention gives, of text and patches."""
+        query, self.query = self.query, None
+        return out if query is None else self.added_to(out, query.transpose(1, 2))
+
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         query, self.query = self.query, None
         assert query is not None
-        return (self.added_to(given[0], query.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2)), *given[1:])
+        apart = query if query.ndim == 4 else query.unflatten(-1, (self.attention.heads, -1))
+        return (self.added_to(given[0], apart.transpose(1, 2)), *given[1:])
 
     def added_to(self, tokens: Tensor, q: Tensor) -> Tensor:
         """Tokens (B, L, D) with what queries (B, H, L, D / H) find in the pictures."""
@@ -151,10 +172,12 @@ class _Added:
         return tokens
 
     def _masks(self, name: str, length: int) -> Tensor | None:
-        """(B, N, length) at this layer's resolution."""
+        """(B, N, length) at this layer's resolution; for text before the patches, which is nowhere, the masks' mean."""
         if MASK + name not in self.condition.extra:
             return None
         height, width = self.size
-        while height * width > length:
+        while height * width > length or (self.joint and (height, width) == self.size):  # FLUX's patches are 2 x 2
             height, width = -(-height // 2), -(-width // 2)
-        return self.condition.extra[f"{_LEVELS}{height} {width}:{name}"].flatten(2)
+        mask = self.condition.extra[f"{_LEVELS}{height} {width}:{name}"].flatten(2)
+        text = length - mask.shape[-1]
+        return torch.cat([mask.mean(-1, keepdim=True).expand(-1, -1, text), mask], dim=-1) if text else mask

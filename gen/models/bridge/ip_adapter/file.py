@@ -1,14 +1,15 @@
 """An IP-Adapter's file: safetensors with `image_proj.*`, and `ip_adapter.N.to_k_ip.weight` and `to_v_ip` of every attention to
 text; those for faces have a LoRA of every attention beside (`ip_adapter.N.to_q_lora.down.weight`, ...).
 
-Those for FLUX have keys and values, with biases, of every joint block; XLabs' own files have other names for them.
+Those for FLUX have keys and values, with biases, of every joint block; XLabs' own files have other names for them. InstantX's
+have keys and values without biases of every block, the joint ones first.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class IPAdapter:
     digest: of its file.
     encoder: what sees its pictures; None for one that reads faces' embeddings alone.
     black: what stands in for a picture is what the encoder sees in a black one; otherwise zeros in the place of its embedding.
+    heads: of FLUX's attention, where it acts in all blocks (InstantX) and each head of its keys is divided by its root mean
+        square; 0 for other adapters.
     """
 
     projection: Projection
@@ -55,12 +58,20 @@ class IPAdapter:
     key_biases: tuple[Tensor, ...] = ()
     value_biases: tuple[Tensor, ...] = ()
     black: bool = False
+    heads: int = 0
+
+    @property
+    def in_all_blocks(self) -> bool:
+        return self.heads > 0
 
     def projected(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(keys, values) of tokens (..., D) in a layer."""
         pairs = ((self.keys, self.key_biases), (self.values, self.value_biases))
         biases = [found[layer].to(tokens) if found else None for _, found in pairs]
         k, v = (F.linear(tokens, own[layer].to(tokens), bias) for (own, _), bias in zip(pairs, biases, strict=True))
+        if self.heads:
+            apart = k.unflatten(-1, (self.heads, -1))
+            k = F.rms_norm(apart.float(), apart.shape[-1:], eps=1e-5).to(k).flatten(-2)
         return k, v
 
 
@@ -84,6 +95,21 @@ def to_text(network: nn.Module) -> list[tuple[int, str, Any]]:
     return [(i, name, module) for i, (name, module) in enumerate(attentions(network)) if name.endswith("attn2")]
 
 
+def in_every_block(network: nn.Module) -> list[tuple[int, str, Any]]:
+    """As `to_text`, of FLUX's joint blocks and then of those of one stream."""
+    blocks: Any = inside(network)
+    joint = to_text(network)
+    singles = [
+        (len(joint) + i, f"single_transformer_blocks.{i}.", one) for i, one in enumerate(blocks.single_transformer_blocks)
+    ]
+    return joint + singles
+
+
+def places(adapter: IPAdapter, network: nn.Module) -> list[tuple[int, str, Any]]:
+    """Where an adapter acts, one place for each of its keys."""
+    return in_every_block(network) if adapter.in_all_blocks else to_text(network)
+
+
 def open_ip_adapter(path: Path, network: nn.Module, dtype: torch.dtype, device: torch.device) -> IPAdapter:
     """The file of an IP-Adapter for a U-Net or FLUX, without its encoder. CheckpointError for one that is damaged, unsafe, or
     for another network."""
@@ -100,7 +126,10 @@ def open_ip_adapter(path: Path, network: nn.Module, dtype: torch.dtype, device: 
     projection = open_projection(path, parts["image_proj"], dtype)
     projection.module.to(device)
     joint = is_joint(network)
-    found = _weights(path, parts["ip_adapter"], network, joint)
+    everywhere = joint and projection.reads == "face"  # InstantX's projection is made as that of a face
+    if everywhere:
+        projection = replace(projection, reads="pooled")
+    found = _weights(path, parts["ip_adapter"], network, joint, everywhere)
     lora = {} if joint else _lora(path, parts["ip_adapter"], network)
     if joint and any(_LORA.match(key) for key in parts["ip_adapter"]):
         raise CheckpointError(path, "has LoRAs of a U-Net's attentions; it is for another network.")
@@ -110,7 +139,9 @@ def open_ip_adapter(path: Path, network: nn.Module, dtype: torch.dtype, device: 
         for number, own in lora.items()
     }
     keys, values, key_biases, value_biases = ready
-    return IPAdapter(projection, keys, values, file_digest(path), moved, None, key_biases, value_biases, black=joint)
+    heads = to_text(network)[0][2].attn.heads if everywhere else 0
+    black = joint and not everywhere
+    return IPAdapter(projection, keys, values, file_digest(path), moved, None, key_biases, value_biases, black, heads)
 
 
 def _usual(name: str) -> str:
@@ -120,28 +151,31 @@ def _usual(name: str) -> str:
     return name
 
 
-def _weights(path: Path, tensors: Mapping[str, Tensor], network: nn.Module, joint: bool) -> list[list[Tensor]]:
-    """Keys, values, and the biases of both, where the network's have them."""
+def _weights(
+    path: Path, tensors: Mapping[str, Tensor], network: nn.Module, joint: bool, everywhere: bool
+) -> list[list[Tensor]]:
+    """Keys, values, and the biases of both, where the network's have them. everywhere: as `IPAdapter.in_all_blocks`."""
+    biased = joint and not everywhere
     unknown = [
         key
         for key in tensors
-        if not ((match := _WEIGHT.match(key)) and (joint or match[3] == "weight")) and not _LORA.match(key)
+        if not ((match := _WEIGHT.match(key)) and (biased or match[3] == "weight")) and not _LORA.match(key)
     ]
     if unknown:
         raise CheckpointError(
             path,
             f"has the unknown {listed(unknown)}; an IP-Adapter for Stable Diffusion, SDXL or FLUX is read, each for its own.",
         )
-    places = to_text(network)
+    found_in = in_every_block(network) if everywhere else to_text(network)
     numbers = sorted({int(match[1]) for key in tensors if (match := _WEIGHT.match(key))})
-    if numbers != [i if joint else 2 * i + 1 for i in range(len(places))]:
+    if numbers != [i if joint else 2 * i + 1 for i in range(len(found_in))]:
         raise CheckpointError(
-            path, f"is for a network of {len(numbers)} attentions to text, and this one has {len(places)}; it is for another."
+            path, f"is for a network of {len(numbers)} attentions to text, and this one has {len(found_in)}; it is for another."
         )
     found: list[list[Tensor]] = [[], [], [], []]
     rows = [("k", "weight", found[0]), ("v", "weight", found[1])]
-    rows += [("k", "bias", found[2]), ("v", "bias", found[3])] if joint else []
-    for number, (_, name, module) in zip(numbers, places, strict=True):
+    rows += [("k", "bias", found[2]), ("v", "bias", found[3])] if biased else []
+    for number, (_, name, module) in zip(numbers, found_in, strict=True):
         sizes = (module.attn.inner_dim, _text_width(network)) if joint else (module.inner_kv_dim, module.cross_attention_dim)
         for kind, leaf, kept in rows:
             value, needed = tensors.get(f"{number}.to_{kind}_ip.{leaf}"), sizes if leaf == "weight" else sizes[:1]

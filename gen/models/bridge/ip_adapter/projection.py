@@ -35,8 +35,8 @@ _FEED_FORWARD: Rename = ((r"^proj\.0\.", "ff.net.0.proj."), (r"^proj\.2\.", "ff.
 class Projection:
     """A module from features to tokens (B, L, D).
 
-    reads: "embeds", the picture's embedding (B, E); "states", the encoder's tokens before its last layer (B, T, H); "face", an
-        embedding of a face (B, E); or "face states", both of the last.
+    reads: "embeds", the picture's embedding (B, E); "pooled", that of SigLIP; "states", the encoder's tokens before its last
+        layer (B, T, H); "face", an embedding of a face (B, E); or "face states", both of the last.
     width: E or H; of "face states" that of the states. given: of what it is given first, E or H.
     tokens: L.
     shortcut: of "face states", the face's tokens are added to what the resampler makes of them (version 2).
