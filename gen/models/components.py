@@ -11,7 +11,7 @@ from torch import nn
 
 from gen.io.digests import file_digest
 from gen.io.weights import CheckpointError, TensorFile, load_weights, read_json, write_json, write_weights
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than, wants_sizes_only, without_memory
+from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than, place_unfilled, wants_sizes_only, without_memory
 from gen.nn.registry import build, config_of
 
 # parts of a model folder that a library of others keeps in its own form: `gen.models.bridge.parts` opens and writes them
@@ -68,7 +68,7 @@ def load_component(folder: Path | str, *types: str, dtype: torch.dtype = torch.f
         raise CheckpointError(folder / "config.json", str(error)) from None
     if empty:
         return network.eval().requires_grad_(False)
-    load_weights(network, folder / "model.safetensors")
+    load_weights(place_unfilled(network), folder / "model.safetensors")
     load_extra = getattr(network, "load_extra", None)
     if load_extra is not None:
         load_extra(folder)

@@ -30,6 +30,7 @@ from gen.models.prompt_syntax import warn_foreign
 from gen.models.prompt_words import warn_words
 from gen.nn.batch_invariance import BatchInvariantNetwork
 from gen.nn.conditions import join
+from gen.nn.initialisation import opening_on
 from samplers.denoiser import Condition, NetworkDenoiser
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ class Model:
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         name, folder = find_model(model, revision, variant, dtype)
-        opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, quantize, model_options or {}))
+        with opening_on(device if offload is None else torch.device("cpu")):
+            opened = load_model(folder, dtype, ModelOptions(vae, text_encoder, native, variant, quantize, model_options or {}))
         parts = opened.parts
         opened_model = cls(
             opened.config,

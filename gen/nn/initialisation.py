@@ -105,6 +105,34 @@ def wants_sizes_only() -> bool:
 
 
 @contextmanager
+def opening_on(device: torch.device) -> Iterator[None]:
+    """Inside, networks that this thread opens have their weights on a device, to which each tensor goes as it is read."""
+    before, _state.device = opening_device(), device
+    try:
+        yield
+    finally:
+        _state.device = before
+
+
+def opening_device() -> torch.device:
+    """That of `opening_on`; the CPU outside of it."""
+    return getattr(_state, "device", torch.device("cpu"))
+
+
+def place_unfilled(network: nn.Module) -> nn.Module:
+    """The network with parameters on `opening_device`, which a file is to fill: what they hold is not copied."""
+    device = opening_device()
+    for module in network.modules() if device.type != "cpu" else ():
+        for name, value in module._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=value.requires_grad)
+        for name, held in module._buffers.items():
+            module._buffers[name] = None if held is None else held.to(device)
+    return network
+
+
+@contextmanager
 def no_larger_than(shapes: Mapping[str, Sequence[int]], factor: int = 1) -> Iterator[None]:
     """Inside, new tensors of this thread may hold `factor` times as many numbers as a file's (its shapes by name) and
     `SLACK` more. TooLarge, in words that follow the name of a config, refuses the next one before it is allocated."""

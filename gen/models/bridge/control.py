@@ -21,6 +21,7 @@ from gen.models.bridge.control_residuals import RESIDUALS, repeats
 from gen.models.bridge.files.control import ControlFile
 from gen.models.bridge.load import load_network, read_part_config
 from gen.models.formats.registry import their_config
+from gen.nn.initialisation import opening_on
 from samplers.denoiser import Condition
 
 # what must be the same as in the denoiser's network: names of their configs
@@ -104,7 +105,8 @@ def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device:
             raise CheckpointError(
                 folder, f"has {name} {its!r:.80}, and this model's network {mine!r:.80}; it is for another model."
             )
-    opened, digest = load_network(folder, kind, dtype) if file is None else file.open(dtype)
+    with opening_on(device):
+        opened, digest = load_network(folder, kind, dtype) if file is None else file.open(dtype)
     return Control(opened.to(device), digest)
 
 

@@ -25,7 +25,7 @@ from gen.io.digests import file_digest
 from gen.io.errors import regular_file
 from gen.io.weights import PICKLES, CheckpointError, read_json
 from gen.models.bridge.positions import check_positions
-from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
+from gen.nn.initialisation import TooLarge, no_larger_than, opening_device, wants_sizes_only
 
 # Everything a pipeline may be made of, and the library that has it.
 CLASSES: dict[str, str] = {
@@ -51,8 +51,7 @@ CLASSES: dict[str, str] = {
     "ZImageTransformer2DModel": "diffusers",
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
-    "AutoencoderDC": "diffusers",
-    "AutoencoderKLFlux2": "diffusers",
+    **dict.fromkeys(("AutoencoderDC", "AutoencoderKLFlux2"), "diffusers"),
     **dict.fromkeys(("AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"), "diffusers"),
     "AutoencoderKLWan": "diffusers",
     "ChatGLMModel": "transformers",
@@ -250,6 +249,8 @@ def load_network(
         return network, "" if wants_sizes_only() else digest(files)
     check_positions(folder / "config.json", config)
     options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "variant": variant}
+    if (device := opening_device()).type != "cpu":
+        options["device_map"] = {"": device}  # each tensor goes there as it is read
     with quietly():
         try:
             with no_larger_than(shapes, 4):

@@ -16,7 +16,7 @@ from gen.models.formats.files import CheckpointFiles, open_checkpoint
 from gen.models.formats.format import Format
 from gen.models.formats.registry import detect, find
 from gen.models.formats.table import Slots, expand, nearest
-from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than
+from gen.nn.initialisation import TooLarge, no_initialisation, no_larger_than, opening_device
 from gen.nn.registry import build
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -32,7 +32,7 @@ def read_checkpoint(
     path: Path | str,
     format: str | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype | None = torch.float32,
     allow_nonfinite: bool = False,
     null_text: Tensor | None = None,
@@ -50,6 +50,7 @@ def read_checkpoint(
     """Read a network (`gen.nn.backbones`) from a published checkpoint: a safetensors file, an index of several, or a folder.
 
     format: a name of `gen.models.formats.FORMATS`; None: told from the names of the tensors.
+    device: of the network; None: `gen.nn.initialisation.opening_device`.
     dtype: of the network; None: each tensor keeps the file's.
     null_text: features of the empty prompt (text_tokens, text_dim), for the formats that do not store them; without it they
         are zeros, and a warning says so.
@@ -75,7 +76,7 @@ def read_checkpoint(
     options |= {"pictures": pictures, "fills": fills}
     options = {name: value for name, value in options.items() if value is not None}
     kind, config = configure(source, format, options)
-    device = torch.device(device)
+    device = opening_device() if device is None else torch.device(device)
     network = _build(source, config)
     slots = _fit(source, kind, network, dtype)
     _place(network, slots, source, dtype, device)

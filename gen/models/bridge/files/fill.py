@@ -17,7 +17,7 @@ from gen.models.bridge.files.gguf_file import TYPES, codec
 from gen.models.bridge.files.rows import Piece, Plan
 from gen.models.bridge.load import CLASSES, check_config, first_line, library_class, quietly
 from gen.models.bridge.positions import check_positions
-from gen.nn.initialisation import TooLarge, no_larger_than, wants_sizes_only
+from gen.nn.initialisation import TooLarge, no_larger_than, opening_device, wants_sizes_only
 from gen.nn.quantized import CODECS, QuantizedWeight, join, quantizable, quantize
 
 
@@ -42,7 +42,7 @@ class Filling:
     network: nn.Module
     plan: Plan
     dtype: torch.dtype
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=opening_device)
     scheme: str | None = None
     _waiting: dict[str, dict[int, QuantizedWeight | Tensor]] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gen.models.bridge.hub import part_folder
 from gen.models.bridge.load import load_network, read_part_config
+from gen.nn.initialisation import opening_on
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on, and their deviations
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -69,5 +70,6 @@ def open_encoder(source: str | Path, dtype: torch.dtype, device: torch.device) -
     """From a folder or a hub repository, in which it may be the folder `image_encoder`."""
     folder = part_folder(source, "image_encoder", ("config.json",))
     kind = SIGLIP if read_part_config(folder).get("model_type") in SIGLIPS else CLIP
-    network, digest = load_network(folder, kind, dtype, BESIDE.get(kind, ()))
+    with opening_on(device):
+        network, digest = load_network(folder, kind, dtype, BESIDE.get(kind, ()))
     return ImageEncoder(network.to(device), digest, kind)
