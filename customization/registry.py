@@ -14,6 +14,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "consislora": ("customization.methods.consislora", "ConsistentConfig", "ConsistentObjective"),
     "custom_diffusion": ("customization.methods.custom_diffusion", "CustomDiffusionConfig", "CustomDiffusionObjective"),
     "esd": ("customization.methods.esd", "ErasureConfig", "ErasureObjective"),
+    "full": ("customization.methods.full", "FullConfig", "FullObjective"),
     "moslora": ("customization.methods.moslora", "MixtureConfig", "MixtureObjective"),
     "multibooth": ("customization.methods.multibooth", "MultiBoothConfig", "MultiBoothObjective"),
     "res_adapter": ("customization.methods.res_adapter", "ResAdapterConfig", "ResAdapterObjective"),

@@ -274,6 +274,8 @@ def how_to_draw(trainer: Any, file: Path) -> str:
 
     objective = trainer.objective
     phrase = describe_training(objective.config, objective.generator, objective.run).get("modelspec.trigger_phrase", "PROMPT")
+    if any((file / name).is_file() for name in ("config.json", "model_index.json")):  # a whole model
+        return f"Draw with it: fewstep image {shlex.quote(phrase)} --model {shlex.quote(str(file))}"
     model = "" if objective.config.model == "default" else f" --model {shlex.quote(objective.config.model)}"
     return f"Draw with it: fewstep image {shlex.quote(phrase)}{model} --lora {shlex.quote(str(file))}"
 

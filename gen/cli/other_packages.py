@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -21,6 +22,8 @@ MODULES = {
     "lora train": "customization.train",
     "lora": "customization.lora",
 }
+# objectives of "lora train" whose result is a whole model, so that one looks for them under "train"
+TEACHING = ("full",)
 ran: list[str] = []  # of them, by this process
 HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -36,7 +39,20 @@ def add(app: typer.Typer) -> None:
 
 def train(context: typer.Context) -> int:
     """Train what a config says: fewstep train CONFIG.yaml key=value ..."""
-    return hand_over("train", context.args)
+    return hand_over("lora train" if _teaches(context.args) else "train", context.args)
+
+
+def _teaches(arguments: Sequence[str]) -> bool:
+    """Is the objective of a training config one of those that teach a model, which `fewstep lora train` runs?"""
+    import yaml
+
+    file = next((Path(one) for one in arguments if one.endswith((".yaml", ".yml"))), None)
+    try:
+        values = yaml.safe_load(file.read_text()) if file is not None and file.is_file() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # which the training says in its own words
+    objective = values.get("objective") if isinstance(values, dict) else None
+    return isinstance(objective, dict) and objective.get("type") in TEACHING
 
 
 def evaluate(context: typer.Context) -> int:
