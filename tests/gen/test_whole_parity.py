@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from gen.generator import Generator
+from gen.models.bridge.families.table import FAMILIES
+from tests.gen.whole_editing import EDITING
 from tests.gen.whole_pipelines import TEXT_TO_IMAGE, opened
 
 SEED = 3
@@ -27,6 +29,13 @@ def ours(pipe: Any, call: dict[str, Any], steps: int, **options: Any) -> Any:
     rest = {name: value for name, value in call.items() if name not in KEYWORDS | {"mask_image"}}
     common = {"num_inference_steps": steps, "seed": SEED, "output_type": "pt", "progress": False}
     return Generator.from_pipeline(pipe)(pipeline_options=rest, **{**common, **keywords, **options})
+
+
+def test_there_are_enough_without_a_family_of_ours():
+    """Ten pipelines from text to pictures and three that edit, which only the way of whole pipelines opens."""
+    for builders, least in ((TEXT_TO_IMAGE, 10), (EDITING, 3)):
+        names = {type(opened(build.__name__)[0]).__name__ for build in builders}
+        assert len(names - set(FAMILIES)) >= least, sorted(names - set(FAMILIES))
 
 
 @pytest.mark.parametrize("steps", [4, 20])
