@@ -387,10 +387,11 @@ class Model:
 
 
 def _channels_last(network: nn.Module) -> nn.Module:
-    """With the weights of its two-dimensional convolutions channels last; others, as of videos, have no such order."""
+    """With the weights of its two-dimensional convolutions channels last; others, as of videos, have no such order. All are
+    copied, so that no small one holds the whole file in memory."""
     for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        last = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+        tensor.data = tensor.data.clone(memory_format=last)
     return network
 
 
