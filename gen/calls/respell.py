@@ -31,7 +31,7 @@ def respell(sentence: str, words: Mapping[str, str]) -> str:
             sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?|This ){plain}(?=[ :\[])", partial(_after, word), sentence)
             after = r"(?= too\b| out\b|[;.,:]| and\b)"
             sentence = re.sub(rf"(\b{_BEFORE} ){plain}{after}|(\(){plain}(?=\))", partial(_after, word), sentence)
-    return sentence
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", sentence)
 
 
 def _in_place(word: str, match: re.Match[str]) -> str:

@@ -24,7 +24,8 @@ def parse_lora(text: str) -> tuple[Path, float | None]:
         try:
             return Path(file), float(tail)
         except ValueError:
-            pass
+            if Path(file).exists() and not Path(text).exists():
+                raise ValueError(f"The weight of {file} is {tail!r}; give a number, as in {file}:0.8.") from None
     return Path(text), None
 
 

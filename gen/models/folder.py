@@ -240,7 +240,7 @@ def read_model_config(folder: Path | str) -> ModelConfig:
     if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
         raise CheckpointError(folder, "is a diffusers pipeline, not a fewstep model; Generator.from_pretrained opens those.")
     if not (folder / "config.json").exists():
-        raise CheckpointError(folder, "is a folder without config.json or model_index.json, so it is no model; check the name.")
+        raise CheckpointError(folder, "is a folder without config.json or model_index.json, which models have; check the name.")
     value = read_json(folder / "config.json")
     if value.get("format") != "fewstep":
         raise CheckpointError(folder / "config.json", 'is not the config of a fewstep model (it lacks "format": "fewstep").')

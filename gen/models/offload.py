@@ -30,7 +30,7 @@ def check_offload(offload: str | None, device: torch.device) -> None:
     if offload is None:
         return
     if offload not in KINDS:
-        raise ValueError(f"offload is {offload!r}; give {', '.join(KINDS)}, or leave it out.")
+        raise ValueError(f"offload is {offload!r}; give one of {', '.join(map(repr, KINDS))}, or leave it out.")
     if device.type == "cpu" and offload != "disk":
         warnings.warn(
             f"The model runs on a CPU, where offload={offload!r} saves no memory; disk does, or quantize.", stacklevel=3

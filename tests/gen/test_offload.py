@@ -102,7 +102,7 @@ def test_adapters_beside_offloaded_weights(flux, kind):
 
 def test_what_does_not_go_together(flux):
     folder, x, _ = flux
-    with pytest.raises(ValueError, match="offload is 'gpu'; give model, group, sequential, disk"):
+    with pytest.raises(ValueError, match="offload is 'gpu'; give one of 'model', 'group', 'sequential', 'disk'"):
         Generator.from_pretrained(folder, device="cpu", offload="gpu")
     with pytest.raises(ValueError, match=r"Weights in fewer bits are moved whole: use offload='model' with quantize"):
         Generator.from_pretrained(folder, device="cpu", quantize="int8", offload="group")

@@ -86,6 +86,8 @@ def open_foreign_control(folder: Path, network: Any, dtype: torch.dtype, device:
     damaged, unsafe, or for another network."""
     wanted = network.controlled_by
     file = ControlFile(folder) if folder.is_file() else None
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(folder, "is a whole pipeline; give a ControlNet's or T2I-Adapter's own folder or file.")
     config = read_part_config(folder) if file is None else file.config
     kind = str(config.get("_class_name")) if file is None else file.kind
     if kind not in wanted:

@@ -23,8 +23,9 @@ from torch import nn
 
 from gen.io.digests import file_digest
 from gen.io.errors import regular_file
-from gen.io.weights import PICKLES, CheckpointError, read_json
+from gen.io.weights import PICKLES, CheckpointError, TensorFile, read_json
 from gen.models.bridge.positions import check_positions
+from gen.models.bridge.reasons import first_line
 from gen.nn.initialisation import TooLarge, no_larger_than, opening_device, wants_sizes_only
 
 # Everything a pipeline may be made of, and the library that has it.
@@ -266,13 +267,14 @@ def load_network(
 
 
 def _headers(file: Path) -> dict[str, tuple[list[int], str]]:
-    """(shape, dtype) by name, from the file's header; of a damaged one none, which leaves room for small tables only."""
+    """(shape, dtype) by name, from the file's header; CheckpointError for a damaged one."""
     try:
         with safe_open(file, "pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
             return {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
     except Exception:
-        return {}
+        TensorFile(file)  # says what is wrong with it
+        raise
 
 
 def _check_regular(folder: Path) -> None:
@@ -367,11 +369,6 @@ def _check_loaded(folder: Path, name: str, network: nn.Module, info: Mapping[str
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(folder, f"tensor {key!r} holds NaN or infinite values; the file is damaged.")
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0][:300] if text else type(error).__name__).rstrip(".:") + "."
 
 
 _opening = threading.RLock()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from gen.io.weights import CheckpointError, listed
 from gen.models.bridge.files.gguf_file import TYPES, codec
 from gen.models.bridge.files.rows import Piece, Plan
-from gen.models.bridge.load import CLASSES, check_config, first_line, library_class, quietly
+from gen.models.bridge.load import CLASSES, check_config, library_class, quietly
 from gen.models.bridge.positions import check_positions
+from gen.models.bridge.reasons import first_line
 from gen.nn.initialisation import TooLarge, no_larger_than, opening_device, wants_sizes_only
 from gen.nn.quantized import CODECS, QuantizedWeight, join, quantizable, quantize
 
