@@ -48,7 +48,7 @@ def served(folder: Path, *options: str):
     finally:
         server.send_signal(signal.SIGINT)
         try:
-            assert server.wait(30) == 0, server.stderr.read()
+            assert server.wait(WAIT / 1000) == 0, server.stderr.read()
         finally:
             server.kill()
 

@@ -301,8 +301,9 @@ def test_another_host_asks_for_its_token(browser, tmp_path):
     with served(tmp_path, "--token", "a-secret-word") as (address, _), contextlib.closing(browser.new_context()) as context:
         bare = address.partition("?")[0]
         page = context.new_page()
+        page.set_default_timeout(WAIT)
         assert page.goto(bare).status == 401 and "printed" in page.content()
         page.goto(address)
-        page.get_by_role("textbox", name="Prompt").wait_for(timeout=WAIT)
+        page.get_by_role("textbox", name="Prompt").wait_for()
         assert "a-secret-word" not in page.url and page.evaluate("document.cookie") == ""
         assert page.goto(bare).status == 200
