@@ -28,7 +28,8 @@ def respell(sentence: str, words: Mapping[str, str]) -> str:
         if "_" in keyword:
             sentence = re.sub(rf"(?<![\w'\"\-./]){plain}(?![\w'\"\-/])(=)?", partial(_in_place, word), sentence)
         else:
-            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?|This ){plain}(?=[ :\[])", partial(_after, word), sentence)
+            this = "|This " if keyword != "model" else ""  # "This model ..." speaks of what is open, not of the option
+            sentence = re.sub(rf"^((?:With [^:]*: )?(?:\S+ and )?{this}){plain}(?=[ :\[])", partial(_after, word), sentence)
             after = r"(?= too\b| out\b|[;.,:]| and\b)"
             sentence = re.sub(rf"(\b{_BEFORE} ){plain}{after}|(\(){plain}(?=\))", partial(_after, word), sentence)
     return re.sub(r"(--[\w-]+) \(\1\)", r"\1", sentence)
