@@ -102,12 +102,12 @@ class GridPolicy:
             below = min(int(place), max(count - 2, 0))
             above = min(below + 1, count - 1)
             return torch.lerp(self.components[:, below], self.components[:, above], place - below)
-        place = share.clamp(0, 1) * (count - 1)
-        below = place.floor().long().clamp(0, max(count - 2, 0))
-        above = (below + 1).clamp(max=count - 1)
-        rows = torch.arange(len(z), device=z.device)
-        weight = expand(place - below, z).to(z.dtype)
-        return torch.lerp(self.components[rows, below], self.components[rows, above], weight)
+        places = share.clamp(0, 1) * (count - 1)
+        first_of_two = places.floor().long().clamp(0, max(count - 2, 0))
+        second = (first_of_two + 1).clamp(max=count - 1)
+        rows, weight = torch.arange(len(z), device=z.device), places - first_of_two
+        said = self.components[rows, first_of_two], self.components[rows, second]
+        return torch.lerp(*said, expand(weight, z))  # type: ignore[arg-type]
 
     def detached(self) -> GridPolicy:
         return GridPolicy(self.policy, self.components.detach(), self.start)
