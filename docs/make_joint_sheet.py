@@ -14,7 +14,7 @@ from PIL import Image
 from gen import Generator
 
 HERE = Path(__file__).parent
-SIZE = 128
+SIZE, STEPS = 128, 10
 MAP = HERE / "examples" / "house_segments.png"
 
 
@@ -25,10 +25,10 @@ def halves(picture: Image.Image) -> list[Image.Image]:
 
 def main(adapter: str | None = None, target: Path = HERE / "joint.png") -> None:
     generator = Generator.from_pretrained("default", device="cpu", dtype="float32")
-    call = {"joint": "segments", "joint_adapter": adapter, "seed": 0, "progress": False}
+    call = {"joint": "segments", "joint_adapter": adapter, "seed": 0, "num_inference_steps": STEPS, "progress": False}
     together = [half for prompt in ("a red heart", "a mushroom") for half in halves(generator(prompt, **call).images[0])]
     drawn = [generator(prompt, joint_map=MAP, **call).images[0] for prompt in ("a house", "a pink house", "a castle")]
-    plain = generator(["a sunflower", "a rocket"], seed=1, progress=False).images
+    plain = generator(["a sunflower", "a rocket"], seed=1, num_inference_steps=STEPS, progress=False).images
     maps = [one for picture in plain for one in (picture, generator("", joint_picture=picture, **call).images[0])]
     coarse = [generator("a house", joint_map=MAP, joint_strength=r, **call).images[0] for r in (0.5, 0.8, 0.9)]
     given = Image.open(MAP).convert("RGB")
