@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gen.cli.known_names import CACHES, GUIDANCE, SAMPLERS, SCHEDULES
 
-MODELS = ("default", "fast")
+MODELS = ("default", "fast", "upscale")
 QUANTIZE = ("int8", "fp8", "int4", "nf4")
 OFFLOAD = ("model", "group", "sequential", "disk")
 DEVICES = ("auto", "cpu", "cuda", "mps")

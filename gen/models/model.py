@@ -134,8 +134,8 @@ class Model:
         compile: str | bool | None = None,
         cuda_graphs: bool = False,
     ) -> Self:
-        """Open a model: "default" or its few-step student "fast" (they come with the package), a model folder of ours or of
-        diffusers, a checkpoint of a U-ViT, DiT or PixArt (a safetensors file, or its folder), or a hub id "owner/name".
+        """Open a model: "default", its few-step student "fast" or "upscale" (they come with the package), a model folder of
+        ours or of diffusers, a checkpoint of a U-ViT, DiT, PixArt or ADM (a file, or its folder), or a hub id "owner/name".
 
         device: "cuda", "mps", "cpu", or None for the best there is.
         dtype: "float32", "bfloat16", "float16", or None for bfloat16 where the device is fast at it, else float16 on a GPU and

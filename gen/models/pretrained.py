@@ -20,7 +20,8 @@ DEFAULT = Path(__file__).parents[1] / "weights" / "default"
 FAST = (
     Path(__file__).parents[1] / "weights" / "fast"
 )  # its student for few steps: a config and a denoiser; the other parts are the default's
-PACKAGED = {"default": DEFAULT, "fast": FAST}
+UPSCALE = Path(__file__).parents[1] / "weights" / "upscale"  # makes pictures larger, and draws nothing by itself
+PACKAGED = {"default": DEFAULT, "fast": FAST, "upscale": UPSCALE}
 _SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 WEIGHT_FILES = (*_SINGLE_FILES, *(f"{name}.index.json" for name in _SINGLE_FILES))
 FILES = (".safetensors", ".safetensors.index.json", ".gguf")
@@ -30,8 +31,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.md")
 def find_model(
     model: str | Path, revision: str | None = None, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[str, Path]:
-    """(name for recipes, folder or file) of "default", "fast", a folder, a checkpoint's file, or a hub id, which is downloaded
-    into the hub's own cache. variant, dtype: which of a pipeline's weights are fetched
+    """(name for recipes, folder or file) of "default", "fast", "upscale", a folder, a checkpoint's file, or a hub id, which is
+    downloaded into the hub's own cache. variant, dtype: which of a pipeline's weights are fetched
     (`gen.models.bridge.load.variants_for`)."""
     if not isinstance(model, str | Path) or not str(model):
         raise ValueError(f'The model is {model!r}; give "default", "fast", a model folder, or a hub id such as "owner/name".')

@@ -13,7 +13,7 @@ from gen.calls.call import Call
 from gen.calls.choose import beyond_student
 
 AUTOMATIC = "automatic"  # the student wherever it serves, else its teacher
-PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps"}
+PACKAGED = {"fast": "fast, 4 steps", "default": "default, 20 steps", "upscale": "upscale, for Enlarge"}
 WARM = 3  # models that stay open
 FILES = (".safetensors", ".gguf")
 MOST_READ = 5000  # files of a folder that are looked at

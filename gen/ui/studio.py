@@ -111,7 +111,7 @@ class Studio:
     def takes(self, model: str, what: str) -> bool | None:
         """Does a model take "control" or an "image_prompt"? None of one that is not open, as long as nothing is known."""
         if model in (AUTOMATIC, *PACKAGED):
-            return what == "control" and model != "fast"
+            return what == "control" and model in (AUTOMATIC, "default")
         if not self.warm.is_open(model):
             return None
         network = self.warm.get(model).network

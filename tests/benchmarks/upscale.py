@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.data.emoji.data import EmojiConfig, EmojiData
 from distill.networks.features import load_features
+from distill.types import pictures_of
 from gen import Generator
 from gen.cli.show import table
 
@@ -85,15 +86,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="upscale", help="the upsampler")
     options.add_argument("--count", type=int, default=32, help="drawings")
-    options.add_argument("--sheet", type=Path, help="small, bicubic, default model, upsampler, true: the first six drawings")
+    options.add_argument("--sheet", type=Path, help="six drawings: small, bicubic, default model, upsampler, true")
     asked = options.parse_args()
     data = EmojiData(EmojiConfig(split="held_out", drop_caption=0.0), seed=0)
-    true = (data.batch(range(asked.count)).images + 1) / 2
+    true = (pictures_of(data.batch(range(asked.count))) + 1) / 2
     small = (F.avg_pool2d(true, FACTOR) * 255).round() / 255
     made = {name: torch.stack([enlarge(one) for one in small]) for name, enlarge in ways(asked.model).items()}
     print(table(["enlarged by", "PSNR", "edges", "features apart"], measured(true, made)))
     if asked.sheet:
-        shown = ["bicubic", "default, strength 0.4", "upsampler, 4 steps"]
+        shown = ["bicubic", "default, strength 0.4", "upsampler, 1 step"]
         columns = [F.interpolate(small, scale_factor=FACTOR, mode="nearest"), *(made[name] for name in shown), true]
         sheet([column[:6] for column in columns]).save(asked.sheet, optimize=True)
 

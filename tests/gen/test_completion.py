@@ -74,7 +74,7 @@ def test_stacks_lists_and_files(tmp_path, monkeypatch):
     assert complete.guidance("apg + resc") == ["apg + rescale"] and complete.guidance("apg+resc") == ["apg+rescale"]
     assert complete.varied("samp") == ["sampler="] and complete.varied("sampler=euler,lc") == ["sampler=euler,lcm"]
     assert complete.varied("steps=4") == []
-    assert complete.models("") == ["default", "fast", "models/"]
+    assert complete.models("") == ["default", "fast", "upscale", "models/"]
     assert complete.models("models/") == ["models/a.safetensors", "models/b.gguf"]
     assert complete.models("none/") == [] and complete.models("models/c") == []
 

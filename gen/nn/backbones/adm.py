@@ -261,8 +261,8 @@ class WayDown(nn.Module):
     def reset_parameters(self) -> None:
         """As published: torch's own rules, and zero for the last layer of what is added to x."""
         attention = [module for module in self.modules() if isinstance(module, AdmAttention)]
-        for number, module in enumerate(attention):
-            module.place = number, len(attention)
+        for number, layer in enumerate(attention):
+            layer.place = number, len(attention)
         for module in self.modules():
             if isinstance(module, AdmBlock | AdmAttention):
                 last = module.conv2 if isinstance(module, AdmBlock) else module.proj

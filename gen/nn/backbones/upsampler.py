@@ -102,7 +102,7 @@ class Upsampler(nn.Module):
         super().__init__()
         self.config = config
         self.patch = config.patch
-        self.backbone = build(config.inner())
+        self.backbone: Any = build(config.inner())
 
     @property
     def attention_backend(self) -> str:

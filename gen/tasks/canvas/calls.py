@@ -152,7 +152,7 @@ def upscale(
         image, prompt = drawn.images[0], prompt or (image if generator.text_encoder is not None else None)
     if enlarges(generator):
         if strength is not None:
-            raise ValueError(f"The model {generator.name!r} draws from noise; leave strength out, and see noise_level.")
+            raise ValueError("This model draws from noise; leave strength out, and see noise_level.")
         windows = {"window": window, "stride": stride, "weights": weights, "shift_from": shift_from}
         windows |= {"window_batch": window_batch, "group": group}
         return _enlarged(generator, image, prompt, scale, noise_level, windows, call)
