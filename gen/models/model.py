@@ -195,8 +195,7 @@ class Model:
 
     @property
     def limit(self) -> float:
-        """How far from 0 the values lie that the denoiser works on: 1 for pictures, the bound of the autoencoder's latents
-        where it has one, else four standard deviations of latents of unit variance."""
+        """How far from 0 the denoiser's values lie: 1 for pictures, the bound of the autoencoder's latents, else 4 units."""
         if self.autoencoder is None:
             return 1.0
         bound = getattr(self.autoencoder, "bound", None)
