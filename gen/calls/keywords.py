@@ -27,6 +27,7 @@ OWN: dict[str, tuple[str, ...]] = {  # method -> keywords beside those of `__cal
     "layout": ("layout",),
     "translate": ("image", "translator", "direction", "strength"),
     "estimate": ("image", "kind"),
+    "search": ("reward", "method", "tries", "children", "parents", "strength", "reward_options", "keep", "seed"),
 }
 # keywords that are a picture's file, or a list of them; and those that map names to files
 PICTURES = (
@@ -39,10 +40,14 @@ FOLDERS = (
     *("references_encoder", "references_vision", "translator", "joint_adapter"),
 )
 MAPPED = ("regions",)
-WITH_FILES = ("pipeline_options", "guide_options", "greedy_options")  # options, some of which may be files
+WITH_FILES = ("pipeline_options", "guide_options", "greedy_options", "reward_options")  # options, some of which may be files
 TENSORS = ("ip_adapter_image_embeds",)  # no plain data
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".safetensors", ".json", ".yaml")
-NAMES_ONLY = ("guide", "greedy")  # a name of the table of energies: a file of code is never run for a call
+NAMES_ONLY = (
+    "guide",
+    "greedy",
+    "reward",
+)  # a name of the tables of energies and rewards: a file of code is never run for a call
 
 
 def keywords_of(method: str) -> tuple[str, ...]:

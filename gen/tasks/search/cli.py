@@ -61,13 +61,12 @@ def search(
     call = {**sampling.keywords(), **size.keywords(), **rules.keywords(), **of_method, "negative_prompt": negative}
     keep = call.pop("num_images_per_prompt")
 
-    def on_round(number: int, best: float) -> None:
-        say(f"round {number + 1}: the best has {best:.4g}", place.quiet)
-
     result, took = make_and_save(
         generator.search, target, prompt, place.quiet, prompt, reward, method=method, tries=tries,
-        reward_options=options, keep=keep, on_round=on_round, **call,
+        reward_options=options, keep=keep, **call,
     )  # fmt: skip
+    for number, best in enumerate(result.rounds[:-1], 1):
+        say(f"round {number}: the best has {best:.4g}", place.quiet)
     say(f"{reward}: {result.first:.4g} without a search, {result.rewards[0]:.4g} of {result.tries} tries, {took}", place.quiet)
     if sheet is not None:
         from gen.io.contact_sheet import contact_sheet

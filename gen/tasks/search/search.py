@@ -9,7 +9,7 @@ without the search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,7 +64,6 @@ def search(
     reward_options: Mapping[str, Any] | None = None,
     keep: int = 1,
     seed: int | None = None,
-    on_round: Callable[[int, float], None] | None = None,
     **call: Any,
 ) -> Searched:
     """The `keep` best of `tries` pictures (PIL) of one prompt by a reward. Their recipes replay.
@@ -74,7 +73,6 @@ def search(
         by `strength` (0.2)), or tree (half of the tries from seeds, then rounds about the best `parents` (2), turned by
         `strength` (0.5) and half as far each round).
     seed: of the first picture, which is the one that is made without a search; random if None.
-    on_round: called with the number of each round that is done and the best reward so far.
     call: what else a call takes, without seeds, latents and other numbers or types of pictures.
     Source: arXiv 2501.09732, sections 3.1 and 4. Raises ValueError in a sentence for what does not fit.
     """
@@ -113,8 +111,6 @@ def search(
         kept.sort(key=lambda one: -one.reward)  # stable, as the search's own order
         del kept[keep:]
         rounds.append(kept[0].reward)
-        if on_round is not None:
-            on_round(len(rounds) - 1, rounds[-1])
         return rewards
 
     tried = search_noise(rewards_of, count(first), plan)

@@ -73,7 +73,7 @@ def test_the_keywords_are_those_of_a_generator():
     assert set(OWN) == {"image", *METHODS}
     for method in OWN.keys() - {"image", "restore", "layout"}:
         own = set(inspect.signature(METHODS[method].load_method(method)).parameters)
-        assert set(OWN[method]) == own - {"generator", "group", "call", "prompt", "height", "width"}, method
+        assert set(OWN[method]) == own - {"generator", "group", "call", "prompt", "height", "width", "low"}, method
     assert set(OWN["restore"]) == {"image", "task", "mask", *COMMON, *(name for row in RESTORATIONS.values() for name in row)}
 
 
