@@ -20,9 +20,11 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("--task", "--simulate", "--option", "--direction", "--fill", "--flatten", "--base", "--kind"),
         *("--prompt-2", "--prompt-3", "--negative-2", "--negative-3", "--clip-skip", "--max-sequence-length"),
         *("--transparent", "--transparency"),
+        *("--reward", "--reward-option", "--method", "--tries", "--children", "--parents"),
     ),
     "Size, canvas and second pass": (
         *("--height", "--width", "--bins", "--scale", "--left", "--right", "--top", "--bottom", "--circular"),
+        *("--noise-level", "--low"),
         *("--hires", "--hires-strength", "--hires-steps", "--hires-upscaler", "--hires-window", "--refiner", "--refiner-at"),
         *("--window", "--stride", "--weights", "--shift-from", "--window-batch", "--sync", "--sync-distance", "--recurrence"),
         *("--original-size", "--target-size", "--crop"),
@@ -48,7 +50,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("--sampler", "--sampler-option", "--schedule", "--schedule-option", "--noise-kind"),
         *("--guidance", "--guidance-option", "--guidance-interval", "--cache", "--cache-option"),
         *("--guide", "--guide-strength", "--guide-method", "--guide-option", "--aesthetic", "--greedy"),
-        *("--training-free-option", "--pipeline-option"),
+        *("--training-free-option", "--pipeline-option", "--step-policy"),
     ),
     "Who may ask, and for what": (
         *("--host", "--port", "--api-key", "--api-key-file", "--allow-host", "--cors"),
