@@ -23,6 +23,7 @@ OBJECTIVES = {
     "words": {"adapter": None, "tokens": {"<new>": {"init": "cat"}}},
     "res_adapter": {"type": "res_adapter"},
     "full": {"type": "full", "adapter": None},
+    "esd": {"type": "esd", "adapter": None, "steps": 4, "kept": ["a dog"]},
     "sara": {"type": "sara", "adapter": None, "threshold": 0.05, "nuclear": 1e-3, "reselect_at": 2},
     **{kind: {"type": kind, **({"adapter": None} if kind == "custom_diffusion" else {}), **own} for kind, own in OWN.items()},
 }
