@@ -12,15 +12,16 @@ from distill.objectives import make_objective
 from distill.registry import OBJECTIVES
 from distill.types import Batch, Draws, Phase, drop_labels
 from gen.nn.registry import build
+from tests.customization.kit import shake
 from tests.distill.cases import CASES, SIZES
 from tests.distill.students import Source, batch_of, latents, models_of
 from tests.distill.test_every_objective import make_places, trainer
 
-# the networks of these read pictures, latents or texts, are to tell labels themselves, or add to one that reads them
+# the networks of these read pictures, latents or texts, are to tell labels themselves, add to one that reads them, or are not
+# asked without a label
 WITHOUT_LABELS = {
     *("autoencoder", "decoder", "transparent", "text", "evaluator", "classifier", "control", "reference", "joint"),
-    *("pix2pix_turbo", "cycle_gan_turbo", "upsampler"),
-    "positional_query",
+    *("pix2pix_turbo", "cycle_gan_turbo", "upsampler", "positional_query", "multimarginal", "step_policy"),
 }
 LABELLED = [name for name in OBJECTIVES if name not in WITHOUT_LABELS]
 
@@ -38,11 +39,15 @@ def objective_of(name: str, places: dict[str, str], **changes):
     config = {**case["objective"], **changes}
     config.pop("lora", None)  # which leaves the table as it is
     torch.manual_seed(0)
-    network = build(case["network"]).train().requires_grad_(True)
-    for module in network.modules():  # what starts at zero lets no gradient through
+    network = build(case["network"]) if case["network"] else torch.nn.Identity()
+    for module in network.train().requires_grad_(True).modules():  # what starts at zero lets no gradient through
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and not module.weight.any():
             torch.nn.init.normal_(module.weight, std=0.1)
-    return make_objective(config, network, Source())
+    objective = make_objective(config, network, Source())
+    _, *others = (role.network for role in objective.roles.values() if role.trains)
+    for other in others:  # a critic that is the teacher's copy has nothing against what a student makes without a label
+        shake(other, 0.05)
+    return objective
 
 
 def null_gradient(objective, batch: Batch) -> float:
