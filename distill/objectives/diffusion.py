@@ -88,7 +88,7 @@ class DiffusionConfig(Config):
     coupling: CouplingConfig = CouplingConfig()
     drop_label: float = Field(default=0.1, ge=0, le=1)
     stage_weight: float = Field(default=0.25, gt=0)
-    clock: Literal["t", "1000t", "index", "log_sigma/4"] = "1000t"
+    clock: Literal["t", "999t", "1000t", "index", "log_sigma/4"] = "1000t"
     input_scale: Literal["none", "edm"] = "none"
     sigma_data: float = Field(default=0.5, gt=0)
     latent_scale: float = Field(default=1.0, gt=0)
