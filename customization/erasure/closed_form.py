@@ -80,9 +80,10 @@ def edit_concepts(
     the names of other layers than `readers.reading_layers` finds. keep: a rule for the rank; all that matters without one.
     ValueError for a model without text, AdapterError where nothing would change.
     """
-    for what, value in (("keep_weight", keep_weight), ("ridge", ridge)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{what} is {value!r}; give a number of at least 0.")
+    if not 0 <= keep_weight < float("inf"):
+        raise ValueError(f"keep_weight is {keep_weight!r}; give a number of at least 0.")
+    if not 0 < ridge < float("inf"):  # without it there are many minima where prompts have fewer rows than a layer has inputs
+        raise ValueError(f"ridge is {ridge!r}; give a number above 0, such as 0.01.")
     rows = PromptRows(model, reading_layers(model.network, targets))
     read = {prompt: rows(prompt) for prompt in dict.fromkeys((*edit.erased, *edit.instead, *edit.kept))}
     layers, reports = {}, []

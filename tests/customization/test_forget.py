@@ -114,6 +114,8 @@ def test_what_cannot_be_edited(class_model, tiny_model):
         reading_layers(tiny.network, ["text_embd"])
     with pytest.raises(ValueError, match="keep_weight is -1"):
         edit_concepts(tiny, ConceptEdit(("a",), ("b",), ()), keep_weight=-1)
+    with pytest.raises(ValueError, match="ridge is 0; give a number above 0"):
+        edit_concepts(tiny, ConceptEdit(("a",), ("b",), ()), ridge=0)
 
 
 def test_esd_s_target_is_the_score_of_p_over_a_power():
