@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samplers.path import wide_dtype
+
 STARTS = (0.1, 0.5, 1.0)  # the largest numbers of the bends that `shorten` begins with
 Parts = Callable[[Tensor, Tensor], Tensor]  # (weights (B, K), x) -> g (B, K, ...)
 
@@ -65,7 +67,7 @@ def transport(parts: Parts, x: Tensor, path: SimplexPath, steps: int) -> Tensor:
     """x (B, ...) of the first corner's distribution, taken along a path to the last's by the midpoint rule."""
     if steps < 1:
         raise ValueError(f"A transport has {steps} steps; give at least 1.")
-    times = torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device=x.device)
+    times = torch.linspace(0, 1, 2 * steps + 1, dtype=wide_dtype(x.device), device=x.device)
     weights, rates = path(times)
     for i in range(steps):
         first, middle = 2 * i, 2 * i + 1
@@ -79,7 +81,7 @@ def path_cost(parts: Parts, corners: Tensor, path: SimplexPath, t: Tensor) -> Te
 
     corners (B, K, ...): samples of every distribution. t (B,): times, uniform in 0 .. 1 for an unbiased estimate.
     """
-    weights, rates = (value.to(corners) for value in path(t.double()))
+    weights, rates = (value.to(corners) for value in path(t.to(wide_dtype(t.device))))
     x = (weights.reshape(*weights.shape, *[1] * (corners.ndim - 2)) * corners).sum(1)
     return velocity(parts, x, weights, rates).square().flatten(1).sum(1).mean()
 
@@ -102,7 +104,7 @@ def shorten(
     found = [path]
     for size in STARTS:
         drawn = size * torch.rand(path.count, terms, generator=generator, dtype=torch.float64)
-        bend = drawn.to(corners.device).requires_grad_()
+        bend = drawn.to(corners.device, wide_dtype(corners.device)).requires_grad_()
         optimizer = torch.optim.Adam([bend], lr)
         for _ in range(updates):
             optimizer.zero_grad()

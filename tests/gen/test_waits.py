@@ -16,10 +16,13 @@ from PIL import Image
 import gen.pipeline.run
 from gen.adapters import Adapter, write_adapter
 from gen.generator import Generator
+from gen.nn.backbones.positional_query import query_positions
+from gen.nn.backbones.upsampler import shown_picture
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context, NetworkDenoiser
 from samplers.guidance.cfg import ClassifierFree
 from samplers.noise import normal
+from samplers.path import VariancePreserving
 from samplers.registry import get_grid, get_solver
 from samplers.sample import trajectory
 from tests.gen.conftest import UVIT, randomise
@@ -102,6 +105,18 @@ def test_no_composition_of_adapters_waits(pretended, opened, tmp_path, name):
 def test_the_picture_is_the_cpus(pretended, opened, tiny):
     made = call(opened, output_type="latent")
     torch.testing.assert_close(made.images, call(tiny, output_type="latent").images, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_beside_and_positions_have_nothing_of_64_bits(pretended):
+    """The device, which has none, gives what the CPU gives: of an upsampler's picture, and of positional queries."""
+    small, eps = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    level, path = torch.tensor([0.1, 0.4]), VariancePreserving.linear()
+    there = shown_picture(*map(pretended.put, (small, eps, level)), path, (8, 8))[0]
+    here = shown_picture(small, eps, level, path, (8, 8))[0]
+    torch.testing.assert_close(pretended.take(there), here, rtol=1e-5, atol=1e-5)
+    windows = torch.tensor([[-0.5, -0.25, 2.0, 1.5]])
+    places = query_positions(pretended.put(windows), 4, 3, 16)
+    torch.testing.assert_close(pretended.take(places).double(), query_positions(windows, 4, 3, 16), rtol=1e-5, atol=1e-5)
 
 
 FAMILIES = (

@@ -28,6 +28,7 @@ from samplers.brownian import brownian_noise
 from samplers.noise import KINDS, normal, seeded_noise
 from samplers.registry import get_grid, get_solver, grid_names, solver_info, solver_names
 from samplers.sample import trajectory
+from samplers.simplex import SimplexPath, shorten, transport
 from tests.gen.conftest import UVIT, randomise
 from tests.pretend import ROOT, Pretend, pretended
 
@@ -102,6 +103,19 @@ def test_no_noise_waits(pretended, kind, source):
     here = source([5, 6], like, kind=kind)
     for one, (s, t) in zip(made, pairwise(levels), strict=True):
         torch.testing.assert_close(pretended.take(one), here(s, t), rtol=1e-4, atol=1e-4)
+
+
+def test_transports_have_nothing_of_64_bits(pretended):
+    """The device, which has none, gives what the CPU gives."""
+    x, corners = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 2, 3)
+
+    def parts(weights, x):
+        return torch.stack([x.tanh(), x], 1) * weights[:, :, None]
+
+    edge = SimplexPath(0, 1, 2)
+    there = transport(parts, pretended.put(x), edge, 3)
+    torch.testing.assert_close(pretended.take(there), transport(parts, x, edge, 3), rtol=1e-5, atol=1e-5)
+    assert shorten(parts, pretended.put(corners), edge, 1).count == 2
 
 
 def test_what_the_table_lists_does_wait(pretended):

@@ -80,8 +80,8 @@ class DiTConfig(BackboneConfig):
 
 
 def sincos(places: Tensor, width: int) -> Tensor:
-    """(..., width) of positions along one axis (...), float64: sine, then cosine."""
-    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64, device=places.device) / (width // 2))
+    """(..., width) of positions along one axis (...), of their dtype, which must be wide: sine, then cosine."""
+    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=places.dtype, device=places.device) / (width // 2))
     angles = places[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

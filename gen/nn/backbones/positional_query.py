@@ -29,6 +29,7 @@ from gen.nn.initialisation import initialise, xavier_linears
 from gen.nn.registry import Config, build, from_registry
 from samplers.denoiser import NULL, Condition, Context
 from samplers.hooks import with_hook
+from samplers.path import wide_dtype
 
 ANCHOR, WINDOW, ANCHORED = "anchor", "window", "anchored"  # of a condition's `extra`
 Plain = bool | int | float | str
@@ -79,13 +80,13 @@ class PositionalQueryConfig(Config):
 
 
 def query_positions(windows: Tensor, rows: int, columns: int, dim: int) -> Tensor:
-    """(B, rows * columns, dim) float64: the positions of a target's patches in the grid that its anchor would have, row by row;
-    the column in the first half and the row in the second, as `sincos_positions` of a whole picture."""
-    windows = windows.double()
+    """(B, rows * columns, dim), float64 where there is one: the positions of a target's patches in its anchor's grid, which
+    goes on, row by row; the column in the first half and the row in the second, as `sincos_positions` of a whole picture."""
+    windows = windows.to(wide_dtype(windows.device))
 
     def axis(count: int, begin: Tensor, extent: Tensor) -> Tensor:
         # PQDiff's grid: bias (l - g) / k_g, and scale k_l / k_g for each further patch
-        places = count * begin[:, None] + extent[:, None] * torch.arange(count, dtype=torch.float64, device=windows.device)
+        places = count * begin[:, None] + extent[:, None] * torch.arange(count, dtype=windows.dtype, device=windows.device)
         return sincos(places, dim // 2)
 
     row, column = axis(rows, windows[:, 0], windows[:, 2]), axis(columns, windows[:, 1], windows[:, 3])

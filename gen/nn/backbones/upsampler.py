@@ -21,7 +21,7 @@ from gen.nn.backbones.blocks import check_image
 from gen.nn.registry import COMPONENTS as NETWORKS
 from gen.nn.registry import Config, build, from_registry
 from samplers.denoiser import Condition, Context
-from samplers.path import Path
+from samplers.path import Path, wide_dtype
 
 LEVEL = "augmentation"  # in `Condition.extra`: (B,), the noise on the picture that is enlarged, as a time of the path in [0, 1]
 BACKBONES = ("adm", "dit", "uvit")  # whose input and output have as many channels as their config says
@@ -139,5 +139,5 @@ def shown_picture(
     """(enlarged picture (B, C, *size), its level (B,)) as an upsampler reads them: pictures (B, C, h, w) in [-1, 1], noised
     with eps (B, C, h, w) to levels s (B,), as a share of the path's clock, and then enlarged. At 0 nothing is added,
     and at 1, on a path that ends in pure noise, nothing of the picture is left."""
-    noised = path(s.double() * path.t_noise).mix(small.float(), eps.float())
+    noised = path(s.to(wide_dtype(s.device)) * path.t_noise).mix(small.float(), eps.float())
     return enlarged(noised, *size, mode), s.float()

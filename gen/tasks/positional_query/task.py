@@ -23,6 +23,7 @@ from gen.pipeline.types import Caller, Crop, Decode, Item, SamplingBatch, Settin
 from gen.tasks.edit.task import check_given, encode, nearest_size
 from gen.tasks.positional_query.options import AroundArguments, AroundRecord
 from samplers.denoiser import Condition
+from samplers.path import wide_dtype
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -53,7 +54,7 @@ class Around(Task):
         ).clamp(0, 1)
         record = AroundRecord(image=digest(picture), extend=args.extend)
         anchor = encode(model, scaled.to(model.device) * 2 - 1)
-        return cls(picture, anchor, window.to(model.device), record), settings
+        return cls(picture, anchor, window.to(model.device, wide_dtype(model.device)), record), settings
 
     @classmethod
     def args_from_recipe(cls, model: Model, recipe: Recipe, keywords: Mapping[str, Any]) -> AroundArguments | None:
