@@ -49,6 +49,19 @@ def test_what_is_found_replays_without_the_search(tiny, method):
     assert one.images[0].tobytes() == found.images[0].tobytes()
 
 
+def test_few_pictures_of_a_long_round_are_in_memory(tiny, monkeypatch):
+    """A round is judged in parts, and what is found is the same."""
+    whole, parts = tiny.search("a cat", red, tries=7, seed=3, keep=2, **CALL), []
+
+    def judge(images, prompts):
+        parts.append(len(images))
+        return red(images, prompts)
+
+    monkeypatch.setattr("gen.tasks.search.search.AT_ONCE", 3)
+    found = tiny.search("a cat", judge, tries=7, seed=3, keep=2, **CALL)
+    assert parts == [3, 3, 1] and (found.seeds, found.rewards, found.rounds) == (whole.seeds, whole.rewards, whole.rounds)
+
+
 def test_its_noise_is_turned_along_the_sphere_one_seed_after_another(tiny):
     begun = []
     for seed in range(40):  # until a search goes two turns from its seed

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gen.pipeline.recipe import Recipe
 
 __all__ = ["Searched", "search"]
+AT_ONCE = 64  # pictures that are in memory at a time, beside those that are kept
 
 
 @dataclass
@@ -96,6 +97,13 @@ def search(
     rounds: list[float] = []
 
     def rewards_of(noises: Sequence[TurnedNoise]) -> list[float]:
+        """Of a round."""
+        parts = [noises[i : i + AT_ONCE] for i in range(0, len(noises), AT_ONCE)]
+        rewards = [reward for part in parts for reward in rewards_of_few(part)]
+        rounds.append(kept[0].reward)
+        return rewards
+
+    def rewards_of_few(noises: Sequence[TurnedNoise]) -> list[float]:
         turns = tuple(tuple(TurnRecord(seed=s, strength=u) for s, u in noise.turns) for noise in noises)
         output = generator(
             **{subject: [prompt] * len(noises)},
@@ -110,7 +118,6 @@ def search(
         kept.extend(map(_Kept, rewards, output.images, output.recipes))
         kept.sort(key=lambda one: -one.reward)  # stable, as the search's own order
         del kept[keep:]
-        rounds.append(kept[0].reward)
         return rewards
 
     tried = search_noise(rewards_of, count(first), plan)
