@@ -103,8 +103,9 @@ def test_outpainting_keeps_the_picture_and_replays(tmp_path):
     for given, message in ((None, "give it as image"), (1 - PICTURE, "its sha256 differs")):
         with pytest.raises(ValueError, match=message):
             generator.replay(recipe, "pt", progress=False, image=given)
-    with pytest.raises(ValueError, match="leave window out"):
-        generator.outpaint(PICTURE, left=32, window=32, **CALL)
+    for name, value in {"window": 32, "weights": "gaussian", "window_batch": 2, "shift_from": 0.0}.items():
+        with pytest.raises(ValueError, match=f"leave {name} out"):
+            generator.outpaint(PICTURE, left=32, **{name: value}, **CALL)
     with pytest.raises(ValueError, match="fewstep outpaint"):
         generator("a cat", **CALL)
 

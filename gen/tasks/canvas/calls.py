@@ -99,8 +99,13 @@ def outpaint(
     if not any(extend):
         raise ValueError("Nothing is to be painted around the picture; give left, right, top or bottom in pixels.")
     if getattr(getattr(generator, "network", None), "reads_anchor", False):
-        given = {"recurrence": recurrence != 1, "window": window, "stride": stride, "shift_from": shift_from, "group": group}
-        if other := next((name for name, value in given.items() if value), None):
+        given: dict[str, Any] = {
+            "recurrence": recurrence != 1,
+            "weights": weights != "linear",
+            "window_batch": window_batch != 8,
+        }
+        given |= {"window": window, "stride": stride, "shift_from": shift_from, "group": group}
+        if other := next((name for name, value in given.items() if value is not None and value is not False), None):
             raise ValueError(f"This model paints around a picture in one pass, without windows; leave {other} out.")
         from gen.tasks.positional_query.task import paint_around
 
