@@ -81,7 +81,11 @@ def test_what_is_refused(taught):
     }.items():
         with pytest.raises(ValueError, match=wrong):
             concepts_in_place(taught, SCENE, error, **CALL)
-    for changes, error in ({"grow": -1}, "grow is -1"), ({"layout": {}}, "layout is not for two stages"):
+    for changes, error in (
+        ({"grow": -1}, "grow is -1"),
+        ({"layout": {}}, "layout is not for two stages"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt is not for two stages"),
+    ):
         with pytest.raises(ValueError, match=error):
             concepts_in_place(taught, SCENE, [concept()], **changes, **CALL)
     with pytest.raises(ValueError, match="one level for all"):
@@ -104,6 +108,10 @@ def test_the_command(fewstep, tiny_model, tmp_path):
     assert fewstep("concepts", *scene, *common, "--keep-outside", "-o", "kept.png")[0] == 0
     kept, layout = (np.asarray(Image.open(name).convert("RGB")) for name in ("kept.png", "layout.png"))
     assert (kept[:, 16:] == layout[:, 16:]).all() and (kept[:, :16] != layout[:, :16]).any()
+    write_adapter(adapter, tmp_path / "style.safetensors", "diffusers")  # which no concept is given acts everywhere
+    assert fewstep("concepts", *scene, *common, "--lora", "style.safetensors:0.5", "--use", "dog=tom", "-o", "two.png")[0] == 0
+    styled = read_recipe("two.png")
+    assert styled.adapters == {"tom": 0.0, "style": 0.5} and styled.layout.regions[0].adapters == {"tom": 0.8}
     for wrong, error in {
         ("--use", "cat=tom"): "'cat' is no thing of --concept",
         ("--use", "dog=rex"): "--use names the LoRA 'rex'",

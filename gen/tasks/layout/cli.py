@@ -122,7 +122,10 @@ def concepts(
     ],
     use: Annotated[
         list[str] | None,
-        typer.Option(metavar="THING=LORA", help="Which LoRA acts there. [default: those given, in the order of the concepts]"),
+        typer.Option(
+            metavar="THING=LORA",
+            help="Which LoRA acts there; those not named act all over. [default: those given, in the order of the concepts]",
+        ),
     ] = None,
     mask: Annotated[
         list[str] | None, typer.Option(metavar="THING=FILE", help="Where it is, white inside. [default: it is found]")
@@ -174,17 +177,14 @@ def concepts(
             f"{len(weights)} LoRAs and {len(prompts)} concepts are given; say which acts where, with --use THING=LORA: "
             f"{', '.join(weights)}."
         )
-    names = {
-        **dict(zip(prompts, ([name] for name in weights), strict=False)),
-        **{thing: [name] for thing, name in used.items()},
-    }
-    if unknown := next((name for each in used.values() for name in [each] if name not in weights), None):
+    names = used or dict(zip(prompts, weights, strict=False))
+    if unknown := next((name for name in used.values() if name not in weights), None):
         raise ValueError(f"--use names the LoRA {unknown!r}, which is not loaded; loaded are {', '.join(weights) or 'none'}.")
     placed = [
-        PlacedConcept(thing, text, {name: weights[name] for name in names.get(thing, ())}, masks.get(thing))
+        PlacedConcept(thing, text, {names[thing]: weights[names[thing]]} if thing in names else {}, masks.get(thing))
         for thing, text in prompts.items()
     ]
-    generator.set_adapters({})
+    generator.set_adapters({name: weight for name, weight in weights.items() if name not in names.values()})
     call = {name: value for name, value in {**sampling.keywords(), **rules.keywords()}.items() if value is not None}
     call.pop("num_images_per_prompt", None)
     made = concepts_in_place(

@@ -84,7 +84,7 @@ def concepts_in_place(
         raise ValueError(f"{sorted(doubled)[0]!r} is given twice; give each thing once, under different names.")
     if isinstance(grow, bool) or not isinstance(grow, int) or not 0 <= grow <= 1024:
         raise ValueError(f"grow is {grow!r}; give a number of pixels, 0 to 1024.")
-    for name in ("output_type", "num_images", "seeds", "layout"):
+    for name in ("output_type", "num_images_per_prompt", "seeds", "layout"):
         if name in call:
             raise ValueError(f"{name} is not for two stages, which make one picture; leave it out.")
     known = {name: 0.0 for one in concepts for name in one.adapters}
