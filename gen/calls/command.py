@@ -159,7 +159,7 @@ def as_arguments(call: Call, output: str = "picture.png", quality: int | None = 
         raise ValueError(f"No command line says a call of {call.method!r} from plain data; take its Python instead.")
     rest = dict(call.arguments)
     if "joint_map" in rest:  # one option says both
-        rest["joint"] = f"{rest['joint']}={rest.pop('joint_map')}"
+        rest["joint"] = f"{rest.get('joint', '')}={rest.pop('joint_map')}"
     subjects = _subjects(call.method, rest)
     words: list[str] = []
     if call.method == "layout":
