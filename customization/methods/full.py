@@ -71,7 +71,8 @@ class FullObjective(CustomizationObjective):
         for part in ("denoiser", *texts):
             ends = self.config.layers if part == "denoiser" else ()
             for name, parameter in chosen(part, self.parts[part], ends).items():
-                trained[f"{part}.{name}"] = parameter.requires_grad_(True)  # the model's own: there is no second copy
+                parameter.requires_grad_(True)
+                trained[f"{part}.{name}"] = parameter  # the model's own: there is no second copy
         return trained
 
     def export(self, models: Mapping[str, nn.Module], folder: Path) -> None:

@@ -84,7 +84,8 @@ class JointObjective(AttachmentObjective):
 
     def _made(self, base: Any) -> JointAdapter:
         """A fresh adapter for the teacher's network."""
-        config, sizes = self.config, attention_sizes(base, "joint")
+        config = self.config
+        sizes: dict[str, Any] = attention_sizes(base, "joint")
         names = find_layers(base, (), config.exclude) if config.map_rank else []
         changed = {name: tuple(base.get_submodule(name).weight.shape) for name in names}
         made = JointAdapterConfig(

@@ -100,7 +100,7 @@ def run(
 
         load(generator, lora, quiet, allow_nonfinite)
     subject = subjects(generator, asked.prompts, typed)
-    runs = [(subject, count) for count in steps]
+    runs: Sequence[tuple[dict[str, Any], int | None]] = [(subject, count) for count in steps]
     if step_policy is not None:
         runs = by_policy(generator, step_policy, subject)
     try:

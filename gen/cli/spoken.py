@@ -27,7 +27,8 @@ class SpokenCommand(TyperCommand):
         sections = {"Arguments": [record for one in arguments if (record := one.get_help_record(ctx))]}
         for heading in (*HEADINGS, OTHER):
             under = [one for one in options if heading_of(one.opts) == heading]
-            sections[heading] = [one.get_help_record(ctx) for one in sorted(under, key=lambda one: place_of(one.opts))]
+            under.sort(key=lambda one: place_of(one.opts))
+            sections[heading] = [record for one in under if (record := one.get_help_record(ctx))]
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

@@ -26,7 +26,7 @@ def choose_steps(model: Model, policy: StepPolicy | Path | str, prompts: Sequenc
     if encoder is None:
         if not config.num_classes or config.num_classes != getattr(model.network.config, "num_classes", 0):
             raise ValueError(_other(model, "its classes"))
-        labels = read_labels(list(prompts), model.classes, config.num_classes)
+        labels = read_labels(list(prompts), model.config.classes, config.num_classes)
         return network.choose(Condition(label=torch.tensor(labels)), len(labels))
     told = join([encoder.condition(prompt).map(lambda value: value.cpu()) for prompt in prompts])
     if told.tokens is None or told.tokens.shape[2] != config.text_dim:

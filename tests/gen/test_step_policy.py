@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from gen.generator import Generator
 from gen.models.components import load_component, save_component
 from gen.nn.registry import build
 from gen.nn.step_policy import StepPolicy, StepPolicyConfig
@@ -65,3 +66,15 @@ def test_a_policy_of_another_model_is_refused(tiny):
     ):
         with pytest.raises(ValueError, match=words):
             build({"type": "step_policy", **wrong})
+
+
+def test_classes_are_known_by_their_names(class_model):
+    model = Generator.from_pretrained(class_model, device="cpu", dtype="float32")
+    network = StepPolicy(StepPolicyConfig(choices=CHOICES, num_classes=3, dim=16, heads=2))
+    torch.manual_seed(3)
+    torch.nn.init.normal_(network.head.weight, std=5.0)
+    names = list(model.config.classes)
+    assert choose_steps(model, network, names) == network.choose(Condition(label=torch.arange(3)), 3)
+    assert choose_steps(model, network, ["2"]) == choose_steps(model, network, names[2:])
+    with pytest.raises(ValueError, match="class"):
+        choose_steps(model, network, ["no such thing"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def search(
     generator = model.opened(place)
     add_rewards()
     reward_info(reward)
-    of_method = {"children": children, "parents": parents, "strength": strength}
+    of_method: dict[str, Any] = {"children": children, "parents": parents, "strength": strength}
     plan_search(method, tries, **of_method)
     call = {**sampling.keywords(), **size.keywords(), **rules.keywords(), **of_method, "negative_prompt": negative}
     keep = call.pop("num_images_per_prompt")

@@ -101,8 +101,8 @@ def image_prompted(network: nn.Module, prompts: Mapping[str, ImagePrompt], condi
 
 def _add(stack: ExitStack, module: nn.Module, added: _Added, everywhere: bool) -> None:
     """Have a layer add its part. module: an attention to text, or a block of FLUX."""
-    attention = added.attention
-    if attention is module:  # behind the LoRAs' own hooks, which change the query
+    attention: Any = added.attention
+    if added.attention is module:  # behind the LoRAs' own hooks, which change the query
         stack.callback(attention.to_q.register_forward_hook(added.keep_query).remove)
         stack.callback(attention.to_out[0].register_forward_pre_hook(added).remove)
         return
