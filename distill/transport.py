@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--from", dest="start", required=True, help="a kind that the model knows")
     add("--to", dest="end", required=True, help="another")
     add("--steps", type=int, default=20, help="of the way (default: 20)")
-    add("-n", "--number", type=int, default=1, help="how many from noise (default: 1)")
-    add("--seed", type=int, default=0, help="of the first from noise (default: 0)")
+    add("-n", "--number", type=int, help="how many from noise (default: 1)")
+    add("--seed", type=int, help="of the first from noise (default: 0)")
     add("-o", "--output", type=Path, default=Path("."), help="a folder (default: this one)")
     given = parser.parse_args(arguments)
     try:
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: Any) -> list[Path]:
     """The files that were written."""
     check_int("--steps", given.steps, 1, 1000)
-    check_int("--number", given.number, 1, 10_000)
+    if given.number is not None:
+        check_int("--number", given.number, 1, 10_000)
     network: Any = load_component(given.model, "multimarginal")
     assert isinstance(network, Multimarginal)
     config = network.config
@@ -60,10 +61,13 @@ def run(given: Any) -> list[Path]:
             f"No picture of the kind {given.start!r} was given; name one or more files."
         )  # fmt: skip
     if given.pictures:
+        if given.number is not None or given.seed is not None:
+            raise ValueError("-n and --seed are for drawing from noise, and each picture becomes one; leave them out.")
         names = [f"{picture.stem}-{given.end}.png" for picture in given.pictures]
         first = torch.cat([as_read(picture, config.size) for picture in given.pictures])
     else:
-        seeds = range(given.seed, given.seed + given.number)
+        first_seed = given.seed or 0
+        seeds = range(first_seed, first_seed + (given.number or 1))
         names = [f"{given.end}-{seed}.png" for seed in seeds]
         first = normal(seeds, (config.channels, config.size, config.size))
     given.output.mkdir(parents=True, exist_ok=True)
@@ -75,8 +79,11 @@ def run(given: Any) -> list[Path]:
 
 
 def as_read(picture: Path, size: int) -> torch.Tensor:
-    """(1, 3, size, size) in [-1, 1]."""
+    """(1, 3, size, size) in [-1, 1]: the square in the middle, as training sees pictures."""
     pixels = read_picture(str(picture), picture, "RGB")
+    side = min(pixels.shape[2:])
+    top, left = ((length - side) // 2 for length in pixels.shape[2:])
+    pixels = pixels[..., top : top + side, left : left + side]
     return 2 * F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1) - 1
 
 

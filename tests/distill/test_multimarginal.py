@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from distill.objectives.multimarginal import MultimarginalObjective, MultimarginalObjectiveConfig
-from distill.transport import main
+from distill.transport import as_read, main
 from distill.types import Batch, Draws, Phase
 from gen.models.components import save_component
 from gen.nn.multimarginal import Multimarginal, MultimarginalConfig
@@ -96,7 +96,13 @@ def test_the_command_takes_pictures_and_noise(tmp_path, capsys):
     written = [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.split()]
     assert written == ["a-picture.png", "b-picture.png", "lines-5.png", "lines-6.png"]
     assert Image.open(out / "lines-6.png").size == (8, 8)
+    wide = Image.new("RGB", (20, 12), "red")
+    wide.paste("blue", (4, 0, 16, 12))
+    wide.save(tmp_path / "wide.png")
+    blue = torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(1, 3, 8, 8)
+    torch.testing.assert_close(as_read(tmp_path / "wide.png", 8), blue, rtol=0, atol=1e-5)  # the square in the middle
     for wrong, words in (
+        ([str(tmp_path / "a.png"), "--from", "lines", "--to", "picture", "-n", "2"], "are for drawing from noise"),
         (["--from", "lines", "--to", "picture"], "No picture of the kind 'lines'"),
         (["--from", "noise", "--to", "icons"], "this network knows noise, picture, lines"),
         (["--from", "noise", "--to", "noise"], "give two that differ"),
