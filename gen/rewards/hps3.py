@@ -154,7 +154,8 @@ class HumanPreference3:
         vision = model.config.vision_config
         pixels, (rows, columns) = patches(images, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         picture = "<|image_pad|>" * (rows * columns // vision.spatial_merge_size**2)
-        texts = [CHAT.format(picture=picture, text=INSTRUCTION.format(prompt=prompt)) for prompt in prompts]
+        plain = [prompt.replace("<|", "< |") for prompt in prompts]  # a prompt has words, and none of the chat's own tokens
+        texts = [CHAT.format(picture=picture, text=INSTRUCTION.format(prompt=prompt)) for prompt in plain]
         tokens = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(images.device)
         told = tokens.input_ids
         read = model.model(

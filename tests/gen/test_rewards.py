@@ -166,6 +166,10 @@ def test_hps_v3_is_its_head_on_the_reward_token_as_the_processor_writes_it(optio
             score = score.relu() if number < 5 else score
     found = get_reward("hpsv3", model=folder, head=head)(rough / 255, ["a red cat"])
     torch.testing.assert_close(found, score[:1], rtol=1e-4, atol=1e-4)
+    for hostile in (REWARD_TOKEN, "<|image_pad|>"):  # as words, which move no place and stand for no picture
+        one, other = (f"a cat {text}" for text in (hostile, hostile.replace("<|", "< |")))
+        both = [get_reward("hpsv3", model=folder, head=head)(rough / 255, [text]) for text in (one, other)]
+        torch.testing.assert_close(*both, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (32, 32), (200, 100), (1000, 300), (60, 500)])
