@@ -75,6 +75,9 @@ def compose(given: argparse.Namespace) -> int:
     from customization.scenes.composing import compose_all, painter, plain, write_scenes
     from customization.scenes.placing import find_rule, read_scenes
 
+    for option in ("text", "clip", "detector"):
+        if getattr(given, option) is not None:
+            raise ValueError(f"--{option} is for measuring pictures; leave it out, or give --measure FOLDER.")
     if given.output is None:
         raise ValueError("Say where the data set goes: -o FOLDER.")
     if os.path.lexists(given.output):
@@ -172,6 +175,9 @@ def measure(given: argparse.Namespace) -> int:
     from gen.io.errors import read_text
     from gen.io.images import read_picture
 
+    for option in ("output", "scenes", "captioner"):
+        if getattr(given, option) is not None:
+            raise ValueError(f"--{option} is for making scenes, and --measure makes none; leave one of them out.")
     files = sorted(path for path in given.measure.glob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise ValueError(f"{given.measure} has no pictures; give a folder of those that are to show the concepts.")

@@ -195,6 +195,8 @@ def test_the_command_makes_data_that_training_reads(tmp_path, monkeypatch, capsy
         ("-o", "x", "--rule", "rwo"): "did you mean 'row'",
         ("-o", "x", "--masks", "cow=dog"): "'cow', which is no concept",
         ("-o", "x", "--height", "dog=-1"): "a number above 0",
+        ("-o", "x", "--text", "a beach"): "--text is for measuring pictures",
+        ("-o", "x", "--measure", "scenes/images"): "--output is for making scenes",
         (): "Say where the data set goes",
     }.items():
         assert main([*common, "--plain", *wrong]) == 2
