@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def forget(given: argparse.Namespace) -> int:
     from customization.base.config import CustomizationConfig, open_model
-    from customization.erasure.prompts import edit_of
+    from customization.erasure.prompts import edit_of, words_of
     from customization.train import check_free
     from gen.cli.output import check_png, check_writable
 
@@ -97,7 +97,9 @@ def forget(given: argparse.Namespace) -> int:
         return generator
 
     generator: Any = opened() if given.method == "uce" or judge is not None else None
-    shown = list(dict.fromkeys([*given.concepts, *([given.to] if given.to else []), *(given.keep or OTHERS)]))
+    gone = set().union(*map(words_of, given.concepts))
+    others = given.keep or [phrase for phrase in OTHERS if not words_of(phrase) & gone]
+    shown = list(dict.fromkeys([*given.concepts, *([given.to] if given.to else []), *others]))
     before = None if judge is None else _measured(generator, judge, shown, given)
     if given.method == "uce":
         _closed_form(given, generator, edit, name)
