@@ -10,6 +10,7 @@ from torch import nn
 
 from distill.objectives.bases.teacher import Teacher
 from distill.objectives.pi_flow import PiFlowConfig, PiFlowObjective
+from distill.types import Draws
 from gen.models.folder import policy_of
 from gen.nn.backbones.policy_head import PolicyHeadConfig, as_policy
 from gen.nn.registry import build
@@ -82,11 +83,23 @@ def test_the_policy_of_the_exact_posterior_is_the_exact_denoiser_everywhere(path
 
 
 @pytest.mark.parametrize("path", [FLOW, VP], ids=["flow", "vp"])
-@pytest.mark.parametrize("how", [{}, {"mixing_steps": 2, "window": 1}, {"states": 1}], ids=["own", "mixed", "one"])
+@pytest.mark.parametrize("how", [{}, {"mixing_steps": 2, "window": 1}, {"states": 1}], ids=["own", "after mixing", "one"])
 def test_a_student_that_follows_the_exact_solution_has_no_loss(path, how):
     teacher, batch = oracle_teacher(path), batch_of(8, shape=(3, 1, 1))
     right, wrong = (loss_of(exact_student(teacher, wrong, **how), batch, step=2).item() for wrong in (False, True))
     assert right < 1e-14 and wrong > 1e-3
+
+
+@pytest.mark.parametrize("teachers", [0.0, 0.25, 1.0])
+def test_the_teachers_ways_fall_from_all_of_a_step_to_nothing(teachers):
+    """The policy's lead to random places of what they have: the last of three is at 3 / 4 of it, within 5 standard errors."""
+    objective, room = exact_student(oracle_teacher(), states=3), torch.full((2000,), 0.4).double()
+    own, led = objective.ways(Draws(0, torch.arange(2000)), room, teachers)
+    torch.testing.assert_close(led.sum(1), teachers * room)
+    assert min(own.min(), led.min()) >= 0
+    last = own.sum(1) / 0.4
+    assert last.max() <= 1 - teachers + 1e-9
+    assert (last.mean() - 0.75 * (1 - teachers)).abs() <= 5 * (1 - teachers) * (3 / 80 / 2000) ** 0.5
 
 
 def test_the_mean_over_a_window_is_that_of_the_substeps():
