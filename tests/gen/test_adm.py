@@ -13,6 +13,7 @@ from gen.models.formats.registry import FORMATS, detect
 from gen.nn.registry import build
 from samplers.denoiser import Condition, Context
 from samplers.guidance import ClassifierGuided
+from samplers.hooks import with_hook
 from samplers.path import RectifiedFlow, VariancePreserving
 from samplers.registry import get_grid
 from tests.gen.adm import CLASSIFIERS, PUBLISHED, Computed, flags, random_weights, shapes_of
@@ -56,6 +57,20 @@ def test_the_network_is_its_equations(f):
         expected = Computed(weights, f).unet(x, time, label, low)
     assert expected.abs().mean() > 0.1
     assert got.shape == expected.shape and (got - expected).abs().max() < 1e-5  # time is embedded in float32 at least
+
+
+def test_hooks_of_attention_and_of_heads_act_together():
+    f = VARIANTS["as at 128 pixels"]
+    network, _ = ours(f, "adm")
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    time, condition = torch.tensor([3.0, 700.0], dtype=torch.float64), Condition(label=torch.tensor([4, 0]))
+    plain = Context()
+    halved = with_hook(Context(), "heads", lambda site, q, k, v, run: run(q, k, v) / 2)
+    both = with_hook(halved, "attention", lambda site, x, run: run())
+    with torch.no_grad():
+        alone, with_heads, with_both = (network(x, time, condition, context) for context in (plain, halved, both))
+    torch.testing.assert_close(with_both, with_heads, rtol=0, atol=1e-12)
+    assert not torch.allclose(with_heads, alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

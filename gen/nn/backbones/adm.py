@@ -168,14 +168,14 @@ class AdmAttention(nn.Module):
 
     def forward(self, x: Tensor, backend: str, context: Context | None = None) -> Tensor:
         hooks = hooked(context, *self.place, 0, x.shape[2], x.shape[3])
+        heads = None if hooks is None or hooks.heads is None else hooks
         if hooks is not None and hooks.attention is not None:  # which sees tokens (B, L, D)
 
             def tokens() -> Tensor:
-                return self.change(x, backend).transpose(1, 2)
+                return self.change(x, backend, heads).transpose(1, 2)
 
             changed = hooks.attention(hooks.site, self.norm(x.flatten(2)).transpose(1, 2), tokens).transpose(1, 2)
             return x + changed.reshape(x.shape)
-        heads = None if hooks is None or hooks.heads is None else hooks
         return x + self.change(x, backend, heads).reshape(x.shape)
 
     def change(self, x: Tensor, backend: str, hooks=None) -> Tensor:
