@@ -54,6 +54,8 @@ def run(given: Any) -> list[Path]:
     network: Any = load_component(given.model, "multimarginal")
     assert isinstance(network, Multimarginal)
     config = network.config
+    if given.start == given.end:
+        raise ValueError(f"--from and --to are both {given.start!r}; give two that differ, of {', '.join(config.marginals)}.")
     path = SimplexPath(network.number(given.start), network.number(given.end), len(config.marginals))
     if (given.start == "noise") == bool(given.pictures):
         raise ValueError(

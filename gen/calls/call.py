@@ -65,7 +65,8 @@ class Call:
             raise ValueError(f"The arguments have more than {LARGEST:,} characters; make them shorter.")
         for name in NAMES_ONLY:
             if not str(given.get(name, "a")).isidentifier():
-                raise ValueError(f"{name} is {given[name]!r:.80}; give the name of an energy. Files of code are not run here.")
+                kind = "a reward" if name == "reward" else "an energy"
+                raise ValueError(f"{name} is {given[name]!r:.80}; give the name of {kind}. Files of code are not run here.")
         if not isinstance(given.get("layout", {}), Mapping):
             raise ValueError(f"layout is {given['layout']!r:.80}; give its values. A file of them is not read here.")
         _check_files(given)
