@@ -57,9 +57,10 @@ def test_few_pictures_of_a_long_round_are_in_memory(tiny, monkeypatch):
         parts.append(len(images))
         return red(images, prompts)
 
-    monkeypatch.setattr("gen.tasks.search.search.AT_ONCE", 3)
+    monkeypatch.setattr("gen.tasks.search.search.AT_ONCE", 4)
+    monkeypatch.setattr("gen.tasks.search.search.JUDGED", 3)
     found = tiny.search("a cat", judge, tries=7, seed=3, keep=2, **CALL)
-    assert parts == [3, 3, 1] and (found.seeds, found.rewards, found.rounds) == (whole.seeds, whole.rewards, whole.rounds)
+    assert parts == [3, 1, 3] and (found.seeds, found.rewards, found.rounds) == (whole.seeds, whole.rewards, whole.rounds)
 
 
 def test_its_noise_is_turned_along_the_sphere_one_seed_after_another(tiny):

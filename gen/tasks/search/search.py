@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Searched", "search"]
 AT_ONCE = 64  # pictures that are in memory at a time, beside those that are kept
+JUDGED = 8  # at a time, as numbers on the model's device
 
 
 @dataclass
@@ -113,8 +114,11 @@ def search(
         )
         if output.interrupted:
             raise ValueError("The search was interrupted before its round was done, so no picture is chosen.")
-        with torch.no_grad():
-            rewards: list[float] = judge(_pixels(output.images), [prompt] * len(noises)).double().tolist()
+        rewards: list[float] = []
+        for i in range(0, len(noises), JUDGED):
+            pixels = _pixels(output.images[i : i + JUDGED]).to(generator.device)
+            with torch.no_grad():
+                rewards += judge(pixels, [prompt] * len(pixels)).cpu().double().tolist()
         kept.extend(map(_Kept, rewards, output.images, output.recipes))
         kept.sort(key=lambda one: -one.reward)  # stable, as the search's own order
         del kept[keep:]
