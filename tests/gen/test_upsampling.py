@@ -109,6 +109,7 @@ def test_what_cannot_be_enlarged_is_said():
         ({"scale": 17}, "from 1 to 16"),
         ({"height": 64}, "given by the picture itself"),
         ({"seeds": [1], "scale": 8}, "give seed in the place of seeds"),
+        ({"class_labels": [1, 2], "scale": 8}, "class_labels has 2; give one of them"),
     ):
         with pytest.raises(ValueError, match=message):
             generator.upscale(small, **asked)

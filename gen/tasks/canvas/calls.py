@@ -182,6 +182,9 @@ def _enlarged(
     scale = config.factor if scale is None else check_float("scale", scale, 1, 16)
     if passes_for(scale, config.factor) > 1:
         call = {**call, "seed": one_seed(call)}
+        for name, given in {"prompt": prompt, "class_labels": call.get("class_labels")}.items():
+            if isinstance(given, list | tuple) and len(given) > 1:
+                raise ValueError(f"Passes one after another are of one picture, and {name} has {len(given)}; give one of them.")
     kept = ("num_inference_steps", "seed", "class_labels", "_check_only")
     earlier = {"prompt": prompt, **{name: call[name] for name in kept if name in call}}
     args, made = make_enlargement(generator, image, scale, noise_level, earlier)
