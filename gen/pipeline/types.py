@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gen.io.images import cut_to
@@ -111,6 +112,9 @@ class Caller(Protocol):
 
     @property
     def factor(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def __call__(self, prompt: Any = None, **call: Any) -> Output: ...
 
