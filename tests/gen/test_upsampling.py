@@ -83,6 +83,8 @@ def test_any_scale_and_its_replay(scale, passes):
     assert (record.passes, record.scale, record.noise) == (passes, times, 0.2)
     again = generator.replay(made.recipes[1], image=small, **CALL)
     assert torch.equal(again.images[0], made.images[1])
+    alone = generator.upscale(small, scale=scale, seeds=[4], num_images_per_prompt=1, noise_level=0.2, **CALL)
+    assert torch.equal(alone.images[0], made.images[0])  # as a server asks for one
     if passes == 2:  # the second pass enlarges what the first one made
         first = generator.upscale(small, seed=4, noise_level=0.2, **CALL).images
         last = generator.upscale(first[0], scale=4, seed=5, noise_level=0.2, **CALL).images
@@ -108,7 +110,7 @@ def test_what_cannot_be_enlarged_is_said():
         ({"noise_level": 0.7}, "from 0.1 to 0.5"),
         ({"scale": 17}, "from 1 to 16"),
         ({"height": 64}, "given by the picture itself"),
-        ({"seeds": [1], "scale": 8}, "give seed in the place of seeds"),
+        ({"seeds": [1, 2], "num_images_per_prompt": 2, "scale": 8}, "give seed in the place of seeds"),
         ({"class_labels": [1, 2], "scale": 8}, "class_labels has 2; give one of them"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -24,7 +24,7 @@ from gen.pipeline.output import Output
 from gen.pipeline.types import Caller
 from gen.tasks.canvas.options import CanvasArguments, CanvasRecord
 from gen.tasks.canvas.task import RuntimeObjects, made_size, make_record, starting_pictures
-from gen.tasks.enlarge.task import enlarges, make_enlargement, one_seed, passes_for, sizes_of, window_of
+from gen.tasks.enlarge.task import enlarges, make_enlargement, passes_for, sizes_of, window_of, with_one_seed
 
 Sides = int | tuple[int, int]
 
@@ -152,7 +152,7 @@ def upscale(
     """
     if low is not None:
         subject = {"class_labels" if low.text_encoder is None else "prompt": image}
-        call = {**call, "seed": one_seed(call)}
+        call = with_one_seed(call)
         drawn = low(**subject, seed=call["seed"], progress=call.get("progress", True))
         image, prompt = drawn.images[0], prompt or (image if generator.text_encoder is not None else None)
     if enlarges(generator):
@@ -181,7 +181,7 @@ def _enlarged(
     config = sizes_of(generator)
     scale = config.factor if scale is None else check_float("scale", scale, 1, 16)
     if passes_for(scale, config.factor) > 1:
-        call = {**call, "seed": one_seed(call)}
+        call = with_one_seed(call)
         for name, given in {"prompt": prompt, "class_labels": call.get("class_labels")}.items():
             if isinstance(given, list | tuple) and len(given) > 1:
                 raise ValueError(f"Passes one after another are of one picture, and {name} has {len(given)}; give one of them.")

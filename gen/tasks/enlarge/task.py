@@ -176,8 +176,12 @@ def window_of(config: Any, made: tuple[int, int]) -> tuple[tuple[int, int], tupl
     return window, (max(window[0] - OVERLAP, config.patch), max(window[1] - OVERLAP, config.patch))
 
 
-def one_seed(call: Mapping[str, Any]) -> int:
-    """The seed that several passes begin with, drawn here if none is given."""
-    if given := next((name for name in ("seeds", "generator") if call.get(name) is not None), None):
-        raise ValueError(f"Passes one after another share one seed; give seed in the place of {given}.")
-    return draw_seeds(1, call.get("seed"), None, None)[0]
+def with_one_seed(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with the seed that several passes begin with, drawn here if none is given; seeds may hold one."""
+    seeds = call.get("seeds")
+    alone = isinstance(seeds, list | tuple) and len(seeds) == 1 and call.get("seed") is None
+    given = {"seeds": seeds is not None and not alone, "generator": call.get("generator") is not None}
+    if wrong := next((name for name, there in given.items() if there), None):
+        raise ValueError(f"Passes one after another share one seed; give seed in the place of {wrong}.")
+    seed = draw_seeds(1, seeds[0] if alone else call.get("seed"), None, None)[0]
+    return {**{name: value for name, value in call.items() if name != "seeds"}, "seed": seed}
