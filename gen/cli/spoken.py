@@ -64,6 +64,8 @@ def option_words(command: Any) -> dict[str, str]:
     """Keyword of Python -> option of this command."""
     own = {one.name: max(one.opts, key=len) for one in command.params if isinstance(one, TyperOption) and one.name}
     tables = {keyword: option for keyword, option in OPTIONS.items() if option in own.values()}
+    if own.get("joint") == "--joint":  # one option says both
+        tables["joint_map"] = "--joint KIND=FILE"
     return {**own, **tables}
 
 

@@ -15,6 +15,7 @@ from gen.models.hub import hub_errors, is_hub_id
 from gen.models.options import DTYPES, ModelOptions
 from gen.nn.initialisation import wants_sizes_only
 from gen.nn.quantized import check_scheme, is_quantized, quantize_network
+from samplers.lookup import nearest
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "default"
 FAST = (
@@ -49,6 +50,8 @@ def find_model(
     if isinstance(model, Path) or folder.exists() or not is_hub_id(model):
         what = "is neither a folder nor a safetensors or GGUF file" if folder.exists() else "does not exist"
         hint = " Convert it first (`fewstep convert --from-pickle`)." if folder.suffix in PICKLES and folder.is_file() else ""
+        near = nearest(model, PACKAGED)
+        hint = f' Did you mean "{near}"?' if near and not folder.exists() else hint
         raise ValueError(
             f'{model} {what}; give "default", "fast", a model folder, a checkpoint, or a hub id such as "owner/name".{hint}'
         )

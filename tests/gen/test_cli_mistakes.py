@@ -46,6 +46,8 @@ MISTAKES = [
     (["--grid", "."], "ends in .png"),
     (["--grid", "taken/x.png"], "not a folder"),
     (["--model", "nowhere"], "nowhere does not exist"),
+    (["--model", "upscal"], 'Did you mean "upscale"?'),
+    (["--joint", "segments=none.png"], "--joint KIND=FILE: none.png cannot be opened"),
     (["--model", "taken"], "taken is neither a folder nor a safetensors or GGUF file"),
     (["-o", "a\0b.png"], "null"),
 ]

@@ -106,6 +106,8 @@ def test_from_the_command_line(tiny_model, tmp_path, capsys):
     made, said = capsys.readouterr()
     assert len(made.split()) == 3 and sheet.exists() and "without a search" in said and "round 1" in said
     assert main([*asked[:4], "--tries", "2", *common, "-o", str(out)]) == 2
-    assert "needs colour" in capsys.readouterr().err
+    assert "needs colour; give --reward-option colour=VALUE" in capsys.readouterr().err
+    assert main(["search", "a cat", "--tries", "2", "-n", "3", *common, "-o", str(out)]) == 2
+    assert "--number is 3, but --tries 2 makes no more than 2" in capsys.readouterr().err
     assert main(["search", "a cat", "--reward", "brightness", "--tries", "3", *common, "-o", str(out)]) == 0
     assert read_recipe(out).seed in (4, 5, 6)

@@ -135,7 +135,7 @@ def test_a_call_as_plain_data_and_as_a_command():
     ]
 
 
-def test_a_cascade_of_two_models(tmp_path):
+def test_a_cascade_of_two_models(tmp_path, capsys):
     """What one draws the other enlarges, in Python and by `--low`, where the small picture is kept with its own recipe."""
     upsampler = model()
     drawing = {**MODEL, "classes": ["cat", "dog"], "sample_size": 8}
@@ -167,3 +167,7 @@ def test_a_cascade_of_two_models(tmp_path):
     pixels = (expected[0] * 255).round().to(torch.uint8).permute(1, 2, 0)
     assert torch.equal(torch.from_numpy(np.array(made[0])), pixels)
     assert read_recipe(files[1]).class_label == 1 and read_recipe(files[0]).enlargement.scale == 4
+
+    capsys.readouterr()
+    assert main(["upscale", str(files[1]), "--low", "fast", "--model", "upscale"]) == 2
+    assert "is a file; leave --low out to enlarge that" in capsys.readouterr().err

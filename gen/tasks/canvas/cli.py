@@ -143,6 +143,10 @@ def upscale(
     if low is not None:
         if prompt is not None:
             raise ValueError("With --low the first argument is the prompt, and another follows; put all of it in quotes.")
+        if os.path.isfile(picture):  # not Path.is_file, which raises for a prompt too long for a name
+            raise ValueError(
+                f"With --low the first argument is a prompt, and {picture} is a file; leave --low out to enlarge that."
+            )
         label, prompt = picture, picture
         drawn, seed = _drawn(low, prompt, run)
         picture, run = str(drawn), replace(run, seed=seed, negative=None)

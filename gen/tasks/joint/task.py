@@ -75,8 +75,8 @@ class JointTask(Task):
         opened = open_joint(find_joint(args.joint_adapter), model)
         if opened.kind != kind:
             raise ValueError(
-                f"This joint adapter draws {opened.kind}, not {kind}; give joint={opened.kind!r} (--joint {opened.kind}), or "
-                "the folder of another as joint_adapter (--joint-adapter)."
+                f"This joint adapter draws {opened.kind}, not {kind}; ask for {opened.kind}, or give the folder of "
+                "another as joint_adapter (--joint-adapter)."
             )
         given = "map" if args.joint_map is not None else "picture" if args.joint_picture is not None else None
         strength = check_float("joint_strength", args.joint_strength or 0.0, 0, 1)

@@ -55,11 +55,14 @@ def search(
 
     generator = model.opened(place)
     add_rewards()
-    reward_info(reward)
+    if missing := [name for name in reward_info(reward).needs if name not in options]:
+        raise ValueError(f"The reward {reward!r} needs {' and '.join(missing)}; give --reward-option {missing[0]}=VALUE.")
     of_method: dict[str, Any] = {"children": children, "parents": parents, "strength": strength}
     plan_search(method, tries, **of_method)
     call = {**sampling.keywords(), **size.keywords(), **rules.keywords(), **of_method, "negative_prompt": negative}
     keep = call.pop("num_images_per_prompt")
+    if keep > tries:
+        raise ValueError(f"--number is {keep}, but --tries {tries} makes no more than {tries}; raise --tries.")
 
     result, took = make_and_save(
         generator.search, target, prompt, place.quiet, prompt, reward, method=method, tries=tries,
