@@ -59,7 +59,7 @@ def run(given: Any) -> list[Path]:
     path = SimplexPath(network.number(given.start), network.number(given.end), len(config.marginals))
     if (given.start == "noise") == bool(given.pictures):
         raise ValueError(
-            "From noise pictures are drawn anew, and none is given." if given.pictures else
+            "From noise pictures are drawn anew, of none that there is; leave the pictures out." if given.pictures else
             f"No picture of the kind {given.start!r} was given; name one or more files."
         )  # fmt: skip
     if given.pictures:

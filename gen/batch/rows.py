@@ -29,6 +29,7 @@ from gen.io.validators import (
     check_text,
 )
 from gen.models.control_names import NAMED
+from gen.models.control_pictures import check_kind
 from gen.pipeline.exif import check_alpha
 from samplers.lookup import nearest
 from samplers.registry import grid_info, parse_sampler, solver_info
@@ -268,6 +269,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             solver_info(parse_sampler(value)[0])
         elif name == "schedule" and value != "table":
             grid_info(value)
+        elif name == "joint":
+            check_kind(value)
 
 
 def student_serves(settings: BatchSettings, source: RowSource) -> bool:

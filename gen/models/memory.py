@@ -129,6 +129,9 @@ def plan(
     decoder: Any = opened.parts.get("autoencoder")
     factor = 1 if decoder is None else decoder.factor
     latents = (network.config.channels, height // factor, width // factor)
+    if hasattr(network.config, "enlarging") and network.config.factor > 1:  # the enlarged picture is read beside the noise
+        seen = getattr(network.config, "beside", network.config.channels)
+        condition = replace(condition, image=torch.zeros(rows, seen, *latents[1:], dtype=dtype))
     working = {}
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         _fake(network)

@@ -106,6 +106,7 @@ def test_the_command_takes_pictures_and_noise(tmp_path, capsys):
         (["--from", "lines", "--to", "picture"], "No picture of the kind 'lines'"),
         (["--from", "noise", "--to", "icons"], "this network knows noise, picture, lines"),
         (["--from", "noise", "--to", "noise"], "give two that differ"),
+        ([str(tmp_path / "a.png"), "--from", "noise", "--to", "lines"], "leave the pictures out"),
     ):
         assert main([model, *wrong]) == 2
         assert words in capsys.readouterr().err

@@ -98,6 +98,8 @@ def test_commands(capsys, tmp_path):
     """`info MODEL`, and `image --plan`, which makes nothing."""
     assert main(["info", "default", "--dtype", "float32", "--height", "64", "--width", "64"]) == 0
     assert "at the most" in capsys.readouterr().out
+    assert main(["info", "upscale", "--dtype", "float32"]) == 0  # which reads a picture beside the noise
+    assert "at the most" in capsys.readouterr().out
     assert main(["image", "a cat", "-n", "3", "--plan", "--no-fast", "-o", str(tmp_path / "x"), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "6 rows of 128 x 128 pixels" in said and "not counted" not in said and not list(tmp_path.iterdir())

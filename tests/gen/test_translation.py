@@ -299,6 +299,7 @@ def test_the_command_translates_a_folder(tiny, tiny_model, tmp_path, picture, mo
     for bad, words in (
         (["translate", "gone.png", *given], "gone.png does not exist"),
         (["translate", str(tmp_path / "many"), *given, "-o", str(tmp_path / "one.png")], "give a folder with -o"),
+        (["translate", str(picture), "--strength", "7", *given], "--strength is 7.0"),
         (["translate", str(picture), "--model", str(folder)], "give that model's folder or id with --base"),
     ):
         assert main(bad) == 2 and words in capsys.readouterr().err

@@ -67,8 +67,10 @@ def translate(
     sheet = None if grid is None else check_png(grid)
 
     from gen.generator import Generator
+    from gen.io.validators import check_float
     from gen.models.translation.files import find_direction, find_translator, read_translator_config
 
+    check_float("--strength", strength, 0, 1)
     folder = find_translator(model)
     config = read_translator_config(folder)
     named = find_direction(config, direction)

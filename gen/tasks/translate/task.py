@@ -124,7 +124,7 @@ class Translate(Task):
         if picture is None:
             raise ValueError(
                 "The picture was translated from another, which is not in its recipe; give it as translate (--translate), with "
-                "the translator's folder as translator unless it was the default one."
+                "its translator's folder as translator (--translator), unless it was the default one."
             )
         return TranslateKeywords(picture, keywords.get("translator"), record.direction, record.strength)
 

@@ -126,6 +126,7 @@ def test_standard_input_is_kept(tmp_path, monkeypatch):
         ({"prompt": "a", "seed": -1}, "seed is -1"),
         ({"prompt": "a", "guidance_scale": 1000}, "guidance_scale is 1000"),
         ({"prompt": "a", "sampler": "eulr"}, "Unknown sampler 'eulr'"),
+        ({"prompt": "a", "joint": "segment"}, "Did you mean 'segments'"),
         ({"prompt": "a", "schedule": "karas"}, "karas"),
         ({"prompt": "a", "steps": 4, "num_inference_steps": 5}, "both say num_inference_steps"),
         ({"prompt": 5}, "give a string"),
