@@ -162,7 +162,10 @@ def upscale(
         windows |= {"window_batch": window_batch, "group": group}
         return _enlarged(generator, image, prompt, scale, noise_level, windows, call)
     if noise_level is not None:
-        sizes_of(generator)  # says that it enlarges nothing
+        raise ValueError(
+            "noise_level was given, and the model was not trained to enlarge pictures; leave it out, or give one that was, "
+            'such as the packaged "upscale".'
+        )
     picture = read_picture("image", image, "RGB")
     scale = check_float("scale", 2.0 if scale is None else scale, 1, 16)
     shown = round(picture.shape[2] * scale), round(picture.shape[3] * scale)
