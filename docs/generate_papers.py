@@ -68,6 +68,7 @@ RUN_BY = {
     "customization/methods/esd.py": "fewstep forget --method esd",
     "customization/methods/slug.py": "fewstep forget --method ssgu",
     "customization/scenes/": "fewstep data compose",
+    "distill/scaling/": "fewstep scaling",
     "gen/tasks/layout/two_stages.py": "fewstep concepts",
 }
 CONFIGS = {"objective": ("configs/distill", "configs/preference", "configs/default"), "customization": ("configs/lora",)}

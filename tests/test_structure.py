@@ -69,7 +69,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["trainer"],
         ["memory"],
         ["command"],
-        ["train", "cache", "ema", "evaluate", "propagation", "text_teacher", "transport", "words"],
+        ["train", "cache", "ema", "evaluate", "propagation", "scaling", "text_teacher", "transport", "words"],
         ["__init__"],
     ],
     "customization": [

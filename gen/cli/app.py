@@ -40,7 +40,7 @@ COMMANDS = (
     "gallery",
     "about",  # info, env, samplers, models
     "convert",
-    "other_packages",  # train, evaluate, words, transport, data
+    "other_packages",  # train, evaluate, scaling, words, transport, data
     "lora_commands",
     "completion",
 )

@@ -19,6 +19,7 @@ MODULES = {
     "transport": "distill.transport",
     "train": "distill.train",
     "evaluate": "distill.evaluate",
+    "scaling": "distill.scaling",
     "lora train": "customization.train",
     "lora": "customization.lora",
 }
@@ -32,7 +33,7 @@ data = typer.Typer(help="Build training data.", no_args_is_help=True, rich_marku
 
 def add(app: typer.Typer) -> None:
     """Make them part of the program."""
-    for command in (train, evaluate, words, forget, transport):
+    for command in (train, evaluate, scaling, words, forget, transport):
         app.command(context_settings=HANDED_OVER, add_help_option=False)(command)
     app.add_typer(data, name="data")
 
@@ -58,6 +59,11 @@ def _teaches(arguments: Sequence[str]) -> bool:
 def evaluate(context: typer.Context) -> int:
     """Measure a model: fewstep evaluate ..."""
     return hand_over("evaluate", context.args)
+
+
+def scaling(context: typer.Context) -> int:
+    """Fit scaling laws to training runs, and say what to train next: fewstep scaling RUN RUN RUN --budget 12h"""
+    return hand_over("scaling", context.args)
 
 
 def words(context: typer.Context) -> int:

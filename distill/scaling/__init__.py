@@ -1,0 +1,1 @@
+"""How a number of merit depends on computing, size and data: laws that are fitted to the logs of runs, and what they advise."""
