@@ -61,17 +61,17 @@ def test_intervals_of_a_power_law_hold_the_planted_exponent_nine_times_in_ten():
 @pytest.mark.parametrize("of_run", [0.0, 0.002])
 def test_intervals_of_the_saturating_law_hold_the_planted_exponents(of_run):
     """of_run: an error that all points of a run share."""
-    held, trials = 0, 5
+    held, trials = 0, 3
     for seed in range(trials):
         draw = np.random.default_rng(seed)
         noise = 0.004 * draw.standard_normal(30) + of_run * draw.standard_normal(5)[RUNS]
         values = LAW.at(SIZES, SAMPLES) * np.exp(noise)
-        laws = bootstrap(fit_saturating(SIZES, SAMPLES, values), SIZES, SAMPLES, values, RUNS, count=40, seed=seed)
+        laws = bootstrap(fit_saturating(SIZES, SAMPLES, values), SIZES, SAMPLES, values, RUNS, count=30, seed=seed)
         for name in ("alpha", "beta"):
             low, high = percentiles([getattr(law, name) for law in laws])
             held += low <= getattr(LAW, name) <= high
             assert 0 < high - low < 0.5
-    assert held >= 2 * trials - 4
+    assert held >= 2 * trials - 2
 
 
 def test_a_frontier_is_what_nothing_cheaper_beats():

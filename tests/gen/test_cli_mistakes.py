@@ -134,6 +134,7 @@ HANDED = [
     *[("train", "distill.train"), ("evaluate", "distill.evaluate"), ("words", "distill.words")],
     *[("data build", "distill.data.emoji.build"), ("data compose", "customization.compose")],
     ("forget", "customization.forget"),
+    ("scaling", "distill.scaling"),
 ]
 
 
