@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -54,6 +54,15 @@ class ErasureConfig(CustomizationConfig):
     guidance_scale: float | None = Field(default=3.0, ge=0)
     kept: tuple[str, ...] = ()
     keep_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _draws_for_itself(self) -> ErasureConfig:
+        unread = [name for name in ("time", "noise_offset", "noise_pyramid", "huber") if getattr(self, name)]
+        if unread:
+            raise ValueError(
+                f"ESD draws its own noisy pictures and takes squares of errors; leave {' and '.join(unread)} out, or use lora"
+            )
+        return self
 
 
 def erasing_target(concept: Tensor, instead: Tensor, negative: float) -> Tensor:

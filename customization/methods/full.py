@@ -41,6 +41,8 @@ class FullConfig(CustomizationConfig):
         given = [name for name, value in (("tokens", self.tokens), ("text_adapter", self.text_adapter)) if value]
         if given:
             raise ValueError(f"full trains the model's own weights and has no place for {given[0]}; leave it out, or use lora")
+        if self.format != "diffusers":
+            raise ValueError(f"full saves the whole model, which is no adapter in the format {self.format}; leave format out")
         if self.dtype != "float32":
             raise ValueError(
                 f"full keeps the weights that train in float32, not {self.dtype}; leave dtype out: `precision: bf16` of the "

@@ -136,6 +136,8 @@ def test_some_layers_alone_and_a_model_of_ours(tiny_model, images, tmp_path):
         ({"dtype": "bfloat16"}, "full keeps the weights that train in float32, not bfloat16; leave dtype out"),
         ({"tokens": {"<new>": {}}}, "has no place for tokens; leave it out, or use lora"),
         ({"text_adapter": {"rank": 2}}, "has no place for text_adapter"),
+        ({"format": "kohya"}, "no adapter in the format kohya; leave format out"),
+        ({"type": "esd", "huber": {}, "noise_offset": 0.1}, "leave noise_offset and huber out"),
         ({"adapter": {"rank": 2}}, "this method trains weights of the network itself, and has no adapter"),
     ],
 )
