@@ -26,7 +26,7 @@ def best_split(law: SaturatingLaw, operations: PowerLaw, budget: float) -> Split
 
         N^(alpha + gamma beta) = alpha A / (gamma beta B) (C / k)^beta
 
-    which for gamma = 1 and k = 6 is equation 4 of "Training Compute-Optimal Large Language Models" (arXiv:2203.15556).
+    which for gamma = 1 and k = 6 is equation 4 of "Training Compute-Optimal Large Language Models" (arXiv 2203.15556).
     ValueError where operations do not grow with the size: the best is without end.
     """
     if operations.b <= 0:

@@ -1,10 +1,10 @@
 """The two forms of scaling laws, and fits of them. All in float64.
 
 A power law y = a x^b, of computing, size or data each on its own: the form of "On the Scalability of Diffusion-based
-Text-to-Image Generation" (arXiv:2404.02883), fitted by least squares to log y over log x on the frontier of the runs.
+Text-to-Image Generation" (arXiv 2404.02883), fitted by least squares to log y over log x on the frontier of the runs.
 
 A saturating law L(N, D) = E + A / N^alpha + B / D^beta of size and data together: "Training Compute-Optimal Large Language
-Models" (arXiv:2203.15556), section 3.3, fitted by Huber's loss of log L with delta = 1e-3, the best of many starts.
+Models" (arXiv 2203.15556), section 3.3, fitted by Huber's loss of log L with delta = 1e-3, the best of many starts.
 """
 
 from __future__ import annotations

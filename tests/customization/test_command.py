@@ -9,6 +9,7 @@ import torch
 
 from customization.data import OWN_SOURCES
 from customization.train import SHIPPED, check_method, main, parser, read_config, simple_config
+from distill.registry import SOURCES
 from gen.adapters import read_adapter
 from gen.cli.app import main as fewstep
 from gen.nn.registry import from_registry
@@ -23,7 +24,7 @@ QUICK = ["device=cpu", "precision=fp32"]
 def test_shipped_configs_are_valid(file):
     config, _ = read_config(file, [])
     check_method(config.objective)
-    from_registry(OWN_SOURCES, "data source", config.data)
+    from_registry({**OWN_SOURCES, **SOURCES}, "data source", config.data)
 
 
 def test_the_shipped_config_is_what_the_command_sets(tmp_path):

@@ -63,7 +63,7 @@ def test_image_takes_guidance_caches_and_a_picture_to_start_from(image, fewstep,
     code, _, err = fewstep("replay", "edit.png", "--model", tiny_model, "--image", "a-cat-1.png", "--mask", "mask.png")
     assert code == 0 and "Identical to the last byte" in err
     code, _, err = fewstep("replay", "edit.png", "--model", tiny_model)
-    assert code == 2 and "give it as image (--image)" in err
+    assert code == 2 and "give it as --image." in err
     assert "'strength': 0.75" in fewstep("info", "edit.png")[1]
 
 

@@ -168,7 +168,7 @@ def test_the_command_line(fewstep, image, files, tiny_model):
     assert code == 0 and list(read_recipe(out.strip()).regions) == ["one"]
     assert fewstep("replay", out.strip(), "--model", tiny_model, *loras, "--region", "one=all.png")[0] == 0
     code, _, err = fewstep("replay", out.strip(), "--model", tiny_model, *loras)
-    assert code == 2 and "(--region)" in err
+    assert code == 2 and "again as --region." in err
     for wrong in ("one", "=all.png", "one="):
         code, _, err = image("a dog", *loras, "--region", wrong)
         assert code == 2 and "write each LoRA's name once" in err

@@ -190,7 +190,7 @@ def test_layers_that_take_part(bridged, files, adapted):
     ours("sdxl", generator, x, 4.0, **asked)
     assert len({prompt.layers for prompt in generator.network.image_prompts.values()}) >= 2  # a name for each choice of layers
     for wrong, said in (
-        ({"upp": 1.0}, "names 'upp'; its parts are down, mid and up"),
+        ({"upp": 1.0}, "names 'upp'; its parts are down, mid, up, of FLUX"),
         ({"up": {"block_7": 1.0}}, "names 'up_blocks.7', where this network has no attention"),
         ({"up": {"one": 1.0}}, "its blocks are block_0"),
     ):

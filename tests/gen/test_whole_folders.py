@@ -156,7 +156,7 @@ def test_the_command_line_makes_and_replays_pictures(folder, tmp_path, monkeypat
     again = run("replay", "cat.png", *model, "--image", "edges.png")
     assert again.exit_code == 0 and "Identical to the last byte" in again.output, again.output
     refused = run("replay", "cat.png", *model)
-    assert "made with a picture as image, which is not in its recipe" in str(refused.exception)
+    assert "made with a picture as --image, which is not in its recipe" in str(refused.exception)
     unknown = run("image", "a cat", *model, "--image", "edges.png", "--pipeline-option", "padding=1", *usual)
     assert "takes no 'padding'" in str(unknown.exception)
 

@@ -183,5 +183,5 @@ def with_one_seed(call: Mapping[str, Any]) -> dict[str, Any]:
     given = {"seeds": seeds is not None and not alone, "generator": call.get("generator") is not None}
     if wrong := next((name for name, there in given.items() if there), None):
         raise ValueError(f"Passes one after another share one seed; give seed in the place of {wrong}.")
-    seed = draw_seeds(1, seeds[0] if alone else call.get("seed"), None, None)[0]
+    seed = draw_seeds(1, seeds[0] if alone and seeds else call.get("seed"), None, None)[0]
     return {**{name: value for name, value in call.items() if name != "seeds"}, "seed": seed}
