@@ -118,9 +118,13 @@ def test_ctrl_c_while_the_pipeline_runs(pipe):
         signal.pthread_kill(main, signal.SIGINT)
 
     hook = pipe.unet.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        generator(**CALL, seed=1, progress=False)
-    hook.remove()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests of this process left
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generator(**CALL, seed=1, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        hook.remove()
     assert pipe.scheduler is own and not pipe.unet._forward_pre_hooks
 
 
