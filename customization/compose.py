@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.output import check_writable, say
-from gen.cli.parser import Parser
+from gen.cli.parser import Parser, exit_code_of
 
 COLOURS = ((1.0, 1.0, 1.0), (0.9, 0.9, 0.9), (0.7, 0.85, 1.0), (0.8, 1.0, 0.8), (1.0, 0.9, 0.7))
 
@@ -58,15 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 2 a request that cannot be met, 130 interrupted."""
     given = parser().parse_intermixed_args(arguments)
-    try:
-        return measure(given) if given.measure is not None else compose(given)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"fewstep: {error.filename}: {error.strerror}." if error.filename else f"fewstep: {error}.", file=sys.stderr)
-    except ValueError as error:
-        print(f"fewstep: {error}", file=sys.stderr)
-    return 2
+    return exit_code_of(lambda: measure(given) if given.measure is not None else compose(given))
 
 
 def compose(given: argparse.Namespace) -> int:

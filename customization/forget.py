@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.output import say
-from gen.cli.parser import Parser
+from gen.cli.parser import Parser, exit_code_of
 
 METHODS = ("uce", "esd", "ssgu")
 STEPS = {"esd": 100, "ssgu": 9}
@@ -60,17 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     given = parser().parse_intermixed_args(arguments)
     try:
-        return forget(given)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"fewstep: {error.filename}: {error.strerror}." if error.filename else f"fewstep: {error}.", file=sys.stderr)
-    except ValueError as error:
-        print(f"fewstep: {error}", file=sys.stderr)
+        return exit_code_of(lambda: forget(given))
     except TrainingError as error:
         print(f"fewstep: {error}", file=sys.stderr)
         return 1
-    return 2
 
 
 def forget(given: argparse.Namespace) -> int:

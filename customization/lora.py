@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gen.cli.parser import Parser, add_output, one_output
+from gen.cli.parser import Parser, add_output, exit_code_of, one_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,16 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     from customization import lora_files
 
-    try:
+    def run() -> int:
         one_output(given)
         return getattr(lora_files, given.command)(given)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"fewstep: {error.filename}: {error.strerror}." if error.filename else f"fewstep: {error}.", file=sys.stderr)
-    except ValueError as error:
-        print(f"fewstep: {error}", file=sys.stderr)
-    return 2
+
+    return exit_code_of(run)
 
 
 def parser() -> argparse.ArgumentParser:

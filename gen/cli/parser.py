@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"fewstep: {message[:1].upper()}{message[1:]}. See `{self.prog} --help`.", file=sys.stderr)
         sys.exit(2)
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """What a command's work returns; 2 after one sentence where the request cannot be met, 130 where it was interrupted."""
+    from gen.calls.errors import sentence
+
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"fewstep: {sentence(error)}", file=sys.stderr)
+    return 2
 
 
 def add_output(command: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,20 @@ def save_component(network: nn.Module, folder: Path | str, dtype: torch.dtype | 
     if save_extra is not None:
         save_extra(folder)
     write_json(folder / "config.json", config_of(network))
+
+
+def given_or_shipped(given: Any, shipped: Path, name: str, lacking: str, advice: str) -> Path:
+    """The folder that a caller gave, the shipped one if None. ValueError where there is none.
+
+    name: of the argument, as a sentence begins; lacking: what is said where nothing is shipped; advice: what to give instead.
+    """
+    if given is None:
+        if not (shipped / "config.json").is_file():
+            raise ValueError(lacking)
+        return shipped
+    if not isinstance(given, str | Path) or not str(given) or not Path(given).is_dir():
+        raise ValueError(f"{name} is {str(given)!r:.200}, which is no folder here; {advice}")
+    return Path(given)
 
 
 def component_digest(folder: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gen.adapters import Adapter, Delta
 from gen.io.weights import CheckpointError, read_json
-from gen.models.components import component_digest, load_component
+from gen.models.components import component_digest, given_or_shipped, load_component
 from gen.models.control_pictures import KINDS
 from gen.nn.joint import JointAdapter, JointAttention
 from samplers.denoiser import Condition, Context, Denoiser
@@ -68,16 +68,13 @@ class JoinedRows(DenoiserWrapper):
 
 def find_joint(given: Any) -> Path:
     """The folder of a joint adapter; the shipped one if None. ValueError where there is none."""
-    if given is None:
-        if not (SHIPPED / "config.json").is_file():
-            raise ValueError("This installation lacks the default model's joint adapter; give the folder of one.")
-        return SHIPPED
-    if not isinstance(given, str | Path) or not str(given) or not Path(given).is_dir():
-        raise ValueError(
-            f"joint_adapter is {str(given)!r:.200}, which is no folder here; give one that the objective 'joint' made, or "
-            "leave it out for the default model's."
-        )
-    return Path(given)
+    return given_or_shipped(
+        given,
+        SHIPPED,
+        "joint_adapter",
+        "This installation lacks the default model's joint adapter; give the folder of one.",
+        "give one that the objective 'joint' made, or leave it out for the default model's.",
+    )
 
 
 def open_joint(folder: Path, model: Model) -> OpenedJoint:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen.io.images import fit
 from gen.io.weights import CheckpointError, read_json
-from gen.models.components import component_digest, load_component
+from gen.models.components import component_digest, given_or_shipped, load_component
 from gen.nn.reference_encoder import ReferenceEncoder, attention_sizes
 
 OWN = "reference_encoder"
@@ -94,16 +94,13 @@ def features_of(
 
 def find_reference(given: Any) -> Path:
     """The folder of a reference encoder; the shipped one if None. ValueError where there is none."""
-    if given is None:
-        if not (SHIPPED / "config.json").is_file():
-            raise ValueError("This installation lacks the default model's reference encoder; give the folder of one.")
-        return SHIPPED
-    if not isinstance(given, str | Path) or not Path(given).is_dir():
-        raise ValueError(
-            f"The reference encoder is {str(given)!r:.200}, which is no folder here; give one that the objective 'reference' "
-            "made, or leave it out for the default model's."
-        )
-    return Path(given)
+    return given_or_shipped(
+        given,
+        SHIPPED,
+        "The reference encoder",
+        "This installation lacks the default model's reference encoder; give the folder of one.",
+        "give one that the objective 'reference' made, or leave it out for the default model's.",
+    )
 
 
 def open_reference(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen.io.alpha import completed, lifted, resized
-from gen.models.components import component_digest, load_component
+from gen.models.components import component_digest, given_or_shipped, load_component
 
 if TYPE_CHECKING:
     from gen.models.model import Model
@@ -81,16 +81,13 @@ def guided(pictures: Tensor, small: Tensor, values: Tensor) -> Tensor:
 
 def find_transparency(given: Any = None) -> Path:
     """The folder of such a network; the shipped one if None. ValueError where there is none."""
-    if given is None:
-        if not (SHIPPED / "config.json").is_file():
-            raise ValueError("This installation lacks the network that makes pictures transparent; give its folder.")
-        return SHIPPED
-    if not isinstance(given, str | Path) or not str(given) or not Path(given).is_dir():
-        raise ValueError(
-            f"transparency is {str(given)!r:.200}, which is no folder here; give one that a run of "
-            "configs/default/transparent.yaml has written, or leave it out for the one that is shipped."
-        )
-    return Path(given)
+    return given_or_shipped(
+        given,
+        SHIPPED,
+        "transparency",
+        "This installation lacks the network that makes pictures transparent; give its folder.",
+        "give one that a run of configs/default/transparent.yaml has written, or leave it out for the one that is shipped.",
+    )
 
 
 def open_transparency(model: Model, given: Any = None) -> OpenedTransparency:

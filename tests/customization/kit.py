@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from customization.base.config import CustomizationConfig, open_model
 from customization.base.objective import CustomizationObjective
 from customization.train import make_trainer
 from distill.config import TrainConfig
+from distill.trainer import Trainer
 
 BASE: dict[str, Any] = {
     "network": {},
@@ -63,3 +65,17 @@ def shake(network: torch.nn.Module, scale: float = 0.2) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=random) * scale)
+
+
+def train_until(made: Trainer, number: int) -> None:
+    """Train until sample `number` is asked for: then Ctrl-C."""
+    batches = made.source.batch
+
+    def stop(numbers):
+        if min(numbers) >= number:
+            raise KeyboardInterrupt
+        return batches(numbers)
+
+    made.source.batch = stop
+    with contextlib.suppress(KeyboardInterrupt):
+        made.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from customization.train import check_method, read_config
 from distill.checkpointing.folder import load_latest
 from gen.cli.other_packages import TEACHING
 from gen.generator import Generator
-from tests.customization.kit import pictures, trainer
+from tests.customization.kit import pictures, train_until, trainer
 from tests.gen import pipelines
 from tests.gen.test_bridge_parity import noise, ours, theirs
 
@@ -94,16 +93,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit(pipeline, images, tmp_path):
     whole = trainer(tmp_path / "whole", images, folder, average=True, **settings)
     whole.train()
     first = trainer(tmp_path / "half", images, folder, average=True, checkpoint_every=2, **settings)
-    counters = first.source.batch
-
-    def stop(numbers):
-        if min(numbers) >= 4:
-            raise KeyboardInterrupt
-        return counters(numbers)
-
-    first.source.batch = stop
-    with contextlib.suppress(KeyboardInterrupt):
-        first.train()
+    train_until(first, 4)
     assert load_latest(tmp_path / "half").step == 2
     resumed = trainer(tmp_path / "half", images, folder, average=True, **settings)
     resumed.train()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch.testing import assert_close
 
 from distill.checkpointing.folder import load_latest
 from gen.adapters import read_adapter
 from gen.generator import Generator
-from tests.customization.kit import pictures, trainer
+from tests.customization.kit import pictures, train_until, trainer
 
 
 def test_a_resumed_run_is_the_run_bit_for_bit_and_the_model_stays(tmp_path, tiny_model):
@@ -26,16 +24,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit_and_the_model_stays(tmp_path, tiny
     assert moved == {"denoiser", "text_encoder"}
 
     first = trainer(tmp_path / "half", images, tiny_model, checkpoint_every=2, **settings)
-    counters = first.source.batch
-
-    def stop(numbers):
-        if min(numbers) >= 4:
-            raise KeyboardInterrupt
-        return counters(numbers)
-
-    first.source.batch = stop
-    with contextlib.suppress(KeyboardInterrupt):
-        first.train()
+    train_until(first, 4)
     assert load_latest(tmp_path / "half").step == 2
     resumed = trainer(tmp_path / "half", images, tiny_model, **settings)
     resumed.train()
